@@ -1,0 +1,62 @@
+"""Visual prompt tuning of vision transformers: train, condense, fold.
+
+>>> import laconic
+>>> laconic.VPT(num_prompts=10).name
+'vpt-deep'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from laconic.adapter import load as load
+    from laconic.condensation import condense as condense
+    from laconic.condensation import score as score
+    from laconic.condensation import select as select
+    from laconic.errors import LaconicError as LaconicError
+    from laconic.methods import VPT as VPT
+    from laconic.methods import Linear as Linear
+    from laconic.model import FoldedModel as FoldedModel
+    from laconic.model import PromptedModel as PromptedModel
+    from laconic.model import attach as attach
+    from laconic.recipe import Recipe as Recipe
+    from laconic.train import evaluate as evaluate
+    from laconic.train import fit as fit
+
+# torch takes seconds to import: names are looked up where they live when they are first used.
+_HOMES = {
+    "LaconicError": "errors",
+    "VPT": "methods",
+    "Linear": "methods",
+    "FoldedModel": "model",
+    "PromptedModel": "model",
+    "attach": "model",
+    "Recipe": "recipe",
+    "fit": "train",
+    "evaluate": "train",
+    "score": "condensation",
+    "select": "condensation",
+    "condense": "condensation",
+    "load": "adapter",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"laconic.{_HOMES[name]}"), name)
+    try:
+        return import_module(f"laconic.{name}")
+    except ModuleNotFoundError as error:
+        if error.name == f"laconic.{name}":
+            raise AttributeError(f"module 'laconic' has no attribute {name!r}") from None
+        raise
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

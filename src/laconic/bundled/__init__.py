@@ -1,0 +1,1 @@
+"""Files that come with laconic; `laconic.data` and `laconic.backbone` read them."""

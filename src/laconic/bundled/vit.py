@@ -1,0 +1,40 @@
+"""The bundled backbone, registered with timm like any other of its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+
+__all__: list[str] = []
+
+BUNDLED_BACKBONE = "laconic_vit_tiny_patch8_64.tiny_imagenet"
+"""timm name of the backbone that comes with the package: a ViT for 64x64 images, trained on Tiny ImageNet."""
+
+default_cfgs = generate_default_cfgs(
+    {
+        BUNDLED_BACKBONE: {
+            "file": str(Path(__file__).with_name("backbone.safetensors")),
+            "input_size": (3, 64, 64),
+            "num_classes": 200,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
+    }
+)
+
+
+@register_model
+def laconic_vit_tiny_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """ViT, patch 8, width 192, 12 blocks, 3 heads, class token, 64x64 pixels: 5.5 M parameters."""
+    from timm.models.vision_transformer import _create_vision_transformer
+
+    arguments = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3, **kwargs}
+    return _create_vision_transformer("laconic_vit_tiny_patch8_64", pretrained=pretrained, **arguments)

@@ -1,0 +1,180 @@
+"""An image folder as a task: every file is looked at before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..preprocessing import Preprocessing
+from .dataset import ImageDataset, Task
+from .images import printable, try_decode
+from .scan import UNSPLIT, Splits, scan
+from .split import stratified
+from .threads import in_threads
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images checked so far and of all."""
+
+DEFAULT_MEMORY_LIMIT = 2 * 1024**3
+
+
+def load_folder(
+    root: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    progress: Progress | None = None,
+) -> Task:
+    """Reads `root/CLASS/...`, or `root/{train,val,test}/CLASS/...`, and checks all of it.
+
+    Without splits, every class is cut into 64 % train, 16 % val and 20 % test; with `train` but no `val`, 20 % of
+    train become val. Shares are rounded, and every class keeps a train image. Labels follow the sorted class names.
+
+    Args:
+        root: The folder.
+        preprocessing: How the images are resized, and later normalised.
+        split_seed: Decides which files go where when a split is cut.
+        skip_bad: Goes on without files that cannot be decoded, empty classes and classes that train does not have.
+        memory_limit: Decoded images are held when they take no more bytes than this.
+        progress: Called after every image with (done, total).
+
+    Returns:
+        The task; with `skip_bad`, `skipped` says what was left out.
+
+    Raises:
+        DataError: There is something wrong, and it is not to be skipped; or fewer than two classes are left.
+    """
+    folder = Path(root)
+    listing = scan(folder)
+    splits = listing.splits
+    if not any(files for classes in splits.values() for files in classes.values()):
+        hint = "put the images of each class in a folder of its own"
+        raise DataError(f"The image folder {printable(str(root))} has no class folder with images; {hint}.")
+    problems = _prune(splits)
+    _refuse(folder, problems, skip_bad)
+    _require_classes(folder, splits)
+
+    checked = _check_images(folder, splits, preprocessing, memory_limit, progress)
+    bad = [f"file {printable(path)} {reason}" for path, reason in checked.bad.items()]
+    _refuse(folder, bad, skip_bad)
+    for classes in splits.values():
+        for name in classes:
+            classes[name] = [path for path in classes[name] if path not in checked.bad]
+    problems += bad + _prune(splits)
+    _require_classes(folder, splits)
+
+    splits = _cut(splits, split_seed)
+    return _task(folder, preprocessing, splits, checked, skipped=[*problems, *listing.notes])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """Decoded pixels (where they fit), the row of each file in them, and what is wrong with bad files."""
+
+    store: Tensor | None
+    rows: dict[str, int]
+    bad: dict[str, str]
+
+
+def _check_images(
+    root: Path, splits: Splits, preprocessing: Preprocessing, memory_limit: int, progress: Progress | None
+) -> _Checked:
+    files = [path for classes in splits.values() for paths in classes.values() for path in paths]
+    shape = (len(files), 3, *preprocessing.size)
+    fits = len(files) * 3 * preprocessing.size[0] * preprocessing.size[1] <= memory_limit
+    store = torch.empty(shape, dtype=torch.uint8) if fits else None
+    bad: dict[str, str] = {}
+    decoded = in_threads(lambda path: try_decode(root / path, preprocessing), files)
+    for row, found in enumerate(decoded):
+        if isinstance(found, str):
+            bad[files[row]] = found
+        elif store is not None:
+            store[row] = found
+        if progress is not None:
+            progress(row + 1, len(files))
+    return _Checked(store=store, rows={path: row for row, path in enumerate(files)}, bad=bad)
+
+
+def _prune(splits: Splits) -> list[str]:
+    """Takes out classes without images, classes that train lacks and splits without classes; says which."""
+    problems: list[str] = []
+    train = splits.get("train", splits.get(UNSPLIT, {}))
+    listed, known = set(train), {name for name, files in train.items() if files}
+    for split, classes in list(splits.items()):
+        for name, files in list(classes.items()):
+            if not files:
+                where = "" if split == UNSPLIT else f" in {split}"
+                problems.append(f"class {printable(name)} has no usable image{where}")
+            elif name not in listed:
+                problems.append(f"class {printable(name)} is in {split} but not in train")
+            if not files or name not in known:
+                del classes[name]
+        if not classes and classes is not train:
+            problems.append(f"the {split} folder has no usable class")
+            del splits[split]
+    return problems
+
+
+def _refuse(root: Path, problems: list[str], skip_bad: bool) -> None:
+    if not problems or skip_bad:
+        return
+    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 2 else ""
+    more = " (and 1 more problem)" if len(problems) == 2 else more
+    them = "it" if len(problems) == 1 else "them"
+    raise DataError(
+        f"In {printable(str(root))}, {problems[0]}{more}; fix {them}, or go on without {them} by --skip-bad "
+        "(skip_bad=True)."
+    )
+
+
+def _require_classes(root: Path, splits: Splits) -> None:
+    classes = sorted(splits.get("train", splits.get(UNSPLIT, {})))
+    if len(classes) < 2:
+        found = f"only the class {printable(classes[0])}" if classes else "no class"
+        raise DataError(f"{printable(str(root))} has {found} with usable images to learn from; two or more are needed.")
+
+
+def _cut(splits: Splits, seed: int) -> Splits:
+    if UNSPLIT in splits:
+        return stratified(splits[UNSPLIT], {"val": 16, "test": 20}, rest="train", seed=seed)
+    if "val" not in splits:
+        return splits | stratified(splits["train"], {"val": 20}, rest="train", seed=seed)
+    return splits
+
+
+def _task(root: Path, preprocessing: Preprocessing, splits: Splits, checked: _Checked, *, skipped: list[str]) -> Task:
+    names = sorted(splits["train"])
+    label_of = {name: label for label, name in enumerate(names)}
+
+    def dataset(split: str) -> ImageDataset | None:
+        pairs = [(path, label_of[name]) for name, paths in sorted(splits.get(split, {}).items()) for path in paths]
+        if not pairs:
+            return None
+        return ImageDataset(
+            torch.tensor([label for _, label in pairs]),
+            preprocessing,
+            pixels=checked.store,
+            rows=None if checked.store is None else torch.tensor([checked.rows[path] for path, _ in pairs]),
+            root=root,
+            paths=[path for path, _ in pairs],
+        )
+
+    train = dataset("train")
+    assert train is not None  # every class keeps a train image
+    return Task(
+        name=printable(root.resolve().name),
+        source=printable(str(root)),
+        classes=tuple(printable(name) for name in names),
+        preprocessing=preprocessing,
+        train=train,
+        val=dataset("val"),
+        test=dataset("test"),
+        skipped=tuple(sentence[0].upper() + sentence[1:] + "." for sentence in skipped),
+    )

@@ -1,0 +1,194 @@
+"""One image file as the uint8 pixels that a backbone's preprocessing asks for."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import stat
+import unicodedata
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import DataError
+from ..preprocessing import Preprocessing
+from .modes import UnusableImageError, to_rgb
+from .quiet import quiet_pillow
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+
+IMAGE_SUFFIXES = frozenset(
+    "." + name
+    for name in (
+        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
+    )
+)
+"""Lower-case endings of files that count as images."""
+
+MAX_PIXELS = 100_000_000
+"""Images with more pixels by their header are refused before they are decoded."""
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(source: Source, preprocessing: Preprocessing, *, name: str | None = None) -> Tensor:
+    """Decodes one image, upright, as RGB, resized with antialiasing; of an animation, the first frame.
+
+    Args:
+        source: A path, the bytes of a file, or an open binary file.
+        preprocessing: Gives size, resizing and interpolation; nothing is normalised here.
+        name: What errors call the image; its path when not given.
+
+    Returns:
+        uint8 pixels (3, H, W).
+
+    Raises:
+        DataError: The image is missing, unreadable, damaged or larger than `MAX_PIXELS`.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("L", (50, 30), 7).save(buffer, "PNG")
+        >>> plain = Preprocessing(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> decode(buffer.getvalue(), plain).shape
+        torch.Size([3, 8, 8])
+    """
+    found = try_decode(source, preprocessing)
+    if isinstance(found, Tensor):
+        return found
+    if name is None:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
+    raise DataError(f"{printable(name)} {found}; replace it or leave it out.")
+
+
+def try_decode(source: Source, preprocessing: Preprocessing) -> Tensor | str:
+    """Like `decode`, but returns what is wrong (it completes the sentence `FILE ...`) instead of raising."""
+    try:
+        with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
+            _refuse_bombs(image)
+            _draft(image, preprocessing)
+            image.load()
+            return render(_upright(image), preprocessing)
+    except (MemoryError, DataError):
+        raise
+    # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
+    except Exception as error:
+        return _reason(error)
+
+
+def render(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """Turns a loaded image of any mode into uint8 pixels (3, H, W), resized as `preprocessing` says."""
+    if preprocessing.interpolation not in _FILTERS:
+        known = ", ".join(_FILTERS)
+        raise DataError(f"The interpolation {preprocessing.interpolation!r} is not known; use one of {known}.")
+    height, width = preprocessing.size
+    box = _centre(image.size, preprocessing.size) if preprocessing.resize == "crop" else None
+    resized = to_rgb(image).resize((width, height), _FILTERS[preprocessing.interpolation], box=box)
+    return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
+
+
+def printable(name: str) -> str:
+    """Escapes what a terminal or a UTF-8 file cannot hold: control characters and undecodable bytes of file names."""
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in name)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Only formats that pictures come in: Pillow would otherwise also start Ghostscript and read fonts."""
+    Image.init()
+    wanted = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+    return tuple(name for name in wanted if name in Image.OPEN)
+
+
+def _file_of(source: Source) -> str | io.BytesIO:
+    if isinstance(source, str | os.PathLike):
+        about = os.stat(source)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError
+        # A pipe or a device could block for ever.
+        if not stat.S_ISREG(about.st_mode):
+            raise UnusableImageError("is not a regular file")
+        empty, file = about.st_size == 0, os.fspath(source)
+    else:
+        data = source if isinstance(source, bytes) else source.read()
+        empty, file = len(data) == 0, io.BytesIO(data)
+    if empty:
+        raise UnusableImageError("is empty (0 bytes)")
+    return file
+
+
+def _refuse_bombs(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnusableImageError(
+            f"is too large ({width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} million)"
+        )
+
+
+def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Lets JPEG decode at 1/2, 1/4 or 1/8, still at least twice as large as the result (as `Image.thumbnail` does)."""
+    # Nearest picks single pixels, and which ones must not depend on the file's format.
+    if image.format in ("JPEG", "MPO") and preprocessing.interpolation != "nearest":
+        # Twice the side before the crop, for either orientation; 3 = 2 / 0.875 rounded up.
+        side = (2 if preprocessing.resize == "squash" else 3) * max(preprocessing.size)
+        image.draft(None, (side, side))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # `ImageOps.exif_transpose` also rewrites the EXIF data, and fails where that is damaged.
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # unreadable EXIF data say nothing about the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _centre(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box of the image (left, top, right, bottom) that is left when its resized centre is cut out.
+
+    Resizing this box only is the same as resizing all and cropping, and cannot blow up a very long image.
+    """
+    width, height = image_size
+    full_h, full_w = round(size[0] / 0.875), round(size[1] / 0.875)
+    if full_w * height >= full_h * width:
+        full_h = max(full_h, full_w * height // width)
+    else:
+        full_w = max(full_w, full_h * width // height)
+    top, left = round((full_h - size[0]) / 2), round((full_w - size[1]) / 2)
+    x, y = width / full_w, height / full_h
+    return left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height)
+
+
+def _reason(error: Exception) -> str:
+    known: dict[type[Exception], str] = {
+        FileNotFoundError: "does not exist",
+        IsADirectoryError: "is a folder, not an image",
+        UnidentifiedImageError: "is not an image, or its header is damaged",
+        Image.DecompressionBombError: f"is too large (the limit is {MAX_PIXELS // 10**6} million pixels)",
+        UnusableImageError: str(error),
+    }
+    if type(error) in known:
+        return known[type(error)]
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror.lower()}"
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return f"cannot be decoded: {detail}"

@@ -1,0 +1,47 @@
+"""From what a user writes as DATA to a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import DataError
+from ..preprocessing import Preprocessing
+from .bundled import SOURCE, load_bundled
+from .dataset import Task
+from .folder import Progress, load_folder
+
+
+def open_task(
+    spec: str | Path | None,
+    preprocessing: Preprocessing,
+    *,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Task:
+    """Opens the bundled task (`None` or `bundled:fashion-mnist`) or an image folder.
+
+    Args:
+        spec: What the user wrote.
+        preprocessing: How the images are resized, and later normalised.
+        split_seed: See `load_folder`.
+        skip_bad: See `load_folder`.
+        progress: See `load_folder`.
+
+    Raises:
+        DataError: The data cannot be used, or `spec` names a benchmark task that this version does not have.
+
+    Example:
+        >>> plain = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> open_task(None, plain).name
+        'fashion-mnist'
+    """
+    if spec is None or spec == SOURCE:
+        return load_bundled(preprocessing)
+    if isinstance(spec, str) and spec.lower().startswith(("vtab:", "fgvc:")):
+        raise DataError(
+            f"The benchmark task {spec} is not in this version of laconic; give a folder of its images instead."
+        )
+    if isinstance(spec, str) and spec.startswith("bundled:"):
+        raise DataError(f"There is no bundled task {spec}; the one that comes with laconic is {SOURCE}.")
+    return load_folder(spec, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=progress)

@@ -1,0 +1,21 @@
+"""Errors that one sentence explains; the command prints the sentence and exits with status 1."""
+
+
+class LaconicError(Exception):
+    """A problem whose message is a sentence for the user: what is wrong, where, and what to do next."""
+
+
+class BackboneError(LaconicError):
+    """A backbone that cannot be made, is not supported, or does not fit what is asked of it."""
+
+
+class DataError(LaconicError):
+    """Images, labels or folders that cannot be used; the message names the file or class."""
+
+
+class AdapterError(LaconicError):
+    """An adapter that cannot be read, does not fit its backbone, or is not whole."""
+
+
+class TrainingError(LaconicError):
+    """A training that cannot start, go on or be resumed."""

@@ -1,0 +1,116 @@
+"""What can be attached to a backbone; a frozen dataclass each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from laconic.errors import LaconicError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Linear probe: a linear head on the frozen backbone's pooled feature, and no prompts.
+
+    Example:
+        >>> Linear().initial_counts(3)
+        [0, 0, 0]
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def initial_counts(self, num_blocks: int) -> list[int]:
+        """Prompts of each block before training."""
+        return [0] * num_blocks
+
+
+@dataclass(frozen=True)
+class VPT:
+    """Visual prompt tuning: learned prompts in the first block (shallow) or in every block (deep), and a linear head.
+
+    Args:
+        num_prompts: P, prompts per block (deep) or in all (shallow); at least 1.
+        depth: `"deep"` or `"shallow"`.
+        dropout: Probability of prompt dropout while training, 0 to below 1; the paper's 0.1 (deep) or 0 (shallow) when
+            not given.
+
+    Raises:
+        LaconicError: If a value is out of range.
+
+    Example:
+        >>> VPT(num_prompts=10).initial_counts(3), VPT(num_prompts=10, depth="shallow").initial_counts(3)
+        ([10, 10, 10], [10, 0, 0])
+
+    Source: VPT (arXiv 2203.12119), section 3.2.
+    """
+
+    num_prompts: int = 50
+    depth: Literal["deep", "shallow"] = "deep"
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise LaconicError(f"VPT needs at least one prompt, not {self.num_prompts}; use Linear() for none.")
+        if self.depth not in ("deep", "shallow"):
+            raise LaconicError(f"VPT's depth is 'deep' or 'shallow', not {self.depth!r}.")
+        if not 0 <= self.prompt_dropout < 1:
+            raise LaconicError(f"Prompt dropout is at least 0 and below 1, not {self.dropout}.")
+
+    @property
+    def name(self) -> str:
+        """`vpt-deep` or `vpt-shallow`."""
+        return f"vpt-{self.depth}"
+
+    @property
+    def prompt_dropout(self) -> float:
+        """The dropout in force."""
+        if self.dropout is not None:
+            return self.dropout
+        return 0.1 if self.depth == "deep" else 0.0
+
+    def initial_counts(self, num_blocks: int) -> list[int]:
+        """Prompts of each block before training and condensation."""
+        if self.depth == "deep":
+            return [self.num_prompts] * num_blocks
+        return [self.num_prompts] + [0] * (num_blocks - 1)
+
+
+Method = VPT | Linear
+
+METHOD_NAMES = ("vpt-deep", "vpt-shallow", "linear")
+
+
+def method_from_name(name: str, *, num_prompts: int) -> Method:
+    """The method that the command line calls by this name.
+
+    Example:
+        >>> method_from_name("vpt-shallow", num_prompts=5)
+        VPT(num_prompts=5, depth='shallow', dropout=None)
+    """
+    if name == "linear":
+        return Linear()
+    if name == "vpt-deep":
+        return VPT(num_prompts, "deep")
+    if name == "vpt-shallow":
+        return VPT(num_prompts, "shallow")
+    raise LaconicError(f"There is no method called {name!r}; there are {', '.join(METHOD_NAMES)}.")
+
+
+def method_to_config(method: Method) -> dict[str, Any]:
+    """A method as plain data for an adapter's configuration."""
+    return {"name": method.name, **asdict(method)}
+
+
+def method_from_config(config: dict[str, Any]) -> tuple[Method, Sequence[str]]:
+    """A method from `method_to_config`'s data, and the keys that this version does not know."""
+    name = config.get("name")
+    kind = {"linear": Linear, "vpt-deep": VPT, "vpt-shallow": VPT}.get(str(name))
+    if kind is None:
+        raise LaconicError(
+            f"The method {name!r} is not known to this version of laconic, which knows {', '.join(METHOD_NAMES)}."
+        )
+    known = {field.name for field in fields(kind)}
+    values = {key: value for key, value in config.items() if key in known}
+    unknown = [key for key in config if key not in known and key != "name"]
+    return kind(**values), unknown

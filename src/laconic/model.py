@@ -1,0 +1,451 @@
+"""A frozen backbone with prompts and a head: attach, detach, copy, condense away, fold."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from laconic.backbone import BackboneInfo, create_backbone, describe
+from laconic.errors import BackboneError, LaconicError
+from laconic.graft import graft
+from laconic.methods import VPT, Method
+from laconic.prefix import KeyValue, LeadingTokensBlock, PrefixAttention, adapter_for
+from laconic.preprocessing import Preprocessing
+from laconic.prompts import Prompts, init_bound
+from laconic.tokens import TokenBlock
+
+if TYPE_CHECKING:
+    from laconic.recipe import Recipe
+
+Execution = Literal["prefix", "published"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensation:
+    """Why each prompt stayed: what `condense` scored and chose, saved with the adapter.
+
+    Args:
+        criterion: Name of the score.
+        scope: `"global"` or `"local"`.
+        ratio: Share of the prompts that was kept.
+        scores: Score of every prompt there was, block by block.
+        kept: Indices of the kept prompts, block by block.
+    """
+
+    criterion: str
+    scope: str
+    ratio: float
+    scores: tuple[tuple[float, ...], ...]
+    kept: tuple[tuple[int, ...], ...]
+
+
+class LearnedPrefix:
+    """Keys and values of a block's prompts, computed anew at every forward so that gradients reach the prompts."""
+
+    def __init__(self, prompts: Prompts, block: int) -> None:
+        self.prompts = prompts
+        self.block = block
+
+    def __call__(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
+        """One set for the batch, or one per sample; None for a block without prompts."""
+        if not len(self.prompts[self.block]):
+            return None
+        return attention.key_values(self.prompts.take(self.block, batch))
+
+
+class ConstantPrefix(nn.Module):
+    """Keys and values that no longer change: buffers (1, H, P, d)."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("keys", keys)
+        self.register_buffer("values", values)
+
+    def forward(self, attention: PrefixAttention, batch: int) -> KeyValue:
+        """The constants, whatever asks."""
+        return cast("KeyValue", (self.keys, self.values))
+
+
+class _Adapted(nn.Module):
+    """What a learned and a folded model have in common: a backbone, a head, and a view of the backbone that runs.
+
+    The view stays out of the module tree: it owns nothing, everything in it is reached through `backbone`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        info: BackboneInfo,
+        head: nn.Linear,
+        method: Method,
+        classes: tuple[str, ...] | None,
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.info = info
+        self.method = method
+        self.classes = classes
+        self.preprocessing = preprocessing
+        _freeze(backbone)
+        backbone.eval()
+
+    def _install(self, parts: Mapping[str, nn.Module]) -> None:
+        self.__dict__["_view"] = graft(self.backbone, parts)
+
+    @property
+    def view(self) -> Any:
+        """The backbone with prompts in place: a timm model that shares all weights with `backbone`."""
+        return self.__dict__["_view"]
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
+        raise NotImplementedError
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+        return self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
+        return self.head(self.features(images_BCHW))
+
+    def train(self, mode: bool = True) -> Any:
+        """Sets prompts and head to training; the backbone always stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def detach(self) -> nn.Module:
+        """Gives the backbone back as it was before `attach`, bit for bit; this model is of no further use."""
+        _unfreeze(self.backbone)
+        return self.backbone
+
+
+class PromptedModel(_Adapted):
+    """A frozen timm backbone with learned prompts and a linear head; made by `laconic.attach`.
+
+    The backbone is never changed: prompts act in a view of it that shares its weights.
+
+    Args:
+        backbone: The timm model; its weights are shared, not copied.
+        method: What to attach.
+        prompts: One parameter (P_l, D_l) per block.
+        head: The classifier.
+        execution: `"prefix"` runs deep prompts as keys and values (the same function, faster); `"published"` as
+            tokens through every block, as the papers do.
+        classes: Names of the classes, in the order of the logits.
+        preprocessing: What images must look like; the backbone's own when not given.
+
+    Attributes:
+        backbone: The timm model, plain as ever.
+        prompts: `prompts[l]` is the parameter (P_l, D_l) of block l.
+        head: `torch.nn.Linear`.
+        condensation: What `condense` scored and kept, or None.
+        recipe: The recipe this model was last trained with, or None.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        method: Method,
+        prompts: Prompts,
+        head: nn.Linear,
+        *,
+        execution: Execution = "prefix",
+        classes: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        info = describe(backbone)
+        names = None if classes is None else tuple(classes)
+        super().__init__(backbone, info, head, method, names, preprocessing or info.preprocessing)
+        if names is not None and len(names) != head.out_features:
+            raise LaconicError(f"There are {len(names)} class names for {head.out_features} classes.")
+        if execution not in ("prefix", "published"):
+            raise LaconicError(f"Execution is 'prefix' or 'published', not {execution!r}.")
+        self.prompts = prompts
+        self.execution = execution
+        self.condensation: Condensation | None = None
+        self.recipe: Recipe | None = None
+        self._install(self._parts())
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
+        return self.prompts.counts
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that training changes: the prompts that there are, and the head."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.") and p.requires_grad}
+
+    @property
+    def num_learned(self) -> int:
+        """How many numbers training changes."""
+        return sum(p.numel() for p in self.learned.values())
+
+    def copy(self, *, prompts: Prompts | None = None, execution: Execution | None = None) -> PromptedModel:
+        """A model of its own over the same backbone: prompts and head are copied, the backbone's weights shared.
+
+        Args:
+            prompts: Use these instead of a copy of the prompts.
+            execution: Run it this way instead.
+        """
+        twin = PromptedModel(
+            self.backbone,
+            self.method,
+            prompts if prompts is not None else copy.deepcopy(self.prompts),
+            copy.deepcopy(self.head),
+            execution=execution or self.execution,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+        )
+        twin.condensation, twin.recipe = self.condensation, self.recipe
+        return twin.train(self.training)
+
+    def keep(self, kept: Sequence[Tensor]) -> PromptedModel:
+        """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
+
+        Args:
+            kept: One index tensor per block, as `laconic.select` returns.
+
+        Raises:
+            LaconicError: If the indices do not fit the prompts.
+        """
+        if len(kept) != len(self.prompts):
+            raise LaconicError(f"There are {len(kept)} index tensors for {len(self.prompts)} blocks.")
+        for block, (index, prompts) in enumerate(zip(kept, self.prompts, strict=True)):
+            if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(prompts)):
+                raise LaconicError(f"Block {block} has {len(prompts)} prompts; the indices to keep go beyond them.")
+            if len(index.unique()) != len(index):
+                raise LaconicError(f"The indices to keep in block {block} name a prompt twice.")
+        return self.copy(prompts=self.prompts.select(kept))
+
+    @torch.no_grad()
+    def fold(self) -> FoldedModel:
+        """The same function for inference: prompts as constant keys and values, nothing learned.
+
+        Shallow prompts ask queries in every block, so they stay tokens. With class-token pooling the last block computes
+        the class token only.
+
+        Returns:
+            A `FoldedModel` over the same backbone; this model stays usable.
+        """
+        return FoldedModel(self)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes adapter_config.json, adapter_model.safetensors and README.md; see `laconic.adapter.save_adapter`."""
+        from laconic.adapter import save_adapter
+
+        save_adapter(self, Path(directory))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the adapter to the Hugging Face Hub; see `laconic.adapter.push_adapter`."""
+        from laconic.adapter import push_adapter
+
+        return push_adapter(self, repo_id, **options)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        if self.execution == "prefix" and not _rides_as_tokens(self.method):
+            return _prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, block))
+        parts = _token_parts(self.backbone, self.info, self.prompts, shallow=_rides_as_tokens(self.method))
+        if self.execution == "prefix":
+            parts = _shorten_last_block(self.backbone, self.info, parts, lambda attention, batch: None)
+        return parts
+
+
+class FoldedModel(_Adapted):
+    """A prompted model for inference only: its prompts are constants. Made by `PromptedModel.fold`."""
+
+    def __init__(self, source: PromptedModel) -> None:
+        head = copy.deepcopy(source.head).requires_grad_(False)
+        super().__init__(source.backbone, source.info, head, source.method, source.classes, source.preprocessing)
+        self.counts = tuple(source.prompt_counts)
+        if _rides_as_tokens(source.method):
+            self.tokens = Prompts([p.detach().clone() for p in source.prompts]).requires_grad_(False)
+            parts = _token_parts(self.backbone, self.info, self.tokens, shallow=True)
+            parts = _shorten_last_block(self.backbone, self.info, parts, lambda attention, batch: None)
+        else:
+            self.prefixes = nn.ModuleList(_constants(source))
+            constants = [prefix if count else _none for prefix, count in zip(self.prefixes, self.counts, strict=True)]
+            parts = _prefix_parts(self.backbone, self.info, lambda block: constants[block])
+        self._install(parts)
+        self.eval()
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
+        return list(self.counts)
+
+
+Prefix = Callable[[PrefixAttention, int], KeyValue | None]
+
+
+def _none(attention: PrefixAttention, batch: int) -> None:
+    """The prefix of a block without prompts."""
+
+
+def _rides_as_tokens(method: Method) -> bool:
+    return isinstance(method, VPT) and method.depth == "shallow"
+
+
+def _adapter(
+    backbone: nn.Module, info: BackboneInfo, block: int, prefix: Prefix, num_queries: int | None = None
+) -> PrefixAttention:
+    site = info.blocks[block]
+    attention: Any = backbone.get_submodule(site.attention)
+    entry = nn.Identity() if site.entry is None else backbone.get_submodule(site.entry)
+    return adapter_for(attention)(attention, entry, prefix, num_queries=num_queries)
+
+
+def _prefix_parts(
+    backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[int], Prefix]
+) -> dict[str, nn.Module]:
+    parts: dict[str, nn.Module] = {
+        site.attention: _adapter(backbone, info, block, prefix_of(block)) for block, site in enumerate(info.blocks)
+    }
+    last = info.blocks[-1]
+    if info.leading_tokens is not None:
+        del parts[last.attention]
+        parts = _shorten_last_block(backbone, info, parts, prefix_of(len(info.blocks) - 1))
+    return parts
+
+
+def _shorten_last_block(
+    backbone: nn.Module, info: BackboneInfo, parts: dict[str, nn.Module], prefix: Prefix
+) -> dict[str, nn.Module]:
+    """Where the pooling reads the leading tokens only, the last block computes no others."""
+    if info.leading_tokens is None:
+        return parts
+    last = len(info.blocks) - 1
+    path = info.blocks[last].path
+    attention = _adapter(backbone, info, last, prefix, info.leading_tokens)
+    short = LeadingTokensBlock(backbone.get_submodule(path), attention)
+    if isinstance(token_block := parts.get(path), TokenBlock):
+        # The leading tokens stand before the prompts, so nothing is left to strip.
+        short = TokenBlock(short, token_block.prompts, token_block.position, enter=token_block.enter)
+    return {**parts, path: short}
+
+
+def _token_parts(
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, shallow: bool
+) -> dict[str, nn.Module]:
+    last = len(info.blocks) - 1
+    parts: dict[str, nn.Module] = {}
+    for block, site in enumerate(info.blocks):
+        enter = (0 if block == 0 else None) if shallow else block
+        leave = (0 if block == last else None) if shallow else block
+        if enter is not None or leave is not None:
+            original = backbone.get_submodule(site.path)
+            parts[site.path] = TokenBlock(original, prompts, info.num_prefix_tokens, enter=enter, leave=leave)
+    return parts
+
+
+def _constants(source: PromptedModel) -> list[ConstantPrefix]:
+    found: list[ConstantPrefix] = []
+    for block in range(len(source.info.blocks)):
+        attention = _adapter(source.backbone, source.info, block, _none)
+        keys, values = attention.key_values(source.prompts[block].detach().unsqueeze(0))
+        found.append(ConstantPrefix(keys.contiguous(), values.contiguous()))
+    return found
+
+
+_frozen: WeakKeyDictionary[nn.Module, tuple[dict[str, bool], dict[str, bool]]] = WeakKeyDictionary()
+"""Backbone -> requires_grad of its parameters and training mode of its modules before the first attach."""
+
+
+def _freeze(backbone: nn.Module) -> None:
+    if backbone not in _frozen:
+        flags = {name: p.requires_grad for name, p in backbone.named_parameters()}
+        modes = {name: module.training for name, module in backbone.named_modules()}
+        _frozen[backbone] = (flags, modes)
+    backbone.requires_grad_(False)
+
+
+def _unfreeze(backbone: nn.Module) -> None:
+    flags, modes = _frozen.get(backbone, ({}, {}))
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+    for name, module in backbone.named_modules():
+        module.training = modes.get(name, module.training)
+
+
+def attach(
+    backbone: str | nn.Module,
+    method: Method | None = None,
+    *,
+    num_classes: int,
+    execution: Execution = "prefix",
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    pretrained: bool = True,
+    img_size: int | None = None,
+) -> PromptedModel:
+    """Puts prompts and a linear head on a frozen vision transformer.
+
+    Prompts are drawn from uniform(-v, v) (see `laconic.prompts.init_bound`), the head's weight from Kaiming's normal
+    distribution (fan out) and its bias is -ln 99, with torch's global generator: call `torch.manual_seed` to repeat.
+
+    Args:
+        backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
+        method: What to attach; `VPT()`, deep with 50 prompts, when not given.
+        num_classes: At least 1.
+        execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
+        classes: Names of the classes.
+        preprocessing: What images must look like; the backbone's own when not given.
+        pretrained: With a name: load its weights.
+        img_size: With a name: input size in pixels, where it should differ from the pre-training size.
+
+    Returns:
+        A `PromptedModel` in training mode.
+
+    Raises:
+        BackboneError: If the backbone cannot be made or is not supported.
+        LaconicError: If another argument is out of range.
+
+    Example:
+        >>> import timm
+        >>> model = attach(timm.create_model("test_vit"), VPT(num_prompts=4), num_classes=3)
+        >>> model(torch.zeros(2, 3, 160, 160)).shape, model.prompt_counts
+        (torch.Size([2, 3]), [4, 4, 4, 4, 4, 4])
+
+    Source: VPT (arXiv 2203.12119).
+    """
+    if num_classes < 1:
+        raise LaconicError(f"A classifier needs at least one class, not {num_classes}.")
+    method = VPT() if method is None else method
+    if isinstance(backbone, str):
+        backbone = create_backbone(backbone, pretrained=pretrained, img_size=img_size)
+    elif img_size is not None:
+        raise BackboneError("img_size goes with a backbone's name; a model object has its input size already.")
+    info = describe(backbone)
+    dropout = method.prompt_dropout if isinstance(method, VPT) else 0.0
+    prompts = Prompts.initial(
+        method.initial_counts(len(info.blocks)),
+        info.widths,
+        bound=init_bound(info.patch_size, info.widths[0]),
+        dropout=dropout,
+    )
+    head = nn.Linear(info.num_features, num_classes)
+    nn.init.kaiming_normal_(head.weight, mode="fan_out")
+    nn.init.constant_(head.bias, -math.log(99))
+    like = next(backbone.parameters())
+    model = PromptedModel(
+        backbone, method, prompts, head, execution=execution, classes=classes, preprocessing=preprocessing
+    )
+    return model.to(device=like.device).train()
+
+
+def without_dropout(method: Method) -> Method:
+    """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
+    return replace(method, dropout=0.0) if isinstance(method, VPT) else method

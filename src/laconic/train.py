@@ -1,0 +1,346 @@
+"""One training loop for every method, and evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import TensorDataset
+
+from laconic.batches import ImageLabels, epoch_order, in_order, iterate, size_of
+from laconic.checkpoint import load_checkpoint, save_checkpoint
+from laconic.errors import TrainingError
+from laconic.interrupt import deferred_interrupt
+from laconic.model import FoldedModel, PromptedModel
+from laconic.progress import Report, bar, silent
+from laconic.recipe import Recipe, learning_rate
+
+SAVE_EVERY_SECONDS = 10.0
+"""A kill costs at most about this much work."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came; the message says how to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model does on a data set: accuracy (0-1), mean cross-entropy, and the number of images."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+@dataclass(kw_only=True)
+class History:
+    """What happened in a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
+
+    rows: list[dict[str, float]] = field(default_factory=lambda: [])
+    seconds: float = 0.0
+
+    @property
+    def converged(self) -> bool:
+        """Whether the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
+        losses = [row["loss"] for row in self.rows]
+        fifth = len(losses) // 5
+        if not fifth:
+            return False
+        before, after = sum(losses[-2 * fifth : -fifth]) / fifth, sum(losses[-fifth:]) / fifth
+        return before - after < 0.05 * before or after < 0.05
+
+
+def fit(
+    model: PromptedModel,
+    train: ImageLabels,
+    val: ImageLabels | None = None,
+    *,
+    recipe: Recipe | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    label: str = "training",
+) -> History:
+    """Trains prompts and head in place; the backbone stays as it is.
+
+    On a CPU the same seed gives the same numbers bit for bit, also when a run was killed and resumed. Under `torchrun`
+    the batch is shared by the processes. A model without prompts trains its head on features computed once.
+
+    Args:
+        model: From `laconic.attach`.
+        train: Items are (normalised float image (3, H, W), label); or a data set made by `laconic.data`.
+        val: Evaluated ten times on the way and at the end, and used for nothing.
+        recipe: `Recipe()` when not given.
+        checkpoint: File that holds the state of the run, written atomically.
+        resume: Go on from `checkpoint` where it exists.
+        progress: Show a bar on standard error.
+        label: What the bar says.
+
+    Returns:
+        A `History`.
+
+    Raises:
+        DataError: If the data does not fit.
+        TrainingError: If the loss is no longer a number, or the checkpoint belongs to another run.
+        Interrupted: On Ctrl-C, after the state was saved.
+
+    Example:
+        >>> import timm, laconic
+        >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(2), num_classes=2)
+        >>> data = TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> len(laconic.fit(model, data, recipe=laconic.Recipe(epochs=3)).rows)
+        3
+    """
+    recipe = Recipe() if recipe is None else recipe
+    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint))
+    with bar(label, enabled=progress and run.is_main, unit="img") as report, torch.random.fork_rng():
+        run.train(report, resume=resume)
+    model.recipe = recipe
+    model.eval()
+    return run.history
+
+
+def evaluate(
+    model: PromptedModel | FoldedModel,
+    data: ImageLabels,
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    report: Report = silent,
+) -> Evaluation:
+    """Accuracy and loss of a model, in eval mode and without gradients.
+
+    Args:
+        model: Prompted or folded.
+        data: As for `fit`.
+        batch_size: Images per forward pass.
+        workers: Processes that load a data set which is not ours.
+        report: Told of every batch.
+
+    Returns:
+        An `Evaluation`.
+
+    Example:
+        >>> import timm, laconic
+        >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(2), num_classes=2)
+        >>> evaluate(model, TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))).images
+        4
+    """
+    correct, loss, length = 0, 0.0, size_of(data)
+    for logits, labels in outputs(model, data, batch_size=batch_size, workers=workers, report=report):
+        _check_labels(labels, logits.shape[1])
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return Evaluation(accuracy=correct / length, loss=loss / length, images=length)
+
+
+@torch.inference_mode()
+def outputs(
+    model: nn.Module, data: ImageLabels, *, batch_size: int = 128, workers: int = 0, report: Report = silent
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (logits in float32, labels) batch by batch, in order."""
+    device, length = next(model.parameters()).device, size_of(data)
+    was_training = model.training
+    model.eval()
+    done = 0
+    try:
+        for images, labels in iterate(data, in_order(length, batch_size), device=device, workers=workers):
+            yield model(images).float(), labels
+            done += len(labels)
+            report(done, length)
+    finally:
+        model.train(was_training)
+
+
+class _Run:
+    """One training: the model that learns, its optimiser, its data, and how far it is."""
+
+    def __init__(
+        self, model: PromptedModel, train: ImageLabels, val: ImageLabels | None, recipe: Recipe, checkpoint: Path | None
+    ) -> None:
+        # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.model = model.to(self.accelerator.device)
+        self.val = val
+        self.recipe = recipe
+        self.checkpoint = checkpoint
+        self.learned = model.learned
+        self.length = size_of(train)
+        self.steps_per_epoch = math.ceil(self.length / recipe.batch_size)
+        self.step = 0
+        self.sums = torch.zeros(2, dtype=torch.float64)  # loss and hits of this epoch
+        self.history = History()
+        self.optimizer = _optimizer(self.learned, model, recipe)
+        self.train_data = train
+        self.facts = {
+            "recipe": asdict(recipe),
+            "method": model.method.name,
+            "prompt_counts": model.prompt_counts,
+            "images": self.length,
+            "data": train.fingerprint() if hasattr(train, "fingerprint") else None,  # pyright: ignore
+        }
+        self.trained: nn.Module = model
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def train(self, report: Report, *, resume: bool) -> None:
+        if resume and self.checkpoint is not None and self.checkpoint.exists():
+            self._restore(self.checkpoint)
+        if self.step >= self.total_steps:
+            return
+        if not any(self.model.prompt_counts):
+            # Nothing inside the backbone learns: its features are computed once.
+            self.train_data, self.trained = _features(self.model, self.train_data, self.recipe.workers), self.model.head
+        self.model.train()
+        trained = self.accelerator.prepare(self.trained)
+        with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, _attention_for_training(self.model):
+            self._loop(trained, report, interrupted)
+        self._save()
+
+    def _loop(self, trained: nn.Module, report: Report, interrupted: Any) -> None:
+        saved = started = time.monotonic()
+        before = self.history.seconds
+        first = self.step
+        while self.step < self.total_steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            order = epoch_order(self.length, seed=self.recipe.seed, epoch=epoch)
+            batches = list(order.split(self.recipe.batch_size))[done:]
+            mine = [self._share(batch) for batch in batches]
+            data = iterate(self.train_data, mine, device=self.accelerator.device, workers=self.recipe.workers)
+            for batch, (images, labels) in zip(batches, data, strict=True):
+                self._step(trained, images, labels, len(batch))
+                self.step += 1
+                now = time.monotonic()
+                self.history.seconds = before + now - started
+                seen = len(order[: (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size])
+                rate = (self.step - first) * self.recipe.batch_size / max(now - started, 1e-9)
+                loss, hits = (self.sums / seen).tolist()
+                report(self.step, self.total_steps, loss=loss, accuracy=hits, rate=rate)
+                if interrupted():
+                    self._save()
+                    raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.epochs}; the state was saved.")
+                if now - saved > SAVE_EVERY_SECONDS and self.step % self.steps_per_epoch:
+                    self._save()
+                    saved = now
+            self._finish_epoch(epoch, report)
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                self._save()
+                saved = time.monotonic()
+
+    def _share(self, batch: Tensor) -> Tensor:
+        """This process's part of a global batch; never empty, see `_step`."""
+        mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
+        return mine if len(mine) else batch[:1]
+
+    def _step(self, trained: nn.Module, images: Tensor, labels: Tensor, batch: int) -> None:
+        recipe, processes, rank = self.recipe, self.accelerator.num_processes, self.accelerator.process_index
+        _check_labels(labels, self.model.head.out_features)
+        # Seeded anew at every step: dropout then depends on the step alone, and a resumed run repeats it.
+        torch.manual_seed((recipe.seed * 1_000_003 + self.step) * 1024 + rank)
+        lr = learning_rate(self.step, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits = trained(images).float()
+        # A process left without images in a short last batch computes one whose weight is zero.
+        weight = 1.0 if rank < batch else 0.0
+        loss_sum = weight * F.cross_entropy(logits, labels, reduction="sum")
+        self.optimizer.zero_grad()
+        # Data-parallel training averages gradients over processes; the batch's mean is wanted.
+        self.accelerator.backward(loss_sum * processes / batch)
+        hits = weight * (logits.detach().argmax(1) == labels).sum()
+        sums = torch.stack([loss_sum.detach(), hits])
+        if processes > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        if not math.isfinite(float(sums[0])):
+            epoch, step = divmod(self.step, self.steps_per_epoch)
+            raise TrainingError(
+                f"The loss became {float(sums[0])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
+                f"try a lower one (--lr {recipe.lr / 4 if recipe.lr else 'with a smaller value'}), or fp32 instead of "
+                "bf16."
+            )
+        self.optimizer.step()
+        self.sums += sums.cpu()
+
+    def _finish_epoch(self, epoch: int, report: Report) -> None:
+        loss, hits = (self.sums / self.length).tolist()
+        row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, "accuracy": hits}
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        every = max(1, self.recipe.epochs // 10)
+        if self.val is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.recipe.epochs):
+            row["val_accuracy"] = evaluate(self.model, self.val, workers=self.recipe.workers).accuracy
+            report(self.step, self.total_steps, val_accuracy=row["val_accuracy"])
+        self.history.rows.append(row)
+        self.sums.zero_()
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.is_main:
+            return
+        state = {"step": self.step, "sums": self.sums.tolist(), "history": asdict(self.history)}
+        save_checkpoint(self.checkpoint, self.learned, self.optimizer, {"run": self.facts, "state": state})
+
+    def _restore(self, path: Path) -> None:
+        facts = load_checkpoint(path, self.learned, self.optimizer)
+        if facts["run"] != self.facts:
+            changed = sorted(key for key in self.facts if facts["run"].get(key) != self.facts[key])
+            raise TrainingError(
+                f"The checkpoint {path} belongs to a run with other settings ({', '.join(changed)}); give the settings "
+                "of that run, or start a new one elsewhere."
+            )
+        state = facts["state"]
+        self.step = state["step"]
+        self.sums = torch.tensor(state["sums"], dtype=torch.float64)
+        self.history = History(**state["history"])
+
+
+@torch.no_grad()
+def _features(model: PromptedModel, data: ImageLabels, workers: int) -> TensorDataset:
+    model.eval()
+    device = next(model.parameters()).device
+    batches = iterate(data, in_order(size_of(data), 128), device=device, workers=workers)
+    found = [(model.features(images).float(), labels) for images, labels in batches]
+    return TensorDataset(torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found]))
+
+
+def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in learned.values() if p is not model.head.bias], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in learned.values() if p is model.head.bias], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.peak_lr)
+
+
+@contextmanager
+def _attention_for_training(model: nn.Module) -> Iterator[None]:
+    """On CPUs, plain attention: the fused kernel's backward pass there takes longer than all else (benchmarks/)."""
+    if next(model.parameters()).device.type == "cpu":
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise TrainingError(
+            f"A label is {low if low < 0 else high}, but the model has {classes} classes, numbered from 0."
+        )

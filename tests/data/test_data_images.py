@@ -1,0 +1,449 @@
+import io
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from laconic.data import decode
+from laconic.data.images import MAX_PIXELS, printable, try_decode
+from laconic.data.quiet import quiet_pillow
+from laconic.errors import DataError
+from laconic.preprocessing import Preprocessing
+
+HEIGHT, WIDTH = 6, 9
+
+
+def plain(size=(HEIGHT, WIDTH), **options):
+    return Preprocessing(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **options)
+
+
+def noise(*shape, high=256, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
+
+
+def saved(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pixels(data, **options):
+    """Decoded at the size the image has, so that nothing is resized: (H, W, 3)."""
+    decoded = decode(data, plain(**options))
+    assert decoded.dtype == torch.uint8
+    assert decoded.is_contiguous()
+    return decoded.permute(1, 2, 0).numpy()
+
+
+def grey(values):
+    return np.repeat(np.asarray(values)[..., None], 3, axis=2)
+
+
+RGB = noise(HEIGHT, WIDTH, 3)
+GREY = noise(HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"])
+def test_lossless_rgb_comes_back_exactly(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert np.array_equal(pixels(saved(Image.fromarray(RGB), format, **options)), RGB)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF"])
+def test_grey_becomes_three_equal_channels(format):
+    assert np.array_equal(pixels(saved(Image.fromarray(GREY), format)), grey(GREY))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP", "PPM"])
+def test_one_bit_becomes_black_and_white(format):
+    bits = GREY > 127
+    assert np.array_equal(pixels(saved(Image.fromarray(bits), format)), grey(bits * np.uint8(255)))
+
+
+def palette_image(entries=4):
+    index = noise(HEIGHT, WIDTH, high=entries)
+    colours = noise(entries, 3, seed=1)
+    image = Image.frombytes("P", (WIDTH, HEIGHT), index.tobytes())
+    image.putpalette(colours.ravel().tolist())
+    return image, index, colours
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF"])
+def test_palette_without_transparency(format):
+    image, index, colours = palette_image()
+    assert np.array_equal(pixels(saved(image, format)), colours[index])
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_palette_with_one_transparent_entry_shows_white_there(format):
+    image, index, colours = palette_image()
+    expected = colours[index]
+    expected[index == 2] = 255
+    assert np.array_equal(pixels(saved(image, format, transparency=2)), expected)
+
+
+def over_white(colours, alpha):
+    share = alpha.astype(float)[..., None] / 255
+    return colours * share + 255 * (1 - share)
+
+
+def test_palette_with_alpha_per_entry_is_blended():
+    image, index, colours = palette_image()
+    alpha = np.array([0, 80, 160, 255], np.uint8)
+    found = pixels(saved(image, "PNG", transparency=alpha.tobytes()))
+    assert np.abs(found - over_white(colours[index], alpha[index])).max() <= 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_rgba_is_blended_with_white(format):
+    alpha = noise(HEIGHT, WIDTH, seed=2)
+    alpha[0, 0], alpha[0, 1] = 0, 255
+    image = Image.fromarray(np.dstack([RGB, alpha]))
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    found = pixels(saved(image, format, **options))
+    assert np.abs(found - over_white(RGB, alpha)).max() <= 1
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(found[0, 1], RGB[0, 1])
+
+
+def test_grey_with_alpha_is_blended_with_white():
+    alpha = noise(HEIGHT, WIDTH, seed=2)
+    image = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha)])
+    assert np.abs(pixels(saved(image, "PNG")) - over_white(grey(GREY), alpha)).max() <= 1
+
+
+KEYED = {
+    "1": (GREY > 127, grey((GREY > 127) * np.uint8(255)), 0),
+    "L": (GREY, grey(GREY), int(GREY[2, 3])),
+    "RGB": (RGB, RGB, tuple(RGB[2, 3].tolist())),
+    "I;16": (GREY.astype(np.uint16) * 257, grey(GREY), int(GREY[2, 3]) * 257),
+}
+
+
+@pytest.mark.parametrize("mode", KEYED)
+def test_colour_key_becomes_white(mode):
+    stored, expected, key = KEYED[mode]
+    image = Image.fromarray(stored)
+    assert image.mode == mode
+    keyed = (stored.reshape(HEIGHT, WIDTH, -1) == np.asarray(key)).all(2)
+    assert keyed.any()
+    expected = np.where(keyed[..., None], 255, expected)
+    assert np.array_equal(pixels(saved(image, "PNG", transparency=key)), expected)
+
+
+def test_cmyk():
+    inks = noise(HEIGHT, WIDTH, 4)
+    expected = (255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255
+    found = pixels(saved(Image.fromarray(inks, "CMYK"), "TIFF"))
+    assert np.abs(found - expected).max() <= 1
+    flat = Image.new("CMYK", (16, 16), (200, 100, 0, 50))
+    found = pixels(saved(flat, "JPEG", quality=95), size=(16, 16))
+    assert np.abs(found - np.array([44, 124.6, 205])).max() <= 3
+
+
+def sixteen_bit_files(values):
+    big = b"P5\n%d %d\n65535\n" % (WIDTH, HEIGHT) + values.astype(">u2").tobytes()
+    yield "PGM", big
+    yield "PNG", saved(Image.fromarray(values), "PNG")
+    yield "TIFF", saved(Image.fromarray(values), "TIFF")
+    yield "TIFF, big-endian", saved(Image.frombytes("I;16B", (WIDTH, HEIGHT), values.astype(">u2").tobytes()), "TIFF")
+    yield "TIFF, 32 bits", saved(Image.fromarray(values.astype(np.int32)), "TIFF")
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = noise(HEIGHT, WIDTH, high=65536, dtype=np.uint16)
+    values[0, :5] = [0, 128, 129, 65406, 65535]
+    expected = np.floor(values / 257 + 0.5)
+    assert expected[0, :5].tolist() == [0, 0, 1, 254, 255]
+    for name, data in sixteen_bit_files(values):
+        assert np.array_equal(pixels(data), grey(expected)), name
+
+
+def test_widened_bytes_come_back():
+    values = np.resize(np.arange(256), (HEIGHT, WIDTH)).astype(np.uint16) * 257
+    assert np.array_equal(pixels(saved(Image.fromarray(values), "PNG")), grey(values // 257))
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_wider_integers_are_refused(value):
+    values = np.full((HEIGHT, WIDTH), 7, np.int32)
+    values[1, 1] = value
+    with pytest.raises(DataError, match="outside 0 to 65535"):
+        pixels(saved(Image.fromarray(values), "TIFF"))
+
+
+def test_float_pixels():
+    unit = np.random.default_rng(0).random((HEIGHT, WIDTH), np.float32)
+    unit[0, :2] = [0, 1]
+    tiff = saved(Image.fromarray(unit), "TIFF")
+    assert np.array_equal(pixels(tiff), grey(np.rint(unit * 255)))
+    assert np.array_equal(pixels(saved(Image.fromarray(GREY.astype(np.float32)), "TIFF")), grey(GREY))
+
+
+@pytest.mark.parametrize("value", [-0.1, 255.5, float("nan"), float("inf")])
+def test_float_pixels_on_an_unknown_scale_are_refused(value):
+    values = np.full((HEIGHT, WIDTH), 0.5, np.float32)
+    values[2, 2] = value
+    with pytest.raises(DataError, match="float pixels"):
+        pixels(saved(Image.fromarray(values), "TIFF"))
+
+
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_exif_orientation(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(Image.fromarray(RGB), format, exif=exif, **options)
+    expected = TURNS[orientation](RGB)
+    assert np.array_equal(pixels(data, size=expected.shape[:2]), expected)
+
+
+def test_exif_orientation_of_a_drafted_jpeg():
+    ramp = np.zeros((400, 800, 3), np.uint8)
+    ramp[:, 400:] = 255  # right half white; orientation 6 turns right to bottom
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = pixels(saved(Image.fromarray(ramp), "JPEG", exif=exif), size=(16, 8))
+    assert found[:7].max() < 20
+    assert found[9:].min() > 235
+
+
+def test_damaged_exif_does_not_lose_the_image():
+    data = saved(Image.fromarray(RGB), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
+    assert np.array_equal(pixels(data), RGB)
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_animation_gives_its_first_frame(format):
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(data)) as check:
+        assert check.n_frames == 3
+    assert np.array_equal(pixels(data), np.array(frames[0]))
+
+
+def smooth(height, width):
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x + 7 * y)], 2) * 255
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_drafted_jpeg_is_close_to_the_full_one(resize, interpolation):
+    image = Image.fromarray(smooth(500, 700).astype(np.uint8))
+    options = {"size": (32, 32), "resize": resize, "interpolation": interpolation}
+    jpeg = pixels(saved(image, "JPEG", quality=95), **options).astype(int)
+    png = pixels(saved(image, "PNG"), **options).astype(int)
+    assert np.abs(jpeg - png).max() <= 4
+    assert np.abs(jpeg - png).mean() < 1
+
+
+def test_nearest_takes_pixels_of_the_full_jpeg():
+    data = saved(Image.fromarray(noise(160, 160, 3)), "JPEG")
+    with Image.open(io.BytesIO(data)) as image:
+        full = np.array(image)
+    assert np.array_equal(pixels(data, size=(16, 16), interpolation="nearest"), full[5::10, 5::10])
+
+
+def test_squash_averages_fine_detail_away():
+    board = (np.indices((64, 96)).sum(0) % 2 * 255).astype(np.uint8)
+    found = pixels(saved(Image.fromarray(board), "PNG"), size=(8, 12), interpolation="bilinear")
+    assert found.shape == (8, 12, 3)
+    assert np.abs(found.astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (64, 64), (20, 50), (37, 331)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crop_is_resize_of_the_short_side_then_centre_crop(shape, interpolation):
+    height, width = shape
+    image = Image.fromarray(smooth(height, width).astype(np.uint8))
+    short = 64  # round(56 / 0.875)
+    scaled = (short, short * height // width) if width < height else (short * width // height, short)
+    left, top = round((scaled[0] - 56) / 2), round((scaled[1] - 56) / 2)
+    method = Image.Resampling[interpolation.upper()]
+    expected = np.asarray(image.resize(scaled, method).crop((left, top, left + 56, top + 56)))
+    found = pixels(saved(image, "PNG"), size=(56, 56), resize="crop", interpolation=interpolation)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_crop_of_a_ribbon_needs_no_giant_image():
+    # Resized whole, it would have 2.56 million x 256 pixels; its centre is an edge from black to white.
+    ribbon = np.zeros((2, 20_000), np.uint8)
+    ribbon[:, 10_000:] = 255
+    found = pixels(saved(Image.fromarray(ribbon), "PNG"), size=(224, 224), resize="crop", interpolation="bilinear")
+    assert found[:, 40].max() < 5
+    assert found[:, -40].min() > 250
+    assert np.abs(found[:, ::-1].astype(int) - (255 - found)).max() <= 2
+
+
+def test_unknown_interpolation():
+    with pytest.raises(DataError, match="'cubic' is not known"):
+        decode(saved(Image.fromarray(RGB), "PNG"), plain(interpolation="cubic"))
+
+
+def test_path_bytes_and_open_file_are_the_same(tmp_path):
+    path = tmp_path / "a b\u00e9\u732b.png"
+    Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    for source in (path, str(path), data, io.BytesIO(data)):
+        assert np.array_equal(pixels(source), RGB)
+    with path.open("rb") as file:
+        assert np.array_equal(pixels(file), RGB)
+
+
+def test_the_content_decides_not_the_suffix(tmp_path):
+    path = tmp_path / "really_png.jpg"
+    Image.fromarray(RGB).save(path, "PNG")
+    assert np.array_equal(pixels(path), RGB)
+
+
+def png_header(width, height, colour=2):
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_001, 20_000, 100_000])
+def test_bombs_are_refused_by_their_header(tmp_path, side):
+    assert side**2 > MAX_PIXELS
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(DataError, match=r"bomb\.png is too large .*100 million") as raised:
+        decode(path, plain())
+    assert "\n" not in str(raised.value)
+
+
+def test_the_largest_size_that_is_no_bomb_fails_only_for_its_missing_data():
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(png_header(10_000, 1_000), plain())
+
+
+def broken_files(folder):
+    jpeg = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    png = saved(Image.fromarray(noise(64, 64, 3)), "PNG")
+    yield "truncated.jpg", jpeg[: len(jpeg) // 2], "cannot be decoded: .*truncated"
+    yield "truncated.png", png[: len(png) // 2], "cannot be decoded"
+    yield "header.jpg", jpeg[:10], "not an image|cannot be decoded"
+    yield "zero.jpg", b"", r"is empty \(0 bytes\)"
+    yield "text.jpg", b"<html>not found</html>", "is not an image"
+    yield "script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"
+
+
+def test_broken_files_are_named_in_one_sentence(tmp_path):
+    for name, data, reason in broken_files(tmp_path):
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=reason) as raised:
+            decode(path, plain())
+        message = str(raised.value)
+        assert message.startswith(f"{path} ")
+        assert message.endswith("; replace it or leave it out.")
+        assert "\n" not in message
+
+
+def test_things_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nothing")
+    cases = {
+        "missing.png": "does not exist",
+        "dangling.png": "does not exist",
+        "pipe.png": "is not a regular file",
+        "loop.png": "cannot be read: too many levels",
+        ".": "is a folder",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(DataError, match=reason):
+            decode(tmp_path / name, plain())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_permission_denied(tmp_path):
+    path = tmp_path / "secret.png"
+    Image.fromarray(RGB).save(path)
+    path.chmod(0)
+    with pytest.raises(DataError, match=r"secret\.png cannot be read: permission denied"):
+        decode(path, plain())
+
+
+def test_bytes_are_named_as_asked():
+    with pytest.raises(DataError, match=r"^upload 3 is empty"):
+        decode(b"", plain(), name="upload 3")
+    with pytest.raises(DataError, match=r"^the image is empty"):
+        decode(b"", plain())
+
+
+def test_file_names_that_are_no_text_are_escaped():
+    assert printable("a\udcffb\n\x1b[31m \u732b\u00e9") == "a\\udcffb\\n\\x1b[31m \u732b\u00e9"
+    with pytest.raises(DataError) as raised:
+        decode("/nowhere/\udcff.png", plain())
+    assert str(raised.value).encode()
+
+
+SAMPLES = {
+    format: saved(Image.fromarray(noise(24, 24, 3)), format) for format in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
+}
+SAMPLES["TIFF, compressed"] = saved(Image.fromarray(noise(24, 24, 3)), "TIFF", compression="tiff_lzw")
+
+
+@given(
+    format=st.sampled_from(sorted(SAMPLES)),
+    keep=st.floats(0, 1),
+    edits=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_gives_pixels_or_a_reason_and_prints_nothing(capfd, format, keep, edits):
+    data = bytearray(SAMPLES[format])
+    for place, value in edits:
+        data[int(place * len(data))] = value
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = try_decode(bytes(data[: int(keep * len(data)) + 1]), plain())
+    assert isinstance(found, str) or found.shape == (3, HEIGHT, WIDTH)
+    assert said == []
+    printed = capfd.readouterr()
+    # libtiff, for compressed files, writes to standard error by itself.
+    assert printed == ("", "") or (format == "TIFF, compressed" and printed.out == "")
+
+
+def test_warnings_of_pillow_are_not_heard():
+    data = png_header(9_700, 9_700, colour=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with Image.open(io.BytesIO(data)):
+            assert [warning.category for warning in said] == [Image.DecompressionBombWarning]
+        said.clear()
+        assert isinstance(try_decode(data, plain()), str)
+    assert said == []
+
+
+def test_silence_ends_with_the_block():
+    before = list(warnings.filters)
+    with quiet_pillow():
+        with quiet_pillow():
+            pass
+        assert warnings.filters != before
+    assert warnings.filters == before
