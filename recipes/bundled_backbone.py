@@ -140,7 +140,9 @@ def evaluate(model: VisionTransformer, images: Tensor, labels: Tensor, size: int
     model.eval()
     correct = 0
     for batch, target in zip(images.split(500), labels.split(500), strict=True):
-        inputs = F.interpolate(batch.float(), size=size, mode="bilinear", antialias=True) if size != FULL_SIZE else batch
+        inputs = (
+            F.interpolate(batch.float(), size=size, mode="bilinear", antialias=True) if size != FULL_SIZE else batch
+        )
         with torch.autocast("cpu", torch.bfloat16):
             correct += int((model(normalise(inputs)).argmax(1) == target).sum())
     return correct / len(labels)
@@ -254,7 +256,9 @@ class Trainer:
 
             grid = FULL_SIZE // 8
             state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid])
-        save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, self.out / "backbone.safetensors")
+        save_file(
+            {name: tensor.half().contiguous() for name, tensor in state.items()}, self.out / "backbone.safetensors"
+        )
         report = {"arguments": vars(self.args), "stages": [asdict(s) for s in self.stages], "history": self.history}
         (self.out / "history.json").write_text(json.dumps(report, indent=1))
 

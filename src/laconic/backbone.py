@@ -13,7 +13,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
-from laconic.bundled.vit import BUNDLED_BACKBONE
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from laconic.errors import BackboneError
 from laconic.prefix import adapter_for
 from laconic.preprocessing import Preprocessing
@@ -48,6 +49,7 @@ class BackboneInfo:
         blocks: In forward order.
         patch_size: Height and width in pixels.
         num_prefix_tokens: Class, distillation and register tokens at the front of the sequence.
+        class_token: Whether the first of them is a class token.
         num_features: Width of the pooled feature.
         leading_tokens: How many tokens from the front the pooling reads, where it reads no others; else None.
         preprocessing: What the model was trained to see.
@@ -57,6 +59,7 @@ class BackboneInfo:
     blocks: tuple[BlockSite, ...]
     patch_size: tuple[int, int]
     num_prefix_tokens: int
+    class_token: bool
     num_features: int
     leading_tokens: int | None
     preprocessing: Preprocessing
@@ -81,7 +84,7 @@ def create_backbone(name: str, *, pretrained: bool = True, img_size: int | None 
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     known = name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
     if not known:
-        close = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
         raise BackboneError(f"timm has no model called {name!r}{hint}.")
     try:
@@ -136,6 +139,7 @@ def describe(model: nn.Module) -> BackboneInfo:
         blocks=tuple(sites),
         patch_size=tuple(model.patch_embed.patch_size),
         num_prefix_tokens=model.num_prefix_tokens,
+        class_token=model.has_class_token,
         num_features=model.head_hidden_size,
         leading_tokens=_leading_tokens(model),
         preprocessing=_preprocessing(model),

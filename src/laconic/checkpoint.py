@@ -29,9 +29,7 @@ def save_checkpoint(
     write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
-def load_checkpoint(
-    path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def load_checkpoint(path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fills parameters and optimiser from a checkpoint and returns its facts.
 
     Raises:
@@ -42,7 +40,9 @@ def load_checkpoint(
             facts = json.loads(file.metadata()["laconic"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"The checkpoint {path} is damaged ({error}); delete it to start that stage anew.") from error
+        raise TrainingError(
+            f"The checkpoint {path} is damaged ({error}); delete it to start that stage anew."
+        ) from error
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
     shapes_fit = names == set(learned) and all(tensors[f"learned.{n}"].shape == p.shape for n, p in learned.items())
     if not shapes_fit:

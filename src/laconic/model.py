@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from laconic.assembly import (
+    LearnedPrefix,
+    constant_prefixes,
+    deep_token_parts,
+    no_prefix,
+    prefix_parts,
+    shallow_token_parts,
+)
 from laconic.backbone import BackboneInfo, create_backbone, describe
 from laconic.errors import BackboneError, LaconicError
 from laconic.graft import graft
 from laconic.methods import VPT, Method
-from laconic.prefix import KeyValue, LeadingTokensBlock, PrefixAttention, adapter_for
 from laconic.preprocessing import Preprocessing
 from laconic.prompts import Prompts, init_bound
-from laconic.tokens import TokenBlock
 
 if TYPE_CHECKING:
     from laconic.recipe import Recipe
@@ -45,33 +51,6 @@ class Condensation:
     ratio: float
     scores: tuple[tuple[float, ...], ...]
     kept: tuple[tuple[int, ...], ...]
-
-
-class LearnedPrefix:
-    """Keys and values of a block's prompts, computed anew at every forward so that gradients reach the prompts."""
-
-    def __init__(self, prompts: Prompts, block: int) -> None:
-        self.prompts = prompts
-        self.block = block
-
-    def __call__(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
-        """One set for the batch, or one per sample; None for a block without prompts."""
-        if not len(self.prompts[self.block]):
-            return None
-        return attention.key_values(self.prompts.take(self.block, batch))
-
-
-class ConstantPrefix(nn.Module):
-    """Keys and values that no longer change: buffers (1, H, P, d)."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("keys", keys)
-        self.register_buffer("values", values)
-
-    def forward(self, attention: PrefixAttention, batch: int) -> KeyValue:
-        """The constants, whatever asks."""
-        return cast("KeyValue", (self.keys, self.values))
 
 
 class _Adapted(nn.Module):
@@ -120,7 +99,7 @@ class _Adapted(nn.Module):
         """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
         return self.head(self.features(images_BCHW))
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> Self:
         """Sets prompts and head to training; the backbone always stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
@@ -256,12 +235,12 @@ class PromptedModel(_Adapted):
         return push_adapter(self, repo_id, **options)
 
     def _parts(self) -> dict[str, nn.Module]:
-        if self.execution == "prefix" and not _rides_as_tokens(self.method):
-            return _prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, block))
-        parts = _token_parts(self.backbone, self.info, self.prompts, shallow=_rides_as_tokens(self.method))
-        if self.execution == "prefix":
-            parts = _shorten_last_block(self.backbone, self.info, parts, lambda attention, batch: None)
-        return parts
+        if _rides_as_tokens(self.method):
+            cut = self.execution == "prefix"
+            return shallow_token_parts(self.backbone, self.info, self.prompts, cut_last_block=cut)
+        if self.execution == "published":
+            return deep_token_parts(self.backbone, self.info, self.prompts)
+        return prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, block))
 
 
 class FoldedModel(_Adapted):
@@ -273,12 +252,11 @@ class FoldedModel(_Adapted):
         self.counts = tuple(source.prompt_counts)
         if _rides_as_tokens(source.method):
             self.tokens = Prompts([p.detach().clone() for p in source.prompts]).requires_grad_(False)
-            parts = _token_parts(self.backbone, self.info, self.tokens, shallow=True)
-            parts = _shorten_last_block(self.backbone, self.info, parts, lambda attention, batch: None)
+            parts = shallow_token_parts(self.backbone, self.info, self.tokens, cut_last_block=True)
         else:
-            self.prefixes = nn.ModuleList(_constants(source))
-            constants = [prefix if count else _none for prefix, count in zip(self.prefixes, self.counts, strict=True)]
-            parts = _prefix_parts(self.backbone, self.info, lambda block: constants[block])
+            self.prefixes = nn.ModuleList(constant_prefixes(self.backbone, self.info, source.prompts))
+            constants = [p if count else no_prefix for p, count in zip(self.prefixes, self.counts, strict=True)]
+            parts = prefix_parts(self.backbone, self.info, lambda block: constants[block])
         self._install(parts)
         self.eval()
 
@@ -288,76 +266,8 @@ class FoldedModel(_Adapted):
         return list(self.counts)
 
 
-Prefix = Callable[[PrefixAttention, int], KeyValue | None]
-
-
-def _none(attention: PrefixAttention, batch: int) -> None:
-    """The prefix of a block without prompts."""
-
-
 def _rides_as_tokens(method: Method) -> bool:
     return isinstance(method, VPT) and method.depth == "shallow"
-
-
-def _adapter(
-    backbone: nn.Module, info: BackboneInfo, block: int, prefix: Prefix, num_queries: int | None = None
-) -> PrefixAttention:
-    site = info.blocks[block]
-    attention: Any = backbone.get_submodule(site.attention)
-    entry = nn.Identity() if site.entry is None else backbone.get_submodule(site.entry)
-    return adapter_for(attention)(attention, entry, prefix, num_queries=num_queries)
-
-
-def _prefix_parts(
-    backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[int], Prefix]
-) -> dict[str, nn.Module]:
-    parts: dict[str, nn.Module] = {
-        site.attention: _adapter(backbone, info, block, prefix_of(block)) for block, site in enumerate(info.blocks)
-    }
-    last = info.blocks[-1]
-    if info.leading_tokens is not None:
-        del parts[last.attention]
-        parts = _shorten_last_block(backbone, info, parts, prefix_of(len(info.blocks) - 1))
-    return parts
-
-
-def _shorten_last_block(
-    backbone: nn.Module, info: BackboneInfo, parts: dict[str, nn.Module], prefix: Prefix
-) -> dict[str, nn.Module]:
-    """Where the pooling reads the leading tokens only, the last block computes no others."""
-    if info.leading_tokens is None:
-        return parts
-    last = len(info.blocks) - 1
-    path = info.blocks[last].path
-    attention = _adapter(backbone, info, last, prefix, info.leading_tokens)
-    short = LeadingTokensBlock(backbone.get_submodule(path), attention)
-    if isinstance(token_block := parts.get(path), TokenBlock):
-        # The leading tokens stand before the prompts, so nothing is left to strip.
-        short = TokenBlock(short, token_block.prompts, token_block.position, enter=token_block.enter)
-    return {**parts, path: short}
-
-
-def _token_parts(
-    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, shallow: bool
-) -> dict[str, nn.Module]:
-    last = len(info.blocks) - 1
-    parts: dict[str, nn.Module] = {}
-    for block, site in enumerate(info.blocks):
-        enter = (0 if block == 0 else None) if shallow else block
-        leave = (0 if block == last else None) if shallow else block
-        if enter is not None or leave is not None:
-            original = backbone.get_submodule(site.path)
-            parts[site.path] = TokenBlock(original, prompts, info.num_prefix_tokens, enter=enter, leave=leave)
-    return parts
-
-
-def _constants(source: PromptedModel) -> list[ConstantPrefix]:
-    found: list[ConstantPrefix] = []
-    for block in range(len(source.info.blocks)):
-        attention = _adapter(source.backbone, source.info, block, _none)
-        keys, values = attention.key_values(source.prompts[block].detach().unsqueeze(0))
-        found.append(ConstantPrefix(keys.contiguous(), values.contiguous()))
-    return found
 
 
 _frozen: WeakKeyDictionary[nn.Module, tuple[dict[str, bool], dict[str, bool]]] = WeakKeyDictionary()

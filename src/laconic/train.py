@@ -46,7 +46,7 @@ class Evaluation:
 class History:
     """What happened in a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
 
-    rows: list[dict[str, float]] = field(default_factory=lambda: [])
+    rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -209,7 +209,10 @@ class _Run:
             self.train_data, self.trained = _features(self.model, self.train_data, self.recipe.workers), self.model.head
         self.model.train()
         trained = self.accelerator.prepare(self.trained)
-        with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, _attention_for_training(self.model):
+        with (
+            deferred_interrupt(enabled=self.checkpoint is not None) as interrupted,
+            _attention_for_training(self.model),
+        ):
             self._loop(trained, report, interrupted)
         self._save()
 

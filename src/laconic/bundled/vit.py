@@ -8,10 +8,9 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
-__all__: list[str] = []
+from laconic.bundled import BUNDLED_BACKBONE
 
-BUNDLED_BACKBONE = "laconic_vit_tiny_patch8_64.tiny_imagenet"
-"""timm name of the backbone that comes with the package: a ViT for 64x64 images, trained on Tiny ImageNet."""
+__all__: list[str] = []
 
 default_cfgs = generate_default_cfgs(
     {

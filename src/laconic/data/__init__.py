@@ -1,10 +1,21 @@
 """Images and labels: folders, the bundled task, and what a training loop reads from them."""
 
-from .bundled import load_bundled
-from .dataset import ImageDataset, Task
-from .folder import load_folder
-from .images import decode
-from .scan import list_images
-from .tasks import open_task
+from laconic.data.bundled import load_bundled
+from laconic.data.dataset import ImageDataset, Task
+from laconic.data.folder import load_folder
+from laconic.data.images import decode
+from laconic.data.labelled import SplitChoice, load_labelled
+from laconic.data.scan import list_images
+from laconic.data.tasks import open_task
 
-__all__ = ["ImageDataset", "Task", "decode", "list_images", "load_bundled", "load_folder", "open_task"]
+__all__ = [
+    "ImageDataset",
+    "SplitChoice",
+    "Task",
+    "decode",
+    "list_images",
+    "load_bundled",
+    "load_folder",
+    "load_labelled",
+    "open_task",
+]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..preprocessing import Preprocessing
-from .dataset import ImageDataset, Task
-from .images import render
-from .threads import in_threads
+from laconic.data.dataset import ImageDataset, Task
+from laconic.data.images import render
+from laconic.data.threads import in_threads
+from laconic.preprocessing import Preprocessing
 
 SOURCE = "bundled:fashion-mnist"
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError
-from ..preprocessing import Preprocessing
-from .images import decode, printable
-from .threads import in_threads
+from laconic.data.images import decode, printable
+from laconic.data.threads import in_threads
+from laconic.errors import DataError
+from laconic.preprocessing import Preprocessing
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from ..preprocessing import Preprocessing
-from .dataset import ImageDataset, Task
-from .images import printable, try_decode
-from .scan import UNSPLIT, Splits, scan
-from .split import stratified
-from .threads import in_threads
+from laconic.data.dataset import ImageDataset, Task
+from laconic.data.images import printable, try_decode
+from laconic.data.scan import UNSPLIT, Splits, scan
+from laconic.data.split import stratified
+from laconic.data.threads import in_threads
+from laconic.errors import DataError
+from laconic.preprocessing import Preprocessing
 
 Progress = Callable[[int, int], None]
 """Called with the number of images checked so far and of all."""
@@ -58,24 +58,24 @@ def load_folder(
         hint = "put the images of each class in a folder of its own"
         raise DataError(f"The image folder {printable(str(root))} has no class folder with images; {hint}.")
     problems = _prune(splits)
-    _refuse(folder, problems, skip_bad)
+    refuse(folder, problems, skip_bad)
     _require_classes(folder, splits)
 
-    checked = _check_images(folder, splits, preprocessing, memory_limit, progress)
+    checked = check_images(folder, splits, preprocessing, memory_limit, progress)
     bad = [f"file {printable(path)} {reason}" for path, reason in checked.bad.items()]
-    _refuse(folder, bad, skip_bad)
+    refuse(folder, bad, skip_bad)
     for classes in splits.values():
         for name in classes:
             classes[name] = [path for path in classes[name] if path not in checked.bad]
     problems += bad + _prune(splits)
     _require_classes(folder, splits)
 
-    splits = _cut(splits, split_seed)
+    splits = cut(splits, split_seed)
     return _task(folder, preprocessing, splits, checked, skipped=[*problems, *listing.notes])
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Checked:
+class Checked:
     """Decoded pixels (where they fit), the row of each file in them, and what is wrong with bad files."""
 
     store: Tensor | None
@@ -83,9 +83,10 @@ class _Checked:
     bad: dict[str, str]
 
 
-def _check_images(
+def check_images(
     root: Path, splits: Splits, preprocessing: Preprocessing, memory_limit: int, progress: Progress | None
-) -> _Checked:
+) -> Checked:
+    """Decodes every file once; holds the pixels where they take no more than `memory_limit` bytes."""
     files = [path for classes in splits.values() for paths in classes.values() for path in paths]
     shape = (len(files), 3, *preprocessing.size)
     fits = len(files) * 3 * preprocessing.size[0] * preprocessing.size[1] <= memory_limit
@@ -99,7 +100,7 @@ def _check_images(
             store[row] = found
         if progress is not None:
             progress(row + 1, len(files))
-    return _Checked(store=store, rows={path: row for row, path in enumerate(files)}, bad=bad)
+    return Checked(store=store, rows={path: row for row, path in enumerate(files)}, bad=bad)
 
 
 def _prune(splits: Splits) -> list[str]:
@@ -122,7 +123,8 @@ def _prune(splits: Splits) -> list[str]:
     return problems
 
 
-def _refuse(root: Path, problems: list[str], skip_bad: bool) -> None:
+def refuse(root: Path, problems: list[str], skip_bad: bool) -> None:
+    """Raises a `DataError` for the first problem, unless bad files are to be skipped."""
     if not problems or skip_bad:
         return
     more = f" (and {len(problems) - 1} more problems)" if len(problems) > 2 else ""
@@ -141,7 +143,8 @@ def _require_classes(root: Path, splits: Splits) -> None:
         raise DataError(f"{printable(str(root))} has {found} with usable images to learn from; two or more are needed.")
 
 
-def _cut(splits: Splits, seed: int) -> Splits:
+def cut(splits: Splits, seed: int) -> Splits:
+    """Cuts the splits that a folder does not have; see `load_folder`."""
     if UNSPLIT in splits:
         return stratified(splits[UNSPLIT], {"val": 16, "test": 20}, rest="train", seed=seed)
     if "val" not in splits:
@@ -149,7 +152,7 @@ def _cut(splits: Splits, seed: int) -> Splits:
     return splits
 
 
-def _task(root: Path, preprocessing: Preprocessing, splits: Splits, checked: _Checked, *, skipped: list[str]) -> Task:
+def _task(root: Path, preprocessing: Preprocessing, splits: Splits, checked: Checked, *, skipped: list[str]) -> Task:
     names = sorted(splits["train"])
     label_of = {name: label for label, name in enumerate(names)}
 

@@ -14,10 +14,10 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import DataError
-from ..preprocessing import Preprocessing
-from .modes import UnusableImageError, to_rgb
-from .quiet import quiet_pillow
+from laconic.data.modes import UnusableImageError, to_rgb
+from laconic.data.quiet import quiet_pillow
+from laconic.errors import DataError
+from laconic.preprocessing import Preprocessing
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 

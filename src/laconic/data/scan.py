@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError
-from .images import IMAGE_SUFFIXES, printable
+from laconic.data.images import IMAGE_SUFFIXES, printable
+from laconic.errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -36,8 +36,12 @@ class Listing:
     notes: list[str] = field(default_factory=list[str])
 
 
-def scan(root: Path) -> Listing:
+def scan(root: Path, *, need_train: bool = True) -> Listing:
     """Lists an image folder; classes without images are listed too, with no files.
+
+    Args:
+        root: The folder.
+        need_train: Refuse a folder that has splits but no `train`.
 
     Raises:
         DataError: The root is missing or no folder, two folders stand for one split, or there is no `train`.
@@ -48,7 +52,7 @@ def scan(root: Path) -> Listing:
         raise DataError(f"{printable(str(root))} is a file; give a folder with one folder of images per class.")
     listing = Listing()
     folders, _ = _entries(root)
-    splits = _split_folders(root, folders)
+    splits = _split_folders(root, folders, need_train)
     for split, folder in (splits or {UNSPLIT: root}).items():
         listing.splits[split] = _classes(root, folder, listing.notes)
     if splits:
@@ -117,7 +121,7 @@ def _classes(root: Path, folder: Path, notes: list[str]) -> dict[str, list[str]]
     }
 
 
-def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
+def _split_folders(root: Path, folders: list[Path], need_train: bool) -> dict[str, Path]:
     """The folder of each split, or nothing when the folders of the root are classes."""
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     # A class may be called "train": then it holds images, no folders, and other classes lie beside it.
@@ -132,7 +136,7 @@ def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
                 "keep one of them."
             )
         splits[split] = folder
-    if splits and "train" not in splits:
+    if need_train and splits and "train" not in splits:
         present = " and ".join(folder.name for folder in splits.values())
         raise DataError(
             f"{printable(str(root))} has {present} but no train folder; add train/CLASS/ folders, or put the classes "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import DataError
-from ..preprocessing import Preprocessing
-from .bundled import SOURCE, load_bundled
-from .dataset import Task
-from .folder import Progress, load_folder
+from laconic.data.bundled import SOURCE, load_bundled
+from laconic.data.dataset import Task
+from laconic.data.folder import Progress, load_folder
+from laconic.errors import DataError
+from laconic.preprocessing import Preprocessing
 
 
 def open_task(

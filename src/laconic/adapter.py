@@ -1,0 +1,254 @@
+"""Adapters on disk and on the Hub: the prompts and the head in one file, all else readable beside it.
+
+A folder holds `adapter_config.json`, `adapter_model.safetensors` and `README.md`. The configuration is written last and
+names the SHA-256 of the tensors, so a half-written adapter never looks finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import laconic
+from laconic import adapter_hub
+from laconic.adapter_card import card
+from laconic.adapter_config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
+from laconic.adapter_tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
+from laconic.backbone import create_backbone, describe, fingerprint
+from laconic.errors import AdapterError
+from laconic.files import write_atomically, write_text
+from laconic.methods import VPT
+from laconic.model import Execution, PromptedModel
+from laconic.prompts import Prompts
+
+CARD_FILE = "README.md"
+
+__all__ = ["FORMAT_VERSION", "load", "push_adapter", "save_adapter"]
+
+
+def save_adapter(model: PromptedModel, directory: str | Path) -> None:
+    """Writes adapter_model.safetensors, README.md and, last, adapter_config.json; an adapter there is replaced.
+
+    Args:
+        model: Its prompts and head are saved, in the type they are held in; the backbone is named, not saved.
+        directory: Made where missing; other files in it are left alone.
+
+    Raises:
+        AdapterError: If a number is not finite, or the files cannot be written.
+
+    Example:
+        >>> import tempfile, timm, torch
+        >>> backbone = timm.create_model("test_vit", img_size=32)
+        >>> model = laconic.attach(backbone, laconic.VPT(num_prompts=4), num_classes=3).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_adapter(model, folder)
+        ...     again = load(folder, backbone=backbone)
+        >>> images = torch.rand(1, 3, 32, 32)
+        >>> torch.equal(again(images), model(images))
+        True
+    """
+    directory = Path(directory)
+    tensors = tensors_of(model)
+    data = save(tensors, metadata={"format": "pt"})
+    config = _config_of(model, hashlib.sha256(data).hexdigest())
+    text = write_config(config)
+    try:
+        read_config(text, CONFIG_FILE)
+        check_tensors(tensors, config, TENSORS_FILE)
+    except AdapterError as error:
+        raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
+    try:
+        write_atomically(directory / TENSORS_FILE, lambda part: _write_bytes(part, data))
+        write_text(directory / CARD_FILE, _card_of(model, config))
+        write_text(directory / CONFIG_FILE, text)
+    except OSError as error:
+        raise AdapterError(f"The adapter could not be written to {directory} ({error}).") from error
+
+
+def load(source: str | Path, backbone: nn.Module | None = None, *, execution: Execution = "prefix") -> PromptedModel:
+    """Puts a saved adapter on its backbone.
+
+    Args:
+        source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub.
+        backbone: The timm model the adapter was trained on; made by name when not given. It is not changed.
+        execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
+
+    Returns:
+        A `PromptedModel` in eval mode; its logits are those of the saved one, bit for bit.
+
+    Raises:
+        AdapterError: If there is no adapter, a file of it is damaged, or the backbone is not the one it was trained on.
+        BackboneError: If the backbone cannot be made or is not supported.
+
+    Example:
+        >>> load("no/such/folder")
+        Traceback (most recent call last):
+        laconic.errors.AdapterError: There is no folder 'no/such/folder', and that is no id on the Hub...
+    """
+    folder = _find(source)
+    config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    tensors = read_tensors(folder / TENSORS_FILE, config)
+    model = _make_backbone(config, folder) if backbone is None else backbone
+    _check_backbone(config, model, by_name=backbone is None)
+    return _assemble(config, tensors, model, execution, folder).eval()
+
+
+def push_adapter(
+    model: PromptedModel,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload an adapter of laconic",
+) -> str:
+    """Uploads the three files of an adapter to the Hugging Face Hub as one commit.
+
+    Args:
+        model: What to upload.
+        repo_id: `user/name`; made where missing.
+        private: Where the repository is made: keep it private.
+        token: The one that `hf auth login` stored when not given.
+        revision: Branch, made where missing; main when not given.
+        commit_message: One line.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        AdapterError: If the model cannot be saved, or the Hub does not take it.
+
+    Example:
+        >>> push_adapter(model, "me/birds")  # doctest: +SKIP
+        'https://huggingface.co/me/birds'
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_adapter(model, folder)
+        files = {file: folder / file for file in (CONFIG_FILE, TENSORS_FILE, CARD_FILE)}
+        return adapter_hub.upload(
+            repo_id, files, private=private, token=token, revision=revision, commit_message=commit_message
+        )
+
+
+def _config_of(model: PromptedModel, tensors_sha256: str) -> AdapterConfig:
+    return AdapterConfig(
+        format_version=FORMAT_VERSION,
+        laconic_version=laconic.__version__,
+        method=model.method,
+        backbone=AdaptedBackbone(
+            name=model.info.name,
+            fingerprint=fingerprint(model.backbone),
+            img_size=model.info.preprocessing.size,
+        ),
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        num_classes=model.head.out_features,
+        prompt_counts=tuple(model.prompt_counts),
+        widths=tuple(model.info.widths),
+        condensation=model.condensation,
+        recipe=model.recipe,
+        tensors_sha256=tensors_sha256,
+    )
+
+
+def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
+    pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
+    base_model = pretrained.get("hf_hub_id") or config.backbone.name
+    return card(config, base_model=str(base_model), known_to_timm=_is_timm_name(config.backbone.name))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _find(source: str | Path) -> Path:
+    """The folder of an adapter, fetched from the Hub where need be."""
+    if os.path.isdir(source):  # unlike Path.is_dir, never raises
+        return Path(source)
+    if os.path.exists(source):
+        raise AdapterError(f"{source} is a file; give the folder that holds {CONFIG_FILE}.")
+    if isinstance(source, Path):
+        raise AdapterError(f"There is no folder {str(source)!r}; check the path.")
+    if not adapter_hub.is_hub_id(source):
+        raise AdapterError(
+            f"There is no folder {source!r}, and that is no id on the Hub ('user/name'); check the path."
+        )
+    return adapter_hub.fetch(source, [CONFIG_FILE, TENSORS_FILE])
+
+
+def _is_timm_name(name: str) -> bool:
+    # Prefixes like hf-hub: never get into a configuration; followed, they could lead to a pickle.
+    return ":" not in name and timm.is_model(name)
+
+
+def _make_backbone(config: AdapterConfig, folder: Path) -> nn.Module:
+    name, size = config.backbone.name, config.backbone.img_size
+    if not _is_timm_name(name):
+        raise AdapterError(
+            f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
+            "give the model object: laconic.load(..., backbone=model)."
+        )
+    return create_backbone(name, img_size=size[0] if size[0] == size[1] else None)
+
+
+def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool) -> None:
+    info, wanted = describe(backbone), config.backbone
+    pair = f"The adapter was trained on {wanted.name!r} and the backbone is {info.name!r}:"
+    if len(info.widths) != len(config.widths):
+        raise AdapterError(
+            f"{pair} {len(config.widths)} blocks there, {len(info.widths)} here; give the same backbone."
+        )
+    if tuple(info.widths) != config.widths:
+        block = next(b for b, pair in enumerate(zip(info.widths, config.widths, strict=True)) if pair[0] != pair[1])
+        there, here = config.widths[block], info.widths[block]
+        raise AdapterError(f"{pair} block {block} is {there} wide there, {here} here; give the same backbone.")
+    if info.preprocessing.size != wanted.img_size:
+        there, here = ("×".join(map(str, size)) for size in (wanted.img_size, info.preprocessing.size))
+        raise AdapterError(
+            f"{pair} it took images of {there} pixels there, {here} here; make the backbone with "
+            f"img_size={wanted.img_size if wanted.img_size[0] != wanted.img_size[1] else wanted.img_size[0]}."
+        )
+    found = fingerprint(backbone)
+    if found != wanted.fingerprint:
+        todo = (
+            "a model object with the weights it was trained on can be given: laconic.load(..., backbone=model)"
+            if by_name
+            else "give the backbone with the weights it was trained on"
+        )
+        raise AdapterError(f"{pair} their weights differ (fingerprints {wanted.fingerprint} and {found}); {todo}.")
+
+
+def _assemble(
+    config: AdapterConfig, tensors: dict[str, Tensor], backbone: nn.Module, execution: Execution, folder: Path
+) -> PromptedModel:
+    weight, bias = tensors["head.weight"], tensors["head.bias"]
+    features = describe(backbone).num_features
+    if weight.shape[1] != features:
+        raise AdapterError(
+            f"The head in {folder / TENSORS_FILE} reads {weight.shape[1]} features, and the backbone gives {features}; "
+            "give the backbone it was trained on."
+        )
+    head = nn.Linear(features, config.num_classes, device="meta")  # takes nothing from torch's random generator
+    head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
+    shapes = zip(config.prompt_counts, config.widths, strict=True)
+    values = [tensors.get(f"prompts.{n}", weight.new_empty(0, width)) for n, (_, width) in enumerate(shapes)]
+    dropout = config.method.prompt_dropout if isinstance(config.method, VPT) else 0.0
+    model = PromptedModel(
+        backbone,
+        config.method,
+        Prompts(values, dropout=dropout),
+        head,
+        execution=execution,
+        classes=config.classes,
+        preprocessing=config.preprocessing,
+    )
+    model.condensation, model.recipe = config.condensation, config.recipe
+    return model.to(device=next(backbone.parameters()).device)

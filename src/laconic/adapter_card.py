@@ -1,0 +1,119 @@
+"""The model card of an adapter: what it is, how to load it, what it expects; safe for any text from data."""
+
+from __future__ import annotations
+
+import json
+import string
+
+from laconic.adapter_config import AdapterConfig
+from laconic.methods import VPT
+
+_ESCAPES = {
+    **{c: f"\\{c}" for c in string.punctuation if c not in "-,/';?%"},
+    "<": "&lt;",
+    ">": "&gt;",
+    "&": "&amp;",
+    '"': "&quot;",
+    "@": "&#64;",
+    ":": "&#58;",
+    ".": "&#46;",
+}
+"""Everything that could be markup in a line of Markdown, links that GitHub makes of plain text included."""
+
+
+def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool) -> str:
+    """The text of README.md: YAML front matter, then Markdown.
+
+    Args:
+        config: What the adapter is.
+        base_model: The backbone's id on the Hub, or its name.
+        known_to_timm: Whether the backbone can be made by name.
+
+    Example:
+        >>> escape("<b>_ant_ | bee</b>")
+        '&lt;b&gt;\\\\_ant\\\\_ \\\\| bee&lt;/b&gt;'
+    """
+    tags = ["laconic", "visual-prompt-tuning", "vision-transformer", config.method.name]
+    front = [
+        "---",
+        "library_name: laconic",
+        "pipeline_tag: image-classification",
+        f"base_model: {_quoted(base_model)}",
+        f"tags: [{', '.join(map(_quoted, tags))}]",
+        "---",
+    ]
+    parts = ["\n".join(front), "# " + escape(_title(config)), _loading(known_to_timm), _facts(config)]
+    return "\n\n".join([*parts, _blocks(config), _images(config), _classes(config)]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text from data as it can stand in a line of Markdown: never markup, never more than one line."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(_ESCAPES.get(c, c) for c in shown)
+
+
+def _method(config: AdapterConfig) -> str:
+    method = config.method
+    if isinstance(method, VPT):
+        where = "per block" if method.depth == "deep" else "in the first block"
+        return f"{method.name}, started with {method.num_prompts} prompts {where}"
+    return f"{method.name}, no prompts"
+
+
+def _title(config: AdapterConfig) -> str:
+    return f"{sum(config.prompt_counts)} prompts for {config.backbone.name}"
+
+
+def _loading(known_to_timm: bool) -> str:
+    argument = "" if known_to_timm else ", backbone=model"
+    lines = ["import laconic", "", f'model = laconic.load("path/to/this/folder"{argument})  # or the id on the Hub']
+    note = "" if known_to_timm else "\n\n`model` is the timm model that the adapter was trained on."
+    return "## Loading\n\n```python\n" + "\n".join(lines) + "\n```" + note
+
+
+def _facts(config: AdapterConfig) -> str:
+    height, width = config.backbone.img_size
+    prompts = sum(count * width for count, width in zip(config.prompt_counts, config.widths, strict=True))
+    rows = [
+        ("Method", escape(_method(config))),
+        ("Backbone", f"{escape(config.backbone.name)}, {height} × {width} pixels"),
+        ("Fingerprint of its weights", f"`{config.backbone.fingerprint}`"),
+        ("Prompts", f"{sum(config.prompt_counts)} ({prompts:,} numbers)"),
+        ("Classes", str(config.num_classes)),
+    ]
+    if record := config.condensation:
+        were = sum(map(len, record.scores))
+        words = f"{were} prompts to {sum(map(len, record.kept))}, by {record.criterion}, {record.scope}"
+        rows.append(("Condensed", escape(words)))
+    return "## What it is\n\n" + _table(["", ""], [list(row) for row in rows])
+
+
+def _blocks(config: AdapterConfig) -> str:
+    head = ["Block", *map(str, range(len(config.prompt_counts)))]
+    return _table(head, [["Prompts", *map(str, config.prompt_counts)]])
+
+
+def _images(config: AdapterConfig) -> str:
+    looks = config.preprocessing
+    rows = [
+        ["Size", f"{looks.size[0]} × {looks.size[1]} pixels"],
+        ["Resizing", escape(f"{looks.resize}, {looks.interpolation}")],
+        ["Mean", ", ".join(f"{value:g}" for value in looks.mean)],
+        ["Standard deviation", ", ".join(f"{value:g}" for value in looks.std)],
+    ]
+    return "## Images\n\n" + _table(["", ""], rows)
+
+
+def _classes(config: AdapterConfig) -> str:
+    if config.classes is None:
+        return f"## Classes\n\n{config.num_classes} classes without names."
+    return "## Classes\n\n" + _table(["", "Name"], [[str(n), escape(name)] for n, name in enumerate(config.classes)])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

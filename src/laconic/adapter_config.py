@@ -1,0 +1,277 @@
+"""An adapter's configuration: what it holds, how it is written, and how every field of it is checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+
+from laconic.errors import AdapterError, LaconicError
+from laconic.methods import VPT, Linear, Method, method_from_config, method_to_config
+from laconic.model import Condensation
+from laconic.preprocessing import Preprocessing
+from laconic.recipe import Recipe
+
+FORMAT_VERSION = 1
+"""Version of the two files' layout; a newer one is refused."""
+
+_REDO = "save or download the adapter again"
+_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedBackbone:
+    """The backbone that an adapter was trained on.
+
+    Args:
+        name: As `laconic.backbone.describe` gives it.
+        fingerprint: As `laconic.backbone.fingerprint` gives it.
+        img_size: Height and width of its input in pixels.
+    """
+
+    name: str
+    fingerprint: str
+    img_size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """All of an adapter but its tensors.
+
+    Args:
+        format_version: Version of the files' layout.
+        laconic_version: What wrote them.
+        method: What is attached.
+        backbone: What it is attached to.
+        preprocessing: What images must look like.
+        classes: Names of the classes, or None.
+        num_classes: How many classes there are.
+        prompt_counts: P_l for every block.
+        widths: D_l for every block.
+        condensation: What was scored and kept, or None.
+        recipe: How it was trained, or None.
+        tensors_sha256: SHA-256 of the tensors' file, in hex.
+    """
+
+    format_version: int
+    laconic_version: str
+    method: Method
+    backbone: AdaptedBackbone
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    num_classes: int
+    prompt_counts: tuple[int, ...]
+    widths: tuple[int, ...]
+    condensation: Condensation | None
+    recipe: Recipe | None
+    tensors_sha256: str
+
+    @property
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Name -> shape of every tensor of the adapter; None where the backbone decides."""
+        prompts = zip(self.prompt_counts, self.widths, strict=True)
+        found: dict[str, tuple[int | None, ...]] = {
+            f"prompts.{n}": shape for n, shape in enumerate(prompts) if shape[0]
+        }
+        return {**found, "head.weight": (self.num_classes, None), "head.bias": (self.num_classes,)}
+
+
+def write_config(config: AdapterConfig) -> str:
+    """The configuration as JSON text with sorted keys, lists of plain values on one line.
+
+    Raises:
+        AdapterError: If a value is none that JSON can hold.
+    """
+    document = {**asdict(config), "method": method_to_config(config.method)}
+    try:
+        text = _pretty(document, ascii_only=False) + "\n"
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
+            text = _pretty(document, ascii_only=True) + "\n"
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"The adapter's configuration cannot be written as JSON: {error}.") from error
+    return text
+
+
+def read_config(text: str | bytes, where: str) -> AdapterConfig:
+    """Reads and checks a configuration; keys that it does not know are a warning.
+
+    Args:
+        text: JSON.
+        where: The file's path, for messages.
+
+    Raises:
+        AdapterError: If the text is no JSON object, is of a newer format, lacks a key, or has a value that cannot be.
+    """
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{where} is damaged: it is not valid JSON ({error}); {_REDO}.") from error
+    if not isinstance(document, dict):
+        raise AdapterError(f"{where} should hold a JSON object, not {_show(document)}; {_REDO}.")
+    reader = _Reader(where)
+    config = reader.config(cast("dict[str, Any]", document))
+    _check(config, reader)
+    if reader.unknown:
+        known = f"this version of laconic does not know: {', '.join(sorted(reader.unknown))}"
+        warnings.warn(f"{where} has keys that {known}. They are ignored.", stacklevel=3)
+    return config
+
+
+class _Reader:
+    """Turns plain JSON data into typed values; a message names the key at which it fails."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.unknown: list[str] = []
+
+    def fail(self, problem: str) -> NoReturn:
+        raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
+
+    def config(self, document: dict[str, Any]) -> AdapterConfig:
+        version = self.value(document.get("format_version"), int, "'format_version'")
+        if version > FORMAT_VERSION:
+            raise AdapterError(
+                f"{self.where} has format version {version}, and this laconic reads versions up to {FORMAT_VERSION}; "
+                "upgrade laconic (pip install --upgrade laconic) to load it."
+            )
+        if version < 1:
+            self.fail(f"'format_version' should be at least 1, not {version}")
+        return AdapterConfig(**self.entries(document, AdapterConfig, ""))
+
+    def entries(self, value: object, kind: type, at: str) -> dict[str, Any]:
+        """The typed fields of a dataclass, by name."""
+        if not isinstance(value, dict):
+            self.fail(f"'{at}' should be an object, not {_show(value)}")
+        document = cast("dict[str, Any]", value)
+        hints = get_type_hints(kind)
+        dot = f"{at}." if at else ""
+        known = {field.name for field in fields(kind)}
+        self.unknown += [f"'{dot}{key}'" for key in document if key not in known and (dot, key) != ("method.", "name")]
+        found: dict[str, Any] = {}
+        for field in fields(kind):
+            if field.name in document:
+                read = self.method if hints[field.name] == Method else self.value
+                found[field.name] = read(document[field.name], hints[field.name], f"'{dot}{field.name}'")
+            elif kind is not Recipe or field.default is MISSING:  # a recipe is a record: defaults will do
+                self.fail(f"'{dot}{field.name}' is missing")
+        return found
+
+    def value(self, value: Any, hint: Any, at: str) -> Any:  # noqa: ANN401 - hints are data here
+        """The value as its type hint wants it."""
+        origin, options = get_origin(hint), get_args(hint)
+        if origin in (Union, UnionType):
+            inner = next(option for option in options if option is not NoneType)
+            return None if value is None and NoneType in options else self.value(value, inner, at)
+        if origin is tuple:
+            return self.sequence(value, options, at)
+        if is_dataclass(hint):
+            return self.instance(value, cast("type", hint), at)
+        if origin is Literal:
+            fits, wanted = value in options, " or ".join(map(repr, options))
+        else:
+            value = float(value) if hint is float and type(value) is int and abs(value) < 2**64 else value
+            fits, wanted = type(value) is hint and _in_range(value), _WORDS[hint]
+        if not fits:
+            self.fail(f"{at} should be {wanted}, not {_show(value)}")
+        return value
+
+    def sequence(self, value: object, options: tuple[Any, ...], at: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            self.fail(f"{at} should be a list, not {_show(value)}")
+        items = cast("list[Any]", value)
+        if options[-1] is not Ellipsis and len(items) != len(options):
+            self.fail(f"{at} should have {len(options)} values, not {len(items)}")
+        return tuple(self.value(item, options[0], f"{at}[{index}]") for index, item in enumerate(items))
+
+    def instance(self, value: object, kind: type, at: str) -> object:
+        entries = self.entries(value, kind, at.strip("'"))
+        try:
+            return kind(**entries)
+        except LaconicError as error:
+            self.fail(f"{at} cannot be: {str(error).rstrip('.')}")
+
+    def method(self, value: object, hint: object, at: str) -> Method:
+        if not isinstance(value, dict):
+            self.fail(f"{at} should be an object, not {_show(value)}")
+        document = cast("dict[str, Any]", value)
+        try:
+            method, _ = method_from_config(document)
+        except (LaconicError, TypeError, ValueError) as error:
+            name, known = document.get("name"), "upgrade laconic if the adapter is newer, or"
+            self.fail(f"the method {_show(name)} cannot be made: {str(error).rstrip('.')}; {known}")
+        self.entries(document, type(method), "method")
+        if method.name != document.get("name"):
+            self.fail(f"'method.name' is {_show(document.get('name'))}, but its settings are those of {method.name!r}")
+        return method
+
+
+def _check(config: AdapterConfig, reader: _Reader) -> None:
+    """What must hold between the values, and within them beyond their types."""
+    counts, method, looks = config.prompt_counts, config.method, config.preprocessing
+    shallow = isinstance(method, VPT) and method.depth == "shallow"
+    misplaced = (isinstance(method, Linear) and any(counts)) or (shallow and any(counts[1:]))
+    checks = [
+        (config.num_classes >= 1, f"'num_classes' should be at least 1, not {config.num_classes}"),
+        (
+            config.classes is None or len(config.classes) == config.num_classes,
+            f"there are {len(config.classes or ())} names in 'classes' for {config.num_classes} classes",
+        ),
+        (len(config.widths) >= 1 and min(config.widths) >= 1, "'widths' should have a number above 0 for every block"),
+        (
+            len(counts) == len(config.widths) and min(counts, default=0) >= 0,
+            f"'prompt_counts' should have a number of at least 0 for each of the {len(config.widths)} blocks",
+        ),
+        (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
+        (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
+        (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),
+        (min(config.backbone.img_size) >= 1, "'backbone.img_size' should be above 0"),
+        (min(looks.size) >= 1, "'preprocessing.size' should be above 0"),
+        (min(looks.std) > 0, "'preprocessing.std' should be above 0"),
+        (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
+    ]
+    for holds, problem in checks:
+        if not holds:
+            reader.fail(problem)
+
+
+def _condensation_fits(config: AdapterConfig) -> bool:
+    record = config.condensation
+    if record is None:
+        return True
+    if not len(record.scores) == len(record.kept) == len(config.widths):
+        return False
+    return all(0 <= i < len(s) for s, kept in zip(record.scores, record.kept, strict=True) for i in kept)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _in_range(value: object) -> bool:
+    """A finite float, a whole number that any format can hold, or anything else."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < 2**64
+
+
+def _show(value: object) -> str:
+    return reprlib.repr(value)
+
+
+def _pretty(value: object, *, ascii_only: bool, pad: str = "\n") -> str:
+    """JSON with sorted keys, one entry per line, but lists of plain values on one line."""
+    inner = pad + "  "
+    if isinstance(value, Mapping) and value:
+        pairs = sorted(cast("Mapping[str, Any]", value).items())
+        lines = [f"{json.dumps(k)}: {_pretty(v, ascii_only=ascii_only, pad=inner)}" for k, v in pairs]
+        return "{" + inner + f",{inner}".join(lines) + pad + "}"
+    items = cast("list[Any]", value) if isinstance(value, list | tuple) else []
+    if any(isinstance(item, Mapping | list | tuple) for item in items):
+        return "[" + inner + f",{inner}".join(_pretty(v, ascii_only=ascii_only, pad=inner) for v in items) + pad + "]"
+    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)

@@ -1,0 +1,74 @@
+"""An adapter's tensors: taken from a model, and read from a file with every doubt about it answered."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from laconic.adapter_config import AdapterConfig
+from laconic.errors import AdapterError
+from laconic.model import PromptedModel
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
+    """The prompts of the blocks that have any, and the head, on the CPU in the type they are held in."""
+    held = {f"prompts.{block}": prompts for block, prompts in enumerate(model.prompts) if len(prompts)}
+    held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
+    return {name: p.detach().cpu().contiguous() for name, p in held.items()}
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        pickles = [file for file in ("adapter_model.bin", "adapter_model.pt") if (path.parent / file).exists()]
+        note = f" {pickles[0]} is not read: pickles can run code." if pickles and path.name == TENSORS_FILE else ""
+        raise AdapterError(
+            f"The folder {path.parent} has no {path.name}: it holds no adapter, or its saving was cut short.{note} "
+            "Check the path, or save the adapter again."
+        ) from error
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read ({error}); check the file and its permissions.") from error
+
+
+def read_tensors(path: Path, config: AdapterConfig) -> dict[str, Tensor]:
+    data = read_bytes(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != config.tensors_sha256:
+        raise AdapterError(
+            f"{path} is damaged, or is not the file that {CONFIG_FILE} was written for: its SHA-256 begins with "
+            f"{digest[:12]}, not {config.tensors_sha256[:12]}; save or download the adapter again."
+        )
+    try:
+        tensors = load(data)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise AdapterError(f"{path} is no safetensors file ({error}); save or download the adapter again.") from error
+    check_tensors(tensors, config, str(path))
+    return tensors
+
+
+def check_tensors(tensors: dict[str, Tensor], config: AdapterConfig, where: str) -> None:
+    shapes, redo = config.shapes, "save or download the adapter again"
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise AdapterError(f"{where} lacks the tensor {missing[0]!r} that {CONFIG_FILE} calls for; {redo}.")
+    if extra := sorted(tensors.keys() - shapes.keys()):
+        raise AdapterError(f"{where} has a tensor {extra[0]!r} that {CONFIG_FILE} does not call for; {redo}.")
+    for name, tensor in tensors.items():
+        found, wanted = tuple(tensor.shape), shapes[name]
+        if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
+            shown = "×".join("any" if size is None else str(size) for size in wanted)
+            raise AdapterError(f"{name!r} in {where} has the shape {'×'.join(map(str, found))}, not {shown}; {redo}.")
+        if tensor.dtype not in _DTYPES:
+            raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {redo}.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{name!r} in {where} has values that are NaN or infinite; train the adapter again.")

@@ -1,0 +1,1 @@
+"""Questions about a model or a method, answered with plain data."""

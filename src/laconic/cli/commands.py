@@ -1,0 +1,57 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Command(Protocol):
+    """A parsed command line that can be run."""
+
+    def run(self) -> None:
+        """Does what was asked and prints it."""
+        ...
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 - any JSON
+    """Prints one JSON document on standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table on standard output, numbers to the right, as narrow as its text; text is never markup."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        right = bool(rows) and all(_numeric(row[number]) for row in rows)
+        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(file=sys.stdout).print(table)
+
+
+def print_note(text: str) -> None:
+    """Prints a line on standard error."""
+    sys.stderr.write(text + "\n")
+
+
+def percent(share: float | None) -> str:
+    """A share of one as a percentage, or a dash.
+
+    Example:
+        >>> percent(0.875), percent(None)
+        ('87.5 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _numeric(cell: str) -> bool:
+    return cell == "-" or cell[:1].isdigit()

@@ -1,0 +1,63 @@
+"""`laconic condense`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from laconic.cli.fit import Images, show_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condense:
+    """Score the prompts of a trained adapter, keep the best, fine-tune them, and save the smaller adapter."""
+
+    adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+    """Folder of the adapter, or its Hub id."""
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """The image folder it was trained on; the bundled task when left out."""
+    ratio: float = 0.3
+    """Share of the prompts to keep."""
+    criterion: Literal["taylor", "cls-similarity", "magnitude", "random"] = "taylor"
+    """What makes a prompt worth keeping."""
+    scope: Literal["global", "local"] = "global"
+    """Choose over all blocks together, or inside every block."""
+    fine_tune: bool = True
+    """Fine-tune the kept prompts, at a tenth of the learning rate of the adapter's training."""
+    fine_tune_epochs: int = 20
+    """For how long."""
+    seed: int = 0
+    """Seeds order and random scores."""
+    images: Images = Images()
+    out: Path
+    """Folder for the smaller adapter and result.json."""
+    resume: bool = False
+    """Go on with the run in --out, or start it where there is none."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Scores, keeps, fine-tunes, evaluates, saves."""
+        from laconic.experiment import CondenseSettings, run_condense
+
+        settings = CondenseSettings(
+            adapter=self.adapter,
+            data=self.data,
+            ratio=self.ratio,
+            criterion=self.criterion,
+            scope=self.scope,
+            fine_tune=self.fine_tune,
+            fine_tune_epochs=self.fine_tune_epochs,
+            seed=self.seed,
+            split_seed=self.images.split_seed,
+            skip_bad=self.images.skip_bad,
+        )
+        try:
+            result = run_condense(settings, self.out, resume=self.resume, progress=True)
+        except KeyboardInterrupt as error:
+            again = f"Go on with the same command and --resume (in {self.out})."
+            raise KeyboardInterrupt(f"{error} {again}".strip()) from error
+        show_result(result, self.out, as_json=self.json)

@@ -1,0 +1,154 @@
+"""`laconic fit`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.cli.commands import percent, print_json, print_note, print_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images per step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """SGD as in the VPT paper, or AdamW, which needs less search."""
+    lr: float | None = None
+    """Peak learning rate; 0.002 for adamw, 5.0 (times batch size / 256) for sgd."""
+    weight_decay: float = 1e-4
+    """Weight decay of prompts and head."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster on GPUs and on recent CPUs."""
+    seed: int = 0
+    """Seeds initial values, order and dropout; equal seeds give equal numbers."""
+    workers: int = 0
+    """Processes that load images which do not fit in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How images are read."""
+
+    resize: Literal["squash", "crop"] = "squash"
+    """squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre."""
+    split_seed: int = 0
+    """Cuts the splits that a folder does not have."""
+    skip_bad: bool = False
+    """Go on without images and classes that cannot be used, and say how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present."""
+
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """Image folder; the bundled task when left out."""
+    backbone: str = BUNDLED_BACKBONE
+    """timm name of the vision transformer."""
+    method: Literal["vpt-deep", "vpt-shallow", "linear"] = "vpt-deep"
+    """What to learn on the frozen backbone."""
+    prompts: int = 20
+    """Prompts per block (deep), or in all (shallow)."""
+    condense: float | None = None
+    """After training, keep this share of the prompts (0.3 keeps 30 %) and fine-tune them."""
+    fine_tune: bool = True
+    """Fine-tune condensed prompts."""
+    fine_tune_epochs: int = 20
+    """For how long."""
+    criterion: Literal["taylor", "cls-similarity", "magnitude", "random"] = "taylor"
+    """What makes a prompt worth keeping."""
+    scope: Literal["global", "local"] = "global"
+    """Choose over all blocks together, or inside every block."""
+    img_size: int | None = None
+    """Input size in pixels, where it should differ from the backbone's own."""
+    training: Training = Training()
+    images: Images = Images()
+    out: Path | None = None
+    """Folder for adapter and result.json; named after the run when left out."""
+    resume: bool = False
+    """Go on with the run in --out, or start it where there is none."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Trains, condenses, evaluates, saves."""
+        from laconic.experiment import Settings, run
+        from laconic.recipe import Recipe
+
+        settings = Settings(
+            data=self.data,
+            backbone=self.backbone,
+            method=self.method,
+            prompts=self.prompts,
+            condense=self.condense,
+            fine_tune=self.fine_tune,
+            fine_tune_epochs=self.fine_tune_epochs,
+            criterion=self.criterion,
+            scope=self.scope,
+            img_size=self.img_size,
+            recipe=Recipe(**asdict(self.training)),
+            **asdict(self.images),
+        )
+        out = self.out or self.default_out()
+        try:
+            result = run(settings, out, resume=self.resume, progress=True)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"{error} Go on with the same command and --resume (in {out}).".strip()) from error
+        show_result(result, out, as_json=self.json)
+
+    def default_out(self) -> Path:
+        """A folder whose name tells the runs apart that a user is likely to make side by side."""
+        data = Path(self.data).resolve().name if self.data else "fashion-mnist"
+        parts = [data, self.method]
+        if self.method != "linear":
+            parts.append(f"p{self.prompts}")
+        if self.condense is not None:
+            parts.append(f"keep{self.condense:g}")
+        return Path("runs") / "-".join([*parts, f"seed{self.training.seed}"])
+
+
+def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Prints a finished run: a table of before and after, where it lies, what to do next."""
+    if as_json:
+        print_json(result)
+        return
+    stages = [("all prompts", result["before"]), ("condensed", result)] if "before" in result else [("", result)]
+    rows = [
+        [
+            " ".join(filter(None, [stage["method"], name])),
+            percent(stage["val_accuracy"]),
+            percent(stage["test_accuracy"]),
+            str(sum(stage["prompt_counts"])),
+            f"{stage['learned_params']:,}",
+            f"{stage['training_seconds']:.0f} s",
+        ]
+        for name, stage in stages
+    ]
+    print_table(
+        f"{result['provenance']['data']['source']} on {result['backbone']}",
+        ["method", "val", "test", "prompts", "learned", "time"],
+        rows,
+    )
+    print_table(
+        "Prompts per block",
+        ["block", *map(str, range(1, len(result["prompt_counts"]) + 1))],
+        [[name or "prompts", *map(str, stage["prompt_counts"])] for name, stage in stages],
+    )
+    skipped = result["provenance"]["data"]["skipped"]
+    if skipped:
+        print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
+    for name, stage in stages:
+        if not stage["converged"] and stage["epochs"]:
+            print_note(f"The loss of the {name or 'training'} was still falling at the end; more --epochs may help.")
+    print_note(f"Adapter and {'result.json'} are in {out}. Next: laconic predict {out} IMAGE")

@@ -1,0 +1,102 @@
+"""`laconic eval` and `laconic predict`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from laconic.cli.commands import percent, print_json, print_note, print_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Accuracy of an adapter on labelled images."""
+
+    adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+    """Folder of the adapter, or its Hub id."""
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """Image folder with one folder per class; the bundled task when left out."""
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
+    """auto: the test images that `fit` would use, or the validation images where there are none."""
+    split_seed: int = 0
+    """Cuts the splits that a folder does not have; as given to `fit`."""
+    skip_bad: bool = False
+    """Go on without images and classes that cannot be used."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Loads, folds, evaluates, prints."""
+        from laconic.adapter import load
+        from laconic.data import load_labelled
+        from laconic.progress import bar
+        from laconic.train import evaluate
+
+        model = load(self.adapter)
+        classes = model.classes or tuple(str(number) for number in range(model.head.out_features))
+        with bar("reading images") as report:
+            images, split, skipped = load_labelled(
+                self.data,
+                model.preprocessing,
+                classes,
+                split=self.split,
+                split_seed=self.split_seed,
+                skip_bad=self.skip_bad,
+                progress=report,
+            )
+        with bar("evaluating") as report:
+            found = evaluate(model, images, report=report)
+        if self.json:
+            print_json({**asdict(found), "split": split, "skipped": list(skipped)})
+            return
+        print_table(
+            f"{self.adapter} on {images_name(self.data)}",
+            ["split", "images", "accuracy", "loss"],
+            [[split, str(found.images), percent(found.accuracy), f"{found.loss:.4f}"]],
+        )
+        if skipped:
+            print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Classes and probabilities of images; a folder stands for all images in it."""
+
+    adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+    """Folder of the adapter, or its Hub id."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Image files or folders."""
+    top: int = 3
+    """How many classes to name for each image."""
+    skip_bad: bool = False
+    """Go on without images that cannot be read."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Loads, folds, predicts, prints."""
+        from laconic.adapter import load
+        from laconic.predict import predict
+        from laconic.progress import bar
+
+        model = load(self.adapter).fold()
+        with bar("predicting") as report:
+            predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
+        if self.json:
+            print_json([asdict(prediction) for prediction in predictions])
+        else:
+            rows = [
+                [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
+                for p in predictions
+            ]
+            print_table(f"{len(rows)} images", ["image", "class", "probability", "then"], rows)
+        for sentence in skipped:
+            print_note(sentence)
+
+
+def images_name(data: str | None) -> str:
+    """What the images of a command are called."""
+    return "the bundled task" if data is None else data

@@ -1,0 +1,78 @@
+"""Entry point of the command: which command, and what becomes of an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from laconic import __version__
+from laconic.cli.commands import Command
+from laconic.cli.condense import Condense
+from laconic.cli.cost import Cost
+from laconic.cli.demo import Demo
+from laconic.cli.fit import Fit
+from laconic.cli.judge import Eval, Predict
+from laconic.errors import LaconicError
+
+DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, fold.
+
+Start with `laconic fit` (the bundled task on the bundled backbone, nothing to download) or `laconic fit FOLDER`."""
+
+Commands = (
+    Annotated[Fit, tyro.conf.subcommand("fit", prefix_name=False)]
+    | Annotated[Condense, tyro.conf.subcommand("condense", prefix_name=False)]
+    | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
+    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
+    | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]
+)
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    0: done. 1: a problem that a sentence explains. 2: wrong usage. 130: Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments in (["--version"], ["-V"]):
+        print(f"laconic {__version__}")  # noqa: T201
+        return 0
+    command: Command = tyro.cli(
+        Commands,  # pyright: ignore[reportArgumentType]
+        prog="laconic",
+        description=DESCRIPTION,
+        args=arguments or ["--help"],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return run(command)
+
+
+def run(command: Command) -> int:
+    """Runs one command and turns what goes wrong into a sentence and an exit status."""
+    try:
+        command.run()
+    except LaconicError as error:
+        return _say(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "Stopped.", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to say, not even when Python closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _say("There is not enough memory; try a smaller --batch-size.", 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
+    return 0
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"laconic: {sentence}", file=sys.stderr)  # noqa: T201
+    return status

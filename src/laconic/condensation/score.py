@@ -1,0 +1,152 @@
+"""How much each prompt matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laconic.batches import ImageLabels, in_order, iterate, size_of
+from laconic.errors import LaconicError
+from laconic.model import PromptedModel
+from laconic.prefix import adapter_for
+from laconic.progress import Report, silent
+
+Criterion = Literal["taylor", "cls-similarity", "magnitude", "random"]
+CRITERIA: tuple[str, ...] = get_args(Criterion)
+
+
+def score(
+    model: PromptedModel,
+    data: ImageLabels,
+    *,
+    criterion: Criterion = "taylor",
+    batch_size: int = 64,
+    seed: int = 0,
+    workers: int = 0,
+    report: Report = silent,
+) -> list[Tensor]:
+    """Scores every prompt; higher means more worth keeping.
+
+    - `taylor`: how much the loss would change if the prompt were zeroed, to first order, per sample and then averaged:
+      mean over i of |<dL_i/dp, p>|. One forward and backward pass over the data.
+    - `cls-similarity`: mean attention that the class token pays to the prompt, over heads and images (shallow: and over
+      blocks). One forward pass.
+    - `magnitude`: Euclidean norm. `random`: uniform, from `seed`. Both without a look at the data.
+
+    The model is left as it was, and prompt dropout is off.
+
+    Args:
+        model: A prompted model.
+        data: Usually the training set; as for `laconic.fit`.
+        criterion: One of the above.
+        batch_size: Images per pass; does not change the scores.
+        seed: For `random`.
+        workers: Processes that load a data set which is not ours.
+        report: Told of every batch.
+
+    Returns:
+        One float32 tensor (P_l,) on the CPU for every block.
+
+    Raises:
+        LaconicError: If the criterion is unknown, or needs a class token that the backbone has not.
+        DataError: If the data does not fit.
+
+    Example:
+        >>> import timm, laconic
+        >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(2), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> [len(scores) for scores in score(model, data)]
+        [2, 2, 2, 2, 2, 2]
+
+    Source: Prompt Condensation (arXiv 2305.17223), equations 13-16 and section 5.3.
+    """
+    if criterion not in CRITERIA:
+        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+    if criterion == "magnitude":
+        return [p.detach().float().norm(dim=1).cpu() for p in model.prompts]
+    if criterion == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.rand(count, generator=generator) for count in model.prompt_counts]
+    run = _taylor if criterion == "taylor" else _class_similarity
+    device, length = next(model.parameters()).device, size_of(data)
+    sums = [torch.zeros(count, dtype=torch.float64) for count in model.prompt_counts]
+    batches = in_order(length, batch_size)
+    training = model.training
+    model.eval()
+    try:
+        with ExitStack() as stack:
+            add = stack.enter_context(run(model))
+            done = 0
+            for images, labels in iterate(data, batches, device=device, workers=workers):
+                for block, summed in add(images, labels).items():
+                    sums[block] += summed.double().cpu()
+                done += len(labels)
+                report(done, length)
+    finally:
+        model.train(training)
+    return [(total / length).float() for total in sums]
+
+
+@contextmanager
+def _taylor(model: PromptedModel) -> Iterator[Any]:
+    """Sums over a batch of |<dL_i/dp, p>|, by block."""
+    with model.prompts.per_sample() as recorded:
+
+        def add(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
+            recorded.clear()
+            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+            blocks = [block for block, leaf in recorded.items() if leaf.shape[1]]
+            if not blocks:
+                return {}
+            gradients = torch.autograd.grad(loss, [recorded[block] for block in blocks])
+            return {
+                block: (gradient_BPD.float() * recorded[block].detach().float()).sum(2).abs().sum(0)
+                for block, gradient_BPD in zip(blocks, gradients, strict=True)
+            }
+
+        yield add
+
+
+@contextmanager
+def _class_similarity(model: PromptedModel) -> Iterator[Any]:
+    """Sums over a batch of the class token's attention to each prompt, by block of the prompts."""
+    if not model.info.class_token:
+        raise LaconicError(
+            f"The criterion 'cls-similarity' needs a class token, and {model.info.name} has none; use 'taylor'."
+        )
+    # Token insertion lets every attention see all tokens, also where the prefix execution computes fewer.
+    tokens = model.copy(execution="published").eval()
+    shallow = tokens.method.name == "vpt-shallow"
+    first = model.info.num_prefix_tokens
+    seen: dict[int, Tensor] = {}
+
+    def watch(block: int) -> Any:
+        source = 0 if shallow else block
+        count, scale = tokens.prompt_counts[source], len(model.info.blocks) if shallow else 1
+
+        def note(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            adapter: Any = adapter_for(attention)
+            query, keys, _ = adapter(attention, nn.Identity(), lambda *_: None).project(inputs[0], 1)
+            weights_BHN = (query @ keys.mT * attention.scale).softmax(-1)[:, :, 0]
+            paid = weights_BHN[..., first : first + count].mean(1).sum(0) / scale
+            seen[source] = seen.get(source, torch.zeros_like(paid)) + paid
+
+        return note
+
+    @torch.no_grad()
+    def add(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
+        seen.clear()
+        tokens(images)
+        return dict(seen)
+
+    with ExitStack() as stack:
+        for block, site in enumerate(model.info.blocks):
+            if tokens.prompt_counts[0 if shallow else block]:
+                attention = model.backbone.get_submodule(site.attention)
+                stack.callback(attention.register_forward_pre_hook(watch(block)).remove)
+        yield add

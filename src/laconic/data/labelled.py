@@ -1,0 +1,102 @@
+"""Labelled images for a model that already knows its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from laconic.data.bundled import SOURCE, load_bundled
+from laconic.data.dataset import ImageDataset
+from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse
+from laconic.data.images import printable
+from laconic.data.scan import UNSPLIT, Splits, scan
+from laconic.errors import DataError
+from laconic.preprocessing import Preprocessing
+
+SplitChoice = Literal["auto", "train", "val", "test", "all"]
+
+
+def load_labelled(
+    root: str | Path | None,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    *,
+    split: SplitChoice = "auto",
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> tuple[ImageDataset, str, tuple[str, ...]]:
+    """Reads the images of one split, with labels by the names of known classes.
+
+    Args:
+        root: Image folder as for `load_folder`, where classes may be missing; None for the bundled task.
+        preprocessing: How the images are resized, and later normalised.
+        classes: Names in the order of the labels.
+        split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
+            else what there is; `"all"` takes every image.
+        split_seed: As in `load_folder`.
+        skip_bad: Go on without files that cannot be decoded and classes that are not known.
+        progress: Called after every image with (done, total).
+
+    Returns:
+        The images, the name of the split, and one sentence for each thing that was skipped.
+
+    Raises:
+        DataError: If the folder has no such images, or a class or file that cannot be used.
+    """
+    if root is None or root == SOURCE:
+        return _bundled(preprocessing, classes, split)
+    folder = Path(root)
+    splits = scan(folder, need_train=False).splits
+    if split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits)):
+        splits = cut(splits, split_seed)
+    name = split if split != "auto" else next((s for s in ("test", "val", UNSPLIT, "train") if s in splits), "test")
+    chosen = _union(splits) if name == "all" else splits.get(name, {})
+    problems = [f"class {printable(c)} is not known to the adapter" for c in chosen if printable(c) not in classes]
+    refuse(folder, problems, skip_bad)
+    chosen = {c: files for c, files in chosen.items() if printable(c) in classes and files}
+    if not chosen:
+        raise DataError(f"{printable(str(root))} has no images of known classes in its split {name!r}.")
+    checked = check_images(folder, {name: chosen}, preprocessing, DEFAULT_MEMORY_LIMIT, progress)
+    bad = [f"file {printable(path)} {reason}" for path, reason in checked.bad.items()]
+    refuse(folder, bad, skip_bad)
+    pairs = [
+        (path, classes.index(printable(c)))
+        for c, files in sorted(chosen.items())
+        for path in files
+        if path not in checked.bad
+    ]
+    if not pairs:
+        raise DataError(f"{printable(str(root))} has no usable image in its split {name!r}.")
+    images = ImageDataset(
+        torch.tensor([label for _, label in pairs]),
+        preprocessing,
+        pixels=checked.store,
+        rows=None if checked.store is None else torch.tensor([checked.rows[path] for path, _ in pairs]),
+        root=folder,
+        paths=[path for path, _ in pairs],
+    )
+    return images, name, tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
+
+
+def _union(splits: Splits) -> dict[str, list[str]]:
+    union: dict[str, list[str]] = {}
+    for classes in splits.values():
+        for name, files in classes.items():
+            union.setdefault(name, []).extend(files)
+    return union
+
+
+def _bundled(
+    preprocessing: Preprocessing, classes: Sequence[str], split: SplitChoice
+) -> tuple[ImageDataset, str, tuple[str, ...]]:
+    task = load_bundled(preprocessing)
+    if tuple(classes) != task.classes:
+        raise DataError("The adapter was not made for the bundled task; give the folder of images to evaluate on.")
+    name = "test" if split in ("auto", "all") else split
+    found = {"train": task.train, "val": task.val, "test": task.test}[name]
+    assert found is not None  # the bundled task has all three
+    return found, name, ()

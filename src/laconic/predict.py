@@ -1,0 +1,85 @@
+"""Images in, class names and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from laconic.data import decode, list_images
+from laconic.errors import DataError, LaconicError
+from laconic.model import FoldedModel, PromptedModel
+from laconic.progress import Report, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one image.
+
+    Args:
+        image: Path of the file.
+        class_name: The most probable class.
+        probability: Its probability, 0 to 1.
+        top: The most probable classes with their probabilities, falling.
+    """
+
+    image: str
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def predict(
+    model: PromptedModel | FoldedModel,
+    paths: Sequence[str | Path],
+    *,
+    top: int = 3,
+    batch_size: int = 32,
+    skip_bad: bool = False,
+    report: Report = silent,
+) -> tuple[list[Prediction], list[str]]:
+    """Classifies image files, and all images in folders.
+
+    Args:
+        model: Prompted or folded; classes without names are called by their numbers.
+        paths: Files and folders.
+        top: How many classes to name, at least 1.
+        batch_size: Images per forward pass.
+        skip_bad: Go on without images that cannot be read.
+        report: Told of every batch.
+
+    Returns:
+        The predictions in order, and one sentence for every skipped image.
+
+    Raises:
+        DataError: If a path does not exist or an image cannot be read.
+    """
+    if top < 1:
+        raise LaconicError(f"At least one class must be named for each image, not {top}.")
+    files = list_images(list(paths))
+    names = model.classes or tuple(str(number) for number in range(model.head.out_features))
+    device = next(model.parameters()).device
+    found: list[Prediction] = []
+    skipped: list[str] = []
+    model.eval()
+    for start in range(0, len(files), batch_size):
+        batch, pixels = [], []
+        for file in files[start : start + batch_size]:
+            try:
+                pixels.append(decode(file, model.preprocessing))
+                batch.append(file)
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                skipped.append(str(error))
+        if batch:
+            images = model.preprocessing.normalise(torch.stack(pixels).to(device))
+            with torch.inference_mode():
+                best = model(images).float().softmax(1).topk(min(top, len(names)), dim=1)
+            for file, values, indices in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
+                ranked = tuple((names[index], value) for index, value in zip(indices, values, strict=True))
+                found.append(Prediction(image=str(file), class_name=ranked[0][0], probability=ranked[0][1], top=ranked))
+        report(min(start + batch_size, len(files)), len(files))
+    return found, skipped

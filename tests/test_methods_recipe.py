@@ -1,0 +1,217 @@
+"""Methods as plain data and back; recipes that refuse nonsense; the shape of the learning rate."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import laconic
+from laconic.errors import LaconicError
+from laconic.methods import METHOD_NAMES, method_from_config, method_from_name, method_to_config
+from laconic.recipe import DEFAULT_LR, Recipe, learning_rate
+
+METHODS = st.one_of(
+    st.just(laconic.Linear()),
+    st.builds(
+        laconic.VPT,
+        st.integers(1, 500),
+        st.sampled_from(["deep", "shallow"]),
+        st.none() | st.floats(0, 1, exclude_max=True),
+    ),
+)
+
+
+@given(METHODS)
+def test_a_method_survives_json(method):
+    config = json.loads(json.dumps(method_to_config(method)))
+    found, unknown = method_from_config(config)
+    assert found == method
+    assert type(found) is type(method)
+    assert found.name == method.name == config["name"]
+    assert list(unknown) == []
+
+
+@given(METHODS, st.dictionaries(st.text(min_size=1, max_size=8).map("x_".__add__), st.integers(), max_size=3))
+def test_unknown_keys_are_reported_and_do_no_harm(method, extra):
+    found, unknown = method_from_config({**method_to_config(method), **extra})
+    assert found == method
+    assert sorted(unknown) == sorted(extra)
+
+
+def test_missing_keys_take_their_defaults():
+    assert method_from_config({"name": "vpt-deep"})[0] == laconic.VPT()
+    assert method_from_config({"name": "vpt-shallow", "depth": "shallow"})[0].name == "vpt-shallow"
+
+
+def test_a_configs_name_and_depth_agree():
+    """A file that says vpt-shallow never yields a deep model."""
+    try:
+        found, _ = method_from_config({"name": "vpt-shallow", "num_prompts": 3})
+    except LaconicError:
+        return
+    assert found.name == "vpt-shallow"
+
+
+@pytest.mark.parametrize("name", ["vpt", "", None, "Linear", 3])
+def test_an_unknown_method_is_named(name):
+    with pytest.raises(LaconicError) as error:
+        method_from_config({"name": name})
+    assert repr(name) in str(error.value)
+    with pytest.raises(LaconicError):
+        method_from_config({})
+
+
+@pytest.mark.parametrize("config", [{"num_prompts": 0}, {"dropout": 1.0}, {"depth": "deeper"}])
+def test_a_config_with_bad_values_is_refused(config):
+    with pytest.raises(LaconicError):
+        method_from_config({**method_to_config(laconic.VPT(3)), **config})
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_methods_by_name(name):
+    method = method_from_name(name, num_prompts=7)
+    assert method.name == name
+    assert sum(method.initial_counts(4)) == {"vpt-deep": 28, "vpt-shallow": 7, "linear": 0}[name]
+    assert len(method.initial_counts(4)) == 4
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(LaconicError) as error:
+        method_from_name("vpt-deeper", num_prompts=7)
+    assert "vpt-deeper" in str(error.value)
+    assert all(name in str(error.value) for name in METHOD_NAMES)
+
+
+def test_methods_are_frozen_values():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        laconic.VPT(3).num_prompts = 4
+    assert laconic.VPT(3) == laconic.VPT(num_prompts=3, depth="deep")
+    assert len({laconic.VPT(3), laconic.VPT(3), laconic.VPT(4), laconic.Linear(), laconic.Linear()}) == 3
+
+
+def test_the_papers_prompt_dropout():
+    assert laconic.VPT(3).prompt_dropout == 0.1
+    assert laconic.VPT(3, "shallow").prompt_dropout == 0
+    assert laconic.VPT(3, dropout=0).prompt_dropout == 0
+    assert laconic.VPT(3, "shallow", dropout=0.3).prompt_dropout == 0.3
+
+
+# ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("batch_size", -4),
+        ("optimizer", "adam"),
+        ("optimizer", "AdamW"),
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", math.inf),
+        ("lr", math.nan),
+        ("weight_decay", -1e-9),
+        ("weight_decay", math.nan),
+        ("warmup", -0.01),
+        ("warmup", 1.01),
+        ("warmup", math.nan),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("precision", "fp16"),
+        ("workers", -1),
+    ],
+)
+def test_nonsense_in_a_recipe_is_named(field, value):
+    with pytest.raises(LaconicError) as error:
+        Recipe(**{field: value})
+    assert str(value) in str(error.value)
+    assert str(error.value).endswith(".")
+    with pytest.raises(LaconicError):
+        dataclasses.replace(Recipe(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"optimizer": "sgd", "lr": 1e30},
+        {"weight_decay": 0},
+        {"warmup": 0},
+        {"warmup": 1},
+        {"momentum": 0},
+        {"precision": "bf16"},
+        {"seed": 12345},
+        {"workers": 3},
+    ],
+)
+def test_the_edges_of_a_recipe_are_allowed(values):
+    recipe = Recipe(**values)
+    assert all(getattr(recipe, name) == value for name, value in values.items())
+    assert Recipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_recipes_are_keyword_only_and_frozen():
+    with pytest.raises(TypeError):
+        Recipe(10)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().epochs = 3
+
+
+@given(st.floats(1e-6, 100), st.integers(1, 1024))
+def test_peak_rate(lr, batch):
+    assert Recipe(optimizer="sgd", lr=lr, batch_size=batch).peak_lr == pytest.approx(lr * batch / 256)
+    assert Recipe(optimizer="adamw", lr=lr, batch_size=batch).peak_lr == lr
+
+
+def test_default_rates():
+    assert Recipe(batch_size=64).peak_lr == DEFAULT_LR["adamw"] == 2e-3
+    assert Recipe(optimizer="sgd", batch_size=64).peak_lr == pytest.approx(5.0 / 4)
+
+
+@given(st.sampled_from(["adamw", "sgd"]), st.none() | st.floats(1e-6, 100), st.integers(1, 300))
+def test_fine_tuning_is_a_tenth_of_the_rate_for_twenty_epochs(optimizer, lr, batch):
+    recipe = Recipe(optimizer=optimizer, lr=lr, batch_size=batch, seed=9, weight_decay=0.5, precision="bf16")
+    tuned = recipe.for_fine_tuning()
+    assert tuned.epochs == 20
+    assert tuned.peak_lr == pytest.approx(0.1 * recipe.peak_lr)
+    assert dataclasses.replace(tuned, epochs=recipe.epochs, lr=lr) == recipe
+    assert recipe.for_fine_tuning(epochs=3, lr_factor=1.0).peak_lr == pytest.approx(recipe.peak_lr)
+
+
+# ── learning rate ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 400), st.floats(0, 1), st.floats(1e-8, 1e3))
+def test_the_rate_rises_to_its_peak_and_falls_like_a_cosine(total, warmup, peak):
+    rates = [learning_rate(step, total, peak=peak, warmup=warmup) for step in range(total)]
+    rising = round(total * warmup)
+    assert rates[0] > 0
+    assert all(0 <= rate <= peak * (1 + 1e-12) for rate in rates)
+    assert max(rates) == pytest.approx(peak)
+    assert all(a < b for a, b in zip(rates[: rising - 1], rates[1:rising], strict=False))
+    falling = rates[rising:]
+    assert all(a >= b for a, b in zip(falling, falling[1:], strict=False))
+    for n, rate in enumerate(falling):
+        assert rate == pytest.approx(peak * math.cos(math.pi * n / (2 * len(falling))) ** 2, abs=1e-9 * peak)
+    for n, rate in enumerate(rates[:rising]):
+        assert rate == pytest.approx(peak * (n + 1) / rising)
+
+
+@given(st.floats(0, 1), st.floats(1e-6, 10))
+def test_a_single_step_runs_at_the_peak(warmup, peak):
+    assert learning_rate(0, 1, peak=peak, warmup=warmup) == pytest.approx(peak)
+
+
+@given(st.integers(2, 200), st.floats(0, 1))
+def test_the_rate_is_proportional_to_the_peak(total, warmup):
+    assume(round(total * warmup) < total)
+    for step in range(total):
+        small = learning_rate(step, total, peak=1.0, warmup=warmup)
+        assert learning_rate(step, total, peak=4.0, warmup=warmup) == pytest.approx(4 * small)
+    assert learning_rate(total - 1, total, peak=1.0, warmup=warmup) > 0
