@@ -3,9 +3,9 @@
     python recipes/bundled_backbone.py --data DIR --out runs/backbone
 
 DIR holds `train-*.parquet`, `val.parquet` (columns `image` = {bytes, path} and `label`) and `classes.txt`. The run is
-cheap enough for two CPU cores: it starts on small images (few tokens) and grows them, trains in bf16, and orthogonalises
-the updates of the blocks' matrices (Muon), everything else by AdamW. It checkpoints after every epoch and goes on from
-there when started again with the same arguments.
+cheap enough for two CPU cores: it starts on small images (few tokens) and grows them, trains in bf16, and
+orthogonalises the updates of the blocks' matrices (Muon), everything else by AdamW. It checkpoints after every epoch
+and goes on from there when started again with the same arguments.
 
 Should give about 40 % top-1 on the 10,000 validation images with the default stages (see the model card in
 `src/laconic/bundled/`). Needs `pip install pyarrow` besides laconic.

@@ -334,7 +334,7 @@ BACKBONES = {
     ),
     "patch-dropout": lambda: small_vit(patch_drop_rate=0.5),
 }
-"""Name -> function that makes a small backbone; every one has random weights and 32-pixel images, or as its name says."""
+"""Name -> function that makes a small backbone with random weights, for images of 32 pixels or `IMAGE_SIZES`."""
 
 IMAGE_SIZES = {"non-square-image": (32, 48), "dynamic-image-size": (40, 24)}
 

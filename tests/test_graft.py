@@ -125,7 +125,9 @@ def test_changing_the_views_children_leaves_the_original(net):
     assert not hasattr(net, "added")
 
 
-@pytest.mark.parametrize("path", ["nothing", "stages.2", "stages.0.7", "stem.weight", "stages.1.middle", "gain", "times"])
+@pytest.mark.parametrize(
+    "path", ["nothing", "stages.2", "stages.0.7", "stem.weight", "stages.1.middle", "gain", "times"]
+)
 def test_a_path_that_names_no_submodule(net, path):
     before, answer = tree(net), net(x())
     with pytest.raises(KeyError) as error:

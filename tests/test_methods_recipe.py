@@ -1,6 +1,7 @@
 """Methods as plain data and back; recipes that refuse nonsense; the shape of the learning rate."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -194,9 +195,9 @@ def test_the_rate_rises_to_its_peak_and_falls_like_a_cosine(total, warmup, peak)
     assert rates[0] > 0
     assert all(0 <= rate <= peak * (1 + 1e-12) for rate in rates)
     assert max(rates) == pytest.approx(peak)
-    assert all(a < b for a, b in zip(rates[: rising - 1], rates[1:rising], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(rates[:rising]))
     falling = rates[rising:]
-    assert all(a >= b for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(falling))
     for n, rate in enumerate(falling):
         assert rate == pytest.approx(peak * math.cos(math.pi * n / (2 * len(falling))) ** 2, abs=1e-9 * peak)
     for n, rate in enumerate(rates[:rising]):

@@ -44,7 +44,21 @@ _HOMES = {
     "load": "adapter",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "VPT",
+    "FoldedModel",
+    "LaconicError",
+    "Linear",
+    "PromptedModel",
+    "Recipe",
+    "attach",
+    "condense",
+    "evaluate",
+    "fit",
+    "load",
+    "score",
+    "select",
+]
 
 
 def __getattr__(name: str) -> Any:

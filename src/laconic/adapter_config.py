@@ -162,7 +162,7 @@ class _Reader:
                 self.fail(f"'{dot}{field.name}' is missing")
         return found
 
-    def value(self, value: Any, hint: Any, at: str) -> Any:  # noqa: ANN401 - hints are data here
+    def value(self, value: Any, hint: Any, at: str) -> Any:
         """The value as its type hint wants it."""
         origin, options = get_origin(hint), get_args(hint)
         if origin in (Union, UnionType):

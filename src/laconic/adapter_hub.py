@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -42,15 +42,21 @@ def fetch(repo_id: str, files: Sequence[str]) -> Path:
     Raises:
         AdapterError: If one cannot be had.
     """
+    unreachable = _why_unreachable(repo_id, files[0])
     revision: str | None = None
     folder = Path()
     for file in files:
         try:
             found = hf_hub_download(
-                repo_id, file, revision=revision, endpoint=_endpoint(), cache_dir=os.environ.get("HF_HUB_CACHE") or None
+                repo_id,
+                file,
+                revision=revision,
+                endpoint=_endpoint(),
+                cache_dir=os.environ.get("HF_HUB_CACHE") or None,
+                local_files_only=unreachable is not None,
             )
         except Exception as error:  # the Hub's own errors, the network's and the file system's have no common base
-            raise AdapterError(_why_not_fetched(repo_id, file, error)) from error
+            raise AdapterError(_why_not_fetched(repo_id, file, error, unreachable)) from error
         folder = Path(found).parent
         revision = folder.name  # the other files from the same commit
     return folder
@@ -97,11 +103,22 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
-def _why_not_fetched(repo_id: str, file: str, error: Exception) -> str:
+def _why_unreachable(repo_id: str, file: str) -> Exception | None:
+    """What keeps the Hub from answering, if anything does; `hf_hub_download` alone takes half a minute to tell."""
+    try:
+        get_hf_file_metadata(hf_hub_url(repo_id, file, endpoint=_endpoint()))
+    except Exception as error:  # as in `fetch`
+        return error if _status(error) is None else None
+    return None
+
+
+def _why_not_fetched(repo_id: str, file: str, error: Exception, unreachable: Exception | None) -> str:
     start = f"There is no folder {repo_id!r}, and"
     status = _status(error)
-    if isinstance(error, LocalEntryNotFoundError) and status is None:
-        return f"{start} the Hub could not be reached to look for it ({_first_line(error)}); check path and network."
+    if unreachable is not None:
+        return (
+            f"{start} the Hub could not be reached to look for it ({_first_line(unreachable)}); check path and network."
+        )
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"The repository {repo_id!r} on the Hub has no {file}: it is no adapter of laconic; check the name."
     if status in (401, 403, 404):
@@ -122,6 +139,8 @@ def _why_not_uploaded(repo_id: str, endpoint: str, error: Exception) -> str:
         return f"{start} the Hub finds no such repository or branch; check the name and the token's rights."
     if status is not None:
         return f"{start} the Hub answered with status {status} ({_first_line(error)}); try again later."
+    if isinstance(error, ValueError | TypeError | RuntimeError):
+        return f"{start} {_first_line(error).rstrip('.')}."
     return f"{start} the Hub at {endpoint} could not be reached ({_first_line(error)}); check the network."
 
 

@@ -24,10 +24,15 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     """The prompts of the blocks that have any, and the head, on the CPU in the type they are held in."""
     held = {f"prompts.{block}": prompts for block, prompts in enumerate(model.prompts) if len(prompts)}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
-    return {name: p.detach().cpu().contiguous() for name, p in held.items()}
+    return {name: p.detach().cpu().contiguous().clone() for name, p in held.items()}
 
 
 def read_bytes(path: Path) -> bytes:
+    """The bytes of one of an adapter's files.
+
+    Raises:
+        AdapterError: If it is not there or cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -42,6 +47,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_tensors(path: Path, config: AdapterConfig) -> dict[str, Tensor]:
+    """The tensors that a configuration calls for, from a safetensors file.
+
+    Raises:
+        AdapterError: If the file is not the one the configuration was written for, or what is in it does not fit.
+    """
     data = read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     if digest != config.tensors_sha256:
@@ -54,17 +64,28 @@ def read_tensors(path: Path, config: AdapterConfig) -> dict[str, Tensor]:
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{path} is no safetensors file ({error}); save or download the adapter again.") from error
     check_tensors(tensors, config, str(path))
-    return tensors
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def check_tensors(tensors: dict[str, Tensor], config: AdapterConfig, where: str) -> None:
+    """Compares names, shapes and types with the configuration, and looks for numbers that are not finite.
+
+    Args:
+        tensors: By name.
+        config: What they should be.
+        where: The file, for messages.
+
+    Raises:
+        AdapterError: If something does not fit.
+    """
     shapes, redo = config.shapes, "save or download the adapter again"
     if missing := sorted(shapes.keys() - tensors.keys()):
         raise AdapterError(f"{where} lacks the tensor {missing[0]!r} that {CONFIG_FILE} calls for; {redo}.")
     if extra := sorted(tensors.keys() - shapes.keys()):
         raise AdapterError(f"{where} has a tensor {extra[0]!r} that {CONFIG_FILE} does not call for; {redo}.")
-    for name, tensor in tensors.items():
-        found, wanted = tuple(tensor.shape), shapes[name]
+    for name, wanted in shapes.items():
+        tensor = tensors[name]
+        found = tuple(tensor.shape)
         if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
             shown = "×".join("any" if size is None else str(size) for size in wanted)
             raise AdapterError(f"{name!r} in {where} has the shape {'×'.join(map(str, found))}, not {shown}; {redo}.")

@@ -22,13 +22,24 @@ from laconic.data import Task, open_task
 from laconic.errors import DataError, LaconicError, TrainingError
 from laconic.files import write_json
 from laconic.methods import method_from_name
-from laconic.model import PromptedModel, attach
+from laconic.model import HeadInit, PromptedModel, attach
 from laconic.preprocessing import Preprocessing, Resize
 from laconic.progress import bar
 from laconic.recipe import Recipe
 from laconic.train import History, evaluate, fit
 
 RESULT = "result.json"
+REPORT_KEYS = (
+    "val_accuracy",
+    "test_accuracy",
+    "prompt_counts",
+    "learned_params",
+    "method",
+    "training_seconds",
+    "converged",
+    "epochs",
+)
+"""What a result says of each model in it."""
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
 
@@ -42,6 +53,7 @@ class Settings:
         backbone: timm name.
         method: `vpt-deep`, `vpt-shallow` or `linear`.
         prompts: Prompts per block (deep) or in all (shallow).
+        head_init: See `laconic.attach`.
         condense: Share of the prompts to keep after training; None keeps all.
         fine_tune: Whether condensed prompts are fine-tuned.
         fine_tune_epochs: For how long.
@@ -59,6 +71,7 @@ class Settings:
     backbone: str
     method: str = "vpt-deep"
     prompts: int = 20
+    head_init: HeadInit = "zero"
     condense: float | None = None
     fine_tune: bool = True
     fine_tune_epochs: int = 20
@@ -136,6 +149,7 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
         backbone,
         method_from_name(settings.method, num_prompts=settings.prompts),
         num_classes=len(stages.task.classes),
+        head_init=settings.head_init,
         classes=stages.task.classes,
         preprocessing=preprocessing,
     )
@@ -162,7 +176,7 @@ def run_condense(
             f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data that "
             "it was trained on."
         )
-    before = stages.report(model, History())
+    before = _earlier_report(settings.adapter, stages.task) or stages.report(model, History())
     recipe = (model.recipe or Recipe()).for_fine_tuning(epochs=settings.fine_tune_epochs)
     small, history = stages.condense(model, settings.ratio, replace(recipe, seed=settings.seed))
     return stages.finish(small, history, {"before": before, "backbone": model.info.name, "seed": settings.seed})
@@ -247,6 +261,17 @@ class _Stages:
             return evaluate(model, data, report=report).accuracy
 
 
+def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
+    """The numbers that the adapter's own run left beside it, if that run was on the same data."""
+    path = Path(adapter) / RESULT
+    if not path.is_file():
+        return None
+    result = _read_json(path)
+    if result.get("provenance", {}).get("data", {}).get("fingerprint") != task.fingerprint():
+        return None
+    return {key: result[key] for key in REPORT_KEYS if key in result}
+
+
 class RunFolder:
     """The output folder of a run: claimed at the start, whole at the end.
 
@@ -275,13 +300,14 @@ class RunFolder:
             raise TrainingError(f"The output folder {out} is a file; choose another --out.")
         if (out / RESULT).exists():
             result = _read_json(out / RESULT)
-            if resume and result.get("settings") == self.document:
+            if resume:
+                self._compare(result.get("settings", {}), "finished")
                 return result
             raise TrainingError(f"{out} holds a finished run; choose another --out (its numbers are in {RESULT}).")
         if settings.exists():
             if not resume:
                 raise TrainingError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out.")
-            self._compare(_read_json(settings))
+            self._compare(_read_json(settings), "unfinished")
         elif (out / "adapter_config.json").exists():
             raise TrainingError(f"{out} holds an adapter; choose another --out.")
         try:
@@ -297,11 +323,12 @@ class RunFolder:
             write_json(self.out / RESULT, result)
             shutil.rmtree(self.out / STATE)
 
-    def _compare(self, earlier: dict[str, Any]) -> None:
+    def _compare(self, earlier: dict[str, Any], state: str) -> None:
         changed = sorted(key for key in self.document if earlier.get(key) != self.document[key])
         if changed:
             raise TrainingError(
-                f"The unfinished run in {self.out} has other settings ({', '.join(changed)}); give the same to resume."
+                f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
+                "another --out."
             )
 
 

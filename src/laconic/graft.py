@@ -1,5 +1,8 @@
 """A view of a module tree in which some parts are exchanged and everything else is shared."""
 
+# pyright: reportPrivateUsage=false
+# A module's children are kept in `_modules`; nothing public lets two modules share all but one of them.
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,8 +16,8 @@ M = TypeVar("M", bound=nn.Module)
 def graft(root: M, parts: Mapping[str, nn.Module]) -> M:
     """Returns `root` with the submodules at the given paths exchanged; `root` itself is not touched.
 
-    Only the modules on the way to an exchanged part are new, and they are shells: they share the parameters, buffers and
-    all other children of the originals, so moving or changing `root` shows in the view. Nothing is copied.
+    Only the modules on the way to an exchanged part are new, and they are shells: they share the parameters, buffers
+    and all other children of the originals, so moving or changing `root` shows in the view. Nothing is copied.
 
     Args:
         root: Any module.

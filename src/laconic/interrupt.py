@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def deferred_interrupt(*, enabled: bool = True) -> Iterator[Callable[[], bool]]:
+def deferred_interrupt(*, enabled: bool = True) -> Generator[Callable[[], bool]]:
     """Inside, a first Ctrl-C or SIGTERM is only noted; a second one interrupts at once.
 
     Args:

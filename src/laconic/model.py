@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from laconic.recipe import Recipe
 
 Execution = Literal["prefix", "published"]
+HeadInit = Literal["paper", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ class PromptedModel(_Adapted):
         if execution not in ("prefix", "published"):
             raise LaconicError(f"Execution is 'prefix' or 'published', not {execution!r}.")
         self.prompts = prompts
-        self.execution = execution
+        self.execution: Execution = execution
         self.condensation: Condensation | None = None
         self.recipe: Recipe | None = None
         self._install(self._parts())
@@ -214,8 +215,8 @@ class PromptedModel(_Adapted):
     def fold(self) -> FoldedModel:
         """The same function for inference: prompts as constant keys and values, nothing learned.
 
-        Shallow prompts ask queries in every block, so they stay tokens. With class-token pooling the last block computes
-        the class token only.
+        Shallow prompts ask queries in every block, so they stay tokens. With class-token pooling the last block
+        computes the class token only.
 
         Returns:
             A `FoldedModel` over the same backbone; this model stays usable.
@@ -296,6 +297,7 @@ def attach(
     *,
     num_classes: int,
     execution: Execution = "prefix",
+    head_init: HeadInit = "paper",
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     pretrained: bool = True,
@@ -303,14 +305,16 @@ def attach(
 ) -> PromptedModel:
     """Puts prompts and a linear head on a frozen vision transformer.
 
-    Prompts are drawn from uniform(-v, v) (see `laconic.prompts.init_bound`), the head's weight from Kaiming's normal
-    distribution (fan out) and its bias is -ln 99, with torch's global generator: call `torch.manual_seed` to repeat.
+    Prompts are drawn from uniform(-v, v) (see `laconic.prompts.init_bound`) with torch's global generator: call
+    `torch.manual_seed` to repeat.
 
     Args:
         backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
         method: What to attach; `VPT()`, deep with 50 prompts, when not given.
         num_classes: At least 1.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
+        head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
+            -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training.
         classes: Names of the classes.
         preprocessing: What images must look like; the backbone's own when not given.
         pretrained: With a name: load its weights.
@@ -346,14 +350,25 @@ def attach(
         bound=init_bound(info.patch_size, info.widths[0]),
         dropout=dropout,
     )
-    head = nn.Linear(info.num_features, num_classes)
-    nn.init.kaiming_normal_(head.weight, mode="fan_out")
-    nn.init.constant_(head.bias, -math.log(99))
+    head = _head(info.num_features, num_classes, head_init)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone, method, prompts, head, execution=execution, classes=classes, preprocessing=preprocessing
     )
     return model.to(device=like.device).train()
+
+
+def _head(features: int, classes: int, init: HeadInit) -> nn.Linear:
+    head = nn.Linear(features, classes)
+    if init == "paper":
+        nn.init.kaiming_normal_(head.weight, mode="fan_out")
+        nn.init.constant_(head.bias, -math.log(99))
+    elif init == "zero":
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    else:
+        raise LaconicError(f"The head's initialisation is 'paper' or 'zero', not {init!r}.")
+    return head
 
 
 def without_dropout(method: Method) -> Method:

@@ -1,7 +1,7 @@
 """Prompts as keys and values: attention over a prefix that asks no queries.
 
-The maths is `attend`; below it stands one small adapter for each attention class of timm. An adapter knows how its class
-projects tokens and what its block does to a token before attention; it knows no method.
+The maths is `attend`; below it stands one small adapter for each attention class of timm. An adapter knows how its
+class projects tokens and what its block does to a token before attention; it knows no method.
 
 A deep prompt's output is discarded by VPT, so it acts on the network only as a key and a value (the exact shortcut).
 """
@@ -9,6 +9,7 @@ A deep prompt's output is discarded by VPT, so it acts on the network only as a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,9 +97,14 @@ class PrefixAttention(nn.Module):
         self.prefix = prefix
         self.num_queries = num_queries
 
+    @property
+    def _timm(self) -> Any:
+        """The attention without timm's partial annotations."""
+        return self.attention
+
     def project(self, x_BND: Tensor, num_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (of the first `num_queries` tokens), keys and values (B, H, N, d) of tokens as attention sees them."""
-        attn = self.attention
+        """Queries (of the first `num_queries` tokens), keys and values, each (B, H, N, d), of tokens at its door."""
+        attn = self._timm
         if num_queries is None:
             q_BHNd, k_BHNd, v_BHNd = self._heads(attn.qkv(x_BND), 3)
             return attn.q_norm(q_BHNd), attn.k_norm(k_BHNd), v_BHNd
@@ -112,20 +118,20 @@ class PrefixAttention(nn.Module):
         return self._key_values(self.entry(prompts_bPD))
 
     def _key_values(self, x_BND: Tensor) -> KeyValue:
-        attn = self.attention
+        attn = self._timm
         width, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
         kv_BN2A = F.linear(x_BND, weight[width:], None if bias is None else bias[width:])
         k_BHNd, v_BHNd = self._heads(kv_BN2A, 2)
         return attn.k_norm(k_BHNd), v_BHNd
 
     def _heads(self, x_BNA: Tensor, parts: int) -> tuple[Tensor, ...]:
-        attn = self.attention
+        attn = self._timm
         batch, tokens = x_BNA.shape[:2]
         return x_BNA.reshape(batch, tokens, parts, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As timm's `Attention.forward`, over the prefix."""
-        attn, batch = self.attention, x.shape[0]
+        attn, batch = self._timm, x.shape[0]
         q_BHNd, k_BHMd, v_BHMd = self.project(x, self.num_queries)
         prefix = self.prefix(self, batch)
         dropout = attn.attn_drop.p if attn.training else 0.0
@@ -155,7 +161,7 @@ class LeadingTokensBlock(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) to (B, n, D) with the n leading tokens."""
-        block = self.block
+        block: Any = self.block
         x_BnD = x_BND[:, : self.attention.num_queries]
         x_BnD = x_BnD + block.drop_path1(block.ls1(self.attention(block.norm1(x_BND))))
         return x_BnD + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BnD))))

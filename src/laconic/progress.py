@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -21,7 +21,7 @@ def silent(done: int, total: int, **figures: float) -> None:
 
 
 @contextmanager
-def bar(label: str, *, enabled: bool = True, unit: str = "") -> Iterator[Report]:
+def bar(label: str, *, enabled: bool = True, unit: str = "") -> Generator[Report]:
     """A progress bar on standard error: share done, figures, rate and time left.
 
     On something that is no terminal (a log file) nothing moves; one line says at the end what was done.

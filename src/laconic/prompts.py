@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -68,7 +68,7 @@ class Prompts(nn.ParameterList):
         return prompts_1PD
 
     @contextmanager
-    def per_sample(self) -> Iterator[dict[int, Tensor]]:
+    def per_sample(self) -> Generator[dict[int, Tensor]]:
         """Inside, every sample has its own copy of the prompts, kept by block, so that gradients are per sample.
 
         Yields:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -216,7 +216,7 @@ class _Run:
             self._loop(trained, report, interrupted)
         self._save()
 
-    def _loop(self, trained: nn.Module, report: Report, interrupted: Any) -> None:
+    def _loop(self, trained: nn.Module, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()
         before = self.history.seconds
         first = self.step
@@ -270,7 +270,7 @@ class _Run:
         hits = weight * (logits.detach().argmax(1) == labels).sum()
         sums = torch.stack([loss_sum.detach(), hits])
         if processes > 1:
-            sums = self.accelerator.reduce(sums, reduction="sum")
+            sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
         if not math.isfinite(float(sums[0])):
             epoch, step = divmod(self.step, self.steps_per_epoch)
             raise TrainingError(
@@ -313,12 +313,13 @@ class _Run:
 
 
 @torch.no_grad()
-def _features(model: PromptedModel, data: ImageLabels, workers: int) -> TensorDataset:
+def _features(model: PromptedModel, data: ImageLabels, workers: int) -> ImageLabels:
     model.eval()
     device = next(model.parameters()).device
     batches = iterate(data, in_order(size_of(data), 128), device=device, workers=workers)
     found = [(model.features(images).float(), labels) for images, labels in batches]
-    return TensorDataset(torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found]))
+    features, labels = torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+    return cast("ImageLabels", TensorDataset(features, labels))
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:
@@ -332,7 +333,7 @@ def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: R
 
 
 @contextmanager
-def _attention_for_training(model: nn.Module) -> Iterator[None]:
+def _attention_for_training(model: nn.Module) -> Generator[None]:
     """On CPUs, plain attention: the fused kernel's backward pass there takes longer than all else (benchmarks/)."""
     if next(model.parameters()).device.type == "cpu":
         with sdpa_kernel(SDPBackend.MATH):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from laconic.bundled import BUNDLED_BACKBONE
 
@@ -33,7 +33,11 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def laconic_vit_tiny_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """ViT, patch 8, width 192, 12 blocks, 3 heads, class token, 64x64 pixels: 5.5 M parameters."""
-    from timm.models.vision_transformer import _create_vision_transformer
-
-    arguments = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3, **kwargs}
-    return _create_vision_transformer("laconic_vit_tiny_patch8_64", pretrained=pretrained, **arguments)
+    arguments: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return build_model_with_cfg(
+        VisionTransformer,
+        "laconic_vit_tiny_patch8_64",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **{**arguments, **kwargs},
+    )

@@ -16,7 +16,7 @@ class Command(Protocol):
         ...
 
 
-def print_json(document: Any) -> None:  # noqa: ANN401 - any JSON
+def print_json(document: Any) -> None:
     """Prints one JSON document on standard output."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()

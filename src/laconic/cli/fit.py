@@ -60,6 +60,8 @@ class Fit:
     """What to learn on the frozen backbone."""
     prompts: int = 20
     """Prompts per block (deep), or in all (shallow)."""
+    head_init: Literal["zero", "paper"] = "zero"
+    """How the head starts: zeros, or the VPT paper's random values, which suit its SGD and high rates."""
     condense: float | None = None
     """After training, keep this share of the prompts (0.3 keeps 30 %) and fine-tune them."""
     fine_tune: bool = True
@@ -91,6 +93,7 @@ class Fit:
             backbone=self.backbone,
             method=self.method,
             prompts=self.prompts,
+            head_init=self.head_init,
             condense=self.condense,
             fine_tune=self.fine_tune,
             fine_tune_epochs=self.fine_tune_epochs,
@@ -150,5 +153,6 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
     for name, stage in stages:
         if not stage["converged"] and stage["epochs"]:
-            print_note(f"The loss of the {name or 'training'} was still falling at the end; more --epochs may help.")
-    print_note(f"Adapter and {'result.json'} are in {out}. Next: laconic predict {out} IMAGE")
+            which = f" ({name})" if name else ""
+            print_note(f"The loss{which} was still falling at the end; more epochs may help.")
+    print_note(f"Adapter and result.json are in {out}. Next: laconic predict {out} IMAGE")

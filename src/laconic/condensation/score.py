@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from laconic.assembly import no_prefix
 from laconic.batches import ImageLabels, in_order, iterate, size_of
 from laconic.errors import LaconicError
 from laconic.model import PromptedModel
@@ -93,7 +94,7 @@ def score(
 
 
 @contextmanager
-def _taylor(model: PromptedModel) -> Iterator[Any]:
+def _taylor(model: PromptedModel) -> Generator[Any]:
     """Sums over a batch of |<dL_i/dp, p>|, by block."""
     with model.prompts.per_sample() as recorded:
 
@@ -113,7 +114,7 @@ def _taylor(model: PromptedModel) -> Iterator[Any]:
 
 
 @contextmanager
-def _class_similarity(model: PromptedModel) -> Iterator[Any]:
+def _class_similarity(model: PromptedModel) -> Generator[Any]:
     """Sums over a batch of the class token's attention to each prompt, by block of the prompts."""
     if not model.info.class_token:
         raise LaconicError(
@@ -131,7 +132,7 @@ def _class_similarity(model: PromptedModel) -> Iterator[Any]:
 
         def note(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             adapter: Any = adapter_for(attention)
-            query, keys, _ = adapter(attention, nn.Identity(), lambda *_: None).project(inputs[0], 1)
+            query, keys, _ = adapter(attention, nn.Identity(), no_prefix).project(inputs[0], 1)
             weights_BHN = (query @ keys.mT * attention.scale).softmax(-1)[:, :, 0]
             paid = weights_BHN[..., first : first + count].mean(1).sum(0) / scale
             seen[source] = seen.get(source, torch.zeros_like(paid)) + paid

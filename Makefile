@@ -1,0 +1,43 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the main job on the bundled backbone and task, in minutes (pictures and adapters in demo/)"
+	@echo "make test    the tests"
+	@echo "make check   linter, formatter and type checker"
+	@echo "make bench   the benchmarks behind the README's ratios"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "laconic needs Python 3.11 or newer; set PYTHON=...")'
+	@echo "Setting up $(VENV): PyTorch and timm are a few hundred megabytes, once."
+	$(PYTHON) -m venv $(VENV)
+	@if command -v uv >/dev/null 2>&1; then \
+		VIRTUAL_ENV=$(VENV) uv pip install --quiet -e '.[dev]'; \
+	else \
+		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	fi
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/laconic demo --out demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(READY)
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/training.py
+
+clean:
+	rm -rf $(VENV) demo runs
