@@ -267,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", default="runs/backbone")
-    parser.add_argument("--stages", default="32:10:0,48:7:0.25,64:4:0", help="pixels:epochs:cutmix share, ...")
+    parser.add_argument("--stages", default="32:10:0,48:5:0.25,64:3:0", help="pixels:epochs:cutmix share, ...")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=256)

@@ -15,8 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 import laconic
+from laconic import VPT, attach, load
 from laconic.adapter import save_adapter
 from laconic.backbone import fingerprint
 from laconic.errors import AdapterError, BackboneError, LaconicError
@@ -434,11 +436,19 @@ def test_a_backbone_that_is_not_supported(folder):
 
 
 def test_a_backbone_that_timm_cannot_make(folder):
-    for name in ("VisionTransformer", "vit_of_tomorrow", "hf-hub:evil/pickles", "local-dir:/tmp"):
+    for name in ("VisionTransformer", "vit_of_tomorrow"):
         edit(folder, backbone={**config_of(folder)["backbone"], "name": name})
         assert name in refused("timm cannot make by name.*backbone=model", folder)
     edit(folder, backbone={**config_of(folder)["backbone"], "name": "test_vit.no_such_tag"})
     refused("no_such_tag", folder, error=BackboneError)
+
+
+def test_a_backbone_from_a_folder_is_found_again(tmp_path):
+    save_for_hf(timm.create_model("test_vit", img_size=32), tmp_path / "vit", safe_serialization=True)
+    model = attach(f"local-dir:{tmp_path / 'vit'}", VPT(2), num_classes=3).eval()
+    save_adapter(model, tmp_path / "adapter")
+    images = torch.randn(2, 3, *model.preprocessing.size)
+    assert torch.equal(load(tmp_path / "adapter")(images), model(images))
 
 
 def test_a_backbone_made_by_hand_needs_the_object(tmp_path):

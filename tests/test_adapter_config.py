@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import laconic
 from laconic.adapter import FORMAT_VERSION, save_adapter
-from laconic.adapter_config import read_config, write_config
+from laconic.adapter.config import read_config, write_config
 from laconic.errors import AdapterError
 from test_adapter import backbone, config_of, edit, folder, model_with, pristine, refused, some_images
 
@@ -180,6 +180,23 @@ def vpt(**changes):
 def test_values_that_cannot_be(folder, backbone, changes, match):
     edit(folder, **changes)
     refused(match, folder, backbone)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ('"mean": [0.5', '"mean": [1e999', r"'preprocessing.mean'\[0\] should be a finite number, not inf"),
+        ('"seed": 0', '"seed": ' + "9" * 30, "'recipe.seed' should be a whole number, not 9"),
+        ('"lr": 0.5', '"lr": ' + "9" * 400, "'recipe.lr' should be a finite number, not 9"),
+        ('"lr": 0.5', '"lr": NaN', "NaN is not a JSON number"),
+        ('"std": [0.5', '"std": [0', "'preprocessing.std' should be above 0"),
+    ],
+)
+def test_numbers_that_cannot_be(pristine, old, new, match):
+    text = (pristine / "adapter_config.json").read_text(encoding="utf-8")
+    assert old in text
+    with pytest.raises(AdapterError, match=match):
+        read_config(text.replace(old, new), "here")
 
 
 def test_unknown_keys_are_a_warning(folder, backbone):

@@ -11,7 +11,7 @@ import torch
 
 import laconic
 from laconic.adapter import push_adapter, save_adapter
-from laconic.adapter_hub import is_hub_id
+from laconic.adapter.hub import is_hub_id
 from laconic.errors import AdapterError
 from test_adapter import FILES, backbone, model_with, refused, some_images
 
@@ -126,7 +126,10 @@ def test_the_three_files_arrive_byte_for_byte_and_load_again(hub, backbone, tmp_
         assert sent[file] == (tmp_path / "here" / file).read_bytes()
     assert {token for _, token in hub.calls} == {f"Bearer {TOKEN}"}
     assert sum("/commit/" in path for path, _ in hub.calls) == 1
+    hub.calls.clear()
     loaded = laconic.load("me/birds", backbone)
+    fetched = {path for path, _ in hub.calls if "safetensors" in path}
+    assert fetched == {f"/me/birds/resolve/{'a' * 40}/adapter_model.safetensors"}  # of the configuration's commit
     assert torch.equal(loaded(some_images()), model(some_images()))
     assert loaded.classes == model.classes
 
@@ -180,7 +183,7 @@ def test_a_push_without_a_network(hub, backbone):
 
 
 def test_a_push_without_a_message(hub, backbone):
-    with pytest.raises(AdapterError, match="could not be uploaded to 'me/birds': ValueError: .*commit_message"):
+    with pytest.raises(AdapterError, match=r"could not be uploaded to 'me/birds': ValueError: .*commit_message"):
         push_adapter(model_with(backbone), "me/birds", token=TOKEN, commit_message="")
 
 

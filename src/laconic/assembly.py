@@ -119,8 +119,13 @@ def constant_prefixes(backbone: nn.Module, info: BackboneInfo, prompts: Prompts)
     for block in range(len(info.blocks)):
         attention = _attention(backbone, info, block, no_prefix)
         keys, values = attention.key_values(prompts[block].detach().unsqueeze(0))
-        found.append(ConstantPrefix(keys.contiguous(), values.contiguous()))
+        found.append(ConstantPrefix(_by_token(keys), _by_token(values)))
     return found
+
+
+def _by_token(heads_1HPd: Tensor) -> Tensor:
+    """The same numbers, laid out as `attend` copies them: token by token."""
+    return heads_1HPd.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _sites(info: BackboneInfo) -> list[tuple[int, BlockSite]]:

@@ -45,7 +45,8 @@ class BackboneInfo:
     """A backbone as prompts see it.
 
     Args:
-        name: timm's name with its tag, or the class of a model that timm did not make.
+        name: What `create_backbone` makes it by (timm's name with its tag, or hf-hub: or local-dir: and the place), or
+            the class of a model that timm did not make.
         blocks: In forward order.
         patch_size: Height and width in pixels.
         num_prefix_tokens: Class, distillation and register tokens at the front of the sequence.
@@ -70,20 +71,25 @@ class BackboneInfo:
         return [block.width for block in self.blocks]
 
 
-def create_backbone(name: str, *, pretrained: bool = True, img_size: int | None = None) -> nn.Module:
+def can_create(name: str) -> bool:
+    """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
+    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
+
+
+def create_backbone(name: str, *, pretrained: bool = True, img_size: int | tuple[int, int] | None = None) -> nn.Module:
     """Makes a timm model by name.
 
     Args:
         name: Any name that `timm.create_model` takes, `hf-hub:` and `local-dir:` included.
         pretrained: Load the weights, from timm's cache, the Hub or the package.
-        img_size: Input size in pixels where it should differ from the pre-training size.
+        img_size: Input size in pixels (one number, or height and width) where it should differ from the
+            pre-training size.
 
     Raises:
         BackboneError: If timm knows no such model, or its weights cannot be had.
     """
     arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-    known = name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
-    if not known:
+    if not can_create(name):
         close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
         raise BackboneError(f"timm has no model called {name!r}{hint}.")
@@ -167,6 +173,10 @@ def _name(model: VisionTransformer) -> str:
     config: Any = getattr(model, "pretrained_cfg", None)
     if not config or not config.get("architecture"):
         return type(model).__name__
+    if config.get("source") == "hf-hub" and config.get("hf_hub_id"):
+        return f"hf-hub:{config['hf_hub_id']}"
+    if config.get("source") == "local-dir" and config.get("file"):
+        return f"local-dir:{config['file']}"
     return f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from laconic.adapter_config import AdapterConfig
+from laconic.adapter.config import AdapterConfig
 from laconic.errors import AdapterError
 from laconic.model import PromptedModel
 

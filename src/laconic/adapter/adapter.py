@@ -12,16 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import timm
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import laconic
-from laconic import adapter_hub
-from laconic.adapter_card import card
-from laconic.adapter_config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
-from laconic.adapter_tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
-from laconic.backbone import create_backbone, describe, fingerprint
+from laconic.adapter import hub as adapter_hub
+from laconic.adapter.card import card
+from laconic.adapter.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
+from laconic.adapter.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
+from laconic.backbone import can_create, create_backbone, describe, fingerprint
 from laconic.errors import AdapterError
 from laconic.files import write_atomically, write_text
 from laconic.methods import VPT
@@ -162,7 +161,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str) -> AdapterConfig:
 def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
     pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
     base_model = pretrained.get("hf_hub_id") or config.backbone.name
-    return card(config, base_model=str(base_model), known_to_timm=_is_timm_name(config.backbone.name))
+    return card(config, base_model=str(base_model), known_to_timm=can_create(config.backbone.name))
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -184,19 +183,14 @@ def _find(source: str | Path) -> Path:
     return adapter_hub.fetch(source, [CONFIG_FILE, TENSORS_FILE])
 
 
-def _is_timm_name(name: str) -> bool:
-    # Prefixes like hf-hub: never get into a configuration; followed, they could lead to a pickle.
-    return ":" not in name and timm.is_model(name)
-
-
 def _make_backbone(config: AdapterConfig, folder: Path) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
-    if not _is_timm_name(name):
+    if not can_create(name):
         raise AdapterError(
             f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
             "give the model object: laconic.load(..., backbone=model)."
         )
-    return create_backbone(name, img_size=size[0] if size[0] == size[1] else None)
+    return create_backbone(name, img_size=size)
 
 
 def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from laconic.errors import AdapterError
@@ -127,21 +127,22 @@ def _why_not_fetched(repo_id: str, file: str, error: Exception, unreachable: Exc
 
 
 def _why_not_uploaded(repo_id: str, endpoint: str, error: Exception) -> str:
-    start = f"The adapter could not be uploaded to {repo_id!r}:"
     status = _status(error)
     if isinstance(error, HFValidationError):
-        return f"{start} that is no id for a repository on the Hub; use the form 'user/name'."
-    if status == 401:
-        return f"{start} the Hub does not accept your token; log in with `hf auth login`, or pass token=."
-    if status == 403:
-        return f"{start} your token may not write there; use a token with write access, or another name."
-    if isinstance(error, RevisionNotFoundError) or status == 404:
-        return f"{start} the Hub finds no such repository or branch; check the name and the token's rights."
-    if status is not None:
-        return f"{start} the Hub answered with status {status} ({_first_line(error)}); try again later."
-    if isinstance(error, ValueError | TypeError | RuntimeError):
-        return f"{start} {_first_line(error).rstrip('.')}."
-    return f"{start} the Hub at {endpoint} could not be reached ({_first_line(error)}); check the network."
+        reason = "that is no id for a repository on the Hub; use the form 'user/name'"
+    elif status == 401:
+        reason = "the Hub does not accept your token; log in with `hf auth login`, or pass token="
+    elif status == 403:
+        reason = "your token may not write there; use a token with write access, or another name"
+    elif status == 404:
+        reason = "the Hub finds no such repository or branch; check the name and the token's rights"
+    elif status is not None:
+        reason = f"the Hub answered with status {status} ({_first_line(error)}); try again later"
+    elif isinstance(error, ValueError | TypeError | RuntimeError):
+        reason = _first_line(error).rstrip(".")
+    else:
+        reason = f"the Hub at {endpoint} could not be reached ({_first_line(error)}); check the network"
+    return f"The adapter could not be uploaded to {repo_id!r}: {reason}."
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 
-from laconic.adapter_config import AdapterConfig
+from laconic.adapter.config import AdapterConfig
 from laconic.methods import VPT
 
 _ESCAPES = {
