@@ -439,21 +439,6 @@ def test_detach_of_a_deep_copy_restores_its_own_backbone():
         assert_same({kind: before[kind]}, {kind: found[kind]})
 
 
-def test_detaching_one_model_leaves_the_other_at_work():
-    vit = BACKBONES["dropout-everywhere"]().train()
-    images = some_images("dropout-everywhere", 3)
-    torch.manual_seed(0)
-    staying = laconic.attach(vit, laconic.VPT(3), num_classes=3).eval()
-    leaving = laconic.attach(vit, laconic.VPT(2), num_classes=3)
-    folded = staying.fold()
-    with torch.no_grad():
-        before = staying(images)
-        leaving.detach()
-        assert torch.equal(staying(images), before)
-        assert torch.equal(folded(images), folded(images))
-        close(folded(images), before, 1e-4)
-
-
 @pytest.mark.parametrize("executions", [("prefix", "prefix"), ("prefix", "published"), ("published", "published")])
 def test_two_models_on_one_backbone_do_not_disturb_each_other(executions):
     vit = BACKBONES["class-token"]()

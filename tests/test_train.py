@@ -781,11 +781,11 @@ def test_a_label_out_of_range_is_named(method, label):
     labels = labels.clone()
     labels[7] = label
     data = TensorDataset(images, labels)
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(DataError) as error:
         fit(fresh(method), data, recipe=recipe())
     assert str(label) in a_sentence(error)
     assert str(CLASSES) in str(error.value)
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(DataError) as error:
         evaluate(fresh(method), data)
     assert str(label) in a_sentence(error)
 

@@ -27,6 +27,10 @@ class LearnedPrefix:
         """One set for the batch, or one per sample; None for a block without prompts."""
         if not len(self.prompts[self.block]):
             return None
+        if self.prompts.recorded is not None:
+            shared = attention.key_values(self.prompts[self.block].unsqueeze(0))
+            keys, values = self.prompts.record(self.block, batch, *shared)
+            return keys, values
         return attention.key_values(self.prompts.take(self.block, batch))
 
 
@@ -113,12 +117,16 @@ def shallow_token_parts(
     }
 
 
+def attention_at(backbone: nn.Module, info: BackboneInfo, block: int) -> PrefixAttention:
+    """The adapter of a block's attention without a prefix, to compute with."""
+    return _attention(backbone, info, block, no_prefix)
+
+
 def constant_prefixes(backbone: nn.Module, info: BackboneInfo, prompts: Prompts) -> list[ConstantPrefix]:
     """The keys and values of every block's prompts as they are now."""
     found: list[ConstantPrefix] = []
     for block in range(len(info.blocks)):
-        attention = _attention(backbone, info, block, no_prefix)
-        keys, values = attention.key_values(prompts[block].detach().unsqueeze(0))
+        keys, values = attention_at(backbone, info, block).key_values(prompts[block].detach().unsqueeze(0))
         found.append(ConstantPrefix(_by_token(keys), _by_token(values)))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,20 @@ def save_checkpoint(
     write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
-def load_checkpoint(path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path,
+    learned: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    check: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Fills parameters and optimiser from a checkpoint and returns its facts.
+
+    Args:
+        path: The file.
+        learned: Parameters to fill.
+        optimizer: Optimiser to fill.
+        check: Raises if the facts are not those of this run; nothing has been changed by then.
 
     Raises:
         TrainingError: If the file is damaged, or was written for other parameters.
@@ -43,6 +56,9 @@ def load_checkpoint(path: Path, learned: dict[str, nn.Parameter], optimizer: tor
         raise TrainingError(
             f"The checkpoint {path} is damaged ({error}); delete it to start that stage anew."
         ) from error
+    if not isinstance(facts, dict):
+        raise TrainingError(f"The checkpoint {path} is damaged; delete it to start that stage anew.")
+    check(facts)
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
     shapes_fit = names == set(learned) and all(tensors[f"learned.{n}"].shape == p.shape for n, p in learned.items())
     if not shapes_fit:

@@ -113,4 +113,6 @@ def method_from_config(config: dict[str, Any]) -> tuple[Method, Sequence[str]]:
     known = {field.name for field in fields(kind)}
     values = {key: value for key, value in config.items() if key in known}
     unknown = [key for key in config if key not in known and key != "name"]
+    if kind is VPT and "depth" not in values:
+        values["depth"] = str(name).removeprefix("vpt-")
     return kind(**values), unknown

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from laconic.assembly import (
 )
 from laconic.backbone import BackboneInfo, create_backbone, describe
 from laconic.errors import BackboneError, LaconicError
+from laconic.frozen import Original
 from laconic.graft import graft
 from laconic.methods import VPT, Method
 from laconic.preprocessing import Preprocessing
@@ -76,8 +76,8 @@ class _Adapted(nn.Module):
         self.method = method
         self.classes = classes
         self.preprocessing = preprocessing
-        _freeze(backbone)
-        backbone.eval()
+        self._original = Original.of(backbone)
+        backbone.requires_grad_(False).eval()
 
     def _install(self, parts: Mapping[str, nn.Module]) -> None:
         self.__dict__["_view"] = graft(self.backbone, parts)
@@ -107,8 +107,11 @@ class _Adapted(nn.Module):
         return self
 
     def detach(self) -> nn.Module:
-        """Gives the backbone back as it was before `attach`, bit for bit; this model is of no further use."""
-        _unfreeze(self.backbone)
+        """Gives the backbone back as it was before `attach`, bit for bit.
+
+        This model is of no further use, nor are others over the same backbone.
+        """
+        self._original.restore(self.backbone)
         return self.backbone
 
 
@@ -148,11 +151,11 @@ class PromptedModel(_Adapted):
     ) -> None:
         info = describe(backbone)
         names = None if classes is None else tuple(classes)
-        super().__init__(backbone, info, head, method, names, preprocessing or info.preprocessing)
         if names is not None and len(names) != head.out_features:
             raise LaconicError(f"There are {len(names)} class names for {head.out_features} classes.")
         if execution not in ("prefix", "published"):
             raise LaconicError(f"Execution is 'prefix' or 'published', not {execution!r}.")
+        super().__init__(backbone, info, head, method, names, preprocessing or info.preprocessing)
         self.prompts = prompts
         self.execution: Execution = execution
         self.condensation: Condensation | None = None
@@ -271,26 +274,6 @@ def _rides_as_tokens(method: Method) -> bool:
     return isinstance(method, VPT) and method.depth == "shallow"
 
 
-_frozen: WeakKeyDictionary[nn.Module, tuple[dict[str, bool], dict[str, bool]]] = WeakKeyDictionary()
-"""Backbone -> requires_grad of its parameters and training mode of its modules before the first attach."""
-
-
-def _freeze(backbone: nn.Module) -> None:
-    if backbone not in _frozen:
-        flags = {name: p.requires_grad for name, p in backbone.named_parameters()}
-        modes = {name: module.training for name, module in backbone.named_modules()}
-        _frozen[backbone] = (flags, modes)
-    backbone.requires_grad_(False)
-
-
-def _unfreeze(backbone: nn.Module) -> None:
-    flags, modes = _frozen.get(backbone, ({}, {}))
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
-    for name, module in backbone.named_modules():
-        module.training = modes.get(name, module.training)
-
-
 def attach(
     backbone: str | nn.Module,
     method: Method | None = None,
@@ -355,7 +338,7 @@ def attach(
     model = PromptedModel(
         backbone, method, prompts, head, execution=execution, classes=classes, preprocessing=preprocessing
     )
-    return model.to(device=like.device).train()
+    return model.to(device=like.device, dtype=like.dtype).train()
 
 
 def _head(features: int, classes: int, init: HeadInit) -> nn.Linear:

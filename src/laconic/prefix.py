@@ -41,24 +41,30 @@ def attend(
         v_BHMd: Values (B, H, M, d).
         prefix: Keys and values (1 or B, H, P, d); one for the whole batch, or one per sample.
         attn_mask: As in `scaled_dot_product_attention`, over the M keys; the prefix is never masked.
-        is_causal: Query n sees the prefix and the keys up to n.
+        is_causal: Query n sees the prefix and the keys up to n; goes without a mask.
         dropout: Probability of dropping an attention weight.
         scale: Factor of the logits; 1/sqrt(d) when not given.
 
     Returns:
         (B, H, N, d).
 
+    Raises:
+        ValueError: If both a mask and `is_causal` are given.
+
     Example:
         >>> q = k = v = torch.ones(2, 3, 5, 4)
         >>> attend(q, k, v, (torch.ones(1, 3, 7, 4), torch.ones(1, 3, 7, 4))).shape
         torch.Size([2, 3, 5, 4])
     """
+    if is_causal and attn_mask is not None:
+        raise ValueError("attend takes a mask or is_causal, not both")
     if prefix is not None and prefix[0].shape[2]:
         batch, added = q_BHNd.shape[0], prefix[0].shape[2]
         if is_causal:
             attn_mask = torch.ones(q_BHNd.shape[2], k_BHMd.shape[2], dtype=torch.bool, device=q_BHNd.device).tril()
             is_causal = False
         if attn_mask is not None:
+            attn_mask = attn_mask.expand(*attn_mask.shape[:-1], k_BHMd.shape[2])
             attn_mask = F.pad(attn_mask, (added, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
         k_BHMd = _join(prefix[0], k_BHMd, batch)
         v_BHMd = _join(prefix[1], v_BHMd, batch)
@@ -104,6 +110,11 @@ class PrefixAttention(nn.Module):
         self.entry = entry
         self.prefix = prefix
         self.num_queries = num_queries
+
+    @property
+    def scale(self) -> float:
+        """Factor of the logits."""
+        return self._timm.scale
 
     @property
     def _timm(self) -> Any:

@@ -39,7 +39,7 @@ class Prompts(nn.ParameterList):
         # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
         super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
         self.dropout = dropout
-        self._recorded: dict[int, Tensor] | None = None
+        self.recorded: dict[int, tuple[Tensor, ...]] | None = None
 
     @staticmethod
     def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:
@@ -59,26 +59,33 @@ class Prompts(nn.ParameterList):
             (1, P, D) where one set serves the whole batch; (B, P, D) under dropout and inside `per_sample`.
         """
         prompts_1PD = self[block].unsqueeze(0)
-        if self._recorded is not None:
-            leaf_BPD = prompts_1PD.detach().expand(batch, -1, -1).clone().requires_grad_()
-            self._recorded[block] = leaf_BPD
+        if self.recorded is not None:
+            (leaf_BPD,) = self.record(block, batch, prompts_1PD)
             return leaf_BPD
         if self.training and self.dropout > 0 and len(self[block]):
             return F.dropout(prompts_1PD.expand(batch, -1, -1), self.dropout)
         return prompts_1PD
 
+    def record(self, block: int, batch: int, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are kept by block."""
+        assert self.recorded is not None
+        leaves = tuple(t.detach().expand(batch, *t.shape[1:]).clone().requires_grad_() for t in shared)
+        self.recorded[block] = leaves
+        return leaves
+
     @contextmanager
-    def per_sample(self) -> Generator[dict[int, Tensor]]:
-        """Inside, every sample has its own copy of the prompts, kept by block, so that gradients are per sample.
+    def per_sample(self) -> Generator[dict[int, tuple[Tensor, ...]]]:
+        """Inside, every sample has its own copy of what prompts are to it, so that gradients are per sample.
 
         Yields:
-            A dict block -> leaf (B, P, D) of the latest forward pass.
+            A dict block -> leaves of the latest forward pass: prompts (B, P, D) where they ride as tokens, keys and
+            values (B, H, P, d) where they are a prefix.
         """
-        self._recorded = {}
+        self.recorded = {}
         try:
-            yield self._recorded
+            yield self.recorded
         finally:
-            self._recorded = None
+            self.recorded = None
 
     def select(self, kept: Sequence[Tensor]) -> Prompts:
         """A copy that holds only the prompts whose indices are given for each block."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
-from laconic.batches import ImageLabels, epoch_order, in_order, iterate, size_of
+from laconic.backbone import fingerprint
+from laconic.batches import ImageLabels, check_batch, epoch_order, identity, in_order, iterate, size_of
 from laconic.checkpoint import load_checkpoint, save_checkpoint
 from laconic.errors import TrainingError
 from laconic.interrupt import deferred_interrupt
+from laconic.methods import method_to_config
 from laconic.model import FoldedModel, PromptedModel
 from laconic.progress import Report, bar, silent
 from laconic.recipe import Recipe, learning_rate
@@ -73,8 +75,9 @@ def fit(
 ) -> History:
     """Trains prompts and head in place; the backbone stays as it is.
 
-    On a CPU the same seed gives the same numbers bit for bit, also when a run was killed and resumed. Under `torchrun`
-    the batch is shared by the processes. A model without prompts trains its head on features computed once.
+    On a CPU the same seed and number of threads give the same numbers bit for bit, also when a run was killed and
+    resumed. Under `torchrun` the batch is shared by the processes. A model without prompts trains its head on features
+    computed once.
 
     Args:
         model: From `laconic.attach`.
@@ -138,7 +141,6 @@ def evaluate(
     """
     correct, loss, length = 0, 0.0, size_of(data)
     for logits, labels in outputs(model, data, batch_size=batch_size, workers=workers, report=report):
-        _check_labels(labels, logits.shape[1])
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return Evaluation(accuracy=correct / length, loss=loss / length, images=length)
@@ -146,7 +148,12 @@ def evaluate(
 
 @torch.inference_mode()
 def outputs(
-    model: nn.Module, data: ImageLabels, *, batch_size: int = 128, workers: int = 0, report: Report = silent
+    model: PromptedModel | FoldedModel,
+    data: ImageLabels,
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    report: Report = silent,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (logits in float32, labels) batch by batch, in order."""
     device, length = next(model.parameters()).device, size_of(data)
@@ -155,6 +162,7 @@ def outputs(
     done = 0
     try:
         for images, labels in iterate(data, in_order(length, batch_size), device=device, workers=workers):
+            check_batch(images, labels, model)
             yield model(images).float(), labels
             done += len(labels)
             report(done, length)
@@ -184,10 +192,11 @@ class _Run:
         self.train_data = train
         self.facts = {
             "recipe": asdict(recipe),
-            "method": model.method.name,
+            "method": method_to_config(model.method),
             "prompt_counts": model.prompt_counts,
+            "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
-            "data": train.fingerprint() if hasattr(train, "fingerprint") else None,  # pyright: ignore
+            "data": None if checkpoint is None else identity(train),
         }
         self.trained: nn.Module = model
 
@@ -206,6 +215,7 @@ class _Run:
             return
         if not any(self.model.prompt_counts):
             # Nothing inside the backbone learns: its features are computed once.
+            torch.manual_seed(self._step_seed())
             self.train_data, self.trained = _features(self.model, self.train_data, self.recipe.workers), self.model.head
         self.model.train()
         trained = self.accelerator.prepare(self.trained)
@@ -221,30 +231,42 @@ class _Run:
         before = self.history.seconds
         first = self.step
         while self.step < self.total_steps:
-            epoch, done = divmod(self.step, self.steps_per_epoch)
-            order = epoch_order(self.length, seed=self.recipe.seed, epoch=epoch)
-            batches = list(order.split(self.recipe.batch_size))[done:]
-            mine = [self._share(batch) for batch in batches]
-            data = iterate(self.train_data, mine, device=self.accelerator.device, workers=self.recipe.workers)
-            for batch, (images, labels) in zip(batches, data, strict=True):
-                self._step(trained, images, labels, len(batch))
+            epoch = self.step // self.steps_per_epoch
+            for batch, images, labels in self._epoch_batches(epoch):
+                self._step(trained, images, labels, batch)
                 self.step += 1
                 now = time.monotonic()
                 self.history.seconds = before + now - started
-                seen = len(order[: (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size])
                 rate = (self.step - first) * self.recipe.batch_size / max(now - started, 1e-9)
+                seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size)
                 loss, hits = (self.sums / seen).tolist()
                 report(self.step, self.total_steps, loss=loss, accuracy=hits, rate=rate)
-                if interrupted():
-                    self._save()
-                    raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.epochs}; the state was saved.")
-                if now - saved > SAVE_EVERY_SECONDS and self.step % self.steps_per_epoch:
+                if self.step % self.steps_per_epoch == 0:
+                    self._finish_epoch(epoch, report)
+                if interrupted() or now - saved > SAVE_EVERY_SECONDS:
                     self._save()
                     saved = now
-            self._finish_epoch(epoch, report)
-            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                self._save()
-                saved = time.monotonic()
+                if interrupted():
+                    raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.epochs}; the state was saved.")
+
+    def _epoch_batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """What is left of an epoch: size of the global batch, and this process's images and labels."""
+        order = epoch_order(self.length, seed=self.recipe.seed, epoch=epoch)
+        batches = list(order.split(self.recipe.batch_size))[self.step - epoch * self.steps_per_epoch :]
+        mine = [self._share(batch) for batch in batches]
+        device, workers = self.accelerator.device, self.recipe.workers
+        data = iterate(self.train_data, mine, device=device, workers=workers, seed=self._step_seed())
+        for batch in batches:
+            # Seeded anew for every step, before its images are fetched: random augmentation and dropout then depend
+            # on the step alone, and a resumed run repeats them.
+            torch.manual_seed(self._step_seed())
+            images, labels = next(data)
+            if self.trained is self.model:
+                check_batch(images, labels, self.model)
+            yield len(batch), images, labels
+
+    def _step_seed(self) -> int:
+        return (self.recipe.seed * 1_000_003 + self.step) * 1024 + self.accelerator.process_index
 
     def _share(self, batch: Tensor) -> Tensor:
         """This process's part of a global batch; never empty, see `_step`."""
@@ -253,9 +275,6 @@ class _Run:
 
     def _step(self, trained: nn.Module, images: Tensor, labels: Tensor, batch: int) -> None:
         recipe, processes, rank = self.recipe, self.accelerator.num_processes, self.accelerator.process_index
-        _check_labels(labels, self.model.head.out_features)
-        # Seeded anew at every step: dropout then depends on the step alone, and a resumed run repeats it.
-        torch.manual_seed((recipe.seed * 1_000_003 + self.step) * 1024 + rank)
         lr = learning_rate(self.step, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -299,17 +318,24 @@ class _Run:
         save_checkpoint(self.checkpoint, self.learned, self.optimizer, {"run": self.facts, "state": state})
 
     def _restore(self, path: Path) -> None:
-        facts = load_checkpoint(path, self.learned, self.optimizer)
-        if facts["run"] != self.facts:
-            changed = sorted(key for key in self.facts if facts["run"].get(key) != self.facts[key])
-            raise TrainingError(
-                f"The checkpoint {path} belongs to a run with other settings ({', '.join(changed)}); give the settings "
-                "of that run, or start a new one elsewhere."
-            )
+        facts = load_checkpoint(path, self.learned, self.optimizer, check=self._check_facts)
         state = facts["state"]
         self.step = state["step"]
         self.sums = torch.tensor(state["sums"], dtype=torch.float64)
         self.history = History(**state["history"])
+
+    def _check_facts(self, facts: dict[str, Any]) -> None:
+        run, state = facts.get("run"), facts.get("state")
+        if not isinstance(run, dict) or not isinstance(state, dict) or set(state) != {"step", "sums", "history"}:
+            raise TrainingError(f"The checkpoint {self.checkpoint} is damaged; delete it to start that stage anew.")
+        # Data without a fingerprint, on either side, is taken on trust.
+        known = [key for key in self.facts if key != "data" or (run.get(key) and self.facts[key])]
+        changed = sorted(key for key in known if run.get(key) != self.facts[key])  # pyright: ignore
+        if changed:
+            raise TrainingError(
+                f"The checkpoint {self.checkpoint} belongs to a run with other settings ({', '.join(changed)}); give "
+                "the settings of that run, or start a new one elsewhere."
+            )
 
 
 @torch.no_grad()
@@ -317,7 +343,10 @@ def _features(model: PromptedModel, data: ImageLabels, workers: int) -> ImageLab
     model.eval()
     device = next(model.parameters()).device
     batches = iterate(data, in_order(size_of(data), 128), device=device, workers=workers)
-    found = [(model.features(images).float(), labels) for images, labels in batches]
+    found: list[tuple[Tensor, Tensor]] = []
+    for images, labels in batches:
+        check_batch(images, labels, model)
+        found.append((model.features(images).to(model.head.weight.dtype), labels))
     features, labels = torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
     return cast("ImageLabels", TensorDataset(features, labels))
 
@@ -340,11 +369,3 @@ def _attention_for_training(model: nn.Module) -> Generator[None]:
             yield
     else:
         yield
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise TrainingError(
-            f"A label is {low if low < 0 else high}, but the model has {classes} classes, numbered from 0."
-        )

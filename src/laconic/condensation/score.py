@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import copy
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
@@ -10,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laconic.assembly import no_prefix
-from laconic.batches import ImageLabels, in_order, iterate, size_of
+from laconic.assembly import attention_at
+from laconic.batches import ImageLabels, check_batch, in_order, iterate, size_of
 from laconic.errors import LaconicError
 from laconic.model import PromptedModel
-from laconic.prefix import adapter_for
 from laconic.progress import Report, silent
 
 Criterion = Literal["taylor", "cls-similarity", "magnitude", "random"]
@@ -84,6 +84,7 @@ def score(
             add = stack.enter_context(run(model))
             done = 0
             for images, labels in iterate(data, batches, device=device, workers=workers):
+                check_batch(images, labels, model)
                 for block, summed in add(images, labels).items():
                     sums[block] += summed.double().cpu()
                 done += len(labels)
@@ -94,23 +95,54 @@ def score(
 
 
 @contextmanager
-def _taylor(model: PromptedModel) -> Generator[Any]:
-    """Sums over a batch of |<dL_i/dp, p>|, by block."""
-    with model.prompts.per_sample() as recorded:
+def _taylor(model: PromptedModel) -> Generator[Callable[[Tensor, Tensor], dict[int, Tensor]]]:
+    """Sums over a batch of |<dL_i/dp, p>|, by block.
+
+    Norms before attention undo the length of a prompt all but for their epsilon, so that the inner product is a small
+    remainder of large terms. For a prefix it is therefore taken at its keys and values, along their change when the
+    prompt is scaled, which is computed in float64.
+    """
+    tokens = model.method.name == "vpt-shallow"
+    run = model if tokens or model.execution == "prefix" else model.copy(execution="prefix").eval()
+    along = {
+        block: (prompts.detach().unsqueeze(0),) if tokens else _scaling(run, block)
+        for block, prompts in enumerate(run.prompts)
+        if len(prompts)
+    }
+    with run.prompts.per_sample() as recorded:
 
         def add(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
             recorded.clear()
-            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
-            blocks = [block for block, leaf in recorded.items() if leaf.shape[1]]
-            if not blocks:
+            if not along:
                 return {}
-            gradients = torch.autograd.grad(loss, [recorded[block] for block in blocks])
-            return {
-                block: (gradient_BPD.float() * recorded[block].detach().float()).sum(2).abs().sum(0)
-                for block, gradient_BPD in zip(blocks, gradients, strict=True)
-            }
+            logits = run(images)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            found: dict[int, Tensor] = {}
+            gradients = iter(torch.autograd.grad(loss, [leaf for block in along for leaf in recorded[block]]))
+            for block, changes in along.items():
+                products_BP = torch.stack([_by_prompt(next(gradients), change) for change in changes]).sum(0)
+                found[block] = products_BP.abs().sum(0)
+            return found
 
         yield add
+
+
+def _scaling(model: PromptedModel, block: int) -> tuple[Tensor, Tensor]:
+    """How keys and values (1, H, P, d) of a block's prompts change when the prompts are scaled, in float64."""
+    adapter = copy.deepcopy(attention_at(model.backbone, model.info, block)).cpu().double()
+    prompts_1PD = model.prompts[block].detach().cpu().double().unsqueeze(0)
+    jvp: Any = torch.func.jvp
+    _, (keys, values) = jvp(adapter.key_values, (prompts_1PD,), (prompts_1PD,))
+    device = model.prompts[block].device
+    # Apple's GPUs have no float64.
+    return (keys, values) if device.type == "mps" else (keys.to(device), values.to(device))
+
+
+def _by_prompt(gradient: Tensor, change: Tensor) -> Tensor:
+    """Inner products (B, P) of tensors (B or 1, ..., P, width)."""
+    products = (gradient.to(change.device).double() * change.double()).sum(-1)
+    return products if products.ndim == 2 else products.sum(1)
 
 
 @contextmanager
@@ -126,13 +158,13 @@ def _class_similarity(model: PromptedModel) -> Generator[Any]:
     first = model.info.num_prefix_tokens
     seen: dict[int, Tensor] = {}
 
-    def watch(block: int) -> Any:
+    def watch(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        attention = attention_at(model.backbone, model.info, block)
         source = 0 if shallow else block
         count, scale = tokens.prompt_counts[source], len(model.info.blocks) if shallow else 1
 
-        def note(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            adapter: Any = adapter_for(attention)
-            query, keys, _ = adapter(attention, nn.Identity(), no_prefix).project(inputs[0], 1)
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            query, keys, _values = attention.project(inputs[0], 1)
             weights_BHN = (query @ keys.mT * attention.scale).softmax(-1)[:, :, 0]
             paid = weights_BHN[..., first : first + count].mean(1).sum(0) / scale
             seen[source] = seen.get(source, torch.zeros_like(paid)) + paid

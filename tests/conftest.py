@@ -1,0 +1,98 @@
+"""Fixtures that many tests share: the command in this process, and small folders of images whose colour is the class."""
+
+import contextlib
+import io
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from laconic.cli import main
+
+COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self):
+        return json.loads(self.out)
+
+
+def run_command(*arguments):
+    """Runs `laconic ARGUMENTS` in this process, as the console script does, without a terminal."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # the parser ends the process for --help and wrong usage
+            status = end.code or 0
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def write_images(folder, colour, count, *, start=0, size=(24, 20)):
+    """Writes `count` PNG files, each in a shade of its own with some noise, so that no two are equal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        chance = random.Random(f"{colour}{number}")
+        image = Image.new("RGB", size, tuple(value + chance.randint(-30, 30) for value in colour))
+        for _ in range(40):
+            place = chance.randrange(size[0]), chance.randrange(size[1])
+            image.putpixel(place, tuple(chance.randrange(256) for _ in range(3)))
+        image.save(folder / f"{number:02}.png")
+
+
+def write_classes(root, count, *, start=0, colours=None):
+    """Writes `count` images for every class, one folder each; returns the root."""
+    for name, colour in (colours or COLOURS).items():
+        write_images(root / name, colour, count, start=start)
+    return root
+
+
+@pytest.fixture(scope="session")
+def laconic_command():
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory):
+    """Three classes of 10 images each, not split: 18 train, 6 val and 6 test images after the cut."""
+    return write_classes(tmp_path_factory.mktemp("colours"), 10)
+
+
+@pytest.fixture(scope="session")
+def split_colours(tmp_path_factory):
+    """Three classes, cut by hand: 12 train, 6 val and 9 test images."""
+    root = tmp_path_factory.mktemp("split-colours")
+    for split, count, start in (("train", 4, 0), ("val", 2, 10), ("test", 3, 20)):
+        write_classes(root / split, count, start=start)
+    return root
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of `laconic fit`."""
+
+    folder: Path
+    data: Path
+    result: dict
+    outcome: Outcome
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, colours):
+    """A small VPT-Deep adapter, trained on `colours` and not condensed; read it, never write to it."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    arguments = ["--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001", "--out", folder, "--json"]
+    outcome = run_command("fit", colours, *arguments)
+    assert outcome.status == 0, outcome.err
+    return Trained(folder, colours, outcome.document, outcome)
