@@ -1,4 +1,4 @@
-"""A training step with prompts as prefix against published token insertion: ViT-B/16, 224 pixels, CPU time, interleaved.
+"""A training step with prompts as prefix against published token insertion: ViT-B/16, one thread, CPU time.
 
 python benchmarks/training.py [--rounds 3] [--batch 4]
 """

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: the command in this process, and small folders of images whose colour is the class."""
+"""What many tests share: the command in this process, and small folders of images whose colour is their class."""
 
 import contextlib
 import io

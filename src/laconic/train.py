@@ -221,7 +221,7 @@ class _Run:
         trained = self.accelerator.prepare(self.trained)
         with (
             deferred_interrupt(enabled=self.checkpoint is not None) as interrupted,
-            _attention_for_training(self.model),
+            _attention_for_training(self.accelerator.device, self.recipe.precision),
         ):
             self._loop(trained, report, interrupted)
         self._save()
@@ -362,9 +362,9 @@ def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: R
 
 
 @contextmanager
-def _attention_for_training(model: nn.Module) -> Generator[None]:
-    """On CPUs, plain attention: the fused kernel's backward pass there takes longer than all else (benchmarks/)."""
-    if next(model.parameters()).device.type == "cpu":
+def _attention_for_training(device: torch.device, precision: str) -> Generator[None]:
+    """In bf16 on a CPU, plain attention: the fused kernel's backward pass takes longer (benchmarks/training.py)."""
+    if device.type == "cpu" and precision == "bf16":
         with sdpa_kernel(SDPBackend.MATH):
             yield
     else:

@@ -1,0 +1,700 @@
+"""Whole runs on disk: what they leave, that they repeat, and that no end of the process costs more than time."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+import laconic
+import laconic.experiment as experiment
+import laconic.train as training
+from conftest import run_command, write_classes
+from laconic.backbone import create_backbone, describe, fingerprint
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.data import load_folder
+from laconic.errors import TrainingError
+
+FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
+BLOCKS, WIDTH = 12, 192
+NUMBERS = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "method", "converged", "epochs")
+"""What must repeat; times may differ."""
+
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="bit for bit on a CPU only")
+
+
+def numbers(result):
+    found = {key: result[key] for key in NUMBERS}
+    return {**found, "before": numbers(result["before"])} if "before" in result else found
+
+
+def adapter_hash(folder):
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def done(*arguments):
+    outcome = run_command(*arguments, "--json")
+    assert outcome.status == 0, outcome.err
+    return outcome.document
+
+
+def refused(*arguments):
+    outcome = run_command(*arguments)
+    assert outcome.status == 1
+    assert outcome.out == ""
+    sentence = outcome.err.splitlines()[-1]
+    assert sentence.startswith("laconic: ")
+    assert "Traceback" not in outcome.err
+    return sentence
+
+
+def learned(prompts, classes):
+    return prompts * WIDTH + (WIDTH + 1) * classes
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """Colours that say little about the class, so that accuracies are neither 0 nor 1; 12 train, 4 val, 12 test."""
+    root = tmp_path_factory.mktemp("noise")
+    chance = random.Random(3)
+    for split, count in (("train", 6), ("val", 4), ("test", 12)):
+        for name in ("apple", "pear"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.frombytes("RGB", (8, 8), chance.randbytes(8 * 8 * 3)).resize((40, 40))
+                image.save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def noisy(noise, tmp_path_factory):
+    """An adapter trained on noise, and its result."""
+    out = tmp_path_factory.mktemp("noisy") / "run"
+    return out, done("fit", noise, "--prompts", 2, "--epochs", 2, "--batch-size", 6, "--out", out)
+
+
+# ── what a run leaves ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_folder_holds_the_adapter_and_the_result_and_nothing_else(trained):
+    assert {path.name for path in trained.folder.iterdir()} == FILES
+
+
+def test_the_result_on_standard_output_is_the_one_on_disk(trained):
+    assert json.loads((trained.folder / "result.json").read_text(encoding="utf-8")) == trained.result
+
+
+def test_the_result_says_what_was_learned(trained):
+    result = trained.result
+    assert result["method"] == "vpt-deep"
+    assert result["backbone"] == BUNDLED_BACKBONE
+    assert result["seed"] == 0
+    assert result["prompt_counts"] == [3] * BLOCKS
+    assert result["learned_params"] == learned(3 * BLOCKS, 3)
+    assert 0 <= result["val_accuracy"] <= 1
+    assert 0 <= result["test_accuracy"] <= 1
+    assert "before" not in result
+    assert [row["epoch"] for row in result["epochs"]] == [1, 2]
+    assert result["training_seconds"] > 0
+    assert result["seconds"] >= result["training_seconds"]
+    assert (
+        sum(p.numel() for p in load_file(trained.folder / "adapter_model.safetensors").values())
+        == (result["learned_params"])
+    )
+
+
+def test_the_result_says_where_it_comes_from(trained):
+    origin = trained.result["provenance"]
+    task = load_folder(trained.data, describe(create_backbone(BUNDLED_BACKBONE)).preprocessing)
+    assert origin["data"]["source"] == str(trained.data)
+    assert origin["data"]["fingerprint"] == task.fingerprint()
+    assert origin["data"]["classes"] == ["blue", "green", "red"]
+    assert origin["data"]["images"] == {"train": 18, "val": 6, "test": 6}
+    assert origin["data"]["skipped"] == []
+    assert origin["preprocessing"]["size"] == [64, 64]
+    assert origin["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert origin["preprocessing"]["resize"] == "squash"
+    assert origin["versions"]["laconic"] == laconic.__version__
+    assert torch.__version__.startswith(origin["versions"]["torch"])
+    assert "epoch" in origin["epoch_rule"]
+    config = json.loads((trained.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert origin["backbone_fingerprint"] == config["backbone"]["fingerprint"]
+
+
+def test_the_backbone_fingerprint_is_that_of_the_weights(noise, tmp_path):
+    before = fingerprint(create_backbone(BUNDLED_BACKBONE))
+    result = done("fit", noise, "--method", "linear", "--epochs", 0, "--out", tmp_path / "run")
+    after = fingerprint(create_backbone(BUNDLED_BACKBONE))
+    assert result["provenance"]["backbone_fingerprint"] in (before, after)
+
+
+def test_the_settings_are_those_that_were_given(trained):
+    settings = trained.result["settings"]
+    assert settings["data"] == str(trained.data)
+    assert settings["prompts"] == 3
+    assert settings["condense"] is None
+    assert settings["recipe"]["epochs"] == 2
+    assert settings["recipe"]["batch_size"] == 8
+    assert settings["recipe"]["lr"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("method", "counts"), [("linear", [0] * BLOCKS), ("vpt-shallow", [4] + [0] * 11), ("vpt-deep", [4] * BLOCKS)]
+)
+def test_every_method_from_end_to_end(noise, tmp_path, method, counts):
+    out = tmp_path / "run"
+    result = done("fit", noise, "--method", method, "--prompts", 4, "--epochs", 1, "--out", out)
+    assert result["method"] == method
+    assert result["prompt_counts"] == counts
+    assert result["learned_params"] == learned(sum(counts), 2)
+    judged = done("eval", out, noise)
+    assert judged["accuracy"] == result["test_accuracy"]
+    assert judged["images"] == 24
+
+
+def test_a_run_that_is_given_no_folder_names_one_after_itself(noise, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_command("fit", noise, "--method", "linear", "--epochs", "0", "--seed", "5")
+    assert outcome.status == 0, outcome.err
+    out = tmp_path / "runs" / f"{noise.name}-linear-seed5"
+    assert {path.name for path in out.iterdir()} == FILES
+    assert str(out.relative_to(tmp_path)) in outcome.err
+
+
+# ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def layout(root, *splits):
+    for number, split in enumerate(splits):
+        write_classes(root / split if split else root, 10, start=20 * number)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("splits", "images"),
+    [
+        (["train", "val", "test"], {"train": 30, "val": 30, "test": 30}),
+        (["train", "test"], {"train": 24, "val": 6, "test": 30}),
+        (["train", "val"], {"train": 30, "val": 30, "test": None}),
+        (["train"], {"train": 24, "val": 6, "test": None}),
+        ([""], {"train": 18, "val": 6, "test": 6}),
+    ],
+)
+def test_every_layout_of_a_folder(tmp_path, splits, images):
+    data = layout(tmp_path / "data", *splits)
+    result = done("fit", data, "--method", "linear", "--epochs", 3, "--out", tmp_path / "run")
+    assert result["provenance"]["data"]["images"] == images
+    assert (result["test_accuracy"] is None) == (images["test"] is None)
+    assert isinstance(result["val_accuracy"], float)
+    judged = done("eval", tmp_path / "run", data)
+    auto = "val" if images["test"] is None else "test"
+    assert (judged["split"], judged["images"]) == (auto, images[auto])
+    assert judged["accuracy"] == result[f"{auto}_accuracy"]
+
+
+def test_too_few_images_for_a_val_split_leave_its_accuracy_null(tmp_path):
+    data = write_classes(tmp_path / "data" / "train", 2)
+    result = done("fit", data.parent, "--method", "linear", "--epochs", 1, "--out", tmp_path / "run")
+    assert result["provenance"]["data"]["images"] == {"train": 6, "val": None, "test": None}
+    assert result["val_accuracy"] is None
+    assert result["test_accuracy"] is None
+    table = run_command("fit", data.parent, "--method", "linear", "--epochs", 1, "--out", tmp_path / "run", "--resume")
+    assert table.status == 0
+
+
+def test_seeds_share_their_splits_and_a_split_seed_cuts_others(colours, tmp_path):
+    quick = ["fit", colours, "--method", "vpt-shallow", "--prompts", 1, "--epochs", 1]
+    first = done(*quick, "--seed", 0, "--out", tmp_path / "a")
+    second = done(*quick, "--seed", 1, "--out", tmp_path / "b")
+    third = done(*quick, "--split-seed", 1, "--out", tmp_path / "c")
+    prints = [run["provenance"]["data"]["fingerprint"] for run in (first, second, third)]
+    assert prints[0] == prints[1] != prints[2]
+    assert second["seed"] == 1
+    assert adapter_hash(tmp_path / "a") != adapter_hash(tmp_path / "b")
+
+
+def test_eval_asks_the_images_that_fit_left_out_also_when_some_files_were_skipped(tmp_path):
+    data = write_classes(tmp_path / "data", 8)
+    for name in ("blue", "green", "red"):
+        (data / name / "05.png").write_bytes(b"no image")
+    quick = ["fit", data, "--method", "linear", "--epochs", 1, "--skip-bad", "--out", tmp_path / "run"]
+    result = done(*quick)
+    images = result["provenance"]["data"]["images"]
+    assert sum(images.values()) == 21
+    for split in ("train", "val", "test"):
+        judged = done("eval", tmp_path / "run", data, "--skip-bad", "--split", split)
+        assert judged["images"] == images[split], split
+
+
+# ── eval and predict agree with the run ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_eval_reproduces_the_accuracies_exactly(noisy, noise):
+    out, result = noisy
+    assert 0 < result["test_accuracy"] < 1  # else this test would say little
+    for split in ("test", "val"):
+        judged = done("eval", out, noise, "--split", split)
+        assert judged["accuracy"] == result[f"{split}_accuracy"]
+        assert judged["images"] == result["provenance"]["data"]["images"][split]
+        assert judged["loss"] > 0
+    train = done("eval", out, noise, "--split", "train")
+    everything = done("eval", out, noise, "--split", "all")
+    assert everything["images"] == 12 + 8 + 24
+    hits = train["accuracy"] * 12 + result["val_accuracy"] * 8 + result["test_accuracy"] * 24
+    assert everything["accuracy"] == pytest.approx(hits / 44, abs=1e-12)
+
+
+def test_predictions_of_a_new_process_are_those_that_eval_counts(noisy, noise):
+    out, result = noisy
+    command = [sys.executable, "-m", "laconic", "predict", str(out), str(noise / "test"), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    predictions = json.loads(ended.stdout)
+    assert len(predictions) == 24
+    hits = sum(f"/{found['class_name']}/" in found["image"] for found in predictions)
+    assert hits / 24 == result["test_accuracy"]
+    here = done("predict", out, noise / "test")
+    for there, mine in zip(predictions, here, strict=True):
+        assert there["image"] == mine["image"]
+        assert there["probability"] == pytest.approx(mine["probability"], abs=1e-6)
+
+
+def test_predictions_are_probabilities_that_fall(trained):
+    images = sorted((trained.data / "red").iterdir())[:3]
+    predictions = done("predict", trained.folder, *images, "--top", 3)
+    assert [found["image"] for found in predictions] == [str(image) for image in images]
+    for found in predictions:
+        values = [value for _, value in found["top"]]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1, abs=1e-5)  # all three classes
+        assert all(0 <= value <= 1 and math.isfinite(value) for value in values)
+        assert found["top"][0] == [found["class_name"], found["probability"]]
+        assert {name for name, _ in found["top"]} == {"blue", "green", "red"}
+    one = done("predict", trained.folder, images[0], "--top", 1)
+    assert [len(found["top"]) for found in one] == [1]
+
+
+# ── condensation ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RUN = ["--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001"]  # as the fixture `trained`
+
+
+@pytest.fixture(scope="module")
+def condensed(colours, tmp_path_factory):
+    """`fit --condense`, and its result."""
+    out = tmp_path_factory.mktemp("condensed") / "run"
+    return out, done("fit", colours, *RUN, "--condense", 0.5, "--fine-tune-epochs", 2, "--out", out)
+
+
+def test_a_condensed_run_says_the_same_of_the_model_before(condensed, trained):
+    out, result = condensed
+    assert {path.name for path in out.iterdir()} == FILES
+    assert sum(result["prompt_counts"]) == 18
+    assert max(result["prompt_counts"]) <= 3
+    assert result["learned_params"] == learned(18, 3)
+    assert set(result["before"]) == {key for key in experiment.REPORT_KEYS if key in result}
+    assert [row["epoch"] for row in result["epochs"]] == [1, 2]
+
+
+@on_cpu
+def test_training_before_condensation_is_the_run_without_it(condensed, trained):
+    assert numbers(condensed[1]["before"]) == numbers(trained.result)
+
+
+@on_cpu
+def test_condensing_later_is_the_same_as_at_once(condensed, trained, tmp_path):
+    out, at_once = condensed
+    arguments = ["--ratio", 0.5, "--fine-tune-epochs", 2, "--out", tmp_path / "later"]
+    later = done("condense", trained.folder, trained.data, *arguments)
+    assert numbers(later) == numbers(at_once)
+    assert adapter_hash(tmp_path / "later") == adapter_hash(out)
+    assert {path.name for path in (tmp_path / "later").iterdir()} == FILES
+    assert later["backbone"] == BUNDLED_BACKBONE
+    assert later["before"]["training_seconds"] == trained.result["training_seconds"]
+
+
+def kept_prompts(folder, trained):
+    """Indices of the prompts of `trained` that an adapter holds unchanged, block by block."""
+    all_of_them, kept = (load_file(f / "adapter_model.safetensors") for f in (trained.folder, folder))
+    found = []
+    for block in range(BLOCKS):
+        rows = kept.get(f"prompts.{block}", torch.zeros(0, WIDTH))
+        places = [(all_of_them[f"prompts.{block}"] == row).all(1).nonzero().flatten().tolist() for row in rows]
+        assert all(len(place) == 1 for place in places)
+        found.append([place[0] for place in places])
+    assert torch.equal(kept["head.weight"], all_of_them["head.weight"])
+    return found
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "cls-similarity", "magnitude", "random"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_without_fine_tuning_the_kept_prompts_are_the_best_of_the_trained(trained, tmp_path, criterion, scope):
+    out = tmp_path / "run"
+    arguments = ["--criterion", criterion, "--scope", scope, "--no-fine-tune", "--ratio", 0.34, "--out", out]
+    result = done("condense", trained.folder, trained.data, *arguments)
+    assert result["epochs"] == []
+    kept = kept_prompts(out, trained)
+    assert [len(block) for block in kept] == result["prompt_counts"]
+    record = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["condensation"]
+    assert (record["criterion"], record["scope"], record["ratio"]) == (criterion, scope, 0.34)
+    assert record["kept"] == kept
+    if scope == "local":
+        assert result["prompt_counts"] == [1] * BLOCKS
+    else:
+        assert sum(result["prompt_counts"]) == 12
+        scores = record["scores"]
+        chosen = [scores[block][i] for block in range(BLOCKS) for i in kept[block]]
+        left = [scores[block][i] for block in range(BLOCKS) for i in range(3) if i not in kept[block]]
+        assert min(chosen) >= max(left)
+
+
+def test_random_scores_follow_the_seed(trained, tmp_path):
+    def choice(seed, name):
+        out = tmp_path / name
+        arguments = ["--criterion", "random", "--no-fine-tune", "--seed", seed, "--out", out]
+        done("condense", trained.folder, trained.data, *arguments)
+        return kept_prompts(out, trained)
+
+    assert choice(0, "a") == choice(0, "b")
+    assert choice(1, "c") != choice(0, "d")
+
+
+def test_an_adapter_without_its_result_is_judged_anew(trained, tmp_path):
+    moved = shutil.copytree(trained.folder, tmp_path / "moved")
+    (moved / "result.json").unlink()
+    out = tmp_path / "out"
+    result = done("condense", moved, trained.data, "--no-fine-tune", "--out", out)
+    for key in ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "method"):
+        assert result["before"][key] == trained.result[key]
+
+
+def test_the_numbers_of_other_data_are_not_taken_for_those_of_the_adapter(trained, tmp_path):
+    other = write_classes(tmp_path / "other", 10, start=50)
+    sentences = done("condense", trained.folder, other, "--no-fine-tune", "--out", tmp_path / "out")
+    assert sentences["provenance"]["data"]["fingerprint"] != trained.result["provenance"]["data"]["fingerprint"]
+    assert sentences["before"]["epochs"] == []  # judged anew on the other data, not copied from result.json
+
+
+def test_a_ratio_of_one_keeps_every_prompt(trained, tmp_path):
+    result = done("condense", trained.folder, trained.data, "--ratio", 1, "--no-fine-tune", "--out", tmp_path / "out")
+    assert result["prompt_counts"] == [3] * BLOCKS
+    assert kept_prompts(tmp_path / "out", trained) == [[0, 1, 2]] * BLOCKS
+    assert result["test_accuracy"] == trained.result["test_accuracy"]
+
+
+def test_how_images_are_read_stays_that_of_the_adapter(trained, tmp_path):
+    """The adapter knows how its images are read; an option that says otherwise is refused rather than ignored."""
+    out = tmp_path / "out"
+    outcome = run_command("condense", trained.folder, trained.data, "--no-fine-tune", "--resize", "crop", "--out", out)
+    if outcome.status == 0:
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        assert result["provenance"]["preprocessing"]["resize"] == "crop"
+    else:
+        assert outcome.status in (1, 2)
+
+
+# ── again ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@on_cpu
+def test_the_same_seed_gives_the_same_numbers_and_the_same_bytes(trained, tmp_path):
+    again = done("fit", trained.data, *RUN, "--out", tmp_path / "again")
+    assert numbers(again) == numbers(trained.result)
+    assert adapter_hash(tmp_path / "again") == adapter_hash(trained.folder)
+    assert again["provenance"] == trained.result["provenance"]
+
+
+def test_a_finished_run_is_not_overwritten(trained):
+    before = {path.name: path.read_bytes() for path in trained.folder.iterdir()}
+    sentence = refused("fit", trained.data, *RUN, "--out", trained.folder)
+    assert str(trained.folder) in sentence
+    assert "finished" in sentence
+    assert {path.name: path.read_bytes() for path in trained.folder.iterdir()} == before
+
+
+def test_resuming_a_finished_run_gives_its_result_and_leaves_it_alone(trained):
+    before = {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()}
+    assert done("fit", trained.data, *RUN, "--out", trained.folder, "--resume") == trained.result
+    assert {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()} == before
+
+
+def test_resuming_a_finished_run_with_other_settings_names_them(trained):
+    sentence = refused("fit", trained.data, *RUN, "--split-seed", 3, "--out", trained.folder, "--resume")
+    assert "split_seed" in sentence
+    assert "recipe" not in sentence
+
+
+def test_a_folder_with_an_adapter_but_no_result_is_not_overwritten(trained, tmp_path):
+    out = shutil.copytree(trained.folder, tmp_path / "adapter")
+    (out / "result.json").unlink()
+    assert "adapter" in refused("fit", trained.data, *RUN, "--out", out)
+    assert adapter_hash(out) == adapter_hash(trained.folder)
+
+
+def test_resume_where_there_is_nothing_starts(noise, tmp_path):
+    result = done("fit", noise, "--method", "linear", "--epochs", 1, "--out", tmp_path / "new", "--resume")
+    assert len(result["epochs"]) == 1
+
+
+def test_files_of_the_user_survive(noise, tmp_path):
+    out = tmp_path / "mine"
+    out.mkdir()
+    for name in ("README.md", "notes.txt"):
+        (out / name).write_text("mine", encoding="utf-8")
+    run_command("fit", noise, "--method", "linear", "--epochs", 0, "--out", out)  # done or refused, but not destroyed
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert (out / "README.md").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["DATA/nowhere"],
+        ["DATA", "--backbone", "vit_nope"],
+        ["DATA", "--optimizer", "sgd", "--lr", "1e30", "--batch-size", "4"],
+    ],
+)
+def test_after_a_mistake_the_right_command_runs_in_the_same_folder(noise, tmp_path, mistake):
+    options = ["--prompts", 1, "--epochs", 2, "--out", tmp_path / "run"]
+    refused("fit", *(part.replace("DATA", str(noise)) for part in mistake), *options)
+    outcome = run_command("fit", noise, *options)
+    assert outcome.status == 0, outcome.err
+
+
+# ── any kind of end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+PROCESS = """
+import sys
+import laconic.train
+from laconic.cli import main
+laconic.train.SAVE_EVERY_SECONDS = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+LONG = ["--prompts", "2", "--epochs", "6", "--batch-size", "3", "--condense", "0.5", "--fine-tune-epochs", "5"]
+
+
+def checkpoint_step(path):
+    """How many steps a checkpoint has behind it; -1 where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["laconic"])["state"]["step"]
+    except (OSError, SafetensorError):
+        return -1
+
+
+def end(arguments, ready, number):
+    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, stderr)."""
+    command = [sys.executable, "-c", PROCESS, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not ready():
+            assert process.poll() is None, f"it ended too soon: {process.communicate()[1]}"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return process.returncode, err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(colours, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return out, done("fit", colours, *LONG, "--out", out)
+
+
+@on_cpu
+def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    state = out / ".run"
+    command = ["fit", colours, *LONG, "--out", out]
+
+    # before the first checkpoint
+    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert not (out / "adapter_config.json").exists()
+    assert "--resume" in refused(*command)  # unfinished, and not asked to go on
+
+    # in the midst of training
+    status, _ = end(
+        [*command, "--resume"], lambda: checkpoint_step(state / "training.safetensors") >= 4, signal.SIGKILL
+    )
+    assert status == -signal.SIGKILL
+    assert 4 <= checkpoint_step(state / "training.safetensors") < 36
+    assert not (state / "fine-tuning.safetensors").exists()
+    sentence = refused(*command, "--prompts", "5", "--resume")
+    assert "prompts" in sentence
+    assert "settings" in sentence
+
+    # in the midst of fine-tuning, and Ctrl-C a little later
+    tuned = state / "fine-tuning.safetensors"
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    reached = checkpoint_step(tuned)
+    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT)
+    assert status == 130
+    assert "Traceback" not in err
+    assert "--resume" in err.splitlines()[-1]
+    assert str(out) in err.splitlines()[-1]
+    assert not (out / "result.json").exists()
+
+    result = done(*command, "--resume")
+    assert numbers(result) == numbers(uninterrupted[1])
+    assert adapter_hash(out) == adapter_hash(uninterrupted[0])
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+@contextlib.contextmanager
+def interrupt_once(ready):
+    """Sends this process Ctrl-C as soon as `ready()`, unless the block is over by then."""
+    over = threading.Event()
+
+    def watch():
+        while not over.is_set():
+            if ready():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+@on_cpu
+def test_ctrl_c_while_an_adapter_is_condensed(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    tune = ["condense", trained.folder, trained.data, "--ratio", 0.5, "--fine-tune-epochs", 6, "--out"]
+    straight = done(*tune, tmp_path / "straight")
+    out = tmp_path / "stopped"
+    tuned = out / ".run" / "fine-tuning.safetensors"
+    with interrupt_once(lambda: checkpoint_step(tuned) >= 2):
+        outcome = run_command(*tune, out)
+    assert outcome.status == 130
+    assert outcome.out == ""
+    assert "--resume" in outcome.err
+    assert 2 <= checkpoint_step(tuned) < 18
+    assert "--resume" in refused(*tune, out)
+    assert "ratio" in refused(*tune[:4], 0.4, *tune[5:], out, "--resume")
+    assert numbers(done(*tune, out, "--resume")) == numbers(straight)
+    assert adapter_hash(out) == adapter_hash(tmp_path / "straight")
+
+
+def test_ctrl_c_before_anything_was_trained_also_says_how_to_go_on(colours, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+
+    def stopped(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(experiment, "open_task", stopped)
+    outcome = run_command("fit", colours, "--out", out, "--epochs", 0)
+    assert outcome.status == 130
+    assert "--resume" in outcome.err
+    monkeypatch.undo()
+    done("fit", colours, "--out", out, "--epochs", 0, "--resume")
+
+
+@pytest.mark.parametrize("moment", ["before the result", "after the result"])
+def test_an_end_between_the_last_files_is_mended_by_resuming(noise, tmp_path, monkeypatch, moment):
+    quick = ["fit", noise, "--prompts", 1, "--epochs", 1, "--out", tmp_path / "run"]
+    straight = done(*quick[:-1], tmp_path / "straight")
+    if moment == "before the result":
+        written = experiment.write_json
+
+        def write(path, document):
+            if path.name == "result.json":
+                raise KeyboardInterrupt
+            written(path, document)
+
+        monkeypatch.setattr(experiment, "write_json", write)
+    else:
+        monkeypatch.setattr(experiment.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run_command(*quick).status == 130
+    monkeypatch.undo()
+    assert numbers(done(*quick, "--resume")) == numbers(straight)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_a_linear_probe_is_resumed_too(colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    probe = ["fit", colours, "--method", "linear", "--epochs", 12, "--batch-size", 2, "--out"]
+    straight = done(*probe, tmp_path / "straight")
+    out = tmp_path / "stopped"
+    checkpoint = out / ".run" / "training.safetensors"
+    with interrupt_once(lambda: checkpoint_step(checkpoint) >= 3):
+        assert run_command(*probe, out).status == 130
+    assert 3 <= checkpoint_step(checkpoint) < 108
+    assert numbers(done(*probe, out, "--resume")) == numbers(straight)
+    assert adapter_hash(out) == adapter_hash(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("file", ["settings.json", "training.safetensors"])
+def test_a_damaged_state_is_named(colours, tmp_path, monkeypatch, file):
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    out = tmp_path / "run"
+    command = ["fit", colours, "--prompts", 1, "--epochs", 20, "--batch-size", 4, "--out", out]
+    with interrupt_once(lambda: checkpoint_step(out / ".run" / "training.safetensors") >= 1):
+        assert run_command(*command).status == 130
+    path = out / ".run" / file
+    path.write_bytes(path.read_bytes()[:-20])
+    sentence = refused(*command, "--resume")
+    assert str(path) in sentence
+    assert "damaged" in sentence
+
+
+# ── the same from Python ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_run_from_python_gives_the_document_that_it_writes(noise, tmp_path, capfd):
+    settings = experiment.Settings(
+        data=str(noise), backbone=BUNDLED_BACKBONE, method="linear", recipe=laconic.Recipe(epochs=1)
+    )
+    result = experiment.run(settings, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")) == result
+    written = capfd.readouterr()
+    assert written.out == written.err == ""
+    with pytest.raises(TrainingError, match="finished"):
+        experiment.run(settings, tmp_path / "run")
+    assert experiment.run(settings, tmp_path / "run", resume=True) == result
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_read():
+    bad = [{"condense": 0.0}, {"condense": 1.01}, {"condense": math.nan}, {"prompts": 0}, {"method": "magic"}]
+    bad += [{"condense": 0.5, "method": "linear"}, {"condense": 0.5, "fine_tune_epochs": -1}, {"criterion": "luck"}]
+    bad += [{"scope": "cosmic"}, {"resize": "bend"}, {"img_size": 0}, {"img_size": -64}]
+    accepted = []
+    for change in bad:
+        try:
+            experiment.Settings(**{"backbone": BUNDLED_BACKBONE, **change})
+        except laconic.LaconicError:
+            continue
+        accepted.append(change)
+    assert accepted == []
+
+
+def test_no_two_images_of_the_fixture_are_equal(colours):
+    # Equal images in several splits would make an accuracy of 1 mean little.
+    contents = [path.read_bytes() for path in colours.rglob("*.png")]
+    assert len(set(contents)) == len(contents) == 30
+    assert all(a != b for a, b in itertools.pairwise(sorted(contents)))
