@@ -174,8 +174,10 @@ class Trainer:
         checkpoint = self.out / "checkpoint.pt"
         if checkpoint.exists():
             state = torch.load(checkpoint, weights_only=True)
+            # The size first: it replaces the position embedding, which the optimisers must know.
             self.model.set_input_size(img_size=state["size"])
             self.model.load_state_dict(state["model"])
+            self.optimizers = build_optimizers(self.model, self.args.optimizer, self.args.lr)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.history = state["history"]
@@ -267,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", default="runs/backbone")
-    parser.add_argument("--stages", default="32:10:0,48:5:0.25,64:3:0", help="pixels:epochs:cutmix share, ...")
+    parser.add_argument("--stages", default="32:10:0,48:5:0.25,64:2:0", help="pixels:epochs:cutmix share, ...")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=256)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 import timm
@@ -18,6 +19,7 @@ from timm.models import save_for_hf
 import laconic
 from conftest import COLOURS, run_command, write_classes, write_images
 from laconic.cli import main
+from laconic.cli.fit import show_result
 
 COMMANDS = ("fit", "condense", "eval", "predict", "cost", "demo")
 QUICK = ("--method", "linear", "--epochs", "0")
@@ -438,6 +440,20 @@ def test_a_table_of_forty_columns_still_has_all_of_its_text(trained, monkeypatch
     wanted = iter(squeezed(outcome.out))
     assert all(character in wanted for character in "00.png")
     assert "red" in outcome.out
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_the_counts_of_every_block_can_be_read_on_any_terminal(capsys, monkeypatch, columns):
+    """12 blocks of up to three digits, as those of ViT-B with 100 prompts."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    counts = [100, 3, 10, 20, 31, 42, 53, 64, 75, 86, 97, 0]
+    stage = {"val_accuracy": 0.5, "test_accuracy": 0.5, "learned_params": 1, "method": "vpt-deep"}
+    stage |= {"prompt_counts": counts, "training_seconds": 1.0, "converged": True, "epochs": []}
+    origin = {"data": {"source": "data", "skipped": []}}
+    show_result({**stage, "backbone": "vit", "provenance": origin}, Path("out"), as_json=False)
+    printed = capsys.readouterr().out
+    numbers = [int(word) for word in printed.split() if word.isdigit()]
+    assert sum(numbers.count(count) > 0 for count in counts) == len(counts), printed
 
 
 FIXTURE_RUN = ("--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001")  # as the fixture `trained`

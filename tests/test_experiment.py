@@ -558,6 +558,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
     assert numbers(result) == numbers(uninterrupted[1])
     assert adapter_hash(out) == adapter_hash(uninterrupted[0])
     assert {path.name for path in out.iterdir()} == FILES
+    assert "Warning" not in err  # what libraries tell programmers is not for users
 
 
 @contextlib.contextmanager

@@ -170,7 +170,7 @@ def test_peak_rate(lr, batch):
 
 
 def test_default_rates():
-    assert Recipe(batch_size=64).peak_lr == DEFAULT_LR["adamw"] == 2e-3
+    assert Recipe(batch_size=64).peak_lr == DEFAULT_LR["adamw"] == 5e-3
     assert Recipe(optimizer="sgd", batch_size=64).peak_lr == pytest.approx(5.0 / 4)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
@@ -93,15 +94,43 @@ def create_backbone(name: str, *, pretrained: bool = True, img_size: int | tuple
         close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
         raise BackboneError(f"timm has no model called {name!r}{hint}.")
+    if pretrained:
+        _require_weights(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm, the Hub and the file system each raise their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = "Weights of the backbone" if pretrained else "The backbone"
+        size = "" if img_size is None else f" with images of {img_size} pixels"
         raise BackboneError(
-            f"{what} {name!r} could not be loaded ({type(error).__name__}: {reason}); check the name and the network, "
-            f"or use the bundled backbone {BUNDLED_BACKBONE!r}, which needs no download."
+            f"The backbone {name!r} could not be made{size} ({type(error).__name__}: {reason}); check the name"
+            f"{' and the size' if size else ''}."
         ) from error
+
+
+def _require_weights(name: str) -> None:
+    """Asks the Hub for the weights' whereabouts first: timm takes a minute to find out that it cannot be reached."""
+    config: Any = None if ":" in name else timm.get_pretrained_cfg(name)
+    if config is None or config.file or not config.hf_hub_id:
+        return
+    file = config.hf_hub_filename or "model.safetensors"
+    if isinstance(try_to_load_from_cache(config.hf_hub_id, file), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(config.hf_hub_id, file))
+    except Exception as error:  # the Hub's own errors and the network's have no common base
+        if getattr(getattr(error, "response", None), "status_code", None) is not None:
+            return  # it can be reached; timm knows other places to look
+        raise BackboneError(
+            f"The weights of the backbone {name!r} are not in the cache, and the Hub cannot be reached to get them "
+            f"({type(error).__name__}); check the network, or use the bundled backbone {BUNDLED_BACKBONE!r}, which "
+            "needs no download."
+        ) from error
+
+
+def describe_name(name: str, *, img_size: int | tuple[int, int] | None = None) -> BackboneInfo:
+    """Describes a backbone before its weights are there; arguments and errors as those of `create_backbone`."""
+    with torch.device("meta"):
+        return describe(create_backbone(name, pretrained=False, img_size=img_size))
 
 
 def describe(model: nn.Module) -> BackboneInfo:
@@ -123,6 +152,10 @@ def describe(model: nn.Module) -> BackboneInfo:
             f"The model class {type(model).__name__} is not supported; supported are timm's VisionTransformer models "
             "(ViT, DeiT, AugReg, CLIP, DINOv2)."
         )
+    preprocessing, patch = _preprocessing(model), tuple(model.patch_embed.patch_size)
+    if any(pixels % side or pixels < side for pixels, side in zip(preprocessing.size, patch, strict=True)):
+        size = "x".join(map(str, preprocessing.size))
+        raise BackboneError(f"Images of {size} pixels cannot be cut into patches of {'x'.join(map(str, patch))}.")
     sites: list[BlockSite] = []
     for index, block in enumerate(model.blocks):
         if type(block) not in ENTRIES:
@@ -143,12 +176,12 @@ def describe(model: nn.Module) -> BackboneInfo:
     return BackboneInfo(
         name=_name(model),
         blocks=tuple(sites),
-        patch_size=tuple(model.patch_embed.patch_size),
+        patch_size=patch,
         num_prefix_tokens=model.num_prefix_tokens,
         class_token=model.has_class_token,
         num_features=model.head_hidden_size,
         leading_tokens=_leading_tokens(model),
-        preprocessing=_preprocessing(model),
+        preprocessing=preprocessing,
     )
 
 

@@ -19,3 +19,7 @@ class AdapterError(LaconicError):
 
 class TrainingError(LaconicError):
     """A training that cannot start, go on or be resumed."""
+
+
+class DivergedError(TrainingError):
+    """A training whose loss is no longer a number."""

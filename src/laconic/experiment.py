@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,21 +14,21 @@ from typing import Any
 
 import torch
 
+from laconic import __version__
 from laconic.adapter import load
-from laconic.backbone import create_backbone, describe, fingerprint
+from laconic.backbone import create_backbone, describe_name, fingerprint
 from laconic.batches import ImageLabels
-from laconic.condensation import Criterion, Scope, condense
+from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, condense, fine_tuning_recipe
 from laconic.data import Task, open_task
-from laconic.errors import DataError, LaconicError, TrainingError
-from laconic.files import write_json
+from laconic.errors import DataError, DivergedError, LaconicError
 from laconic.methods import method_from_name
 from laconic.model import HeadInit, PromptedModel, attach
 from laconic.preprocessing import Preprocessing, Resize
 from laconic.progress import bar
 from laconic.recipe import Recipe
+from laconic.runfolder import RESULT, RunFolder, read_json
 from laconic.train import History, evaluate, fit
 
-RESULT = "result.json"
 REPORT_KEYS = (
     "val_accuracy",
     "test_accuracy",
@@ -84,11 +84,15 @@ class Settings:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        if self.condense is not None and not 0 < self.condense <= 1:
-            raise LaconicError(f"The share of prompts to keep must be above 0 and at most 1, not {self.condense}.")
         if self.condense is not None and self.method == "linear":
             raise LaconicError("A linear probe has no prompts to condense; leave out --condense.")
+        if self.resize not in ("squash", "crop"):
+            raise LaconicError(f"Images are resized by 'squash' or 'crop', not {self.resize!r}.")
+        if self.img_size is not None and self.img_size < 1:
+            raise LaconicError(f"The image size must be at least 1 pixel, not {self.img_size}.")
+        _check_condensing(self.condense, self.criterion, self.scope)
         method_from_name(self.method, num_prompts=self.prompts)
+        self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,19 @@ class CondenseSettings:
     split_seed: int = 0
     skip_bad: bool = False
 
+    def __post_init__(self) -> None:
+        _check_condensing(self.ratio, self.criterion, self.scope)
+        Recipe(epochs=self.fine_tune_epochs, seed=self.seed)
+
+
+def _check_condensing(ratio: float | None, criterion: str, scope: str) -> None:
+    if ratio is not None and not 0 < ratio <= 1:
+        raise LaconicError(f"The share of prompts to keep must be above 0 and at most 1, not {ratio}.")
+    if criterion not in CRITERIA:
+        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+    if scope not in SCOPES:
+        raise LaconicError(f"The scope is 'global' or 'local', not {scope!r}.")
+
 
 def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
     """Trains, condenses if asked, evaluates, and writes adapter and result.json to a folder.
@@ -141,25 +158,28 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
     folder = RunFolder(out, asdict(settings))
     if (finished := folder.claim(resume=resume)) is not None:
         return finished
-    backbone = create_backbone(settings.backbone, img_size=settings.img_size)
-    preprocessing = replace(describe(backbone).preprocessing, resize=settings.resize)
-    stages = _Stages(folder, settings, preprocessing, progress)
-    torch.manual_seed(settings.recipe.seed)
-    model = attach(
-        backbone,
-        method_from_name(settings.method, num_prompts=settings.prompts),
-        num_classes=len(stages.task.classes),
-        head_init=settings.head_init,
-        classes=stages.task.classes,
-        preprocessing=preprocessing,
-    )
-    history = stages.train(model, settings.recipe, "training")
-    before: dict[str, Any] = {}
-    if settings.condense is not None:
-        before = {"before": stages.report(model, history)}
+    with _abandoning(folder):
+        # The data is looked at before any weights are fetched.
+        info = describe_name(settings.backbone, img_size=settings.img_size)
+        preprocessing = replace(info.preprocessing, resize=settings.resize)
+        stages = _Stages(folder, settings, preprocessing, progress)
+        backbone = create_backbone(settings.backbone, img_size=settings.img_size)
+        torch.manual_seed(settings.recipe.seed)
+        model = attach(
+            backbone,
+            method_from_name(settings.method, num_prompts=settings.prompts),
+            num_classes=len(stages.task.classes),
+            head_init=settings.head_init,
+            classes=stages.task.classes,
+            preprocessing=preprocessing,
+        )
+        history = stages.train(model, settings.recipe, "training")
+        facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
+        if settings.condense is None:
+            return stages.finish(model, history, facts)
         recipe = settings.recipe.for_fine_tuning(epochs=settings.fine_tune_epochs)
-        model, history = stages.condense(model, settings.condense, recipe)
-    return stages.finish(model, history, {**before, "backbone": settings.backbone, "seed": settings.recipe.seed})
+        small, tuning = stages.condense(model, settings.condense, recipe)
+        return stages.finish(small, tuning, {"before": stages.report(model, history), **facts})
 
 
 def run_condense(
@@ -169,17 +189,28 @@ def run_condense(
     folder = RunFolder(out, asdict(settings))
     if (finished := folder.claim(resume=resume)) is not None:
         return finished
-    model = load(settings.adapter)
-    stages = _Stages(folder, settings, model.preprocessing, progress)
-    if model.classes is not None and model.classes != stages.task.classes:
-        raise DataError(
-            f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data that "
-            "it was trained on."
-        )
-    before = _earlier_report(settings.adapter, stages.task) or stages.report(model, History())
-    recipe = (model.recipe or Recipe()).for_fine_tuning(epochs=settings.fine_tune_epochs)
-    small, history = stages.condense(model, settings.ratio, replace(recipe, seed=settings.seed))
-    return stages.finish(small, history, {"before": before, "backbone": model.info.name, "seed": settings.seed})
+    with _abandoning(folder):
+        model = load(settings.adapter)
+        stages = _Stages(folder, settings, model.preprocessing, progress)
+        if model.classes is not None and model.classes != stages.task.classes:
+            raise DataError(
+                f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
+                "that it was trained on."
+            )
+        recipe = replace(fine_tuning_recipe(model), epochs=settings.fine_tune_epochs, seed=settings.seed)
+        small, history = stages.condense(model, settings.ratio, recipe)
+        before = _earlier_report(settings.adapter, stages.task) or stages.report(model, History())
+        return stages.finish(small, history, {"before": before, "backbone": model.info.name, "seed": settings.seed})
+
+
+@contextmanager
+def _abandoning(folder: RunFolder) -> Generator[None]:
+    """Lets a run that fails before anything was saved leave nothing in the way of the next one."""
+    try:
+        yield
+    except LaconicError as error:
+        folder.abandon(diverged=isinstance(error, DivergedError))
+        raise
 
 
 class _Stages:
@@ -251,6 +282,7 @@ class _Stages:
             "provenance": provenance(model, self.task),
             "seconds": round(time.monotonic() - self.started, 1),
         }
+        result = json.loads(json.dumps(result))
         self.folder.finish(model, result)
         return result
 
@@ -266,70 +298,10 @@ def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
     path = Path(adapter) / RESULT
     if not path.is_file():
         return None
-    result = _read_json(path)
+    result = read_json(path)
     if result.get("provenance", {}).get("data", {}).get("fingerprint") != task.fingerprint():
         return None
     return {key: result[key] for key in REPORT_KEYS if key in result}
-
-
-class RunFolder:
-    """The output folder of a run: claimed at the start, whole at the end.
-
-    While the run goes on its state lies in a hidden folder; adapter and result.json appear when it is done.
-    """
-
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.out = out
-        self.document: dict[str, Any] = json.loads(json.dumps(settings))
-        self.is_main = int(os.environ.get("RANK", "0")) == 0  # set by torchrun
-
-    def checkpoint(self, stage: str) -> Path:
-        """Where a stage keeps its state."""
-        return self.out / STATE / f"{stage}.safetensors"
-
-    def claim(self, *, resume: bool) -> dict[str, Any] | None:
-        """Makes the folder this run's own; returns the result when resuming a run that is finished.
-
-        Raises:
-            TrainingError: If something else is in the way.
-        """
-        if not self.is_main:
-            return None
-        out, settings = self.out, self.out / STATE / "settings.json"
-        if out.exists() and not out.is_dir():
-            raise TrainingError(f"The output folder {out} is a file; choose another --out.")
-        if (out / RESULT).exists():
-            result = _read_json(out / RESULT)
-            if resume:
-                self._compare(result.get("settings", {}), "finished")
-                return result
-            raise TrainingError(f"{out} holds a finished run; choose another --out (its numbers are in {RESULT}).")
-        if settings.exists():
-            if not resume:
-                raise TrainingError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out.")
-            self._compare(_read_json(settings), "unfinished")
-        elif (out / "adapter_config.json").exists():
-            raise TrainingError(f"{out} holds an adapter; choose another --out.")
-        try:
-            write_json(settings, self.document)
-        except OSError as error:
-            raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
-        return None
-
-    def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
-        """Writes the adapter, then the result, then forgets the state."""
-        if self.is_main:
-            model.save_pretrained(self.out)
-            write_json(self.out / RESULT, result)
-            shutil.rmtree(self.out / STATE)
-
-    def _compare(self, earlier: dict[str, Any], state: str) -> None:
-        changed = sorted(key for key in self.document if earlier.get(key) != self.document[key])
-        if changed:
-            raise TrainingError(
-                f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
-                "another --out."
-            )
 
 
 def provenance(model: PromptedModel, task: Task) -> dict[str, Any]:
@@ -346,15 +318,12 @@ def provenance(model: PromptedModel, task: Task) -> dict[str, Any]:
         "preprocessing": asdict(task.preprocessing),
         "backbone_fingerprint": fingerprint(model.backbone),
         "epoch_rule": "last epoch; test data read once, at the end",
-        "versions": {name: version(name) for name in ("laconic", "torch", "timm", "accelerate", "numpy")},
+        "versions": {
+            "laconic": __version__,
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("timm", "accelerate", "numpy")},
+        },
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": next(model.parameters()).device.type,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TrainingError(f"{path} is damaged; choose another --out.") from error

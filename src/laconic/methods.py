@@ -51,7 +51,7 @@ class VPT:
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
-            raise LaconicError(f"VPT needs at least one prompt, not {self.num_prompts}; use Linear() for none.")
+            raise LaconicError(f"VPT needs at least one prompt, not {self.num_prompts}; without any, it is Linear().")
         if self.depth not in ("deep", "shallow"):
             raise LaconicError(f"VPT's depth is 'deep' or 'shallow', not {self.depth!r}.")
         if not 0 <= self.prompt_dropout < 1:

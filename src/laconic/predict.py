@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from laconic.data import decode, list_images
+from laconic.data.images import printable
 from laconic.errors import DataError, LaconicError
 from laconic.model import FoldedModel, PromptedModel
 from laconic.progress import Report, silent
@@ -80,6 +81,12 @@ def predict(
                 best = model(images).float().softmax(1).topk(min(top, len(names)), dim=1)
             for file, values, indices in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
                 ranked = tuple((names[index], value) for index, value in zip(indices, values, strict=True))
-                found.append(Prediction(image=str(file), class_name=ranked[0][0], probability=ranked[0][1], top=ranked))
+                found.append(
+                    Prediction(
+                        image=printable(str(file)), class_name=ranked[0][0], probability=ranked[0][1], top=ranked
+                    )
+                )
         report(min(start + batch_size, len(files)), len(files))
+    if not found:
+        raise DataError(f"None of the {len(files)} images could be read; the first: {skipped[0]}")
     return found, skipped

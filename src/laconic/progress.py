@@ -21,7 +21,7 @@ def silent(done: int, total: int, **figures: float) -> None:
 
 
 @contextmanager
-def bar(label: str, *, enabled: bool = True, unit: str = "") -> Generator[Report]:
+def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False) -> Generator[Report]:
     """A progress bar on standard error: share done, figures, rate and time left.
 
     On something that is no terminal (a log file) nothing moves; one line says at the end what was done.
@@ -30,6 +30,7 @@ def bar(label: str, *, enabled: bool = True, unit: str = "") -> Generator[Report
         label: What is going on.
         enabled: False for no output at all.
         unit: Word behind the rate; no rate when empty.
+        keep: Leave the finished bar on the screen.
     """
     if not enabled:
         yield silent
@@ -54,7 +55,7 @@ def bar(label: str, *, enabled: bool = True, unit: str = "") -> Generator[Report
         TextColumn("left"),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=not keep) as shown:
         row = shown.add_task(label, total=None, figures="")
         last: dict[str, float] = {}
 
@@ -78,6 +79,8 @@ def figures_text(figures: dict[str, float], unit: str = "") -> str:
     for name, value in figures.items():
         if name == "rate":
             parts.append(f"{value:.0f} {unit}/s")
+        elif name == "epoch":
+            parts.append(f"epoch {value:.0f}")
         elif "accuracy" in name:
             parts.append(f"{name.replace('accuracy', 'acc').replace('_', ' ')} {100 * value:.1f}%")
         else:

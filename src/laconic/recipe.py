@@ -8,7 +8,7 @@ from typing import Literal
 
 from laconic.errors import LaconicError
 
-DEFAULT_LR = {"adamw": 2e-3, "sgd": 5.0}
+DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Recipe:
         epochs: Passes over the training data; 0 leaves the model as it is.
         batch_size: Images per step, over all processes.
         optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
-        lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.002
+        lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.005
             for AdamW and 5.0 for SGD.
         weight_decay: Not applied to the bias of the head.
         warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
@@ -59,6 +59,7 @@ class Recipe:
             (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
             (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
             (self.precision in ("fp32", "bf16"), f"the precision is 'fp32' or 'bf16', not {self.precision!r}"),
+            (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
             (self.workers >= 0, f"the number of workers must be at least 0, not {self.workers}"),
         ]
         for holds, problem in checks:

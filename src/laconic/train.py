@@ -20,12 +20,12 @@ from torch.utils.data import TensorDataset
 from laconic.backbone import fingerprint
 from laconic.batches import ImageLabels, check_batch, epoch_order, identity, in_order, iterate, size_of
 from laconic.checkpoint import load_checkpoint, save_checkpoint
-from laconic.errors import TrainingError
+from laconic.errors import DivergedError, TrainingError
 from laconic.interrupt import deferred_interrupt
 from laconic.methods import method_to_config
 from laconic.model import FoldedModel, PromptedModel
 from laconic.progress import Report, bar, silent
-from laconic.recipe import Recipe, learning_rate
+from laconic.recipe import DEFAULT_LR, Recipe, learning_rate
 
 SAVE_EVERY_SECONDS = 10.0
 """A kill costs at most about this much work."""
@@ -106,7 +106,7 @@ def fit(
     """
     recipe = Recipe() if recipe is None else recipe
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint))
-    with bar(label, enabled=progress and run.is_main, unit="img") as report, torch.random.fork_rng():
+    with bar(label, enabled=progress and run.is_main, unit="img", keep=True) as report, torch.random.fork_rng():
         run.train(report, resume=resume)
     model.recipe = recipe
     model.eval()
@@ -240,7 +240,7 @@ class _Run:
                 rate = (self.step - first) * self.recipe.batch_size / max(now - started, 1e-9)
                 seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size)
                 loss, hits = (self.sums / seen).tolist()
-                report(self.step, self.total_steps, loss=loss, accuracy=hits, rate=rate)
+                report(self.step, self.total_steps, epoch=epoch + 1, loss=loss, accuracy=hits, rate=rate)
                 if self.step % self.steps_per_epoch == 0:
                     self._finish_epoch(epoch, report)
                 if interrupted() or now - saved > SAVE_EVERY_SECONDS:
@@ -292,10 +292,10 @@ class _Run:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
         if not math.isfinite(float(sums[0])):
             epoch, step = divmod(self.step, self.steps_per_epoch)
-            raise TrainingError(
+            base = DEFAULT_LR[recipe.optimizer] if recipe.lr is None else recipe.lr
+            raise DivergedError(
                 f"The loss became {float(sums[0])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
-                f"try a lower one (--lr {recipe.lr / 4 if recipe.lr else 'with a smaller value'}), or fp32 instead of "
-                "bf16."
+                f"try a lower rate, such as --lr {base / 10:.1g}, or fp32 instead of bf16."
             )
         self.optimizer.step()
         self.sums += sums.cpu()

@@ -7,6 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from laconic.errors import LaconicError
+
+
+class UsageError(LaconicError):
+    """A command line that cannot be meant."""
+
 
 class Command(Protocol):
     """A parsed command line that can be run."""
@@ -18,7 +24,8 @@ class Command(Protocol):
 
 def print_json(document: Any) -> None:
     """Prints one JSON document on standard output."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not unicode, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -29,13 +36,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         right = bool(rows) and all(_numeric(row[number]) for row in rows)
-        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout).print(table)
+    console = Console(file=sys.stdout)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
 
 
 def print_note(text: str) -> None:

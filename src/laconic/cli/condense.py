@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from laconic.cli.fit import Images, show_result
+from laconic.cli.fit import show_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,13 @@ class Condense:
     fine_tune: bool = True
     """Fine-tune the kept prompts, at a tenth of the learning rate of the adapter's training."""
     fine_tune_epochs: int = 20
-    """For how long."""
+    """Epochs of that fine-tuning."""
     seed: int = 0
     """Seeds order and random scores."""
-    images: Images = Images()
+    split_seed: int = 0
+    """Cuts the splits that a folder does not have; as given to `fit`."""
+    skip_bad: bool = False
+    """Go on without images and classes that cannot be used, and say how many."""
     out: Path
     """Folder for the smaller adapter and result.json."""
     resume: bool = False
@@ -52,8 +55,8 @@ class Condense:
             fine_tune=self.fine_tune,
             fine_tune_epochs=self.fine_tune_epochs,
             seed=self.seed,
-            split_seed=self.images.split_seed,
-            skip_bad=self.images.skip_bad,
+            split_seed=self.split_seed,
+            skip_bad=self.skip_bad,
         )
         try:
             result = run_condense(settings, self.out, resume=self.resume, progress=True)

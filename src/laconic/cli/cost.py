@@ -40,17 +40,16 @@ class Cost:
         if self.json:
             print_json([asdict(row) for row in found])
             return
-        base = found[0].published_gmacs
         print_table(
             f"GMACs per image, {self.backbone}",
-            ["prompts", "published", "prefix", "folded", "folded / first published", "learned"],
+            ["prompts", "published", "prefix", "folded", "folded / published", "learned"],
             [
                 [
                     f"{row.prompts:g}",
                     f"{row.published_gmacs:.2f}",
                     f"{row.prefix_gmacs:.2f}",
                     f"{row.folded_gmacs:.2f}",
-                    f"{row.folded_gmacs / base:.3f}",
+                    f"{row.folded_gmacs / row.published_gmacs:.3f}",
                     f"{row.prompt_params:,}",
                 ]
                 for row in found

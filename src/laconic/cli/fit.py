@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
-from laconic.cli.commands import percent, print_json, print_note, print_table
+from laconic.cli.commands import UsageError, percent, print_json, print_note, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Training:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """SGD as in the VPT paper, or AdamW, which needs less search."""
     lr: float | None = None
-    """Peak learning rate; 0.002 for adamw, 5.0 (times batch size / 256) for sgd."""
+    """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd."""
     weight_decay: float = 1e-4
     """Weight decay of prompts and head."""
     warmup: float = 0.1
@@ -67,7 +67,7 @@ class Fit:
     fine_tune: bool = True
     """Fine-tune condensed prompts."""
     fine_tune_epochs: int = 20
-    """For how long."""
+    """Epochs of that fine-tuning."""
     criterion: Literal["taylor", "cls-similarity", "magnitude", "random"] = "taylor"
     """What makes a prompt worth keeping."""
     scope: Literal["global", "local"] = "global"
@@ -76,7 +76,7 @@ class Fit:
     """Input size in pixels, where it should differ from the backbone's own."""
     training: Training = Training()
     images: Images = Images()
-    out: Path | None = None
+    out: str | None = None
     """Folder for adapter and result.json; named after the run when left out."""
     resume: bool = False
     """Go on with the run in --out, or start it where there is none."""
@@ -103,7 +103,9 @@ class Fit:
             recipe=Recipe(**asdict(self.training)),
             **asdict(self.images),
         )
-        out = self.out or self.default_out()
+        if self.data == "" or self.out == "":
+            raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
+        out = Path(self.out) if self.out is not None else self.default_out()
         try:
             result = run(settings, out, resume=self.resume, progress=True)
         except KeyboardInterrupt as error:
@@ -143,11 +145,10 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         ["method", "val", "test", "prompts", "learned", "time"],
         rows,
     )
-    print_table(
-        "Prompts per block",
-        ["block", *map(str, range(1, len(result["prompt_counts"]) + 1))],
-        [[name or "prompts", *map(str, stage["prompt_counts"])] for name, stage in stages],
-    )
+    if len(stages) > 1:
+        counts = [stage["prompt_counts"] for _, stage in stages]
+        rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
+        print_table("Prompts in each block", ["block", *(name for name, _ in stages)], rows)
     skipped = result["provenance"]["data"]["skipped"]
     if skipped:
         print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from laconic.cli.commands import percent, print_json, print_note, print_table
+from laconic.cli.commands import UsageError, percent, print_json, print_note, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Eval:
     """Print the result as JSON."""
 
     def run(self) -> None:
-        """Loads, folds, evaluates, prints."""
+        """Loads, evaluates, prints."""
         from laconic.adapter import load
         from laconic.data import load_labelled
         from laconic.progress import bar
@@ -82,6 +82,8 @@ class Predict:
         from laconic.predict import predict
         from laconic.progress import bar
 
+        if not self.images:
+            raise UsageError("There is no image to predict: laconic predict ADAPTER IMAGE_OR_FOLDER ...")
         model = load(self.adapter).fold()
         with bar("predicting") as report:
             predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
@@ -92,7 +94,7 @@ class Predict:
                 [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
                 for p in predictions
             ]
-            print_table(f"{len(rows)} images", ["image", "class", "probability", "then"], rows)
+            print_table(f"{len(rows)} image{'s' * (len(rows) != 1)}", ["image", "class", "probability", "then"], rows)
         for sentence in skipped:
             print_note(sentence)
 

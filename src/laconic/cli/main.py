@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from laconic import __version__
-from laconic.cli.commands import Command
+from laconic.cli.commands import Command, UsageError
 from laconic.cli.condense import Condense
 from laconic.cli.cost import Cost
 from laconic.cli.demo import Demo
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: a problem that a sentence explains. 2: wrong usage. 130: Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A class name that the terminal has no letters for must not end the command.
+            stream.reconfigure(errors="backslashreplace")
     if arguments in (["--version"], ["-V"]):
         print(f"laconic {__version__}")  # noqa: T201
         return 0
@@ -57,6 +62,8 @@ def run(command: Command) -> int:
     """Runs one command and turns what goes wrong into a sentence and an exit status."""
     try:
         command.run()
+    except UsageError as error:
+        return _say(str(error), 2)
     except LaconicError as error:
         return _say(str(error), 1)
     except KeyboardInterrupt as error:

@@ -42,8 +42,7 @@ def condense(
         criterion: See `laconic.score`.
         scope: See `laconic.select`.
         fine_tune: False stops after the removal.
-        recipe: For the fine-tuning; when not given, the model's own at a tenth of the rate for 20 epochs. Prompt
-            dropout is off in any case.
+        recipe: For the fine-tuning; see `fine_tuning_recipe` when not given. Prompt dropout is off in any case.
         scores: Use these scores instead of computing them.
         checkpoint: As for `laconic.fit`.
         resume: As for `laconic.fit`.
@@ -66,10 +65,10 @@ def condense(
     """
     if not any(model.prompt_counts):
         raise LaconicError("There is nothing to condense: the model has no prompts.")
+    recipe = recipe or fine_tuning_recipe(model)
     if scores is None:
         with bar("scoring", enabled=progress) as report:
-            workers = 0 if recipe is None else recipe.workers
-            scores = score(model, train, criterion=criterion, workers=workers, report=report)
+            scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)
     kept = select(scores, ratio=ratio, scope=scope)
     small = model.keep(kept)
     small.method = without_dropout(small.method)
@@ -82,7 +81,6 @@ def condense(
         kept=tuple(tuple(index.tolist()) for index in kept),
     )
     if fine_tune:
-        recipe = recipe or (model.recipe or Recipe()).for_fine_tuning()
         fit(
             small,
             train,
@@ -94,3 +92,9 @@ def condense(
             label="fine-tuning",
         )
     return small.eval()
+
+
+def fine_tuning_recipe(model: PromptedModel) -> Recipe:
+    """The recipe a model was trained with, at a tenth of the rate for 20 epochs; that of a condensed model as it is."""
+    recipe = model.recipe or Recipe()
+    return recipe if model.condensation is not None else recipe.for_fine_tuning()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
@@ -133,7 +134,9 @@ def _scaling(model: PromptedModel, block: int) -> tuple[Tensor, Tensor]:
     adapter = copy.deepcopy(attention_at(model.backbone, model.info, block)).cpu().double()
     prompts_1PD = model.prompts[block].detach().cpu().double().unsqueeze(0)
     jvp: Any = torch.func.jvp
-    _, (keys, values) = jvp(adapter.key_values, (prompts_1PD,), (prompts_1PD,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about its own use of torch.jit
+        _, (keys, values) = jvp(adapter.key_values, (prompts_1PD,), (prompts_1PD,))
     device = model.prompts[block].device
     # Apple's GPUs have no float64.
     return (keys, values) if device.type == "mps" else (keys.to(device), values.to(device))

@@ -13,6 +13,7 @@ from laconic.data.dataset import ImageDataset
 from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse
 from laconic.data.images import printable
 from laconic.data.scan import UNSPLIT, Splits, scan
+from laconic.data.tasks import refuse_unknown
 from laconic.errors import DataError
 from laconic.preprocessing import Preprocessing
 
@@ -49,28 +50,31 @@ def load_labelled(
     """
     if root is None or root == SOURCE:
         return _bundled(preprocessing, classes, split)
+    refuse_unknown(root)
     folder = Path(root)
     splits = scan(folder, need_train=False).splits
-    if split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits)):
-        splits = cut(splits, split_seed)
-    name = split if split != "auto" else next((s for s in ("test", "val", UNSPLIT, "train") if s in splits), "test")
-    chosen = _union(splits) if name == "all" else splits.get(name, {})
-    problems = [f"class {printable(c)} is not known to the adapter" for c in chosen if printable(c) not in classes]
+    problems = _without_unknown(splits, classes)
     refuse(folder, problems, skip_bad)
-    chosen = {c: files for c, files in chosen.items() if printable(c) in classes and files}
-    if not chosen:
-        raise DataError(f"{printable(str(root))} has no images of known classes in its split {name!r}.")
-    checked = check_images(folder, {name: chosen}, preprocessing, DEFAULT_MEMORY_LIMIT, progress)
+    cutting = split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits))
+    if not cutting:
+        # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
+        splits = {"all": _union(splits)} if split == "all" else _pick(splits, split)
+    checked = check_images(folder, splits, preprocessing, DEFAULT_MEMORY_LIMIT, progress)
     bad = [f"file {printable(path)} {reason}" for path, reason in checked.bad.items()]
     refuse(folder, bad, skip_bad)
+    for chosen in splits.values():
+        for name in chosen:
+            chosen[name] = [path for path in chosen[name] if path not in checked.bad]
+    if cutting:
+        splits = _pick(cut(splits, split_seed), split)
     pairs = [
-        (path, classes.index(printable(c)))
-        for c, files in sorted(chosen.items())
+        (path, classes.index(printable(name)))
+        for chosen in splits.values()
+        for name, files in sorted(chosen.items())
         for path in files
-        if path not in checked.bad
     ]
     if not pairs:
-        raise DataError(f"{printable(str(root))} has no usable image in its split {name!r}.")
+        raise DataError(f"{printable(str(root))} has no images of known classes in its split {split!r}.")
     images = ImageDataset(
         torch.tensor([label for _, label in pairs]),
         preprocessing,
@@ -79,7 +83,25 @@ def load_labelled(
         root=folder,
         paths=[path for path, _ in pairs],
     )
-    return images, name, tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
+    return images, next(iter(splits)), tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
+
+
+def _without_unknown(splits: Splits, classes: Sequence[str]) -> list[str]:
+    """Takes out classes that are not known, and says which."""
+    unknown = sorted({name for chosen in splits.values() for name in chosen if printable(name) not in classes})
+    for chosen in splits.values():
+        for name in unknown:
+            chosen.pop(name, None)
+    return [f"class {printable(name)} is not known to the adapter" for name in unknown]
+
+
+def _pick(splits: Splits, split: SplitChoice) -> Splits:
+    """The split asked for alone, under its name."""
+    order = ("test", "val", UNSPLIT, "train") if split == "auto" else (split,)
+    for name in order:
+        if any(splits.get(name, {}).values()):
+            return {name: splits[name]}
+    return {order[0]: {}}
 
 
 def _union(splits: Splits) -> dict[str, list[str]]:
@@ -96,7 +118,13 @@ def _bundled(
     task = load_bundled(preprocessing)
     if tuple(classes) != task.classes:
         raise DataError("The adapter was not made for the bundled task; give the folder of images to evaluate on.")
-    name = "test" if split in ("auto", "all") else split
-    found = {"train": task.train, "val": task.val, "test": task.test}[name]
-    assert found is not None  # the bundled task has all three
-    return found, name, ()
+    splits = {"train": task.train, "val": task.val, "test": task.test}
+    if split != "all":
+        name = "test" if split == "auto" else split
+        found = splits[name]
+        assert found is not None  # the bundled task has all three
+        return found, name, ()
+    parts = [part for part in splits.values() if part is not None]
+    pixels = torch.cat([part.pixels(torch.arange(len(part))) for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    return ImageDataset(labels, preprocessing, pixels=pixels), "all", ()

@@ -38,10 +38,18 @@ def open_task(
     """
     if spec is None or spec == SOURCE:
         return load_bundled(preprocessing)
-    if isinstance(spec, str) and spec.lower().startswith(("vtab:", "fgvc:")):
-        raise DataError(
-            f"The benchmark task {spec} is not in this version of laconic; give a folder of its images instead."
-        )
-    if isinstance(spec, str) and spec.startswith("bundled:"):
-        raise DataError(f"There is no bundled task {spec}; the one that comes with laconic is {SOURCE}.")
+    refuse_unknown(spec)
     return load_folder(spec, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
+
+
+def refuse_unknown(spec: str | Path) -> None:
+    """Raises a `DataError` for what looks like a named task and is none that this version has."""
+    text = str(spec)
+    if not text:
+        raise DataError("The name of the image folder is empty; give a folder, or leave it away for the bundled task.")
+    if text.lower().startswith(("vtab:", "fgvc:")):
+        raise DataError(
+            f"The benchmark task {text} is not in this version of laconic; give a folder of its images instead."
+        )
+    if text.startswith("bundled:"):
+        raise DataError(f"There is no bundled task {text}; the one that comes with laconic is {SOURCE}.")

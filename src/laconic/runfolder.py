@@ -1,0 +1,118 @@
+"""The output folder of a run: claimed at the start, whole at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from laconic.errors import TrainingError
+from laconic.files import write_json
+from laconic.model import PromptedModel
+
+RESULT = "result.json"
+STATE = ".run"
+"""Folder with the state of an unfinished run, inside its output folder."""
+
+OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
+
+
+class RunFolder:
+    """Where a run keeps its state while it goes on, hidden, and leaves adapter and result.json when it is done.
+
+    Args:
+        out: The folder.
+        settings: What the run does, as plain data; a resumed run must have the same.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out = out
+        self.document: dict[str, Any] = json.loads(json.dumps(settings))
+        self.is_main = int(os.environ.get("RANK", "0")) == 0  # set by torchrun
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage keeps its state."""
+        return self.out / STATE / f"{stage}.safetensors"
+
+    def claim(self, *, resume: bool) -> dict[str, Any] | None:
+        """Makes the folder this run's own; returns the result when resuming a run that is finished.
+
+        Raises:
+            TrainingError: If something else is in the way.
+        """
+        if not self.is_main:
+            return None
+        out, settings = self.out, self.out / STATE / "settings.json"
+        if out.exists() and not out.is_dir():
+            raise TrainingError(f"The output folder {out} is a file; choose another --out.")
+        if (out / RESULT).exists():
+            return self._finished(resume)
+        if any((out / STATE).glob("*.safetensors")):
+            if not resume:
+                raise TrainingError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out.")
+            self._compare(read_json(settings), "unfinished")
+        elif not settings.exists() and (taken := [name for name in OWN_FILES if (out / name).exists()]):
+            raise TrainingError(f"{out} has a {taken[0]} that this run would overwrite; choose another --out.")
+        try:
+            write_json(settings, self.document)
+        except OSError as error:
+            raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
+        return None
+
+    def abandon(self, *, diverged: bool) -> None:
+        """After an error: forgets a run that nothing was saved of, or that is not worth going on with."""
+        state = self.out / STATE
+        if not self.is_main or not state.exists() or (any(state.glob("*.safetensors")) and not diverged):
+            return
+        shutil.rmtree(state)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
+        """Writes the adapter, then the result, then forgets the state."""
+        if not self.is_main:
+            return
+        model.save_pretrained(self.out)
+        write_json(self.out / RESULT, result)
+        self._tidy()
+
+    def _finished(self, resume: bool) -> dict[str, Any]:
+        if not resume:
+            raise TrainingError(f"{self.out} holds a finished run; choose another --out (its numbers are in {RESULT}).")
+        result = read_json(self.out / RESULT)
+        self._compare(result.get("settings"), "finished")
+        self._tidy()
+        return result
+
+    def _tidy(self) -> None:
+        """Removes the state, and what a kill in the middle of writing may have left."""
+        shutil.rmtree(self.out / STATE, ignore_errors=True)
+        for name in OWN_FILES:
+            for part in self.out.glob(f".{name}.*.part"):
+                part.unlink(missing_ok=True)
+
+    def _compare(self, earlier: object, state: str) -> None:
+        known: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
+        changed = sorted(key for key in self.document if known.get(key) != self.document[key])
+        if changed:
+            raise TrainingError(
+                f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
+                "another --out."
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that a run wrote.
+
+    Raises:
+        TrainingError: If it is damaged.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TrainingError(f"{path} is damaged or cannot be read; choose another --out.") from error
+    if not isinstance(document, dict):
+        raise TrainingError(f"{path} is damaged; choose another --out.")
+    return document
