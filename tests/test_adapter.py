@@ -152,7 +152,7 @@ def test_everything_else_comes_back(backbone, tmp_path):
         size=(32, 32), mean=(0.1, 0.2, 0.3), std=(1, 2.5, 1e-3), interpolation="nearest", resize="crop"
     )
     model = model_with(backbone, classes=["ant", "bee", "cat"], preprocessing=looks)
-    model.recipe = laconic.Recipe(epochs=7, lr=1 / 3, precision="bf16", seed=2**40)
+    model.recipe = laconic.Recipe(epochs=7, lr=1 / 3, precision="bf16", seed=2**31)
     scores, kept = ((0.1, 1 / 3, 1e-300, 2.0),) * 6, ((1, 3), (), (0,), (2,), (), (3, 1))
     model.condensation = Condensation(criterion="taylor", scope="local", ratio=0.3, scores=scores, kept=kept)
     save_adapter(model, tmp_path)

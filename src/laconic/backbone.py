@@ -109,7 +109,10 @@ def create_backbone(name: str, *, pretrained: bool = True, img_size: int | tuple
 
 def _require_weights(name: str) -> None:
     """Asks the Hub for the weights' whereabouts first: timm takes a minute to find out that it cannot be reached."""
-    config: Any = None if ":" in name else timm.get_pretrained_cfg(name)
+    try:
+        config: Any = None if ":" in name else timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise BackboneError(f"timm has no weights called {name!r} ({error}).") from error
     if config is None or config.file or not config.hf_hub_id:
         return
     file = config.hf_hub_filename or "model.safetensors"
@@ -155,7 +158,7 @@ def describe(model: nn.Module) -> BackboneInfo:
     preprocessing, patch = _preprocessing(model), tuple(model.patch_embed.patch_size)
     if any(pixels % side or pixels < side for pixels, side in zip(preprocessing.size, patch, strict=True)):
         size = "x".join(map(str, preprocessing.size))
-        raise BackboneError(f"Images of {size} pixels cannot be cut into patches of {'x'.join(map(str, patch))}.")
+        raise BackboneError(f"The image size {size} cannot be cut into patches of {'x'.join(map(str, patch))} pixels.")
     sites: list[BlockSite] = []
     for index, block in enumerate(model.blocks):
         if type(block) not in ENTRIES:

@@ -36,8 +36,8 @@ class Plan:
 
     prompts: int = 20
     keep: float = 0.3
-    epochs: int = 30
-    fine_tune_epochs: int = 10
+    epochs: int = 20
+    fine_tune_epochs: int = 8
     precision: str = "fp32"
 
 

@@ -39,7 +39,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     table = Table(box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         right = bool(rows) and all(_numeric(row[number]) for row in rows)
-        table.add_column(Text(column), justify="right" if right else "left", overflow="fold", no_wrap=right)
+        # A number may end in an ellipsis on a narrow terminal, but never silently; text goes on in the next line.
+        if right:
+            table.add_column(Text(column), justify="right", overflow="ellipsis", no_wrap=True)
+        else:
+            table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(file=sys.stdout)

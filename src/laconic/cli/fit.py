@@ -145,10 +145,10 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         ["method", "val", "test", "prompts", "learned", "time"],
         rows,
     )
-    if len(stages) > 1:
-        counts = [stage["prompt_counts"] for _, stage in stages]
+    counts = [stage["prompt_counts"] for _, stage in stages]
+    if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
-        print_table("Prompts in each block", ["block", *(name for name, _ in stages)], rows)
+        print_table("Prompts in each block", ["block", *(name or "prompts" for name, _ in stages)], rows)
     skipped = result["provenance"]["data"]["skipped"]
     if skipped:
         print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))

@@ -53,12 +53,12 @@ def load_labelled(
     refuse_unknown(root)
     folder = Path(root)
     splits = scan(folder, need_train=False).splits
-    problems = _without_unknown(splits, classes)
-    refuse(folder, problems, skip_bad)
     cutting = split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits))
     if not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
         splits = {"all": _union(splits)} if split == "all" else _pick(splits, split)
+    problems = _without_unknown(splits, classes)
+    refuse(folder, problems, skip_bad)
     checked = check_images(folder, splits, preprocessing, DEFAULT_MEMORY_LIMIT, progress)
     bad = [f"file {printable(path)} {reason}" for path, reason in checked.bad.items()]
     refuse(folder, bad, skip_bad)
@@ -74,7 +74,9 @@ def load_labelled(
         for path in files
     ]
     if not pairs:
-        raise DataError(f"{printable(str(root))} has no images of known classes in its split {split!r}.")
+        which = "" if split == "auto" else f" in its split {split!r}"
+        kind = "usable image" if checked.bad else "images of known classes"
+        raise DataError(f"{printable(str(root))} has no {kind}{which}.")
     images = ImageDataset(
         torch.tensor([label for _, label in pairs]),
         preprocessing,
