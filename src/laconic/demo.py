@@ -21,6 +21,8 @@ from laconic.progress import bar
 from laconic.recipe import Recipe
 from laconic.report.plots import Point, plot_accuracy, plot_kept
 
+TITLE = "Fashion-MNIST, 800 training images, on the bundled ViT"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -86,29 +88,36 @@ def run_demo(out: Path, *, seed: int = 0, plan: Plan | None = None) -> dict[str,
 
 
 def show_demo(found: dict[str, Any], out: Path) -> None:
-    """Prints the table, where the pictures are, and what to try next."""
-    rows = [
+    """Prints two tables, where the pictures are, and what to try next."""
+    results = [
         [
             row["name"],
             percent(row["test_accuracy"]),
             str(row["prompts"]),
             f"{row['learned_params']:,}",
-            f"{row['adapter_bytes'] / 1024:.0f}",
-            f"{1000 * row['published_gmacs']:.0f}",
-            f"{1000 * row['prefix_gmacs']:.0f}",
-            f"{1000 * row['folded_gmacs']:.0f}",
-            f"{row['milliseconds']:.2f}",
+            f"{row['adapter_bytes'] / 1024:.0f} KiB",
+        ]
+        for row in found["rows"]
+    ]
+    print_table(TITLE, ["", "test", "prompts", "learned", "adapter"], results)
+    costs = [
+        [
+            row["name"],
+            *(f"{1000 * row[kind]:.0f}" for kind in ("published_gmacs", "prefix_gmacs", "folded_gmacs")),
+            f"{row['milliseconds']:.2f} ms",
             f"{row['time_ratio']:.2f}",
         ]
         for row in found["rows"]
     ]
-    columns = ["", "test acc", "prompts", "learned", "KiB", "published", "prefix", "folded", "ms", "x bare"]
-    print_table("Fashion-MNIST, 800 training images, on the bundled ViT", columns, rows)
+    print_table(
+        "10^6 multiply-accumulates per image, and time folded (one thread) against the bare backbone",
+        ["", "published", "prefix", "folded", "time", "x bare"],
+        costs,
+    )
     plan = found["plan"]
     print_note(
-        "published, prefix, folded: 10^6 multiply-accumulates per image. ms, x bare: folded, on one thread, per image, "
-        f"and against the bare backbone.\n{plan['epochs']} epochs and one seed, where the papers take 100 and several: "
-        f"a demonstration, not a result. {found['seconds']:.0f} s.\nPictures: {', '.join(found['pictures'])}\n\n"
+        f"{plan['epochs']} epochs and one seed, where the papers take 100 and several: a demonstration, not a result. "
+        f"{found['seconds']:.0f} s.\nPictures: {', '.join(found['pictures'])}\n\n"
         f"Next:\n  laconic predict {out}/condensed IMAGE_OR_FOLDER\n  laconic eval {out}/condensed\n"
         "  laconic fit YOUR_FOLDER --condense 0.3 --out runs/mine\n"
         "  laconic cost vit_base_patch16_224 --prompts 0,50,100,150,200"
@@ -140,8 +149,7 @@ def _latencies(models: dict[str, PromptedModel]) -> dict[str, Latency]:
 
 def _draw(out: Path, rows: list[dict[str, Any]], results: dict[str, dict[str, Any]]) -> list[str]:
     points = [Point(name=r["name"], prompts=r["prompts"], accuracy=r["test_accuracy"]) for r in rows]
-    title = "Fashion-MNIST (800 images) on the bundled ViT"
-    plot_accuracy(out / "accuracy.png", points, title=title)
+    plot_accuracy(out / "accuracy.png", points, title=TITLE)
     before, kept = results["vpt-deep"]["prompt_counts"], results["condensed"]["prompt_counts"]
     plot_kept(out / "kept.png", before, kept, title="Prompts kept per block")
     return [str(out / "accuracy.png"), str(out / "kept.png")]
