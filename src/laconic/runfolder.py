@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from laconic.errors import TrainingError
 from laconic.files import write_json
 from laconic.model import PromptedModel
+from laconic.processes import is_main_process
 
 RESULT = "result.json"
 STATE = ".run"
@@ -30,7 +30,7 @@ class RunFolder:
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self.out = out
         self.document: dict[str, Any] = json.loads(json.dumps(settings))
-        self.is_main = int(os.environ.get("RANK", "0")) == 0  # set by torchrun
+        self.is_main = is_main_process()
 
     def checkpoint(self, stage: str) -> Path:
         """Where a stage keeps its state."""

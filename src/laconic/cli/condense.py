@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from laconic.cli.fit import show_result
+from laconic.processes import is_main_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Condense:
             skip_bad=self.skip_bad,
         )
         try:
-            result = run_condense(settings, self.out, resume=self.resume, progress=True)
+            result = run_condense(settings, self.out, resume=self.resume, progress=is_main_process())
         except KeyboardInterrupt as error:
             again = f"Go on with the same command and --resume (in {self.out})."
             raise KeyboardInterrupt(f"{error} {again}".strip()) from error

@@ -10,6 +10,7 @@ import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.cli.commands import UsageError, percent, print_json, print_note, print_table
+from laconic.processes import is_main_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class Fit:
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         out = Path(self.out) if self.out is not None else self.default_out()
         try:
-            result = run(settings, out, resume=self.resume, progress=True)
+            result = run(settings, out, resume=self.resume, progress=is_main_process())
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"{error} Go on with the same command and --resume (in {out}).".strip()) from error
         show_result(result, out, as_json=self.json)
@@ -125,6 +126,8 @@ class Fit:
 
 def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     """Prints a finished run: a table of before and after, where it lies, what to do next."""
+    if not is_main_process():
+        return
     if as_json:
         print_json(result)
         return
