@@ -52,7 +52,7 @@ def main() -> None:
             for precision in ("fp32", "bf16"):
                 chosen = {name: values for name, values in times.items() if precision in name}
                 title = f"Training step, ViT-B/16, {prompts} prompts, prompt dropout {dropout}, ms per image"
-                print_ratios(title, chosen, next(name for name in chosen if "plain" in name), per=args.batch)
+                print_ratios(title, chosen, next(name for name in chosen if "fused" in name), per=args.batch)
 
 
 if __name__ == "__main__":
