@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from laconic.condensation import score as score
     from laconic.condensation import select as select
     from laconic.errors import LaconicError as LaconicError
+    from laconic.evaluation import evaluate as evaluate
     from laconic.methods import VPT as VPT
     from laconic.methods import Linear as Linear
     from laconic.model import FoldedModel as FoldedModel
     from laconic.model import PromptedModel as PromptedModel
     from laconic.model import attach as attach
     from laconic.recipe import Recipe as Recipe
-    from laconic.train import evaluate as evaluate
     from laconic.train import fit as fit
 
 # torch takes seconds to import: names are looked up where they live when they are first used.
@@ -37,7 +37,7 @@ _HOMES = {
     "attach": "model",
     "Recipe": "recipe",
     "fit": "train",
-    "evaluate": "train",
+    "evaluate": "evaluation",
     "score": "condensation",
     "select": "condensation",
     "condense": "condensation",

@@ -21,13 +21,14 @@ from laconic.batches import ImageLabels
 from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, condense, fine_tuning_recipe
 from laconic.data import Task, open_task
 from laconic.errors import DataError, DivergedError, LaconicError
+from laconic.evaluation import evaluate
 from laconic.methods import method_from_name
 from laconic.model import HeadInit, PromptedModel, attach
 from laconic.preprocessing import Preprocessing, Resize
 from laconic.progress import bar
 from laconic.recipe import Recipe
 from laconic.runfolder import RESULT, RunFolder, read_json
-from laconic.train import History, evaluate, fit
+from laconic.train import History, fit
 
 REPORT_KEYS = (
     "val_accuracy",

@@ -32,8 +32,8 @@ class Eval:
         """Loads, evaluates, prints."""
         from laconic.adapter import load
         from laconic.data import load_labelled
+        from laconic.evaluation import evaluate
         from laconic.progress import bar
-        from laconic.train import evaluate
 
         model = load(self.adapter)
         classes = model.classes or tuple(str(number) for number in range(model.head.out_features))

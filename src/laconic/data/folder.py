@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,16 +158,7 @@ def _task(root: Path, preprocessing: Preprocessing, splits: Splits, checked: Che
 
     def dataset(split: str) -> ImageDataset | None:
         pairs = [(path, label_of[name]) for name, paths in sorted(splits.get(split, {}).items()) for path in paths]
-        if not pairs:
-            return None
-        return ImageDataset(
-            torch.tensor([label for _, label in pairs]),
-            preprocessing,
-            pixels=checked.store,
-            rows=None if checked.store is None else torch.tensor([checked.rows[path] for path, _ in pairs]),
-            root=root,
-            paths=[path for path, _ in pairs],
-        )
+        return to_dataset(root, preprocessing, pairs, checked) if pairs else None
 
     train = dataset("train")
     assert train is not None  # every class keeps a train image
@@ -180,4 +171,18 @@ def _task(root: Path, preprocessing: Preprocessing, splits: Splits, checked: Che
         val=dataset("val"),
         test=dataset("test"),
         skipped=tuple(sentence[0].upper() + sentence[1:] + "." for sentence in skipped),
+    )
+
+
+def to_dataset(
+    root: Path, preprocessing: Preprocessing, pairs: Sequence[tuple[str, int]], checked: Checked
+) -> ImageDataset:
+    """A dataset of checked files, given as (path relative to the root, label)."""
+    return ImageDataset(
+        torch.tensor([label for _, label in pairs]),
+        preprocessing,
+        pixels=checked.store,
+        rows=None if checked.store is None else torch.tensor([checked.rows[path] for path, _ in pairs]),
+        root=root,
+        paths=[path for path, _ in pairs],
     )

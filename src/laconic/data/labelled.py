@@ -10,7 +10,7 @@ import torch
 
 from laconic.data.bundled import SOURCE, load_bundled
 from laconic.data.dataset import ImageDataset
-from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse
+from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse, to_dataset
 from laconic.data.images import printable
 from laconic.data.scan import UNSPLIT, Splits, scan
 from laconic.data.tasks import refuse_unknown
@@ -77,14 +77,7 @@ def load_labelled(
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
         raise DataError(f"{printable(str(root))} has no {kind}{which}.")
-    images = ImageDataset(
-        torch.tensor([label for _, label in pairs]),
-        preprocessing,
-        pixels=checked.store,
-        rows=None if checked.store is None else torch.tensor([checked.rows[path] for path, _ in pairs]),
-        root=folder,
-        paths=[path for path, _ in pairs],
-    )
+    images = to_dataset(folder, preprocessing, pairs, checked)
     return images, next(iter(splits)), tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
 
 
