@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,3 +97,11 @@ def trained(tmp_path_factory, colours):
     outcome = run_command("fit", colours, *arguments)
     assert outcome.status == 0, outcome.err
     return Trained(folder, colours, outcome.document, outcome)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works():
+    """A suite started in the background inherits an ignored SIGINT; the tests of Ctrl-C need the usual one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

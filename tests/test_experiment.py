@@ -702,13 +702,18 @@ def test_no_two_images_of_the_fixture_are_equal(colours):
 
 def test_two_processes_give_one_run_and_one_document(colours, tmp_path):
     """Both train; the first one alone speaks and writes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "-m", "laconic"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "laconic"]
     arguments = ["fit", colours, "--prompts", "2", "--epochs", "2", "--batch-size", "7", "--json", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done_ = subprocess.run(
-        [*command, *map(str, arguments), tmp_path / "run"], capture_output=True, text=True, env=environment, check=False
+    ended = subprocess.run(
+        [*command, *map(str, arguments), tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=120,
     )
-    assert done_.returncode == 0, done_.stderr
-    result = json.loads(done_.stdout)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
     assert result == json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
