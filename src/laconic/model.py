@@ -87,11 +87,6 @@ class _Adapted(nn.Module):
         """The backbone with prompts in place: a timm model that shares all weights with `backbone`."""
         return self.__dict__["_view"]
 
-    @property
-    def prompt_counts(self) -> list[int]:
-        """P_l for every block."""
-        raise NotImplementedError
-
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
         return self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
