@@ -24,8 +24,9 @@ import laconic
 import laconic.train as training
 from conftest import run_command, write_classes
 from laconic import experiment, runfolder
-from laconic.backbone import create_backbone, describe, fingerprint
+from laconic.backbone import describe, fingerprint
 from laconic.bundled import BUNDLED_BACKBONE
+from laconic.creation import create_backbone
 from laconic.data import load_folder
 from laconic.errors import TrainingError
 

@@ -16,9 +16,10 @@ import torch
 
 from laconic import __version__
 from laconic.adapter import load
-from laconic.backbone import create_backbone, describe_name, fingerprint
+from laconic.backbone import fingerprint
 from laconic.batches import ImageLabels
 from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, condense, fine_tuning_recipe
+from laconic.creation import create_backbone, describe_name
 from laconic.data import Task, open_task
 from laconic.errors import DataError, DivergedError, LaconicError
 from laconic.evaluation import evaluate

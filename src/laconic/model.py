@@ -20,7 +20,8 @@ from laconic.assembly import (
     prefix_parts,
     shallow_token_parts,
 )
-from laconic.backbone import BackboneInfo, create_backbone, describe
+from laconic.backbone import BackboneInfo, describe
+from laconic.creation import create_backbone
 from laconic.errors import BackboneError, LaconicError
 from laconic.frozen import Original
 from laconic.graft import graft

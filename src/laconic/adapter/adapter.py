@@ -20,7 +20,8 @@ from laconic.adapter import hub as adapter_hub
 from laconic.adapter.card import card
 from laconic.adapter.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
 from laconic.adapter.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
-from laconic.backbone import can_create, create_backbone, describe, fingerprint
+from laconic.backbone import describe, fingerprint
+from laconic.creation import can_create, create_backbone
 from laconic.errors import AdapterError
 from laconic.files import write_atomically, write_text
 from laconic.methods import VPT

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from laconic.backbone import create_backbone
+from laconic.creation import create_backbone
 from laconic.errors import LaconicError
 from laconic.methods import VPT, Linear
 from laconic.model import FoldedModel, PromptedModel, attach

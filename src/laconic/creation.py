@@ -1,0 +1,79 @@
+"""Backbones by name: timm makes them and loads their weights; what goes wrong becomes one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from torch import nn
+
+from laconic.backbone import BackboneInfo, describe
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
+from laconic.errors import BackboneError
+
+
+def can_create(name: str) -> bool:
+    """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
+    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
+
+
+def create_backbone(name: str, *, pretrained: bool = True, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+    """Makes a timm model by name.
+
+    Args:
+        name: Any name that `timm.create_model` takes, `hf-hub:` and `local-dir:` included.
+        pretrained: Load the weights, from timm's cache, the Hub or the package.
+        img_size: Input size in pixels (one number, or height and width) where it should differ from the
+            pre-training size.
+
+    Raises:
+        BackboneError: If timm knows no such model, or its weights cannot be had.
+    """
+    arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    if not can_create(name):
+        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
+        hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
+        raise BackboneError(f"timm has no model called {name!r}{hint}.")
+    if pretrained:
+        _require_weights(name)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm, the Hub and the file system each raise their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        size = "" if img_size is None else f" with images of {img_size} pixels"
+        raise BackboneError(
+            f"The backbone {name!r} could not be made{size} ({type(error).__name__}: {reason}); check the name"
+            f"{' and the size' if size else ''}."
+        ) from error
+
+
+def _require_weights(name: str) -> None:
+    """Asks the Hub for the weights' whereabouts first: timm takes a minute to find out that it cannot be reached."""
+    try:
+        config: Any = None if ":" in name else timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise BackboneError(f"timm has no weights called {name!r} ({error}).") from error
+    if config is None or config.file or not config.hf_hub_id:
+        return
+    file = config.hf_hub_filename or "model.safetensors"
+    if isinstance(try_to_load_from_cache(config.hf_hub_id, file), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(config.hf_hub_id, file))
+    except Exception as error:  # the Hub's own errors and the network's have no common base
+        if getattr(getattr(error, "response", None), "status_code", None) is not None:
+            return  # it can be reached; timm knows other places to look
+        raise BackboneError(
+            f"The weights of the backbone {name!r} are not in the cache, and the Hub cannot be reached to get them "
+            f"({type(error).__name__}); check the network, or use the bundled backbone {BUNDLED_BACKBONE!r}, which "
+            "needs no download."
+        ) from error
+
+
+def describe_name(name: str, *, img_size: int | tuple[int, int] | None = None) -> BackboneInfo:
+    """Describes a backbone before its weights are there; arguments and errors as those of `create_backbone`."""
+    with torch.device("meta"):
+        return describe(create_backbone(name, pretrained=False, img_size=img_size))
