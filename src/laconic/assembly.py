@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
-from laconic.backbone import BackboneInfo, BlockSite
-from laconic.prefix import KeyValue, LeadingTokensBlock, PrefixAttention, adapter_for
+from laconic.backbone import BackboneInfo
+from laconic.blocks import LeadingTokensBlock, WindowBlock
+from laconic.graft import graft
+from laconic.prefix import KeyValue, PrefixAttention, adapter_for
 from laconic.prompts import Prompts
-from laconic.tokens import TokenBlock
+from laconic.tokens import TokenBlock, TokenStages
 
 Prefix = Callable[[PrefixAttention, int], KeyValue | None]
 """Gives a block's attention the keys and values of its prompts, or none, for a batch of a given size."""
@@ -51,15 +54,6 @@ def no_prefix(attention: PrefixAttention, batch: int) -> None:
     """The prefix of a block without prompts."""
 
 
-def _attention(
-    backbone: nn.Module, info: BackboneInfo, block: int, prefix: Prefix, num_queries: int | None = None
-) -> PrefixAttention:
-    site = info.blocks[block]
-    attention: Any = backbone.get_submodule(site.attention)
-    entry = nn.Identity() if site.entry is None else backbone.get_submodule(site.entry)
-    return adapter_for(attention)(attention, entry, prefix, num_queries=num_queries)
-
-
 def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[int], Prefix]) -> dict[str, nn.Module]:
     """Attention over a prefix in every block; the last block cut to the tokens that the pooling reads.
 
@@ -71,25 +65,33 @@ def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[i
     Returns:
         Path in the backbone -> what stands there instead, for `graft`.
     """
-    if info.leading_tokens is None:
-        return {site.attention: _attention(backbone, info, block, prefix_of(block)) for block, site in _sites(info)}
     last = len(info.blocks) - 1
-    parts = {site.attention: _attention(backbone, info, block, prefix_of(block)) for block, site in _sites(info)[:last]}
-    return {**parts, info.blocks[last].path: _short_last_block(backbone, info, prefix_of(last), info.leading_tokens)}
+    return {
+        site.path: _block(
+            backbone, info, block, prefix_of(block), num_queries=info.leading_tokens if block == last else None
+        )
+        for block, site in enumerate(info.blocks)
+    }
 
 
 def deep_token_parts(backbone: nn.Module, info: BackboneInfo, prompts: Prompts) -> dict[str, nn.Module]:
     """Every block is given its own prompts as tokens, and their places are cleared after it; returns as above."""
+    if info.stages is not None:
+        return {info.stages: _token_stages(backbone, info, info.stages, prompts, deep=True)}
     return {
         site.path: TokenBlock(
-            backbone.get_submodule(site.path), prompts, info.num_prefix_tokens, enter=block, leave=block
+            _published_block(backbone, info, block, prompts.counts[block]),
+            prompts,
+            info.num_prefix_tokens,
+            enter=block,
+            leave=block,
         )
-        for block, site in _sites(info)
+        for block, site in enumerate(info.blocks)
     }
 
 
 def shallow_token_parts(
-    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, cut_last_block: bool
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, published: bool
 ) -> dict[str, nn.Module]:
     """The first block's prompts enter before it and leave after the last block; returns as above.
 
@@ -97,29 +99,43 @@ def shallow_token_parts(
         backbone: The timm model.
         info: Its description.
         prompts: Of all blocks; the first has them.
-        cut_last_block: Let the last block compute only what the pooling reads, where it reads leading tokens.
+        published: Run timm's own attention where it can be, and the last block whole; else let the last block compute
+            only what the pooling reads, where it reads leading tokens.
     """
-    last = len(info.blocks) - 1
-    blocks = {block: backbone.get_submodule(info.blocks[block].path) for block in (0, last)}
-    leave: int | None = 0
-    if cut_last_block and info.leading_tokens is not None:
-        # Leading tokens stand before the prompts, so that nothing is left to strip.
-        blocks[last], leave = _short_last_block(backbone, info, no_prefix, info.leading_tokens), None
-    return {
-        info.blocks[block].path: TokenBlock(
-            module,
-            prompts,
-            info.num_prefix_tokens,
-            enter=0 if block == 0 else None,
-            leave=leave if block == last else None,
-        )
-        for block, module in blocks.items()
-    }
+    if info.stages is not None:
+        return {info.stages: _token_stages(backbone, info, info.stages, prompts, deep=False)}
+    last, count = len(info.blocks) - 1, prompts.counts[0]
+    parts: dict[str, nn.Module] = {}
+    for block, site in enumerate(info.blocks):
+        cut = info.leading_tokens if block == last and not published else None
+        if published:
+            module = _published_block(backbone, info, block, count)
+        else:
+            inserted = (info.num_prefix_tokens, count)
+            module = _block(backbone, info, block, no_prefix, num_queries=cut, inserted=inserted)
+        # Leading tokens stand before the prompts, so that nothing is left to strip of a block that is cut.
+        leave = 0 if block == last and cut is None else None
+        if block == 0 or leave is not None:
+            enter = 0 if block == 0 else None
+            module = TokenBlock(module, prompts, info.num_prefix_tokens, enter=enter, leave=leave)
+        parts[site.path] = module
+    return parts
 
 
-def attention_at(backbone: nn.Module, info: BackboneInfo, block: int) -> PrefixAttention:
-    """The adapter of a block's attention without a prefix, to compute with."""
-    return _attention(backbone, info, block, no_prefix)
+def attention_at(
+    backbone: nn.Module,
+    info: BackboneInfo,
+    block: int,
+    prefix: Prefix = no_prefix,
+    *,
+    num_queries: int | None = None,
+    inserted: tuple[int, int] = (0, 0),
+) -> PrefixAttention:
+    """The adapter of a block's attention; without a prefix, to compute with. Arguments as those of the adapter."""
+    site = info.blocks[block]
+    attention = backbone.get_submodule(site.attention)
+    entry = nn.Identity() if site.entry is None else backbone.get_submodule(site.entry)
+    return adapter_for(attention)(attention, entry, prefix, num_queries=num_queries, inserted=inserted)
 
 
 def constant_prefixes(backbone: nn.Module, info: BackboneInfo, prompts: Prompts) -> list[ConstantPrefix]:
@@ -136,11 +152,43 @@ def _by_token(heads_1HPd: Tensor) -> Tensor:
     return heads_1HPd.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _sites(info: BackboneInfo) -> list[tuple[int, BlockSite]]:
-    return list(enumerate(info.blocks))
+def _block(
+    backbone: nn.Module,
+    info: BackboneInfo,
+    block: int,
+    prefix: Prefix,
+    *,
+    num_queries: int | None = None,
+    inserted: tuple[int, int] = (0, 0),
+) -> nn.Module:
+    """A block with our attention in it, only for its first tokens if `num_queries` is given."""
+    site = info.blocks[block]
+    attention = attention_at(backbone, info, block, prefix, num_queries=num_queries, inserted=inserted)
+    if site.attention == site.path:
+        return attention
+    module = backbone.get_submodule(site.path)
+    if info.stages is not None:
+        return WindowBlock(module, attention, pre_norm=site.entry is not None)
+    if num_queries is not None:
+        return LeadingTokensBlock(module, attention)
+    return graft(module, {site.attention.removeprefix(f"{site.path}."): attention})
 
 
-def _short_last_block(backbone: nn.Module, info: BackboneInfo, prefix: Prefix, tokens: int) -> LeadingTokensBlock:
-    last = len(info.blocks) - 1
-    attention = _attention(backbone, info, last, prefix, tokens)
-    return LeadingTokensBlock(backbone.get_submodule(info.blocks[last].path), attention)
+def _published_block(backbone: nn.Module, info: BackboneInfo, block: int, count: int) -> nn.Module:
+    """A block for tokens among which prompts stand: timm's own, unless its attention must be told of them."""
+    site = info.blocks[block]
+    if not adapter_for(backbone.get_submodule(site.attention)).positional:
+        return backbone.get_submodule(site.path)
+    return _block(backbone, info, block, no_prefix, inserted=(info.num_prefix_tokens, count))
+
+
+def _token_stages(backbone: nn.Module, info: BackboneInfo, path: str, prompts: Prompts, *, deep: bool) -> TokenStages:
+    stages = backbone.get_submodule(path)
+    counts = prompts.counts
+    every = iter(
+        cast("WindowBlock", _block(backbone, info, block, no_prefix, inserted=(0, counts[block if deep else 0])))
+        for block in range(len(info.blocks))
+    )
+    blocks = [[next(every) for _ in stage.get_submodule("blocks").children()] for stage in stages.children()]
+    channels_first = isinstance(backbone, SwinTransformerV2Cr)
+    return TokenStages(stages, blocks, prompts, deep=deep, channels_first=channels_first)

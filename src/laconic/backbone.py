@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
+from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
 from laconic.errors import BackboneError
+from laconic.families import CUTTABLE, ENTRIES, SEQUENCES, WINDOWS
 from laconic.prefix import adapter_for
 from laconic.preprocessing import Preprocessing
-
-ENTRIES: dict[type[nn.Module], str | None] = {Block: "norm1", ResPostBlock: None}
-"""Block class -> the child that a token passes on its way to attention, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class BlockSite:
 
     Args:
         path: Dotted path of the block.
-        attention: Dotted path of its attention.
+        attention: Dotted path of its attention; the block's own where the block is its attention.
         entry: Dotted path of what a token passes before attention; None where it passes nothing.
         width: D, the width of a token.
     """
@@ -45,9 +43,12 @@ class BackboneInfo:
         name: What `laconic.creation.create_backbone` makes it by (timm's name with its tag, or hf-hub: or local-dir:
             and the place), or the class of a model that timm did not make.
         blocks: In forward order.
+        stages: Dotted path of the stages, where blocks see windows of a map of tokens (Swin); None where they see one
+            sequence.
         patch_size: Height and width in pixels.
         num_prefix_tokens: Class, distillation and register tokens at the front of the sequence.
         class_token: Whether the first of them is a class token.
+        pooling: How tokens become one feature: `"token"`, `"avg"`, ... as timm calls it, or `"attention"`.
         num_features: Width of the pooled feature.
         leading_tokens: How many tokens from the front the pooling reads, where it reads no others; else None.
         preprocessing: What the model was trained to see.
@@ -55,9 +56,11 @@ class BackboneInfo:
 
     name: str
     blocks: tuple[BlockSite, ...]
+    stages: str | None
     patch_size: tuple[int, int]
     num_prefix_tokens: int
     class_token: bool
+    pooling: str
     num_features: int
     leading_tokens: int | None
     preprocessing: Preprocessing
@@ -83,42 +86,25 @@ def describe(model: nn.Module) -> BackboneInfo:
         >>> len(info.blocks), info.widths[0], info.patch_size, info.leading_tokens
         (12, 192, (16, 16), 1)
     """
-    if not isinstance(model, VisionTransformer):
-        raise BackboneError(
-            f"The model class {type(model).__name__} is not supported; supported are timm's VisionTransformer models "
-            "(ViT, DeiT, AugReg, CLIP, DINOv2)."
-        )
-    preprocessing, patch = _preprocessing(model), tuple(model.patch_embed.patch_size)
-    if any(pixels % side or pixels < side for pixels, side in zip(preprocessing.size, patch, strict=True)):
-        size = "x".join(map(str, preprocessing.size))
-        raise BackboneError(f"The image size {size} cannot be cut into patches of {'x'.join(map(str, patch))} pixels.")
-    sites: list[BlockSite] = []
-    for index, block in enumerate(model.blocks):
-        if type(block) not in ENTRIES:
-            known = ", ".join(sorted(cls.__name__ for cls in ENTRIES))
-            raise BackboneError(f"The block class {type(block).__name__} is not supported; supported are {known}.")
-        attention: nn.Module = block.get_submodule("attn")
-        adapter_for(attention)
-        entry = ENTRIES[type(block)]
-        path = f"blocks.{index}"
-        sites.append(
-            BlockSite(
-                path=path,
-                attention=f"{path}.attn",
-                entry=None if entry is None else f"{path}.{entry}",
-                width=model.embed_dim,
-            )
-        )
-    return BackboneInfo(
+    timm_model: Any = model
+    stages = next((path for cls, path in WINDOWS.items() if isinstance(model, cls)), None)
+    blocks = _window_blocks(timm_model, stages) if stages is not None else _sequence_blocks(model)
+    leading = 0 if stages is not None else SEQUENCES[_sequence_class(model)].leading(timm_model)
+    embed = _patch_embed(timm_model)
+    info = BackboneInfo(
         name=_name(model),
-        blocks=tuple(sites),
-        patch_size=patch,
-        num_prefix_tokens=model.num_prefix_tokens,
-        class_token=model.has_class_token,
-        num_features=model.head_hidden_size,
-        leading_tokens=_leading_tokens(model),
-        preprocessing=preprocessing,
+        blocks=tuple(_site(path, block) for path, block in blocks),
+        stages=stages,
+        patch_size=_patch_size(embed),
+        num_prefix_tokens=leading,
+        class_token=leading > 0 and getattr(model, "cls_token", getattr(embed, "cls_token", None)) is not None,
+        pooling=_pooling(timm_model),
+        num_features=timm_model.head_hidden_size,
+        leading_tokens=_leading_tokens(timm_model, blocks[-1][1], leading),
+        preprocessing=_preprocessing(model, embed),
     )
+    _check_size(info, embed)
+    return info
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -138,7 +124,47 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _name(model: VisionTransformer) -> str:
+def _sequence_class(model: nn.Module) -> type[nn.Module]:
+    found = next((cls for cls in SEQUENCES if isinstance(model, cls)), None)
+    if found is None:
+        known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWS))
+        raise BackboneError(
+            f"The model class {type(model).__name__} is not supported; supported are timm's {known} "
+            "(`laconic backbones` lists the models)."
+        )
+    return found
+
+
+def _sequence_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    path = SEQUENCES[_sequence_class(model)].blocks
+    return [(f"{path}.{name}", block) for name, block in model.get_submodule(path).named_children()]
+
+
+def _window_blocks(model: nn.Module, stages: str) -> list[tuple[str, nn.Module]]:
+    return [
+        (f"{stages}.{stage}.blocks.{name}", block)
+        for stage, module in model.get_submodule(stages).named_children()
+        for name, block in module.get_submodule("blocks").named_children()
+    ]
+
+
+def _site(path: str, block: nn.Module) -> BlockSite:
+    if type(block) not in ENTRIES:
+        known = ", ".join(sorted({cls.__name__ for cls in ENTRIES}))
+        raise BackboneError(f"The block class {type(block).__name__} is not supported; supported are {known}.")
+    entry = ENTRIES[type(block)]
+    attention = getattr(block, "attn", block)
+    adapter_for(attention)
+    projection: Any = getattr(block, "in_proj", None) or getattr(attention, "qkv", None) or attention.q_proj
+    return BlockSite(
+        path=path,
+        attention=path if attention is block else f"{path}.attn",
+        entry=None if entry is None else f"{path}.{entry}",
+        width=projection.in_features,
+    )
+
+
+def _name(model: nn.Module) -> str:
     config: Any = getattr(model, "pretrained_cfg", None)
     if not config or not config.get("architecture"):
         return type(model).__name__
@@ -149,15 +175,44 @@ def _name(model: VisionTransformer) -> str:
     return f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
 
 
-def _leading_tokens(model: VisionTransformer) -> int | None:
-    if model.global_pool != "token" or model.attn_pool is not None or type(model.blocks[-1]) is not Block:
+def _pooling(model: Any) -> str:
+    if getattr(model, "attn_pool", None) is not None:
+        return "attention"
+    pool = getattr(model, "global_pool", None)
+    return pool if isinstance(pool, str) else model.head.global_pool.pool_type
+
+
+def _leading_tokens(model: Any, last_block: nn.Module, leading: int) -> int | None:
+    if not leading or _pooling(model) != "token" or type(last_block) not in CUTTABLE:
         return None
-    return model.num_prefix_tokens if isinstance(model, VisionTransformerDistilled) else 1
+    return leading if isinstance(model, VisionTransformerDistilled) else 1
 
 
-def _preprocessing(model: VisionTransformer) -> Preprocessing:
+def _check_size(info: BackboneInfo, embed: Any) -> None:
+    size, patch = info.preprocessing.size, info.patch_size
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    if any(pixels % side or pixels < side for pixels, side in zip(size, patch, strict=True)):
+        raise BackboneError(
+            f"The image size {'x'.join(map(str, size))} cannot be cut into patches of {'x'.join(map(str, patch))} "
+            "pixels."
+        )
+
+
+def _patch_embed(model: Any) -> Any:
+    found = next((getattr(model, name) for name in ("patch_embed", "embeds") if hasattr(model, name)), None)
+    return model.encoder.patch_embed if found is None else found
+
+
+def _patch_size(embed: Any) -> tuple[int, int]:
+    """In pixels, also behind a convolutional stem."""
+    size = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+    return int(size[0]), int(size[1])
+
+
+def _preprocessing(model: nn.Module, embed: Any) -> Preprocessing:
     config = resolve_model_data_config(model)
-    size = model.patch_embed.img_size or config["input_size"][1:]
+    size = getattr(embed, "img_size", None) or config["input_size"][1:]
     return Preprocessing(
         size=(int(size[0]), int(size[1])),
         mean=tuple(config["mean"]),

@@ -1,13 +1,18 @@
 """Prompts as tokens in the sequence: shallow prompts, and deep ones as the papers run them.
 
-Prompts stand between the leading tokens (class, distillation, registers) and the patches.
+In a sequence they stand between the leading tokens (class, distillation, registers) and the patches; where blocks see
+windows, beside the map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
+from laconic.blocks import WindowBlock
 from laconic.prompts import Prompts
 
 
@@ -46,11 +51,67 @@ class TokenBlock(nn.Module):
         self.enter = enter
         self.leave = leave
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) to (B, N', D)."""
+    def forward(self, x_BND: Tensor, *arguments: Any, **positions: Any) -> Tensor:
+        """(B, N, D) to (B, N', D); takes what the block takes."""
         if self.enter is not None and len(self.prompts[self.enter]):
             x_BND = insert(x_BND, self.prompts.take(self.enter, x_BND.shape[0]), self.position)
-        x_BND = self.block(x_BND)
+        x_BND = self.block(x_BND, *arguments, **positions)
         if self.leave is not None and len(self.prompts[self.leave]):
             x_BND = strip(x_BND, len(self.prompts[self.leave]), self.position)
         return x_BND
+
+
+class TokenStages(nn.Module):
+    """The stages of a Swin with prompts beside the map of tokens; they are gone at its end.
+
+    Deep: every block has its own, and what it makes of them goes no further than through the merging of patches, which
+    the published count includes. Shallow: the first block's travel through all blocks; at a merging a prompt stands
+    for all four patches.
+
+    Args:
+        stages: The original stages.
+        blocks: The blocks of each stage.
+        prompts: Of all blocks.
+        deep: Which of the two.
+        channels_first: Whether maps come and go as (B, C, H, W).
+    """
+
+    def __init__(
+        self,
+        stages: nn.Module,
+        blocks: Sequence[Sequence[WindowBlock]],
+        prompts: Prompts,
+        *,
+        deep: bool,
+        channels_first: bool,
+    ) -> None:
+        super().__init__()
+        self.stages = stages
+        self.blocks = nn.ModuleList(nn.ModuleList(part) for part in blocks)
+        self.prompts = prompts
+        self.deep = deep
+        self.channels_first = channels_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map of tokens to a map of tokens, as the stages."""
+        x_BHWC = x.permute(0, 2, 3, 1) if self.channels_first else x
+        carried: Tensor | None = None
+        index = 0
+        for stage, blocks in zip(self.stages.children(), self.blocks, strict=True):
+            merging: Any = stage.get_submodule("downsample")
+            x_BHWC = merging(x_BHWC)
+            if carried is not None and not isinstance(merging, nn.Identity):
+                map_B2QC = carried.repeat_interleave(2, dim=1).unsqueeze(1).expand(-1, 2, -1, -1)
+                carried = merging(map_B2QC).squeeze(1)
+            for block in cast("nn.ModuleList", blocks):
+                if self.deep or index == 0:
+                    carried = self._enter(index, x_BHWC)
+                x_BHWC, carried = cast("WindowBlock", block).carry(x_BHWC, carried)
+                index += 1
+        return x_BHWC.permute(0, 3, 1, 2) if self.channels_first else x_BHWC
+
+    def _enter(self, block: int, x_BHWC: Tensor) -> Tensor | None:
+        if not len(self.prompts[block]):
+            return None
+        batch = x_BHWC.shape[0]
+        return self.prompts.take(block, batch).to(x_BHWC.dtype).expand(batch, -1, -1)

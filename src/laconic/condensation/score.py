@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from laconic.assembly import attention_at
 from laconic.batches import ImageLabels, check_batch, in_order, iterate, size_of
 from laconic.errors import LaconicError
 from laconic.model import PromptedModel
+from laconic.prefix import Observer
 from laconic.progress import Report, silent
 
 Criterion = Literal["taylor", "cls-similarity", "magnitude", "random"]
@@ -155,20 +156,18 @@ def _class_similarity(model: PromptedModel) -> Generator[Any]:
         raise LaconicError(
             f"The criterion 'cls-similarity' needs a class token, and {model.info.name} has none; use 'taylor'."
         )
-    # Token insertion lets every attention see all tokens, also where the prefix execution computes fewer.
-    tokens = model.copy(execution="published").eval()
-    shallow = tokens.method.name == "vpt-shallow"
-    first = model.info.num_prefix_tokens
+    watched = model.copy(execution="prefix").eval()
+    shallow = watched.method.name == "vpt-shallow"
+    # A prefix stands before all tokens; prompts among the tokens stand behind the leading ones.
+    first = model.info.num_prefix_tokens if shallow else 0
     seen: dict[int, Tensor] = {}
 
-    def watch(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        attention = attention_at(model.backbone, model.info, block)
+    def watch(block: int) -> Observer:
         source = 0 if shallow else block
-        count, scale = tokens.prompt_counts[source], len(model.info.blocks) if shallow else 1
+        count, scale = watched.prompt_counts[source], len(model.info.blocks) if shallow else 1
 
-        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            query, keys, _values = attention.project(inputs[0], 1)
-            weights_BHN = (query @ keys.mT * attention.scale).softmax(-1)[:, :, 0]
+        def note(weights: Callable[[int], Tensor]) -> None:
+            weights_BHN = weights(1)[:, :, 0]
             paid = weights_BHN[..., first : first + count].mean(1).sum(0) / scale
             seen[source] = seen.get(source, torch.zeros_like(paid)) + paid
 
@@ -177,12 +176,10 @@ def _class_similarity(model: PromptedModel) -> Generator[Any]:
     @torch.no_grad()
     def add(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
         seen.clear()
-        tokens(images)
+        watched(images)
         return dict(seen)
 
-    with ExitStack() as stack:
-        for block, site in enumerate(model.info.blocks):
-            if tokens.prompt_counts[0 if shallow else block]:
-                attention = model.backbone.get_submodule(site.attention)
-                stack.callback(attention.register_forward_pre_hook(watch(block)).remove)
-        yield add
+    for block, attention in enumerate(watched.attentions):
+        if watched.prompt_counts[0 if shallow else block]:
+            attention.observer = watch(block)
+    yield add

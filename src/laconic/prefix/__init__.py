@@ -1,0 +1,12 @@
+"""Prompts as keys and values.
+
+A deep prompt's output is discarded by VPT, so it acts on the network only as a key and a value (the exact shortcut).
+The maths is in `attend`; beside it stands one small adapter for each attention class of timm. An adapter knows how its
+class projects tokens and what it knows of positions; it knows no method.
+"""
+
+from laconic.prefix.attend import KeyValue, attend, attention_weights
+from laconic.prefix.attention import Observer, PrefixAttention
+from laconic.prefix.registry import ADAPTERS, adapter_for
+
+__all__ = ["ADAPTERS", "KeyValue", "Observer", "PrefixAttention", "adapter_for", "attend", "attention_weights"]

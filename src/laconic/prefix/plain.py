@@ -1,0 +1,95 @@
+"""Attention that knows no positions: timm's plain and differential attention, and blocks that run it beside the MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laconic.prefix.attend import KeyValue, attend, attention_weights
+from laconic.prefix.attention import PrefixAttention
+
+
+class PlainPrefix(PrefixAttention):
+    """`timm.layers.Attention`: with or without q/k norm, scale norm, gate, biases."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As timm's, over the prefix."""
+        q, k, v = self.project(x)
+        return self._leave(self._mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal), x)
+
+
+class DifferentialPrefix(PlainPrefix):
+    """`timm.layers.DiffAttention`: the difference of two attentions with values in common.
+
+    Keys are those of both, (B, 2H, N, d); values (B, H, N, 2d).
+    """
+
+    def _query(self, q_BNA: Tensor) -> Tensor:
+        return self._timm.q_norm(self._both(q_BNA))
+
+    def _key(self, k_BNA: Tensor) -> Tensor:
+        return self._timm.k_norm(self._both(k_BNA))
+
+    def _both(self, x_BNA: Tensor) -> Tensor:
+        return x_BNA.unflatten(-1, (2 * self._timm.num_heads, -1)).transpose(1, 2)
+
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
+    ) -> Tensor:
+        attn = self._timm
+        if self.observer is not None:
+            self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
+        dropout = attn.attn_drop_p if attn.training else 0.0
+        first, second = (
+            attend(
+                q[:, part::2],
+                k[:, part::2],
+                v,
+                prefix and (prefix[0][:, part::2], prefix[1]),
+                attn_mask=mask,
+                is_causal=is_causal,
+                dropout=dropout,
+                scale=self.scale,
+            )
+            for part in (0, 1)
+        )
+        out = first - attn._compute_lambda().type_as(q) * second
+        return attn.sub_norm(out) * (1 - attn.lambda_init)
+
+    def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
+        weights = attention_weights(q, k, prefix and prefix[0], attn_mask=mask, scale=self.scale)
+        return weights[:, ::2] - self._timm._compute_lambda().type_as(q) * weights[:, 1::2]
+
+
+class _ParallelBlock(PrefixAttention):
+    """A block with attention and MLP side by side out of one projection; the adapter stands for the whole block."""
+
+    def _fused(self) -> tuple[Tensor, Tensor | None]:
+        block = self._timm
+        weight, bias, hidden = block.in_proj.weight, block.in_proj.bias, block.in_split[0]
+        return weight[hidden:], None if bias is None else bias[hidden:]
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As timm's, over the prefix."""
+        block: Any = self._timm
+        hidden_BNM, q_BNA, k_BNA, v_BNA = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
+        if block.mlp_bias is not None:
+            hidden_BNM = hidden_BNM + block.mlp_bias
+        q, k, v = self._query(q_BNA), self._key(k_BNA), self._value(v_BNA)
+        out_BHNd = self._mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal)
+        out_BNA, hidden_BNM = out_BHNd.transpose(1, 2).flatten(2), block.mlp_drop(block.mlp_act(hidden_BNM))
+        if block.out_proj is not None:
+            y = block.out_proj(torch.cat([out_BNA, hidden_BNM], dim=-1))
+        else:
+            y = block.attn_out_proj(out_BNA) + block.mlp_out_proj(hidden_BNM)
+        return x + block.drop_path(block.ls(y))
+
+
+class ParallelPrefix(_ParallelBlock):
+    """timm's `ParallelScalingBlock`."""
+
+
+class DifferentialParallelPrefix(_ParallelBlock, DifferentialPrefix):
+    """timm's `DiffParallelScalingBlock`."""

@@ -1,0 +1,53 @@
+"""Which adapter belongs to which attention class of timm."""
+
+from __future__ import annotations
+
+from timm.layers import Attention, AttentionRope, DiffAttention
+from timm.models.beit import Attention as BeitAttention
+from timm.models.cait import TalkingHeadAttn
+from timm.models.eva import EvaAttention
+from timm.models.swin_transformer import WindowAttention
+from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
+from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
+from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
+from timm.models.vision_transformer_relpos import RelPosAttention
+from torch import nn
+
+from laconic.errors import BackboneError
+from laconic.prefix.attention import PrefixAttention
+from laconic.prefix.plain import DifferentialParallelPrefix, DifferentialPrefix, ParallelPrefix, PlainPrefix
+from laconic.prefix.relative import BeitPrefix, RelativePrefix
+from laconic.prefix.rotary import RotaryPrefix
+from laconic.prefix.talking import TalkingPrefix
+from laconic.prefix.windows import WindowPrefix, WindowV2CrPrefix, WindowV2Prefix
+
+ADAPTERS: dict[type[nn.Module], type[PrefixAttention]] = {
+    Attention: PlainPrefix,
+    DiffAttention: DifferentialPrefix,
+    ParallelScalingBlock: ParallelPrefix,
+    DiffParallelScalingBlock: DifferentialParallelPrefix,
+    EvaAttention: RotaryPrefix,
+    AttentionRope: RotaryPrefix,
+    BeitAttention: BeitPrefix,
+    RelPosAttention: RelativePrefix,
+    TalkingHeadAttn: TalkingPrefix,
+    WindowAttention: WindowPrefix,
+    WindowAttentionV2: WindowV2Prefix,
+    WindowMultiHeadAttention: WindowV2CrPrefix,
+}
+"""Attention class of timm -> its adapter. Parallel blocks are their own attention."""
+
+
+def adapter_for(attention: nn.Module) -> type[PrefixAttention]:
+    """The adapter of an attention module.
+
+    Raises:
+        BackboneError: If there is none for its class.
+    """
+    found = ADAPTERS.get(type(attention))
+    if found is None:
+        known = ", ".join(sorted({cls.__name__ for cls in ADAPTERS}))
+        raise BackboneError(
+            f"The attention class {type(attention).__name__} is not supported; supported are {known} of timm."
+        )
+    return found

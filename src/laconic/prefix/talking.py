@@ -1,0 +1,31 @@
+"""Talking heads: CaiT's attention, whose heads are mixed before and after the softmax."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from laconic.prefix.attend import KeyValue, join
+from laconic.prefix.attention import PrefixAttention
+
+
+class TalkingPrefix(PrefixAttention):
+    """The `TalkingHeadAttn` of timm's CaiT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As timm's, over the prefix."""
+        q, k, v = self.project(x)
+        return self._leave(self._mix(q, k, v, self.prefix(self, x.shape[0]), None), x)
+
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
+    ) -> Tensor:
+        if self.observer is not None:
+            self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
+        weights_BHNM = self._timm.attn_drop(self._weights(q, k, prefix, mask))
+        return weights_BHNM @ (v if prefix is None else join(prefix[1], v, v.shape[0]))
+
+    def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
+        attn = self._timm
+        k = k if prefix is None else join(prefix[0], k, k.shape[0])
+        logits_BNMH = attn.proj_l((q * self.scale @ k.mT).permute(0, 2, 3, 1))
+        return attn.proj_w(logits_BNMH.softmax(dim=2)).permute(0, 3, 1, 2)
