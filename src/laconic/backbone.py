@@ -189,10 +189,12 @@ def _leading_tokens(model: Any, last_block: nn.Module, leading: int) -> int | No
 
 
 def _check_size(info: BackboneInfo, embed: Any) -> None:
+    """A fixed size may leave a margin of pixels that no patch covers; a free one may not."""
     size, patch = info.preprocessing.size, info.patch_size
     if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
         return
-    if any(pixels % side or pixels < side for pixels, side in zip(size, patch, strict=True)):
+    free = not embed.strict_img_size
+    if any(pixels < side or (free and pixels % side) for pixels, side in zip(size, patch, strict=True)):
         raise BackboneError(
             f"The image size {'x'.join(map(str, size))} cannot be cut into patches of {'x'.join(map(str, patch))} "
             "pixels."
