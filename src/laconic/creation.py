@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,6 +14,7 @@ from laconic.backbone import BackboneInfo, describe
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from laconic.errors import BackboneError
+from laconic.weights import check_weights_file, load_weights
 
 
 def can_create(name: str) -> bool:
@@ -20,29 +22,60 @@ def can_create(name: str) -> bool:
     return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
 
 
-def create_backbone(name: str, *, pretrained: bool = True, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+def create_backbone(
+    name: str,
+    *,
+    pretrained: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+) -> nn.Module:
     """Makes a timm model by name.
 
     Args:
         name: Any name that `timm.create_model` takes, `hf-hub:` and `local-dir:` included.
         pretrained: Load the weights, from timm's cache, the Hub or the package.
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
-            pre-training size.
+            pre-training size; timm resizes position embeddings and relative position tables.
+        weights: File with other weights than those that the name stands for: safetensors, a PyTorch checkpoint in
+            timm's or the original layout, or a `.npz` file of Google's ViT. What images must look like still comes
+            with the name and its tag, and the model has no classifier.
 
     Raises:
         BackboneError: If timm knows no such model, or its weights cannot be had.
     """
-    arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     if not can_create(name):
         close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
         raise BackboneError(f"timm has no model called {name!r}{hint}.")
+    if weights is not None:
+        return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
     if pretrained:
         _require_weights(name)
+    return _create(name, img_size, pretrained=pretrained)
+
+
+def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
+    if not pretrained:
+        raise BackboneError(f"pretrained=False asks for no weights, and weights= for those in {file}; leave one out.")
+    if ":" in name:
+        raise BackboneError(
+            f"The name {name!r} says where the weights are, and weights= gives {file}; leave that out, or give timm's "
+            "name of the architecture."
+        )
+    check_weights_file(file)
+    source = {"file": str(file), "custom_load": file.suffix.lower() == ".npz"}
+    model = _create(name, img_size, pretrained=False, num_classes=0, pretrained_cfg_overlay=source)
+    load_weights(model, file, name)
+    return model
+
+
+def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -> nn.Module:
+    if img_size is not None:
+        options["img_size"] = img_size
     try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
+        return timm.create_model(name, **options)
     except Exception as error:  # timm, the Hub and the file system each raise their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         size = "" if img_size is None else f" with images of {img_size} pixels"
         raise BackboneError(
             f"The backbone {name!r} could not be made{size} ({type(error).__name__}: {reason}); check the name"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from laconic.progress import bar
 from laconic.recipe import Recipe
 from laconic.runfolder import RESULT, RunFolder, read_json
 from laconic.train import History, fit
+from laconic.weights import weights_origin
 
 REPORT_KEYS = (
     "val_accuracy",
@@ -53,6 +55,7 @@ class Settings:
     Args:
         data: Image folder, or None for the bundled task.
         backbone: timm name.
+        weights: File with other weights than those that the name stands for; see `laconic.creation.create_backbone`.
         method: `vpt-deep`, `vpt-shallow` or `linear`.
         prompts: Prompts per block (deep) or in all (shallow).
         head_init: See `laconic.attach`.
@@ -71,6 +74,7 @@ class Settings:
 
     data: str | None = None
     backbone: str
+    weights: str | None = None
     method: str = "vpt-deep"
     prompts: int = 20
     head_init: HeadInit = "zero"
@@ -103,6 +107,7 @@ class CondenseSettings:
 
     Args:
         adapter: Folder or Hub id.
+        weights: File with the backbone's weights, where `laconic.load` cannot find them by itself.
         data: Image folder it was trained on, or None for the bundled task.
         ratio: Share of the prompts to keep.
         criterion: See `laconic.score`.
@@ -115,6 +120,7 @@ class CondenseSettings:
     """
 
     adapter: str
+    weights: str | None = None
     data: str | None = None
     ratio: float = 0.3
     criterion: Criterion = "taylor"
@@ -161,11 +167,14 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
     if (finished := folder.claim(resume=resume)) is not None:
         return finished
     with _abandoning(folder):
-        # The data is looked at before any weights are fetched.
+        # The data is looked at before any weights are fetched, but after weights that are here already.
         info = describe_name(settings.backbone, img_size=settings.img_size)
+        make = partial(create_backbone, settings.backbone, img_size=settings.img_size, weights=settings.weights)
+        given = None if settings.weights is None else make()
         preprocessing = replace(info.preprocessing, resize=settings.resize)
         stages = _Stages(folder, settings, preprocessing, progress)
-        backbone = create_backbone(settings.backbone, img_size=settings.img_size)
+        backbone = make() if given is None else given
+        origin = weights_origin(backbone)
         torch.manual_seed(settings.recipe.seed)
         model = attach(
             backbone,
@@ -178,10 +187,10 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
         history = stages.train(model, settings.recipe, "training")
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
         if settings.condense is None:
-            return stages.finish(model, history, facts)
+            return stages.finish(model, history, facts, origin)
         recipe = settings.recipe.for_fine_tuning(epochs=settings.fine_tune_epochs)
         small, tuning = stages.condense(model, settings.condense, recipe)
-        return stages.finish(small, tuning, {"before": stages.report(model, history), **facts})
+        return stages.finish(small, tuning, {"before": stages.report(model, history), **facts}, origin)
 
 
 def run_condense(
@@ -192,7 +201,8 @@ def run_condense(
     if (finished := folder.claim(resume=resume)) is not None:
         return finished
     with _abandoning(folder):
-        model = load(settings.adapter)
+        model = load(settings.adapter, weights=settings.weights)
+        origin = weights_origin(model.backbone)
         stages = _Stages(folder, settings, model.preprocessing, progress)
         if model.classes is not None and model.classes != stages.task.classes:
             raise DataError(
@@ -202,7 +212,8 @@ def run_condense(
         recipe = replace(fine_tuning_recipe(model), epochs=settings.fine_tune_epochs, seed=settings.seed)
         small, history = stages.condense(model, settings.ratio, recipe)
         before = _earlier_report(settings.adapter, stages.task) or stages.report(model, History())
-        return stages.finish(small, history, {"before": before, "backbone": model.info.name, "seed": settings.seed})
+        facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
+        return stages.finish(small, history, facts, origin)
 
 
 @contextmanager
@@ -275,13 +286,15 @@ class _Stages:
             "epochs": history.rows,
         }
 
-    def finish(self, model: PromptedModel, history: History, facts: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, model: PromptedModel, history: History, facts: dict[str, Any], weights: dict[str, str] | None
+    ) -> dict[str, Any]:
         """Writes adapter and result."""
         result = {
             **self.report(model, history),
             **facts,
             "settings": self.folder.document,
-            "provenance": provenance(model, self.task),
+            "provenance": provenance(model, self.task, weights),
             "seconds": round(time.monotonic() - self.started, 1),
         }
         result = json.loads(json.dumps(result))
@@ -306,7 +319,7 @@ def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
     return {key: result[key] for key in REPORT_KEYS if key in result}
 
 
-def provenance(model: PromptedModel, task: Task) -> dict[str, Any]:
+def provenance(model: PromptedModel, task: Task, weights: dict[str, str] | None) -> dict[str, Any]:
     """Where a result comes from: data, preprocessing, weights, versions, machine."""
     splits = {"train": task.train, "val": task.val, "test": task.test}
     return {
@@ -319,6 +332,7 @@ def provenance(model: PromptedModel, task: Task) -> dict[str, Any]:
         },
         "preprocessing": asdict(task.preprocessing),
         "backbone_fingerprint": fingerprint(model.backbone),
+        "weights": weights,
         "epoch_rule": "last epoch; test data read once, at the end",
         "versions": {
             "laconic": __version__,

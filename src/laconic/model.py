@@ -26,6 +26,7 @@ from laconic.errors import BackboneError, LaconicError
 from laconic.frozen import Original
 from laconic.graft import graft
 from laconic.methods import VPT, Method
+from laconic.prefix import PrefixAttention
 from laconic.preprocessing import Preprocessing
 from laconic.prompts import Prompts, init_bound
 
@@ -87,6 +88,11 @@ class _Adapted(nn.Module):
     def view(self) -> Any:
         """The backbone with prompts in place: a timm model that shares all weights with `backbone`."""
         return self.__dict__["_view"]
+
+    @property
+    def attentions(self) -> list[PrefixAttention]:
+        """Our attention of every block, in forward order; none in the published execution, which runs timm's own."""
+        return [module for module in self.view.modules() if isinstance(module, PrefixAttention)]
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
@@ -236,8 +242,8 @@ class PromptedModel(_Adapted):
 
     def _parts(self) -> dict[str, nn.Module]:
         if _rides_as_tokens(self.method):
-            cut = self.execution == "prefix"
-            return shallow_token_parts(self.backbone, self.info, self.prompts, cut_last_block=cut)
+            published = self.execution == "published"
+            return shallow_token_parts(self.backbone, self.info, self.prompts, published=published)
         if self.execution == "published":
             return deep_token_parts(self.backbone, self.info, self.prompts)
         return prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, block))
@@ -252,7 +258,7 @@ class FoldedModel(_Adapted):
         self.counts = tuple(source.prompt_counts)
         if _rides_as_tokens(source.method):
             self.tokens = Prompts([p.detach().clone() for p in source.prompts]).requires_grad_(False)
-            parts = shallow_token_parts(self.backbone, self.info, self.tokens, cut_last_block=True)
+            parts = shallow_token_parts(self.backbone, self.info, self.tokens, published=False)
         else:
             self.prefixes = nn.ModuleList(constant_prefixes(self.backbone, self.info, source.prompts))
             constants = [p if count else no_prefix for p, count in zip(self.prefixes, self.counts, strict=True)]
@@ -280,7 +286,8 @@ def attach(
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     pretrained: bool = True,
-    img_size: int | None = None,
+    weights: str | Path | None = None,
+    img_size: int | tuple[int, int] | None = None,
 ) -> PromptedModel:
     """Puts prompts and a linear head on a frozen vision transformer.
 
@@ -297,7 +304,10 @@ def attach(
         classes: Names of the classes.
         preprocessing: What images must look like; the backbone's own when not given.
         pretrained: With a name: load its weights.
-        img_size: With a name: input size in pixels, where it should differ from the pre-training size.
+        weights: With a name: file with other weights than those that the name stands for; see
+            `laconic.creation.create_backbone`.
+        img_size: With a name: input size in pixels (one number, or height and width), where it should differ from the
+            pre-training size.
 
     Returns:
         A `PromptedModel` in training mode.
@@ -318,9 +328,11 @@ def attach(
         raise LaconicError(f"A classifier needs at least one class, not {num_classes}.")
     method = VPT() if method is None else method
     if isinstance(backbone, str):
-        backbone = create_backbone(backbone, pretrained=pretrained, img_size=img_size)
+        backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
     elif img_size is not None:
         raise BackboneError("img_size goes with a backbone's name; a model object has its input size already.")
+    elif weights is not None:
+        raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
     info = describe(backbone)
     dropout = method.prompt_dropout if isinstance(method, VPT) else 0.0
     prompts = Prompts.initial(

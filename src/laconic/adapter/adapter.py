@@ -22,11 +22,12 @@ from laconic.adapter.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfi
 from laconic.adapter.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
 from laconic.backbone import describe, fingerprint
 from laconic.creation import can_create, create_backbone
-from laconic.errors import AdapterError
+from laconic.errors import AdapterError, BackboneError
 from laconic.files import write_atomically, write_text
 from laconic.methods import VPT
 from laconic.model import Execution, PromptedModel
 from laconic.prompts import Prompts
+from laconic.weights import weights_file
 
 CARD_FILE = "README.md"
 
@@ -54,30 +55,24 @@ def save_adapter(model: PromptedModel, directory: str | Path) -> None:
         >>> torch.equal(again(images), model(images))
         True
     """
-    directory = Path(directory)
-    tensors = tensors_of(model)
-    data = save(tensors, metadata={"format": "pt"})
-    config = _config_of(model, hashlib.sha256(data).hexdigest())
-    text = write_config(config)
-    try:
-        read_config(text, CONFIG_FILE)
-        check_tensors(tensors, config, TENSORS_FILE)
-    except AdapterError as error:
-        raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
-    try:
-        write_atomically(directory / TENSORS_FILE, lambda part: _write_bytes(part, data))
-        write_text(directory / CARD_FILE, _card_of(model, config))
-        write_text(directory / CONFIG_FILE, text)
-    except OSError as error:
-        raise AdapterError(f"The adapter could not be written to {directory} ({error}).") from error
+    file = weights_file(model.backbone)
+    _save(model, Path(directory), weights=None if file is None else str(file))
 
 
-def load(source: str | Path, backbone: nn.Module | None = None, *, execution: Execution = "prefix") -> PromptedModel:
+def load(
+    source: str | Path,
+    backbone: nn.Module | None = None,
+    *,
+    weights: str | Path | None = None,
+    execution: Execution = "prefix",
+) -> PromptedModel:
     """Puts a saved adapter on its backbone.
 
     Args:
         source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub.
         backbone: The timm model the adapter was trained on; made by name when not given. It is not changed.
+        weights: File with the backbone's weights, as `laconic.attach` takes it; when not given, the file that the
+            adapter was trained with, where it was or beside the adapter, or else the weights that the name stands for.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
 
     Returns:
@@ -92,10 +87,12 @@ def load(source: str | Path, backbone: nn.Module | None = None, *, execution: Ex
         Traceback (most recent call last):
         laconic.errors.AdapterError: There is no folder 'no/such/folder', and that is no id on the Hub...
     """
+    if backbone is not None and weights is not None:
+        raise BackboneError("weights goes with a backbone made by name; a model object has its weights already.")
     folder = _find(source)
     config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tensors = read_tensors(folder / TENSORS_FILE, config)
-    model = _make_backbone(config, folder) if backbone is None else backbone
+    model = _make_backbone(config, folder, weights) if backbone is None else backbone
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
 
@@ -130,15 +127,33 @@ def push_adapter(
         'https://huggingface.co/me/birds'
     """
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_adapter(model, folder)
+        folder, weights = Path(name), weights_file(model.backbone)
+        _save(model, folder, weights=None if weights is None else weights.name)  # where it lies is nobody's business
         files = {file: folder / file for file in (CONFIG_FILE, TENSORS_FILE, CARD_FILE)}
         return adapter_hub.upload(
             repo_id, files, private=private, token=token, revision=revision, commit_message=commit_message
         )
 
 
-def _config_of(model: PromptedModel, tensors_sha256: str) -> AdapterConfig:
+def _save(model: PromptedModel, directory: Path, *, weights: str | None) -> None:
+    tensors = tensors_of(model)
+    data = save(tensors, metadata={"format": "pt"})
+    config = _config_of(model, hashlib.sha256(data).hexdigest(), weights)
+    text = write_config(config)
+    try:
+        read_config(text, CONFIG_FILE)
+        check_tensors(tensors, config, TENSORS_FILE)
+    except AdapterError as error:
+        raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
+    try:
+        write_atomically(directory / TENSORS_FILE, lambda part: _write_bytes(part, data))
+        write_text(directory / CARD_FILE, _card_of(model, config))
+        write_text(directory / CONFIG_FILE, text)
+    except OSError as error:
+        raise AdapterError(f"The adapter could not be written to {directory} ({error}).") from error
+
+
+def _config_of(model: PromptedModel, tensors_sha256: str, weights: str | None) -> AdapterConfig:
     return AdapterConfig(
         format_version=FORMAT_VERSION,
         laconic_version=laconic.__version__,
@@ -147,6 +162,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str) -> AdapterConfig:
             name=model.info.name,
             fingerprint=fingerprint(model.backbone),
             img_size=model.info.preprocessing.size,
+            weights=weights,
         ),
         preprocessing=model.preprocessing,
         classes=model.classes,
@@ -161,7 +177,8 @@ def _config_of(model: PromptedModel, tensors_sha256: str) -> AdapterConfig:
 
 def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
     pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
-    base_model = pretrained.get("hf_hub_id") or config.backbone.name
+    published = pretrained.get("hf_hub_id") if config.backbone.weights is None else None
+    base_model = published or config.backbone.name
     return card(config, base_model=str(base_model), known_to_timm=can_create(config.backbone.name))
 
 
@@ -184,14 +201,28 @@ def _find(source: str | Path) -> Path:
     return adapter_hub.fetch(source, [CONFIG_FILE, TENSORS_FILE])
 
 
-def _make_backbone(config: AdapterConfig, folder: Path) -> nn.Module:
+def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
     if not can_create(name):
         raise AdapterError(
             f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
             "give the model object: laconic.load(..., backbone=model)."
         )
-    return create_backbone(name, img_size=size)
+    return create_backbone(name, img_size=size, weights=_recorded(config, folder) if weights is None else weights)
+
+
+def _recorded(config: AdapterConfig, folder: Path) -> Path | None:
+    """The weights file that the adapter was trained with, where it was then, or beside the adapter."""
+    if config.backbone.weights is None:
+        return None
+    recorded = Path(config.backbone.weights)
+    for file in (recorded, folder / recorded.name):
+        if os.path.isfile(file):
+            return file
+    raise AdapterError(
+        f"The adapter in {folder} was trained with the backbone's weights in {recorded}, which is not there; give the "
+        "file: laconic.load(..., weights=FILE), or --weights FILE on the command line."
+    )
 
 
 def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool) -> None:
@@ -214,7 +245,8 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     found = fingerprint(backbone)
     if found != wanted.fingerprint:
         todo = (
-            "a model object with the weights it was trained on can be given: laconic.load(..., backbone=model)"
+            "give the weights it was trained on: laconic.load(..., weights=FILE), --weights FILE on the command line, "
+            "or laconic.load(..., backbone=model)"
             if by_name
             else "give the backbone with the weights it was trained on"
         )

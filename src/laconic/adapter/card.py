@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 
 from laconic.adapter.config import AdapterConfig
@@ -42,7 +43,7 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool) -> str:
         f"tags: [{', '.join(map(_quoted, tags))}]",
         "---",
     ]
-    parts = ["\n".join(front), "# " + escape(_title(config)), _loading(known_to_timm), _facts(config)]
+    parts = ["\n".join(front), "# " + escape(_title(config)), _loading(config, known_to_timm), _facts(config)]
     return "\n\n".join([*parts, _blocks(config), _images(config), _classes(config)]) + "\n"
 
 
@@ -64,10 +65,14 @@ def _title(config: AdapterConfig) -> str:
     return f"{sum(config.prompt_counts)} prompts for {config.backbone.name}"
 
 
-def _loading(known_to_timm: bool) -> str:
-    argument = "" if known_to_timm else ", backbone=model"
+def _loading(config: AdapterConfig, known_to_timm: bool) -> str:
+    argument = note = ""
+    if not known_to_timm:
+        argument, note = ", backbone=model", "\n\n`model` is the timm model that the adapter was trained on."
+    elif config.backbone.weights is not None:
+        argument = f", weights={_quoted(os.path.basename(config.backbone.weights))}"
+        note = "\n\n`weights` is the file with the weights of the backbone that the adapter was trained on."
     lines = ["import laconic", "", f'model = laconic.load("path/to/this/folder"{argument})  # or the id on the Hub']
-    note = "" if known_to_timm else "\n\n`model` is the timm model that the adapter was trained on."
     return "## Loading\n\n```python\n" + "\n".join(lines) + "\n```" + note
 
 

@@ -33,11 +33,14 @@ class AdaptedBackbone:
         name: As `laconic.backbone.describe` gives it.
         fingerprint: As `laconic.backbone.fingerprint` gives it.
         img_size: Height and width of its input in pixels.
+        weights: The file that its weights came from, where that is not the one its name stands for; a path, or a
+            name without one.
     """
 
     name: str
     fingerprint: str
     img_size: tuple[int, int]
+    weights: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,10 @@ class AdapterConfig:
             f"prompts.{n}": shape for n, shape in enumerate(prompts) if shape[0]
         }
         return {**found, "head.weight": (self.num_classes, None), "head.bias": (self.num_classes,)}
+
+
+_MAY_LACK = (Recipe, AdaptedBackbone)
+"""What may lack keys that have a default: a recipe is a record, and a backbone's weights were not always recorded."""
 
 
 def write_config(config: AdapterConfig) -> str:
@@ -158,7 +165,7 @@ class _Reader:
             if field.name in document:
                 read = self.method if hints[field.name] == Method else self.value
                 found[field.name] = read(document[field.name], hints[field.name], f"'{dot}{field.name}'")
-            elif kind is not Recipe or field.default is MISSING:  # a recipe is a record: defaults will do
+            elif kind not in _MAY_LACK or field.default is MISSING:
                 self.fail(f"'{dot}{field.name}' is missing")
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -22,6 +23,11 @@ class Command(Protocol):
         ...
 
 
+def absolute(path: str | None) -> str | None:
+    """A path that means the same in every working directory."""
+    return None if path is None else os.path.abspath(path)
+
+
 def print_json(document: Any) -> None:
     """Prints one JSON document on standard output."""
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
@@ -29,8 +35,17 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table on standard output, numbers to the right, as narrow as its text; text is never markup."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole_first: bool = False
+) -> None:
+    """Prints a table on standard output, numbers to the right, as narrow as its text; text is never markup.
+
+    Args:
+        title: Stands above it.
+        columns: Their heads.
+        rows: Their cells.
+        whole_first: Let the other columns be folded first where the terminal is narrow.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -43,7 +58,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         if right:
             table.add_column(Text(column), justify="right", overflow="ellipsis", no_wrap=True)
         else:
-            table.add_column(Text(column), overflow="fold")
+            table.add_column(Text(column), overflow="fold", no_wrap=whole_first and not number)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(file=sys.stdout)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from laconic.cli.commands import absolute
 from laconic.cli.fit import show_result
 from laconic.processes import is_main_process
 
@@ -20,6 +21,8 @@ class Condense:
     """Folder of the adapter, or its Hub id."""
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """The image folder it was trained on; the bundled task when left out."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     ratio: float = 0.3
     """Share of the prompts to keep."""
     criterion: Literal["taylor", "cls-similarity", "magnitude", "random"] = "taylor"
@@ -49,6 +52,7 @@ class Condense:
 
         settings = CondenseSettings(
             adapter=self.adapter,
+            weights=absolute(self.weights),
             data=self.data,
             ratio=self.ratio,
             criterion=self.criterion,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
-from laconic.cli.commands import UsageError, percent, print_json, print_note, print_table
+from laconic.cli.commands import UsageError, absolute, percent, print_json, print_note, print_table
 from laconic.processes import is_main_process
 
 
@@ -57,6 +57,9 @@ class Fit:
     """Image folder; the bundled task when left out."""
     backbone: str = BUNDLED_BACKBONE
     """timm name of the vision transformer."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT) instead of
+    the published ones."""
     method: Literal["vpt-deep", "vpt-shallow", "linear"] = "vpt-deep"
     """What to learn on the frozen backbone."""
     prompts: int = 20
@@ -92,6 +95,7 @@ class Fit:
         settings = Settings(
             data=self.data,
             backbone=self.backbone,
+            weights=absolute(self.weights),
             method=self.method,
             prompts=self.prompts,
             head_init=self.head_init,

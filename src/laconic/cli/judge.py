@@ -19,6 +19,8 @@ class Eval:
     """Folder of the adapter, or its Hub id."""
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Image folder with one folder per class; the bundled task when left out."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
     """auto: the test images that `fit` would use, or the validation images where there are none."""
     split_seed: int = 0
@@ -35,7 +37,7 @@ class Eval:
         from laconic.evaluation import evaluate
         from laconic.progress import bar
 
-        model = load(self.adapter)
+        model = load(self.adapter, weights=self.weights)
         classes = model.classes or tuple(str(number) for number in range(model.head.out_features))
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
@@ -69,6 +71,8 @@ class Predict:
     """Folder of the adapter, or its Hub id."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     top: int = 3
     """How many classes to name for each image."""
     skip_bad: bool = False
@@ -84,7 +88,7 @@ class Predict:
 
         if not self.images:
             raise UsageError("There is no image to predict: laconic predict ADAPTER IMAGE_OR_FOLDER ...")
-        model = load(self.adapter).fold()
+        model = load(self.adapter, weights=self.weights).fold()
         with bar("predicting") as report:
             predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
         if self.json:
