@@ -28,6 +28,7 @@ SMALL = {
     "vision_transformer": SEQUENCE,
     "vision_transformer_hybrid": SEQUENCE,
     "vision_transformer_relpos": SEQUENCE,
+    "vision_transformer_sam": {**SEQUENCE, "global_attn_indexes": (1,)},
     # Its stem decides the width, and is large.
     "vitamin": {"depth": 1},
 }

@@ -183,12 +183,19 @@ def _published_block(backbone: nn.Module, info: BackboneInfo, block: int, count:
 
 
 def _token_stages(backbone: nn.Module, info: BackboneInfo, path: str, prompts: Prompts, *, deep: bool) -> TokenStages:
-    stages = backbone.get_submodule(path)
+    stages = list(backbone.get_submodule(path).children())
     counts = prompts.counts
-    every = iter(
+    blocks = [
         cast("WindowBlock", _block(backbone, info, block, no_prefix, inserted=(0, counts[block if deep else 0])))
         for block in range(len(info.blocks))
+    ]
+    if not hasattr(stages[0], "blocks"):
+        return TokenStages([nn.Identity()], [blocks], prompts, deep=deep, channels_first=False)
+    every = iter(blocks)
+    return TokenStages(
+        [stage.get_submodule("downsample") for stage in stages],
+        [[next(every) for _ in stage.get_submodule("blocks").children()] for stage in stages],
+        prompts,
+        deep=deep,
+        channels_first=isinstance(backbone, SwinTransformerV2Cr),
     )
-    blocks = [[next(every) for _ in stage.get_submodule("blocks").children()] for stage in stages.children()]
-    channels_first = isinstance(backbone, SwinTransformerV2Cr)
-    return TokenStages(stages, blocks, prompts, deep=deep, channels_first=channels_first)

@@ -43,14 +43,16 @@ class BackboneInfo:
         name: What `laconic.creation.create_backbone` makes it by (timm's name with its tag, or hf-hub: or local-dir:
             and the place), or the class of a model that timm did not make.
         blocks: In forward order.
-        stages: Dotted path of the stages, where blocks see windows of a map of tokens (Swin); None where they see one
-            sequence.
+        stages: Dotted path of the stages, or of the blocks of the only one, where blocks see windows of a map of tokens
+            (Swin, SAM); None where they see one sequence.
         patch_size: Height and width in pixels.
         num_prefix_tokens: Class, distillation and register tokens at the front of the sequence.
         class_token: Whether the first of them is a class token.
         pooling: How tokens become one feature: `"token"`, `"avg"`, ... as timm calls it, or `"attention"`.
         num_features: Width of the pooled feature.
         leading_tokens: How many tokens from the front the pooling reads, where it reads no others; else None.
+        attended: How many tokens a query sees at most, without prompts.
+        any_size: Whether it takes images of other sizes than that of `preprocessing` as they come.
         preprocessing: What the model was trained to see.
     """
 
@@ -63,6 +65,8 @@ class BackboneInfo:
     pooling: str
     num_features: int
     leading_tokens: int | None
+    attended: int
+    any_size: bool
     preprocessing: Preprocessing
 
     @property
@@ -91,17 +95,21 @@ def describe(model: nn.Module) -> BackboneInfo:
     blocks = _window_blocks(timm_model, stages) if stages is not None else _sequence_blocks(model)
     leading = 0 if stages is not None else SEQUENCES[_sequence_class(model)].leading(timm_model)
     embed = _patch_embed(timm_model)
+    preprocessing, patch = _preprocessing(model, embed), _patch_size(embed)
+    patches = (preprocessing.size[0] // patch[0]) * (preprocessing.size[1] // patch[1])
     info = BackboneInfo(
         name=_name(model),
         blocks=tuple(_site(path, block) for path, block in blocks),
         stages=stages,
-        patch_size=_patch_size(embed),
+        patch_size=patch,
         num_prefix_tokens=leading,
         class_token=leading > 0 and getattr(model, "cls_token", getattr(embed, "cls_token", None)) is not None,
         pooling=_pooling(timm_model),
         num_features=timm_model.head_hidden_size,
         leading_tokens=_leading_tokens(timm_model, blocks[-1][1], leading),
-        preprocessing=_preprocessing(model, embed),
+        attended=leading + patches if stages is None else max(_window_area(block) or patches for _, block in blocks),
+        any_size=not getattr(embed, "strict_img_size", False),
+        preprocessing=preprocessing,
     )
     _check_size(info, embed)
     return info
@@ -141,11 +149,20 @@ def _sequence_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _window_blocks(model: nn.Module, stages: str) -> list[tuple[str, nn.Module]]:
-    return [
-        (f"{stages}.{stage}.blocks.{name}", block)
-        for stage, module in model.get_submodule(stages).named_children()
-        for name, block in module.get_submodule("blocks").named_children()
-    ]
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in model.get_submodule(stages).named_children():
+        if hasattr(child, "blocks"):
+            within = child.get_submodule("blocks").named_children()
+            found += [(f"{stages}.{name}.blocks.{number}", block) for number, block in within]
+        else:
+            found.append((f"{stages}.{name}", child))
+    return found
+
+
+def _window_area(block: Any) -> int:
+    """Tokens in a window; 0 where the whole map is one."""
+    size = block.window_size
+    return size[0] * size[1] if isinstance(size, tuple) else size**2
 
 
 def _site(path: str, block: nn.Module) -> BlockSite:

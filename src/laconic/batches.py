@@ -53,11 +53,14 @@ def iterate(
 
 def check_batch(images: Tensor, labels: Tensor, model: PromptedModel | FoldedModel) -> None:
     """Raises a `DataError` for images or labels that do not fit a model."""
-    dynamic = bool(getattr(model.backbone, "dynamic_img_size", False))
     height, width = model.preprocessing.size
     if not images.is_floating_point():
         raise DataError(f"Images must be float and normalised, as `Preprocessing.normalise` does; not {images.dtype}.")
-    if images.ndim != 4 or images.shape[1] != 3 or (not dynamic and tuple(images.shape[2:]) != (height, width)):
+    if (
+        images.ndim != 4
+        or images.shape[1] != 3
+        or (not model.info.any_size and tuple(images.shape[2:]) != (height, width))
+    ):
         raise DataError(f"Images must be (3, {height}, {width}) for this backbone; a batch is {_shape(images)}.")
     low, high, classes = int(labels.min()), int(labels.max()), model.head.out_features
     if low < 0 or high >= classes:

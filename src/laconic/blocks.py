@@ -44,7 +44,7 @@ def _scaled(block: Any, number: int, x_BND: Tensor) -> Tensor:
 
 
 class WindowBlock(nn.Module):
-    """A block of Swin (pre-norm) or Swin V2 (post-norm) that can carry prompts through its windows.
+    """A block of Swin, SAM (pre-norm) or Swin V2 (post-norm) that can carry prompts through its windows.
 
     Every window sees the prompts; each computes its own outputs for them, and these are averaged over the windows of an
     image.
@@ -69,20 +69,21 @@ class WindowBlock(nn.Module):
         """A map of tokens (B, H, W, C) and prompts (B, P, C) beside it, to the same."""
         seen_BPC = None if prompts_BPC is None else self._seen(prompts_BPC)
         mixed_BHWC, mixed_BPC = self._attention(self._seen(x_BHWC), seen_BPC)
-        x_BHWC = self._rest(x_BHWC, mixed_BHWC)
-        return x_BHWC, None if prompts_BPC is None else self._rest(prompts_BPC, mixed_BPC)
+        if prompts_BPC is not None and mixed_BPC is not None:
+            prompts_BPC = self._rest(prompts_BPC, mixed_BPC)
+        return self._rest(x_BHWC, mixed_BHWC), prompts_BPC
 
     def _seen(self, x: Tensor) -> Tensor:
         """Tokens or prompts as attention sees them."""
         block: Any = self.block
         return block.norm1(x) if self.pre_norm else x
 
-    def _rest(self, x: Tensor, mixed: Tensor | None) -> Tensor:
+    def _rest(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Residual and MLP."""
         block: Any = self.block
         if self.pre_norm:
-            x = x + block.drop_path1(mixed)
-            return x + block.drop_path2(block.mlp(block.norm2(x)))
+            x = x + block.drop_path1(_scaled(block, 1, mixed))
+            return x + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x))))
         x = x + block.drop_path1(block.norm1(mixed))
         x = x + block.drop_path2(block.norm2(block.mlp(x)))
         return block.norm3(x) if hasattr(block, "norm3") else x
@@ -91,20 +92,23 @@ class WindowBlock(nn.Module):
         """As timm: shift, pad, cut into windows, attend, put together again."""
         block: Any = self.block
         batch, height, width, _ = x_BHWC.shape
-        (wh, ww), shift = block.window_size, tuple(block.shift_size)
+        # SAM has square windows, or none: then the whole map is one.
+        wh, ww = block.window_size if isinstance(block.window_size, tuple) else (block.window_size,) * 2
+        wh, ww, shift = wh or height, ww or width, getattr(block, "shift_size", (0, 0))
         if any(shift):
             x_BHWC = torch.roll(x_BHWC, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         x_BHWC = F.pad(x_BHWC, (0, 0, 0, -width % ww, 0, -height % wh))
-        mask = block.get_attn_mask(x_BHWC) if getattr(block, "dynamic_mask", False) else block.attn_mask
+        dynamic = getattr(block, "dynamic_mask", False)
+        mask = block.get_attn_mask(x_BHWC) if dynamic else getattr(block, "attn_mask", None)
         rows_RNC = window_partition(x_BHWC, (wh, ww)).flatten(1, 2)
         count, windows = 0, (x_BHWC.shape[1] // wh) * (x_BHWC.shape[2] // ww)
         if prompts_BPC is not None:
             count = prompts_BPC.shape[1]
             rows_RNC = torch.cat([prompts_BPC.repeat_interleave(windows, dim=0), rows_RNC], dim=1)
-        rows_RNC = self.attention(rows_RNC, mask=mask, images=batch)
+        rows_RNC = self.attention(rows_RNC, mask=mask, images=batch, window=(wh, ww))
         mixed_BPC = rows_RNC[:, :count].unflatten(0, (batch, windows)).mean(1) if count else None
         maps_RHWC = rows_RNC[:, count:].unflatten(1, (wh, ww))
         y_BHWC = window_reverse(maps_RHWC.contiguous(), (wh, ww), *x_BHWC.shape[1:3])[:, :height, :width]
         if any(shift):
-            y_BHWC = torch.roll(y_BHWC, shifts=shift, dims=(1, 2))
+            y_BHWC = torch.roll(y_BHWC, shifts=(shift[0], shift[1]), dims=(1, 2))
         return y_BHWC, mixed_BPC

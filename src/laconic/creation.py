@@ -71,7 +71,10 @@ def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int 
 
 def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -> nn.Module:
     if img_size is not None:
-        options["img_size"] = img_size
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        # A model that takes any size keeps none; what its configuration says is then what images are brought to.
+        overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
+        options.update(img_size=img_size, pretrained_cfg_overlay=overlay)
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # timm, the Hub and the file system each raise their own

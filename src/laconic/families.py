@@ -24,6 +24,8 @@ from timm.models.vision_transformer import (
     VisionTransformer,
 )
 from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock, VisionTransformerRelPos
+from timm.models.vision_transformer_sam import Block as SamBlock
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 
@@ -57,8 +59,10 @@ WINDOWS: dict[type[nn.Module], str] = {
     SwinTransformer: "layers",
     SwinTransformerV2: "layers",
     SwinTransformerV2Cr: "stages",
+    VisionTransformerSAM: "blocks",
 }
-"""Class of a model whose blocks see windows of a map of tokens -> dotted path of its stages; subclasses count."""
+"""Class of a model whose blocks see windows of a map of tokens -> dotted path of its stages, or of its blocks where
+there is but one stage; subclasses count."""
 
 ENTRIES: dict[type[nn.Module], str | None] = {
     Block: "norm1",
@@ -75,6 +79,7 @@ ENTRIES: dict[type[nn.Module], str | None] = {
     SwinTransformerBlock: "norm1",
     SwinTransformerV2Block: None,
     SwinTransformerV2CrBlock: None,
+    SamBlock: "norm1",
 }
 """Block class -> the child that a token passes on its way to attention, if any."""
 

@@ -62,14 +62,14 @@ class TokenBlock(nn.Module):
 
 
 class TokenStages(nn.Module):
-    """The stages of a Swin with prompts beside the map of tokens; they are gone at its end.
+    """The stages of a model with windows, with prompts beside the map of tokens; they are gone at its end.
 
     Deep: every block has its own, and what it makes of them goes no further than through the merging of patches, which
     the published count includes. Shallow: the first block's travel through all blocks; at a merging a prompt stands
     for all four patches.
 
     Args:
-        stages: The original stages.
+        mergings: What each stage does to the map before its blocks; identity for nothing.
         blocks: The blocks of each stage.
         prompts: Of all blocks.
         deep: Which of the two.
@@ -78,7 +78,7 @@ class TokenStages(nn.Module):
 
     def __init__(
         self,
-        stages: nn.Module,
+        mergings: Sequence[nn.Module],
         blocks: Sequence[Sequence[WindowBlock]],
         prompts: Prompts,
         *,
@@ -86,7 +86,7 @@ class TokenStages(nn.Module):
         channels_first: bool,
     ) -> None:
         super().__init__()
-        self.stages = stages
+        self.mergings = nn.ModuleList(mergings)
         self.blocks = nn.ModuleList(nn.ModuleList(part) for part in blocks)
         self.prompts = prompts
         self.deep = deep
@@ -97,8 +97,7 @@ class TokenStages(nn.Module):
         x_BHWC = x.permute(0, 2, 3, 1) if self.channels_first else x
         carried: Tensor | None = None
         index = 0
-        for stage, blocks in zip(self.stages.children(), self.blocks, strict=True):
-            merging: Any = stage.get_submodule("downsample")
+        for merging, blocks in zip(self.mergings, self.blocks, strict=True):
             x_BHWC = merging(x_BHWC)
             if carried is not None and not isinstance(merging, nn.Identity):
                 map_B2QC = carried.repeat_interleave(2, dim=1).unsqueeze(1).expand(-1, 2, -1, -1)

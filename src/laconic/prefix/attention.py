@@ -129,15 +129,15 @@ class PrefixAttention(nn.Module):
             out_BNA = out_BNA * attn.gate(x_BND[:, : self.num_queries]).sigmoid()
         return attn.proj_drop(attn.proj(out_BNA))
 
-    def _placed(self, bias_1HNN: Tensor) -> Tensor:
-        """A bias between positions, with none for the inserted tokens, cut to the queries that are asked."""
+    def _placed(self, bias_HNN: Tensor) -> Tensor:
+        """A bias between positions (..., N, N), none for the inserted tokens, cut to the queries that are asked."""
         index, count = self.inserted
-        for dim in (2, 3) if count else ():
-            before, after = bias_1HNN.split((index, bias_1HNN.shape[dim] - index), dim=dim)
-            shape = list(bias_1HNN.shape)
+        for dim in (-2, -1) if count else ():
+            before, after = bias_HNN.split((index, bias_HNN.shape[dim] - index), dim=dim)
+            shape = list(bias_HNN.shape)
             shape[dim] = count
-            bias_1HNN = torch.cat([before, bias_1HNN.new_zeros(shape), after], dim=dim)
-        return bias_1HNN[:, :, : self.num_queries]
+            bias_HNN = torch.cat([before, bias_HNN.new_zeros(shape), after], dim=dim)
+        return bias_HNN[..., : self.num_queries, :]
 
 
 def _heads(x_BNA: Tensor, heads: int) -> Tensor:

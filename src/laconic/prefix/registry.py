@@ -11,6 +11,7 @@ from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from timm.models.vision_transformer_relpos import RelPosAttention
+from timm.models.vision_transformer_sam import Attention as SamAttention
 from torch import nn
 
 from laconic.errors import BackboneError
@@ -19,7 +20,7 @@ from laconic.prefix.plain import DifferentialParallelPrefix, DifferentialPrefix,
 from laconic.prefix.relative import BeitPrefix, RelativePrefix
 from laconic.prefix.rotary import RotaryPrefix
 from laconic.prefix.talking import TalkingPrefix
-from laconic.prefix.windows import WindowPrefix, WindowV2CrPrefix, WindowV2Prefix
+from laconic.prefix.windows import SamPrefix, WindowPrefix, WindowV2CrPrefix, WindowV2Prefix
 
 ADAPTERS: dict[type[nn.Module], type[PrefixAttention]] = {
     Attention: PlainPrefix,
@@ -34,6 +35,7 @@ ADAPTERS: dict[type[nn.Module], type[PrefixAttention]] = {
     WindowAttention: WindowPrefix,
     WindowAttentionV2: WindowV2Prefix,
     WindowMultiHeadAttention: WindowV2CrPrefix,
+    SamAttention: SamPrefix,
 }
 """Attention class of timm -> its adapter. Parallel blocks are their own attention."""
 

@@ -10,9 +10,9 @@ from laconic.prefix.attention import PrefixAttention
 class _BiasedPrefix(PrefixAttention):
     positional = True
 
-    def _biased(self, x: Tensor, bias_1HNN: Tensor | None) -> Tensor:
+    def _biased(self, x: Tensor, bias_HNN: Tensor | None) -> Tensor:
         q, k, v = self.project(x)
-        mask = None if bias_1HNN is None else self._placed(bias_1HNN.to(q.dtype))
+        mask = None if bias_HNN is None else self._placed(bias_HNN.to(q.dtype))
         return self._leave(self._mix(q, k, v, self.prefix(self, x.shape[0]), mask), x)
 
 

@@ -1,4 +1,4 @@
-"""Attention in windows: Swin and its second version. Every window sees the same prefix.
+"""Attention in windows: Swin, its second version, and SAM. Every window sees the same prefix.
 
 Rows are windows, all of one image after another; the bias for relative positions and the mask of shifted windows leave
 prompts alone.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from torch import Tensor
 
 from laconic.prefix.attend import KeyValue
@@ -20,33 +23,38 @@ class WindowPrefix(PrefixAttention):
 
     positional = True
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, images: int) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, images: int, window: tuple[int, int]) -> Tensor:
         """As timm's, over the prefix.
 
         Args:
-            x: Tokens of windows (B·W, N, D), those that are inserted included.
+            x: Tokens of windows (B·W, N, D), those that are inserted included, and first.
             mask: Of shifted windows (W, N', N') over the tokens that stand in the image, or None.
             images: B.
+            window: Height and width of a window in tokens, N' in all.
         """
         q, k, v = self.project(x)
-        bias_WHNN = self._bias().to(q.dtype)
+        bias_WHNN = self._bias(q, window).to(q.dtype)
         if mask is not None:
             bias_WHNN = bias_WHNN + mask.to(q.dtype).unsqueeze(1)
-        prefix = self.prefix(self, images)
-        if prefix is not None and prefix[0].shape[0] > 1:
-            windows = x.shape[0] // images
-            prefix = prefix[0].repeat_interleave(windows, dim=0), prefix[1].repeat_interleave(windows, dim=0)
-        return self._leave(self._mix(q, k, v, prefix, self._placed(bias_WHNN)), x)
+        return self._leave(self._mix(q, k, v, self._prefix(x, images), self._placed(bias_WHNN)), x)
 
-    def _bias(self) -> Tensor:
-        """The bias between the positions of a window (1, H, N', N')."""
+    def _prefix(self, x: Tensor, images: int) -> KeyValue | None:
+        """The prefix for all windows together, or one for each where every image has its own."""
+        prefix = self.prefix(self, images)
+        if prefix is None or prefix[0].shape[0] == 1:
+            return prefix
+        windows = x.shape[0] // images
+        return prefix[0].repeat_interleave(windows, dim=0), prefix[1].repeat_interleave(windows, dim=0)
+
+    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
+        """The bias between the positions of a window (1, H, N', N'), or of every window (B·W, H, N', N')."""
         return self._timm._get_rel_pos_bias()
 
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
         assert mask is not None
-        if mask.shape[0] == 1:
+        if mask.shape[0] in (1, q.shape[0]):
             return super()._mix(q, k, v, prefix, mask)
         # Windows as heads, so that one mask serves all images without being copied for each.
         windows, heads = mask.shape[:2]
@@ -78,7 +86,7 @@ class _CosinePrefix(WindowPrefix):
 class WindowV2Prefix(_CosinePrefix):
     """The `WindowAttention` of timm's Swin V2."""
 
-    def _bias(self) -> Tensor:
+    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
         attn = self._timm
         table_PH = attn.cpb_mlp(attn.relative_coords_table).flatten(0, 2)
         bias_NNH = table_PH[attn.relative_position_index]
@@ -88,5 +96,27 @@ class WindowV2Prefix(_CosinePrefix):
 class WindowV2CrPrefix(_CosinePrefix):
     """The `WindowMultiHeadAttention` of timm's Swin V2-CR."""
 
-    def _bias(self) -> Tensor:
+    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
         return self._timm._relative_positional_encodings()
+
+
+class SamPrefix(WindowPrefix):
+    """The `Attention` of timm's SAM: windows, or the whole map; a bias that depends on the query, rotation, or none."""
+
+    def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, rotated where the tokens stand in the image and the model does so."""
+        q, k, v = super().project(x_BND)
+        if self._timm.rope is None:
+            return q, k, v
+        rope, still = self._timm.rope.get_embed(), self.inserted[1]
+        q, k = (torch.cat([t[:, :, :still], apply_rot_embed_cat(t[:, :, still:], rope)], dim=2) for t in (q, k))
+        return q.type_as(v), k.type_as(v), v
+
+    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
+        attn, still = self._timm, self.inserted[1]
+        tokens = window[0] * window[1]
+        if not attn.use_rel_pos:
+            return q_RHNd.new_zeros(1, 1, tokens, tokens)
+        q_RNd = q_RHNd[:, :, still:].flatten(0, 1)
+        bias_RNN = get_decomposed_rel_pos_bias(q_RNd, attn.rel_pos_h, attn.rel_pos_w, window, window)
+        return bias_RNN.unflatten(0, q_RHNd.shape[:2])
