@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -803,3 +805,34 @@ def test_fit_looks_at_the_file_before_the_data(broken, tmp_path, name):
 
 def test_weights_with_an_empty_name(data, tmp_path):
     assert "is a folder" in failed(*fit_arguments(data, "", tmp_path / "run"))
+
+
+# ── names that say where ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_local_folder_in_the_hubs_format(tmp_path):
+    source = random_model("test_vit", 3)
+    save_for_hf(source, tmp_path / "vit", safe_serialization=True)
+    name = f"local-dir:{tmp_path / 'vit'}"
+    model = laconic.attach(name, laconic.VPT(2), num_classes=3).eval()
+    assert model.info.name == name
+    assert fingerprint(model.backbone) == fingerprint(source)
+    model.save_pretrained(tmp_path / "adapter")
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(laconic.load(tmp_path / "adapter")(images), model(images))
+
+
+def test_a_hub_name_from_the_cache_without_a_network(tmp_path):
+    source = random_model("test_vit", 3)
+    repository = tmp_path / "hub" / "models--me--vit"
+    save_for_hf(source, repository / "snapshots" / "0123abc", safe_serialization=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    code = (
+        "import laconic; from laconic.backbone import fingerprint;"
+        "model = laconic.attach('hf-hub:me/vit', laconic.VPT(2), num_classes=3);"
+        "print(model.info.name, fingerprint(model.backbone))"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["hf-hub:me/vit", fingerprint(source)], done.stderr

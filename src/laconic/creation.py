@@ -49,7 +49,7 @@ def create_backbone(
         raise BackboneError(f"timm has no model called {name!r}{hint}.")
     if weights is not None:
         return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
-    if pretrained:
+    if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
         _require_weights(name)
     return _create(name, img_size, pretrained=pretrained)
 
@@ -70,12 +70,12 @@ def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int 
 
 
 def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -> nn.Module:
-    if img_size is not None:
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        # A model that takes any size keeps none; what its configuration says is then what images are brought to.
-        overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
-        options.update(img_size=img_size, pretrained_cfg_overlay=overlay)
     try:
+        if img_size is not None:
+            height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+            # A model that takes any size keeps none; what its configuration says is then what images are brought to.
+            overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
+            options.update(img_size=(height, width), pretrained_cfg_overlay=overlay)
         return timm.create_model(name, **options)
     except Exception as error:  # timm, the Hub and the file system each raise their own
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
@@ -87,18 +87,25 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
 
 
 def _require_weights(name: str) -> None:
-    """Asks the Hub for the weights' whereabouts first: timm takes a minute to find out that it cannot be reached."""
+    """Asks for the weights' whereabouts first: timm takes a minute to find out that the Hub cannot be reached."""
+    if name.startswith("hf-hub:"):
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        _require_reachable(name, repository, "config.json", revision or None)
+    if ":" in name:
+        return
     try:
-        config: Any = None if ":" in name else timm.get_pretrained_cfg(name)
+        config: Any = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise BackboneError(f"timm has no weights called {name!r} ({error}).") from error
-    if config is None or config.file or not config.hf_hub_id:
-        return
-    file = config.hf_hub_filename or "model.safetensors"
-    if isinstance(try_to_load_from_cache(config.hf_hub_id, file), str):
-        return
+    if config is not None and not config.file and config.hf_hub_id:
+        _require_reachable(name, config.hf_hub_id, config.hf_hub_filename or "model.safetensors", None)
+
+
+def _require_reachable(name: str, repository: str, file: str, revision: str | None) -> None:
     try:
-        get_hf_file_metadata(hf_hub_url(config.hf_hub_id, file))
+        if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+            return
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
     except Exception as error:  # the Hub's own errors and the network's have no common base
         if getattr(getattr(error, "response", None), "status_code", None) is not None:
             return  # it can be reached; timm knows other places to look
