@@ -1,13 +1,13 @@
 """A slow, independent implementation of visual prompt tuning for the other attention families, in float64.
 
-Swin, Swin V2, Swin V2-Cr; EVA, DINOv3 and whatever else rotates; BEiT; relative positions; differential attention;
+Swin, Swin V2, Swin V2-Cr, SAM; EVA, DINOv3 and whatever else rotates; BEiT; relative positions; differential attention;
 parallel blocks; talking heads; NaFlexVit. It reads the parameters of a plain timm model, calls none of timm's forward
 passes, and writes out every softmax, window, roll, rotation, bias and average. What has nothing to do with prompts is
-taken from the model: tables of sines and of log coordinates, and the resampling of position embeddings.
+taken from the model: tables of sines and of log coordinates, the resampling of position embeddings, SAM's neck.
 
 Where prompts stand: sequence models, after the prefix tokens and before the patches, without position embedding,
-rotation or relative bias. Swin: before the tokens of every window, without relative bias or shift mask, as queries and
-as keys; what the windows of one image compute for them is averaged.
+rotation or relative bias. Windows: before the tokens of every window, without relative bias or shift mask, as queries
+and as keys; what the windows of one image compute for them is averaged.
 """
 
 import copy
@@ -50,6 +50,7 @@ from timm.models.vision_transformer import (
     VisionTransformer,
 )
 from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock, VisionTransformerRelPos
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 import reference
@@ -629,6 +630,65 @@ def run_swin(model, prompts, images, *, shallow):
     return pooled[model.head.global_pool.pool_type], []
 
 
+# ── SAM ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sam_bias(q, attn, tall, wide_):
+    """What the tokens' own queries (B, H, N, d) say of distances, (B, H, N, N): one part down, one part across."""
+    down = wide(attn.rel_pos_h)[torch.arange(tall)[:, None] - torch.arange(tall) + tall - 1]
+    across = wide(attn.rel_pos_w)[torch.arange(wide_)[:, None] - torch.arange(wide_) + wide_ - 1]
+    bias = torch.zeros(*q.shape[:2], tall * wide_, tall * wide_, dtype=torch.float64)
+    for a in range(tall * wide_):
+        for b in range(tall * wide_):
+            distance = down[a // wide_, b // wide_] + across[a % wide_, b % wide_]
+            bias[:, :, a, b] = q[:, :, a] @ distance
+    return bias
+
+
+def sam_attention(x, attn, count, size):
+    """Output (B, N, C) for the prompts and tokens of one window of every image."""
+    q, k, v = projections(x, attn)
+    if attn.rope is not None:
+        table = attn.rope.get_embed()
+        q, k = (torch.cat([t[:, :, :count], rotate(t[:, :, count:], table, half=False)], dim=2) for t in (q, k))
+    logits = torch.einsum("bhnd,bhmd->bhnm", q, k) / math.sqrt(q.shape[-1])
+    if attn.use_rel_pos:
+        logits[:, :, count:, count:] += sam_bias(q[:, :, count:], attn, *size)
+    return linear(merge_heads(softmax_rows(logits) @ v), attn.proj)
+
+
+def sam_block(x, prompts, block):
+    _, height, width, _ = x.shape
+    count, side = prompts.shape[1], block.window_size
+    tall, wide_ = (side, side) if side else (height, width)
+    seen, shown = F.pad(norm(x, block.norm1), (0, 0, 0, -width % wide_, 0, -height % tall)), norm(prompts, block.norm1)
+    mixed, shared = torch.zeros_like(seen), []
+    for top in range(0, seen.shape[1], tall):
+        for left in range(0, seen.shape[2], wide_):
+            tile = seen[:, top : top + tall, left : left + wide_].flatten(1, 2)
+            found = sam_attention(torch.cat([shown, tile], dim=1), block.attn, count, (tall, wide_))
+            shared.append(found[:, :count])
+            mixed[:, top : top + tall, left : left + wide_] = found[:, count:].unflatten(1, (tall, wide_))
+
+    def rest(y, attended):
+        y = y + scale(attended, block.ls1)
+        return y + scale(mlp(norm(y, block.norm2), block.mlp), block.ls2)
+
+    return rest(x, mixed[:, :height, :width]), rest(prompts, sum(shared) / len(shared))
+
+
+def run_sam(model, prompts, images, *, shallow):
+    patches, grid = patchify(images, model.patch_embed.patch_size)
+    x = project_patches(patches, model.patch_embed.proj).unflatten(1, grid)
+    x = norm(x if model.pos_embed is None else x + wide(model.pos_embed), model.norm_pre)
+    travelling = per_image(prompts[0], len(images))
+    for number, block in enumerate(model.blocks):
+        own = travelling if shallow else per_image(prompts[number], len(images))
+        x, travelling = sam_block(x, own, block)
+    features = model.neck(x.permute(0, 3, 1, 2))  # convolutions, which prompts never see
+    return model.forward_head(features, pre_logits=True), []
+
+
 # ── visual prompt tuning ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -642,6 +702,7 @@ def run(model, prompts, images, *, shallow=False):
     """Pooled features (B, num_features), and the attention weights of every block (sequence models)."""
     assert len(prompts) == len(blocks_of(model))
     forward = run_swin if isinstance(model, SWIN) else run_sequence
+    forward = run_sam if isinstance(model, VisionTransformerSAM) else forward
     return forward(model, prompts, images, shallow=shallow)
 
 
@@ -751,6 +812,12 @@ def swin_cr(**options):
     return small(SwinTransformerV2Cr, {**settings, "window_size": 4, "num_classes": 7}, options)
 
 
+def sam(**options):
+    settings = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 7}
+    settings |= {"window_size": 3, "global_attn_indexes": (1,), "neck_chans": 12, "use_rel_pos": True}
+    return small(VisionTransformerSAM, settings, options)
+
+
 SEQUENCE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 7}
 
 
@@ -858,6 +925,10 @@ PARALLEL = {"block_fn": ParallelScalingBlock}
 DIFF_PARALLEL = {"block_fn": DiffParallelScalingBlock}
 
 BACKBONES = {
+    # 8 x 8 in windows of 3 with padding; the second block sees the whole map.
+    "sam": sam,
+    "sam-rope": lambda: sam(use_rel_pos=False, use_rope=True, init_values=1e-5, neck_chans=0, head_hidden_size=20),
+    "sam-plain-non-square": lambda: sam(use_rel_pos=False, img_size=(24, 40), qk_norm=True, qkv_bias=False),
     # Four windows, rolled in the second block; then one window that is the whole map.
     "swin": swin,
     "swin-three-stages": lambda: swin(patch_size=2, depths=(1, 2, 1), num_heads=(1, 2, 4)),
@@ -1010,6 +1081,7 @@ BACKBONES = {
 """Name -> function that makes a small backbone with random weights, for images of 32 pixels or `IMAGE_SIZES`."""
 
 IMAGE_SIZES = {
+    "sam-plain-non-square": (24, 40),
     "swin-padded": (36, 36),
     "swin-non-square": (24, 40),
     "swin-always-partition": (24, 24),

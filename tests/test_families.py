@@ -34,6 +34,7 @@ EACH_CLASS = [
     "swin-padded",
     "swin2-padded",
     "swin-cr-padded",
+    "sam",
     "eva-rope-unfused",
     "eva-post-norm-rope",
     "dinov3",
@@ -51,7 +52,7 @@ EACH_CLASS = [
 """One backbone for every kind of attention or block."""
 
 EXECUTIONS = ("prefix", "published", "folded")
-SEQUENCES = [name for name in BACKBONES if not name.startswith("swin")]
+SEQUENCES = [name for name in BACKBONES if not name.startswith(("swin", "sam"))]
 SWINS = [name for name in BACKBONES if name.startswith("swin")]
 
 

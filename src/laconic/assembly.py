@@ -77,7 +77,7 @@ def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[i
 def deep_token_parts(backbone: nn.Module, info: BackboneInfo, prompts: Prompts) -> dict[str, nn.Module]:
     """Every block is given its own prompts as tokens, and their places are cleared after it; returns as above."""
     if info.stages is not None:
-        return {info.stages: _token_stages(backbone, info, info.stages, prompts, deep=True)}
+        return _stages_part(backbone, info, info.stages, prompts, deep=True)
     return {
         site.path: TokenBlock(
             _published_block(backbone, info, block, prompts.counts[block]),
@@ -103,7 +103,7 @@ def shallow_token_parts(
             only what the pooling reads, where it reads leading tokens.
     """
     if info.stages is not None:
-        return {info.stages: _token_stages(backbone, info, info.stages, prompts, deep=False)}
+        return _stages_part(backbone, info, info.stages, prompts, deep=False)
     last, count = len(info.blocks) - 1, prompts.counts[0]
     parts: dict[str, nn.Module] = {}
     for block, site in enumerate(info.blocks):
@@ -182,20 +182,22 @@ def _published_block(backbone: nn.Module, info: BackboneInfo, block: int, count:
     return _block(backbone, info, block, no_prefix, inserted=(info.num_prefix_tokens, count))
 
 
-def _token_stages(backbone: nn.Module, info: BackboneInfo, path: str, prompts: Prompts, *, deep: bool) -> TokenStages:
-    stages = list(backbone.get_submodule(path).children())
+def _stages_part(
+    backbone: nn.Module, info: BackboneInfo, path: str, prompts: Prompts, *, deep: bool
+) -> dict[str, nn.Module]:
+    """All stages in one, as timm holds them: in a sequence, through which it may go itself."""
     counts = prompts.counts
-    blocks = [
-        cast("WindowBlock", _block(backbone, info, block, no_prefix, inserted=(0, counts[block if deep else 0])))
-        for block in range(len(info.blocks))
-    ]
-    if not hasattr(stages[0], "blocks"):
-        return TokenStages([nn.Identity()], [blocks], prompts, deep=deep, channels_first=False)
-    every = iter(blocks)
-    return TokenStages(
-        [stage.get_submodule("downsample") for stage in stages],
-        [[next(every) for _ in stage.get_submodule("blocks").children()] for stage in stages],
-        prompts,
-        deep=deep,
-        channels_first=isinstance(backbone, SwinTransformerV2Cr),
+    blocks = iter(
+        [
+            cast("WindowBlock", _block(backbone, info, block, no_prefix, inserted=(0, counts[block if deep else 0])))
+            for block in range(len(info.blocks))
+        ]
     )
+    stages = list(backbone.get_submodule(path).children())
+    if hasattr(stages[0], "blocks"):
+        mergings = [stage.get_submodule("downsample") for stage in stages]
+        groups = [[next(blocks) for _ in stage.get_submodule("blocks").children()] for stage in stages]
+    else:
+        mergings, groups = [nn.Identity()], [list(blocks)]
+    channels_first = isinstance(backbone, SwinTransformerV2Cr)
+    return {path: nn.Sequential(TokenStages(mergings, groups, prompts, deep=deep, channels_first=channels_first))}

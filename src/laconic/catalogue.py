@@ -105,7 +105,7 @@ def matching(entries: Iterable[Entry], pattern: str) -> list[Entry]:
 
     Example:
         >>> [entry.name for entry in matching(read(), "swin_base*")]
-        ['swin_base_patch4_window7_224', 'swin_base_patch4_window12_384']
+        ['swin_base_patch4_window12_384', 'swin_base_patch4_window7_224']
     """
     wanted = pattern.lower() if any(sign in pattern for sign in "*?[") else f"*{pattern.lower()}*"
     return [
