@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/laconic demo --out demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .
