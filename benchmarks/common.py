@@ -1,4 +1,4 @@
-"""What the benchmarks share: a ViT with random weights, and a fair clock."""
+"""What the benchmarks share: a backbone with random weights, and a fair clock."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 
-def vit_base() -> nn.Module:
-    """ViT-B/16 at 224 pixels; the values of the weights do not matter to its speed."""
+def random_backbone(name: str = "vit_base_patch16_224") -> nn.Module:
+    """A timm model; the values of the weights do not matter to its speed."""
     torch.manual_seed(0)
-    return timm.create_model("vit_base_patch16_224", num_classes=0).eval()
+    return timm.create_model(name, num_classes=0).eval()
 
 
 def interleaved(variants: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:

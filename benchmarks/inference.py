@@ -1,37 +1,55 @@
-"""Folded prompts against timm's plain forward: ViT-B/16, 224 pixels, one thread, CPU time, interleaved.
+"""Folded prompts against timm's plain forward: one thread, CPU time, interleaved.
 
-python benchmarks/inference.py [--rounds 7] [--batch 4]
+python benchmarks/inference.py [--backbone vit_base_patch16_224] [--prompts 50,100,200] [--rounds 7] [--batch 4]
+
+Where timm leaves fused attention off (Swin), its forward with fused attention is a variant of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 
 import torch
-from common import interleaved, print_ratios, vit_base
+from common import interleaved, print_ratios, random_backbone
+from torch import nn
 
 import laconic
 
 
+def fused(backbone: nn.Module) -> nn.Module | None:
+    """A copy with fused attention wherever timm has it but leaves it off; None where it does so nowhere."""
+    twin = copy.deepcopy(backbone)
+    off = [module for module in twin.modules() if getattr(module, "fused_attn", True) is False]
+    for module in off:
+        module.fused_attn = True
+    return twin if off else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_base_patch16_224")
+    parser.add_argument("--prompts", default="50,100,200")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    backbone = vit_base()
-    images = torch.randn(args.batch, 3, 224, 224)
+    backbone = random_backbone(args.backbone)
+    images = torch.randn(args.batch, 3, *laconic.attach(backbone, num_classes=1).preprocessing.size)
+    counts = [int(count) for count in args.prompts.split(",")]
     variants = {"timm's plain forward": lambda: backbone(images)}
-    for prompts in (50, 100, 200):
+    if (twin := fused(backbone)) is not None:
+        variants["timm's, fused attention"] = lambda: twin(images)
+    for prompts in counts:
         model = laconic.attach(backbone, laconic.VPT(prompts), num_classes=10).eval()
         folded, published = model.fold(), model.copy(execution="published").eval()
         variants[f"{prompts} prompts, folded"] = lambda folded=folded: folded(images)
-        if prompts == 200:
+        if prompts == max(counts):
             variants[f"{prompts} prompts, prefix"] = lambda model=model: model(images)
             variants[f"{prompts} prompts, as published"] = lambda published=published: published(images)
     with torch.inference_mode():
         times = interleaved(variants, rounds=args.rounds)
-    print_ratios("Inference, ViT-B/16, ms per image", times, "timm's plain forward", per=args.batch)
+    print_ratios(f"Inference, {args.backbone}, ms per image", times, "timm's plain forward", per=args.batch)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from common import interleaved, print_ratios, vit_base
+from common import interleaved, print_ratios, random_backbone
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import laconic
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    backbone = vit_base()
+    backbone = random_backbone()
     images, labels = torch.randn(args.batch, 3, 224, 224), torch.randint(0, 10, (args.batch,))
     for prompts in (100, 200):
         for dropout in (0.1, 0.0):

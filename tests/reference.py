@@ -345,6 +345,19 @@ def some_images(name, batch, *, seed=1, dtype=torch.float32):
     return torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def is_shallow(model):
+    return model.method.name == "vpt-shallow"
+
+
+def loss_weights(logits):
+    """A loss that no symmetry of the logits hides from."""
+    return torch.linspace(-1, 1.3, logits.numel(), dtype=logits.dtype).reshape(logits.shape).cos() * logits
+
+
+def learned(model):
+    return [p for p in [*model.prompts, model.head.weight, model.head.bias] if p.numel()]
+
+
 def attached(name, method, *, execution="prefix", counts=None, dtype=torch.float32, num_classes=5, seed=3):
     """A prompted small model in eval mode: prompts and head are random and large; `counts` keeps P_l per block."""
     import laconic

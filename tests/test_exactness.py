@@ -17,7 +17,7 @@ import reference
 from laconic.errors import BackboneError, LaconicError
 from laconic.prefix import attend
 from laconic.prompts import Prompts, init_bound
-from reference import BACKBONES, attached, close, some_images
+from reference import BACKBONES, attached, close, is_shallow, learned, loss_weights, some_images
 
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-4}
 METHODS = {
@@ -30,19 +30,6 @@ METHODS = {
     "linear": (laconic.Linear(), None),
 }
 SHORT = ["class-token", "registers-avg", "distilled", "post-norm", "attention-pooling", "gated-qk-scale-norm"]
-
-
-def is_shallow(model):
-    return model.method.name == "vpt-shallow"
-
-
-def loss_weights(logits):
-    """A loss that no symmetry of the logits hides from."""
-    return torch.linspace(-1, 1.3, logits.numel(), dtype=logits.dtype).reshape(logits.shape).cos() * logits
-
-
-def learned(model):
-    return [p for p in [*model.prompts, model.head.weight, model.head.bias] if p.numel()]
 
 
 def logits_and_gradients(model, images):

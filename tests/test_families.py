@@ -23,7 +23,7 @@ import families
 import laconic
 from families import BACKBONES, SWIN, WRAPPED, attached, blocks_of, some_images, some_prompts, widths_of
 from laconic.errors import BackboneError, LaconicError
-from reference import close
+from reference import close, is_shallow, learned, loss_weights
 
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-4}
 METHODS = {
@@ -54,19 +54,6 @@ EACH_CLASS = [
 EXECUTIONS = ("prefix", "published", "folded")
 SEQUENCES = [name for name in BACKBONES if not name.startswith(("swin", "sam"))]
 SWINS = [name for name in BACKBONES if name.startswith("swin")]
-
-
-def is_shallow(model):
-    return model.method.name == "vpt-shallow"
-
-
-def loss_weights(logits):
-    """A loss that no symmetry of the logits hides from."""
-    return torch.linspace(-1, 1.3, logits.numel(), dtype=logits.dtype).reshape(logits.shape).cos() * logits
-
-
-def learned(model):
-    return [p for p in [*model.prompts, model.head.weight, model.head.bias] if p.numel()]
 
 
 def logits_and_gradients(logits, model):
