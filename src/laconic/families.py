@@ -30,7 +30,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequence:
+class SequenceModel:
     """A model whose blocks see one sequence of tokens.
 
     Args:
@@ -42,16 +42,16 @@ class Sequence:
     leading: Callable[[Any], int] = lambda model: model.num_prefix_tokens
 
 
-SEQUENCES: dict[type[nn.Module], Sequence] = {
-    VisionTransformer: Sequence(),
-    Eva: Sequence(),
-    Beit: Sequence(),
-    VisionTransformerRelPos: Sequence(),
-    NaFlexVit: Sequence(),
+SEQUENCES: dict[type[nn.Module], SequenceModel] = {
+    VisionTransformer: SequenceModel(),
+    Eva: SequenceModel(),
+    Beit: SequenceModel(),
+    VisionTransformerRelPos: SequenceModel(),
+    NaFlexVit: SequenceModel(),
     # The class token of CaiT joins after these blocks.
-    Cait: Sequence(leading=lambda model: 0),
-    DeepseekVitClassifier: Sequence(blocks="encoder.blocks"),
-    Qwen3VitClassifier: Sequence(blocks="encoder.blocks"),
+    Cait: SequenceModel(leading=lambda model: 0),
+    DeepseekVitClassifier: SequenceModel(blocks="encoder.blocks"),
+    Qwen3VitClassifier: SequenceModel(blocks="encoder.blocks"),
 }
 """Model class -> where its blocks are; subclasses count."""
 

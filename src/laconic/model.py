@@ -91,7 +91,7 @@ class _Adapted(nn.Module):
 
     @property
     def attentions(self) -> list[PrefixAttention]:
-        """Our attention of every block, in forward order; none in the published execution, which runs timm's own."""
+        """Our attention of every block, in forward order; the published execution runs timm's own where it can."""
         return [module for module in self.view.modules() if isinstance(module, PrefixAttention)]
 
     def features(self, images_BCHW: Tensor) -> Tensor:
