@@ -983,3 +983,57 @@ def test_attention_of_another_kind_in_a_known_block_is_found():
         blocks_of(backbone)[1].attn = StrangeAttention()
         with pytest.raises(BackboneError, match="StrangeAttention"):
             laconic.attach(backbone, laconic.VPT(2), num_classes=3)
+
+
+class Lora(nn.Module):
+    """A projection with a low-rank one beside it, which shows the original's weight and bias as peft does."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        generator = torch.Generator().manual_seed(4)
+        self.down = nn.Parameter(torch.randn(2, base.in_features, generator=generator, dtype=torch.float64))
+        self.up = nn.Parameter(torch.randn(base.out_features, 2, generator=generator, dtype=torch.float64))
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("name", ["swin", "relpos-bias-shared-token", "cait", "naflex-token", "sam"])
+def test_a_projection_that_was_wrapped_is_called(name):
+    """As LoRA or quantisation wrap it; the same as a plain projection with the sum of both weights."""
+    wrapped, plain = BACKBONES[name]().double(), BACKBONES[name]().double()
+    for mine, other in zip(blocks_of(wrapped), blocks_of(plain), strict=True):
+        mine.attn.qkv = Lora(mine.attn.qkv)
+        with torch.no_grad():
+            other.attn.qkv.weight += mine.attn.qkv.up @ mine.attn.qkv.down
+    images = some_images(name, 2, dtype=torch.float64)
+    prompts = some_prompts(plain, [3])
+    models = [laconic.attach(backbone, laconic.VPT(3), num_classes=2).eval() for backbone in (wrapped, plain)]
+    with torch.no_grad():
+        for model in models:
+            for p, values in zip(model.prompts, prompts, strict=True):
+                p.copy_(values)
+        wanted = models[1].features(images)
+        for run in (models[0], models[0].copy(execution="published").eval(), models[0].fold()):
+            close(run.features(images), wanted, 1e-10)
+
+
+def test_a_hook_on_a_projection_is_called_for_every_block():
+    model = laconic.attach(BACKBONES["swin"](), laconic.VPT(2), num_classes=2).eval()
+    seen = []
+    for block in blocks_of(model.backbone):
+        block.attn.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    model(some_images("swin", 2))
+    assert len(seen) == 2 * len(model.prompts)  # for the tokens, and for the prompts
+
+
+@pytest.mark.parametrize("name", ["swin", "eva", "beit-both", "cait", "naflex-gap"])
+def test_a_backbone_without_pooling_is_refused(name):
+    backbone = BACKBONES[name]()
+    backbone.reset_classifier(0, "")
+    with pytest.raises(BackboneError, match="has no pooling"):
+        laconic.attach(backbone, num_classes=2)

@@ -27,7 +27,7 @@ from laconic.backbone import fingerprint
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.creation import create_backbone
 from laconic.errors import AdapterError, BackboneError, LaconicError
-from laconic.weights import load_weights, weights_file, weights_origin
+from laconic.weights import _conversion, load_weights, weights_file, weights_origin
 
 NAME = "test_vit"
 
@@ -836,3 +836,44 @@ def test_a_hub_name_from_the_cache_without_a_network(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["hf-hub:me/vit", fingerprint(source)], done.stderr
+
+
+def test_an_original_file_of_qwens_encoder(tmp_path):
+    """Its conversion goes by another name in timm."""
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 4}
+    source = random_model("qwen3_vit_88m", 1, num_classes=0, **small)
+    state = {key: value.contiguous() for key, value in source.state_dict().items()}
+    path = save_as(state, tmp_path / "qwen.safetensors")
+    model = random_model("qwen3_vit_88m", 2, num_classes=0, **small)
+    load_weights(model, path, "qwen3_vit_88m")
+    assert same(model, source)
+
+
+def test_every_module_that_converts_checkpoints_is_asked():
+    for name in ("qwen3_vit_88m", "deepseek_vit_412m", "swin_tiny_patch4_window7_224", "beit_base_patch16_224"):
+        assert "checkpoint_filter_fn" in str(_conversion(name)), name
+
+
+def test_a_pushed_adapter_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    save_for_hf(random_model("test_vit", 3), tmp_path / "mine" / "vit", safe_serialization=True)
+    model = laconic.attach(f"local-dir:{tmp_path / 'mine' / 'vit'}", laconic.VPT(2), num_classes=3)
+    pushed = {}
+
+    def upload(repo_id, files, **options):
+        pushed.update({name: path.read_bytes() for name, path in files.items()})
+        return "url"
+
+    monkeypatch.setattr(adapters.adapter_hub, "upload", upload)
+    model.push_to_hub("me/birds")
+    assert json.loads(pushed["adapter_config.json"])["backbone"]["name"] == "local-dir:vit"
+    assert all(str(tmp_path).encode() not in content for content in pushed.values())
+
+
+def test_an_adapter_from_the_hub_chooses_no_file_here(file, tmp_path, monkeypatch):
+    model = laconic.attach(NAME, laconic.VPT(2), num_classes=3, weights=file)
+    model.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(adapters.adapter_hub, "fetch", lambda repo_id, files: tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="give the file"):
+        laconic.load("me/birds")
+    assert laconic.load("me/birds", weights=file).prompt_counts == model.prompt_counts
+    assert laconic.load(tmp_path / "adapter").prompt_counts == model.prompt_counts

@@ -111,6 +111,11 @@ def describe(model: nn.Module) -> BackboneInfo:
         any_size=not getattr(embed, "strict_img_size", False),
         preprocessing=preprocessing,
     )
+    if info.pooling == "":
+        raise BackboneError(
+            f"The {type(model).__name__} has no pooling, so there is no feature to classify; make it with "
+            "global_pool='avg' or 'token'."
+        )
     _check_size(info, embed)
     return info
 
@@ -177,7 +182,7 @@ def _site(path: str, block: nn.Module) -> BlockSite:
         path=path,
         attention=path if attention is block else f"{path}.attn",
         entry=None if entry is None else f"{path}.{entry}",
-        width=projection.in_features,
+        width=projection.in_features if hasattr(projection, "in_features") else projection.weight.shape[1],
     )
 
 

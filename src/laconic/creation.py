@@ -103,7 +103,9 @@ def _require_weights(name: str) -> None:
 
 def _require_reachable(name: str, repository: str, file: str, revision: str | None) -> None:
     try:
-        if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+        # timm takes the older file where the newer is not there.
+        cached = (try_to_load_from_cache(repository, name, revision=revision) for name in (file, "pytorch_model.bin"))
+        if any(isinstance(path, str) for path in cached):
             return
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
     except Exception as error:  # the Hub's own errors and the network's have no common base

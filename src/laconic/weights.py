@@ -143,7 +143,8 @@ def _headless(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 def _conversion(architecture: str) -> Callable[[dict[str, Any], nn.Module], dict[str, Any]]:
     """timm's own conversion of checkpoints of an architecture, with the settings that timm calls it with."""
     module = sys.modules[timm.model_entrypoint(architecture).__module__]
-    convert = getattr(module, "checkpoint_filter_fn", None)
+    names = ("checkpoint_filter_fn", "checkpoint_filter_fn_classifier")
+    convert = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if convert is None:
         return lambda state, model: state
     if module is deit:

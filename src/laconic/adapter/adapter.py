@@ -56,7 +56,7 @@ def save_adapter(model: PromptedModel, directory: str | Path) -> None:
         True
     """
     file = weights_file(model.backbone)
-    _save(model, Path(directory), weights=None if file is None else str(file))
+    _save(model, Path(directory), model.info.name, None if file is None else str(file))
 
 
 def load(
@@ -72,7 +72,8 @@ def load(
         source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub.
         backbone: The timm model the adapter was trained on; made by name when not given. It is not changed.
         weights: File with the backbone's weights, as `laconic.attach` takes it; when not given, the file that the
-            adapter was trained with, where it was or beside the adapter, or else the weights that the name stands for.
+            adapter was trained with, beside the adapter or where it was (never for an adapter from the Hub), or else
+            the weights that the name stands for.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
 
     Returns:
@@ -92,7 +93,8 @@ def load(
     folder = _find(source)
     config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tensors = read_tensors(folder / TENSORS_FILE, config)
-    model = _make_backbone(config, folder, weights) if backbone is None else backbone
+    mine = os.path.isdir(source)
+    model = _make_backbone(config, folder, weights, mine=mine) if backbone is None else backbone
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
 
@@ -126,19 +128,22 @@ def push_adapter(
         >>> push_adapter(model, "me/birds")  # doctest: +SKIP
         'https://huggingface.co/me/birds'
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder, weights = Path(name), weights_file(model.backbone)
-        _save(model, folder, weights=None if weights is None else weights.name)  # where it lies is nobody's business
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, weights = Path(temporary), weights_file(model.backbone)
+        # Where files lie on this machine is nobody's business.
+        place, _, path = model.info.name.partition(":")
+        name = f"{place}:{Path(path).name}" if place == "local-dir" else model.info.name
+        _save(model, folder, name, None if weights is None else weights.name)
         files = {file: folder / file for file in (CONFIG_FILE, TENSORS_FILE, CARD_FILE)}
         return adapter_hub.upload(
             repo_id, files, private=private, token=token, revision=revision, commit_message=commit_message
         )
 
 
-def _save(model: PromptedModel, directory: Path, *, weights: str | None) -> None:
+def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | None) -> None:
     tensors = tensors_of(model)
     data = save(tensors, metadata={"format": "pt"})
-    config = _config_of(model, hashlib.sha256(data).hexdigest(), weights)
+    config = _config_of(model, hashlib.sha256(data).hexdigest(), backbone, weights)
     text = write_config(config)
     try:
         read_config(text, CONFIG_FILE)
@@ -153,13 +158,13 @@ def _save(model: PromptedModel, directory: Path, *, weights: str | None) -> None
         raise AdapterError(f"The adapter could not be written to {directory} ({error}).") from error
 
 
-def _config_of(model: PromptedModel, tensors_sha256: str, weights: str | None) -> AdapterConfig:
+def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights: str | None) -> AdapterConfig:
     return AdapterConfig(
         format_version=FORMAT_VERSION,
         laconic_version=laconic.__version__,
         method=model.method,
         backbone=AdaptedBackbone(
-            name=model.info.name,
+            name=backbone,
             fingerprint=fingerprint(model.backbone),
             img_size=model.info.preprocessing.size,
             weights=weights,
@@ -201,22 +206,25 @@ def _find(source: str | Path) -> Path:
     return adapter_hub.fetch(source, [CONFIG_FILE, TENSORS_FILE])
 
 
-def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None) -> nn.Module:
+def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, mine: bool) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
     if not can_create(name):
         raise AdapterError(
             f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
             "give the model object: laconic.load(..., backbone=model)."
         )
-    return create_backbone(name, img_size=size, weights=_recorded(config, folder) if weights is None else weights)
+    return create_backbone(name, img_size=size, weights=_recorded(config, folder, mine) if weights is None else weights)
 
 
-def _recorded(config: AdapterConfig, folder: Path) -> Path | None:
-    """The weights file that the adapter was trained with, where it was then, or beside the adapter."""
+def _recorded(config: AdapterConfig, folder: Path, mine: bool) -> Path | None:
+    """The weights file that the adapter was trained with: beside the adapter, or where it was then.
+
+    Where it was then is looked at only for a folder of the user's own: no adapter from the Hub chooses files here.
+    """
     if config.backbone.weights is None:
         return None
     recorded = Path(config.backbone.weights)
-    for file in (recorded, folder / recorded.name):
+    for file in (folder / recorded.name, recorded) if mine else ():
         if os.path.isfile(file):
             return file
     raise AdapterError(

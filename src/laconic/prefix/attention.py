@@ -1,5 +1,8 @@
 """What all adapters have in common: one module beside timm's attention that runs it over a prefix."""
 
+# pyright: reportPrivateUsage=false
+# Nothing public tells whether a module has hooks.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -80,22 +83,24 @@ class PrefixAttention(nn.Module):
 
     def _linear(self, x_BND: Tensor, *parts: int) -> tuple[Tensor, ...]:
         """Projections of tokens, before heads are told apart: neighbours among queries (0), keys (1), values (2)."""
-        attn, fused = self._timm, self._fused()
-        if fused is None:
-            return tuple([attn.q_proj, attn.k_proj, attn.v_proj][part](x_BND) for part in parts)
-        weight, bias = fused
-        width = len(weight) // 3
-        rows = slice(parts[0] * width, (parts[-1] + 1) * width)
-        return F.linear(x_BND, weight[rows], None if bias is None else bias[rows]).split(width, dim=-1)
-
-    def _fused(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of the one projection to queries, keys and values; None where there are three."""
         attn = self._timm
-        if attn.qkv is None:
-            return None
-        if getattr(attn, "q_bias", None) is None:
-            return attn.qkv.weight, attn.qkv.bias
-        return attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        if getattr(attn, "qkv", self) is None:
+            return tuple([attn.q_proj, attn.k_proj, attn.v_proj][part](x_BND) for part in parts)
+        module, first = self._projection()
+        if getattr(attn, "q_bias", None) is not None:
+            bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        elif len(parts) == 3 or not _sliceable(module):
+            found = module(x_BND)[..., first:].chunk(3, dim=-1)
+            return tuple(found[part] for part in parts)
+        else:
+            bias = module.bias
+        width = (module.weight.shape[0] - first) // 3
+        rows = slice(first + parts[0] * width, first + (parts[-1] + 1) * width)
+        return F.linear(x_BND, module.weight[rows], None if bias is None else bias[rows]).split(width, dim=-1)
+
+    def _projection(self) -> tuple[Any, int]:
+        """The one projection to queries, keys and values, and the first of its outputs that is theirs."""
+        return self._timm.qkv, 0
 
     def _query(self, q_BNA: Tensor) -> Tensor:
         return _normed(self._timm, "q_norm", _heads(q_BNA, self._timm.num_heads))
@@ -112,6 +117,8 @@ class PrefixAttention(nn.Module):
         """Attention of queries to prefix and tokens, (B, H, N, d)."""
         attn = self._timm
         dropout = attn.attn_drop.p if attn.training else 0.0
+        if mask is not None:
+            mask = mask[..., : self.num_queries, :]
         if self.observer is not None:
             self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
         return attend(q, k, v, prefix, attn_mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)
@@ -130,14 +137,19 @@ class PrefixAttention(nn.Module):
         return attn.proj_drop(attn.proj(out_BNA))
 
     def _placed(self, bias_HNN: Tensor) -> Tensor:
-        """A bias between positions (..., N, N), none for the inserted tokens, cut to the queries that are asked."""
+        """A bias between positions (..., N, N), with none for the inserted tokens."""
         index, count = self.inserted
         for dim in (-2, -1) if count else ():
             before, after = bias_HNN.split((index, bias_HNN.shape[dim] - index), dim=dim)
             shape = list(bias_HNN.shape)
             shape[dim] = count
             bias_HNN = torch.cat([before, bias_HNN.new_zeros(shape), after], dim=dim)
-        return bias_HNN[..., : self.num_queries, :]
+        return bias_HNN
+
+
+def _sliceable(module: Any) -> bool:
+    """Whether a projection is no more than its weight and bias: not wrapped (LoRA, quantisation), and not watched."""
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _heads(x_BNA: Tensor, heads: int) -> Tensor:

@@ -66,10 +66,8 @@ class DifferentialPrefix(PlainPrefix):
 class _ParallelBlock(PrefixAttention):
     """A block with attention and MLP side by side out of one projection; the adapter stands for the whole block."""
 
-    def _fused(self) -> tuple[Tensor, Tensor | None]:
-        block = self._timm
-        weight, bias, hidden = block.in_proj.weight, block.in_proj.bias, block.in_split[0]
-        return weight[hidden:], None if bias is None else bias[hidden:]
+    def _projection(self) -> tuple[Any, int]:
+        return self._timm.in_proj, self._timm.in_split[0]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As timm's, over the prefix."""

@@ -33,10 +33,11 @@ class WindowPrefix(PrefixAttention):
             window: Height and width of a window in tokens, N' in all.
         """
         q, k, v = self.project(x)
-        bias_WHNN = self._bias(q, window).to(q.dtype)
-        if mask is not None:
-            bias_WHNN = bias_WHNN + mask.to(q.dtype).unsqueeze(1)
-        return self._leave(self._mix(q, k, v, self._prefix(x, images), self._placed(bias_WHNN)), x)
+        bias_WHNN = self._bias(q, window)
+        if bias_WHNN is not None and mask is not None:
+            bias_WHNN = bias_WHNN.to(q.dtype) + mask.to(q.dtype).unsqueeze(1)
+        placed = None if bias_WHNN is None else self._placed(bias_WHNN.to(q.dtype))
+        return self._leave(self._mix(q, k, v, self._prefix(x, images), placed), x)
 
     def _prefix(self, x: Tensor, images: int) -> KeyValue | None:
         """The prefix for all windows together, or one for each where every image has its own."""
@@ -46,15 +47,14 @@ class WindowPrefix(PrefixAttention):
         windows = x.shape[0] // images
         return prefix[0].repeat_interleave(windows, dim=0), prefix[1].repeat_interleave(windows, dim=0)
 
-    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
-        """The bias between the positions of a window (1, H, N', N'), or of every window (B·W, H, N', N')."""
+    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor | None:
+        """The bias between the positions of a window (1, H, N', N') or of every window (B·W, H, N', N'), if any."""
         return self._timm._get_rel_pos_bias()
 
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
-        assert mask is not None
-        if mask.shape[0] in (1, q.shape[0]):
+        if mask is None or mask.shape[0] in (1, q.shape[0]):
             return super()._mix(q, k, v, prefix, mask)
         # Windows as heads, so that one mask serves all images without being copied for each.
         windows, heads = mask.shape[:2]
@@ -112,11 +112,10 @@ class SamPrefix(WindowPrefix):
         q, k = (torch.cat([t[:, :, :still], apply_rot_embed_cat(t[:, :, still:], rope)], dim=2) for t in (q, k))
         return q.type_as(v), k.type_as(v), v
 
-    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
+    def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor | None:
         attn, still = self._timm, self.inserted[1]
-        tokens = window[0] * window[1]
         if not attn.use_rel_pos:
-            return q_RHNd.new_zeros(1, 1, tokens, tokens)
+            return None
         q_RNd = q_RHNd[:, :, still:].flatten(0, 1)
         bias_RNN = get_decomposed_rel_pos_bias(q_RNd, attn.rel_pos_h, attn.rel_pos_w, window, window)
         return bias_RNN.unflatten(0, q_RHNd.shape[:2])
