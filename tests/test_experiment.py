@@ -718,3 +718,12 @@ def test_two_processes_give_one_run_and_one_document(colours, tmp_path):
     result = json.loads(ended.stdout)
     assert result == json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_a_criterion_that_cannot_be_is_refused_before_training(tmp_path, colours, laconic_command, monkeypatch):
+    monkeypatch.setattr("laconic.experiment._Stages.train", lambda *_: pytest.fail("it was trained"))
+    name = "test_vit_relpos"  # no class token
+    arguments = ["--backbone", name, "--condense", "0.5", "--criterion", "cls-similarity", "--out", tmp_path / "run"]
+    outcome = laconic_command("fit", colours, *arguments)
+    assert outcome.status == 1
+    assert "needs a class token" in outcome.err

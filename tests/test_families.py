@@ -1037,3 +1037,8 @@ def test_a_backbone_without_pooling_is_refused(name):
     backbone.reset_classifier(0, "")
     with pytest.raises(BackboneError, match="has no pooling"):
         laconic.attach(backbone, num_classes=2)
+
+
+def test_grey_images_are_refused():
+    with pytest.raises(BackboneError, match="1 channels"):
+        laconic.attach(families.vit(in_chans=1), num_classes=2)

@@ -877,3 +877,16 @@ def test_an_adapter_from_the_hub_chooses_no_file_here(file, tmp_path, monkeypatc
         laconic.load("me/birds")
     assert laconic.load("me/birds", weights=file).prompt_counts == model.prompt_counts
     assert laconic.load(tmp_path / "adapter").prompt_counts == model.prompt_counts
+
+
+def test_patches_of_another_size_are_another_backbone(tmp_path):
+    path = save_as(timm.create_model("vit_tiny_patch16_224", depth=1).state_dict(), tmp_path / "p16.safetensors")
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, patch_size=32, num_classes=0)
+    refused("patches are 16×16 pixels, and its 32×32", load_weights, model, path, "vit_tiny_patch32_224")
+
+
+def test_a_size_that_timm_does_not_fit_positions_to_is_named(tmp_path):
+    small = {"embed_dim": 48, "depth": 1, "num_heads": 4}
+    path = save_as(timm.create_model("cait_xxs24_224", **small).state_dict(), tmp_path / "cait.safetensors")
+    model = timm.create_model("cait_xxs24_224", img_size=64, num_classes=0, **small)
+    refused("another image size", load_weights, model, path, "cait_xxs24_224")

@@ -111,6 +111,8 @@ def describe(model: nn.Module) -> BackboneInfo:
         any_size=not getattr(embed, "strict_img_size", False),
         preprocessing=preprocessing,
     )
+    if getattr(model, "in_chans", 3) != 3:
+        raise BackboneError(f"The backbone takes images of {timm_model.in_chans} channels; laconic's have 3 (RGB).")
     if info.pooling == "":
         raise BackboneError(
             f"The {type(model).__name__} has no pooling, so there is no feature to classify; make it with "

@@ -19,7 +19,7 @@ from laconic import __version__
 from laconic.adapter import load
 from laconic.backbone import fingerprint
 from laconic.batches import ImageLabels
-from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, condense, fine_tuning_recipe
+from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, check_criterion, condense, fine_tuning_recipe
 from laconic.creation import create_backbone, describe_name
 from laconic.data import Task, open_task
 from laconic.errors import DataError, DivergedError, LaconicError
@@ -172,6 +172,8 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
         make = partial(create_backbone, settings.backbone, img_size=settings.img_size, weights=settings.weights)
         given = None if settings.weights is None else make()
         preprocessing = replace(info.preprocessing, resize=settings.resize)
+        if settings.condense is not None:
+            check_criterion(settings.criterion, info)
         stages = _Stages(folder, settings, preprocessing, progress)
         backbone = make() if given is None else given
         origin = weights_origin(backbone)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from laconic.errors import BackboneError
 
+_SWIN_BUFFERS = ("relative_position_index", "attn_mask")
+"""What original Swin files hold beside weights, so that their names alone tell nothing."""
 _KINDS = "a .safetensors file, a PyTorch checkpoint, or a .npz file of Google's ViT"
 
 
@@ -57,7 +59,9 @@ def load_weights(model: nn.Module, file: Path, name: str) -> None:
     if file.suffix.lower() == ".npz":
         _load_arrays(model, file, name)
     else:
-        state = _converted(_read(file), model, file, name)
+        state = _read(file)
+        _check_patches(state, model, file, name)
+        state = _converted(state, model, file, name)
         _check_fit(state, model.state_dict(), file, name)
         model.load_state_dict(state)
     for key, tensor in model.state_dict().items():
@@ -116,6 +120,19 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
 
 
+def _check_patches(state: Mapping[str, Any], model: nn.Module, file: Path, name: str) -> None:
+    """Refuses patches of another size: timm would resample them, and make another backbone of it."""
+    key = "patch_embed.proj.weight"
+    wanted = model.state_dict().get(key)
+    found = next((value for other, value in state.items() if other.endswith(key) and isinstance(value, Tensor)), None)
+    if wanted is None or found is None or found.ndim != 4 or found.shape[2:] == wanted.shape[2:]:
+        return
+    config: Any = model.pretrained_cfg
+    if "flexi" not in config["architecture"]:
+        there, here = ("×".join(map(str, tensor.shape[2:])) for tensor in (found, wanted))
+        _refuse(file, name, f"their patches are {there} pixels, and its {here}")
+
+
 def _converted(state: dict[str, Any], model: nn.Module, file: Path, name: str) -> dict[str, Any]:
     """What the file holds in the layout of the model, without a classifier."""
     config: Any = model.pretrained_cfg
@@ -124,8 +141,11 @@ def _converted(state: dict[str, Any], model: nn.Module, file: Path, name: str) -
             warnings.simplefilter("ignore")  # timm prints while it converts DINOv3, and resizes tables with warnings
             return _headless(_conversion(config["architecture"])(state, model), model)
     except Exception as error:  # what a conversion raises on weights of something else has no common base
-        _check_fit(_headless(state, model), model.state_dict(), file, name)
-        _refuse(file, name, f"they cannot be converted ({_reason(error)})", error)
+        if not state.keys() & {f"layers.0.blocks.0.attn.{buffer}" for buffer in _SWIN_BUFFERS}:
+            _check_fit(_headless(state, model), model.state_dict(), file, name)
+        _refuse(
+            file, name, f"timm cannot convert them to it, as if they were of another size ({_reason(error)})", error
+        )
 
 
 def _headless(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -172,7 +192,8 @@ def _check_fit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Pat
             _refuse(file, name, f"{key!r} is no tensor")
         if value.shape != tensor.shape:
             there, here = ("×".join(map(str, shape)) or "one number" for shape in (value.shape, tensor.shape))
-            _refuse(file, name, f"{key!r} is {there} in the file, and {here} in the backbone")
+            sized = ", which may come from another image size, to which timm does not fit it" if "pos" in key else ""
+            _refuse(file, name, f"{key!r} is {there} in the file, and {here} in the backbone{sized}")
         if tensor.is_floating_point() and not value.is_floating_point():
             _refuse(file, name, f"{key!r} is of type {value.dtype}, not floating point")
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.assembly import attention_at
+from laconic.backbone import BackboneInfo
 from laconic.batches import ImageLabels, check_batch, in_order, iterate, size_of
 from laconic.errors import LaconicError
 from laconic.model import PromptedModel
@@ -68,8 +69,7 @@ def score(
 
     Source: Prompt Condensation (arXiv 2305.17223), equations 13-16 and section 5.3.
     """
-    if criterion not in CRITERIA:
-        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+    check_criterion(criterion, model.info)
     if criterion == "magnitude":
         return [p.detach().float().norm(dim=1).cpu() for p in model.prompts]
     if criterion == "random":
@@ -94,6 +94,17 @@ def score(
     finally:
         model.train(training)
     return [(total / length).float() for total in sums]
+
+
+def check_criterion(criterion: str, info: BackboneInfo) -> None:
+    """Raises a `LaconicError` for a criterion that there is not, or not on this backbone."""
+    if criterion not in CRITERIA:
+        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+    if criterion == "cls-similarity" and not info.class_token:
+        raise LaconicError(
+            f"The criterion 'cls-similarity' needs a class token among the prompts' tokens, and {info.name} has none "
+            "there; use 'taylor'."
+        )
 
 
 @contextmanager
@@ -152,10 +163,6 @@ def _by_prompt(gradient: Tensor, change: Tensor) -> Tensor:
 @contextmanager
 def _class_similarity(model: PromptedModel) -> Generator[Any]:
     """Sums over a batch of the class token's attention to each prompt, by block of the prompts."""
-    if not model.info.class_token:
-        raise LaconicError(
-            f"The criterion 'cls-similarity' needs a class token, and {model.info.name} has none; use 'taylor'."
-        )
     watched = model.copy(execution="prefix").eval()
     shallow = watched.method.name == "vpt-shallow"
     # A prefix stands before all tokens; prompts among the tokens stand behind the leading ones.
