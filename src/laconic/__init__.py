@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from laconic.condensation import select as select
     from laconic.errors import LaconicError as LaconicError
     from laconic.evaluation import evaluate as evaluate
+    from laconic.methods import E2VPT as E2VPT
     from laconic.methods import VPT as VPT
     from laconic.methods import Linear as Linear
     from laconic.model import FoldedModel as FoldedModel
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # torch takes seconds to import: names are looked up where they live when they are first used.
 _HOMES = {
     "LaconicError": "errors",
+    "E2VPT": "methods",
     "VPT": "methods",
     "Linear": "methods",
     "FoldedModel": "model",
@@ -45,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "E2VPT",
     "VPT",
     "FoldedModel",
     "LaconicError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
@@ -12,22 +13,47 @@ from laconic.backbone import BackboneInfo
 from laconic.blocks import LeadingTokensBlock, WindowBlock
 from laconic.graft import graft
 from laconic.prefix import KeyValue, PrefixAttention, adapter_for
-from laconic.prompts import Prompts
+from laconic.prompts import KVPrompts, Prompts
 from laconic.tokens import TokenBlock, TokenStages
 
 Prefix = Callable[[PrefixAttention, int], KeyValue | None]
 """Gives a block's attention the keys and values of its prompts, or none, for a batch of a given size."""
 
 
-class LearnedPrefix:
-    """Keys and values of a block's prompts, computed anew at every forward so that gradients reach the prompts."""
+class KVPrefix:
+    """The key-value prompts of a block as they are."""
 
-    def __init__(self, prompts: Prompts, block: int) -> None:
-        self.prompts = prompts
+    def __init__(self, kv_prompts: KVPrompts, block: int) -> None:
+        self.kv_prompts = kv_prompts
         self.block = block
 
     def __call__(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
+        """One set for the batch; None where there are none."""
+        return self.kv_prompts.take(self.block, attention.head_shape[0]) if len(self.kv_prompts) else None
+
+
+class LearnedPrefix(KVPrefix):
+    """Keys and values of all of a block's prompts, computed anew at every forward so that gradients reach them.
+
+    Key-value prompts stand behind the others.
+    """
+
+    def __init__(self, prompts: Prompts, kv_prompts: KVPrompts, block: int) -> None:
+        super().__init__(kv_prompts, block)
+        self.prompts = prompts
+
+    def __call__(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
         """One set for the batch, or one per sample; None for a block without prompts."""
+        projected, ready = self._projected(attention, batch), super().__call__(attention, batch)
+        if projected is None or ready is None:
+            return ready if projected is None else projected
+        keys, values = (
+            torch.cat([mine, other.to(mine.dtype).expand(mine.shape[0], -1, -1, -1)], dim=2)
+            for mine, other in zip(projected, ready, strict=True)
+        )
+        return keys, values
+
+    def _projected(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
         if not len(self.prompts[self.block]):
             return None
         if self.prompts.recorded is not None:
@@ -44,6 +70,10 @@ class ConstantPrefix(nn.Module):
         super().__init__()
         self.register_buffer("keys", keys)
         self.register_buffer("values", values)
+
+    def __len__(self) -> int:
+        """P."""
+        return cast("Tensor", self.keys).shape[2]
 
     def forward(self, attention: PrefixAttention, batch: int) -> KeyValue:
         """The constants, whatever asks."""
@@ -74,13 +104,18 @@ def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[i
     }
 
 
-def deep_token_parts(backbone: nn.Module, info: BackboneInfo, prompts: Prompts) -> dict[str, nn.Module]:
-    """Every block is given its own prompts as tokens, and their places are cleared after it; returns as above."""
+def deep_token_parts(
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts
+) -> dict[str, nn.Module]:
+    """Every block is given its own prompts as tokens, and their places are cleared after it; returns as above.
+
+    Key-value prompts are a prefix in this execution, too: it is what they are.
+    """
     if info.stages is not None:
-        return _stages_part(backbone, info, info.stages, prompts, deep=True)
+        return _stages_part(backbone, info, info.stages, prompts, kv_prompts)
     return {
         site.path: TokenBlock(
-            _published_block(backbone, info, block, prompts.counts[block]),
+            _published_block(backbone, info, block, prompts.counts[block], kv_prompts),
             prompts,
             info.num_prefix_tokens,
             enter=block,
@@ -103,7 +138,7 @@ def shallow_token_parts(
             only what the pooling reads, where it reads leading tokens.
     """
     if info.stages is not None:
-        return _stages_part(backbone, info, info.stages, prompts, deep=False)
+        return _stages_part(backbone, info, info.stages, prompts)
     last, count = len(info.blocks) - 1, prompts.counts[0]
     parts: dict[str, nn.Module] = {}
     for block, site in enumerate(info.blocks):
@@ -138,12 +173,17 @@ def attention_at(
     return adapter_for(attention)(attention, entry, prefix, num_queries=num_queries, inserted=inserted)
 
 
-def constant_prefixes(backbone: nn.Module, info: BackboneInfo, prompts: Prompts) -> list[ConstantPrefix]:
+def constant_prefixes(
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts
+) -> list[ConstantPrefix]:
     """The keys and values of every block's prompts as they are now."""
+    still = Prompts([p.detach() for p in prompts])  # no dropout, whatever the mode
     found: list[ConstantPrefix] = []
     for block in range(len(info.blocks)):
-        keys, values = attention_at(backbone, info, block).key_values(prompts[block].detach().unsqueeze(0))
-        found.append(ConstantPrefix(_by_token(keys), _by_token(values)))
+        attention = attention_at(backbone, info, block)
+        learned = LearnedPrefix(still, kv_prompts, block)(attention, 1)
+        prefix = attention.key_values(still[block].unsqueeze(0)) if learned is None else learned
+        found.append(ConstantPrefix(*(_by_token(part.detach()) for part in prefix)))
     return found
 
 
@@ -174,25 +214,31 @@ def _block(
     return graft(module, {site.attention.removeprefix(f"{site.path}."): attention})
 
 
-def _published_block(backbone: nn.Module, info: BackboneInfo, block: int, count: int) -> nn.Module:
-    """A block for tokens among which prompts stand: timm's own, unless its attention must be told of them."""
+def _published_block(
+    backbone: nn.Module, info: BackboneInfo, block: int, count: int, kv_prompts: KVPrompts | None = None
+) -> nn.Module:
+    """A block for tokens among which prompts stand: timm's own, unless its attention must be told of something."""
     site = info.blocks[block]
-    if not adapter_for(backbone.get_submodule(site.attention)).positional:
+    prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix
+    if prefix is no_prefix and not adapter_for(backbone.get_submodule(site.attention)).positional:
         return backbone.get_submodule(site.path)
-    return _block(backbone, info, block, no_prefix, inserted=(info.num_prefix_tokens, count))
+    return _block(backbone, info, block, prefix, inserted=(info.num_prefix_tokens, count))
 
 
 def _stages_part(
-    backbone: nn.Module, info: BackboneInfo, path: str, prompts: Prompts, *, deep: bool
+    backbone: nn.Module, info: BackboneInfo, path: str, prompts: Prompts, kv_prompts: KVPrompts | None = None
 ) -> dict[str, nn.Module]:
-    """All stages in one, as timm holds them: in a sequence, through which it may go itself."""
-    counts = prompts.counts
-    blocks = iter(
-        [
-            cast("WindowBlock", _block(backbone, info, block, no_prefix, inserted=(0, counts[block if deep else 0])))
-            for block in range(len(info.blocks))
-        ]
-    )
+    """All stages in one, as timm holds them: in a sequence, through which it may go itself.
+
+    Shallow without `kv_prompts`.
+    """
+    counts, deep = prompts.counts, kv_prompts is not None
+    every: list[WindowBlock] = []
+    for block in range(len(info.blocks)):
+        prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix
+        inserted = (0, counts[block if deep else 0])
+        every.append(cast("WindowBlock", _block(backbone, info, block, prefix, inserted=inserted)))
+    blocks = iter(every)
     stages = list(backbone.get_submodule(path).children())
     if hasattr(stages[0], "blocks"):
         mergings = [stage.get_submodule("downsample") for stage in stages]

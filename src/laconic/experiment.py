@@ -24,10 +24,11 @@ from laconic.creation import create_backbone, describe_name
 from laconic.data import Task, open_task
 from laconic.errors import DataError, DivergedError, LaconicError
 from laconic.evaluation import evaluate
-from laconic.methods import method_from_name
+from laconic.methods import Method, method_from_name
 from laconic.model import HeadInit, PromptedModel, attach
 from laconic.preprocessing import Preprocessing, Resize
 from laconic.progress import bar
+from laconic.prompts import Share
 from laconic.recipe import Recipe
 from laconic.runfolder import RESULT, RunFolder, read_json
 from laconic.train import History, fit
@@ -56,8 +57,10 @@ class Settings:
         data: Image folder, or None for the bundled task.
         backbone: timm name.
         weights: File with other weights than those that the name stands for; see `laconic.creation.create_backbone`.
-        method: `vpt-deep`, `vpt-shallow` or `linear`.
-        prompts: Prompts per block (deep) or in all (shallow).
+        method: `vpt-deep`, `vpt-shallow`, `e2vpt` or `linear`.
+        prompts: Prompts per block (deep, E2VPT) or in all (shallow).
+        kv_prompts: Key-value prompts per block, for E2VPT.
+        share: What those have in common; see `laconic.E2VPT`.
         head_init: See `laconic.attach`.
         condense: Share of the prompts to keep after training; None keeps all.
         fine_tune: Whether condensed prompts are fine-tuned.
@@ -77,6 +80,8 @@ class Settings:
     weights: str | None = None
     method: str = "vpt-deep"
     prompts: int = 20
+    kv_prompts: int = 5
+    share: Share = "key-value"
     head_init: HeadInit = "zero"
     condense: float | None = None
     fine_tune: bool = True
@@ -97,8 +102,12 @@ class Settings:
         if self.img_size is not None and self.img_size < 1:
             raise LaconicError(f"The image size must be at least 1 pixel, not {self.img_size}.")
         _check_condensing(self.condense, self.criterion, self.scope)
-        method_from_name(self.method, num_prompts=self.prompts)
+        self.make_method()
         self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
+
+    def make_method(self) -> Method:
+        """What these settings attach."""
+        return method_from_name(self.method, num_prompts=self.prompts, num_kv_prompts=self.kv_prompts, share=self.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +189,7 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
         torch.manual_seed(settings.recipe.seed)
         model = attach(
             backbone,
-            method_from_name(settings.method, num_prompts=settings.prompts),
+            settings.make_method(),
             num_classes=len(stages.task.classes),
             head_init=settings.head_init,
             classes=stages.task.classes,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from laconic.errors import LaconicError
+from laconic.prompts import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Linear:
     """
 
     name: ClassVar[str] = "linear"
+    prompt_dropout: ClassVar[float] = 0.0
 
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training."""
@@ -76,13 +78,64 @@ class VPT:
         return [self.num_prompts] + [0] * (num_blocks - 1)
 
 
-Method = VPT | Linear
+@dataclass(frozen=True)
+class E2VPT:
+    """Effective and efficient VPT: deep prompts, key-value prompts behind the projections of attention, a linear head.
 
-METHOD_NAMES = ("vpt-deep", "vpt-shallow", "linear")
+    Args:
+        num_prompts: P, prompts per block that pass the projections, as in VPT-Deep; at least 0.
+        num_kv_prompts: n, prompts per block that are keys and values from the start; at least 0.
+        share: What the key-value prompts of a block have in common: `"key-value"`, keys and values are the same, each
+            head has its own (the published code); `"heads"`, all heads have the same (the paper's summary); `"none"`.
+        dropout: Probability of prompt dropout on the first kind while training, 0 to below 1; 0.1 when not given.
+
+    Raises:
+        LaconicError: If a value is out of range, or there is no prompt of either kind.
+
+    Example:
+        >>> E2VPT().initial_counts(3), E2VPT(num_prompts=0).prompt_dropout
+        ([10, 10, 10], 0.1)
+
+    Source: E²VPT (arXiv 2307.13770), section 3.2.
+    """
+
+    num_prompts: int = 10
+    num_kv_prompts: int = 5
+    share: Share = "key-value"
+    dropout: float | None = None
+    name: ClassVar[str] = "e2vpt"
+
+    def __post_init__(self) -> None:
+        if min(self.num_prompts, self.num_kv_prompts) < 0:
+            raise LaconicError(
+                f"Numbers of prompts are at least 0, not {min(self.num_prompts, self.num_kv_prompts)}; "
+                "give num_prompts and num_kv_prompts."
+            )
+        if self.num_prompts + self.num_kv_prompts == 0:
+            raise LaconicError("E2VPT needs at least one prompt of either kind; without any, it is Linear().")
+        if self.share not in get_args(Share):
+            raise LaconicError(f"E2VPT's share is 'key-value', 'heads' or 'none', not {self.share!r}.")
+        if not 0 <= self.prompt_dropout < 1:
+            raise LaconicError(f"Prompt dropout is at least 0 and below 1, not {self.dropout}.")
+
+    @property
+    def prompt_dropout(self) -> float:
+        """The dropout in force."""
+        return 0.1 if self.dropout is None else self.dropout
+
+    def initial_counts(self, num_blocks: int) -> list[int]:
+        """Prompts of the first kind in each block before training and pruning."""
+        return [self.num_prompts] * num_blocks
 
 
-def method_from_name(name: str, *, num_prompts: int) -> Method:
-    """The method that the command line calls by this name.
+Method = VPT | E2VPT | Linear
+
+_KINDS: dict[str, type[Method]] = {"vpt-deep": VPT, "vpt-shallow": VPT, "e2vpt": E2VPT, "linear": Linear}
+METHOD_NAMES = tuple(_KINDS)
+
+
+def method_from_name(name: str, *, num_prompts: int, num_kv_prompts: int = 5, share: Share = "key-value") -> Method:
+    """The method that the command line calls by this name, with those of the settings that it has.
 
     Example:
         >>> method_from_name("vpt-shallow", num_prompts=5)
@@ -90,6 +143,8 @@ def method_from_name(name: str, *, num_prompts: int) -> Method:
     """
     if name == "linear":
         return Linear()
+    if name == "e2vpt":
+        return E2VPT(num_prompts, num_kv_prompts, share)
     if name == "vpt-deep":
         return VPT(num_prompts, "deep")
     if name == "vpt-shallow":
@@ -105,7 +160,7 @@ def method_to_config(method: Method) -> dict[str, Any]:
 def method_from_config(config: dict[str, Any]) -> tuple[Method, Sequence[str]]:
     """A method from `method_to_config`'s data, and the keys that this version does not know."""
     name = config.get("name")
-    kind = {"linear": Linear, "vpt-deep": VPT, "vpt-shallow": VPT}.get(str(name))
+    kind = _KINDS.get(str(name))
     if kind is None:
         raise LaconicError(
             f"The method {name!r} is not known to this version of laconic, which knows {', '.join(METHOD_NAMES)}."

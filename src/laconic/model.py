@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from laconic.assembly import (
     LearnedPrefix,
+    attention_at,
     constant_prefixes,
     deep_token_parts,
     no_prefix,
@@ -25,10 +26,10 @@ from laconic.creation import create_backbone
 from laconic.errors import BackboneError, LaconicError
 from laconic.frozen import Original
 from laconic.graft import graft
-from laconic.methods import VPT, Method
+from laconic.methods import E2VPT, VPT, Linear, Method
 from laconic.prefix import PrefixAttention
 from laconic.preprocessing import Preprocessing
-from laconic.prompts import Prompts, init_bound
+from laconic.prompts import KVPrompts, Prompts, init_bound
 
 if TYPE_CHECKING:
     from laconic.recipe import Recipe
@@ -127,6 +128,7 @@ class PromptedModel(_Adapted):
         method: What to attach.
         prompts: One parameter (P_l, D_l) per block.
         head: The classifier.
+        kv_prompts: Key-value prompts, where the method has any.
         execution: `"prefix"` runs deep prompts as keys and values (the same function, faster); `"published"` as
             tokens through every block, as the papers do.
         classes: Names of the classes, in the order of the logits.
@@ -135,6 +137,8 @@ class PromptedModel(_Adapted):
     Attributes:
         backbone: The timm model, plain as ever.
         prompts: `prompts[l]` is the parameter (P_l, D_l) of block l.
+        kv_prompts: `kv_prompts[l]` is the parameter of block l, in the shape that `laconic.prompts.KVPrompts` says;
+            empty for other methods than `E2VPT`.
         head: `torch.nn.Linear`.
         condensation: What `condense` scored and kept, or None.
         recipe: The recipe this model was last trained with, or None.
@@ -147,6 +151,7 @@ class PromptedModel(_Adapted):
         prompts: Prompts,
         head: nn.Linear,
         *,
+        kv_prompts: KVPrompts | None = None,
         execution: Execution = "prefix",
         classes: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
@@ -159,6 +164,7 @@ class PromptedModel(_Adapted):
             raise LaconicError(f"Execution is 'prefix' or 'published', not {execution!r}.")
         super().__init__(backbone, info, head, method, names, preprocessing or info.preprocessing)
         self.prompts = prompts
+        self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
         self.execution: Execution = execution
         self.condensation: Condensation | None = None
         self.recipe: Recipe | None = None
@@ -191,6 +197,7 @@ class PromptedModel(_Adapted):
             self.method,
             prompts if prompts is not None else copy.deepcopy(self.prompts),
             copy.deepcopy(self.head),
+            kv_prompts=copy.deepcopy(self.kv_prompts),
             execution=execution or self.execution,
             classes=self.classes,
             preprocessing=self.preprocessing,
@@ -245,8 +252,8 @@ class PromptedModel(_Adapted):
             published = self.execution == "published"
             return shallow_token_parts(self.backbone, self.info, self.prompts, published=published)
         if self.execution == "published":
-            return deep_token_parts(self.backbone, self.info, self.prompts)
-        return prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, block))
+            return deep_token_parts(self.backbone, self.info, self.prompts, self.kv_prompts)
+        return prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, self.kv_prompts, block))
 
 
 class FoldedModel(_Adapted):
@@ -260,8 +267,9 @@ class FoldedModel(_Adapted):
             self.tokens = Prompts([p.detach().clone() for p in source.prompts]).requires_grad_(False)
             parts = shallow_token_parts(self.backbone, self.info, self.tokens, published=False)
         else:
-            self.prefixes = nn.ModuleList(constant_prefixes(self.backbone, self.info, source.prompts))
-            constants = [p if count else no_prefix for p, count in zip(self.prefixes, self.counts, strict=True)]
+            found = constant_prefixes(self.backbone, self.info, source.prompts, source.kv_prompts)
+            self.prefixes = nn.ModuleList(found)
+            constants = [prefix if len(prefix) else no_prefix for prefix in found]
             parts = prefix_parts(self.backbone, self.info, lambda block: constants[block])
         self._install(parts)
         self.eval()
@@ -334,17 +342,27 @@ def attach(
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
     info = describe(backbone)
-    dropout = method.prompt_dropout if isinstance(method, VPT) else 0.0
     prompts = Prompts.initial(
         method.initial_counts(len(info.blocks)),
         info.widths,
         bound=init_bound(info.patch_size, info.widths[0]),
-        dropout=dropout,
+        dropout=method.prompt_dropout,
     )
+    kv_prompts = None
+    if isinstance(method, E2VPT) and method.num_kv_prompts:
+        heads = [attention_at(backbone, info, block).head_shape for block in range(len(info.blocks))]
+        kv_prompts = KVPrompts.initial(method.num_kv_prompts, heads, method.share)
     head = _head(info.num_features, num_classes, head_init)
     like = next(backbone.parameters())
     model = PromptedModel(
-        backbone, method, prompts, head, execution=execution, classes=classes, preprocessing=preprocessing
+        backbone,
+        method,
+        prompts,
+        head,
+        kv_prompts=kv_prompts,
+        execution=execution,
+        classes=classes,
+        preprocessing=preprocessing,
     )
     return model.to(device=like.device, dtype=like.dtype).train()
 
@@ -364,4 +382,4 @@ def _head(features: int, classes: int, init: HeadInit) -> nn.Linear:
 
 def without_dropout(method: Method) -> Method:
     """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
-    return replace(method, dropout=0.0) if isinstance(method, VPT) else method
+    return method if isinstance(method, Linear) else replace(method, dropout=0.0)

@@ -1,14 +1,18 @@
-"""What is learned: the prompts of every block, and how a batch gets them."""
+"""What is learned: the prompts of every block, as tokens or as keys and values, and how a batch gets them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Share = Literal["key-value", "heads", "none"]
+"""What key-value prompts have in common; see `KVPrompts`."""
 
 
 def init_bound(patch_size: tuple[int, int], width: int) -> float:
@@ -95,3 +99,58 @@ class Prompts(nn.ParameterList):
     def extra_repr(self) -> str:
         """Counts and dropout, for print(model)."""
         return f"counts={self.counts}, dropout={self.dropout}"
+
+
+class KVPrompts(nn.ParameterList):
+    """Prompts that are keys and values from the start: one learned parameter for every block, or none at all.
+
+    They join the keys and values of an attention layer as they are: behind its projections and norms, at no position,
+    without dropout.
+
+    Args:
+        values: By block, of shape (H, n, d), (2, n, d) or (2, H, n, d) as `share` says; H heads of width d, keys first.
+        share: `"key-value"`: keys and values are the same; `"heads"`: all heads have the same; `"none"`.
+
+    Source: E²VPT (arXiv 2307.13770), section 3.2.
+    """
+
+    def __init__(self, values: Sequence[Tensor] = (), share: Share = "key-value") -> None:
+        super().__init__(nn.Parameter(value) for value in values)
+        self.share: Share = share
+
+    @staticmethod
+    def initial(count: int, heads: Sequence[tuple[int, int]], share: Share) -> KVPrompts:
+        """Draws `count` prompts a block from uniform(-v, v), v = sqrt(6 / (n·d)), with torch's global generator.
+
+        Args:
+            count: n; with 0 there are none.
+            heads: Number and width of the heads of each block.
+            share: See the class.
+        """
+        drawn: list[Tensor] = []
+        for number, width in heads if count else ():
+            shape = {"key-value": (number,), "heads": (2,), "none": (2, number)}[share]
+            bound = math.sqrt(6.0 / (count * width))
+            drawn.append(torch.empty(*shape, count, width).uniform_(-bound, bound))
+        return KVPrompts(drawn, share)
+
+    @property
+    def count(self) -> int:
+        """n, the prompts of a block."""
+        return self[0].shape[-2] if len(self) else 0
+
+    def take(self, block: int, heads: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values (1, H, n, d) of one block; None where there are none."""
+        if not len(self):
+            return None
+        value = self[block]
+        if self.share == "key-value":
+            return value.unsqueeze(0), value.unsqueeze(0)
+        keys, values = value.unbind(0)
+        if self.share == "heads":
+            keys, values = (t.unsqueeze(0).expand(heads, -1, -1) for t in (keys, values))
+        return keys.unsqueeze(0), values.unsqueeze(0)
+
+    def extra_repr(self) -> str:
+        """Count and sharing, for print(model)."""
+        return f"count={self.count}, share={self.share!r}"

@@ -148,7 +148,7 @@ class _Run:
             self._restore(self.checkpoint)
         if self.step >= self.total_steps:
             return
-        if not any(self.model.prompt_counts):
+        if all(name.startswith("head.") for name in self.model.learned):
             # Nothing inside the backbone learns: its features are computed once.
             torch.manual_seed(self._step_seed())
             self.train_data, self.trained = _features(self.model, self.train_data, self.recipe.workers), self.model.head

@@ -20,13 +20,14 @@ from laconic.adapter import hub as adapter_hub
 from laconic.adapter.card import card
 from laconic.adapter.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
 from laconic.adapter.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
+from laconic.assembly import attention_at
 from laconic.backbone import describe, fingerprint
 from laconic.creation import can_create, create_backbone
 from laconic.errors import AdapterError, BackboneError
 from laconic.files import write_atomically, write_text
-from laconic.methods import VPT
+from laconic.methods import E2VPT
 from laconic.model import Execution, PromptedModel
-from laconic.prompts import Prompts
+from laconic.prompts import KVPrompts, Prompts
 from laconic.weights import weights_file
 
 CARD_FILE = "README.md"
@@ -265,7 +266,8 @@ def _assemble(
     config: AdapterConfig, tensors: dict[str, Tensor], backbone: nn.Module, execution: Execution, folder: Path
 ) -> PromptedModel:
     weight, bias = tensors["head.weight"], tensors["head.bias"]
-    features = describe(backbone).num_features
+    info = describe(backbone)
+    features = info.num_features
     if weight.shape[1] != features:
         raise AdapterError(
             f"The head in {folder / TENSORS_FILE} reads {weight.shape[1]} features, and the backbone gives {features}; "
@@ -275,15 +277,29 @@ def _assemble(
     head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
     shapes = zip(config.prompt_counts, config.widths, strict=True)
     values = [tensors.get(f"prompts.{n}", weight.new_empty(0, width)) for n, (_, width) in enumerate(shapes)]
-    dropout = config.method.prompt_dropout if isinstance(config.method, VPT) else 0.0
+    kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
+    share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
+    for block, prompts in enumerate(kv):
+        _check_heads(prompts, attention_at(backbone, info, block).head_shape, share, f"block {block} in {folder}")
     model = PromptedModel(
         backbone,
         config.method,
-        Prompts(values, dropout=dropout),
+        Prompts(values, dropout=config.method.prompt_dropout),
         head,
+        kv_prompts=KVPrompts(kv, share),
         execution=execution,
         classes=config.classes,
         preprocessing=config.preprocessing,
     )
     model.condensation, model.recipe = config.condensation, config.recipe
     return model.to(device=next(backbone.parameters()).device)
+
+
+def _check_heads(prompts: Tensor, heads: tuple[int, int], share: str, where: str) -> None:
+    """Raises an AdapterError for key-value prompts of other heads than the backbone's."""
+    found = prompts.shape[-1] if share == "heads" else (prompts.shape[-3], prompts.shape[-1])
+    if found != (heads[1] if share == "heads" else heads):
+        raise AdapterError(
+            f"The key-value prompts of {where} are of shape {'×'.join(map(str, prompts.shape))}, and the backbone has "
+            f"{heads[0]} heads of width {heads[1]} there; give the backbone the adapter was trained on."
+        )

@@ -7,7 +7,7 @@ import os
 import string
 
 from laconic.adapter.config import AdapterConfig
-from laconic.methods import VPT
+from laconic.methods import E2VPT, VPT
 
 _ESCAPES = {
     **{c: f"\\{c}" for c in string.punctuation if c not in "-,/';?%"},
@@ -58,6 +58,9 @@ def _method(config: AdapterConfig) -> str:
     if isinstance(method, VPT):
         where = "per block" if method.depth == "deep" else "in the first block"
         return f"{method.name}, started with {method.num_prompts} prompts {where}"
+    if isinstance(method, E2VPT):
+        kinds = f"{method.num_prompts} prompts and {method.num_kv_prompts} key-value prompts per block"
+        return f"{method.name}, started with {kinds} (shared: {method.share})"
     return f"{method.name}, no prompts"
 
 

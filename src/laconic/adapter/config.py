@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from laconic.errors import AdapterError, LaconicError
-from laconic.methods import VPT, Linear, Method, method_from_config, method_to_config
+from laconic.methods import E2VPT, VPT, Linear, Method, method_from_config, method_to_config
 from laconic.model import Condensation
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
@@ -82,6 +82,10 @@ class AdapterConfig:
         found: dict[str, tuple[int | None, ...]] = {
             f"prompts.{n}": shape for n, shape in enumerate(prompts) if shape[0]
         }
+        if isinstance(self.method, E2VPT) and self.method.num_kv_prompts:
+            leading = {"key-value": (None,), "heads": (2,), "none": (2, None)}[self.method.share]
+            shape = (*leading, self.method.num_kv_prompts, None)
+            found |= {f"kv_prompts.{n}": shape for n in range(len(self.widths))}
         return {**found, "head.weight": (self.num_classes, None), "head.bias": (self.num_classes,)}
 
 

@@ -23,6 +23,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     """The prompts of the blocks that have any, and the head, on the CPU in the type they are held in."""
     held = {f"prompts.{block}": prompts for block, prompts in enumerate(model.prompts) if len(prompts)}
+    held |= {f"kv_prompts.{block}": prompts for block, prompts in enumerate(model.kv_prompts)}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
     return {name: p.detach().cpu().contiguous().clone() for name, p in held.items()}
 

@@ -60,10 +60,14 @@ class Fit:
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT) instead of
     the published ones."""
-    method: Literal["vpt-deep", "vpt-shallow", "linear"] = "vpt-deep"
+    method: Literal["vpt-deep", "vpt-shallow", "e2vpt", "linear"] = "vpt-deep"
     """What to learn on the frozen backbone."""
     prompts: int = 20
-    """Prompts per block (deep), or in all (shallow)."""
+    """Prompts per block (deep, E2VPT), or in all (shallow)."""
+    kv_prompts: int = 5
+    """E2VPT: prompts per block that are keys and values from the start."""
+    share: Literal["key-value", "heads", "none"] = "key-value"
+    """E2VPT: what those have in common: keys and values are the same, all heads have the same, or nothing."""
     head_init: Literal["zero", "paper"] = "zero"
     """How the head starts: zeros, or the VPT paper's random values, which suit its SGD and high rates."""
     condense: float | None = None
@@ -98,6 +102,8 @@ class Fit:
             weights=absolute(self.weights),
             method=self.method,
             prompts=self.prompts,
+            kv_prompts=self.kv_prompts,
+            share=self.share,
             head_init=self.head_init,
             condense=self.condense,
             fine_tune=self.fine_tune,
@@ -123,6 +129,8 @@ class Fit:
         parts = [data, self.method]
         if self.method != "linear":
             parts.append(f"p{self.prompts}")
+        if self.method == "e2vpt":
+            parts.append(f"kv{self.kv_prompts}")
         if self.condense is not None:
             parts.append(f"keep{self.condense:g}")
         return Path("runs") / "-".join([*parts, f"seed{self.training.seed}"])

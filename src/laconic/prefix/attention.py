@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from laconic.errors import BackboneError
 from laconic.prefix.attend import KeyValue, attend, attention_weights
 
 Observer = Callable[[Callable[[int], Tensor]], None]
@@ -71,6 +72,23 @@ class PrefixAttention(nn.Module):
     def _timm(self) -> Any:
         """The attention without timm's partial annotations."""
         return self.attention
+
+    @property
+    def head_shape(self) -> tuple[int, int]:
+        """Number and width of the heads of keys and values.
+
+        Raises:
+            BackboneError: If keys and values differ in it.
+        """
+        attn = self._timm
+        projection = attn.k_proj if getattr(attn, "qkv", self) is None else self._projection()[0]
+        keys, values = self._key_values(projection.weight.new_zeros(1, 0, projection.weight.shape[1]))
+        if keys.shape != values.shape:
+            raise BackboneError(
+                f"Key-value prompts need keys and values of one shape, which {type(self.attention).__name__} does not "
+                "have; use prompts that pass its projections."
+            )
+        return keys.shape[1], keys.shape[3]
 
     @property
     def scale(self) -> float:
