@@ -29,7 +29,11 @@ class KVPrefix:
 
     def __call__(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
         """One set for the batch; None where there are none."""
-        return self.kv_prompts.take(self.block, attention.head_shape[0]) if len(self.kv_prompts) else None
+        if not len(self.kv_prompts):
+            return None
+        # Finding the number of heads costs a little at every forward; it is asked where all of them share.
+        heads = attention.head_shape[0] if self.kv_prompts.share == "heads" else 0
+        return self.kv_prompts.take(self.block, heads)
 
 
 class LearnedPrefix(KVPrefix):

@@ -140,7 +140,7 @@ class KVPrompts(nn.ParameterList):
         return self[0].shape[-2] if len(self) else 0
 
     def take(self, block: int, heads: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values (1, H, n, d) of one block; None where there are none."""
+        """Keys and values (1, H, n, d) of one block; None where there are none. `heads` matters where all share."""
         if not len(self):
             return None
         value = self[block]
