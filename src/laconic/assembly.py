@@ -58,10 +58,10 @@ class LearnedPrefix(KVPrefix):
         return keys, values
 
     def _projected(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
-        if not len(self.prompts[self.block]):
+        if not self.prompts.counts[self.block]:
             return None
         if self.prompts.recorded is not None:
-            shared = attention.key_values(self.prompts[self.block].unsqueeze(0))
+            shared = attention.key_values(self.prompts.dense(self.block).unsqueeze(0))
             keys, values = self.prompts.record(self.block, batch, *shared)
             return keys, values
         return attention.key_values(self.prompts.take(self.block, batch))
@@ -181,7 +181,7 @@ def constant_prefixes(
     backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts
 ) -> list[ConstantPrefix]:
     """The keys and values of every block's prompts as they are now."""
-    still = Prompts([p.detach() for p in prompts])  # no dropout, whatever the mode
+    still = prompts.constants()
     found: list[ConstantPrefix] = []
     for block in range(len(info.blocks)):
         attention = attention_at(backbone, info, block)

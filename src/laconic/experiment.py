@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from laconic import __version__
 from laconic.adapter import load
@@ -22,13 +24,16 @@ from laconic.batches import ImageLabels
 from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, check_criterion, condense, fine_tuning_recipe
 from laconic.creation import create_backbone, describe_name
 from laconic.data import Task, open_task
-from laconic.errors import DataError, DivergedError, LaconicError
+from laconic.errors import DataError, DivergedError, LaconicError, TrainingError
 from laconic.evaluation import evaluate
+from laconic.files import write_atomically
 from laconic.methods import Method, method_from_name
-from laconic.model import HeadInit, PromptedModel, attach
+from laconic.model import HeadInit, PromptedModel, attach, check_segments
 from laconic.preprocessing import Preprocessing, Resize
+from laconic.processes import is_main_process
 from laconic.progress import bar
 from laconic.prompts import Share
+from laconic.pruning import Pruned, PruneSettings, prune
 from laconic.recipe import Recipe
 from laconic.runfolder import RESULT, RunFolder, read_json
 from laconic.train import History, fit
@@ -67,6 +72,9 @@ class Settings:
         fine_tune_epochs: For how long.
         criterion: See `laconic.score`.
         scope: See `laconic.select`.
+        prune: How to prune after training, by the criterion and scope in it; None does not.
+        rewind_epoch: Epoch of the training after which the values are recorded that pruned prompts are trained from; 0
+            is before the first step.
         recipe: How to train.
         resize: How images are brought to the backbone's size.
         img_size: Input size in pixels where it should differ from the backbone's own.
@@ -88,6 +96,8 @@ class Settings:
     fine_tune_epochs: int = 20
     criterion: Criterion = "taylor"
     scope: Scope = "global"
+    prune: PruneSettings | None = None
+    rewind_epoch: int = 0
     recipe: Recipe = field(default_factory=Recipe)
     resize: Resize = "squash"
     img_size: int | None = None
@@ -97,6 +107,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.condense is not None and self.method == "linear":
             raise LaconicError("A linear probe has no prompts to condense; leave out --condense.")
+        if self.prune is not None:
+            self._check_pruning()
         if self.resize not in ("squash", "crop"):
             raise LaconicError(f"Images are resized by 'squash' or 'crop', not {self.resize!r}.")
         if self.img_size is not None and self.img_size < 1:
@@ -104,6 +116,17 @@ class Settings:
         _check_condensing(self.condense, self.criterion, self.scope)
         self.make_method()
         self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
+
+    def _check_pruning(self) -> None:
+        if self.condense is not None:
+            raise LaconicError("Prompts are condensed or pruned, not both; leave out --condense or --prune.")
+        if not sum(self.make_method().initial_counts(1)):
+            raise LaconicError("There is nothing to prune: this method has no prompts that pass the projections.")
+        if not 0 <= self.rewind_epoch <= self.recipe.epochs:
+            raise LaconicError(
+                f"The epoch to rewind to lies between 0 and the {self.recipe.epochs} of the training, not at "
+                f"{self.rewind_epoch}."
+            )
 
     def make_method(self) -> Method:
         """What these settings attach."""
@@ -151,7 +174,7 @@ def _check_condensing(ratio: float | None, criterion: str, scope: str) -> None:
     if criterion not in CRITERIA:
         raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
     if scope not in SCOPES:
-        raise LaconicError(f"The scope is 'global' or 'local', not {scope!r}.")
+        raise LaconicError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
 
 
 def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
@@ -183,6 +206,9 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
         preprocessing = replace(info.preprocessing, resize=settings.resize)
         if settings.condense is not None:
             check_criterion(settings.criterion, info)
+        if settings.prune is not None:
+            check_criterion(settings.prune.criterion, info)
+            check_segments(settings.prune.num_segments, info)
         stages = _Stages(folder, settings, preprocessing, progress)
         backbone = make() if given is None else given
         origin = weights_origin(backbone)
@@ -195,8 +221,12 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
             classes=stages.task.classes,
             preprocessing=preprocessing,
         )
-        history = stages.train(model, settings.recipe, "training")
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
+        if settings.prune is not None:
+            history, found = stages.train_and_prune(model, settings.recipe, settings.prune, settings.rewind_epoch)
+            facts |= {"before": stages.report(model, history), "pruning": _pruning_facts(found)}
+            return stages.finish(found.model, found.history or history, facts, origin)
+        history = stages.train(model, settings.recipe, "training")
         if settings.condense is None:
             return stages.finish(model, history, facts, origin)
         recipe = settings.recipe.for_fine_tuning(epochs=settings.fine_tune_epochs)
@@ -256,7 +286,9 @@ class _Stages:
                 progress=report,
             )
 
-    def train(self, model: PromptedModel, recipe: Recipe, stage: str) -> History:
+    def train(
+        self, model: PromptedModel, recipe: Recipe, stage: str, at_epoch: Callable[[int], None] | None = None
+    ) -> History:
         """Trains what there is to learn."""
         return fit(
             model,
@@ -267,7 +299,35 @@ class _Stages:
             resume=True,
             progress=self.progress,
             label=stage,
+            at_epoch=at_epoch,
         )
+
+    def train_and_prune(
+        self, model: PromptedModel, recipe: Recipe, settings: PruneSettings, rewind_epoch: int
+    ) -> tuple[History, Pruned]:
+        """Trains with all prompts, records the values to rewind to on the way, and prunes."""
+        folder = self.folder.place("pruning")
+        early = folder / "early.safetensors"
+
+        def record(epochs: int) -> None:
+            if epochs == rewind_epoch and is_main_process():
+                values = {name: value.cpu().contiguous() for name, value in model.state().items()}
+                write_atomically(early, lambda part: save_file(values, part))
+
+        history = self.train(model, recipe, "training", record)
+        found = prune(
+            model,
+            self.task.train,
+            self.task.val,
+            early=_read_state(early),
+            rewind_epoch=rewind_epoch,
+            settings=settings,
+            recipe=recipe,
+            folder=folder / "search",
+            resume=True,
+            progress=self.progress,
+        )
+        return history, found
 
     def condense(self, model: PromptedModel, ratio: float, recipe: Recipe) -> tuple[PromptedModel, History]:
         """The model with the prompts that are kept, fine-tuned if the settings say so."""
@@ -317,6 +377,23 @@ class _Stages:
             return None
         with bar(f"evaluating ({name})", enabled=self.progress) as report:
             return evaluate(model, data, report=report).accuracy
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} is damaged ({error}); start the run anew in another --out.") from error
+
+
+def _pruning_facts(found: Pruned) -> dict[str, Any]:
+    """What the search came to, and everything it tried."""
+    return {
+        "tokens": found.choice.tokens,
+        "segments": found.choice.segments,
+        "trainings": round(1 + found.trainings, 2),
+        "trials": [asdict(trial) for trial in found.trials],
+    }
 
 
 def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:

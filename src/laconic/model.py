@@ -57,6 +57,24 @@ class Condensation:
     kept: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What `prune` took away and how the rest was trained, saved with the adapter beside the `Condensation`.
+
+    Args:
+        tokens: Share of the prompts that was removed, 0 to below 1.
+        segments: Share of the kept prompts' segments that was removed, 0 to below 1.
+        num_segments: R, into which each prompt was cut.
+        rewind_epoch: Epoch after which the values were recorded that the rest was trained from; None where it was not
+            trained again.
+    """
+
+    tokens: float
+    segments: float
+    num_segments: int
+    rewind_epoch: int | None
+
+
 class _Adapted(nn.Module):
     """What a learned and a folded model have in common: a backbone, a head, and a view of the backbone that runs.
 
@@ -136,11 +154,12 @@ class PromptedModel(_Adapted):
 
     Attributes:
         backbone: The timm model, plain as ever.
-        prompts: `prompts[l]` is the parameter (P_l, D_l) of block l.
+        prompts: `prompts[l]` is the parameter (P_l, D_l) of block l; where segments were pruned, the kept ones.
         kv_prompts: `kv_prompts[l]` is the parameter of block l, in the shape that `laconic.prompts.KVPrompts` says;
             empty for other methods than `E2VPT`.
         head: `torch.nn.Linear`.
-        condensation: What `condense` scored and kept, or None.
+        condensation: What `condense` or `prune` scored and kept, or None.
+        pruning: What `prune` took away, or None.
         recipe: The recipe this model was last trained with, or None.
     """
 
@@ -167,6 +186,7 @@ class PromptedModel(_Adapted):
         self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
         self.execution: Execution = execution
         self.condensation: Condensation | None = None
+        self.pruning: Pruning | None = None
         self.recipe: Recipe | None = None
         self._install(self._parts())
 
@@ -202,26 +222,67 @@ class PromptedModel(_Adapted):
             classes=self.classes,
             preprocessing=self.preprocessing,
         )
-        twin.condensation, twin.recipe = self.condensation, self.recipe
+        twin.condensation, twin.pruning, twin.recipe = self.condensation, self.pruning, self.recipe
         return twin.train(self.training)
 
-    def keep(self, kept: Sequence[Tensor]) -> PromptedModel:
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all learned values as they are now, by name; `restore` puts them back."""
+        return {name: p.detach().clone() for name, p in self.learned.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Sets all learned values to those that `state` recorded.
+
+        Raises:
+            LaconicError: If they are those of another model.
+        """
+        learned = self.learned
+        if {n: p.shape for n, p in learned.items()} != {n: t.shape for n, t in state.items()}:
+            raise LaconicError("The recorded values are not those of this model: names or shapes differ.")
+        for name, parameter in learned.items():
+            parameter.copy_(state[name])
+
+    def keep(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> PromptedModel:
         """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
 
         Args:
             kept: One index tensor per block, as `laconic.select` returns.
+            segments: One mask (P_l, R) per block for the prompts that are kept, as `laconic.select_segments` returns:
+                which segments of them stay; the channels of the others become zeros that are neither learned nor saved.
 
         Raises:
-            LaconicError: If the indices do not fit the prompts.
+            LaconicError: If the indices or masks do not fit the prompts.
         """
         if len(kept) != len(self.prompts):
             raise LaconicError(f"There are {len(kept)} index tensors for {len(self.prompts)} blocks.")
-        for block, (index, prompts) in enumerate(zip(kept, self.prompts, strict=True)):
-            if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(prompts)):
-                raise LaconicError(f"Block {block} has {len(prompts)} prompts; the indices to keep go beyond them.")
+        for block, (index, count) in enumerate(zip(kept, self.prompt_counts, strict=True)):
+            if len(index) and (int(index.min()) < 0 or int(index.max()) >= count):
+                raise LaconicError(f"Block {block} has {count} prompts; the indices to keep go beyond them.")
             if len(index.unique()) != len(index):
                 raise LaconicError(f"The indices to keep in block {block} name a prompt twice.")
-        return self.copy(prompts=self.prompts.select(kept))
+        if segments is not None:
+            segments = self._checked(segments, kept)
+        return self.copy(prompts=self.prompts.select(kept, segments))
+
+    def _checked(self, segments: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
+        """Masks that fit the prompts to keep, without the segments that these lack already."""
+        if len(segments) != len(kept):
+            raise LaconicError(f"There are {len(segments)} masks of segments for {len(kept)} blocks.")
+        found: list[Tensor] = []
+        for block, (mask_PR, index) in enumerate(zip(segments, kept, strict=True)):
+            if mask_PR.dtype != torch.bool or mask_PR.ndim != 2 or len(mask_PR) != len(index):
+                raise LaconicError(
+                    f"Block {block} needs a mask of booleans ({len(index)}, R) for the prompts it keeps."
+                )
+            check_segments(mask_PR.shape[1], self.info)
+            if self.prompts.num_segments not in (1, mask_PR.shape[1]):
+                raise LaconicError(
+                    f"Segments were pruned before, {self.prompts.num_segments} to a prompt; {mask_PR.shape[1]} do not "
+                    "fit these."
+                )
+            held_PR = self.prompts.segments(block)[index.to(self.prompts[block].device)]
+            found.append(mask_PR.to(held_PR.device) & held_PR)
+        return found
 
     @torch.no_grad()
     def fold(self) -> FoldedModel:
@@ -264,7 +325,7 @@ class FoldedModel(_Adapted):
         super().__init__(source.backbone, source.info, head, source.method, source.classes, source.preprocessing)
         self.counts = tuple(source.prompt_counts)
         if _rides_as_tokens(source.method):
-            self.tokens = Prompts([p.detach().clone() for p in source.prompts]).requires_grad_(False)
+            self.tokens = source.prompts.constants()
             parts = shallow_token_parts(self.backbone, self.info, self.tokens, published=False)
         else:
             found = constant_prefixes(self.backbone, self.info, source.prompts, source.kv_prompts)
@@ -378,6 +439,15 @@ def _head(features: int, classes: int, init: HeadInit) -> nn.Linear:
     else:
         raise LaconicError(f"The head's initialisation is 'paper' or 'zero', not {init!r}.")
     return head
+
+
+def check_segments(number: int, info: BackboneInfo) -> None:
+    """Raises a `LaconicError` for prompts that cannot be cut into that many equal segments."""
+    width = next((width for width in info.widths if number < 1 or width % number), None)
+    if width is not None:
+        raise LaconicError(
+            f"Prompts of {width} channels cannot be cut into {number} equal segments; choose a divisor of {width}."
+        )
 
 
 def without_dropout(method: Method) -> Method:

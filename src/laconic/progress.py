@@ -20,6 +20,20 @@ def silent(done: int, total: int, **figures: float) -> None:
     """Reports to nobody."""
 
 
+def part(report: Report, number: int, parts: int) -> Report:
+    """What one of several equal parts of a job calls, the first with number 0.
+
+    Example:
+        >>> part(lambda done, total: print(done, "of", total), 1, 3)(5, 10)
+        15 of 30
+    """
+
+    def whole(done: int, total: int, **figures: float) -> None:
+        report(number * total + done, parts * total, **figures)
+
+    return whole
+
+
 @contextmanager
 def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False) -> Generator[Report]:
     """A progress bar on standard error: share done, figures, rate and time left.

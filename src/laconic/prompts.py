@@ -34,16 +34,33 @@ def init_bound(patch_size: tuple[int, int], width: int) -> float:
 class Prompts(nn.ParameterList):
     """One learned parameter (P_l, D_l) for every block, in forward order; P_l may be 0 and may differ.
 
+    Where segments were pruned, a block's parameter holds the kept ones only, (K_l, D_l / R); `dense` is what the block
+    is given.
+
     Args:
-        values: The prompts of each block.
+        values: The prompts of each block, or their kept segments.
         dropout: Probability of prompt dropout while training; every sample gets a mask of its own.
+        segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are kept; all of them
+            when not given.
+
+    Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
     """
 
-    def __init__(self, values: Sequence[Tensor], *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, values: Sequence[Tensor], *, dropout: float = 0.0, segments: Sequence[Tensor] | None = None
+    ) -> None:
         # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
         super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
         self.dropout = dropout
         self.recorded: dict[int, tuple[Tensor, ...]] | None = None
+        self.counts = [len(v) for v in (values if segments is None else segments)]
+        """P_l for every block."""
+        self.num_segments = 1 if segments is None else segments[0].shape[1]
+        """R; 1 where prompts are whole."""
+        for block, mask_PR in enumerate(segments or ()):
+            # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
+            places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
+            self.register_buffer(f"places_{block}", places, persistent=False)
 
     @staticmethod
     def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:
@@ -51,10 +68,26 @@ class Prompts(nn.ParameterList):
         drawn = [torch.empty(p, width).uniform_(-bound, bound) for p, width in zip(counts, widths, strict=True)]
         return Prompts(drawn, dropout=dropout)
 
-    @property
-    def counts(self) -> list[int]:
-        """P_l for every block."""
-        return [len(prompts) for prompts in self]
+    def dense(self, block: int) -> Tensor:
+        """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
+        if self.num_segments == 1:
+            return self[block]
+        kept_Kw, rows = self[block], self.counts[block] * self.num_segments
+        scattered = kept_Kw.new_zeros(rows, kept_Kw.shape[1]).index_copy(0, self._places(block), kept_Kw)
+        return scattered.view(self.counts[block], -1)
+
+    def segments(self, block: int) -> Tensor:
+        """Which segments (P, R) of one block's prompts are kept."""
+        mask_S = torch.zeros(self.counts[block] * self.num_segments, dtype=torch.bool, device=self[block].device)
+        mask_S[self._places(block) if self.num_segments > 1 else slice(None)] = True
+        return mask_S.view(-1, self.num_segments)
+
+    def constants(self) -> Prompts:
+        """A copy as plain values: nothing to learn, no dropout, every prompt whole."""
+        return Prompts([self.dense(block).detach().clone() for block in range(len(self))]).requires_grad_(False)
+
+    def _places(self, block: int) -> Tensor:
+        return self.get_buffer(f"places_{block}")
 
     def take(self, block: int, batch: int) -> Tensor:
         """The prompts of one block for a batch.
@@ -62,11 +95,11 @@ class Prompts(nn.ParameterList):
         Returns:
             (1, P, D) where one set serves the whole batch; (B, P, D) under dropout and inside `per_sample`.
         """
-        prompts_1PD = self[block].unsqueeze(0)
+        prompts_1PD = self.dense(block).unsqueeze(0)
         if self.recorded is not None:
             (leaf_BPD,) = self.record(block, batch, prompts_1PD)
             return leaf_BPD
-        if self.training and self.dropout > 0 and len(self[block]):
+        if self.training and self.dropout > 0 and self.counts[block]:
             return F.dropout(prompts_1PD.expand(batch, -1, -1), self.dropout)
         return prompts_1PD
 
@@ -91,10 +124,22 @@ class Prompts(nn.ParameterList):
         finally:
             self.recorded = None
 
-    def select(self, kept: Sequence[Tensor]) -> Prompts:
-        """A copy that holds only the prompts whose indices are given for each block."""
-        values = [p.detach()[index.to(p.device)].clone() for p, index in zip(self, kept, strict=True)]
-        return Prompts(values, dropout=self.dropout)
+    def select(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> Prompts:
+        """A copy that holds only some of the prompts, and of those only some segments.
+
+        Args:
+            kept: Indices of the prompts that stay, for each block.
+            segments: For each block a mask (number of prompts that stay, R); those they have when not given.
+        """
+        indices = [index.to(p.device) for p, index in zip(self, kept, strict=True)]
+        values = [self.dense(block).detach()[index] for block, index in enumerate(indices)]
+        if segments is None and self.num_segments > 1:
+            segments = [self.segments(block)[index] for block, index in enumerate(indices)]
+        if segments is None:
+            return Prompts([v.clone() for v in values], dropout=self.dropout)
+        masks = [mask.to(v.device) for v, mask in zip(values, segments, strict=True)]
+        values = [v.reshape(*m.shape, v.shape[1] // m.shape[1])[m] for v, m in zip(values, masks, strict=True)]
+        return Prompts(values, dropout=self.dropout, segments=masks)
 
     def extra_repr(self) -> str:
         """Counts and dropout, for print(model)."""

@@ -36,6 +36,10 @@ class RunFolder:
         """Where a stage keeps its state."""
         return self.out / STATE / f"{stage}.safetensors"
 
+    def place(self, stage: str) -> Path:
+        """Folder of a stage whose state is more than one file."""
+        return self.out / STATE / stage
+
     def claim(self, *, resume: bool) -> dict[str, Any] | None:
         """Makes the folder this run's own; returns the result when resuming a run that is finished.
 

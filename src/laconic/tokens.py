@@ -53,11 +53,11 @@ class TokenBlock(nn.Module):
 
     def forward(self, x_BND: Tensor, *arguments: Any, **positions: Any) -> Tensor:
         """(B, N, D) to (B, N', D); takes what the block takes."""
-        if self.enter is not None and len(self.prompts[self.enter]):
+        if self.enter is not None and self.prompts.counts[self.enter]:
             x_BND = insert(x_BND, self.prompts.take(self.enter, x_BND.shape[0]), self.position)
         x_BND = self.block(x_BND, *arguments, **positions)
-        if self.leave is not None and len(self.prompts[self.leave]):
-            x_BND = strip(x_BND, len(self.prompts[self.leave]), self.position)
+        if self.leave is not None and self.prompts.counts[self.leave]:
+            x_BND = strip(x_BND, self.prompts.counts[self.leave], self.position)
         return x_BND
 
 
@@ -110,7 +110,7 @@ class TokenStages(nn.Module):
         return x_BHWC.permute(0, 3, 1, 2) if self.channels_first else x_BHWC
 
     def _enter(self, block: int, x_BHWC: Tensor) -> Tensor | None:
-        if not len(self.prompts[block]):
+        if not self.prompts.counts[block]:
             return None
         batch = x_BHWC.shape[0]
         return self.prompts.take(block, batch).to(x_BHWC.dtype).expand(batch, -1, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -62,8 +62,9 @@ def fit(
     recipe: Recipe | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
-    progress: bool = False,
+    progress: bool | Report = False,
     label: str = "training",
+    at_epoch: Callable[[int], None] | None = None,
 ) -> History:
     """Trains prompts and head in place; the backbone stays as it is.
 
@@ -78,8 +79,10 @@ def fit(
         recipe: `Recipe()` when not given.
         checkpoint: File that holds the state of the run, written atomically.
         resume: Go on from `checkpoint` where it exists.
-        progress: Show a bar on standard error.
+        progress: Show a bar on standard error, or report to this.
         label: What the bar says.
+        at_epoch: Called with the number of epochs that are done, 0 before the first step. A resumed run calls it again
+            only for what a kill took back.
 
     Returns:
         A `History`.
@@ -97,8 +100,9 @@ def fit(
         3
     """
     recipe = Recipe() if recipe is None else recipe
-    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint))
-    with bar(label, enabled=progress and run.is_main, unit="img", keep=True) as report, torch.random.fork_rng():
+    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch)
+    own = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
+    with nullcontext(progress) if callable(progress) else own as report, torch.random.fork_rng():
         run.train(report, resume=resume)
     model.recipe = recipe
     model.eval()
@@ -109,7 +113,13 @@ class _Run:
     """One training: the model that learns, its optimiser, its data, and how far it is."""
 
     def __init__(
-        self, model: PromptedModel, train: ImageLabels, val: ImageLabels | None, recipe: Recipe, checkpoint: Path | None
+        self,
+        model: PromptedModel,
+        train: ImageLabels,
+        val: ImageLabels | None,
+        recipe: Recipe,
+        checkpoint: Path | None,
+        at_epoch: Callable[[int], None] | None,
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -117,6 +127,7 @@ class _Run:
         self.val = val
         self.recipe = recipe
         self.checkpoint = checkpoint
+        self.at_epoch = at_epoch
         self.learned = model.learned
         self.length = size_of(train)
         self.steps_per_epoch = math.ceil(self.length / recipe.batch_size)
@@ -146,6 +157,8 @@ class _Run:
     def train(self, report: Report, *, resume: bool) -> None:
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             self._restore(self.checkpoint)
+        if self.step == 0 and self.at_epoch is not None:
+            self.at_epoch(0)
         if self.step >= self.total_steps:
             return
         if all(name.startswith("head.") for name in self.model.learned):
@@ -245,6 +258,8 @@ class _Run:
             report(self.step, self.total_steps, val_accuracy=row["val_accuracy"])
         self.history.rows.append(row)
         self.sums.zero_()
+        if self.at_epoch is not None:
+            self.at_epoch(epoch + 1)
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -176,6 +177,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         prompt_counts=tuple(model.prompt_counts),
         widths=tuple(model.info.widths),
         condensation=model.condensation,
+        pruning=model.pruning,
         recipe=model.recipe,
         tensors_sha256=tensors_sha256,
     )
@@ -275,8 +277,9 @@ def _assemble(
         )
     head = nn.Linear(features, config.num_classes, device="meta")  # takes nothing from torch's random generator
     head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
-    shapes = zip(config.prompt_counts, config.widths, strict=True)
-    values = [tensors.get(f"prompts.{n}", weight.new_empty(0, width)) for n, (_, width) in enumerate(shapes)]
+    parts = config.num_segments
+    values = [tensors.get(f"prompts.{n}", weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
+    masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in range(len(values))]
     kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
     share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
     for block, prompts in enumerate(kv):
@@ -284,14 +287,14 @@ def _assemble(
     model = PromptedModel(
         backbone,
         config.method,
-        Prompts(values, dropout=config.method.prompt_dropout),
+        Prompts(values, dropout=config.method.prompt_dropout, segments=masks if parts > 1 else None),
         head,
         kv_prompts=KVPrompts(kv, share),
         execution=execution,
         classes=config.classes,
         preprocessing=config.preprocessing,
     )
-    model.condensation, model.recipe = config.condensation, config.recipe
+    model.condensation, model.pruning, model.recipe = config.condensation, config.pruning, config.recipe
     return model.to(device=next(backbone.parameters()).device)
 
 

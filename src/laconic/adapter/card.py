@@ -86,13 +86,17 @@ def _facts(config: AdapterConfig) -> str:
         ("Method", escape(_method(config))),
         ("Backbone", f"{escape(config.backbone.name)}, {height} × {width} pixels"),
         ("Fingerprint of its weights", f"`{config.backbone.fingerprint}`"),
-        ("Prompts", f"{sum(config.prompt_counts)} ({prompts:,} numbers)"),
+        ("Prompts", f"{sum(config.prompt_counts)}" + (f" ({prompts:,} numbers)" if config.num_segments == 1 else "")),
         ("Classes", str(config.num_classes)),
     ]
     if record := config.condensation:
         were = sum(map(len, record.scores))
         words = f"{were} prompts to {sum(map(len, record.kept))}, by {record.criterion}, {record.scope}"
         rows.append(("Condensed", escape(words)))
+    if pruning := config.pruning:
+        words = f"{100 * pruning.tokens:.0f} % of the prompts, then {100 * pruning.segments:.0f} % of the segments"
+        again = "" if pruning.rewind_epoch is None else f"; trained again from epoch {pruning.rewind_epoch}"
+        rows.append(("Pruned", words + again))
     return "## What it is\n\n" + _table(["", ""], [list(row) for row in rows])
 
 

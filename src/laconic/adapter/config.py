@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, ge
 
 from laconic.errors import AdapterError, LaconicError
 from laconic.methods import E2VPT, VPT, Linear, Method, method_from_config, method_to_config
-from laconic.model import Condensation
+from laconic.model import Condensation, Pruning
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
 
@@ -60,6 +60,7 @@ class AdapterConfig:
         condensation: What was scored and kept, or None.
         recipe: How it was trained, or None.
         tensors_sha256: SHA-256 of the tensors' file, in hex.
+        pruning: What was pruned, or None.
     """
 
     format_version: int
@@ -74,14 +75,23 @@ class AdapterConfig:
     condensation: Condensation | None
     recipe: Recipe | None
     tensors_sha256: str
+    pruning: Pruning | None = None
+
+    @property
+    def num_segments(self) -> int:
+        """R, into which prompts are cut of which only some segments are there; 1 where they are whole."""
+        return 1 if self.pruning is None else self.pruning.num_segments
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Name -> shape of every tensor of the adapter; None where the backbone decides."""
-        prompts = zip(self.prompt_counts, self.widths, strict=True)
-        found: dict[str, tuple[int | None, ...]] = {
-            f"prompts.{n}": shape for n, shape in enumerate(prompts) if shape[0]
-        }
+        found: dict[str, tuple[int | None, ...]] = {}
+        for n, (count, width) in enumerate(zip(self.prompt_counts, self.widths, strict=True)):
+            if count and self.num_segments == 1:
+                found[f"prompts.{n}"] = (count, width)
+            elif count:
+                found[f"prompts.{n}"] = (None, width // self.num_segments)
+                found[f"segments.{n}"] = (count, self.num_segments)
         if isinstance(self.method, E2VPT) and self.method.num_kv_prompts:
             leading = {"key-value": (None,), "heads": (2,), "none": (2, None)}[self.method.share]
             shape = (*leading, self.method.num_kv_prompts, None)
@@ -89,8 +99,8 @@ class AdapterConfig:
         return {**found, "head.weight": (self.num_classes, None), "head.bias": (self.num_classes,)}
 
 
-_MAY_LACK = (Recipe, AdaptedBackbone)
-"""What may lack keys that have a default: a recipe is a record, and a backbone's weights were not always recorded."""
+_MAY_LACK = (Recipe, AdaptedBackbone, AdapterConfig)
+"""What may lack keys that have a default: a recipe is a record, and not all was recorded from the start."""
 
 
 def write_config(config: AdapterConfig) -> str:
@@ -245,6 +255,7 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
         (min(looks.size) >= 1, "'preprocessing.size' should be above 0"),
         (min(looks.std) > 0, "'preprocessing.std' should be above 0"),
         (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
+        (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and equal segments of the prompts"),
     ]
     for holds, problem in checks:
         if not holds:
@@ -258,6 +269,15 @@ def _condensation_fits(config: AdapterConfig) -> bool:
     if not len(record.scores) == len(record.kept) == len(config.widths):
         return False
     return all(0 <= i < len(s) for s, kept in zip(record.scores, record.kept, strict=True) for i in kept)
+
+
+def _pruning_fits(config: AdapterConfig) -> bool:
+    record = config.pruning
+    if record is None:
+        return True
+    number, epoch = record.num_segments, record.rewind_epoch
+    shares = 0 <= record.tokens < 1 and 0 <= record.segments < 1
+    return shares and number >= 1 and all(w % number == 0 for w in config.widths) and (epoch is None or epoch >= 0)
 
 
 def _refuse_constant(name: str) -> NoReturn:

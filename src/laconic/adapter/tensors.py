@@ -21,8 +21,13 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
-    """The prompts of the blocks that have any, and the head, on the CPU in the type they are held in."""
-    held = {f"prompts.{block}": prompts for block, prompts in enumerate(model.prompts) if len(prompts)}
+    """The prompts of the blocks that have any, and the head, on the CPU in the type they are held in.
+
+    Of prompts whose segments were pruned, the kept ones (K, D / R), and a mask (P, R) that says which they are.
+    """
+    held: dict[str, Tensor] = {f"prompts.{block}": p for block, p in enumerate(model.prompts) if len(p)}
+    if model.prompts.num_segments > 1:
+        held |= {f"segments.{n}": model.prompts.segments(n) for n, p in enumerate(model.prompts) if len(p)}
     held |= {f"kv_prompts.{block}": prompts for block, prompts in enumerate(model.kv_prompts)}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
     return {name: p.detach().cpu().contiguous().clone() for name, p in held.items()}
@@ -90,7 +95,19 @@ def check_tensors(tensors: dict[str, Tensor], config: AdapterConfig, where: str)
         if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
             shown = "×".join("any" if size is None else str(size) for size in wanted)
             raise AdapterError(f"{name!r} in {where} has the shape {'×'.join(map(str, found))}, not {shown}; {redo}.")
+        if name.startswith("segments."):
+            _check_mask(tensor, len(tensors[name.replace("segments", "prompts")]), f"{name!r} in {where}")
+            continue
         if tensor.dtype not in _DTYPES:
             raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {redo}.")
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{name!r} in {where} has values that are NaN or infinite; train the adapter again.")
+
+
+def _check_mask(mask: Tensor, kept: int, where: str) -> None:
+    """Raises an AdapterError for a mask of segments that does not say where the kept ones belong."""
+    if mask.dtype != torch.bool or int(mask.sum()) != kept or not bool(mask.any(1).all()):
+        raise AdapterError(
+            f"{where} should be a mask of booleans that places {kept} segments, at least one in every prompt; save or "
+            "download the adapter again."
+        )

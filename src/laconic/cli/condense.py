@@ -25,10 +25,10 @@ class Condense:
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     ratio: float = 0.3
     """Share of the prompts to keep."""
-    criterion: Literal["taylor", "cls-similarity", "magnitude", "random"] = "taylor"
+    criterion: Literal["taylor", "taylor-signed", "cls-similarity", "magnitude", "random"] = "taylor"
     """What makes a prompt worth keeping."""
-    scope: Literal["global", "local"] = "global"
-    """Choose over all blocks together, or inside every block."""
+    scope: Literal["global", "local", "shared"] = "global"
+    """Choose over all blocks together, inside every block, or the same for all blocks."""
     fine_tune: bool = True
     """Fine-tune the kept prompts, at a tenth of the learning rate of the adapter's training."""
     fine_tune_epochs: int = 20

@@ -50,6 +50,30 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Pruning after training, as E2VPT does: what is worth least goes, the rest is trained from an early state."""
+
+    prune: bool = False
+    """Prune prompts, and segments of the prompts that stay, by --criterion and --scope; how much is searched on the
+    validation images, at the price of about four more trainings."""
+    prune_tokens: float | None = None
+    """Prune this share of the prompts (0.5 halves them), not one that is searched for."""
+    prune_segments: float | None = None
+    """Prune this share of the segments of the prompts that stay, not one that is searched for."""
+    num_segments: int = 16
+    """Segments that a prompt is cut into."""
+    saving: float = 0.02
+    """Validation accuracy that removing all prompts would be worth: with 0.02, half of them may cost one point."""
+    rewind_epoch: int = 0
+    """Train what is left from where it was after this epoch; 0 is before the first step."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to do."""
+        return self.prune or self.prune_tokens is not None or self.prune_segments is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present."""
 
@@ -76,10 +100,11 @@ class Fit:
     """Fine-tune condensed prompts."""
     fine_tune_epochs: int = 20
     """Epochs of that fine-tuning."""
-    criterion: Literal["taylor", "cls-similarity", "magnitude", "random"] = "taylor"
+    criterion: Literal["taylor", "taylor-signed", "cls-similarity", "magnitude", "random"] = "taylor"
     """What makes a prompt worth keeping."""
-    scope: Literal["global", "local"] = "global"
-    """Choose over all blocks together, or inside every block."""
+    scope: Literal["global", "local", "shared"] = "global"
+    """Choose over all blocks together, inside every block, or the same for all blocks."""
+    pruning: Pruning = Pruning()
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
     training: Training = Training()
@@ -94,7 +119,17 @@ class Fit:
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
         from laconic.experiment import Settings, run
+        from laconic.pruning import PruneSettings
         from laconic.recipe import Recipe
+
+        prune = PruneSettings(
+            tokens=self.pruning.prune_tokens,
+            segments=self.pruning.prune_segments,
+            num_segments=self.pruning.num_segments,
+            criterion=self.criterion,
+            scope=self.scope,
+            saving=self.pruning.saving,
+        )
 
         settings = Settings(
             data=self.data,
@@ -110,6 +145,8 @@ class Fit:
             fine_tune_epochs=self.fine_tune_epochs,
             criterion=self.criterion,
             scope=self.scope,
+            prune=prune if self.pruning.wanted else None,
+            rewind_epoch=self.pruning.rewind_epoch,
             img_size=self.img_size,
             recipe=Recipe(**asdict(self.training)),
             **asdict(self.images),
@@ -133,6 +170,8 @@ class Fit:
             parts.append(f"kv{self.kv_prompts}")
         if self.condense is not None:
             parts.append(f"keep{self.condense:g}")
+        if self.pruning.wanted:
+            parts.append("pruned")
         return Path("runs") / "-".join([*parts, f"seed{self.training.seed}"])
 
 
@@ -143,7 +182,8 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    stages = [("all prompts", result["before"]), ("condensed", result)] if "before" in result else [("", result)]
+    after = "pruned" if "pruning" in result else "condensed"
+    stages = [("all prompts", result["before"]), (after, result)] if "before" in result else [("", result)]
     rows = [
         [
             " ".join(filter(None, [stage["method"], name])),
@@ -164,6 +204,9 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
         print_table("Prompts in each block", ["block", *(name or "prompts" for name, _ in stages)], rows)
+    if found := result.get("pruning"):
+        shares = f"{percent(found['tokens'])} of the prompts and {percent(found['segments'])} of the others' segments"
+        print_note(f"Pruned {shares}. All of it cost as much as {found['trainings']:.1f} trainings.")
     skipped = result["provenance"]["data"]["skipped"]
     if skipped:
         print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))

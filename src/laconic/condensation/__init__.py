@@ -2,7 +2,7 @@
 
 from laconic.condensation.condense import condense, fine_tuning_recipe
 from laconic.condensation.score import CRITERIA, Criterion, check_criterion, score
-from laconic.condensation.select import SCOPES, Scope, select
+from laconic.condensation.select import SCOPES, Scope, select, select_segments
 
 __all__ = [
     "CRITERIA",
@@ -14,4 +14,5 @@ __all__ = [
     "fine_tuning_recipe",
     "score",
     "select",
+    "select_segments",
 ]

@@ -95,6 +95,10 @@ def condense(
 
 
 def fine_tuning_recipe(model: PromptedModel) -> Recipe:
-    """The recipe a model was trained with, at a tenth of the rate for 20 epochs; that of a condensed model as it is."""
+    """The recipe a model was trained with, at a tenth of the rate for 20 epochs; that of a condensed model as it is.
+
+    A pruned model was trained, not fine-tuned.
+    """
     recipe = model.recipe or Recipe()
-    return recipe if model.condensation is not None else recipe.for_fine_tuning()
+    tuned = model.condensation is not None and model.pruning is None
+    return recipe if tuned else recipe.for_fine_tuning()

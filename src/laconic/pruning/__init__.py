@@ -1,0 +1,17 @@
+"""E²VPT's pruning: token and segment masks, a search for how much to prune, rewinding (arXiv 2307.13770)."""
+
+from laconic.pruning.choices import SHARES, Choice, Trial
+from laconic.pruning.importance import Importance, importance, pruned
+from laconic.pruning.prune import Pruned, PruneSettings, prune
+
+__all__ = [
+    "SHARES",
+    "Choice",
+    "Importance",
+    "PruneSettings",
+    "Pruned",
+    "Trial",
+    "importance",
+    "prune",
+    "pruned",
+]

@@ -1,0 +1,141 @@
+"""What each prompt and each of its segments is worth, and a model without those that are worth least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from laconic.batches import ImageLabels
+from laconic.condensation import Criterion, Scope, score, select, select_segments
+from laconic.model import Condensation, PromptedModel, Pruning
+from laconic.progress import Report, part, silent
+from laconic.pruning.choices import Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """Scores of prompts and of segments, and by what they were found.
+
+    Args:
+        tokens: One tensor (P_l,) per block.
+        segments: One tensor (P_l, R) per block.
+        criterion: See `laconic.score`.
+        scope: See `laconic.select`; `"shared"` means that a mask was shared by all blocks when they were scored.
+    """
+
+    tokens: Sequence[Tensor]
+    segments: Sequence[Tensor]
+    criterion: Criterion
+    scope: Scope
+
+    @property
+    def num_segments(self) -> int:
+        """R."""
+        return self.segments[0].shape[1]
+
+
+def importance(
+    model: PromptedModel,
+    data: ImageLabels,
+    *,
+    num_segments: int = 16,
+    criterion: Criterion = "taylor",
+    scope: Scope = "global",
+    seed: int = 0,
+    workers: int = 0,
+    report: Report = silent,
+) -> Importance:
+    """Scores a trained model's prompts, and their segments, in two passes over the data.
+
+    Args:
+        model: A trained model with prompts.
+        data: Usually the training set.
+        num_segments: R, into which a prompt is cut; must divide every width.
+        criterion: See `laconic.score`.
+        scope: See `laconic.select`.
+        seed: For random scores.
+        workers: As for `laconic.score`.
+        report: Told of every batch of both passes.
+
+    Returns:
+        An `Importance`.
+
+    Raises:
+        LaconicError: As `laconic.score`.
+
+    Example:
+        >>> import timm, torch, laconic
+        >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.E2VPT(3), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> found = importance(model, data, num_segments=4)
+        >>> found.tokens[0].shape, found.segments[0].shape
+        (torch.Size([3]), torch.Size([3, 4]))
+
+    Source: E²VPT (arXiv 2307.13770), section 3.3.
+    """
+    tokens, segments = (
+        score(
+            model,
+            data,
+            criterion=criterion,
+            segments=segments,
+            shared=scope == "shared",
+            seed=seed,
+            workers=workers,
+            report=part(report, number, 2),
+        )
+        for number, segments in enumerate((None, num_segments))
+    )
+    return Importance(tokens=tokens, segments=segments, criterion=criterion, scope=scope)
+
+
+def pruned(
+    model: PromptedModel, worth: Importance, choice: Choice, *, early: Mapping[str, Tensor] | None = None
+) -> PromptedModel:
+    """A copy of a model without the prompts and segments that are worth least.
+
+    Args:
+        model: The model that was scored; it is not changed.
+        worth: Its importance.
+        choice: How much to prune.
+        early: Learned values, as `model.state()` recorded them earlier, for what stays; those of now when not given.
+
+    Returns:
+        A `PromptedModel` whose `condensation` and `pruning` say what was done.
+
+    Example:
+        >>> import timm, torch, laconic
+        >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.E2VPT(4), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> worth = importance(model, data, num_segments=4)
+        >>> small = pruned(model, worth, Choice(tokens=0.5, segments=0.5))
+        >>> sum(small.prompt_counts), sum(p.numel() for p in small.prompts)
+        (12, 384)
+
+    Source: E²VPT (arXiv 2307.13770), section 3.3.
+    """
+    kept = select(worth.tokens, ratio=1 - choice.tokens, scope=worth.scope)
+    masks = None
+    if choice.segments:
+        rows = [scores[index] for scores, index in zip(worth.segments, kept, strict=True)]
+        masks = select_segments(rows, ratio=1 - choice.segments, scope=worth.scope)
+    whole = model.copy()
+    if early is not None:
+        whole.restore(early)
+    small = whole.keep(kept, masks)
+    small.condensation = Condensation(
+        criterion=worth.criterion,
+        scope=worth.scope,
+        ratio=1 - choice.tokens,
+        scores=tuple(tuple(values.tolist()) for values in worth.tokens),
+        kept=tuple(tuple(index.tolist()) for index in kept),
+    )
+    small.pruning = Pruning(
+        tokens=choice.tokens,
+        segments=choice.segments,
+        num_segments=worth.num_segments if masks is not None else 1,
+        rewind_epoch=None,
+    )
+    return small
