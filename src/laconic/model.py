@@ -274,6 +274,8 @@ class PromptedModel(_Adapted):
                 raise LaconicError(
                     f"Block {block} needs a mask of booleans ({len(index)}, R) for the prompts it keeps."
                 )
+            if not bool(mask_PR.any(1).all()):
+                raise LaconicError(f"A prompt of block {block} would keep no segment; remove it whole.")
             check_segments(mask_PR.shape[1], self.info)
             if self.prompts.num_segments not in (1, mask_PR.shape[1]):
                 raise LaconicError(

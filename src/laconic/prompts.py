@@ -74,7 +74,7 @@ class Prompts(nn.ParameterList):
             return self[block]
         kept_Kw, rows = self[block], self.counts[block] * self.num_segments
         scattered = kept_Kw.new_zeros(rows, kept_Kw.shape[1]).index_copy(0, self._places(block), kept_Kw)
-        return scattered.view(self.counts[block], -1)
+        return scattered.view(self.counts[block], self.num_segments * kept_Kw.shape[1])
 
     def segments(self, block: int) -> Tensor:
         """Which segments (P, R) of one block's prompts are kept."""

@@ -233,7 +233,7 @@ class _Search:
         """Tries every choice, or finds it in the journal."""
         known = self.journal.of(rung.epochs)
         what = f"trying {len(choices)} choices" if not rung.epochs else f"{len(choices)} x {rung.epochs} epochs"
-        with bar(self._label(stage, what), enabled=self.progress, keep=rung.epochs > 0) as report:
+        with bar(self._label(stage, what), enabled=self.progress, unit="img", keep=rung.epochs > 0) as report:
             for number, choice in enumerate(choices):
                 if choice not in known:
                     known[choice] = self._try(choice, rung.epochs, part(report, number, len(choices)))

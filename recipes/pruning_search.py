@@ -1,0 +1,91 @@
+"""Does the cheap search for how much to prune find as good a choice as the full one? Trains all 100 choices.
+
+    python recipes/pruning_search.py FOLDER --out FILE.json
+
+Every choice of shares of prompts and segments is pruned, rewound and trained on the whole schedule; then the search of
+`laconic.pruning` chooses among the same at the price of about four trainings. Test data is read for the record and
+decides nothing. A killed run goes on where it was with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import laconic
+from laconic.backbone import describe
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.creation import create_backbone
+from laconic.data import Task, open_task
+from laconic.files import write_json
+from laconic.model import PromptedModel
+from laconic.pruning import Choice, PruneSettings, Trial, importance, prune, pruned
+from laconic.pruning.choices import grid, ranked
+from laconic.recipe import Recipe
+
+
+def judge(model: PromptedModel, task: Task) -> dict[str, float]:
+    val, test = laconic.evaluate(model, task.val), laconic.evaluate(model, task.test)  # pyright: ignore
+    return {"val": val.accuracy, "val_loss": val.loss, "test": test.accuracy}
+
+
+def merit(row: dict[str, Any], settings: PruneSettings) -> Trial:
+    choice = Choice(tokens=row["tokens"], segments=row["segments"])
+    return Trial(choice=choice, epochs=0, accuracy=row["val"], loss=row["val_loss"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--img-size", type=int, default=32)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    backbone = create_backbone(BUNDLED_BACKBONE, img_size=options.img_size)
+    task = open_task(options.data, describe(backbone).preprocessing)
+    recipe = Recipe(epochs=options.epochs, precision=options.precision, seed=options.seed)
+    settings = PruneSettings()
+    torch.manual_seed(options.seed)
+    model = laconic.attach(backbone, laconic.E2VPT(), num_classes=len(task.classes), head_init="zero")
+    early = model.state()
+    history = laconic.fit(model, task.train, recipe=recipe, progress=True)
+    print("all prompts", judge(model, task), "loss", history.rows[-1]["loss"])
+
+    worth = importance(model, task.train, seed=options.seed)
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["full"] if options.out.exists() else []
+    document: dict[str, Any] = {"data": Path(options.data).name, "seed": options.seed, "epochs": options.epochs}
+    document |= {"img_size": options.img_size, "saving": settings.saving, "all_prompts": judge(model, task)}
+    done = {(row["tokens"], row["segments"]) for row in rows}
+    for choice in grid():
+        if (choice.tokens, choice.segments) in done:
+            continue
+        small = model
+        if choice != Choice():
+            small = pruned(model, worth, choice, early=early)
+            laconic.fit(small, task.train, recipe=recipe)
+        facts = {"tokens": choice.tokens, "segments": choice.segments, "prompts": sum(small.prompt_counts)}
+        rows.append({**facts, "numbers": sum(p.numel() for p in small.prompts), **judge(small, task)})
+        print(len(rows), rows[-1], flush=True)
+        write_json(options.out, {**document, "full": rows})
+
+    found = prune(model, task.train, task.val, early=early, settings=settings, recipe=recipe, progress=True)
+    by_choice = {(row["tokens"], row["segments"]): row for row in rows}
+    trials = [merit(row, settings) for row in rows]
+    best = ranked(trials, saving=settings.saving)[0].choice
+    document["full_search"] = {**by_choice[best.tokens, best.segments], "trainings": float(len(rows))}
+    cheap = {"tokens": found.choice.tokens, "segments": found.choice.segments, "trainings": 1 + found.trainings}
+    document["cheap_search"] = {**by_choice[found.choice.tokens, found.choice.segments], **cheap}
+    write_json(options.out, {**document, "full": rows})
+    for name in ("all_prompts", "full_search", "cheap_search"):
+        print(name, document[name])
+
+
+if __name__ == "__main__":
+    main()
