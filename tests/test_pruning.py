@@ -679,9 +679,7 @@ def test_the_journal_of_another_search_is_refused(tmp_path):
         prune(model, learned_data(), val, settings=PruneSettings(num_segments=4, saving=0.5), resume=True, **search)
     with pytest.raises(TrainingError, match="another search"):
         recipe = Recipe(epochs=3, batch_size=4)
-        prune(
-            model, learned_data(), val, settings=PruneSettings(num_segments=4), recipe=recipe, resume=True, **search
-        )
+        prune(model, learned_data(), val, settings=PruneSettings(num_segments=4), recipe=recipe, resume=True, **search)
     (tmp_path / "s" / "trials.json").write_text("{")
     with pytest.raises(TrainingError, match="damaged"):
         prune(model, learned_data(), val, settings=PruneSettings(num_segments=4), resume=True, **search)

@@ -14,6 +14,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from laconic.adapter import load as load
+    from laconic.baselines import MLP as MLP
+    from laconic.baselines import Adapter as Adapter
+    from laconic.baselines import Bias as Bias
+    from laconic.baselines import Full as Full
+    from laconic.baselines import Linear as Linear
+    from laconic.baselines import LoRA as LoRA
+    from laconic.baselines import Partial as Partial
+    from laconic.baselines import Side as Side
     from laconic.condensation import condense as condense
     from laconic.condensation import score as score
     from laconic.condensation import select as select
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
     from laconic.evaluation import evaluate as evaluate
     from laconic.methods import E2VPT as E2VPT
     from laconic.methods import VPT as VPT
-    from laconic.methods import Linear as Linear
     from laconic.model import FoldedModel as FoldedModel
     from laconic.model import PromptedModel as PromptedModel
     from laconic.model import attach as attach
@@ -33,7 +40,14 @@ _HOMES = {
     "LaconicError": "errors",
     "E2VPT": "methods",
     "VPT": "methods",
-    "Linear": "methods",
+    "Adapter": "baselines",
+    "Bias": "baselines",
+    "Full": "baselines",
+    "Linear": "baselines",
+    "LoRA": "baselines",
+    "MLP": "baselines",
+    "Partial": "baselines",
+    "Side": "baselines",
     "FoldedModel": "model",
     "PromptedModel": "model",
     "attach": "model",
@@ -48,12 +62,19 @@ _HOMES = {
 
 __all__ = [
     "E2VPT",
+    "MLP",
     "VPT",
+    "Adapter",
+    "Bias",
     "FoldedModel",
+    "Full",
     "LaconicError",
     "Linear",
+    "LoRA",
+    "Partial",
     "PromptedModel",
     "Recipe",
+    "Side",
     "attach",
     "condense",
     "evaluate",

@@ -128,15 +128,32 @@ def fingerprint(model: nn.Module) -> str:
     Two models with the same fingerprint give the same features; the type in which weights are held counts.
     """
     digest = hashlib.sha256()
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
-    heads = classifier if isinstance(classifier, tuple) else (classifier,)
-    skipped = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+    skipped = classifier_parameters(model)
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if id(tensor) in skipped:
             continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def classifier_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters of a timm model's own classifier, which laconic never uses."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    return {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Numbers in a timm model without its classifier.
+
+    Example:
+        >>> import timm
+        >>> num_parameters(timm.create_model("vit_base_patch16_224"))
+        85798656
+    """
+    left_out = classifier_parameters(model)
+    return sum(p.numel() for p in model.parameters() if id(p) not in left_out)
 
 
 def _sequence_class(model: nn.Module) -> type[nn.Module]:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from laconic import __version__
 from laconic.adapter import load
-from laconic.backbone import fingerprint
+from laconic.backbone import fingerprint, num_parameters
+from laconic.baselines import Promptless
 from laconic.batches import ImageLabels
 from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, check_criterion, condense, fine_tuning_recipe
 from laconic.creation import create_backbone, describe_name
@@ -44,6 +45,7 @@ REPORT_KEYS = (
     "test_accuracy",
     "prompt_counts",
     "learned_params",
+    "backbone_params",
     "method",
     "training_seconds",
     "converged",
@@ -62,10 +64,15 @@ class Settings:
         data: Image folder, or None for the bundled task.
         backbone: timm name.
         weights: File with other weights than those that the name stands for; see `laconic.creation.create_backbone`.
-        method: `vpt-deep`, `vpt-shallow`, `e2vpt` or `linear`.
+        method: One of `laconic.methods.METHOD_NAMES`.
         prompts: Prompts per block (deep, E2VPT) or in all (shallow).
         kv_prompts: Key-value prompts per block, for E2VPT.
         share: What those have in common; see `laconic.E2VPT`.
+        layers: Of the head, for `mlp`.
+        blocks: How many of the last are learned, for `partial`.
+        reduction: For `adapter`; see `laconic.Adapter`.
+        rank: For `lora`; see `laconic.LoRA`.
+        side_width: For `side`; see `laconic.Side`.
         head_init: See `laconic.attach`.
         condense: Share of the prompts to keep after training; None keeps all.
         fine_tune: Whether condensed prompts are fine-tuned.
@@ -90,6 +97,11 @@ class Settings:
     prompts: int = 20
     kv_prompts: int = 5
     share: Share = "key-value"
+    layers: int = 2
+    blocks: int = 1
+    reduction: int = 8
+    rank: int = 8
+    side_width: int = 32
     head_init: HeadInit = "zero"
     condense: float | None = None
     fine_tune: bool = True
@@ -105,8 +117,8 @@ class Settings:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        if self.condense is not None and self.method == "linear":
-            raise LaconicError("A linear probe has no prompts to condense; leave out --condense.")
+        if isinstance(self.make_method(), Promptless) and self.condense is not None:
+            raise LaconicError(f"The method {self.method!r} has no prompts to condense; leave out --condense.")
         if self.prune is not None:
             self._check_pruning()
         if self.resize not in ("squash", "crop"):
@@ -114,7 +126,6 @@ class Settings:
         if self.img_size is not None and self.img_size < 1:
             raise LaconicError(f"The image size must be at least 1 pixel, not {self.img_size}.")
         _check_condensing(self.condense, self.criterion, self.scope)
-        self.make_method()
         self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
 
     def _check_pruning(self) -> None:
@@ -130,7 +141,17 @@ class Settings:
 
     def make_method(self) -> Method:
         """What these settings attach."""
-        return method_from_name(self.method, num_prompts=self.prompts, num_kv_prompts=self.kv_prompts, share=self.share)
+        return method_from_name(
+            self.method,
+            num_prompts=self.prompts,
+            num_kv_prompts=self.kv_prompts,
+            share=self.share,
+            layers=self.layers,
+            blocks=self.blocks,
+            reduction=self.reduction,
+            rank=self.rank,
+            side_width=self.side_width,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +372,7 @@ class _Stages:
             "test_accuracy": self._accuracy(model, self.task.test, "test"),
             "prompt_counts": model.prompt_counts,
             "learned_params": model.num_learned,
+            "backbone_params": num_parameters(model.backbone),
             "method": model.method.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,

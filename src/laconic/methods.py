@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
+from laconic.baselines import MLP, Adapter, Bias, Full, Linear, LoRA, Partial, Side
 from laconic.errors import LaconicError
 from laconic.prompts import Share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """Linear probe: a linear head on the frozen backbone's pooled feature, and no prompts.
-
-    Example:
-        >>> Linear().initial_counts(3)
-        [0, 0, 0]
-    """
-
-    name: ClassVar[str] = "linear"
-    prompt_dropout: ClassVar[float] = 0.0
-
-    def initial_counts(self, num_blocks: int) -> list[int]:
-        """Prompts of each block before training."""
-        return [0] * num_blocks
 
 
 @dataclass(frozen=True)
@@ -50,6 +34,7 @@ class VPT:
     num_prompts: int = 50
     depth: Literal["deep", "shallow"] = "deep"
     dropout: float | None = None
+    lr_factor: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -104,6 +89,7 @@ class E2VPT:
     share: Share = "key-value"
     dropout: float | None = None
     name: ClassVar[str] = "e2vpt"
+    lr_factor: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if min(self.num_prompts, self.num_kv_prompts) < 0:
@@ -128,28 +114,49 @@ class E2VPT:
         return [self.num_prompts] * num_blocks
 
 
-Method = VPT | E2VPT | Linear
+Method = VPT | E2VPT | Linear | MLP | Full | Partial | Bias | Adapter | LoRA | Side
 
-_KINDS: dict[str, type[Method]] = {"vpt-deep": VPT, "vpt-shallow": VPT, "e2vpt": E2VPT, "linear": Linear}
+_KINDS: dict[str, type[Method]] = {
+    "vpt-deep": VPT,
+    "vpt-shallow": VPT,
+    "e2vpt": E2VPT,
+    **{kind.name: kind for kind in (Linear, MLP, Full, Partial, Bias, Adapter, LoRA, Side)},
+}
 METHOD_NAMES = tuple(_KINDS)
 
 
-def method_from_name(name: str, *, num_prompts: int, num_kv_prompts: int = 5, share: Share = "key-value") -> Method:
+def method_from_name(
+    name: str,
+    *,
+    num_prompts: int,
+    num_kv_prompts: int = 5,
+    share: Share = "key-value",
+    layers: int = 2,
+    blocks: int = 1,
+    reduction: int = 8,
+    rank: int = 8,
+    side_width: int = 32,
+) -> Method:
     """The method that the command line calls by this name, with those of the settings that it has.
 
     Example:
         >>> method_from_name("vpt-shallow", num_prompts=5)
         VPT(num_prompts=5, depth='shallow', dropout=None)
     """
-    if name == "linear":
-        return Linear()
-    if name == "e2vpt":
-        return E2VPT(num_prompts, num_kv_prompts, share)
-    if name == "vpt-deep":
-        return VPT(num_prompts, "deep")
-    if name == "vpt-shallow":
-        return VPT(num_prompts, "shallow")
-    raise LaconicError(f"There is no method called {name!r}; there are {', '.join(METHOD_NAMES)}.")
+    makers: dict[str, Callable[[], Method]] = {
+        "vpt-deep": lambda: VPT(num_prompts, "deep"),
+        "vpt-shallow": lambda: VPT(num_prompts, "shallow"),
+        "e2vpt": lambda: E2VPT(num_prompts, num_kv_prompts, share),
+        "mlp": lambda: MLP(layers),
+        "partial": lambda: Partial(blocks),
+        "adapter": lambda: Adapter(reduction),
+        "lora": lambda: LoRA(rank),
+        "side": lambda: Side(side_width),
+    }
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise LaconicError(f"There is no method called {name!r}; there are {', '.join(METHOD_NAMES)}.")
+    return makers.get(name, kind)()
 
 
 def method_to_config(method: Method) -> dict[str, Any]:

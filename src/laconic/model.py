@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,16 +25,17 @@ from laconic.creation import create_backbone
 from laconic.errors import BackboneError, LaconicError
 from laconic.frozen import Original
 from laconic.graft import graft
-from laconic.methods import E2VPT, VPT, Linear, Method
+from laconic.head import Head, HeadInit, initial_head
+from laconic.methods import E2VPT, VPT, Method
 from laconic.prefix import PrefixAttention
 from laconic.preprocessing import Preprocessing
 from laconic.prompts import KVPrompts, Prompts, init_bound
+from laconic.tuning import Tuning, folded, tuning_for
 
 if TYPE_CHECKING:
     from laconic.recipe import Recipe
 
 Execution = Literal["prefix", "published"]
-HeadInit = Literal["paper", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +78,22 @@ class Pruning:
 class _Adapted(nn.Module):
     """What a learned and a folded model have in common: a backbone, a head, and a view of the backbone that runs.
 
-    The view stays out of the module tree: it owns nothing, everything in it is reached through `backbone`.
+    The view stays out of the module tree: it owns nothing, everything in it is reached through the module's children.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         info: BackboneInfo,
-        head: nn.Linear,
+        tuned: Tuning,
+        head: Head,
         method: Method,
         classes: tuple[str, ...] | None,
         preprocessing: Preprocessing,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.tuned = tuned
         self.head = head
         self.info = info
         self.method = method
@@ -99,13 +101,14 @@ class _Adapted(nn.Module):
         self.preprocessing = preprocessing
         self._original = Original.of(backbone)
         backbone.requires_grad_(False).eval()
+        tuned.base.eval()
 
     def _install(self, parts: Mapping[str, nn.Module]) -> None:
-        self.__dict__["_view"] = graft(self.backbone, parts)
+        self.__dict__["_view"] = graft(self.tuned.base, parts)
 
     @property
     def view(self) -> Any:
-        """The backbone with prompts in place: a timm model that shares all weights with `backbone`."""
+        """The backbone with what is learned in place: a timm model that shares all other weights with `backbone`."""
         return self.__dict__["_view"]
 
     @property
@@ -115,7 +118,8 @@ class _Adapted(nn.Module):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
-        return self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
+        features_BF = self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
+        return self.tuned.finish(features_BF, images_BCHW)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
@@ -137,9 +141,9 @@ class _Adapted(nn.Module):
 
 
 class PromptedModel(_Adapted):
-    """A frozen timm backbone with learned prompts and a linear head; made by `laconic.attach`.
+    """A frozen timm backbone with learned prompts, or what another method learns, and a head; made by `laconic.attach`.
 
-    The backbone is never changed: prompts act in a view of it that shares its weights.
+    The backbone is never changed: what is learned acts in a view of it that shares its weights.
 
     Args:
         backbone: The timm model; its weights are shared, not copied.
@@ -147,6 +151,7 @@ class PromptedModel(_Adapted):
         prompts: One parameter (P_l, D_l) per block.
         head: The classifier.
         kv_prompts: Key-value prompts, where the method has any.
+        tuned: Values of what the method learns in the backbone, by name; its initial ones when not given.
         execution: `"prefix"` runs deep prompts as keys and values (the same function, faster); `"published"` as
             tokens through every block, as the papers do.
         classes: Names of the classes, in the order of the logits.
@@ -157,7 +162,8 @@ class PromptedModel(_Adapted):
         prompts: `prompts[l]` is the parameter (P_l, D_l) of block l; where segments were pruned, the kept ones.
         kv_prompts: `kv_prompts[l]` is the parameter of block l, in the shape that `laconic.prompts.KVPrompts` says;
             empty for other methods than `E2VPT`.
-        head: `torch.nn.Linear`.
+        tuned: What the method learns in or beside the backbone, under the backbone's names; nothing for prompts.
+        head: `torch.nn.Linear`, or `laconic.head.MLPHead` for `MLP`.
         condensation: What `condense` or `prune` scored and kept, or None.
         pruning: What `prune` took away, or None.
         recipe: The recipe this model was last trained with, or None.
@@ -168,9 +174,10 @@ class PromptedModel(_Adapted):
         backbone: nn.Module,
         method: Method,
         prompts: Prompts,
-        head: nn.Linear,
+        head: Head,
         *,
         kv_prompts: KVPrompts | None = None,
+        tuned: Mapping[str, Tensor] | None = None,
         execution: Execution = "prefix",
         classes: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
@@ -181,7 +188,9 @@ class PromptedModel(_Adapted):
             raise LaconicError(f"There are {len(names)} class names for {head.out_features} classes.")
         if execution not in ("prefix", "published"):
             raise LaconicError(f"Execution is 'prefix' or 'published', not {execution!r}.")
-        super().__init__(backbone, info, head, method, names, preprocessing or info.preprocessing)
+        # Before the backbone is frozen: a method that does not fit it must leave it alone.
+        tuning = tuning_for(method, backbone, info, tuned)
+        super().__init__(backbone, info, tuning, head, method, names, preprocessing or info.preprocessing)
         self.prompts = prompts
         self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
         self.execution: Execution = execution
@@ -197,7 +206,7 @@ class PromptedModel(_Adapted):
 
     @property
     def learned(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of all that training changes: the prompts that there are, and the head."""
+        """Name -> parameter of all that training changes: prompts, what is tuned in the backbone, and the head."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.") and p.requires_grad}
 
     @property
@@ -206,7 +215,7 @@ class PromptedModel(_Adapted):
         return sum(p.numel() for p in self.learned.values())
 
     def copy(self, *, prompts: Prompts | None = None, execution: Execution | None = None) -> PromptedModel:
-        """A model of its own over the same backbone: prompts and head are copied, the backbone's weights shared.
+        """A model of its own over the same backbone: what is learned is copied, the backbone's weights shared.
 
         Args:
             prompts: Use these instead of a copy of the prompts.
@@ -218,6 +227,7 @@ class PromptedModel(_Adapted):
             prompts if prompts is not None else copy.deepcopy(self.prompts),
             copy.deepcopy(self.head),
             kv_prompts=copy.deepcopy(self.kv_prompts),
+            tuned=dict(self.tuned.named_parameters()),
             execution=execution or self.execution,
             classes=self.classes,
             preprocessing=self.preprocessing,
@@ -288,7 +298,7 @@ class PromptedModel(_Adapted):
 
     @torch.no_grad()
     def fold(self) -> FoldedModel:
-        """The same function for inference: prompts as constant keys and values, nothing learned.
+        """The same function for inference: prompts as constant keys and values, LoRA merged, nothing learned.
 
         Shallow prompts ask queries in every block, so they stay tokens. With class-token pooling the last block
         computes the class token only.
@@ -311,29 +321,32 @@ class PromptedModel(_Adapted):
         return push_adapter(self, repo_id, **options)
 
     def _parts(self) -> dict[str, nn.Module]:
+        base = self.tuned.base
         if _rides_as_tokens(self.method):
             published = self.execution == "published"
-            return shallow_token_parts(self.backbone, self.info, self.prompts, published=published)
+            return shallow_token_parts(base, self.info, self.prompts, published=published)
         if self.execution == "published":
-            return deep_token_parts(self.backbone, self.info, self.prompts, self.kv_prompts)
-        return prefix_parts(self.backbone, self.info, lambda block: LearnedPrefix(self.prompts, self.kv_prompts, block))
+            return deep_token_parts(base, self.info, self.prompts, self.kv_prompts)
+        return prefix_parts(base, self.info, lambda block: LearnedPrefix(self.prompts, self.kv_prompts, block))
 
 
 class FoldedModel(_Adapted):
-    """A prompted model for inference only: its prompts are constants. Made by `PromptedModel.fold`."""
+    """A model for inference only: what was learned is constant. Made by `PromptedModel.fold`."""
 
     def __init__(self, source: PromptedModel) -> None:
         head = copy.deepcopy(source.head).requires_grad_(False)
-        super().__init__(source.backbone, source.info, head, source.method, source.classes, source.preprocessing)
+        info, method, looks = source.info, source.method, source.preprocessing
+        tuned = folded(method, source.backbone, info, source.tuned)
+        super().__init__(source.backbone, info, tuned, head, method, source.classes, looks)
         self.counts = tuple(source.prompt_counts)
         if _rides_as_tokens(source.method):
             self.tokens = source.prompts.constants()
-            parts = shallow_token_parts(self.backbone, self.info, self.tokens, published=False)
+            parts = shallow_token_parts(self.tuned.base, self.info, self.tokens, published=False)
         else:
-            found = constant_prefixes(self.backbone, self.info, source.prompts, source.kv_prompts)
+            found = constant_prefixes(self.tuned.base, self.info, source.prompts, source.kv_prompts)
             self.prefixes = nn.ModuleList(found)
             constants = [prefix if len(prefix) else no_prefix for prefix in found]
-            parts = prefix_parts(self.backbone, self.info, lambda block: constants[block])
+            parts = prefix_parts(self.tuned.base, self.info, lambda block: constants[block])
         self._install(parts)
         self.eval()
 
@@ -360,7 +373,7 @@ def attach(
     weights: str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
 ) -> PromptedModel:
-    """Puts prompts and a linear head on a frozen vision transformer.
+    """Puts prompts, or what another method learns, and a head on a frozen vision transformer.
 
     Prompts are drawn from uniform(-v, v) (see `laconic.prompts.init_bound`) with torch's global generator: call
     `torch.manual_seed` to repeat.
@@ -371,7 +384,8 @@ def attach(
         num_classes: At least 1.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
-            -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training.
+            -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training. Of a
+            deeper head, its last layer.
         classes: Names of the classes.
         preprocessing: What images must look like; the backbone's own when not given.
         pretrained: With a name: load its weights.
@@ -415,7 +429,7 @@ def attach(
     if isinstance(method, E2VPT) and method.num_kv_prompts:
         heads = [attention_at(backbone, info, block).head_shape for block in range(len(info.blocks))]
         kv_prompts = KVPrompts.initial(method.num_kv_prompts, heads, method.share)
-    head = _head(info.num_features, num_classes, head_init)
+    head = initial_head(method, info.num_features, num_classes, head_init)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone,
@@ -430,19 +444,6 @@ def attach(
     return model.to(device=like.device, dtype=like.dtype).train()
 
 
-def _head(features: int, classes: int, init: HeadInit) -> nn.Linear:
-    head = nn.Linear(features, classes)
-    if init == "paper":
-        nn.init.kaiming_normal_(head.weight, mode="fan_out")
-        nn.init.constant_(head.bias, -math.log(99))
-    elif init == "zero":
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-    else:
-        raise LaconicError(f"The head's initialisation is 'paper' or 'zero', not {init!r}.")
-    return head
-
-
 def check_segments(number: int, info: BackboneInfo) -> None:
     """Raises a `LaconicError` for prompts that cannot be cut into that many equal segments."""
     width = next((width for width in info.widths if number < 1 or width % number), None)
@@ -454,4 +455,4 @@ def check_segments(number: int, info: BackboneInfo) -> None:
 
 def without_dropout(method: Method) -> Method:
     """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
-    return method if isinstance(method, Linear) else replace(method, dropout=0.0)
+    return replace(method, dropout=0.0) if isinstance(method, VPT | E2VPT) else method

@@ -20,7 +20,8 @@ class Recipe:
         batch_size: Images per step, over all processes.
         optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
         lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.005
-            for AdamW and 5.0 for SGD.
+            for AdamW and 5.0 for SGD; of which `fit` takes the method's share (`lr_factor`): all of it for prompts and
+            a linear head, 0.02 for full fine-tuning, 0.1 for `Partial`, 0.2 for the others.
         weight_decay: Not applied to the bias of the head.
         warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
         momentum: For SGD.
@@ -71,6 +72,15 @@ class Recipe:
         """The highest learning rate in force."""
         base = DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
         return base * self.batch_size / 256 if self.optimizer == "sgd" else base
+
+    def with_rate(self, share: float) -> Recipe:
+        """The same recipe with its learning rate spelt out: as given, or a share of the default.
+
+        Example:
+            >>> Recipe().with_rate(0.1).lr, Recipe(lr=0.3).with_rate(0.1).lr
+            (0.0005, 0.3)
+        """
+        return self if self.lr is not None else replace(self, lr=DEFAULT_LR[self.optimizer] * share)
 
     def for_fine_tuning(self, *, epochs: int = 20, lr_factor: float = 0.1) -> Recipe:
         """The recipe with which condensed prompts are fine-tuned: fewer epochs at a tenth of the rate.

@@ -26,7 +26,7 @@ from laconic.interrupt import deferred_interrupt
 from laconic.methods import method_to_config
 from laconic.model import PromptedModel
 from laconic.progress import Report, bar
-from laconic.recipe import DEFAULT_LR, Recipe, learning_rate
+from laconic.recipe import Recipe, learning_rate
 
 SAVE_EVERY_SECONDS = 10.0
 """A kill costs at most about this much work."""
@@ -66,17 +66,17 @@ def fit(
     label: str = "training",
     at_epoch: Callable[[int], None] | None = None,
 ) -> History:
-    """Trains prompts and head in place; the backbone stays as it is.
+    """Trains prompts, or what else the method learns, and the head in place; the backbone stays as it is.
 
     On a CPU the same seed and number of threads give the same numbers bit for bit, also when a run was killed and
-    resumed. Under `torchrun` the batch is shared by the processes. A model without prompts trains its head on features
-    computed once.
+    resumed. Under `torchrun` the batch is shared by the processes. A model that learns nothing but its head trains that
+    on features computed once.
 
     Args:
         model: From `laconic.attach`.
         train: Items are (normalised float image (3, H, W), label); or a data set made by `laconic.data`.
         val: Evaluated ten times on the way and at the end, and used for nothing.
-        recipe: `Recipe()` when not given.
+        recipe: `Recipe()` when not given; without a learning rate, the method's own is taken and recorded.
         checkpoint: File that holds the state of the run, written atomically.
         resume: Go on from `checkpoint` where it exists.
         progress: Show a bar on standard error, or report to this.
@@ -99,7 +99,7 @@ def fit(
         >>> len(laconic.fit(model, data, recipe=laconic.Recipe(epochs=3)).rows)
         3
     """
-    recipe = Recipe() if recipe is None else recipe
+    recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch)
     own = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else own as report, torch.random.fork_rng():
@@ -240,7 +240,7 @@ class _Run:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
         if not math.isfinite(float(sums[0])):
             epoch, step = divmod(self.step, self.steps_per_epoch)
-            base = DEFAULT_LR[recipe.optimizer] if recipe.lr is None else recipe.lr
+            base = cast("float", recipe.lr)  # `fit` has spelt it out
             raise DivergedError(
                 f"The loss became {float(sums[0])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
                 f"try a lower rate, such as --lr {base / 10:.1g}, or fp32 instead of bf16."

@@ -1,4 +1,4 @@
-"""Adapters on disk and on the Hub: the prompts and the head in one file, all else readable beside it.
+"""Adapters on disk and on the Hub: all that was learned in one file, all else readable beside it.
 
 A folder holds `adapter_config.json`, `adapter_model.safetensors` and `README.md`. The configuration is written last and
 names the SHA-256 of the tensors, so a half-written adapter never looks finished.
@@ -20,15 +20,25 @@ import laconic
 from laconic.adapter import hub as adapter_hub
 from laconic.adapter.card import card
 from laconic.adapter.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
-from laconic.adapter.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, read_bytes, read_tensors, tensors_of
+from laconic.adapter.tensors import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    TUNED,
+    check_tensors,
+    read_bytes,
+    read_tensors,
+    tensors_of,
+)
 from laconic.assembly import attention_at
-from laconic.backbone import describe, fingerprint
+from laconic.backbone import BackboneInfo, describe, fingerprint
 from laconic.creation import can_create, create_backbone
 from laconic.errors import AdapterError, BackboneError
 from laconic.files import write_atomically, write_text
+from laconic.head import Head, empty_head
 from laconic.methods import E2VPT
 from laconic.model import Execution, PromptedModel
 from laconic.prompts import KVPrompts, Prompts
+from laconic.tuning import learned_shapes
 from laconic.weights import weights_file
 
 CARD_FILE = "README.md"
@@ -40,7 +50,7 @@ def save_adapter(model: PromptedModel, directory: str | Path) -> None:
     """Writes adapter_model.safetensors, README.md and, last, adapter_config.json; an adapter there is replaced.
 
     Args:
-        model: Its prompts and head are saved, in the type they are held in; the backbone is named, not saved.
+        model: What it learned is saved, in the type it is held in; the backbone is named, not saved.
         directory: Made where missing; other files in it are left alone.
 
     Raises:
@@ -187,7 +197,8 @@ def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
     pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
     published = pretrained.get("hf_hub_id") if config.backbone.weights is None else None
     base_model = published or config.backbone.name
-    return card(config, base_model=str(base_model), known_to_timm=can_create(config.backbone.name))
+    known = can_create(config.backbone.name)
+    return card(config, base_model=str(base_model), known_to_timm=known, learned=model.num_learned)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -267,18 +278,13 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
 def _assemble(
     config: AdapterConfig, tensors: dict[str, Tensor], backbone: nn.Module, execution: Execution, folder: Path
 ) -> PromptedModel:
-    weight, bias = tensors["head.weight"], tensors["head.bias"]
     info = describe(backbone)
-    features = info.num_features
-    if weight.shape[1] != features:
-        raise AdapterError(
-            f"The head in {folder / TENSORS_FILE} reads {weight.shape[1]} features, and the backbone gives {features}; "
-            "give the backbone it was trained on."
-        )
-    head = nn.Linear(features, config.num_classes, device="meta")  # takes nothing from torch's random generator
-    head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
+    file = folder / TENSORS_FILE
+    head = _head_of(config, tensors, info.num_features, file)
+    tuned = {name.removeprefix(TUNED): tensor for name, tensor in tensors.items() if name.startswith(TUNED)}
+    _check_tuned(config, tuned, backbone, info, file)
     parts = config.num_segments
-    values = [tensors.get(f"prompts.{n}", weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
+    values = [tensors.get(f"prompts.{n}", head.weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
     masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in range(len(values))]
     kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
     share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
@@ -290,12 +296,50 @@ def _assemble(
         Prompts(values, dropout=config.method.prompt_dropout, segments=masks if parts > 1 else None),
         head,
         kv_prompts=KVPrompts(kv, share),
+        tuned=tuned,
         execution=execution,
         classes=config.classes,
         preprocessing=config.preprocessing,
     )
     model.condensation, model.pruning, model.recipe = config.condensation, config.pruning, config.recipe
     return model.to(device=next(backbone.parameters()).device)
+
+
+def _head_of(config: AdapterConfig, tensors: dict[str, Tensor], features: int, file: Path) -> Head:
+    head = empty_head(config.method, features, config.num_classes)
+    values = {name: tensors[f"head.{name}"] for name, _ in head.named_parameters()}
+    for name, empty in head.named_parameters():
+        if values[name].shape[-1] != empty.shape[-1]:
+            raise AdapterError(
+                f"The head in {file} reads {values[name].shape[-1]} features, and the backbone gives {features}; give "
+                "the backbone it was trained on."
+            )
+        if values[name].shape != empty.shape:
+            raise AdapterError(_unfit(f"head.{name}", values[name].shape, empty.shape, file))
+    head.load_state_dict(values, assign=True)
+    return head.requires_grad_()
+
+
+def _check_tuned(
+    config: AdapterConfig, tuned: dict[str, Tensor], backbone: nn.Module, info: BackboneInfo, file: Path
+) -> None:
+    """Raises an AdapterError for tensors other than the method learns in this backbone."""
+    wanted, method = learned_shapes(config.method, backbone, info), config.method.name
+    redo = "save or download the adapter again"
+    if missing := sorted(wanted.keys() - tuned.keys()):
+        raise AdapterError(f"{file} lacks the tensor {TUNED + missing[0]!r} that the method {method!r} learns; {redo}.")
+    if extra := sorted(tuned.keys() - wanted.keys()):
+        raise AdapterError(
+            f"{file} has a tensor {TUNED + extra[0]!r} that the method {method!r} does not learn; {redo}."
+        )
+    for name, tensor in tuned.items():
+        if tensor.shape != wanted[name]:
+            raise AdapterError(_unfit(TUNED + name, tensor.shape, wanted[name], file))
+
+
+def _unfit(name: str, found: torch.Size, wanted: torch.Size, file: Path) -> str:
+    there, here = ("×".join(map(str, shape)) for shape in (found, wanted))
+    return f"{name!r} in {file} has the shape {there}, not {here}; give the backbone the adapter was trained on."
 
 
 def _check_heads(prompts: Tensor, heads: tuple[int, int], share: str, where: str) -> None:

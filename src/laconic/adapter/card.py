@@ -7,6 +7,7 @@ import os
 import string
 
 from laconic.adapter.config import AdapterConfig
+from laconic.baselines import MLP, Adapter, Bias, Full, LoRA, Partial, Promptless, Side
 from laconic.methods import E2VPT, VPT
 
 _ESCAPES = {
@@ -22,19 +23,21 @@ _ESCAPES = {
 """Everything that could be markup in a line of Markdown, links that GitHub makes of plain text included."""
 
 
-def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool) -> str:
+def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned: int) -> str:
     """The text of README.md: YAML front matter, then Markdown.
 
     Args:
         config: What the adapter is.
         base_model: The backbone's id on the Hub, or its name.
         known_to_timm: Whether the backbone can be made by name.
+        learned: How many numbers were learned.
 
     Example:
         >>> escape("<b>_ant_ | bee</b>")
         '&lt;b&gt;\\\\_ant\\\\_ \\\\| bee&lt;/b&gt;'
     """
-    tags = ["laconic", "visual-prompt-tuning", "vision-transformer", config.method.name]
+    prompted = not isinstance(config.method, Promptless)
+    tags = ["laconic", *["visual-prompt-tuning"] * prompted, "vision-transformer", config.method.name]
     front = [
         "---",
         "library_name: laconic",
@@ -43,8 +46,9 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool) -> str:
         f"tags: [{', '.join(map(_quoted, tags))}]",
         "---",
     ]
-    parts = ["\n".join(front), "# " + escape(_title(config)), _loading(config, known_to_timm), _facts(config)]
-    return "\n\n".join([*parts, _blocks(config), _images(config), _classes(config)]) + "\n"
+    parts = ["\n".join(front), "# " + escape(_title(config)), _loading(config, known_to_timm)]
+    parts += [_facts(config, learned), *[_blocks(config)] * prompted]
+    return "\n\n".join([*parts, _images(config), _classes(config)]) + "\n"
 
 
 def escape(text: str) -> str:
@@ -61,10 +65,32 @@ def _method(config: AdapterConfig) -> str:
     if isinstance(method, E2VPT):
         kinds = f"{method.num_prompts} prompts and {method.num_kv_prompts} key-value prompts per block"
         return f"{method.name}, started with {kinds} (shared: {method.share})"
-    return f"{method.name}, no prompts"
+    return f"{method.name}, {_learned_by(method)}"
+
+
+def _learned_by(method: Promptless) -> str:
+    match method:
+        case MLP():
+            return f"a head of {method.layers} layers"
+        case Full():
+            return "all parameters of the backbone"
+        case Partial():
+            return f"the last {method.blocks} blocks of the backbone and what follows them"
+        case Bias():
+            return "the biases of the backbone"
+        case Adapter():
+            return f"a bottleneck of 1/{method.reduction} of the width behind the MLP of every block"
+        case LoRA():
+            return f"updates of rank {method.rank} (alpha {method.alpha:g}) of the projections of attention"
+        case Side():
+            return f"a convolutional network of {method.width} channels and more beside the backbone"
+        case _:
+            return "a linear head"
 
 
 def _title(config: AdapterConfig) -> str:
+    if isinstance(config.method, Promptless):
+        return f"{config.method.name} for {config.backbone.name}"
     return f"{sum(config.prompt_counts)} prompts for {config.backbone.name}"
 
 
@@ -79,14 +105,16 @@ def _loading(config: AdapterConfig, known_to_timm: bool) -> str:
     return "## Loading\n\n```python\n" + "\n".join(lines) + "\n```" + note
 
 
-def _facts(config: AdapterConfig) -> str:
+def _facts(config: AdapterConfig, learned: int) -> str:
     height, width = config.backbone.img_size
     prompts = sum(count * width for count, width in zip(config.prompt_counts, config.widths, strict=True))
+    numbers = f" ({prompts:,} numbers)" if config.num_segments == 1 else ""
     rows = [
         ("Method", escape(_method(config))),
         ("Backbone", f"{escape(config.backbone.name)}, {height} × {width} pixels"),
         ("Fingerprint of its weights", f"`{config.backbone.fingerprint}`"),
-        ("Prompts", f"{sum(config.prompt_counts)}" + (f" ({prompts:,} numbers)" if config.num_segments == 1 else "")),
+        *[("Prompts", f"{sum(config.prompt_counts)}{numbers}")] * (prompts > 0),
+        ("Learned", f"{learned:,} numbers in all"),
         ("Classes", str(config.num_classes)),
     ]
     if record := config.condensation:

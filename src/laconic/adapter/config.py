@@ -12,8 +12,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
+from laconic.baselines import MLP, Promptless
 from laconic.errors import AdapterError, LaconicError
-from laconic.methods import E2VPT, VPT, Linear, Method, method_from_config, method_to_config
+from laconic.methods import E2VPT, VPT, Method, method_from_config, method_to_config
 from laconic.model import Condensation, Pruning
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
@@ -84,7 +85,10 @@ class AdapterConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Name -> shape of every tensor of the adapter; None where the backbone decides."""
+        """Name -> shape of every tensor of the adapter; None where the backbone decides.
+
+        What is tuned in the backbone, named `tuned.` and its place there, is not among them: it decides on that itself.
+        """
         found: dict[str, tuple[int | None, ...]] = {}
         for n, (count, width) in enumerate(zip(self.prompt_counts, self.widths, strict=True)):
             if count and self.num_segments == 1:
@@ -96,7 +100,12 @@ class AdapterConfig:
             leading = {"key-value": (None,), "heads": (2,), "none": (2, None)}[self.method.share]
             shape = (*leading, self.method.num_kv_prompts, None)
             found |= {f"kv_prompts.{n}": shape for n in range(len(self.widths))}
-        return {**found, "head.weight": (self.num_classes, None), "head.bias": (self.num_classes,)}
+        last = "head."
+        if isinstance(self.method, MLP):
+            last = "head.classifier."
+            for n in range(self.method.layers - 1):
+                found |= {f"head.hidden.{n}.weight": (None, None), f"head.hidden.{n}.bias": (None,)}
+        return {**found, f"{last}weight": (self.num_classes, None), f"{last}bias": (self.num_classes,)}
 
 
 _MAY_LACK = (Recipe, AdaptedBackbone, AdapterConfig)
@@ -236,7 +245,7 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
     """What must hold between the values, and within them beyond their types."""
     counts, method, looks = config.prompt_counts, config.method, config.preprocessing
     shallow = isinstance(method, VPT) and method.depth == "shallow"
-    misplaced = (isinstance(method, Linear) and any(counts)) or (shallow and any(counts[1:]))
+    misplaced = (isinstance(method, Promptless) and any(counts)) or (shallow and any(counts[1:]))
     checks = [
         (config.num_classes >= 1, f"'num_classes' should be at least 1, not {config.num_classes}"),
         (

@@ -16,12 +16,14 @@ from laconic.model import PromptedModel
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+TUNED = "tuned."
+"""How the names of tensors begin that act in the backbone; whether they fit is for the backbone to say."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
-    """The prompts of the blocks that have any, and the head, on the CPU in the type they are held in.
+    """The prompts of the blocks that have any, what is tuned in the backbone, and the head, on the CPU as they are.
 
     Of prompts whose segments were pruned, the kept ones (K, D / R), and a mask (P, R) that says which they are.
     """
@@ -29,6 +31,7 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     if model.prompts.num_segments > 1:
         held |= {f"segments.{n}": model.prompts.segments(n) for n, p in enumerate(model.prompts) if len(p)}
     held |= {f"kv_prompts.{block}": prompts for block, prompts in enumerate(model.kv_prompts)}
+    held |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
     return {name: p.detach().cpu().contiguous().clone() for name, p in held.items()}
 
@@ -87,9 +90,10 @@ def check_tensors(tensors: dict[str, Tensor], config: AdapterConfig, where: str)
     shapes, redo = config.shapes, "save or download the adapter again"
     if missing := sorted(shapes.keys() - tensors.keys()):
         raise AdapterError(f"{where} lacks the tensor {missing[0]!r} that {CONFIG_FILE} calls for; {redo}.")
-    if extra := sorted(tensors.keys() - shapes.keys()):
+    if extra := sorted(name for name in tensors.keys() - shapes.keys() if not name.startswith(TUNED)):
         raise AdapterError(f"{where} has a tensor {extra[0]!r} that {CONFIG_FILE} does not call for; {redo}.")
-    for name, wanted in shapes.items():
+    tuned = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(TUNED)}
+    for name, wanted in (shapes | tuned).items():
         tensor = tensors[name]
         found = tuple(tensor.shape)
         if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):

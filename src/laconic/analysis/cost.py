@@ -1,24 +1,24 @@
-"""What prompts cost: multiply-accumulates and parameters, counted on the model itself without its weights."""
+"""What a method costs: multiply-accumulates and parameters, counted on the model itself without its weights."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from laconic.creation import create_backbone
 from laconic.errors import LaconicError
+from laconic.head import MLPHead
+from laconic.meta import on_meta
 from laconic.methods import VPT, Linear
 from laconic.model import FoldedModel, PromptedModel, attach
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of one image under each execution, in 10^9 multiply-accumulates, without the head.
+    """Cost of one image under each execution, in 10^9 multiply-accumulates, without the classifier.
 
     Args:
         prompts: Prompts over all blocks, divided by the blocks that have any.
@@ -68,12 +68,12 @@ def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_si
 
 
 def model_cost(model: PromptedModel) -> Cost:
-    """Cost of a prompted model as it stands, with whatever count each block has.
+    """Cost of a model as it stands, with whatever its method added, and whatever count of prompts each block has.
 
     Args:
         model: On any device; it is not run.
     """
-    meta = _on_meta(model)
+    meta = on_meta(model)
     counts = model.prompt_counts
     used = sum(count > 0 for count in counts)
     return Cost(
@@ -86,19 +86,12 @@ def model_cost(model: PromptedModel) -> Cost:
 
 
 def _gmacs(model: PromptedModel | FoldedModel) -> float:
-    """10^9 multiply-accumulates of the features of one image, counted as the model runs; needs frozen parameters."""
+    """10^9 multiply-accumulates of what the classifier sees of one image, counted as the model runs."""
+    model.requires_grad_(False)
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, *model.preprocessing.size, device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.features(image)
+        features = model.features(image)
+        if isinstance(model.head, MLPHead):
+            model.head.represent(features)
     return counter.get_total_flops() / 2e9
-
-
-def _on_meta(model: PromptedModel) -> PromptedModel:
-    """The same model without numbers: only shapes are left, so counting costs neither memory nor time."""
-    memo: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.to("meta")
-    return copy.deepcopy(model, memo).requires_grad_(False)

@@ -24,7 +24,8 @@ class Training:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """SGD as in the VPT paper, or AdamW, which needs less search."""
     lr: float | None = None
-    """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd."""
+    """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd. Of that, full takes 0.02, partial 0.1,
+    and mlp, bias, adapter, lora and side 0.2."""
     weight_decay: float = 1e-4
     """Weight decay of prompts and head."""
     warmup: float = 0.1
@@ -84,7 +85,19 @@ class Fit:
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT) instead of
     the published ones."""
-    method: Literal["vpt-deep", "vpt-shallow", "e2vpt", "linear"] = "vpt-deep"
+    method: Literal[
+        "vpt-deep",
+        "vpt-shallow",
+        "e2vpt",
+        "linear",
+        "mlp",
+        "full",
+        "partial",
+        "bias",
+        "adapter",
+        "lora",
+        "side",
+    ] = "vpt-deep"
     """What to learn on the frozen backbone."""
     prompts: int = 20
     """Prompts per block (deep, E2VPT), or in all (shallow)."""
@@ -92,6 +105,16 @@ class Fit:
     """E2VPT: prompts per block that are keys and values from the start."""
     share: Literal["key-value", "heads", "none"] = "key-value"
     """E2VPT: what those have in common: keys and values are the same, all heads have the same, or nothing."""
+    layers: int = 2
+    """mlp: layers of the head."""
+    blocks: int = 1
+    """partial: how many of the last blocks are learned."""
+    reduction: int = 8
+    """adapter: width of a block over that of its bottleneck."""
+    rank: int = 8
+    """lora: rank of the updates."""
+    side_width: int = 32
+    """side: channels of the first layer."""
     head_init: Literal["zero", "paper"] = "zero"
     """How the head starts: zeros, or the VPT paper's random values, which suit its SGD and high rates."""
     condense: float | None = None
@@ -139,6 +162,11 @@ class Fit:
             prompts=self.prompts,
             kv_prompts=self.kv_prompts,
             share=self.share,
+            layers=self.layers,
+            blocks=self.blocks,
+            reduction=self.reduction,
+            rank=self.rank,
+            side_width=self.side_width,
             head_init=self.head_init,
             condense=self.condense,
             fine_tune=self.fine_tune,
@@ -163,11 +191,17 @@ class Fit:
     def default_out(self) -> Path:
         """A folder whose name tells the runs apart that a user is likely to make side by side."""
         data = Path(self.data).resolve().name if self.data else "fashion-mnist"
-        parts = [data, self.method]
-        if self.method != "linear":
-            parts.append(f"p{self.prompts}")
-        if self.method == "e2vpt":
-            parts.append(f"kv{self.kv_prompts}")
+        sizes = {
+            "vpt-deep": [f"p{self.prompts}"],
+            "vpt-shallow": [f"p{self.prompts}"],
+            "e2vpt": [f"p{self.prompts}", f"kv{self.kv_prompts}"],
+            "mlp": [f"l{self.layers}"],
+            "partial": [f"b{self.blocks}"],
+            "adapter": [f"r{self.reduction}"],
+            "lora": [f"r{self.rank}"],
+            "side": [f"w{self.side_width}"],
+        }
+        parts = [data, self.method, *sizes.get(self.method, [])]
         if self.condense is not None:
             parts.append(f"keep{self.condense:g}")
         if self.pruning.wanted:
@@ -190,7 +224,7 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
             percent(stage["val_accuracy"]),
             percent(stage["test_accuracy"]),
             str(sum(stage["prompt_counts"])),
-            f"{stage['learned_params']:,}",
+            _learned(stage),
             f"{stage['training_seconds']:.0f} s",
         ]
         for name, stage in stages
@@ -215,3 +249,9 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
             which = f" ({name})" if name else ""
             print_note(f"The loss{which} was still falling at the end; more epochs may help.")
     print_note(f"Adapter and result.json are in {out}. Next: laconic predict {out} IMAGE")
+
+
+def _learned(stage: dict[str, Any]) -> str:
+    """Learned numbers, and what share of the backbone's they are, where the result says it."""
+    share = f" ({100 * stage['learned_params'] / stage['backbone_params']:.2f} %)" if "backbone_params" in stage else ""
+    return f"{stage['learned_params']:,}{share}"

@@ -105,13 +105,13 @@ class PrefixAttention(nn.Module):
         if getattr(attn, "qkv", self) is None:
             return tuple([attn.q_proj, attn.k_proj, attn.v_proj][part](x_BND) for part in parts)
         module, first = self._projection()
-        if getattr(attn, "q_bias", None) is not None:
-            bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        elif len(parts) == 3 or not _sliceable(module):
-            found = module(x_BND)[..., first:].chunk(3, dim=-1)
+        # timm adds such a bias to what the projection alone gives.
+        apart = getattr(attn, "q_bias", None) is not None
+        bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if apart else module.bias
+        if not _sliceable(module) or (len(parts) == 3 and not apart):
+            found_BNA = module(x_BND)[..., first:]
+            found = (found_BNA + bias if apart else found_BNA).chunk(3, dim=-1)
             return tuple(found[part] for part in parts)
-        else:
-            bias = module.bias
         width = (module.weight.shape[0] - first) // 3
         rows = slice(first + parts[0] * width, first + (parts[-1] + 1) * width)
         return F.linear(x_BND, module.weight[rows], None if bias is None else bias[rows]).split(width, dim=-1)

@@ -1,0 +1,71 @@
+"""Which parameters of a backbone a method learns, and views of the backbone with others in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from laconic.backbone import BackboneInfo, classifier_parameters
+from laconic.baselines import Bias, Full, Partial
+from laconic.errors import BackboneError, LaconicError
+from laconic.graft import graft
+from laconic.meta import on_meta
+from laconic.tuning.tuning import Tuning
+
+
+def learned_copies(method: Full | Partial | Bias, backbone: nn.Module, info: BackboneInfo) -> Tuning:
+    """Copies of the parameters that the method learns, in place of the backbone's.
+
+    Those that do not reach the pooled feature are left out, as is the backbone's own classifier.
+
+    Raises:
+        LaconicError: If the backbone has fewer blocks than the method asks for, or nothing of the kind it learns.
+    """
+    left_out = classifier_parameters(backbone)
+    names = [name for name, p in backbone.named_parameters() if id(p) not in left_out]
+    if isinstance(method, Partial):
+        names = _from_last_blocks(names, info, method.blocks)
+    elif isinstance(method, Bias):
+        names = [name for name in names if name.endswith("bias")]
+    names = _reaching(names, backbone, info)
+    if not names:
+        raise BackboneError(f"The backbone {info.name} has no parameters that the method {method.name!r} could learn.")
+    return with_parameters(backbone, {name: backbone.get_parameter(name).detach().clone() for name in names})
+
+
+def with_parameters(backbone: nn.Module, values: Mapping[str, Tensor]) -> Tuning:
+    """A view of the backbone with other parameters, everywhere that a parameter is used."""
+    learned = {name: nn.Parameter(value) for name, value in values.items()}
+    by_id = {id(backbone.get_parameter(name)): parameter for name, parameter in learned.items()}
+    places = backbone.named_parameters(remove_duplicate=False)
+    everywhere = {path: by_id[id(p)] for path, p in places if id(p) in by_id}
+    return Tuning(graft(backbone, {}, parameters=everywhere), learned)
+
+
+def _from_last_blocks(names: Sequence[str], info: BackboneInfo, count: int) -> list[str]:
+    """The names inside the last blocks, and those that are registered after the last block."""
+    if count > len(info.blocks):
+        raise LaconicError(
+            f"The backbone {info.name} has {len(info.blocks)} blocks, so Partial cannot learn the last {count}; give "
+            "it fewer blocks."
+        )
+    inside = tuple(f"{site.path}." for site in info.blocks[-count:])
+    last = max(index for index, name in enumerate(names) if name.startswith(inside[-1]))
+    return [name for index, name in enumerate(names) if index > last or name.startswith(inside)]
+
+
+def _reaching(names: Sequence[str], backbone: nn.Module, info: BackboneInfo) -> list[str]:
+    """The names of parameters on which the pooled feature depends, found out on shapes alone."""
+    model: Any = on_meta(backbone).eval()
+    watched = [model.get_parameter(name).requires_grad_() for name in names]
+    if not watched:
+        return []
+    image = torch.zeros(1, 3, *info.preprocessing.size, device="meta", dtype=watched[0].dtype)
+    with torch.enable_grad():
+        feature = model.forward_head(model.forward_features(image), pre_logits=True)
+        found = torch.autograd.grad(feature.sum(), watched, allow_unused=True)
+    gradients = cast("tuple[Tensor | None, ...]", found)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
