@@ -128,15 +128,33 @@ def fingerprint(model: nn.Module) -> str:
     Two models with the same fingerprint give the same features; the type in which weights are held counts.
     """
     digest = hashlib.sha256()
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
-    heads = classifier if isinstance(classifier, tuple) else (classifier,)
-    skipped = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+    skipped = _of_classifier(model)
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if id(tensor) in skipped:
             continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers a timm model holds without its classifier.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_vit", num_classes=10)
+        >>> sum(p.numel() for p in model.parameters()) - count_parameters(model) == model.num_features * 10 + 10
+        True
+    """
+    skipped = _of_classifier(model)
+    return sum(p.numel() for p in model.parameters() if id(p) not in skipped)
+
+
+def _of_classifier(model: nn.Module) -> set[int]:
+    """Identities of the classifier's parameters."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    return {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
 
 
 def _sequence_class(model: nn.Module) -> type[nn.Module]:
