@@ -14,26 +14,21 @@ from typing import Any
 
 import torch
 
-from laconic.adapter import load
-from laconic.analysis.cost import model_cost
-from laconic.analysis.latency import latency
-from laconic.backbone import count_parameters
+from laconic.analysis.summary import Measured, measure, summary, training_seconds
 from laconic.cli.commands import print_note
 from laconic.creation import create_backbone, describe_name
 from laconic.errors import BackboneError, DataError, LaconicError, TrainingError
 from laconic.experiment import CondenseSettings, Settings, run, run_condense
 from laconic.files import write_json, write_text
 from laconic.methods import METHOD_NAMES
-from laconic.model import FoldedModel
-from laconic.progress import bar
 from laconic.report.comparison import draw, markdown
 from laconic.runfolder import RESULT, changed_settings, read_json
 
 CONDENSED, TRAINED = "pc", "vpt-deep"
 """Prompt Condensation, and what it condenses."""
 SETTINGS = "settings.json"
-NEEDED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "training_seconds", "converged")
-NEEDED += ("settings", "provenance", "seconds")
+REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
+NEEDED = (*REPORTED, "training_seconds", "provenance", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +137,12 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, progress
     _require_same_data(finished, out)
     origin = finished[0].result["provenance"] if finished else None
     firsts = {found.method: run_folder(out, found.method, found.seed) for found in reversed(finished)}
-    bare, costs, failures = _measure(comparison, firsts, progress=progress)
+    measured = measure(_make_backbone(comparison), firsts, progress=progress) if firsts else Measured()
     document = {
         "data": None if origin is None else origin["data"]["source"],
         "backbone": settings.backbone,
-        "bare": bare,
-        "rows": [_row(m, shown, costs.get(m), failures.get(m), bare) for m in comparison.methods],
+        "bare": measured.bare,
+        "rows": [_row(method, shown, measured) for method in comparison.methods],
         "runs": [_record(found, out) for found in shown],
         "settings": asdict(comparison),
         "provenance": origin,
@@ -205,7 +200,8 @@ def _run_all(comparison: Comparison, out: Path, *, progress: bool) -> list[Run]:
     for number, (method, seed) in enumerate(jobs):
         if progress:
             hidden = "" if method in comparison.methods else f" (for {CONDENSED})"
-            left = _time_left([job for job in jobs[number:] if not (run_folder(out, *job) / RESULT).exists()], runs)
+            todo = [job for job in jobs[number:] if not (run_folder(out, *job) / RESULT).exists()]
+            left = _time_left(todo, runs) if (method, seed) in todo else " (finished)"
             print_note(f"[{number + 1}/{len(jobs)}] {method}{hidden}, seed {seed}{left}")
         base = next((r for r in runs if method == CONDENSED and (r.method, r.seed) == (TRAINED, seed)), None)
         if base is not None and base.failure is not None:
@@ -263,72 +259,13 @@ def _make_backbone(comparison: Comparison) -> torch.nn.Module:
     return create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
 
 
-def _measure(
-    comparison: Comparison, folders: dict[str, Path], *, progress: bool
-) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], dict[str, str]]:
-    """The bare backbone's size and time, every method's costs, and sentences for those that could not be measured."""
-    if not folders:
-        return None, {}, {}
-    backbone = _make_backbone(comparison)
-    if torch.accelerator.is_available():
-        backbone = backbone.to(torch.accelerator.current_accelerator())
-    device = next(backbone.parameters()).device
-    bare: dict[str, Any] = {"parameters": count_parameters(backbone), "device": device.type}
-    folded: dict[str, FoldedModel] = {}
-    costs: dict[str, dict[str, Any]] = {}
-    failures: dict[str, str] = {}
-    for method, folder in folders.items():
-        try:
-            model = load(folder, backbone)
-            folded[method] = model.fold()
-        except LaconicError as error:
-            failures[method] = str(error)
-            continue
-        kv_prompts = sum(prompts.shape[-2] for prompts in model.kv_prompts)
-        costs[method] = {"kv_prompts": kv_prompts, "folded_gmacs": model_cost(model).folded_gmacs}
-    if not folded:
-        return bare, costs, failures
-    # A call takes about a second at most on one thread, whatever the backbone.
-    batch = int(min(16, max(1, 40 / max(cost["folded_gmacs"] for cost in costs.values()))))
-    size = next(iter(folded.values())).preprocessing.size
-    images = torch.randn(64 if device.type != "cpu" else batch, 3, *size, device=device)
-    with bar("timing", enabled=progress):
-        times = latency({"": backbone, **folded}, images, rounds=12)
-    bare["milliseconds"] = times[""].milliseconds
-    for method, cost in costs.items():
-        cost |= {"milliseconds": times[method].milliseconds, "time_ratio": times[method].ratio}
-    return bare, costs, failures
-
-
-def _row(
-    method: str,
-    runs: Sequence[Run],
-    costs: dict[str, Any] | None,
-    failure: str | None,
-    bare: dict[str, Any] | None,
-) -> dict[str, Any]:
+def _row(method: str, runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
     mine = [found for found in runs if found.method == method]
-    results = [found.result for found in mine if found.failure is None]
-    tests = [r["test_accuracy"] for r in results if r["test_accuracy"] is not None]
-    learned = _mean([r["learned_params"] for r in results])
-    prompts = _mean([sum(r["prompt_counts"]) for r in results])
+    good = [found for found in mine if found.failure is None]
     failed = [{"seed": found.seed, "failed": found.failure} for found in mine if found.failure is not None]
-    if failure is not None:
-        failed.append({"seed": next(f.seed for f in mine if f.failure is None), "failed": failure})
-    return {
-        "method": method,
-        "runs": len(results),
-        "test_accuracy": _mean(tests),
-        "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
-        "val_accuracy": _mean([r["val_accuracy"] for r in results if r["val_accuracy"] is not None]),
-        "learned_params": learned,
-        "learned_share": None if learned is None or bare is None else learned / bare["parameters"],
-        "prompts": None if prompts is None or costs is None else prompts + costs["kv_prompts"],
-        **{key: costs.get(key) if costs else None for key in ("folded_gmacs", "milliseconds", "time_ratio")},
-        "training_seconds": _mean([_training_seconds(r) for r in results]),
-        "converged": sum(r["converged"] for r in results),
-        "failed": failed,
-    }
+    if method in measured.failures:
+        failed.append({"seed": good[0].seed, "failed": measured.failures[method]})
+    return {"method": method, **summary([found.result for found in good], measured, method), "failed": failed}
 
 
 def _record(found: Run, out: Path) -> dict[str, Any]:
@@ -339,19 +276,10 @@ def _record(found: Run, out: Path) -> dict[str, Any]:
     origin = found.result["provenance"]
     return {
         **facts,
-        **{key: found.result[key] for key in NEEDED if key not in ("provenance", "training_seconds", "seconds")},
-        "training_seconds": _training_seconds(found.result),
+        **{key: found.result[key] for key in REPORTED},
+        "training_seconds": training_seconds(found.result),
         "provenance": {
             "data_fingerprint": origin["data"]["fingerprint"],
             **{key: origin[key] for key in ("backbone_fingerprint", "weights", "versions", "device")},
         },
     }
-
-
-def _training_seconds(result: dict[str, Any]) -> float:
-    """With those of the model that was condensed."""
-    return result["training_seconds"] + result.get("before", {}).get("training_seconds", 0)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.mean(values) if values else None

@@ -15,7 +15,7 @@ from laconic.processes import is_main_process
 
 @dataclass(frozen=True, kw_only=True)
 class UnseededTraining:
-    """How to train, but for the seed."""
+    """How to train every run."""
 
     epochs: int = 100
     """Passes over the training images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+_LEARNED_TITLE = "Learned parameters, and how many percent of the backbone's"
+
+
 def tables(document: dict[str, Any]) -> list[Table]:
     """Accuracy, size and cost of every method, each table narrow enough for a narrow terminal, and what failed."""
     rows: list[dict[str, Any]] = document["rows"]
     found = [
-        _table("Accuracy", _ACCURACY, rows),
-        _table("Learned", _LEARNED, rows),
+        _table("Accuracy, and how many runs converged", _ACCURACY, rows),
+        _table(_LEARNED_TITLE, _LEARNED, rows),
         _table(_cost_title(document), _COST, rows),
     ]
     if failures := _failures(document):
@@ -43,18 +46,23 @@ def title(document: dict[str, Any]) -> str:
 def markdown(document: dict[str, Any]) -> str:
     """The text of compare.md: what was run, one table, what failed, the picture."""
     rows: list[dict[str, Any]] = document["rows"]
-    columns = {**_ACCURACY, **_LEARNED, **_COST}
-    whole = _table("", columns, rows)
+    whole = _table("", {**_ACCURACY, **_LEARNED, **_COST}, rows)
     settings = document["settings"]["settings"]
     recipe = settings["recipe"]
     training = f"{_count(recipe['epochs'], 'epoch')} of {recipe['optimizer']}, {settings['prompts']} prompts"
     parts = [
         f"# {escape(title(document))}",
-        f"{escape(training)}; mean ± sample standard deviation over the seeds. {escape(_cost_title(document))}.",
+        f"{escape(training)}; mean ± sample standard deviation over the seeds. "
+        f"{_LEARNED_TITLE}. {_cost_title(document)}.",
         _markdown_table(whole),
     ]
     if failures := _failures(document):
-        parts += ["Failed:", _markdown_table(Table(title="", columns=["run", "why"], rows=failures))]
+        parts += [
+            "Failed:",
+            _markdown_table(
+                Table(title="", columns=["run", "why"], rows=[[escape(cell) for cell in row] for row in failures])
+            ),
+        ]
     if any(_accuracy(row, document) is not None for row in rows):
         parts.append("![accuracy against learned parameters and time per image](compare.png)")
     return "\n\n".join(parts) + "\n"
@@ -123,18 +131,20 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
 
 
-_ACCURACY = {
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+"""Head -> what its cell shows of a row."""
+
+_ACCURACY: Columns = {
     "test %": _spread,
     "val %": lambda row: _number(row["val_accuracy"], ".1f", 100),
-    "runs": lambda row: str(row["runs"]),
-    "converged": lambda row: str(row["converged"]),
+    "converged": lambda row: f"{row['converged']} of {row['runs']}" if row["runs"] else "-",
 }
-_LEARNED = {
+_LEARNED: Columns = {
     "prompts": lambda row: _number(row["prompts"], ",.4g"),
     "learned": lambda row: _number(row["learned_params"], ",.0f"),
-    "% of backbone": lambda row: _number(row["learned_share"], ".3g", 100),
+    "%": lambda row: _number(row["learned_share"], ".3g", 100),
 }
-_COST = {
+_COST: Columns = {
     "GMACs": lambda row: _number(row["folded_gmacs"], ".3g"),
     "ms": lambda row: _number(row["milliseconds"], ".3g"),
     "x bare": lambda row: _number(row["time_ratio"], ".2f"),
@@ -142,11 +152,11 @@ _COST = {
 }
 
 
-def _table(title: str, columns: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table:
+def _table(title: str, columns: Columns, rows: Sequence[dict[str, Any]]) -> Table:
     cells = [[row["method"], *(shown(row) for shown in columns.values())] for row in rows]
     return Table(title=title, columns=["method", *columns], rows=cells)
 
 
 def _markdown_table(table: Table) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *([escape(cell) for cell in row] for row in table.rows)]
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -41,8 +41,9 @@ def place_labels(
     for point, size in zip(points, sizes, strict=True):
         places = (_beside(point, size, angle, gap * far) for far in _DISTANCES for angle in _ANGLES)
         busy = [*taken, *found]
-        free = (box for box in places if _inside(box, frame) and not any(_overlap(box, other) for other in busy))
-        box = next((box for box in free if not _crosses(point, box, found)), None)
+        free = [box for box in places if _inside(box, frame) and not any(_overlap(box, other) for other in busy)]
+        clear = [box for box in free if not _crosses(point, box, found)]
+        box = next((box for box in clear if not _crosses(point, box, taken)), clear[0] if clear else None)
         if box is None:
             return None
         found.append(box)
@@ -68,11 +69,12 @@ def nearest(point: tuple[float, float], box: Box) -> tuple[float, float]:
     return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
 
 
-def _crosses(point: tuple[float, float], box: Box, labels: Sequence[Box]) -> bool:
-    """Whether the line from a point to its label would run over another label."""
+def _crosses(point: tuple[float, float], box: Box, others: Sequence[Box]) -> bool:
+    """Whether the line from a point to its label would run over another box than those that the point is in."""
     x, y = nearest(point, box)
     steps = [(point[0] + t * (x - point[0]), point[1] + t * (y - point[1])) for t in (0.2, 0.4, 0.6, 0.8)]
-    return any(_overlap((*step, *step), label) for step in steps for label in labels)
+    away = [other for other in others if not _overlap((*point, *point), other)]
+    return any(_overlap((*step, *step), other) for step in steps for other in away)
 
 
 def _inside(box: Box, frame: Box) -> bool:

@@ -196,7 +196,7 @@ def _place(axes: Axes, points: Sequence[tuple[Trial, float]], line: float | None
         extent = text.get_window_extent()
         text.remove()
         sizes.append((extent.width + 2 * pixel, extent.height))
-    return place_labels(centres, sizes, taken, tuple(axes.bbox.extents), gap=7 * pixel)
+    return place_labels(centres, sizes, taken, (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1), gap=7 * pixel)
 
 
 def _write(axes: Axes, points: Sequence[tuple[Trial, float]], boxes: Sequence[Box], colours: Sequence[str]) -> None:
