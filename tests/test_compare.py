@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
 
 from conftest import run_command
@@ -36,15 +38,29 @@ def backbone(tmp_path_factory):
     return f"local-dir:{folder}"
 
 
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """Colours that say little about the class, so that accuracies differ from seed to seed; 12 train, 8 val, 24 test."""
+    root = tmp_path_factory.mktemp("noise") / "data"
+    chance = random.Random(3)
+    for split, count in (("train", 6), ("val", 4), ("test", 12)):
+        for name in ("apple", "pear"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.frombytes("RGB", (8, 8), chance.randbytes(8 * 8 * 3)).resize((32, 32))
+                image.save(root / split / name / f"{number}.png")
+    return root
+
+
 def arguments(backbone, data, out, methods, seeds, *more):
     command = ["compare", data, "--methods", ",".join(methods), "--seeds", seeds, "--backbone", backbone]
     return [*command, "--img-size", 32, *FAST, "--out", out, *more]
 
 
 @pytest.fixture(scope="module")
-def compared(backbone, colours, tmp_path_factory):
+def compared(backbone, noise, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "all"
-    outcome = run_command(*arguments(backbone, colours, out, METHODS, 3, "--json"))
+    outcome = run_command(*arguments(backbone, noise, out, METHODS, 3, "--json"))
     assert outcome.status == 0, outcome.err
     return out, outcome
 
@@ -130,12 +146,12 @@ def test_what_a_comparison_leaves(compared):
     assert all("left)" in line for line in lines[1:])
 
 
-def test_pc_takes_the_run_that_is_there(backbone, colours, tmp_path):
+def test_pc_takes_the_run_that_is_there(backbone, noise, tmp_path):
     out = tmp_path / "out"
-    first = run_command(*arguments(backbone, colours, out, ["vpt-deep"], 1))
+    first = run_command(*arguments(backbone, noise, out, ["vpt-deep"], 1))
     assert first.status == 0, first.err
     before = state(out / "vpt-deep")
-    second = run_command(*arguments(backbone, colours, out, ["pc", "vpt-deep"], 1, "--resume", "--json"))
+    second = run_command(*arguments(backbone, noise, out, ["pc", "vpt-deep"], 1, "--resume", "--json"))
     assert second.status == 0, second.err
     assert state(out / "vpt-deep") == before
     assert "[1/2] vpt-deep, seed 0 (finished)" in second.err
@@ -148,16 +164,16 @@ def test_pc_takes_the_run_that_is_there(backbone, colours, tmp_path):
 # ── again ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_finished_comparison_is_read_and_can_grow(compared, backbone, colours, tmp_path):
+def test_a_finished_comparison_is_read_and_can_grow(compared, backbone, noise, tmp_path):
     out = shutil.copytree(compared[0], tmp_path / "all")
     shutil.rmtree(out / "pc")  # its settings name the folder it came from
     methods = METHODS[1:]
     before = {method: state(out / method) for method in methods}
-    again = run_command(*arguments(backbone, colours, out, methods, 3, "--resume", "--json"))
+    again = run_command(*arguments(backbone, noise, out, methods, 3, "--resume", "--json"))
     assert again.status == 0, again.err
     assert {method: state(out / method) for method in methods} == before
     assert timeless(again.document["rows"]) == timeless(compared[1].document["rows"][1:])
-    fewer = run_command(*arguments(backbone, colours, out, ["linear"], 4, "--resume", "--json"))
+    fewer = run_command(*arguments(backbone, noise, out, ["linear"], 4, "--resume", "--json"))
     assert fewer.status == 0, fewer.err
     assert fewer.document["rows"][0]["runs"] == 4
     assert state(out / "linear" / "seed0") == {
@@ -176,10 +192,10 @@ def refused(*command):
     return sentence
 
 
-def test_other_settings_and_other_folders_are_refused(compared, backbone, colours, tmp_path):
+def test_other_settings_and_other_folders_are_refused(compared, backbone, noise, tmp_path):
     out = compared[0]
     before = state(out)
-    command = arguments(backbone, colours, out, METHODS, 3)
+    command = arguments(backbone, noise, out, METHODS, 3)
     assert "--resume" in refused(*command)
     sentence = refused(*command, "--resume", "--lr", 0.5, "--prompts", 7)
     assert "other settings (lr, prompts)" in sentence
@@ -187,8 +203,8 @@ def test_other_settings_and_other_folders_are_refused(compared, backbone, colour
     assert state(out) == before
     (tmp_path / "notes.txt").write_text("mine")
     for more in ([], ["--resume"]):
-        assert str(tmp_path) in refused(*arguments(backbone, colours, tmp_path, METHODS, 3, *more))
-        assert "is a file" in refused(*arguments(backbone, colours, tmp_path / "notes.txt", METHODS, 3, *more))
+        assert str(tmp_path) in refused(*arguments(backbone, noise, tmp_path, METHODS, 3, *more))
+        assert "is a file" in refused(*arguments(backbone, noise, tmp_path / "notes.txt", METHODS, 3, *more))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -209,8 +225,8 @@ def test_other_settings_and_other_folders_are_refused(compared, backbone, colour
     ],
     ids=str,
 )
-def test_mistakes_are_found_before_anything_is_trained(backbone, colours, tmp_path, change, words):
-    outcome = run_command(*arguments(backbone, colours, tmp_path / "out", METHODS, 2), *change)
+def test_mistakes_are_found_before_anything_is_trained(backbone, noise, tmp_path, change, words):
+    outcome = run_command(*arguments(backbone, noise, tmp_path / "out", METHODS, 2), *change)
     assert outcome.status in (1, 2)
     assert outcome.out == ""
     assert len(outcome.err.splitlines()) == 1
@@ -227,11 +243,11 @@ def test_wrong_data_are_one_sentence_and_leave_nothing(backbone, tmp_path):
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_run_that_diverges_is_reported_and_the_others_survive(backbone, colours, tmp_path):
+def test_a_run_that_diverges_is_reported_and_the_others_survive(backbone, noise, tmp_path):
     """A rate at which only what passes many layers becomes infinite; pc has nothing to start from then."""
     out = tmp_path / "out"
     rate = ["--lr", 1e36, "--optimizer", "adamw", "--weight-decay", 0]
-    outcome = run_command(*arguments(backbone, colours, out, ["linear", "vpt-deep", "pc"], 1), *rate, "--json")
+    outcome = run_command(*arguments(backbone, noise, out, ["linear", "vpt-deep", "pc"], 1), *rate, "--json")
     assert outcome.status == 1
     linear, deep, small = outcome.document["rows"]
     assert linear["failed"] == []
@@ -246,7 +262,7 @@ def test_a_run_that_diverges_is_reported_and_the_others_survive(backbone, colour
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "key"])
-def test_a_damaged_result_is_named_and_the_others_survive(compared, backbone, colours, tmp_path, damage):
+def test_a_damaged_result_is_named_and_the_others_survive(compared, backbone, noise, tmp_path, damage):
     out = shutil.copytree(compared[0], tmp_path / "all")
     path = out / "vpt-shallow" / "seed1" / "result.json"
     if damage == "key":
@@ -254,7 +270,7 @@ def test_a_damaged_result_is_named_and_the_others_survive(compared, backbone, co
         del found["test_accuracy"]
         damage = json.dumps(found)
     path.write_text(damage)
-    command = arguments(backbone, colours, out, ["linear", "vpt-shallow"], 3, "--resume", "--json")
+    command = arguments(backbone, noise, out, ["linear", "vpt-shallow"], 3, "--resume", "--json")
     outcome = run_command(*command)
     assert outcome.status == 1
     linear, shallow = outcome.document["rows"]
@@ -268,11 +284,11 @@ def test_a_damaged_result_is_named_and_the_others_survive(compared, backbone, co
     assert timeless(mended.document["rows"][1]) == timeless(compared[1].document["rows"][2])
 
 
-def test_a_damaged_adapter_costs_its_method_the_measurements_only(compared, backbone, colours, tmp_path):
+def test_a_damaged_adapter_costs_its_method_the_measurements_only(compared, backbone, noise, tmp_path):
     out = shutil.copytree(compared[0], tmp_path / "all")
     tensors = out / "linear" / "seed0" / "adapter_model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-8])
-    outcome = run_command(*arguments(backbone, colours, out, ["linear", "vpt-shallow"], 3, "--resume", "--json"))
+    outcome = run_command(*arguments(backbone, noise, out, ["linear", "vpt-shallow"], 3, "--resume", "--json"))
     assert outcome.status == 1
     linear, shallow = outcome.document["rows"]
     assert (linear["runs"], linear["milliseconds"]) == (3, None)
@@ -280,10 +296,10 @@ def test_a_damaged_adapter_costs_its_method_the_measurements_only(compared, back
     assert shallow["milliseconds"] > 0
 
 
-def test_images_that_changed_between_runs_are_no_comparison(backbone, colours, tmp_path):
-    data, out = shutil.copytree(colours, tmp_path / "data"), tmp_path / "out"
+def test_images_that_changed_between_runs_are_no_comparison(backbone, noise, tmp_path):
+    data, out = shutil.copytree(noise, tmp_path / "data"), tmp_path / "out"
     assert run_command(*arguments(backbone, data, out, ["linear"], 1)).status == 0
-    (data / "red" / "05.png").unlink()
+    (data / "train" / "pear" / "5.png").unlink()
     assert "images have changed" in refused(*arguments(backbone, data, out, ["linear"], 2, "--resume"))
 
 
@@ -291,9 +307,9 @@ def test_images_that_changed_between_runs_are_no_comparison(backbone, colours, t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
-def test_a_comparison_that_was_ended_goes_on_to_the_same_document(compared, backbone, colours, tmp_path, number):
+def test_a_comparison_that_was_ended_goes_on_to_the_same_document(compared, backbone, noise, tmp_path, number):
     out = tmp_path / "all"
-    command = [str(part) for part in arguments(backbone, colours, out, METHODS, 3)]
+    command = [str(part) for part in arguments(backbone, noise, out, METHODS, 3)]
     process = subprocess.Popen(
         [sys.executable, "-m", "laconic", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

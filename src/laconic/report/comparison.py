@@ -127,8 +127,16 @@ def _number(value: float | None, form: str, times: float = 1) -> str:
     return "-" if value is None else format(times * value, form)
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
+def _gmacs(value: float | None) -> str:
+    return _number(value, ".3f" if value is not None and value < 1 else ".3g")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 Columns = dict[str, Callable[[dict[str, Any]], str]]
@@ -145,10 +153,10 @@ _LEARNED: Columns = {
     "%": lambda row: _number(row["learned_share"], ".3g", 100),
 }
 _COST: Columns = {
-    "GMACs": lambda row: _number(row["folded_gmacs"], ".3g"),
+    "GMACs": lambda row: _gmacs(row["folded_gmacs"]),
     "ms": lambda row: _number(row["milliseconds"], ".3g"),
     "x bare": lambda row: _number(row["time_ratio"], ".2f"),
-    "training": lambda row: _seconds(row["training_seconds"]),
+    "trained": lambda row: _duration(row["training_seconds"]),
 }
 
 
