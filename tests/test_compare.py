@@ -40,7 +40,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    """Colours that say little about the class, so that accuracies differ from seed to seed; 12 train, 8 val, 24 test."""
+    """Colours that say little about the class, so that accuracies differ from seed to seed; 12, 8 and 24 images."""
     root = tmp_path_factory.mktemp("noise") / "data"
     chance = random.Random(3)
     for split, count in (("train", 6), ("val", 4), ("test", 12)):
@@ -240,6 +240,14 @@ def test_wrong_data_are_one_sentence_and_leave_nothing(backbone, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_several_processes_are_refused(backbone, noise, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = run_command(*arguments(backbone, noise, tmp_path / "out", METHODS, 2))
+    assert outcome.status == 2
+    assert "torchrun" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -259,6 +267,29 @@ def test_a_run_that_diverges_is_reported_and_the_others_survive(backbone, noise,
     text = (out / "compare.md").read_text(encoding="utf-8")
     assert f"| vpt-deep, seed 0 | {escape('failed: ' + deep['failed'][0]['failed'])} |" in text
     assert (out / "compare.png").exists()
+
+
+def test_where_every_run_fails_there_is_a_document_and_no_picture(backbone, noise, tmp_path):
+    out = tmp_path / "out"
+    command = arguments(backbone, noise, out, ["vpt-deep", "vpt-shallow"], 2)
+    outcome = run_command(*command, "--lr", 1e38, "--optimizer", "sgd")
+    assert outcome.status == 1
+    assert outcome.out.count("failed: ") == 4
+    assert "4 of 4 runs failed" in outcome.err.splitlines()[-1]
+    document = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    assert [row["runs"] for row in document["rows"]] == [0, 0]
+    assert "compare.png" not in (out / "compare.md").read_text(encoding="utf-8")
+    assert not (out / "compare.png").exists()
+
+
+def test_without_test_images_the_picture_shows_the_validation_accuracy(backbone, noise, tmp_path):
+    data = shutil.copytree(noise, tmp_path / "data", ignore=shutil.ignore_patterns("test"))
+    outcome = run_command(*arguments(backbone, data, tmp_path / "out", ["linear", "vpt-shallow"], 2))
+    assert outcome.status == 0, outcome.err
+    row = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))["rows"][0]
+    assert (row["test_accuracy"], row["test_std"]) == (None, None)
+    assert row["val_accuracy"] > 0
+    assert (tmp_path / "out" / "compare.png").exists()
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "key"])

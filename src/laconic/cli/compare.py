@@ -106,4 +106,5 @@ def show(document: dict[str, Any], out: Path) -> None:
     print_table(f"{title(document)}\n\n{first.title}", first.columns, first.rows)
     for table in others:
         print_table(table.title, table.columns, table.rows, whole_first=True)
-    print_note(f"compare.json, compare.md and compare.png are in {out}, every run in {out}/METHOD/seedN.")
+    files = ", ".join(name for name in ("compare.json", "compare.md", "compare.png") if (out / name).exists())
+    print_note(f"In {out}: {files}, and every run in METHOD/seedN.")
