@@ -21,7 +21,7 @@ from conftest import COLOURS, run_command, write_classes, write_images
 from laconic.cli import main
 from laconic.cli.fit import show_result
 
-COMMANDS = ("fit", "condense", "eval", "predict", "cost", "demo")
+COMMANDS = ("fit", "condense", "compare", "eval", "predict", "cost", "demo")
 QUICK = ("--method", "linear", "--epochs", "0")
 
 
@@ -101,6 +101,8 @@ def test_help_lists_the_commands():
         ["eval", "adapter", "data", "--split", "best"],
         ["predict"],
         ["predict", "adapter"],
+        ["compare", "--seed", "1"],
+        ["compare", "--seeds", "x"],
         ["cost"],
         ["cost", "vit_tiny_patch16_224", "--img-size", "big"],
     ],

@@ -698,12 +698,11 @@ def test_what_cannot_be_pruned_is_refused():
         prune(a_model(laconic.Linear()), learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5))
     with pytest.raises(LaconicError, match="nothing to prune"):
         prune(a_model(laconic.E2VPT(0, 3)), learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5))
+    wrong = {name: value for name, value in early.items() if name != "head.bias"}
+    chosen = PruneSettings(tokens=0.5, segments=0.5, num_segments=4)
     with pytest.raises(LaconicError, match="not those of this model"):
-        wrong = {name: value for name, value in early.items() if name != "head.bias"}
-        chosen = PruneSettings(tokens=0.5, segments=0.5, num_segments=4)
         prune(model, learned_data(), early=wrong, settings=chosen)
     with pytest.raises(LaconicError, match="at least one epoch"):
-        chosen = PruneSettings(tokens=0.5, segments=0.5, num_segments=4)
         prune(model, learned_data(), settings=chosen, recipe=Recipe(epochs=0))
 
 

@@ -98,13 +98,28 @@ class RunFolder:
                 part.unlink(missing_ok=True)
 
     def _compare(self, earlier: object, state: str) -> None:
-        known: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
-        changed = sorted(key for key in self.document if known.get(key) != self.document[key])
-        if changed:
+        if changed := changed_settings(earlier, self.document):
             raise TrainingError(
                 f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
                 "another --out."
             )
+
+
+def changed_settings(earlier: object, now: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ from earlier ones; those in a group, as a recipe, by their own names.
+
+    Example:
+        >>> changed_settings({"prompts": 5, "recipe": {"lr": 1.0}}, {"prompts": 5, "recipe": {"lr": 0.1}})
+        ['lr']
+    """
+    known: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
+    found: set[str] = set()
+    for key, value in now.items():
+        if isinstance(value, dict):
+            found.update(changed_settings(known.get(key), value))
+        elif known.get(key) != value:
+            found.add(key)
+    return sorted(found)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from laconic.processes import is_main_process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How to train."""
+class UnseededTraining:
+    """How to train every run."""
 
     epochs: int = 100
     """Passes over the training images."""
@@ -32,10 +32,16 @@ class Training:
     """Share of the steps in which the learning rate rises."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is faster on GPUs and on recent CPUs."""
-    seed: int = 0
-    """Seeds initial values, order and dropout; equal seeds give equal numbers."""
     workers: int = 0
     """Processes that load images which do not fit in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(UnseededTraining):
+    """How to train."""
+
+    seed: int = 0
+    """Seeds initial values, order and dropout; equal seeds give equal numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import tyro
 from laconic import __version__
 from laconic.cli.backbones import Backbones
 from laconic.cli.commands import Command, UsageError
+from laconic.cli.compare import Compare
 from laconic.cli.condense import Condense
 from laconic.cli.cost import Cost
 from laconic.cli.demo import Demo
@@ -29,6 +30,7 @@ Commands = (
     | Annotated[Condense, tyro.conf.subcommand("condense", prefix_name=False)]
     | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
     | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
     | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
     | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]

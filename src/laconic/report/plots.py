@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from laconic.files import write_atomically
+from laconic.report.labels import Box, nearest, place_labels
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -66,6 +68,150 @@ def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: 
     _save(figure, path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One method in a plot of what accuracy costs.
+
+    Args:
+        name: Of the method.
+        learned_params: Numbers that training changes.
+        milliseconds: Per image; None where it was not measured.
+        accuracy: Mean over the seeds, 0-1.
+        std: Its standard deviation; None with one seed.
+    """
+
+    name: str
+    learned_params: float
+    milliseconds: float | None
+    accuracy: float
+    std: float | None
+
+
+def plot_comparison(
+    path: Path, trials: Sequence[Trial], *, title: str, bare_milliseconds: float | None = None, split: str = "test"
+) -> None:
+    """Draws accuracy against learned parameters and, beside it, against time per image, as PNG.
+
+    Args:
+        path: Where to.
+        trials: One point each, with its name beside it, or in a legend where there is no room.
+        title: Stands above.
+        bare_milliseconds: Where the bare backbone's line stands.
+        split: Which accuracy it is.
+    """
+    figure = Figure(figsize=(11.0, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    timed = [trial for trial in trials if trial.milliseconds is not None]
+    times = [trial.milliseconds or 0.0 for trial in timed]
+    styles = {trial.name: _style(number) for number, trial in enumerate(trials)}
+    panels = (
+        (left, [(t, float(t.learned_params)) for t in trials], "learned parameters"),
+        (right, list(zip(timed, times, strict=True)), "time per image, folded (ms)"),
+    )
+    for axes, points, label in panels:
+        _dress(axes)
+        axes.set_xlabel(label)
+        for trial, x in points:
+            colour, marker = styles[trial.name]
+            error = None if trial.std is None else 100 * trial.std
+            y = 100 * trial.accuracy
+            axes.errorbar(x, y, yerr=error, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=2)
+            axes.scatter(x, y, s=50, color=colour, marker=marker, label=_short(trial.name, 24), zorder=3)
+    left.set_ylabel(f"{split} accuracy (%)")
+    ends = [100 * (trial.accuracy + side * (trial.std or 0)) for trial in trials for side in (-1, 1)]
+    low, high = _limits(ends, least=2.0)
+    left.set_ylim(low, high)
+    left.set_yticks([tick for tick in left.get_yticks() if low <= tick <= min(high, 100)])
+    _log_axis(left, [trial.learned_params for trial in trials])
+    if bare_milliseconds is not None:
+        right.axvline(bare_milliseconds, color="#777777", linestyle="--", linewidth=1, zorder=1)
+        right.annotate(
+            "bare backbone",
+            (bare_milliseconds, 1.0),
+            (0, 2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color="#777777",
+        )
+        times = [*times, bare_milliseconds]
+    if times:
+        low, high = _limits(times, least=0.2 * max(times))
+        right.set_xlim(max(low, 0.0), high)
+    figure.suptitle(_short(title, 110), x=0.01, ha="left", fontsize=11, parse_math=False)
+    figure.draw_without_rendering()
+    lines = {left: None, right: bare_milliseconds}
+    found = [_place(axes, points, lines[axes]) for axes, points, _ in panels]
+    if any(boxes is None for boxes in found):
+        handles = left.get_legend_handles_labels()
+        legend = figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    else:
+        figure.set_layout_engine("none")  # what was measured must stay where it is
+        for (axes, points, _), boxes in zip(panels, found, strict=True):
+            _write(axes, points, boxes or [], [styles[trial.name][0] for trial, _ in points])
+    _save(figure, path)
+
+
+def _style(number: int) -> tuple[str, str]:
+    """Colour and marker, a pair of its own for each of the first 49."""
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+
+
+def _limits(values: Sequence[float], *, least: float) -> tuple[float, float]:
+    """Limits with some room around the values, `least` wide without it."""
+    middle, width = (max(values) + min(values)) / 2, max(max(values) - min(values), least)
+    return middle - 0.62 * width, middle + 0.62 * width
+
+
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with ticks that read as 20k and 3M, some of them whatever the range."""
+    axes.set_xscale("log")
+    low, high = _limits([math.log10(value) for value in values], least=1.0)
+    axes.set_xlim(10**low, 10**high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _place(axes: Axes, points: Sequence[tuple[Trial, float]], line: float | None) -> list[Box] | None:
+    """Where the names of a panel go, in pixels; a vertical line at the value `line` stays free."""
+    pixel = axes.figure.dpi / 72
+    centres: list[tuple[float, float]] = []
+    taken: list[Box] = []
+    if line is not None:
+        x = axes.transData.transform((line, 0.0))[0]
+        taken.append((x - pixel, axes.bbox.y0, x + pixel, axes.bbox.y1))
+    sizes: list[tuple[float, float]] = []
+    for trial, value in points:
+        x, y = axes.transData.transform((value, 100 * trial.accuracy))
+        reach = abs(axes.transData.transform((value, 100 * (trial.accuracy + (trial.std or 0))))[1] - y)
+        centres.append((x, y))
+        taken += [(x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel)]
+        taken += [(x - 3 * pixel, y - reach - pixel, x + 3 * pixel, y + reach + pixel)]
+        text = axes.text(0, 0, _short(trial.name, 24), fontsize=9, parse_math=False)
+        extent = text.get_window_extent()
+        text.remove()
+        sizes.append((extent.width + 2 * pixel, extent.height))
+    return place_labels(centres, sizes, taken, (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1), gap=7 * pixel)
+
+
+def _write(axes: Axes, points: Sequence[tuple[Trial, float]], boxes: Sequence[Box], colours: Sequence[str]) -> None:
+    """Writes names where `_place` found room, with a line to the point where that is far."""
+    for (trial, value), box, colour in zip(points, boxes, colours, strict=True):
+        x, y = axes.transData.transform((value, 100 * trial.accuracy))
+        end = nearest((x, y), box)
+        if math.dist((x, y), end) > 10 * axes.figure.dpi / 72:
+            axes.plot([x, end[0]], [y, end[1]], transform=None, color=colour, linewidth=0.6, zorder=2)
+        place = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        axes.text(
+            *place, _short(trial.name, 24), transform=None, ha="center", va="center", fontsize=9, parse_math=False
+        )
+
+
 def _short(text: str, most: int = 45) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -74,9 +220,13 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    _dress(axes)
+    return figure, axes
+
+
+def _dress(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#EEEEEE", zorder=0)
-    return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> None:

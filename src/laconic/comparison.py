@@ -1,0 +1,285 @@
+"""Several methods on the same data, several seeds each: every run once, then accuracy, size and time side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laconic.analysis.summary import Measured, measure, summary, training_seconds
+from laconic.cli.commands import print_note
+from laconic.creation import create_backbone, describe_name
+from laconic.errors import BackboneError, DataError, LaconicError, TrainingError
+from laconic.experiment import CondenseSettings, Settings, run, run_condense
+from laconic.files import write_json, write_text
+from laconic.methods import METHOD_NAMES
+from laconic.report.comparison import draw, markdown
+from laconic.runfolder import RESULT, changed_settings, read_json
+
+CONDENSED, TRAINED = "pc", "vpt-deep"
+"""Prompt Condensation, and what it condenses."""
+SETTINGS = "settings.json"
+REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
+NEEDED = (*REPORTED, "training_seconds", "provenance", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which methods are compared, and how each is trained.
+
+    Args:
+        methods: Names that `Settings` takes, and `pc`, the condensed run of `vpt-deep`.
+        seeds: How many: 0, 1, ... The splits are the same for all.
+        ratio: Share of the prompts that `pc` keeps.
+        settings: Of every run, but for its method and the seed of its recipe.
+
+    Raises:
+        LaconicError: If a method is not known or given twice, or a setting is out of range.
+
+    Example:
+        >>> Comparison(methods=("linear", "pc"), settings=Settings(backbone="test_vit")).seeds
+        3
+    """
+
+    methods: tuple[str, ...]
+    seeds: int = 3
+    ratio: float = 0.3
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        known = (*METHOD_NAMES, CONDENSED)
+        if not self.methods:
+            raise LaconicError(f"There is no method to compare; there are {', '.join(known)}.")
+        for method in self.methods:
+            if method not in known:
+                raise LaconicError(f"There is no method called {method!r}; there are {', '.join(known)}.")
+            if self.methods.count(method) > 1:
+                raise LaconicError(f"The method {method!r} is given twice; name each once.")
+        if self.seeds < 1:
+            raise LaconicError(f"A comparison needs at least one seed, not {self.seeds}.")
+        for method in self.methods:
+            settings_of(self, method, self.seeds - 1, Path())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a comparison: its result, or the sentence that says why there is none."""
+
+    method: str
+    seed: int
+    result: dict[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+
+
+def run_folder(out: Path, method: str, seed: int) -> Path:
+    """Where a comparison in `out` keeps one of its runs."""
+    return out / method / f"seed{seed}"
+
+
+def settings_of(comparison: Comparison, method: str, seed: int, out: Path) -> Settings | CondenseSettings:
+    """What one run does; the place for what only one method has."""
+    common = comparison.settings
+    if method != CONDENSED:
+        return replace(common, method=method, recipe=replace(common.recipe, seed=seed))
+    return CondenseSettings(
+        adapter=os.path.abspath(run_folder(out, TRAINED, seed)),
+        weights=common.weights,
+        data=common.data,
+        ratio=comparison.ratio,
+        criterion=common.criterion,
+        scope=common.scope,
+        fine_tune=common.fine_tune,
+        fine_tune_epochs=common.fine_tune_epochs,
+        seed=seed,
+        split_seed=common.split_seed,
+        skip_bad=common.skip_bad,
+    )
+
+
+def compare(comparison: Comparison, out: Path, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Makes every run that is not there yet, measures one model of each method, and writes compare.json.
+
+    A run that fails is reported, and the others go on.
+
+    Args:
+        comparison: What to run.
+        out: Folder for the runs (METHOD/seedK) and the document; must be empty unless `resume`.
+        resume: Go on with the comparison in `out`, also with other methods or more seeds; finished runs are read.
+        progress: Say on standard error which run it is, and show its bars.
+
+    Returns:
+        The document in compare.json: `rows`, one per method (accuracies and their sample standard deviation as shares
+        of one), `runs`, `bare` (the backbone's parameters and time), `settings` and `provenance`.
+
+    Raises:
+        LaconicError: Or one of its kinds, if no run can go well: the data, the backbone or the folder is at fault.
+        KeyboardInterrupt: On Ctrl-C; the comparison can be resumed.
+    """
+    started = time.monotonic()
+    settings = comparison.settings
+    describe_name(settings.backbone, img_size=settings.img_size)
+    _claim(comparison, out, resume=resume)
+    try:
+        runs = _run_all(comparison, out, progress=progress)
+    except LaconicError:
+        _abandon(out)
+        raise
+    shown = [found for found in runs if found.method in comparison.methods]
+    finished = [found for found in shown if found.failure is None]
+    _require_same_data(finished, out)
+    origin = finished[0].result["provenance"] if finished else None
+    firsts = {found.method: run_folder(out, found.method, found.seed) for found in reversed(finished)}
+    measured = measure(_make_backbone(comparison), firsts, progress=progress) if firsts else Measured()
+    document = {
+        "data": None if origin is None else origin["data"]["source"],
+        "backbone": settings.backbone,
+        "bare": measured.bare,
+        "rows": [_row(method, shown, measured) for method in comparison.methods],
+        "runs": [_record(found, out) for found in shown],
+        "settings": asdict(comparison),
+        "provenance": origin,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    document = json.loads(json.dumps(document))
+    write_json(out / "compare.json", document)
+    write_text(out / "compare.md", markdown(document))
+    if not draw(document, out / "compare.png"):
+        (out / "compare.png").unlink(missing_ok=True)
+    return document
+
+
+def _claim(comparison: Comparison, out: Path, *, resume: bool) -> None:
+    """Makes the folder this comparison's own; one with other methods or seeds may go on in it."""
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"The output folder {out} is a file; choose another --out.")
+    document: dict[str, Any] = json.loads(json.dumps(asdict(comparison)))
+    record = out / SETTINGS
+    if out.exists() and any(path.suffix != ".part" for path in out.iterdir()):
+        if not resume:
+            hint = "add --resume to go on with it, or " if record.exists() else ""
+            what = "a comparison" if record.exists() else "files already"
+            raise TrainingError(f"{out} holds {what}; {hint}choose another --out.")
+        if not record.exists():
+            raise TrainingError(f"{out} holds something that is no comparison; choose another --out.")
+        extendable = {"methods": None, "seeds": None}
+        if changed := changed_settings(read_json(record) | extendable, document | extendable):
+            raise TrainingError(
+                f"The comparison in {out} has other settings ({', '.join(changed)}); give the same, or choose another "
+                "--out."
+            )
+    try:
+        write_json(record, document)
+    except OSError as error:
+        raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
+
+
+def _abandon(out: Path) -> None:
+    """After an error that all runs share: where nothing was trained, nothing is left in the way."""
+    for folder in out.iterdir():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if [path.name for path in out.iterdir()] == [SETTINGS]:
+        shutil.rmtree(out)
+
+
+def _run_all(comparison: Comparison, out: Path, *, progress: bool) -> list[Run]:
+    """All runs, seed by seed; those that `pc` condenses also where they are not shown."""
+    methods = [method for method in comparison.methods if method != CONDENSED]
+    if CONDENSED in comparison.methods:
+        methods += [CONDENSED] if TRAINED in methods else [TRAINED, CONDENSED]
+    jobs = [(method, seed) for seed in range(comparison.seeds) for method in methods]
+    runs: list[Run] = []
+    for number, (method, seed) in enumerate(jobs):
+        if progress:
+            hidden = "" if method in comparison.methods else f" (for {CONDENSED})"
+            todo = [job for job in jobs[number:] if not (run_folder(out, *job) / RESULT).exists()]
+            left = _time_left(todo, runs) if (method, seed) in todo else " (finished)"
+            print_note(f"[{number + 1}/{len(jobs)}] {method}{hidden}, seed {seed}{left}")
+        base = next((r for r in runs if method == CONDENSED and (r.method, r.seed) == (TRAINED, seed)), None)
+        if base is not None and base.failure is not None:
+            failure = f"There is nothing to condense, {TRAINED} of the same seed failed: {base.failure}"
+            runs.append(Run(method=method, seed=seed, failure=failure))
+        else:
+            runs.append(_run_one(comparison, method, seed, out, progress=progress))
+        if progress and runs[-1].failure is not None:
+            print_note(f"failed: {runs[-1].failure}")
+    return runs
+
+
+def _run_one(comparison: Comparison, method: str, seed: int, out: Path, *, progress: bool) -> Run:
+    folder, settings = run_folder(out, method, seed), settings_of(comparison, method, seed, out)
+    try:
+        if isinstance(settings, Settings):
+            result = run(settings, folder, resume=True, progress=progress)
+        else:
+            result = run_condense(settings, folder, resume=True, progress=progress)
+        if missing := [key for key in NEEDED if key not in result]:
+            raise TrainingError(f"{folder / RESULT} is damaged: there is no {missing[0]} in it.")
+    except DataError:  # the same for all
+        raise
+    except (LaconicError, MemoryError, torch.OutOfMemoryError) as error:
+        if isinstance(error, BackboneError):
+            _make_backbone(comparison)  # where that fails too, no method is at fault
+        sentence = str(error) if isinstance(error, LaconicError) else "There is not enough memory."
+        return Run(method=method, seed=seed, failure=sentence)
+    return Run(method=method, seed=seed, result=result)
+
+
+def _time_left(jobs: Sequence[tuple[str, int]], runs: Sequence[Run]) -> str:
+    """What the runs so far let one expect of those still to come; nothing while there is none."""
+    seconds: dict[str, list[float]] = {}
+    for found in runs:
+        if found.failure is None:
+            seconds.setdefault(found.method, []).append(found.result["seconds"])
+    if not seconds:
+        return ""
+    known = {method: statistics.fmean(values) for method, values in seconds.items()}
+    left = sum(known.get(method, statistics.fmean(known.values())) for method, _ in jobs)
+    shown = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
+    return f" (about {shown} left)"
+
+
+def _require_same_data(finished: Sequence[Run], out: Path) -> None:
+    """Runs that were made at different times may have seen different images in the same folder."""
+    seen = {found.result["provenance"]["data"]["fingerprint"] for found in finished if found.failure is None}
+    if len(seen) > 1:
+        raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
+
+
+def _make_backbone(comparison: Comparison) -> torch.nn.Module:
+    settings = comparison.settings
+    return create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
+
+
+def _row(method: str, runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
+    mine = [found for found in runs if found.method == method]
+    good = [found for found in mine if found.failure is None]
+    failed = [{"seed": found.seed, "failed": found.failure} for found in mine if found.failure is not None]
+    if method in measured.failures:
+        failed.append({"seed": good[0].seed, "failed": measured.failures[method]})
+    return {"method": method, **summary([found.result for found in good], measured, method), "failed": failed}
+
+
+def _record(found: Run, out: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"method": found.method, "seed": found.seed, "failed": found.failure}
+    facts["folder"] = str(run_folder(out, found.method, found.seed))
+    if found.failure is not None:
+        return facts
+    origin = found.result["provenance"]
+    return {
+        **facts,
+        **{key: found.result[key] for key in REPORTED},
+        "training_seconds": training_seconds(found.result),
+        "provenance": {
+            "data_fingerprint": origin["data"]["fingerprint"],
+            **{key: origin[key] for key in ("backbone_fingerprint", "weights", "versions", "device")},
+        },
+    }
