@@ -1002,7 +1002,9 @@ class Lora(nn.Module):
         return self.base(x) + x @ self.down.T @ self.up.T
 
 
-@pytest.mark.parametrize("name", ["swin", "relpos-bias-shared-token", "cait", "naflex-token", "sam"])
+@pytest.mark.parametrize(
+    "name", ["swin", "relpos-bias-shared-token", "cait", "naflex-token", "sam", "swin2", "eva-rope", "beit-both"]
+)
 def test_a_projection_that_was_wrapped_is_called(name):
     """As LoRA or quantisation wrap it; the same as a plain projection with the sum of both weights."""
     wrapped, plain = BACKBONES[name]().double(), BACKBONES[name]().double()

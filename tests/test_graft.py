@@ -199,3 +199,47 @@ def test_a_deep_copy_of_the_view_is_independent(net):
     with torch.no_grad():
         twin.gain.zero_()
     assert torch.equal(view(x()), answer)
+
+
+# ── other parameters ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_parameter_is_exchanged_in_the_view_only(net):
+    before, answer, state = tree(net), net(x()), copy.deepcopy(net.state_dict())
+    bias, gain = nn.Parameter(torch.full((4,), 2.0)), nn.Parameter(torch.zeros(4))
+    view = graft(net, {"stages.0.1": nn.ReLU()}, parameters={"stages.1.left.bias": bias, "gain": gain})
+    expected = copy.deepcopy(net)
+    expected.stages[0][1] = nn.ReLU()
+    expected.stages[1]["left"].bias, expected.gain = bias, gain
+    assert torch.equal(view(x()), expected(x()))
+    assert view.stages[1]["left"].bias is bias
+    assert view.stages[1]["left"].weight is net.stages[1]["left"].weight
+    assert view.stages[1]["right"] is net.stages[1]["right"]
+    assert torch.equal(net(x()), answer)
+    assert tree(net) == before
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_views_with_other_parameters_do_not_see_each_other(net):
+    ours = [nn.Parameter(torch.full((4,), value)) for value in (1.0, 2.0)]
+    one, other = (graft(net, {}, parameters={"gain": gain}) for gain in ours)
+    nested = graft(one, {"stages.0.1": nn.ReLU()})
+    assert one.gain is nested.gain is ours[0]
+    assert other.gain is ours[1]
+    nested(x()).sum().backward()
+    assert ours[0].grad is not None
+    assert ours[1].grad is None
+    assert net.gain.grad is None
+    twin = copy.deepcopy(nested)
+    with torch.no_grad():
+        twin.gain.zero_()
+    assert torch.equal(ours[0], torch.ones(4))
+
+
+@pytest.mark.parametrize("path", ["nothing", "offset", "times", "stem", "stem.gain", "stages.0.1.weight", "stages.7.x"])
+def test_a_path_that_names_no_parameter(net, path):
+    before = tree(net)
+    with pytest.raises(KeyError) as error:
+        graft(net, {}, parameters={"gain": nn.Parameter(torch.zeros(4)), path: nn.Parameter(torch.zeros(4))})
+    assert path in str(error.value)
+    assert tree(net) == before

@@ -15,7 +15,12 @@ from laconic.methods import METHOD_NAMES, method_from_config, method_from_name, 
 from laconic.recipe import DEFAULT_LR, Recipe, learning_rate
 
 METHODS = st.one_of(
-    st.just(laconic.Linear()),
+    st.sampled_from([laconic.Linear(), laconic.Full(), laconic.Bias()]),
+    st.builds(laconic.Partial, st.integers(1, 500)),
+    st.builds(laconic.MLP, st.integers(2, 100)),
+    st.builds(laconic.Adapter, st.integers(1, 500)),
+    st.builds(laconic.LoRA, st.integers(1, 4096), st.floats(0, 1e6, exclude_min=True)),
+    st.builds(laconic.Side, st.integers(1, 1024)),
     st.builds(
         laconic.VPT,
         st.integers(1, 500),
