@@ -69,7 +69,7 @@ class Full(Promptless):
     """
 
     name: ClassVar[str] = "full"
-    lr_factor: ClassVar[float] = 0.02
+    lr_factor: ClassVar[float] = 0.04
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Partial(Promptless):
 
     blocks: int = 1
     name: ClassVar[str] = "partial"
-    lr_factor: ClassVar[float] = 0.1
+    lr_factor: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
@@ -110,7 +110,7 @@ class Bias(Promptless):
     """
 
     name: ClassVar[str] = "bias"
-    lr_factor: ClassVar[float] = 0.2
+    lr_factor: ClassVar[float] = 1.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Adapter(Promptless):
 
     reduction: int = 8
     name: ClassVar[str] = "adapter"
-    lr_factor: ClassVar[float] = 0.2
+    lr_factor: ClassVar[float] = 0.4
 
     def __post_init__(self) -> None:
         if self.reduction < 1:
@@ -168,7 +168,7 @@ class LoRA(Promptless):
     rank: int = 8
     alpha: float = 16.0
     name: ClassVar[str] = "lora"
-    lr_factor: ClassVar[float] = 0.2
+    lr_factor: ClassVar[float] = 0.4
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 4096:
@@ -203,7 +203,7 @@ class Side(Promptless):
 
     width: int = 32
     name: ClassVar[str] = "side"
-    lr_factor: ClassVar[float] = 0.2
+    lr_factor: ClassVar[float] = 0.4
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= 1024:

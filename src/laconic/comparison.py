@@ -26,6 +26,8 @@ from laconic.runfolder import RESULT, changed_settings, read_json
 
 CONDENSED, TRAINED = "pc", "vpt-deep"
 """Prompt Condensation, and what it condenses."""
+PRUNED = "e2vpt"
+"""What pruning is a part of."""
 SETTINGS = "settings.json"
 REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
 NEEDED = (*REPORTED, "training_seconds", "provenance", "seconds")
@@ -39,7 +41,8 @@ class Comparison:
         methods: Names that `Settings` takes, and `pc`, the condensed run of `vpt-deep`.
         seeds: How many: 0, 1, ... The splits are the same for all.
         ratio: Share of the prompts that `pc` keeps.
-        settings: Of every run, but for its method and the seed of its recipe.
+        rates: Peak learning rates of some methods, by name; the others have that of `settings`.
+        settings: Of every run, but for its method and the seed of its recipe; its pruning is that of `e2vpt`.
 
     Raises:
         LaconicError: If a method is not known or given twice, or a setting is out of range.
@@ -52,6 +55,7 @@ class Comparison:
     methods: tuple[str, ...]
     seeds: int = 3
     ratio: float = 0.3
+    rates: dict[str, float] = field(default_factory=dict)
     settings: Settings
 
     def __post_init__(self) -> None:
@@ -63,6 +67,9 @@ class Comparison:
                 raise LaconicError(f"There is no method called {method!r}; there are {', '.join(known)}.")
             if self.methods.count(method) > 1:
                 raise LaconicError(f"The method {method!r} is given twice; name each once.")
+        for method in self.rates:
+            if method not in METHOD_NAMES:
+                raise LaconicError(f"No method that is trained is called {method!r}; give rates to others.")
         if self.seeds < 1:
             raise LaconicError(f"A comparison needs at least one seed, not {self.seeds}.")
         for method in self.methods:
@@ -88,7 +95,9 @@ def settings_of(comparison: Comparison, method: str, seed: int, out: Path) -> Se
     """What one run does; the place for what only one method has."""
     common = comparison.settings
     if method != CONDENSED:
-        return replace(common, method=method, recipe=replace(common.recipe, seed=seed))
+        prune = common.prune if method == PRUNED else None
+        recipe = replace(common.recipe, seed=seed, lr=comparison.rates.get(method, common.recipe.lr))
+        return replace(common, method=method, prune=prune, recipe=recipe)
     return CondenseSettings(
         adapter=os.path.abspath(run_folder(out, TRAINED, seed)),
         weights=common.weights,

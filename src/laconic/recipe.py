@@ -20,8 +20,8 @@ class Recipe:
         batch_size: Images per step, over all processes.
         optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
         lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.005
-            for AdamW and 5.0 for SGD; of which `fit` takes the method's share (`lr_factor`): all of it for prompts and
-            a linear head, 0.02 for full fine-tuning, 0.1 for `Partial`, 0.2 for the others.
+            for AdamW and 5.0 for SGD; of which `fit` takes the method's share (`lr_factor`): all of it for prompts,
+            biases and a linear head, 0.04 for full fine-tuning, 0.2 for `Partial` and `MLP`, 0.4 for the others.
         weight_decay: Not applied to the bias of the head.
         warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
         momentum: For SGD.

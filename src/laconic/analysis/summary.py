@@ -106,7 +106,9 @@ def summary(results: Sequence[dict[str, Any]], measured: Measured, method: str) 
 
 
 def training_seconds(result: dict[str, Any]) -> float:
-    """Of a run, with those of the model that it condensed."""
+    """Of a run, with those of the model that it condensed, or of the whole search for how much to prune."""
+    if "pruning" in result:
+        return result["before"]["training_seconds"] * result["pruning"]["trainings"]
     return result["training_seconds"] + result.get("before", {}).get("training_seconds", 0)
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.cli.commands import UsageError, absolute, print_json, print_note, print_table
-from laconic.cli.fit import Images, UnseededTraining
+from laconic.cli.fit import Images, Pruning, UnseededTraining
 from laconic.errors import LaconicError
 
 
@@ -43,6 +43,9 @@ class Compare:
     """pc: share of the prompts to keep."""
     fine_tune_epochs: int = 20
     """pc: epochs of fine-tuning after that."""
+    rates: Annotated[str, tyro.conf.arg(metavar="METHOD=RATE,...")] = ""
+    """Learning rates of some methods, such as full=0.0005,lora=0.002; the others have --lr, or their own default."""
+    pruning: Pruning = Pruning(prune=True)
     training: UnseededTraining = UnseededTraining()
     images: Images = Images()
     out: str | None = None
@@ -71,11 +74,15 @@ class Compare:
             kv_prompts=self.kv_prompts,
             share=self.share,
             fine_tune_epochs=self.fine_tune_epochs,
+            prune=self.pruning.settings("taylor", "global"),
+            rewind_epoch=self.pruning.rewind_epoch,
             recipe=Recipe(**asdict(self.training)),
             **asdict(self.images),
         )
         methods = tuple(name.strip() for name in self.methods.split(",")) if self.methods.strip() else ()
-        comparison = Comparison(methods=methods, seeds=self.seeds, ratio=self.ratio, settings=settings)
+        comparison = Comparison(
+            methods=methods, seeds=self.seeds, ratio=self.ratio, rates=_rates(self.rates), settings=settings
+        )
         out = Path(self.out) if self.out is not None else self.default_out()
         try:
             found = compare(comparison, out, resume=self.resume, progress=True)
@@ -96,6 +103,15 @@ class Compare:
         """A folder named after the data."""
         data = Path(self.data).resolve().name if self.data else "fashion-mnist"
         return Path("runs") / f"{data}-compare"
+
+
+def _rates(text: str) -> dict[str, float]:
+    """From METHOD=RATE,... to numbers."""
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part.strip()]
+        return {name.strip(): float(rate) for name, rate in pairs}
+    except ValueError:
+        raise UsageError(f"--rates takes METHOD=RATE,..., such as full=0.0005,lora=0.002; not {text!r}.") from None
 
 
 def show(document: dict[str, Any], out: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.cli.commands import UsageError, absolute, percent, print_json, print_note, print_table
 from laconic.processes import is_main_process
+
+if TYPE_CHECKING:
+    from laconic.condensation import Criterion, Scope
+    from laconic.pruning import PruneSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +28,8 @@ class UnseededTraining:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """SGD as in the VPT paper, or AdamW, which needs less search."""
     lr: float | None = None
-    """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd. Of that, full takes 0.02, partial 0.1,
-    and mlp, bias, adapter, lora and side 0.2."""
+    """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd. Of that, full takes 0.04, partial
+    and mlp 0.2, adapter, lora and side 0.4, and the others all."""
     weight_decay: float = 1e-4
     """Weight decay of prompts and head."""
     warmup: float = 0.1
@@ -78,6 +82,20 @@ class Pruning:
     def wanted(self) -> bool:
         """Whether there is anything to do."""
         return self.prune or self.prune_tokens is not None or self.prune_segments is not None
+
+    def settings(self, criterion: Criterion, scope: Scope) -> PruneSettings | None:
+        """What `laconic.pruning` is told; None for no pruning."""
+        from laconic.pruning import PruneSettings
+
+        found = PruneSettings(
+            tokens=self.prune_tokens,
+            segments=self.prune_segments,
+            num_segments=self.num_segments,
+            criterion=criterion,
+            scope=scope,
+            saving=self.saving,
+        )
+        return found if self.wanted else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,17 +166,7 @@ class Fit:
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
         from laconic.experiment import Settings, run
-        from laconic.pruning import PruneSettings
         from laconic.recipe import Recipe
-
-        prune = PruneSettings(
-            tokens=self.pruning.prune_tokens,
-            segments=self.pruning.prune_segments,
-            num_segments=self.pruning.num_segments,
-            criterion=self.criterion,
-            scope=self.scope,
-            saving=self.pruning.saving,
-        )
 
         settings = Settings(
             data=self.data,
@@ -179,7 +187,7 @@ class Fit:
             fine_tune_epochs=self.fine_tune_epochs,
             criterion=self.criterion,
             scope=self.scope,
-            prune=prune if self.pruning.wanted else None,
+            prune=self.pruning.settings(self.criterion, self.scope),
             rewind_epoch=self.pruning.rewind_epoch,
             img_size=self.img_size,
             recipe=Recipe(**asdict(self.training)),
