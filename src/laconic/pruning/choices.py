@@ -28,7 +28,7 @@ class Choice:
 
     Example:
         >>> Choice(tokens=0.5, segments=0.2).kept
-        0.4
+        0.45
     """
 
     tokens: float = 0.0
@@ -41,8 +41,9 @@ class Choice:
 
     @property
     def kept(self) -> float:
-        """Share of the prompts' numbers that stays, but for rounding to whole prompts and segments."""
-        return (1 - self.tokens) * (1 - self.segments)
+        """What stays: the mean of the shares of the prompts, which cost time, and of their numbers, which are stored."""
+        prompts = 1 - self.tokens
+        return (prompts + prompts * (1 - self.segments)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
