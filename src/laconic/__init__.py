@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from laconic.condensation import condense as condense
     from laconic.condensation import score as score
     from laconic.condensation import select as select
+    from laconic.condensation import select_segments as select_segments
     from laconic.errors import LaconicError as LaconicError
     from laconic.evaluation import evaluate as evaluate
     from laconic.methods import E2VPT as E2VPT
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from laconic.model import FoldedModel as FoldedModel
     from laconic.model import PromptedModel as PromptedModel
     from laconic.model import attach as attach
+    from laconic.pruning import PruneSettings as PruneSettings
+    from laconic.pruning import prune as prune
     from laconic.recipe import Recipe as Recipe
     from laconic.train import fit as fit
 
@@ -56,6 +59,9 @@ _HOMES = {
     "evaluate": "evaluation",
     "score": "condensation",
     "select": "condensation",
+    "select_segments": "condensation",
+    "PruneSettings": "pruning",
+    "prune": "pruning",
     "condense": "condensation",
     "load": "adapter",
 }
@@ -73,6 +79,7 @@ __all__ = [
     "LoRA",
     "Partial",
     "PromptedModel",
+    "PruneSettings",
     "Recipe",
     "Side",
     "attach",
@@ -80,8 +87,10 @@ __all__ = [
     "evaluate",
     "fit",
     "load",
+    "prune",
     "score",
     "select",
+    "select_segments",
 ]
 
 

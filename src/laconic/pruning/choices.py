@@ -41,7 +41,7 @@ class Choice:
 
     @property
     def kept(self) -> float:
-        """What stays: the mean of the shares of the prompts, which cost time, and of their numbers, which are stored."""
+        """What stays: the mean of the share of the prompts, which cost time, and of the numbers, which are stored."""
         prompts = 1 - self.tokens
         return (prompts + prompts * (1 - self.segments)) / 2
 
