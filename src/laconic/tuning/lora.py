@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from laconic.backbone import BackboneInfo
 from laconic.baselines import LoRA
 from laconic.errors import BackboneError, LaconicError
 from laconic.graft import graft
-from laconic.tuning.replaced import with_parameters
 from laconic.tuning.tuning import Tuning
 
 _PROJECTIONS = ("in_proj", "qkv", "q_proj", "k_proj", "v_proj")
@@ -49,12 +47,12 @@ def with_updates(method: LoRA, backbone: nn.Module, info: BackboneInfo) -> Tunin
 def merged(method: LoRA, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
     """The same function in plain weights, W + scale·B·A."""
     learned = dict(tuned.named_parameters())
-    values: dict[str, torch.Tensor] = {}
+    weights: dict[str, nn.Parameter] = {}
     for path in _projections(backbone, info):
         weight = backbone.get_parameter(f"{path}.weight")
         update = method.scale * learned[f"{path}.lora_B"] @ learned[f"{path}.lora_A"]
-        values[f"{path}.weight"] = weight.detach() + update.detach().to(weight.dtype)
-    return with_parameters(backbone, values)
+        weights[f"{path}.weight"] = nn.Parameter(weight.detach() + update.detach().to(weight.dtype))
+    return Tuning(graft(backbone, {}, parameters=weights), weights)
 
 
 def _projections(backbone: nn.Module, info: BackboneInfo) -> list[str]:

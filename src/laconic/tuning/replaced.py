@@ -1,8 +1,8 @@
-"""Which parameters of a backbone a method learns, and views of the backbone with others in their places."""
+"""Full, partial and bias tuning: which parameters of a backbone are learned, and a view with copies in their places."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -33,15 +33,11 @@ def learned_copies(method: Full | Partial | Bias, backbone: nn.Module, info: Bac
     names = _reaching(names, backbone, info)
     if not names:
         raise BackboneError(f"The backbone {info.name} has no parameters that the method {method.name!r} could learn.")
-    return with_parameters(backbone, {name: backbone.get_parameter(name).detach().clone() for name in names})
-
-
-def with_parameters(backbone: nn.Module, values: Mapping[str, Tensor]) -> Tuning:
-    """A view of the backbone with other parameters, everywhere that a parameter is used."""
-    learned = {name: nn.Parameter(value) for name, value in values.items()}
-    by_id = {id(backbone.get_parameter(name)): parameter for name, parameter in learned.items()}
+    learned = {name: nn.Parameter(backbone.get_parameter(name).detach().clone()) for name in names}
+    copies = {id(backbone.get_parameter(name)): parameter for name, parameter in learned.items()}
+    # A parameter that is used in several places is learned once and acts in all of them.
     places = backbone.named_parameters(remove_duplicate=False)
-    everywhere = {path: by_id[id(p)] for path, p in places if id(p) in by_id}
+    everywhere = {path: copies[id(p)] for path, p in places if id(p) in copies}
     return Tuning(graft(backbone, {}, parameters=everywhere), learned)
 
 
