@@ -22,8 +22,8 @@ from laconic import VPT, attach, load
 from laconic.adapter import save_adapter
 from laconic.backbone import fingerprint
 from laconic.errors import AdapterError, BackboneError, LaconicError
-from laconic.model import Condensation
 from laconic.preprocessing import Preprocessing
+from laconic.records import Condensation
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 NASTY = [

@@ -23,6 +23,7 @@ from laconic.prompts import Prompts
 from laconic.pruning import SHARES, Choice, PruneSettings, Trial, importance, prune, pruned
 from laconic.pruning.choices import affordable, best_of_each_size, grid, ranked, rungs
 from laconic.recipe import Recipe
+from laconic.records import Pruning
 from reference import attached, close, some_images
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
@@ -263,7 +264,7 @@ def test_a_pruned_model_is_the_reference_with_rows_gone_and_channels_zero(name, 
     close(small.fold()(images), wanted, 1e-10)
     for other in ("prefix", "published"):
         close(small.copy(execution=other).eval()(images), wanted, 1e-10)
-    small.pruning = laconic.model.Pruning(tokens=0.5, segments=0.5, num_segments=parts, rewind_epoch=0)
+    small.pruning = Pruning(tokens=0.5, segments=0.5, num_segments=parts, rewind_epoch=0)
     small.save_pretrained(tmp_path)
     again = laconic.load(tmp_path, backbone=model.backbone, execution=execution)
     assert torch.equal(again(images), small(images))
@@ -304,7 +305,7 @@ def test_only_kept_segments_are_learned_counted_and_saved(execution, tmp_path):
         was = before[block].unflatten(1, (4, width))
         assert bool((now[~mask] == 0).all())
         assert bool((now[mask] != was[mask]).all())
-    small.pruning = laconic.model.Pruning(tokens=0.5, segments=0.5, num_segments=4, rewind_epoch=None)
+    small.pruning = Pruning(tokens=0.5, segments=0.5, num_segments=4, rewind_epoch=None)
     small.save_pretrained(tmp_path)
     saved = load_file(tmp_path / TENSORS_FILE)
     assert sum(t.numel() for name, t in saved.items() if name.startswith("prompts.")) == numbers
@@ -530,7 +531,7 @@ def test_given_shares_are_pruned_rewound_and_trained():
     assert same(found.model, hand)
     assert sum(found.model.prompt_counts) == 6
     assert found.model.prompts.num_segments == 4
-    assert found.model.pruning == laconic.model.Pruning(tokens=0.5, segments=0.25, num_segments=4, rewind_epoch=0)
+    assert found.model.pruning == Pruning(tokens=0.5, segments=0.25, num_segments=4, rewind_epoch=0)
     assert not found.model.training
     assert found.trials == []
     assert same(model, a_copy_of(model, before)), "the trained model was changed"
@@ -746,7 +747,7 @@ def test_fit_rewinds_to_the_epoch_it_is_told(colours, tmp_path, epoch):
     small = laconic.load(tmp_path / "a")
     assert sum(small.prompt_counts) == 24
     assert sum(p.numel() for p in small.prompts) == 24 * 192 // 2
-    assert small.pruning == laconic.model.Pruning(tokens=0.5, segments=0.5, num_segments=16, rewind_epoch=epoch)
+    assert small.pruning == Pruning(tokens=0.5, segments=0.5, num_segments=16, rewind_epoch=epoch)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from laconic.adapter import load as load
+    from laconic.attachment import attach as attach
     from laconic.baselines import MLP as MLP
     from laconic.baselines import Adapter as Adapter
     from laconic.baselines import Bias as Bias
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from laconic.methods import VPT as VPT
     from laconic.model import FoldedModel as FoldedModel
     from laconic.model import PromptedModel as PromptedModel
-    from laconic.model import attach as attach
     from laconic.pruning import PruneSettings as PruneSettings
     from laconic.pruning import prune as prune
     from laconic.recipe import Recipe as Recipe
@@ -53,7 +53,7 @@ _HOMES = {
     "Side": "baselines",
     "FoldedModel": "model",
     "PromptedModel": "model",
-    "attach": "model",
+    "attach": "attachment",
     "Recipe": "recipe",
     "fit": "train",
     "evaluate": "evaluation",

@@ -18,11 +18,12 @@ from laconic.analysis.summary import Measured, measure, summary, training_second
 from laconic.cli.commands import print_note
 from laconic.creation import create_backbone, describe_name
 from laconic.errors import BackboneError, DataError, LaconicError, TrainingError
-from laconic.experiment import CondenseSettings, Settings, run, run_condense
+from laconic.experiment import run, run_condense
 from laconic.files import write_json, write_text
 from laconic.methods import METHOD_NAMES
 from laconic.report.comparison import draw, markdown
 from laconic.runfolder import RESULT, changed_settings, read_json
+from laconic.settings import CondenseSettings, Settings
 
 CONDENSED, TRAINED = "pc", "vpt-deep"
 """Prompt Condensation, and what it condenses."""

@@ -15,11 +15,12 @@ from laconic.analysis.cost import model_cost
 from laconic.analysis.latency import Latency, latency
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.cli.commands import percent, print_note, print_table
-from laconic.experiment import CondenseSettings, Settings, run, run_condense
+from laconic.experiment import run, run_condense
 from laconic.model import PromptedModel
 from laconic.progress import bar
 from laconic.recipe import Recipe
 from laconic.report.plots import Point, plot_accuracy, plot_kept
+from laconic.settings import CondenseSettings, Settings
 
 TITLE = "Fashion-MNIST, 800 training images, on the bundled ViT"
 

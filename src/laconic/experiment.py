@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,26 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from laconic import __version__
 from laconic.adapter import load
-from laconic.backbone import fingerprint, num_parameters
-from laconic.baselines import Promptless
+from laconic.attachment import attach
+from laconic.backbone import num_parameters
 from laconic.batches import ImageLabels
-from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope, check_criterion, condense, fine_tuning_recipe
+from laconic.condensation import check_criterion, condense, fine_tuning_recipe
 from laconic.creation import create_backbone, describe_name
 from laconic.data import Task, open_task
 from laconic.errors import DataError, DivergedError, LaconicError, TrainingError
 from laconic.evaluation import evaluate
 from laconic.files import write_atomically
-from laconic.methods import Method, method_from_name
-from laconic.model import HeadInit, PromptedModel, attach, check_segments
-from laconic.preprocessing import Preprocessing, Resize
+from laconic.model import PromptedModel
+from laconic.preprocessing import Preprocessing
 from laconic.processes import is_main_process
 from laconic.progress import bar
-from laconic.prompts import Share
+from laconic.prompts import check_segments
+from laconic.provenance import provenance
 from laconic.pruning import Pruned, PruneSettings, prune
 from laconic.recipe import Recipe
 from laconic.runfolder import RESULT, RunFolder, read_json
+from laconic.settings import CondenseSettings, Settings
 from laconic.train import History, fit
 from laconic.weights import weights_origin
 
@@ -54,148 +52,6 @@ REPORT_KEYS = (
 """What a result says of each model in it."""
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run does; two runs with equal settings on equal data end with equal numbers.
-
-    Args:
-        data: Image folder, or None for the bundled task.
-        backbone: timm name.
-        weights: File with other weights than those that the name stands for; see `laconic.creation.create_backbone`.
-        method: One of `laconic.methods.METHOD_NAMES`.
-        prompts: Prompts per block (deep, E2VPT) or in all (shallow).
-        kv_prompts: Key-value prompts per block, for E2VPT.
-        share: What those have in common; see `laconic.E2VPT`.
-        layers: Of the head, for `mlp`.
-        blocks: How many of the last are learned, for `partial`.
-        reduction: For `adapter`; see `laconic.Adapter`.
-        rank: For `lora`; see `laconic.LoRA`.
-        side_width: For `side`; see `laconic.Side`.
-        head_init: See `laconic.attach`.
-        condense: Share of the prompts to keep after training; None keeps all.
-        fine_tune: Whether condensed prompts are fine-tuned.
-        fine_tune_epochs: For how long.
-        criterion: See `laconic.score`.
-        scope: See `laconic.select`.
-        prune: How to prune after training, by the criterion and scope in it; None does not.
-        rewind_epoch: Epoch of the training after which the values are recorded that pruned prompts are trained from; 0
-            is before the first step.
-        recipe: How to train.
-        resize: How images are brought to the backbone's size.
-        img_size: Input size in pixels where it should differ from the backbone's own.
-        split_seed: Cuts the splits that a folder does not have; apart from the recipe's seed, so that several seeds
-            share their splits.
-        skip_bad: Go on without images that cannot be used.
-    """
-
-    data: str | None = None
-    backbone: str
-    weights: str | None = None
-    method: str = "vpt-deep"
-    prompts: int = 20
-    kv_prompts: int = 5
-    share: Share = "key-value"
-    layers: int = 2
-    blocks: int = 1
-    reduction: int = 8
-    rank: int = 8
-    side_width: int = 32
-    head_init: HeadInit = "zero"
-    condense: float | None = None
-    fine_tune: bool = True
-    fine_tune_epochs: int = 20
-    criterion: Criterion = "taylor"
-    scope: Scope = "global"
-    prune: PruneSettings | None = None
-    rewind_epoch: int = 0
-    recipe: Recipe = field(default_factory=Recipe)
-    resize: Resize = "squash"
-    img_size: int | None = None
-    split_seed: int = 0
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.make_method(), Promptless) and self.condense is not None:
-            raise LaconicError(f"The method {self.method!r} has no prompts to condense; leave out --condense.")
-        if self.prune is not None:
-            self._check_pruning()
-        if self.resize not in ("squash", "crop"):
-            raise LaconicError(f"Images are resized by 'squash' or 'crop', not {self.resize!r}.")
-        if self.img_size is not None and self.img_size < 1:
-            raise LaconicError(f"The image size must be at least 1 pixel, not {self.img_size}.")
-        _check_condensing(self.condense, self.criterion, self.scope)
-        self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
-
-    def _check_pruning(self) -> None:
-        if self.condense is not None:
-            raise LaconicError("Prompts are condensed or pruned, not both; leave out --condense or --prune.")
-        if not sum(self.make_method().initial_counts(1)):
-            raise LaconicError("There is nothing to prune: this method has no prompts that pass the projections.")
-        if not 0 <= self.rewind_epoch <= self.recipe.epochs:
-            raise LaconicError(
-                f"The epoch to rewind to lies between 0 and the {self.recipe.epochs} of the training, not at "
-                f"{self.rewind_epoch}."
-            )
-
-    def make_method(self) -> Method:
-        """What these settings attach."""
-        return method_from_name(
-            self.method,
-            num_prompts=self.prompts,
-            num_kv_prompts=self.kv_prompts,
-            share=self.share,
-            layers=self.layers,
-            blocks=self.blocks,
-            reduction=self.reduction,
-            rank=self.rank,
-            side_width=self.side_width,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CondenseSettings:
-    """What the condensation of a saved adapter does.
-
-    Args:
-        adapter: Folder or Hub id.
-        weights: File with the backbone's weights, where `laconic.load` cannot find them by itself.
-        data: Image folder it was trained on, or None for the bundled task.
-        ratio: Share of the prompts to keep.
-        criterion: See `laconic.score`.
-        scope: See `laconic.select`.
-        fine_tune: Whether the kept prompts are fine-tuned.
-        fine_tune_epochs: For how long.
-        seed: Seeds order and random scores.
-        split_seed: See `Settings`.
-        skip_bad: Go on without images that cannot be used.
-    """
-
-    adapter: str
-    weights: str | None = None
-    data: str | None = None
-    ratio: float = 0.3
-    criterion: Criterion = "taylor"
-    scope: Scope = "global"
-    fine_tune: bool = True
-    fine_tune_epochs: int = 20
-    seed: int = 0
-    split_seed: int = 0
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        _check_condensing(self.ratio, self.criterion, self.scope)
-        Recipe(epochs=self.fine_tune_epochs, seed=self.seed)
-
-
-def _check_condensing(ratio: float | None, criterion: str, scope: str) -> None:
-    if ratio is not None and not 0 < ratio <= 1:
-        raise LaconicError(f"The share of prompts to keep must be above 0 and at most 1, not {ratio}.")
-    if criterion not in CRITERIA:
-        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
-    if scope not in SCOPES:
-        raise LaconicError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
 
 
 def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
@@ -229,7 +85,7 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
             check_criterion(settings.criterion, info)
         if settings.prune is not None:
             check_criterion(settings.prune.criterion, info)
-            check_segments(settings.prune.num_segments, info)
+            check_segments(settings.prune.num_segments, info.widths)
         stages = _Stages(folder, settings, preprocessing, progress)
         backbone = make() if given is None else given
         origin = weights_origin(backbone)
@@ -427,29 +283,3 @@ def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
     if result.get("provenance", {}).get("data", {}).get("fingerprint") != task.fingerprint():
         return None
     return {key: result[key] for key in REPORT_KEYS if key in result}
-
-
-def provenance(model: PromptedModel, task: Task, weights: dict[str, str] | None) -> dict[str, Any]:
-    """Where a result comes from: data, preprocessing, weights, versions, machine."""
-    splits = {"train": task.train, "val": task.val, "test": task.test}
-    return {
-        "data": {
-            "source": task.source,
-            "fingerprint": task.fingerprint(),
-            "classes": list(task.classes),
-            "images": {name: None if split is None else len(split) for name, split in splits.items()},
-            "skipped": list(task.skipped),
-        },
-        "preprocessing": asdict(task.preprocessing),
-        "backbone_fingerprint": fingerprint(model.backbone),
-        "weights": weights,
-        "epoch_rule": "last epoch; test data read once, at the end",
-        "versions": {
-            "laconic": __version__,
-            "torch": torch.__version__,
-            **{name: version(name) for name in ("timm", "accelerate", "numpy")},
-        },
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": next(model.parameters()).device.type,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from laconic.baselines import MLP, Adapter, Bias, Full, Linear, LoRA, Partial, Side
@@ -178,3 +178,8 @@ def method_from_config(config: dict[str, Any]) -> tuple[Method, Sequence[str]]:
     if kind is VPT and "depth" not in values:
         values["depth"] = str(name).removeprefix("vpt-")
     return kind(**values), unknown
+
+
+def without_dropout(method: Method) -> Method:
+    """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
+    return replace(method, dropout=0.0) if isinstance(method, VPT | E2VPT) else method

@@ -1,10 +1,9 @@
-"""A frozen backbone with prompts and a head: attach, detach, copy, condense away, fold."""
+"""A frozen backbone with prompts and a head: what is learned, copied, removed, folded, saved."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from laconic.assembly import (
     LearnedPrefix,
-    attention_at,
     constant_prefixes,
     deep_token_parts,
     no_prefix,
@@ -21,58 +19,21 @@ from laconic.assembly import (
     shallow_token_parts,
 )
 from laconic.backbone import BackboneInfo, describe
-from laconic.creation import create_backbone
-from laconic.errors import BackboneError, LaconicError
+from laconic.errors import LaconicError
 from laconic.frozen import Original
 from laconic.graft import graft
-from laconic.head import Head, HeadInit, initial_head
-from laconic.methods import E2VPT, VPT, Method
+from laconic.head import Head
+from laconic.methods import VPT, Method
 from laconic.prefix import PrefixAttention
 from laconic.preprocessing import Preprocessing
-from laconic.prompts import KVPrompts, Prompts, init_bound
+from laconic.prompts import KVPrompts, Prompts, check_segments
 from laconic.tuning import Tuning, folded, tuning_for
 
 if TYPE_CHECKING:
     from laconic.recipe import Recipe
+    from laconic.records import Condensation, Pruning
 
 Execution = Literal["prefix", "published"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Condensation:
-    """Why each prompt stayed: what `condense` scored and chose, saved with the adapter.
-
-    Args:
-        criterion: Name of the score.
-        scope: `"global"` or `"local"`.
-        ratio: Share of the prompts that was kept.
-        scores: Score of every prompt there was, block by block.
-        kept: Indices of the kept prompts, block by block.
-    """
-
-    criterion: str
-    scope: str
-    ratio: float
-    scores: tuple[tuple[float, ...], ...]
-    kept: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """What `prune` took away and how the rest was trained, saved with the adapter beside the `Condensation`.
-
-    Args:
-        tokens: Share of the prompts that was removed, 0 to below 1.
-        segments: Share of the kept prompts' segments that was removed, 0 to below 1.
-        num_segments: R, into which each prompt was cut.
-        rewind_epoch: Epoch after which the values were recorded that the rest was trained from; None where it was not
-            trained again.
-    """
-
-    tokens: float
-    segments: float
-    num_segments: int
-    rewind_epoch: int | None
 
 
 class _Adapted(nn.Module):
@@ -286,7 +247,7 @@ class PromptedModel(_Adapted):
                 )
             if not bool(mask_PR.any(1).all()):
                 raise LaconicError(f"A prompt of block {block} would keep no segment; remove it whole.")
-            check_segments(mask_PR.shape[1], self.info)
+            check_segments(mask_PR.shape[1], self.info.widths)
             if self.prompts.num_segments not in (1, mask_PR.shape[1]):
                 raise LaconicError(
                     f"Segments were pruned before, {self.prompts.num_segments} to a prompt; {mask_PR.shape[1]} do not "
@@ -358,101 +319,3 @@ class FoldedModel(_Adapted):
 
 def _rides_as_tokens(method: Method) -> bool:
     return isinstance(method, VPT) and method.depth == "shallow"
-
-
-def attach(
-    backbone: str | nn.Module,
-    method: Method | None = None,
-    *,
-    num_classes: int,
-    execution: Execution = "prefix",
-    head_init: HeadInit = "paper",
-    classes: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-    pretrained: bool = True,
-    weights: str | Path | None = None,
-    img_size: int | tuple[int, int] | None = None,
-) -> PromptedModel:
-    """Puts prompts, or what another method learns, and a head on a frozen vision transformer.
-
-    Prompts are drawn from uniform(-v, v) (see `laconic.prompts.init_bound`) with torch's global generator: call
-    `torch.manual_seed` to repeat.
-
-    Args:
-        backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
-        method: What to attach; `VPT()`, deep with 50 prompts, when not given.
-        num_classes: At least 1.
-        execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
-        head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
-            -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training. Of a
-            deeper head, its last layer.
-        classes: Names of the classes.
-        preprocessing: What images must look like; the backbone's own when not given.
-        pretrained: With a name: load its weights.
-        weights: With a name: file with other weights than those that the name stands for; see
-            `laconic.creation.create_backbone`.
-        img_size: With a name: input size in pixels (one number, or height and width), where it should differ from the
-            pre-training size.
-
-    Returns:
-        A `PromptedModel` in training mode.
-
-    Raises:
-        BackboneError: If the backbone cannot be made or is not supported.
-        LaconicError: If another argument is out of range.
-
-    Example:
-        >>> import timm
-        >>> model = attach(timm.create_model("test_vit"), VPT(num_prompts=4), num_classes=3)
-        >>> model(torch.zeros(2, 3, 160, 160)).shape, model.prompt_counts
-        (torch.Size([2, 3]), [4, 4, 4, 4, 4, 4])
-
-    Source: VPT (arXiv 2203.12119).
-    """
-    if num_classes < 1:
-        raise LaconicError(f"A classifier needs at least one class, not {num_classes}.")
-    method = VPT() if method is None else method
-    if isinstance(backbone, str):
-        backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
-    elif img_size is not None:
-        raise BackboneError("img_size goes with a backbone's name; a model object has its input size already.")
-    elif weights is not None:
-        raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
-    info = describe(backbone)
-    prompts = Prompts.initial(
-        method.initial_counts(len(info.blocks)),
-        info.widths,
-        bound=init_bound(info.patch_size, info.widths[0]),
-        dropout=method.prompt_dropout,
-    )
-    kv_prompts = None
-    if isinstance(method, E2VPT) and method.num_kv_prompts:
-        heads = [attention_at(backbone, info, block).head_shape for block in range(len(info.blocks))]
-        kv_prompts = KVPrompts.initial(method.num_kv_prompts, heads, method.share)
-    head = initial_head(method, info.num_features, num_classes, head_init)
-    like = next(backbone.parameters())
-    model = PromptedModel(
-        backbone,
-        method,
-        prompts,
-        head,
-        kv_prompts=kv_prompts,
-        execution=execution,
-        classes=classes,
-        preprocessing=preprocessing,
-    )
-    return model.to(device=like.device, dtype=like.dtype).train()
-
-
-def check_segments(number: int, info: BackboneInfo) -> None:
-    """Raises a `LaconicError` for prompts that cannot be cut into that many equal segments."""
-    width = next((width for width in info.widths if number < 1 or width % number), None)
-    if width is not None:
-        raise LaconicError(
-            f"Prompts of {width} channels cannot be cut into {number} equal segments; choose a divisor of {width}."
-        )
-
-
-def without_dropout(method: Method) -> Method:
-    """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
-    return replace(method, dropout=0.0) if isinstance(method, VPT | E2VPT) else method

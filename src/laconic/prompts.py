@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from laconic.errors import LaconicError
+
 Share = Literal["key-value", "heads", "none"]
 """What key-value prompts have in common; see `KVPrompts`."""
 
@@ -29,6 +31,15 @@ def init_bound(patch_size: tuple[int, int], width: int) -> float:
     Source: VPT (arXiv 2203.12119), section 4.
     """
     return math.sqrt(6.0 / (3 * patch_size[0] * patch_size[1] + width))
+
+
+def check_segments(number: int, widths: Sequence[int]) -> None:
+    """Raises a `LaconicError` for prompts of some width that cannot be cut into that many equal segments."""
+    width = next((width for width in widths if number < 1 or width % number), None)
+    if width is not None:
+        raise LaconicError(
+            f"Prompts of {width} channels cannot be cut into {number} equal segments; choose a divisor of {width}."
+        )
 
 
 class Prompts(nn.ParameterList):

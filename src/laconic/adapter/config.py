@@ -15,9 +15,9 @@ from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, ge
 from laconic.baselines import MLP, Promptless
 from laconic.errors import AdapterError, LaconicError
 from laconic.methods import E2VPT, VPT, Method, method_from_config, method_to_config
-from laconic.model import Condensation, Pruning
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
+from laconic.records import Condensation, Pruning
 
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""

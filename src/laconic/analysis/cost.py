@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from laconic.attachment import attach
 from laconic.creation import create_backbone
 from laconic.errors import LaconicError
 from laconic.head import MLPHead
 from laconic.meta import on_meta
 from laconic.methods import VPT, Linear
-from laconic.model import FoldedModel, PromptedModel, attach
+from laconic.model import FoldedModel, PromptedModel
 
 
 @dataclass(frozen=True, kw_only=True)

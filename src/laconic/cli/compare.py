@@ -58,8 +58,8 @@ class Compare:
     def run(self) -> None:
         """Runs, measures, writes, prints."""
         from laconic.comparison import Comparison, compare
-        from laconic.experiment import Settings
         from laconic.recipe import Recipe
+        from laconic.settings import Settings
 
         if self.data == "" or self.out == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")

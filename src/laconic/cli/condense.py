@@ -48,7 +48,8 @@ class Condense:
 
     def run(self) -> None:
         """Scores, keeps, fine-tunes, evaluates, saves."""
-        from laconic.experiment import CondenseSettings, run_condense
+        from laconic.experiment import run_condense
+        from laconic.settings import CondenseSettings
 
         settings = CondenseSettings(
             adapter=self.adapter,

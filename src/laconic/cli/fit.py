@@ -166,8 +166,9 @@ class Fit:
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
-        from laconic.experiment import Settings, run
+        from laconic.experiment import run
         from laconic.recipe import Recipe
+        from laconic.settings import Settings
 
         settings = Settings(
             data=self.data,

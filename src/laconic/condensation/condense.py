@@ -11,9 +11,11 @@ from laconic.batches import ImageLabels
 from laconic.condensation.score import Criterion, score
 from laconic.condensation.select import Scope, select
 from laconic.errors import LaconicError
-from laconic.model import Condensation, PromptedModel, without_dropout
+from laconic.methods import without_dropout
+from laconic.model import PromptedModel
 from laconic.progress import bar
 from laconic.recipe import Recipe
+from laconic.records import Condensation
 from laconic.train import fit
 
 

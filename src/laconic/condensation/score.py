@@ -17,9 +17,10 @@ from laconic.assembly import attention_at
 from laconic.backbone import BackboneInfo
 from laconic.batches import ImageLabels, check_batch, in_order, iterate, size_of
 from laconic.errors import LaconicError
-from laconic.model import PromptedModel, check_segments
+from laconic.model import PromptedModel
 from laconic.prefix import Observer
 from laconic.progress import Report, silent
+from laconic.prompts import check_segments
 
 Criterion = Literal["taylor", "taylor-signed", "cls-similarity", "magnitude", "random"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)
@@ -82,7 +83,7 @@ def score(
     """
     check_criterion(criterion, model.info)
     if segments is not None:
-        check_segments(segments, model.info)
+        check_segments(segments, model.info.widths)
     if segments is not None and criterion == "cls-similarity":
         raise LaconicError("The criterion 'cls-similarity' is about whole prompts; use 'taylor' for segments.")
     if shared and len(set(filter(None, model.prompt_counts))) > 1:
@@ -126,7 +127,7 @@ def _scores(
                 if shared:
                     found = dict.fromkeys(found, torch.stack(list(found.values())).sum(0)) if found else found
                 for block, effect_BPR in found.items():
-                    summed = effect_BPR.sum(0) if criterion == "taylor-signed" else effect_BPR.abs().sum(0)
+                    summed = (effect_BPR.abs() if criterion == "taylor" else effect_BPR).sum(0)
                     sums[block] += summed.double().cpu()
                 done += len(labels)
                 report(done, length)

@@ -2,7 +2,9 @@
 
 from laconic.pruning.choices import SHARES, Choice, Trial
 from laconic.pruning.importance import Importance, importance, pruned
-from laconic.pruning.prune import Pruned, PruneSettings, prune
+from laconic.pruning.prune import prune
+from laconic.pruning.search import Pruned
+from laconic.pruning.settings import PruneSettings
 
 __all__ = [
     "SHARES",

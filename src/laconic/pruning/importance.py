@@ -9,9 +9,10 @@ from torch import Tensor
 
 from laconic.batches import ImageLabels
 from laconic.condensation import Criterion, Scope, score, select, select_segments
-from laconic.model import Condensation, PromptedModel, Pruning
+from laconic.model import PromptedModel
 from laconic.progress import Report, part, silent
 from laconic.pruning.choices import Choice
+from laconic.records import Condensation, Pruning
 
 
 @dataclass(frozen=True, kw_only=True)

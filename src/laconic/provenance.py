@@ -1,0 +1,41 @@
+"""Where a result comes from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from laconic import __version__
+from laconic.backbone import fingerprint
+from laconic.data import Task
+from laconic.model import PromptedModel
+
+
+def provenance(model: PromptedModel, task: Task, weights: dict[str, str] | None) -> dict[str, Any]:
+    """Where a result comes from: data, preprocessing, weights, versions, machine."""
+    splits = {"train": task.train, "val": task.val, "test": task.test}
+    return {
+        "data": {
+            "source": task.source,
+            "fingerprint": task.fingerprint(),
+            "classes": list(task.classes),
+            "images": {name: None if split is None else len(split) for name, split in splits.items()},
+            "skipped": list(task.skipped),
+        },
+        "preprocessing": asdict(task.preprocessing),
+        "backbone_fingerprint": fingerprint(model.backbone),
+        "weights": weights,
+        "epoch_rule": "last epoch; test data read once, at the end",
+        "versions": {
+            "laconic": __version__,
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("timm", "accelerate", "numpy")},
+        },
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": next(model.parameters()).device.type,
+    }

@@ -1,0 +1,42 @@
+"""What was done to a model's prompts, as plain data that is saved with the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensation:
+    """Why each prompt stayed: what `condense` scored and chose, saved with the adapter.
+
+    Args:
+        criterion: Name of the score.
+        scope: `"global"` or `"local"`.
+        ratio: Share of the prompts that was kept.
+        scores: Score of every prompt there was, block by block.
+        kept: Indices of the kept prompts, block by block.
+    """
+
+    criterion: str
+    scope: str
+    ratio: float
+    scores: tuple[tuple[float, ...], ...]
+    kept: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What `prune` took away and how the rest was trained, saved with the adapter beside the `Condensation`.
+
+    Args:
+        tokens: Share of the prompts that was removed, 0 to below 1.
+        segments: Share of the kept prompts' segments that was removed, 0 to below 1.
+        num_segments: R, into which each prompt was cut.
+        rewind_epoch: Epoch after which the values were recorded that the rest was trained from; None where it was not
+            trained again.
+    """
+
+    tokens: float
+    segments: float
+    num_segments: int
+    rewind_epoch: int | None
