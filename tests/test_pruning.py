@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import signal
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from laconic.pruning.choices import affordable, best_of_each_size, grid, ranked,
 from laconic.recipe import Recipe
 from laconic.records import Pruning
 from reference import attached, close, some_images
+from test_experiment import adapter_hash, checkpoint_step, end, numbers, on_cpu
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
 SMALL = Recipe(epochs=2, batch_size=4, lr=1e-2)
@@ -767,3 +769,41 @@ def test_what_fit_cannot_prune_is_refused_before_anything_is_trained(colours, tm
     assert outcome.status == 1
     assert message in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def trials_in(search):
+    try:
+        return len(json.loads((search / "trials.json").read_text())["trials"])
+    except OSError:
+        return 0
+
+
+@on_cpu
+def test_killed_in_every_stage_a_pruning_ends_with_the_same_bytes(colours, tmp_path):
+    command = ["fit", colours, *ARGUMENTS, "--img-size", "16", "--prune", "--rewind-epoch", "1"]
+    whole = run_command(*command, "--out", tmp_path / "whole", "--json")
+    assert whole.status == 0, whole.err
+    out = tmp_path / "run"
+    state, search = out / ".run", out / ".run" / "pruning" / "search"
+    stages = [
+        (state / "settings.json").exists,
+        lambda: checkpoint_step(state / "training.safetensors") >= 4,  # the epoch to rewind to lies behind
+        (search / "importance.safetensors").exists,
+        lambda: trials_in(search) >= 4,
+        lambda: any(checkpoint_step(path) >= 1 for path in search.glob("1-*.safetensors")),
+        lambda: any(checkpoint_step(path) >= 2 for path in search.glob("2-*.safetensors")),
+        lambda: len(list(search.glob("2-*.safetensors"))) == 2,
+    ]
+    for number, ready in enumerate(stages):
+        resume = ["--resume"] if number else []
+        signal_ = signal.SIGINT if number in (3, 5) else signal.SIGKILL
+        status, err = end([*command, "--out", out, *resume], ready, signal_)
+        assert status == (130 if signal_ == signal.SIGINT else -signal.SIGKILL)
+        assert "Traceback" not in err
+        assert not (out / "result.json").exists()
+    again = run_command(*command, "--out", out, "--resume", "--json")
+    assert again.status == 0, again.err
+    assert numbers(again.document) == numbers(whole.document)
+    assert again.document["pruning"] == whole.document["pruning"]
+    assert adapter_hash(out) == adapter_hash(tmp_path / "whole")
+    assert not state.exists()

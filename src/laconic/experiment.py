@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from laconic.adapter import load
+from laconic.analysis.cost import folded_gmacs
 from laconic.attachment import attach
 from laconic.backbone import num_parameters
 from laconic.batches import ImageLabels
@@ -44,14 +45,13 @@ REPORT_KEYS = (
     "prompt_counts",
     "learned_params",
     "backbone_params",
+    "folded_gmacs",
     "method",
     "training_seconds",
     "converged",
     "epochs",
 )
 """What a result says of each model in it."""
-STATE = ".run"
-"""Folder with the state of an unfinished run, inside its output folder."""
 
 
 def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
@@ -229,6 +229,7 @@ class _Stages:
             "prompt_counts": model.prompt_counts,
             "learned_params": model.num_learned,
             "backbone_params": num_parameters(model.backbone),
+            "folded_gmacs": round(folded_gmacs(model), 6),
             "method": model.method.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,

@@ -86,6 +86,17 @@ def model_cost(model: PromptedModel) -> Cost:
     )
 
 
+def folded_gmacs(model: PromptedModel) -> float:
+    """10^9 multiply-accumulates of one image once the model is folded, without the classifier; it is not run.
+
+    Example:
+        >>> import timm
+        >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
+        16.51
+    """
+    return _gmacs(on_meta(model).fold())
+
+
 def _gmacs(model: PromptedModel | FoldedModel) -> float:
     """10^9 multiply-accumulates of what the classifier sees of one image, counted as the model runs."""
     model.requires_grad_(False)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from laconic.adapter import load
-from laconic.analysis.cost import model_cost
+from laconic.analysis.cost import folded_gmacs
 from laconic.analysis.latency import latency
 from laconic.backbone import num_parameters
 from laconic.errors import LaconicError
@@ -60,7 +60,7 @@ def measure(backbone: nn.Module, adapters: Mapping[str, Path], *, progress: bool
             failures[method] = str(error)
             continue
         kv_prompts = sum(prompts.shape[-2] for prompts in model.kv_prompts)
-        costs[method] = {"kv_prompts": kv_prompts, "folded_gmacs": model_cost(model).folded_gmacs}
+        costs[method] = {"kv_prompts": kv_prompts, "folded_gmacs": folded_gmacs(model)}
     bare: dict[str, Any] = {"parameters": num_parameters(backbone), "device": device.type}
     if folded:
         most = max(cost["folded_gmacs"] for cost in costs.values())

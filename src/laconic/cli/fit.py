@@ -88,7 +88,9 @@ class Pruning:
         """What `laconic.pruning` is told; None for no pruning."""
         from laconic.pruning import PruneSettings
 
-        found = PruneSettings(
+        if not self.wanted:
+            return None
+        return PruneSettings(
             tokens=self.prune_tokens,
             segments=self.prune_segments,
             num_segments=self.num_segments,
@@ -96,7 +98,6 @@ class Pruning:
             scope=scope,
             saving=self.saving,
         )
-        return found if self.wanted else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +255,9 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
         print_table("Prompts in each block", ["block", *(name or "prompts" for name, _ in stages)], rows)
+    if all("folded_gmacs" in stage for _, stage in stages):
+        costs = [" ".join(filter(None, [f"{stage['folded_gmacs']:.3g}", name])) for name, stage in stages]
+        print_note(f"GMACs per image, folded: {', '.join(costs)}.")
     if found := result.get("pruning"):
         shares = f"{percent(found['tokens'])} of the prompts and {percent(found['segments'])} of the others' segments"
         print_note(f"Pruned {shares}. All of it cost as much as {found['trainings']:.1f} trainings.")
