@@ -87,6 +87,11 @@ def run(settings: Settings, out: Path, *, resume: bool = False, progress: bool =
             check_criterion(settings.prune.criterion, info)
             check_segments(settings.prune.num_segments, info.widths)
         stages = _Stages(folder, settings, preprocessing, progress)
+        if settings.prune is not None and settings.prune.searched and stages.task.val is None:
+            raise DataError(
+                "There are no validation images on which to search how much to prune; give --prune-tokens and "
+                "--prune-segments."
+            )
         backbone = make() if given is None else given
         origin = weights_origin(backbone)
         torch.manual_seed(settings.recipe.seed)
@@ -267,9 +272,10 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 def _pruning_facts(found: Pruned) -> dict[str, Any]:
     """What the search came to, and everything it tried."""
+    record = found.model.pruning
     return {
-        "tokens": found.choice.tokens,
-        "segments": found.choice.segments,
+        "tokens": 0.0 if record is None else record.tokens,
+        "segments": 0.0 if record is None else record.segments,
         "trainings": round(1 + found.trainings, 2),
         "trials": [asdict(trial) for trial in found.trials],
     }

@@ -197,8 +197,12 @@ class PromptedModel(_Adapted):
         return twin.train(self.training)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of all learned values as they are now, by name; `restore` puts them back."""
-        return {name: p.detach().clone() for name, p in self.learned.items()}
+        """A copy of all learned values as they are now, by name; `restore` puts them back.
+
+        Where segments were pruned, it also says which, under the names of buffers.
+        """
+        places = {f"prompts.{name}": buffer.clone() for name, buffer in self.prompts.named_buffers()}
+        return {name: p.detach().clone() for name, p in self.learned.items()} | places
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -207,9 +211,12 @@ class PromptedModel(_Adapted):
         Raises:
             LaconicError: If they are those of another model.
         """
-        learned = self.learned
-        if {n: p.shape for n, p in learned.items()} != {n: t.shape for n, t in state.items()}:
-            raise LaconicError("The recorded values are not those of this model: names or shapes differ.")
+        mine, learned = self.state(), self.learned
+        fixed = mine.keys() - learned.keys()
+        if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in state.items()} or any(
+            not torch.equal(mine[name], state[name].to(mine[name].device)) for name in fixed
+        ):
+            raise LaconicError("The recorded values are not those of this model: names, shapes or segments differ.")
         for name, parameter in learned.items():
             parameter.copy_(state[name])
 
@@ -233,7 +240,9 @@ class PromptedModel(_Adapted):
                 raise LaconicError(f"The indices to keep in block {block} name a prompt twice.")
         if segments is not None:
             segments = self._checked(segments, kept)
-        return self.copy(prompts=self.prompts.select(kept, segments))
+        small = self.copy(prompts=self.prompts.select(kept, segments))
+        small.condensation = small.pruning = None  # they told of other prompts
+        return small
 
     def _checked(self, segments: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
         """Masks that fit the prompts to keep, without the segments that these lack already."""

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes for the others that `torchrun` started, or is alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def agreed(value: T) -> T:
+    """The first process's value in all processes, so that they decide alike; waits for it. Alone, the value."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box)
+    return box[0]

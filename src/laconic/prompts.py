@@ -71,7 +71,7 @@ class Prompts(nn.ParameterList):
         for block, mask_PR in enumerate(segments or ()):
             # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
             places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
-            self.register_buffer(f"places_{block}", places, persistent=False)
+            self.register_buffer(f"places_{block}", places)
 
     @staticmethod
     def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:

@@ -11,7 +11,7 @@ class Condensation:
 
     Args:
         criterion: Name of the score.
-        scope: `"global"` or `"local"`.
+        scope: `"global"`, `"local"` or `"shared"`.
         ratio: Share of the prompts that was kept.
         scores: Score of every prompt there was, block by block.
         kept: Indices of the kept prompts, block by block.
@@ -29,14 +29,12 @@ class Pruning:
     """What `prune` took away and how the rest was trained, saved with the adapter beside the `Condensation`.
 
     Args:
-        tokens: Share of the prompts that was removed, 0 to below 1.
-        segments: Share of the kept prompts' segments that was removed, 0 to below 1.
-        num_segments: R, into which each prompt was cut.
+        tokens: Share of the prompts that is gone, 0 to below 1.
+        segments: Share of the other prompts' segments that is gone, 0 to below 1.
         rewind_epoch: Epoch after which the values were recorded that the rest was trained from; None where it was not
-            trained again.
+            trained again, or from where it was.
     """
 
     tokens: float
     segments: float
-    num_segments: int
     rewind_epoch: int | None

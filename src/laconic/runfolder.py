@@ -46,13 +46,13 @@ class RunFolder:
         Raises:
             TrainingError: If something else is in the way.
         """
+        if (self.out / RESULT).exists():
+            return self._finished(resume)
         if not self.is_main:
             return None
         out, settings = self.out, self.out / STATE / "settings.json"
         if out.exists() and not out.is_dir():
             raise TrainingError(f"The output folder {out} is a file; choose another --out.")
-        if (out / RESULT).exists():
-            return self._finished(resume)
         if any((out / STATE).glob("*.safetensors")):
             if not resume:
                 raise TrainingError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out.")
@@ -92,6 +92,8 @@ class RunFolder:
 
     def _tidy(self) -> None:
         """Removes the state, and what a kill in the middle of writing may have left."""
+        if not self.is_main:
+            return
         shutil.rmtree(self.out / STATE, ignore_errors=True)
         for name in OWN_FILES:
             for part in self.out.glob(f".{name}.*.part"):

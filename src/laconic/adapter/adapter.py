@@ -187,6 +187,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         prompt_counts=tuple(model.prompt_counts),
         widths=tuple(model.info.widths),
         condensation=model.condensation,
+        num_segments=model.prompts.num_segments,
         pruning=model.pruning,
         recipe=model.recipe,
         tensors_sha256=tensors_sha256,

@@ -61,6 +61,7 @@ class AdapterConfig:
         condensation: What was scored and kept, or None.
         recipe: How it was trained, or None.
         tensors_sha256: SHA-256 of the tensors' file, in hex.
+        num_segments: R, into which prompts are cut of which only some segments are there; 1 where they are whole.
         pruning: What was pruned, or None.
     """
 
@@ -76,12 +77,8 @@ class AdapterConfig:
     condensation: Condensation | None
     recipe: Recipe | None
     tensors_sha256: str
+    num_segments: int = 1
     pruning: Pruning | None = None
-
-    @property
-    def num_segments(self) -> int:
-        """R, into which prompts are cut of which only some segments are there; 1 where they are whole."""
-        return 1 if self.pruning is None else self.pruning.num_segments
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -264,7 +261,11 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
         (min(looks.size) >= 1, "'preprocessing.size' should be above 0"),
         (min(looks.std) > 0, "'preprocessing.std' should be above 0"),
         (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
-        (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and equal segments of the prompts"),
+        (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and an epoch of at least 0 or none"),
+        (
+            config.num_segments >= 1 and all(width % config.num_segments == 0 for width in config.widths),
+            f"'num_segments' should cut prompts into equal parts, which {config.num_segments} does not",
+        ),
     ]
     for holds, problem in checks:
         if not holds:
@@ -284,9 +285,8 @@ def _pruning_fits(config: AdapterConfig) -> bool:
     record = config.pruning
     if record is None:
         return True
-    number, epoch = record.num_segments, record.rewind_epoch
     shares = 0 <= record.tokens < 1 and 0 <= record.segments < 1
-    return shares and number >= 1 and all(w % number == 0 for w in config.widths) and (epoch is None or epoch >= 0)
+    return shares and (record.rewind_epoch is None or record.rewind_epoch >= 0)
 
 
 def _refuse_constant(name: str) -> NoReturn:

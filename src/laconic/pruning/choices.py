@@ -1,4 +1,4 @@
-"""How much to prune: the choices there are, which of them are worth a training, and how long to train them."""
+"""How much to prune: the choices there are, and which of two that were tried is better."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from laconic.errors import LaconicError
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares that are tried for prompts and for segments; 0 prunes none."""
 
-FINALISTS = 2
-"""Choices that are trained on the whole schedule."""
+TRAININGS = 6
+"""What scoring, search and all trainings may cost, in trainings of the whole schedule, the first one included."""
+
+FEWEST = 16
+"""So many choices are looked at even where validation data is plenty and training short."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How much to prune.
+    """How much to prune; what that comes to depends on how many prompts and segments there are.
 
     Args:
         tokens: Share of the prompts to remove, 0 to below 1.
@@ -25,10 +28,6 @@ class Choice:
 
     Raises:
         LaconicError: If a share is out of range.
-
-    Example:
-        >>> Choice(tokens=0.5, segments=0.2).kept
-        0.45
     """
 
     tokens: float = 0.0
@@ -39,12 +38,6 @@ class Choice:
             if not 0 <= share < 1:
                 raise LaconicError(f"The share of {what} to prune must be at least 0 and below 1, not {share}.")
 
-    @property
-    def kept(self) -> float:
-        """What stays: the mean of the share of the prompts, which cost time, and of the numbers, which are stored."""
-        prompts = 1 - self.tokens
-        return (prompts + prompts * (1 - self.segments)) / 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -52,23 +45,17 @@ class Trial:
 
     Args:
         choice: What was pruned.
+        kept: What stays: the mean of the share of the prompts, which cost time, and of their numbers, which are stored.
         epochs: How long it was trained after rewinding; 0 for the trained prompts without their pruned part.
-        accuracy: On validation data, 0 to 1.
-        loss: Mean cross-entropy there.
+        accuracy: On validation data, 0 to 1; 0 where the training diverged.
+        loss: Mean cross-entropy there; None where it is no number.
     """
 
     choice: Choice
+    kept: float
     epochs: int
     accuracy: float
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """A round of the search: so many choices, each trained for so many epochs."""
-
-    choices: int
-    epochs: int
+    loss: float | None
 
 
 def grid(tokens: float | None = None, segments: float | None = None) -> list[Choice]:
@@ -85,65 +72,72 @@ def grid(tokens: float | None = None, segments: float | None = None) -> list[Cho
     ]
 
 
-def rungs(epochs: int) -> list[Rung]:
-    """Rounds of successive halving for a schedule of so many epochs; each costs at most one training, the last two.
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a search may do.
+
+    Args:
+        looks: Choices to evaluate as trained.
+        trainings: Choices to train on the whole schedule.
+    """
+
+    looks: int
+    trainings: int
+
+    @staticmethod
+    def of(choices: int, *, epochs: int, train: int, val: int) -> Budget:
+        """For so many choices, epochs and images, so that all of it costs at most `TRAININGS`.
+
+        Scoring takes two passes over the training images, a forward pass a third of a training step.
+
+        Example:
+            >>> Budget.of(100, epochs=100, train=800, val=200)
+            Budget(looks=100, trainings=3)
+        """
+        look = max(1, val) / (3 * train * epochs)
+        looks = min(choices, max(FEWEST, int(0.5 / look)))
+        left = TRAININGS - 1 - 2 / epochs - looks * look
+        return Budget(looks=looks, trainings=max(1, min(3, int(left / (1 + look)))))
+
+
+def spread(ordered: Sequence[Choice], number: int) -> list[Choice]:
+    """So many of the choices, at equal distances, the first and the last among them.
 
     Example:
-        >>> rungs(100)
-        [Rung(choices=8, epochs=12), Rung(choices=4, epochs=25), Rung(choices=2, epochs=100)]
-        >>> rungs(5)
-        [Rung(choices=5, epochs=1), Rung(choices=2, epochs=5)]
-
-    Source: Jamieson and Talwalkar, Non-stochastic best arm identification (arXiv 1502.07943).
+        >>> [choice.tokens for choice in spread(grid(segments=0.0), 4)]
+        [0.0, 0.3, 0.6, 0.9]
     """
-    short = {max(1, epochs // parts): parts for parts in (4, 8)}  # where both are one epoch, the eight stay
-    found = [Rung(choices=min(most, epochs // each), epochs=each) for each, most in short.items() if each < epochs]
-    return [*sorted(found, key=lambda rung: rung.epochs), Rung(choices=FINALISTS, epochs=epochs)]
-
-
-def affordable(choices: Sequence[Choice], *, epochs: int, train: int, val: int) -> list[Choice]:
-    """Those choices, spread over all sizes, whose evaluation costs at most half a training of so many images.
-
-    A forward pass takes a third of a training step. Pruning nothing stays among them.
-    """
-    most = max(FINALISTS, 3 * epochs * train // (2 * max(1, val)))
-    if len(choices) <= most:
-        return list(choices)
-    ordered = by_size(choices)
-    return [ordered[round(n * (len(ordered) - 1) / (most - 1))] for n in range(most)]
-
-
-def by_size(choices: Sequence[Choice]) -> list[Choice]:
-    """The choices, those that keep most first."""
-    return sorted(choices, key=lambda choice: (-choice.kept, choice.tokens))
+    if len(ordered) <= number:
+        return list(ordered)
+    return [ordered[round(n * (len(ordered) - 1) / (number - 1))] for n in range(number)]
 
 
 def best_of_each_size(trials: Sequence[Trial], number: int, *, saving: float) -> list[Choice]:
-    """So many choices: the best one of each of so many groups of neighbouring sizes.
+    """So many choices, those that keep most first: the best one of each group of neighbouring sizes.
 
-    Without training again, trials of different sizes say little about each other: they all lose by what they lack.
+    Without training again, trials of different sizes say little of each other: they all lose by what they lack.
     """
-    at = {trial.choice: trial for trial in trials}
-    ordered = by_size(list(at))
+    ordered = sorted(trials, key=lambda trial: (-trial.kept, trial.choice.tokens))
     number = min(number, len(ordered))
+    if not number:
+        return []
     edges = [round(n * len(ordered) / number) for n in range(number + 1)]
-    groups = [ordered[low:high] for low, high in pairwise(edges)]
-    return [ranked([at[choice] for choice in group], saving=saving)[0].choice for group in groups]
+    return [ranked(ordered[a:b], saving=saving)[0].choice for a, b in pairwise(edges)]
 
 
 def ranked(trials: Sequence[Trial], *, saving: float) -> list[Trial]:
     """The trials, the best first: by accuracy and `saving` times the share removed, then by loss.
 
     Example:
-        >>> half = Trial(choice=Choice(tokens=0.5), epochs=1, accuracy=0.80, loss=1.0)
-        >>> none = Trial(choice=Choice(), epochs=1, accuracy=0.805, loss=1.0)
+        >>> half = Trial(choice=Choice(tokens=0.5), kept=0.5, epochs=1, accuracy=0.80, loss=1.0)
+        >>> none = Trial(choice=Choice(), kept=1.0, epochs=1, accuracy=0.805, loss=1.0)
         >>> ranked([none, half], saving=0.02)[0] is half, ranked([none, half], saving=0.0)[0] is half
         (True, False)
     """
 
     def merit(trial: Trial) -> tuple[float, float, float]:
         # Rounded, so that equal accuracies are not told apart by the last bit.
-        worth = round(trial.accuracy + saving * (1 - trial.choice.kept), 12)
-        return -worth, trial.loss, trial.choice.kept
+        worth = round(trial.accuracy + saving * (1 - trial.kept), 12)
+        return -worth, float("inf") if trial.loss is None else trial.loss, trial.kept
 
     return sorted(trials, key=merit)

@@ -92,6 +92,55 @@ def importance(
     return Importance(tokens=tokens, segments=segments, criterion=criterion, scope=scope)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What stays of a model's prompts.
+
+    Args:
+        kept: Indices of the prompts that stay, by block.
+        segments: For these, a mask (P_l, R) by block; None where their segments all stay.
+        tokens: Share of the prompts that goes.
+        removed: Share of the segments of the others that goes.
+    """
+
+    kept: Sequence[Tensor]
+    segments: Sequence[Tensor] | None
+    tokens: float
+    removed: float
+
+    @property
+    def share(self) -> float:
+        """What stays, the mean of prompts and numbers; see `Trial`."""
+        prompts = 1 - self.tokens
+        return (prompts + prompts * (1 - self.removed)) / 2
+
+
+def cut(worth: Importance, choice: Choice) -> Cut:
+    """What stays when the prompts and segments that are worth least go.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([1.0, 2.0, 3.0])
+        >>> worth = Importance(tokens=[scores], segments=[scores[:, None]], criterion="taylor", scope="global")
+        >>> found = cut(worth, Choice(tokens=0.5, segments=0.5))  # of three prompts, two stay, with their only segment
+        >>> found.kept[0].tolist(), round(found.tokens, 3), found.removed
+        ([1, 2], 0.333, 0.0)
+    """
+    kept = select(worth.tokens, ratio=1 - choice.tokens, scope=worth.scope)
+    masks = None
+    if choice.segments and worth.num_segments > 1:
+        rows = [scores[index] for scores, index in zip(worth.segments, kept, strict=True)]
+        masks = select_segments(rows, ratio=1 - choice.segments, scope=worth.scope)
+    prompts = sum(map(len, kept))
+    stay = prompts * worth.num_segments if masks is None else sum(int(mask.sum()) for mask in masks)
+    return Cut(
+        kept=kept,
+        segments=masks,
+        tokens=1 - prompts / sum(map(len, worth.tokens)),
+        removed=1 - stay / (prompts * worth.num_segments),
+    )
+
+
 def pruned(
     model: PromptedModel, worth: Importance, choice: Choice, *, early: Mapping[str, Tensor] | None = None
 ) -> PromptedModel:
@@ -117,26 +166,17 @@ def pruned(
 
     Source: E²VPT (arXiv 2307.13770), section 3.3.
     """
-    kept = select(worth.tokens, ratio=1 - choice.tokens, scope=worth.scope)
-    masks = None
-    if choice.segments:
-        rows = [scores[index] for scores, index in zip(worth.segments, kept, strict=True)]
-        masks = select_segments(rows, ratio=1 - choice.segments, scope=worth.scope)
+    stays = cut(worth, choice)
     whole = model.copy()
     if early is not None:
         whole.restore(early)
-    small = whole.keep(kept, masks)
+    small = whole.keep(stays.kept, stays.segments)
     small.condensation = Condensation(
         criterion=worth.criterion,
         scope=worth.scope,
-        ratio=1 - choice.tokens,
+        ratio=1 - stays.tokens,
         scores=tuple(tuple(values.tolist()) for values in worth.tokens),
-        kept=tuple(tuple(index.tolist()) for index in kept),
+        kept=tuple(tuple(index.tolist()) for index in stays.kept),
     )
-    small.pruning = Pruning(
-        tokens=choice.tokens,
-        segments=choice.segments,
-        num_segments=worth.num_segments if masks is not None else 1,
-        rewind_epoch=None,
-    )
+    small.pruning = Pruning(tokens=stays.tokens, segments=stays.removed, rewind_epoch=None)
     return small

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from laconic.errors import TrainingError
+from laconic.errors import LaconicError, TrainingError
 from laconic.files import write_json
 from laconic.processes import is_main_process
 from laconic.pruning.choices import Choice, Trial
@@ -31,17 +31,12 @@ class Journal:
         if path is None or not path.exists():
             return
         document = read_json(path)
-        if document.get("search") != search:
-            raise TrainingError(f"{path} is the journal of another search; give its settings, or another folder.")
+        if not same_search(document.get("search"), search):
+            raise TrainingError(f"{path} is of another search; give its model and settings, or another folder.")
         try:
-            rows: list[dict[str, Any]] = document["trials"]
-            for row in rows:
-                choice = Choice(tokens=row["choice"]["tokens"], segments=row["choice"]["segments"])
-                self.trials.append(
-                    Trial(choice=choice, epochs=row["epochs"], accuracy=row["accuracy"], loss=row["loss"])
-                )
-        except (TypeError, KeyError) as error:
-            raise TrainingError(f"{path} is damaged; delete it to search anew.") from error
+            self.trials = [_trial(row) for row in document["trials"]]
+        except (TypeError, KeyError, LaconicError) as error:
+            raise TrainingError(f"{path} is damaged; delete its folder to search anew.") from error
 
     def of(self, epochs: int) -> dict[Choice, Trial]:
         """What was tried with so many epochs."""
@@ -52,3 +47,23 @@ class Journal:
         self.trials.append(trial)
         if self.path is not None and is_main_process():
             write_json(self.path, {"search": self.search, "trials": [asdict(trial) for trial in self.trials]})
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    return Trial(
+        choice=Choice(tokens=row["choice"]["tokens"], segments=row["choice"]["segments"]),
+        kept=row["kept"],
+        epochs=row["epochs"],
+        accuracy=row["accuracy"],
+        loss=row["loss"],
+    )
+
+
+def same_search(known: object, mine: dict[str, Any]) -> bool:
+    """Whether state on disk is of a search; data without a fingerprint, on either side, is taken on trust."""
+    if not isinstance(known, dict):
+        return False
+    found = cast("dict[str, Any]", known)
+    data = zip(found.get("data", ()), mine["data"], strict=False)
+    trusted = all(None in pair or pair[0] == pair[1] for pair in data)
+    return trusted and {**found, "data": None} == {**mine, "data": None}

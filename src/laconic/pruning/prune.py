@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from laconic.batches import ImageLabels
@@ -13,9 +14,6 @@ from laconic.errors import LaconicError
 from laconic.model import PromptedModel
 from laconic.processes import is_main_process
 from laconic.prompts import check_segments
-from laconic.pruning.choices import (
-    grid,
-)
 from laconic.pruning.search import Pruned, Search
 from laconic.pruning.settings import PruneSettings
 from laconic.recipe import Recipe
@@ -36,9 +34,8 @@ def prune(
 ) -> Pruned:
     """Removes the prompts, and the segments of prompts, that are worth least, and trains the rest from an early state.
 
-    How much to remove is searched on validation data at the price of about four trainings: every choice is evaluated
-    as trained, the best of eight sizes are trained for an eighth of the schedule, four of them for a quarter, two for
-    all of it, and the better one competes with the model as it was.
+    How much to remove is searched on validation data: every choice is evaluated as trained; then the size is bisected,
+    at the price of three trainings. With the first training, and scoring, that is less than six.
 
     Args:
         model: A trained model with prompts; it is not changed.
@@ -76,11 +73,18 @@ def prune(
     if not any(model.prompt_counts):
         raise LaconicError("There is nothing to prune: the model has no prompts that pass the projections.")
     check_segments(settings.num_segments, model.info.widths)
-    recipe = recipe or model.recipe or Recipe()
+    if model.prompts.num_segments not in (1, settings.num_segments):
+        raise LaconicError(
+            f"Segments of this model were pruned before, of {model.prompts.num_segments} a prompt; give num_segments "
+            "as then."
+        )
+    recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor)
     if recipe.epochs < 1:
         raise LaconicError("What is left after pruning is trained again, which takes at least one epoch.")
-    if val is None and len(grid(settings.tokens, settings.segments)) > 1:
+    if settings.searched and val is None:
         raise LaconicError("The search for how much to prune needs validation data; give both shares instead.")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())  # where training will move its backbone
     place = None if folder is None else Path(folder)
     if place is not None and not resume and is_main_process():
         shutil.rmtree(place, ignore_errors=True)

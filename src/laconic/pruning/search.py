@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor
 
-from laconic.batches import ImageLabels, size_of
-from laconic.errors import TrainingError
+from laconic.batches import ImageLabels, identity, size_of
+from laconic.errors import DivergedError, TrainingError
 from laconic.evaluation import evaluate
 from laconic.files import write_atomically
 from laconic.model import PromptedModel
-from laconic.processes import is_main_process
-from laconic.progress import Report, bar, part
-from laconic.pruning.choices import (
-    Choice,
-    Rung,
-    Trial,
-    affordable,
-    best_of_each_size,
-    grid,
-    ranked,
-    rungs,
-)
-from laconic.pruning.importance import Importance, importance, pruned
-from laconic.pruning.journal import Journal
+from laconic.processes import agreed, is_main_process
+from laconic.progress import Report, bar
+from laconic.pruning.choices import Budget, Choice, Trial, best_of_each_size, grid, ranked, spread
+from laconic.pruning.importance import Importance, cut, importance, pruned
+from laconic.pruning.journal import Journal, same_search
 from laconic.pruning.settings import PruneSettings
 from laconic.recipe import Recipe
 from laconic.train import History, fit
@@ -40,8 +33,8 @@ class Pruned:
     """What pruning came to.
 
     Args:
-        model: The model without what was pruned, in eval mode; the trained model itself where nothing was.
-        choice: How much was pruned.
+        model: The model without what was pruned, in eval mode; a copy of the trained one where nothing was.
+        choice: How much was pruned; what it came to says `model.pruning`.
         trials: Every choice that was tried, in the order of the search.
         history: Of the training after rewinding; None where nothing was pruned.
         trainings: What scoring, search and training cost, in trainings of the whole schedule.
@@ -57,7 +50,9 @@ class Pruned:
 class Search:
     """One search: what was tried is kept in a journal, beside the state of the training that is going on.
 
-    Arguments as those of `laconic.prune`.
+    Every choice is looked at as trained, without its pruned part. What is worth most at each of seven sizes stays in
+    the race, and the size is bisected: a size is trained from the early state, and the next one is smaller if it was
+    better than all before, else larger. Arguments as those of `laconic.prune`.
     """
 
     def __init__(
@@ -82,42 +77,43 @@ class Search:
         self.folder = folder
         self.progress = progress and is_main_process()
         self.trained: dict[Choice, tuple[PromptedModel, History]] = {}
-        every = grid(settings.tokens, settings.segments)
-        sizes = {"train": size_of(train), "val": 0 if val is None else size_of(val)}
-        self.images = sizes
-        self.choices = affordable(every, epochs=recipe.epochs, **sizes)
-        self.rungs = rungs(recipe.epochs)
-        self.stages = 2 + len(self.rungs) if len(every) > 1 else 2
+        self.images = {"train": size_of(train), "val": 0 if val is None else size_of(val)}
+        self.choices = grid(settings.tokens, settings.segments)
+        self.budget = Budget.of(len(self.choices), epochs=recipe.epochs, **self.images)
+        self.stages = 2 + self.budget.trainings if len(self.choices) > 1 else 2
 
     def run(self) -> Pruned:
         """Goes through all stages, or what is left of them."""
+        self.identity = self._identity()
         self.worth = self._importance()
-        self.journal = self._journal()
+        self.journal = Journal(None if self.folder is None else self.folder / "trials.json", self.identity)
         if len(self.choices) == 1:
-            return self._found(self.choices[0])
-        saving = self.settings.saving
-        tried = self._rung(1, Rung(choices=len(self.choices), epochs=0), self.choices)
-        # What was trained already competes as it is: from the same start with the same seed it would come out the same.
-        finalists = [trial for trial in tried if trial.choice == Choice()]
-        candidates = best_of_each_size(tried, self.rungs[0].choices, saving=saving)
-        for number, rung in enumerate(self.rungs, start=2):
-            if rung is self.rungs[-1]:
-                candidates = [choice for choice in candidates if choice != Choice()]
-            tried = self._rung(number, rung, candidates[: rung.choices])
-            candidates = [trial.choice for trial in ranked(tried, saving=saving)]
-        return self._found(ranked([*finalists, *tried], saving=saving)[0].choice)
+            model, history = self._trained(self.choices[0], self.progress)
+            return self._found(self.choices[0], model, history)
+        tried = self._look()
+        # What was trained already competes as it is.
+        best = next((trial for trial in tried if trial.kept == 1), None)
+        smaller = [trial for trial in tried if trial.kept < 1]
+        sizes = best_of_each_size(smaller, 2**self.budget.trainings - 1, saving=self.settings.saving)
+        low, high, stage = 0, len(sizes), 2
+        while low < high and stage < self.stages:
+            middle = (low + high) // 2
+            trial = self._train_trial(sizes[middle], stage)
+            if best is None or ranked([best, trial], saving=self.settings.saving)[0] is trial:
+                best, low = trial, middle + 1
+            else:
+                high = middle
+            stage += 1
+        if best is None or best.kept == 1:
+            return self._found(Choice(), self.model.copy().eval(), None)
+        model, history = self._trained(best.choice, False)
+        return self._found(best.choice, model, history)
 
     def _importance(self) -> Importance:
         """Scores, from disk where they were found before."""
         path, settings = None if self.folder is None else self.folder / "importance.safetensors", self.settings
-        blocks = range(len(self.model.prompts))
         if path is not None and path.exists():
-            try:
-                held = load_file(path)
-                tokens, segments = ([held[f"{kind}.{block}"] for block in blocks] for kind in ("tokens", "segments"))
-                return Importance(tokens=tokens, segments=segments, criterion=settings.criterion, scope=settings.scope)
-            except (SafetensorError, OSError, KeyError) as error:
-                raise TrainingError(f"{path} is damaged ({error}); delete it to score the prompts anew.") from error
+            return self._read_importance(path)
         with bar(self._label(0, "scoring"), enabled=self.progress) as report:
             worth = importance(
                 self.model,
@@ -129,86 +125,110 @@ class Search:
                 workers=self.recipe.workers,
                 report=report,
             )
+        worth = agreed(worth)
         if path is not None and is_main_process():
-            write_atomically(path, lambda part: save_file(_tensors(worth), part))
+            kinds = {"tokens": worth.tokens, "segments": worth.segments}
+            held = {f"{kind}.{n}": t.contiguous() for kind, scores in kinds.items() for n, t in enumerate(scores)}
+            metadata = {"search": json.dumps(self.identity, sort_keys=True)}
+            write_atomically(path, lambda part: save_file(held, part, metadata=metadata))
         return worth
 
-    def _rung(self, stage: int, rung: Rung, choices: Sequence[Choice]) -> list[Trial]:
-        """Tries every choice, or finds it in the journal."""
-        known = self.journal.of(rung.epochs)
-        what = f"trying {len(choices)} choices" if not rung.epochs else f"{len(choices)} x {rung.epochs} epochs"
-        with bar(self._label(stage, what), enabled=self.progress, unit="img", keep=rung.epochs > 0) as report:
-            for number, choice in enumerate(choices):
+    def _read_importance(self, path: Path) -> Importance:
+        blocks = range(len(self.model.prompts))
+        try:
+            with safe_open(path, framework="pt") as file:
+                search = json.loads(file.metadata()["search"])
+                tokens, segments = ([file.get_tensor(f"{kind}.{n}") for n in blocks] for kind in ("tokens", "segments"))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} is damaged ({error}); delete its folder to search anew.") from error
+        if not same_search(search, self.identity):
+            raise TrainingError(f"{path.parent} holds another search; give its model and settings, or another folder.")
+        return Importance(
+            tokens=tokens, segments=segments, criterion=self.settings.criterion, scope=self.settings.scope
+        )
+
+    def _look(self) -> list[Trial]:
+        """Evaluates choices of all sizes as trained, or finds them in the journal."""
+        cuts = {choice: cut(self.worth, choice) for choice in self.choices}
+        different = {(found.tokens, found.removed): choice for choice, found in reversed(cuts.items())}
+        ordered = sorted(different.values(), key=lambda choice: (-cuts[choice].share, choice.tokens))
+        chosen = spread(ordered, self.budget.looks)
+        known = self.journal.of(0)
+        with bar(self._label(1, f"trying {len(chosen)} choices"), enabled=self.progress) as report:
+            for number, choice in enumerate(chosen):
                 if choice not in known:
-                    known[choice] = self._try(choice, rung.epochs, part(report, number, len(choices)))
-                    self.journal.add(known[choice])
-                report(number + 1, len(choices))
-        return [known[choice] for choice in choices]
+                    small = pruned(self.model, self.worth, choice)
+                    known[choice] = self._judged(choice, small, 0)
+                report(number + 1, len(chosen))
+        return [known[choice] for choice in chosen]
 
-    def _try(self, choice: Choice, epochs: int, report: Report) -> Trial:
-        if epochs:
-            small, _ = self._train(choice, epochs, report)
-        else:
-            small = pruned(self.model, self.worth, choice)
-        assert self.val is not None
-        found = evaluate(small, self.val, workers=self.recipe.workers)
-        path = self._checkpoint(choice, epochs)
-        if epochs < self.recipe.epochs and path is not None and is_main_process():
-            path.unlink(missing_ok=True)
-        return Trial(choice=choice, epochs=epochs, accuracy=found.accuracy, loss=found.loss)
+    def _train_trial(self, choice: Choice, stage: int) -> Trial:
+        """Trains what a choice leaves, or finds it in the journal."""
+        known = self.journal.of(self.recipe.epochs)
+        if choice in known:
+            return known[choice]
+        stays = cut(self.worth, choice)
+        what = f"{100 * (1 - stays.tokens):.0f} % of the prompts, {100 * (1 - stays.removed):.0f} % of each"
+        try:
+            with bar(self._label(stage, what), enabled=self.progress, unit="img", keep=True) as report:
+                small, _ = self._trained(choice, report)
+        except DivergedError:
+            return self._judged(choice, None, self.recipe.epochs)
+        return self._judged(choice, small, self.recipe.epochs)
 
-    def _train(self, choice: Choice, epochs: int, progress: bool | Report) -> tuple[PromptedModel, History]:
-        """The rest after pruning, from the early state; as far as its checkpoint is."""
+    def _judged(self, choice: Choice, model: PromptedModel | None, epochs: int) -> Trial:
+        """Notes what became of a choice; None is a training that diverged."""
+        accuracy, loss = 0.0, float("nan")
+        if model is not None and self.val is not None:
+            found = evaluate(model, self.val, workers=self.recipe.workers)
+            accuracy, loss = found.accuracy, found.loss
+        kept = cut(self.worth, choice).share
+        finite = loss if abs(loss) < float("inf") else None
+        trial = agreed(Trial(choice=choice, kept=kept, epochs=epochs, accuracy=accuracy, loss=finite))
+        self.journal.add(trial)
+        return trial
+
+    def _trained(self, choice: Choice, progress: bool | Report) -> tuple[PromptedModel, History]:
+        """What a choice leaves, trained from the early state; as far as its checkpoint is."""
+        if choice in self.trained:
+            return self.trained[choice]
         small = pruned(self.model, self.worth, choice, early=self.early)
         assert small.pruning is not None
         small.pruning = replace(small.pruning, rewind_epoch=self.rewind_epoch)
-        whole = epochs == self.recipe.epochs
+        name = f"{choice.tokens:g}-{choice.segments:g}.safetensors"
         history = fit(
             small,
             self.train,
-            self.val if whole else None,
-            recipe=replace(self.recipe, epochs=epochs),
-            checkpoint=self._checkpoint(choice, epochs),
+            recipe=self.recipe,
+            checkpoint=None if self.folder is None else self.folder / name,
             resume=True,
             progress=progress,
             label=self._label(self.stages - 1, "training"),
         )
-        if whole:
-            self.trained[choice] = small, history
+        self.trained[choice] = small, history
         return small, history
 
-    def _found(self, choice: Choice) -> Pruned:
+    def _found(self, choice: Choice, model: PromptedModel, history: History | None) -> Pruned:
         trials = self.journal.trials
-        searched = len(self.choices) > 1
-        model, history = self.model.copy().eval(), None
-        if choice != Choice() or not searched:
-            # After a resumption a finalist is on disk only, whole: it is read, not trained.
-            progress = self.progress and not searched
-            model, history = self.trained.get(choice) or self._train(choice, self.recipe.epochs, progress)
-        epochs = sum(trial.epochs for trial in trials) if searched else self.recipe.epochs
+        epochs = sum(trial.epochs for trial in trials) if trials else self.recipe.epochs
         looks = len(trials) * self.images["val"] / (3 * self.images["train"])
         trainings = (2 + epochs + looks) / self.recipe.epochs
         return Pruned(model=model, choice=choice, trials=trials, history=history, trainings=trainings)
 
-    def _checkpoint(self, choice: Choice, epochs: int) -> Path | None:
-        name = f"{epochs}-{choice.tokens:g}-{choice.segments:g}.safetensors"
-        return None if self.folder is None or not epochs else self.folder / name
-
     def _label(self, stage: int, what: str) -> str:
         return f"pruning {stage + 1}/{self.stages}: {what}"
 
-    def _journal(self) -> Journal:
-        """The scores stand for model and data in it."""
-        search = {
+    def _identity(self) -> dict[str, Any]:
+        """By what the state on disk is known to be of this search."""
+        values = {f"now.{name}": value for name, value in self.model.state().items()}
+        values |= {f"early.{name}": value for name, value in (self.early or {}).items()}
+        held = {name: value.cpu().contiguous() for name, value in values.items()}
+        document = {
             "settings": asdict(self.settings),
             "recipe": asdict(self.recipe),
             "images": self.images,
+            "data": [identity(self.train), None if self.val is None else identity(self.val)],
             "rewind_epoch": self.rewind_epoch,
-            "scores": hashlib.sha256(save(_tensors(self.worth))).hexdigest(),
+            "values": hashlib.sha256(save(held)).hexdigest(),
         }
-        return Journal(None if self.folder is None else self.folder / "trials.json", search)
-
-
-def _tensors(worth: Importance) -> dict[str, Tensor]:
-    kinds = {"tokens": worth.tokens, "segments": worth.segments}
-    return {f"{kind}.{n}": scores.contiguous() for kind, held in kinds.items() for n, scores in enumerate(held)}
+        return json.loads(json.dumps(document))
