@@ -204,7 +204,8 @@ def test_other_settings_and_other_folders_are_refused(compared, backbone, noise,
     command = arguments(backbone, noise, out, METHODS, 3)
     assert "--resume" in refused(*command)
     sentence = refused(*command, "--resume", "--lr", 0.5, "--prompts", 7)
-    assert "other settings (lr, prompts)" in sentence
+    assert "other settings (" in sentence
+    assert "lr, prompts" in sentence
     assert str(out) in sentence
     assert state(out) == before
     (tmp_path / "notes.txt").write_text("mine")
@@ -455,3 +456,35 @@ def test_labels_cover_nothing_and_stay_inside():
             assert not ((wide > 1e-3) & (high > 1e-3)).any()
     assert placed > 30
     assert place_labels([(5, 5)] * 9, [(4, 4)] * 9, [], (0, 0, 10, 10), gap=1) is None
+
+
+def test_methods_with_rates_of_their_own_join_and_a_rate_that_is_known_stays(backbone, noise, tmp_path):
+    out = tmp_path / "out"
+    first = run_command(*arguments(backbone, noise, out, ["linear"], 1, "--rates", "linear=0.05", "--json"))
+    assert first.status == 0, first.err
+    before = state(out / "linear")
+    assert result_of(out, "linear", 0)["settings"]["recipe"]["lr"] == 0.05
+    more = ["--rates", "linear=0.05,vpt-shallow=0.01", "--no-prune", "--resume", "--json"]
+    both = run_command(*arguments(backbone, noise, out, ["linear", "vpt-shallow"], 1, *more))
+    assert both.status == 0, both.err
+    assert state(out / "linear") == before
+    assert result_of(out, "vpt-shallow", 0)["settings"]["recipe"]["lr"] == 0.01
+    untouched = state(out)
+    assert "other settings (lr)" in refused(*arguments(backbone, noise, out, ["linear"], 1, "--resume"))
+    assert state(out) == untouched
+    again = run_command(*arguments(backbone, noise, out, ["linear"], 1, "--rates", "linear=0.05", "--resume"))
+    assert again.status == 0, again.err
+
+
+@pytest.mark.parametrize("rates", ["full=nan", "full=0", "full=-1", "full=inf", "nobody=0.1"])
+def test_rates_that_cannot_be_are_refused(backbone, noise, tmp_path, rates):
+    out = tmp_path / "out"
+    refused(*arguments(backbone, noise, out, ["linear"], 1, "--rates", rates))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("rates", ["full", "full=x", "full=0.1,full=0.2"])
+def test_rates_that_cannot_be_read_are_wrong_usage(backbone, noise, tmp_path, rates):
+    outcome = run_command(*arguments(backbone, noise, tmp_path / "out", ["linear"], 1, "--rates", rates))
+    assert outcome.status == 2
+    assert "METHOD=RATE" in outcome.err

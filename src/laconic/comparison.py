@@ -30,6 +30,7 @@ CONDENSED, TRAINED = "pc", "vpt-deep"
 PRUNED = "e2vpt"
 """What pruning is a part of."""
 SETTINGS = "settings.json"
+SHARED = ("data", "backbone", "weights", "img_size", "resize", "split_seed", "skip_bad")
 REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
 NEEDED = (*REPORTED, "training_seconds", "provenance", "seconds")
 
@@ -68,13 +69,23 @@ class Comparison:
                 raise LaconicError(f"There is no method called {method!r}; there are {', '.join(known)}.")
             if self.methods.count(method) > 1:
                 raise LaconicError(f"The method {method!r} is given twice; name each once.")
-        for method in self.rates:
+        for method, rate in self.rates.items():
             if method not in METHOD_NAMES:
                 raise LaconicError(f"No method that is trained is called {method!r}; give rates to others.")
+            if not 0 < rate < float("inf"):
+                raise LaconicError(f"The learning rate of {method} must be above 0, not {rate}.")
         if self.seeds < 1:
             raise LaconicError(f"A comparison needs at least one seed, not {self.seeds}.")
         for method in self.methods:
             settings_of(self, method, self.seeds - 1, Path())
+
+    @property
+    def trained_methods(self) -> list[str]:
+        """Those that run, in that order: what `pc` condenses also where it is not shown."""
+        methods = [method for method in self.methods if method != CONDENSED]
+        if CONDENSED in self.methods:
+            methods += [CONDENSED] if TRAINED in methods else [TRAINED, CONDENSED]
+        return methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +181,7 @@ def _claim(comparison: Comparison, out: Path, *, resume: bool) -> None:
     """Makes the folder this comparison's own; one with other methods or seeds may go on in it."""
     if out.exists() and not out.is_dir():
         raise TrainingError(f"The output folder {out} is a file; choose another --out.")
-    document: dict[str, Any] = json.loads(json.dumps(asdict(comparison)))
-    record = out / SETTINGS
+    record, mine = out / SETTINGS, _settings_document(comparison)
     if out.exists() and any(path.suffix != ".part" for path in out.iterdir()):
         if not resume:
             hint = "add --resume to go on with it, or " if record.exists() else ""
@@ -179,16 +189,28 @@ def _claim(comparison: Comparison, out: Path, *, resume: bool) -> None:
             raise TrainingError(f"{out} holds {what}; {hint}choose another --out.")
         if not record.exists():
             raise TrainingError(f"{out} holds something that is no comparison; choose another --out.")
-        extendable = {"methods": None, "seeds": None}
-        if changed := changed_settings(read_json(record) | extendable, document | extendable):
+        known = read_json(record)
+        both = {part: {key: mine[part][key] for key in mine[part] if key in known.get(part, {})} for part in mine}
+        if changed := changed_settings(known, both):
             raise TrainingError(
                 f"The comparison in {out} has other settings ({', '.join(changed)}); give the same, or choose another "
                 "--out."
             )
+        mine = {part: {**known.get(part, {}), **mine[part]} for part in mine}
     try:
-        write_json(record, document)
+        write_json(record, mine)
     except OSError as error:
         raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
+
+
+def _settings_document(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """What all runs have in common, and what each method's are told, but for the seed; other methods may join them."""
+    common = {key: value for key, value in asdict(comparison.settings).items() if key in SHARED}
+    methods: dict[str, Any] = {}
+    for method in comparison.trained_methods:
+        methods[method] = asdict(settings_of(comparison, method, 0, Path()))
+        methods[method].pop("adapter", None)  # where the comparison lies does not matter
+    return json.loads(json.dumps({"shared": common, "methods": methods}))
 
 
 def _abandon(out: Path) -> None:
@@ -202,10 +224,7 @@ def _abandon(out: Path) -> None:
 
 def _run_all(comparison: Comparison, out: Path, *, progress: bool) -> list[Run]:
     """All runs, seed by seed; those that `pc` condenses also where they are not shown."""
-    methods = [method for method in comparison.methods if method != CONDENSED]
-    if CONDENSED in comparison.methods:
-        methods += [CONDENSED] if TRAINED in methods else [TRAINED, CONDENSED]
-    jobs = [(method, seed) for seed in range(comparison.seeds) for method in methods]
+    jobs = [(method, seed) for seed in range(comparison.seeds) for method in comparison.trained_methods]
     runs: list[Run] = []
     for number, (method, seed) in enumerate(jobs):
         if progress:

@@ -38,7 +38,8 @@ def check_segments(number: int, widths: Sequence[int]) -> None:
     width = next((width for width in widths if number < 1 or width % number), None)
     if width is not None:
         raise LaconicError(
-            f"Prompts of {width} channels cannot be cut into {number} equal segments; choose a divisor of {width}."
+            f"Prompts of {width} channels cannot be cut into {number} equal segments; choose a divisor of {width} "
+            "(--num-segments)."
         )
 
 

@@ -91,7 +91,8 @@ def _learned_by(method: Promptless) -> str:
 def _title(config: AdapterConfig) -> str:
     if isinstance(config.method, Promptless):
         return f"{config.method.name} for {config.backbone.name}"
-    return f"{sum(config.prompt_counts)} prompts for {config.backbone.name}"
+    number = sum(config.prompt_counts)
+    return f"{number} prompt{'s' * (number != 1)} for {config.backbone.name}"
 
 
 def _loading(config: AdapterConfig, known_to_timm: bool) -> str:

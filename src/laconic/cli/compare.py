@@ -45,7 +45,7 @@ class Compare:
     """pc: epochs of fine-tuning after that."""
     rates: Annotated[str, tyro.conf.arg(metavar="METHOD=RATE,...")] = ""
     """Learning rates of some methods, such as full=0.0005,lora=0.002; the others have --lr, or their own default."""
-    pruning: Pruning = Pruning(prune=True)
+    pruning: Pruning = Pruning(prune=True)  # of e2vpt
     training: UnseededTraining = UnseededTraining()
     images: Images = Images()
     out: str | None = None
@@ -109,9 +109,14 @@ def _rates(text: str) -> dict[str, float]:
     """From METHOD=RATE,... to numbers."""
     try:
         pairs = [part.split("=") for part in text.split(",") if part.strip()]
-        return {name.strip(): float(rate) for name, rate in pairs}
+        rates = {name.strip(): float(rate) for name, rate in pairs}
+        if len(rates) < len(pairs):
+            raise ValueError
+        return rates
     except ValueError:
-        raise UsageError(f"--rates takes METHOD=RATE,..., such as full=0.0005,lora=0.002; not {text!r}.") from None
+        raise UsageError(
+            f"--rates takes METHOD=RATE,..., each method once, such as full=0.0005,lora=0.002; not {text!r}."
+        ) from None
 
 
 def show(document: dict[str, Any], out: Path) -> None:

@@ -31,7 +31,7 @@ class UnseededTraining:
     """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd. Of that, full takes 0.04, partial
     and mlp 0.2, adapter, lora and side 0.4, and the others all."""
     weight_decay: float = 1e-4
-    """Weight decay of prompts and head."""
+    """Weight decay of what is learned, but for the bias of the head."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -65,14 +65,14 @@ class Pruning:
     """Pruning after training, as E2VPT does: what is worth least goes, the rest is trained from an early state."""
 
     prune: bool = False
-    """Prune prompts, and segments of the prompts that stay, by --criterion and --scope; how much is searched on the
-    validation images, at the price of about four more trainings."""
+    """Prune prompts, and segments of the prompts that stay; how much is searched on the validation images, at the
+    price of about four more trainings."""
     prune_tokens: float | None = None
     """Prune this share of the prompts (0.5 halves them), not one that is searched for."""
     prune_segments: float | None = None
     """Prune this share of the segments of the prompts that stay, not one that is searched for."""
     num_segments: int = 16
-    """Segments that a prompt is cut into."""
+    """Segments that a prompt is cut into; must divide the width of the backbone."""
     saving: float = 0.04
     """Validation accuracy that removing all prompts would be worth: with 0.04, half of them may cost two points, by
     which choices that are equally good differ on 200 images."""

@@ -50,12 +50,19 @@ def markdown(document: dict[str, Any]) -> str:
     settings = document["settings"]["settings"]
     recipe = settings["recipe"]
     training = f"{_count(recipe['epochs'], 'epoch')} of {recipe['optimizer']}, {settings['prompts']} prompts"
+    if rates := document["settings"]["rates"]:
+        training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     parts = [
         f"# {escape(title(document))}",
         f"{escape(training)}; mean ± sample standard deviation over the seeds. "
         f"{_LEARNED_TITLE}. {_cost_title(document)}.",
         _markdown_table(whole),
     ]
+    if settings["prune"] is not None and any(row["method"] == "e2vpt" for row in rows):
+        parts.append(
+            "How much of e2vpt was pruned was decided on the validation images, its training time is that of one training "
+            "times what the search cost in passes over the images."
+        )
     if failures := _failures(document):
         parts += [
             "Failed:",
