@@ -45,7 +45,8 @@ class Compare:
     """pc: epochs of fine-tuning after that."""
     rates: Annotated[str, tyro.conf.arg(metavar="METHOD=RATE,...")] = ""
     """Learning rates of some methods, such as full=0.0005,lora=0.002; the others have --lr, or their own default."""
-    pruning: Pruning = Pruning(prune=True)  # of e2vpt
+    pruning: Pruning = Pruning(prune=True)
+    """Of e2vpt alone."""
     training: UnseededTraining = UnseededTraining()
     images: Images = Images()
     out: str | None = None

@@ -60,8 +60,8 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     if settings["prune"] is not None and any(row["method"] == "e2vpt" for row in rows):
         parts.append(
-            "How much of e2vpt was pruned was decided on the validation images, its training time is that of one training "
-            "times what the search cost in passes over the images."
+            "How much of e2vpt was pruned was decided on the validation images; its training time is that of one "
+            "training times what the search cost in passes over the images."
         )
     if failures := _failures(document):
         parts += [
