@@ -33,9 +33,10 @@ def judge(model: PromptedModel, task: Task) -> dict[str, float]:
     return {"val": val.accuracy, "val_loss": val.loss, "test": test.accuracy}
 
 
-def merit(row: dict[str, Any], settings: PruneSettings) -> Trial:
+def trial(row: dict[str, Any], whole: dict[str, Any]) -> Trial:
     choice = Choice(tokens=row["tokens"], segments=row["segments"])
-    return Trial(choice=choice, epochs=0, accuracy=row["val"], loss=row["val_loss"])
+    kept = (row["prompts"] / whole["prompts"] + row["numbers"] / whole["numbers"]) / 2
+    return Trial(choice=choice, kept=kept, epochs=0, accuracy=row["val"], loss=row["val_loss"])
 
 
 def main() -> None:
@@ -77,11 +78,10 @@ def main() -> None:
 
     found = prune(model, task.train, task.val, early=early, settings=settings, recipe=recipe, progress=True)
     by_choice = {(row["tokens"], row["segments"]): row for row in rows}
-    trials = [merit(row, settings) for row in rows]
-    best = ranked(trials, saving=settings.saving)[0].choice
+    best = ranked([trial(row, rows[0]) for row in rows], saving=settings.saving)[0].choice
     document["full_search"] = {**by_choice[best.tokens, best.segments], "trainings": float(len(rows))}
-    cheap = {"tokens": found.choice.tokens, "segments": found.choice.segments, "trainings": 1 + found.trainings}
-    document["cheap_search"] = {**by_choice[found.choice.tokens, found.choice.segments], **cheap}
+    chosen = by_choice[found.choice.tokens, found.choice.segments]
+    document["cheap_search"] = {**chosen, "trainings": round(1 + found.trainings, 2)}
     write_json(options.out, {**document, "full": rows})
     for name in ("all_prompts", "full_search", "cheap_search"):
         print(name, document[name])
