@@ -37,9 +37,10 @@ def tables(document: dict[str, Any]) -> list[Table]:
 
 
 def title(document: dict[str, Any]) -> str:
-    """What was compared, in a line."""
+    """What was compared, in a line; of a folder, its name."""
     settings = document["settings"]
     data = document["data"] or settings["settings"]["data"] or "the bundled task"
+    data = Path(data).name or data
     return f"{data} on {document['backbone']}, {_count(settings['seeds'], 'seed')}"
 
 
