@@ -433,6 +433,15 @@ def test_resuming_a_finished_run_gives_its_result_and_leaves_it_alone(trained):
     assert {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()} == before
 
 
+def test_another_process_of_torchrun_reads_a_finished_run_and_trains_nothing(trained, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    before = {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()}
+    outcome = run_command("fit", trained.data, *RUN, "--out", trained.folder, "--resume")
+    assert (outcome.status, outcome.out) == (0, "")
+    assert run_command("fit", trained.data, *RUN, "--out", trained.folder).status == 1
+    assert {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()} == before
+
+
 def test_resuming_a_finished_run_with_other_settings_names_them(trained):
     sentence = refused("fit", trained.data, *RUN, "--split-seed", 3, "--out", trained.folder, "--resume")
     assert "split_seed" in sentence

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import signal
 
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 import families
 import laconic
 import reference
-from conftest import run_command
+from conftest import run_command, write_classes
 from laconic.adapter.tensors import TENSORS_FILE
 from laconic.condensation import select_segments
 from laconic.errors import AdapterError, LaconicError, TrainingError
@@ -867,3 +868,45 @@ def test_killed_in_every_stage_a_pruning_ends_with_the_same_bytes(colours, tmp_p
     assert again.document["pruning"] == whole.document["pruning"]
     assert adapter_hash(out) == adapter_hash(tmp_path / "whole")
     assert not state.exists()
+
+
+def two_of_a_kind():
+    """Two prunings of one model, as large as each other, in different places."""
+    model = a_model()
+    kept, (one, other) = [torch.arange(4)] * 3, (torch.eye(4, dtype=torch.bool), torch.eye(4, dtype=torch.bool).flip(1))
+    return model, model.keep(kept, [one] * 3).eval(), model.keep(kept, [other] * 3).eval()
+
+
+def test_a_state_says_where_its_segments_belong():
+    _, first, second = two_of_a_kind()
+    assert not torch.equal(second.prompts.dense(0), first.prompts.dense(0))
+    with pytest.raises(LaconicError, match="not those of this model"):
+        second.restore(first.state())
+    first.restore(first.state())
+    second.load_state_dict(first.state_dict())
+    for block in range(3):
+        assert torch.equal(second.prompts.dense(block), first.prompts.dense(block))
+
+
+def test_what_is_kept_by_hand_is_saved_and_loaded(tmp_path):
+    model, first, _ = two_of_a_kind()
+    first.save_pretrained(tmp_path)
+    again = laconic.load(tmp_path, backbone=model.backbone)
+    assert again.pruning is None
+    assert again.condensation is None
+    assert all(torch.equal(again.prompts.dense(b), first.prompts.dense(b)) for b in range(3))
+
+
+def test_pruning_what_was_pruned_in_other_parts_is_refused_before_it_is_scored():
+    _, first, _ = two_of_a_kind()
+    with pytest.raises(LaconicError, match="pruned before"):
+        prune(first, Stopping(learned_data(), 0), settings=PruneSettings(tokens=0.5, segments=0.5, num_segments=8))
+
+
+def test_without_validation_images_the_search_is_refused_before_training(tmp_path):
+    data = write_classes(tmp_path / "tiny", 3)
+    shutil.rmtree(tmp_path / "tiny" / "red")
+    outcome = run_command("fit", data, *ARGUMENTS, "--img-size", "16", "--prune", "--out", tmp_path / "run")
+    assert outcome.status == 1
+    assert "--prune-tokens" in outcome.err
+    assert not (tmp_path / "run").exists()
