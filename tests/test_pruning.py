@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -480,27 +481,30 @@ def trial(tokens, segments, accuracy, loss=1.0, epochs=1):
     return Trial(choice=choice, kept=kept, epochs=epochs, accuracy=accuracy, loss=loss)
 
 
-def test_ranking_weighs_accuracy_against_what_is_saved():
-    none, half, most = trial(0, 0, 0.80), trial(0.5, 0, 0.795), trial(0.9, 0.5, 0.75)
-    assert ranked([most, none, half], saving=0.02) == [half, none, most]
+def test_ranking_weighs_the_loss_against_what_is_saved():
+    none, half, most = trial(0, 0, 0.80, 1.0), trial(0.5, 0, 0.79, 1.02), trial(0.9, 0.5, 0.75, 1.3)
+    assert ranked([most, none, half], saving=0.08) == [half, none, most]
     assert ranked([most, none, half], saving=0.0) == [none, half, most]
-    assert ranked([most, none, half], saving=0.2)[0] is most
-    close_call = [trial(0.5, 0, 0.8, loss=0.7), trial(0.0, 0.5, 0.8, loss=0.6), trial(0.0, 0.6, 0.8, loss=None)]
-    assert ranked(close_call, saving=0.0)[0] is close_call[1]
-    assert ranked(close_call, saving=0.0)[-1] is close_call[2]
+    assert ranked([most, none, half], saving=1.0)[0] is most
+    close_call = [trial(0.5, 0, 0.8, 0.7), trial(0.0, 0.5, 0.81, 0.7), trial(0.0, 0.6, 0.0, None)]
+    assert ranked(close_call, saving=0.0) == [close_call[1], close_call[0], close_call[2]]
     assert ranked(close_call, saving=0.02)[0] is close_call[0], "prompts cost time, segments do not"
+    # relative: ten times the loss, the same order; and next to nothing is nothing
+    tenfold = [replace(t, loss=10 * t.loss) for t in (none, half, most)]
+    assert [t.kept for t in ranked(tenfold, saving=0.08)] == [half.kept, none.kept, most.kept]
+    assert ranked([trial(0, 0, 1.0, 1e-6), trial(0.5, 0, 1.0, 9e-3)], saving=0.01)[0].kept == 0.5
 
 
 def test_the_best_of_each_size_spreads_over_the_sizes():
     generator = random.Random(0)
-    trials = [trial(c.tokens, c.segments, generator.random()) for c in grid()]
+    trials = [trial(c.tokens, c.segments, 0.5, generator.random() + 0.1) for c in grid()]
     chosen = best_of_each_size(trials, 7, saving=0.0)
     assert len(chosen) == len(set(chosen)) == 7
     found = {t.choice: t for t in trials}
     sizes = [found[choice].kept for choice in chosen]
     assert sizes == sorted(sizes, reverse=True)
     ordered = sorted(trials, key=lambda t: (-t.kept, t.choice.tokens))
-    assert chosen[0] == max(ordered[: round(len(ordered) / 7)], key=lambda t: t.accuracy).choice
+    assert chosen[0] == max(ordered[: round(len(ordered) / 7)], key=lambda t: -t.loss).choice
     assert len(best_of_each_size(trials[:3], 7, saving=0.0)) == 3
     assert best_of_each_size([], 7, saving=0.0) == []
 

@@ -19,8 +19,8 @@ class PruneSettings:
         num_segments: R, into which a prompt is cut; must divide every width of the backbone.
         criterion: See `laconic.score`.
         scope: See `laconic.select`; `"shared"` is one mask for all blocks.
-        saving: Validation accuracy that removing all prompts would be worth: with 0.04, half of them may cost two
-            points. With 200 images, choices that are equally good differ by as much.
+        saving: Share of the validation loss that removing all prompts would be worth: with 0.08, half of them may
+            cost 4 % of it.
 
     Raises:
         LaconicError: If a value is out of range.
@@ -31,7 +31,7 @@ class PruneSettings:
     num_segments: int = 16
     criterion: Criterion = "taylor"
     scope: Scope = "global"
-    saving: float = 0.04
+    saving: float = 0.08
 
     def __post_init__(self) -> None:
         grid(self.tokens, self.segments)
