@@ -520,7 +520,7 @@ def test_a_deeper_head_trains_on_features_computed_once():
 
 @pytest.mark.parametrize(
     ("method", "share"),
-    [*((METHODS[m], s) for m, s in (("full", 0.02), ("partial", 0.1), ("bias", 0.2), ("mlp", 0.2))), (None, 1.0)],
+    [*((METHODS[m], s) for m, s in (("full", 0.04), ("partial", 0.2), ("bias", 1.0), ("mlp", 0.2))), (None, 1.0)],
 )
 def test_the_rate_that_a_method_takes_is_recorded(method, share):
     for optimizer, default in (("adamw", 0.005), ("sgd", 5.0)):

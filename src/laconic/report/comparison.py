@@ -37,10 +37,10 @@ def tables(document: dict[str, Any]) -> list[Table]:
 
 
 def title(document: dict[str, Any]) -> str:
-    """What was compared, in a line; of a folder, its name."""
+    """What was compared, in a line; of an absolute path, the last name."""
     settings = document["settings"]
     data = document["data"] or settings["settings"]["data"] or "the bundled task"
-    data = Path(data).name or data
+    data = Path(data).name if Path(data).is_absolute() else data
     return f"{data} on {document['backbone']}, {_count(settings['seeds'], 'seed')}"
 
 
