@@ -39,6 +39,13 @@ def trial(row: dict[str, Any], whole: dict[str, Any]) -> Trial:
     return Trial(choice=choice, kept=kept, epochs=0, accuracy=row["val"], loss=row["val_loss"])
 
 
+def rank_correlation(first: list[float], second: list[float]) -> float:
+    """Spearman's; equal values share the mean of their ranks."""
+    values = torch.tensor([first, second], dtype=torch.float64)
+    above, equal = (compare(values[:, :, None], values[:, None]).double().sum(2) for compare in (torch.gt, torch.eq))
+    return float(torch.corrcoef(above + equal / 2)[0, 1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
@@ -83,6 +90,9 @@ def main() -> None:
     chosen = by_choice[found.choice.tokens, found.choice.segments]
     document["cheap_search"] = {**chosen, "trainings": round(1 + found.trainings, 2)}
     write_json(options.out, {**document, "full": rows})
+    test = [row["test"] for row in rows]
+    for name, sign in (("val", 1), ("val_loss", -1)):
+        print("rank correlation with test accuracy,", name, rank_correlation([sign * row[name] for row in rows], test))
     for name in ("all_prompts", "full_search", "cheap_search"):
         print(name, document[name])
 

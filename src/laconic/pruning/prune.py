@@ -67,7 +67,7 @@ def prune(
         >>> sum(found.model.prompt_counts), sum(p.numel() for p in found.model.prompts)
         (12, 576)
 
-    Source: E²VPT (arXiv 2307.13770), section 3.3; successive halving instead of a search over all choices.
+    Source: E²VPT (arXiv 2307.13770), section 3.3; bisection instead of a search over all choices.
     """
     settings = settings or PruneSettings()
     if not any(model.prompt_counts):
