@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import laconic
 import laconic.train as training
 from conftest import run_command, write_classes
-from laconic import experiment, runfolder
+from laconic import experiment, runfolder, sources
 from laconic.backbone import describe, fingerprint
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.creation import create_backbone
@@ -617,7 +617,7 @@ def test_ctrl_c_before_anything_was_trained_also_says_how_to_go_on(colours, tmp_
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr(experiment, "open_task", stopped)
+    monkeypatch.setattr(sources, "open_task", stopped)
     outcome = run_command("fit", colours, "--out", out, "--epochs", 0)
     assert outcome.status == 130
     assert "--resume" in outcome.err
@@ -730,7 +730,7 @@ def test_two_processes_give_one_run_and_one_document(colours, tmp_path):
 
 
 def test_a_criterion_that_cannot_be_is_refused_before_training(tmp_path, colours, laconic_command, monkeypatch):
-    monkeypatch.setattr("laconic.experiment._Stages.train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr("laconic.stages.Stages.train", lambda *_, **__: pytest.fail("it was trained"))
     name = "test_vit_relpos"  # no class token
     arguments = ["--backbone", name, "--condense", "0.5", "--criterion", "cls-similarity", "--out", tmp_path / "run"]
     outcome = laconic_command("fit", colours, *arguments)

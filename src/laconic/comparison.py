@@ -30,7 +30,7 @@ CONDENSED, TRAINED = "pc", "vpt-deep"
 PRUNED = "e2vpt"
 """What pruning is a part of."""
 SETTINGS = "settings.json"
-SHARED = ("data", "backbone", "weights", "img_size", "resize", "split_seed", "skip_bad")
+SHARED = ("data", "root", "backbone", "weights", "img_size", "resize", "augment", "split_seed", "skip_bad")
 REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
 NEEDED = (*REPORTED, "training_seconds", "provenance", "seconds")
 
@@ -114,6 +114,7 @@ def settings_of(comparison: Comparison, method: str, seed: int, out: Path) -> Se
         adapter=os.path.abspath(run_folder(out, TRAINED, seed)),
         weights=common.weights,
         data=common.data,
+        root=common.root,
         ratio=comparison.ratio,
         criterion=common.criterion,
         scope=common.scope,

@@ -15,7 +15,9 @@ from laconic.data import Task
 from laconic.model import PromptedModel
 
 
-def provenance(model: PromptedModel, task: Task, weights: dict[str, str] | None) -> dict[str, Any]:
+def provenance(
+    model: PromptedModel, task: Task, weights: dict[str, str] | None, *, tested: bool = True
+) -> dict[str, Any]:
     """Where a result comes from: data, preprocessing, weights, versions, machine."""
     splits = {"train": task.train, "val": task.val, "test": task.test}
     return {
@@ -29,7 +31,7 @@ def provenance(model: PromptedModel, task: Task, weights: dict[str, str] | None)
         "preprocessing": asdict(task.preprocessing),
         "backbone_fingerprint": fingerprint(model.backbone),
         "weights": weights,
-        "epoch_rule": "last epoch; test data read once, at the end",
+        "epoch_rule": f"last epoch; test data {'read once, at the end' if tested else 'not read'}",
         "versions": {
             "laconic": __version__,
             "torch": torch.__version__,

@@ -16,6 +16,9 @@ RESULT = "result.json"
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
 
+PLACES = ("root",)
+"""Settings that say where something lies: that may change between a run and its continuation."""
+
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
 
 
@@ -117,6 +120,8 @@ def changed_settings(earlier: object, now: dict[str, Any]) -> list[str]:
     known: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
     found: set[str] = set()
     for key, value in now.items():
+        if key in PLACES:
+            continue
         if isinstance(value, dict):
             found.update(changed_settings(known.get(key), value))
         elif known.get(key) != value:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from laconic.baselines import Promptless
 from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope
@@ -14,13 +18,17 @@ from laconic.prompts import Share
 from laconic.pruning import PruneSettings
 from laconic.recipe import Recipe
 
+Augment = Literal["none", "crop-flip"]
+TrainOn = Literal["train", "train+val"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a run does; two runs with equal settings on equal data end with equal numbers.
 
     Args:
-        data: Image folder, or None for the bundled task.
+        data: Image folder, a task such as `vtab:svhn` or `synthetic:counting`, or None for the bundled task.
+        root: Folder that holds the benchmarks' tasks; see `laconic.data.open_task`.
         backbone: timm name.
         weights: File with other weights than those that the name stands for; see `laconic.creation.create_backbone`.
         method: One of `laconic.methods.METHOD_NAMES`.
@@ -42,7 +50,12 @@ class Settings:
         rewind_epoch: Epoch of the training after which the values are recorded that pruned prompts are trained from; 0
             is before the first step.
         recipe: How to train.
-        resize: How images are brought to the backbone's size.
+        resize: How images are brought to the backbone's size; the task's own way when not given (`"crop"` for FGVC,
+            `"squash"` for all others).
+        augment: What is done to training images at random: `"crop-flip"`, `"none"`, or the task's own when not given.
+        train_on: `"train+val"` trains on the validation images as well, once they have served to choose settings; no
+            validation accuracy is reported then.
+        test: Whether the test images are read, at the end; not by runs that serve to choose.
         img_size: Input size in pixels where it should differ from the backbone's own.
         split_seed: Cuts the splits that a folder does not have; apart from the recipe's seed, so that several seeds
             share their splits.
@@ -50,6 +63,7 @@ class Settings:
     """
 
     data: str | None = None
+    root: str | None = None
     backbone: str
     weights: str | None = None
     method: str = "vpt-deep"
@@ -70,7 +84,10 @@ class Settings:
     prune: PruneSettings | None = None
     rewind_epoch: int = 0
     recipe: Recipe = field(default_factory=Recipe)
-    resize: Resize = "squash"
+    resize: Resize | None = None
+    augment: Augment | None = None
+    train_on: TrainOn = "train"
+    test: bool = True
     img_size: int | None = None
     split_seed: int = 0
     skip_bad: bool = False
@@ -79,19 +96,28 @@ class Settings:
         if isinstance(self.make_method(), Promptless) and self.condense is not None:
             raise LaconicError(f"The method {self.method!r} has no prompts to condense; leave out --condense.")
         if self.prune is not None:
-            self._check_pruning()
-        if self.resize not in ("squash", "crop"):
+            self._check_pruning(self.prune)
+        if self.resize not in ("squash", "crop", None):
             raise LaconicError(f"Images are resized by 'squash' or 'crop', not {self.resize!r}.")
+        if self.augment not in ("none", "crop-flip", None):
+            raise LaconicError(f"Images are augmented by 'none' or 'crop-flip', not {self.augment!r}.")
+        if self.train_on not in ("train", "train+val"):
+            raise LaconicError(f"A run trains on 'train' or on 'train+val', not on {self.train_on!r}.")
         if self.img_size is not None and self.img_size < 1:
             raise LaconicError(f"The image size must be at least 1 pixel, not {self.img_size}.")
         _check_condensing(self.condense, self.criterion, self.scope)
         self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
 
-    def _check_pruning(self) -> None:
+    def _check_pruning(self, prune: PruneSettings) -> None:
         if self.condense is not None:
             raise LaconicError("Prompts are condensed or pruned, not both; leave out --condense or --prune.")
         if not sum(self.make_method().initial_counts(1)):
             raise LaconicError("There is nothing to prune: this method has no prompts that pass the projections.")
+        if prune.searched and self.train_on != "train":
+            raise LaconicError(
+                "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "
+                "and --prune-segments, or train on 'train'."
+            )
         if not 0 <= self.rewind_epoch <= self.recipe.epochs:
             raise LaconicError(
                 f"The epoch to rewind to lies between 0 and the {self.recipe.epochs} of the training, not at "
@@ -120,7 +146,8 @@ class CondenseSettings:
     Args:
         adapter: Folder or Hub id.
         weights: File with the backbone's weights, where `laconic.load` cannot find them by itself.
-        data: Image folder it was trained on, or None for the bundled task.
+        data: Image folder or task it was trained on, or None for the bundled task.
+        root: See `Settings`.
         ratio: Share of the prompts to keep.
         criterion: See `laconic.score`.
         scope: See `laconic.select`.
@@ -134,6 +161,7 @@ class CondenseSettings:
     adapter: str
     weights: str | None = None
     data: str | None = None
+    root: str | None = None
     ratio: float = 0.3
     criterion: Criterion = "taylor"
     scope: Scope = "global"
@@ -155,3 +183,94 @@ def _check_condensing(ratio: float | None, criterion: str, scope: str) -> None:
         raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
     if scope not in SCOPES:
         raise LaconicError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
+
+
+_PRUNING = {"prune_tokens": "tokens", "prune_segments": "segments", "num_segments": "num_segments", "saving": "saving"}
+"""Flat names, as commands and plans have them, and those of `PruneSettings`."""
+
+
+def setting_types() -> dict[str, Any]:
+    """The flat name of every setting, as commands and plans have it, and its type.
+
+    Example:
+        >>> setting_types()["epochs"], setting_types()["prune_tokens"]
+        (<class 'int'>, float | None)
+    """
+    own = {name: hint for name, hint in get_type_hints(Settings).items() if name not in ("recipe", "prune")}
+    pruning = get_type_hints(PruneSettings)
+    return own | get_type_hints(Recipe) | {flat: pruning[name] for flat, name in _PRUNING.items()} | {"prune": bool}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from flat names, as commands and plans have them; what is not named has its default.
+
+    Args:
+        values: `backbone` at least. `prune`, `prune_tokens`, `prune_segments`, `num_segments` and `saving` make up the
+            pruning, whose criterion and scope are those of the run; `epochs`, `lr` and so on the recipe.
+
+    Raises:
+        LaconicError: If a name is unknown, or a value of the wrong type or out of range.
+
+    Example:
+        >>> settings_from({"backbone": "test_vit", "epochs": 3, "prune_tokens": 0.5}).prune.tokens
+        0.5
+    """
+    types = setting_types()
+    given = {name: typed(name, value, types) for name, value in values.items()}
+    if "backbone" not in given:
+        raise LaconicError("The settings name no backbone.")
+    prune = None
+    if given.get("prune") or given.get("prune_tokens") is not None or given.get("prune_segments") is not None:
+        chosen = {name: given[flat] for flat, name in _PRUNING.items() if flat in given}
+        both = {name: given[name] for name in ("criterion", "scope") if name in given}
+        prune = PruneSettings(**chosen, **both)
+    own = {field.name for field in fields(Settings)}
+    recipe = {field.name for field in fields(Recipe)}
+    return Settings(
+        **{name: value for name, value in given.items() if name in own and name != "prune"},
+        prune=prune,
+        recipe=Recipe(**{name: value for name, value in given.items() if name in recipe}),
+    )
+
+
+def typed(name: str, value: Any, types: Mapping[str, Any]) -> Any:
+    """A value as its setting wants it: whole numbers serve as others, and nothing else is taken for something else.
+
+    Raises:
+        LaconicError: If there is no such setting, or it takes something else.
+
+    Example:
+        >>> typed("lr", 1, {"lr": float | None})
+        1.0
+    """
+    if name not in types:
+        near = difflib.get_close_matches(name, types, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(types))}."
+        raise LaconicError(f"There is no setting called {name!r}{hint}")
+    for kind in _kinds(types[name]):
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is kind or (not isinstance(kind, type) and type(value) is str and value == kind):
+            return value
+    wanted = " or ".join(_WORDS.get(kind, repr(kind)) for kind in _kinds(types[name]))
+    raise LaconicError(f"The setting {name} takes {wanted}, not {value!r}.")
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text in quotes",
+    NoneType: "nothing",
+}
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The types, and the words of a Literal, that a hint allows."""
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+    elif get_origin(hint) in (UnionType, Union):
+        for part in get_args(hint):
+            yield from _kinds(part)
+    else:
+        yield hint

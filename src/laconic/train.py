@@ -65,6 +65,7 @@ def fit(
     progress: bool | Report = False,
     label: str = "training",
     at_epoch: Callable[[int], None] | None = None,
+    until: int | None = None,
 ) -> History:
     """Trains prompts, or what else the method learns, and the head in place; the backbone stays as it is.
 
@@ -83,6 +84,8 @@ def fit(
         label: What the bar says.
         at_epoch: Called with the number of epochs that are done, 0 before the first step. A resumed run calls it again
             only for what a kill took back.
+        until: Stop after this many of the recipe's epochs; `resume` goes on from there as if nothing had been. With
+            such a stop, a checkpoint is needed.
 
     Returns:
         A `History`.
@@ -100,7 +103,7 @@ def fit(
         3
     """
     recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
-    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch)
+    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
     own = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else own as report, torch.random.fork_rng():
         run.train(report, resume=resume)
@@ -120,6 +123,7 @@ class _Run:
         recipe: Recipe,
         checkpoint: Path | None,
         at_epoch: Callable[[int], None] | None,
+        until: int | None = None,
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -128,6 +132,7 @@ class _Run:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.at_epoch = at_epoch
+        self.epochs = recipe.epochs if until is None else min(until, recipe.epochs)
         self.learned = model.learned
         self.length = size_of(train)
         self.steps_per_epoch = math.ceil(self.length / recipe.batch_size)
@@ -154,12 +159,17 @@ class _Run:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
+    @property
+    def last_step(self) -> int:
+        """Where this call stops; before the end of the schedule where it was told so."""
+        return self.epochs * self.steps_per_epoch
+
     def train(self, report: Report, *, resume: bool) -> None:
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             self._restore(self.checkpoint)
         if self.step == 0 and self.at_epoch is not None:
             self.at_epoch(0)
-        if self.step >= self.total_steps:
+        if self.step >= self.last_step:
             return
         if all(name.startswith("head.") for name in self.model.learned):
             # Nothing inside the backbone learns: its features are computed once.
@@ -178,7 +188,7 @@ class _Run:
         saved = started = time.monotonic()
         before = self.history.seconds
         first = self.step
-        while self.step < self.total_steps:
+        while self.step < self.last_step:
             epoch = self.step // self.steps_per_epoch
             for batch, images, labels in self._epoch_batches(epoch):
                 self._step(trained, images, labels, batch)
@@ -188,7 +198,7 @@ class _Run:
                 rate = (self.step - first) * self.recipe.batch_size / max(now - started, 1e-9)
                 seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size)
                 loss, hits = (self.sums / seen).tolist()
-                report(self.step, self.total_steps, epoch=epoch + 1, loss=loss, accuracy=hits, rate=rate)
+                report(self.step, self.last_step, epoch=epoch + 1, loss=loss, accuracy=hits, rate=rate)
                 if self.step % self.steps_per_epoch == 0:
                     self._finish_epoch(epoch, report)
                 if interrupted() or now - saved > SAVE_EVERY_SECONDS:
@@ -255,7 +265,7 @@ class _Run:
         every = max(1, self.recipe.epochs // 10)
         if self.val is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.recipe.epochs):
             row["val_accuracy"] = evaluate(self.model, self.val, workers=self.recipe.workers).accuracy
-            report(self.step, self.total_steps, val_accuracy=row["val_accuracy"])
+            report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
         self.history.rows.append(row)
         self.sums.zero_()
         if self.at_epoch is not None:

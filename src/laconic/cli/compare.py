@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
-from laconic.cli.commands import UsageError, absolute, print_json, print_note, print_table
-from laconic.cli.fit import Images, Pruning, UnseededTraining
+from laconic.cli.commands import UsageError, print_json, print_note, print_table
+from laconic.cli.fit import Images, Pruning, UnseededTraining, data_name, flat_settings
 from laconic.errors import LaconicError
 
 
@@ -59,27 +59,13 @@ class Compare:
     def run(self) -> None:
         """Runs, measures, writes, prints."""
         from laconic.comparison import Comparison, compare
-        from laconic.recipe import Recipe
-        from laconic.settings import Settings
+        from laconic.settings import settings_from
 
         if self.data == "" or self.out == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A comparison runs in one process; start it without torchrun.")
-        settings = Settings(
-            data=self.data,
-            backbone=self.backbone,
-            weights=absolute(self.weights),
-            img_size=self.img_size,
-            prompts=self.prompts,
-            kv_prompts=self.kv_prompts,
-            share=self.share,
-            fine_tune_epochs=self.fine_tune_epochs,
-            prune=self.pruning.settings("taylor", "global"),
-            rewind_epoch=self.pruning.rewind_epoch,
-            recipe=Recipe(**asdict(self.training)),
-            **asdict(self.images),
-        )
+        settings = settings_from(flat_settings(self))
         methods = tuple(name.strip() for name in self.methods.split(",")) if self.methods.strip() else ()
         comparison = Comparison(
             methods=methods, seeds=self.seeds, ratio=self.ratio, rates=_rates(self.rates), settings=settings
@@ -102,8 +88,7 @@ class Compare:
 
     def default_out(self) -> Path:
         """A folder named after the data."""
-        data = Path(self.data).resolve().name if self.data else "fashion-mnist"
-        return Path("runs") / f"{data}-compare"
+        return Path("runs") / f"{data_name(self.data)}-compare"
 
 
 def _rates(text: str) -> dict[str, float]:

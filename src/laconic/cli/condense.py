@@ -20,7 +20,9 @@ class Condense:
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folder of the adapter, or its Hub id."""
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """The image folder it was trained on; the bundled task when left out."""
+    """The image folder or task it was trained on; the bundled task when left out."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the tasks of VTAB-1k and FGVC; $LACONIC_DATA or ./data when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     ratio: float = 0.3
@@ -55,6 +57,7 @@ class Condense:
             adapter=self.adapter,
             weights=absolute(self.weights),
             data=self.data,
+            root=self.root,
             ratio=self.ratio,
             criterion=self.criterion,
             scope=self.scope,

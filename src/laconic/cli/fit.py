@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.cli.commands import UsageError, absolute, percent, print_json, print_note, print_table
 from laconic.processes import is_main_process
-
-if TYPE_CHECKING:
-    from laconic.condensation import Criterion, Scope
-    from laconic.pruning import PruneSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +48,13 @@ class Training(UnseededTraining):
 class Images:
     """How images are read."""
 
-    resize: Literal["squash", "crop"] = "squash"
-    """squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the tasks of VTAB-1k and FGVC; $LACONIC_DATA or ./data when left out."""
+    resize: Literal["squash", "crop"] | None = None
+    """squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre. When left out,
+    crop for FGVC's tasks and squash for all others."""
+    augment: Literal["none", "crop-flip"] | None = None
+    """crop-flip: train on random crops, half of them mirrored. When left out, only for FGVC's tasks."""
     split_seed: int = 0
     """Cuts the splits that a folder does not have."""
     skip_bad: bool = False
@@ -83,28 +84,14 @@ class Pruning:
         """Whether there is anything to do."""
         return self.prune or self.prune_tokens is not None or self.prune_segments is not None
 
-    def settings(self, criterion: Criterion, scope: Scope) -> PruneSettings | None:
-        """What `laconic.pruning` is told; None for no pruning."""
-        from laconic.pruning import PruneSettings
-
-        if not self.wanted:
-            return None
-        return PruneSettings(
-            tokens=self.prune_tokens,
-            segments=self.prune_segments,
-            num_segments=self.num_segments,
-            criterion=criterion,
-            scope=scope,
-            saving=self.saving,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present."""
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder; the bundled task when left out."""
+    """Image folder; or a task: vtab:NAME, fgvc:NAME (see `laconic tasks`), synthetic:NAME; the bundled one when left
+    out."""
     backbone: str = BUNDLED_BACKBONE
     """timm name of the vision transformer."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -167,34 +154,9 @@ class Fit:
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
         from laconic.experiment import run
-        from laconic.recipe import Recipe
-        from laconic.settings import Settings
+        from laconic.settings import settings_from
 
-        settings = Settings(
-            data=self.data,
-            backbone=self.backbone,
-            weights=absolute(self.weights),
-            method=self.method,
-            prompts=self.prompts,
-            kv_prompts=self.kv_prompts,
-            share=self.share,
-            layers=self.layers,
-            blocks=self.blocks,
-            reduction=self.reduction,
-            rank=self.rank,
-            side_width=self.side_width,
-            head_init=self.head_init,
-            condense=self.condense,
-            fine_tune=self.fine_tune,
-            fine_tune_epochs=self.fine_tune_epochs,
-            criterion=self.criterion,
-            scope=self.scope,
-            prune=self.pruning.settings(self.criterion, self.scope),
-            rewind_epoch=self.pruning.rewind_epoch,
-            img_size=self.img_size,
-            recipe=Recipe(**asdict(self.training)),
-            **asdict(self.images),
-        )
+        settings = settings_from(flat_settings(self))
         if self.data == "" or self.out == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         out = Path(self.out) if self.out is not None else self.default_out()
@@ -206,7 +168,7 @@ class Fit:
 
     def default_out(self) -> Path:
         """A folder whose name tells the runs apart that a user is likely to make side by side."""
-        data = Path(self.data).resolve().name if self.data else "fashion-mnist"
+        data = data_name(self.data)
         sizes = {
             "vpt-deep": [f"p{self.prompts}"],
             "vpt-shallow": [f"p{self.prompts}"],
@@ -223,6 +185,25 @@ class Fit:
         if self.pruning.wanted:
             parts.append("pruned")
         return Path("runs") / "-".join([*parts, f"seed{self.training.seed}"])
+
+
+def flat_settings(command: object) -> dict[str, Any]:
+    """The settings among a command's options, also those in its groups, by their flat names."""
+    from laconic.settings import setting_types
+
+    known, flat = setting_types(), dict[str, Any]()
+    for field in fields(command):  # pyright: ignore[reportArgumentType]
+        value = getattr(command, field.name)
+        if is_dataclass(value):
+            flat |= flat_settings(value)
+        elif field.name in known:
+            flat[field.name] = absolute(value) if field.name == "weights" else value
+    return flat
+
+
+def data_name(data: str | None) -> str:
+    """What a run's folder is called after its DATA."""
+    return Path(data).resolve().name.replace(":", "-") if data else "fashion-mnist"
 
 
 def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:

@@ -18,7 +18,9 @@ class Eval:
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folder of the adapter, or its Hub id."""
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder with one folder per class; the bundled task when left out."""
+    """Image folder with one folder per class, or a task; the bundled task when left out."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the tasks of VTAB-1k and FGVC; $LACONIC_DATA or ./data when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
@@ -44,6 +46,7 @@ class Eval:
                 self.data,
                 model.preprocessing,
                 classes,
+                root=self.root,
                 split=self.split,
                 split_seed=self.split_seed,
                 skip_bad=self.skip_bad,

@@ -12,6 +12,7 @@ import tyro
 
 from laconic import __version__
 from laconic.cli.backbones import Backbones
+from laconic.cli.bench import Bench
 from laconic.cli.commands import Command, UsageError
 from laconic.cli.compare import Compare
 from laconic.cli.condense import Condense
@@ -31,6 +32,7 @@ Commands = (
     | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
     | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
     | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
     | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
     | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]

@@ -6,7 +6,7 @@ from laconic.data.folder import load_folder
 from laconic.data.images import decode
 from laconic.data.labelled import SplitChoice, load_labelled
 from laconic.data.scan import list_images
-from laconic.data.tasks import open_task
+from laconic.data.tasks import open_task, transforms_of
 
 __all__ = [
     "ImageDataset",
@@ -18,4 +18,5 @@ __all__ = [
     "load_folder",
     "load_labelled",
     "open_task",
+    "transforms_of",
 ]

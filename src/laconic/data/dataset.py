@@ -110,6 +110,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             paths=None if self.paths is None else [self.paths[int(i)] for i in chosen],
         )
 
+    def joined(self, other: ImageDataset) -> ImageDataset:
+        """These images and those of another part of the same task; pixels in one memory are shared, not copied."""
+        store, rows = self._store, None
+        if self._store is not None and other._store is not None:
+            if self._store is other._store:
+                rows = torch.cat([self._rows, other._rows])
+            else:
+                store = torch.cat([self._store[self._rows], other._store[other._rows]])
+        paths = None if self.paths is None or other.paths is None else [*self.paths, *other.paths]
+        labels = torch.cat([self.labels, other.labels])
+        return ImageDataset(labels, self.preprocessing, pixels=store, rows=rows, root=self._root, paths=paths)
+
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the data: pixels and labels, or paths, file sizes and labels."""
         digest = hashlib.sha256(self.labels.cpu().numpy().astype("<i8").tobytes())

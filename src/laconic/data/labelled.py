@@ -21,10 +21,11 @@ SplitChoice = Literal["auto", "train", "val", "test", "all"]
 
 
 def load_labelled(
-    root: str | Path | None,
+    spec: str | Path | None,
     preprocessing: Preprocessing,
     classes: Sequence[str],
     *,
+    root: str | Path | None = None,
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
@@ -33,7 +34,7 @@ def load_labelled(
     """Reads the images of one split, with labels by the names of known classes.
 
     Args:
-        root: Image folder as for `load_folder`, where classes may be missing; None for the bundled task.
+        spec: Image folder as for `load_folder`, where classes may be missing; None for the bundled task.
         preprocessing: How the images are resized, and later normalised.
         classes: Names in the order of the labels.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
@@ -48,10 +49,10 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    if root is None or root == SOURCE:
+    if spec is None or spec == SOURCE:
         return _bundled(preprocessing, classes, split)
-    refuse_unknown(root)
-    folder = Path(root)
+    refuse_unknown(spec)
+    folder = Path(spec)
     splits = scan(folder, need_train=False).splits
     cutting = split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits))
     if not cutting:
@@ -76,7 +77,7 @@ def load_labelled(
     if not pairs:
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
-        raise DataError(f"{printable(str(root))} has no {kind}{which}.")
+        raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
     images = to_dataset(folder, preprocessing, pairs, checked)
     return images, next(iter(splits)), tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from laconic.data.bundled import SOURCE, load_bundled
 from laconic.data.dataset import Task
@@ -15,6 +17,7 @@ def open_task(
     spec: str | Path | None,
     preprocessing: Preprocessing,
     *,
+    root: str | Path | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
@@ -53,3 +56,13 @@ def refuse_unknown(spec: str | Path) -> None:
         )
     if text.startswith("bundled:"):
         raise DataError(f"There is no bundled task {text}; the one that comes with laconic is {SOURCE}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transforms:
+    resize: Literal["squash", "crop"]
+    augment: Literal["none", "crop-flip"]
+
+
+def transforms_of(spec: str | Path | None) -> Transforms:
+    return Transforms(resize="squash", augment="none")

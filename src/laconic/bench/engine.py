@@ -1,0 +1,66 @@
+"""What runs jobs, somewhere; the scheduler knows no more of it than this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A job on its way: its name, what `jobs.to_plain_data` made of it, and what its images and backbone are.
+
+    Args:
+        name: Of the job.
+        document: For `Worker.do`.
+        affinity: Jobs with the same one need the same backbone and images, which a worker keeps.
+    """
+
+    name: str
+    document: Mapping[str, Any]
+    affinity: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a job.
+
+    Args:
+        name: Of the job.
+        kind: `"started"`, `"progress"`, `"done"` (the worker's answer is in `answer`), `"lost"` when its process died,
+            or `"stopped"` when it was told to.
+        worker: Who has it.
+        answer: What `Worker.do` returned; for progress, `done`, `total` and figures.
+        why: Of a lost job.
+    """
+
+    name: str
+    kind: Literal["started", "progress", "done", "lost", "stopped"]
+    worker: str = ""
+    answer: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    why: str = ""
+
+
+class Engine(Protocol):
+    """Workers, on this machine or others."""
+
+    def free(self) -> int:
+        """How many jobs could start now."""
+        ...
+
+    def submit(self, task: Task) -> None:
+        """Gives a job to a free worker."""
+        ...
+
+    def poll(self, seconds: float) -> Sequence[Event]:
+        """What has happened since; waits at most so long for something."""
+        ...
+
+    def stop(self) -> None:
+        """Asks the workers to save their state and to stop; they answer with `stopped` events."""
+        ...
+
+    def close(self) -> None:
+        """Ends all workers."""
+        ...

@@ -1,0 +1,151 @@
+"""What a cell of a plan asks for, step by step: choosing settings, the first stage that several share, the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from laconic.bench.cells import AFTERWARDS, Cell
+from laconic.bench.jobs import Job, plain, starts_from
+from laconic.bench.plan import Search, combinations
+
+Found = Mapping[str, dict[str, Any]]
+"""Name of a job -> its result, or `{"failed": sentence}`."""
+Asks = Generator[list[Job], Found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a cell: the run whose result is its number, or the sentence that says why there is none."""
+
+    run: Job | None = None
+    failure: str | None = None
+    search: dict[str, Any] | None = None
+
+
+def steps(cell: Cell) -> Generator[list[Job], Found, Outcome]:
+    """Yields the jobs that a cell needs next, is sent what came of them, and returns its outcome.
+
+    What it asks for depends on nothing but the results it is sent, so that it can be followed again from results on
+    disk.
+
+    Example:
+        >>> cell = Cell(task="t", method="PC", seed=0, values={"backbone": "test_vit", "data": "t", "condense": 0.3})
+        >>> asked = steps(cell)
+        >>> [job.settings.condense for job in next(asked)]
+        [None]
+    """
+    chosen: dict[str, Any] = {}
+    record: dict[str, Any] | None = None
+    if cell.search is not None:
+        chosen, record = yield from _choose(cell, cell.search)
+        if not chosen:
+            return Outcome(failure="No choice of its settings could be trained.", search=record)
+    outcome = yield from _run(plain(cell.settings(**chosen)))
+    return replace(outcome, search=record)
+
+
+def _run(settings: Any) -> Generator[list[Job], Found, Outcome]:
+    """One whole run, after the stage that it shares with others."""
+    first = starts_from(settings)
+    if first is not None:
+        found = yield [first]
+        if failure := found[first.name].get("failed"):
+            return Outcome(failure=f"Its first stage failed: {failure}")
+    job = Job(settings=settings, first=None if first is None else first.name)
+    found = yield [job]
+    return Outcome(run=job, failure=found[job.name].get("failed"))
+
+
+def _choose(cell: Cell, search: Search) -> Generator[list[Job], Found, tuple[dict[str, Any], dict[str, Any]]]:
+    """The settings that validate best: first those of the training, then, with these, those of what follows it."""
+    training = {name: choices for name, choices in search.space.items() if name not in AFTERWARDS}
+    after = {name: choices for name, choices in search.space.items() if name in AFTERWARDS}
+    trials: list[dict[str, Any]] = []
+    chosen: dict[str, Any] = {}
+    if training:
+        values = {name: value for name, value in cell.values.items() if name not in AFTERWARDS}
+        chosen = yield from _halve(replace(cell, values=values), search, combinations(training), trials)
+    if after and (chosen or not training):
+        chosen = yield from _compare(cell, search, [{**chosen, **choice} for choice in combinations(after)], trials)
+    record = {"space": {name: list(choices) for name, choices in search.space.items()}, "by": search.by}
+    return chosen, {**record, "seed": search.seed, "trials": trials, "chosen": chosen}
+
+
+def _halve(
+    cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
+) -> Generator[list[Job], Found, dict[str, Any]]:
+    """Successive halving: all choices share the schedule, and the worse of them do not get to its end."""
+    settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
+    going = list(range(len(choices)))
+    records = [{"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices]
+    trials += records
+    epochs = settings[0].recipe.epochs
+    rungs = sorted({max(1, round(share * epochs)) for share in search.rungs} - {epochs})
+    for until in [*rungs, epochs]:
+        if len(choices) > 1 and len(going) == 1:
+            break
+        jobs = {
+            number: Job(settings=settings[number], until=min(until, settings[number].recipe.epochs)) for number in going
+        }
+        found = yield list(jobs.values())
+        results = {number: found[job.name] for number, job in jobs.items()}
+        for number, result in results.items():
+            records[number] |= _seen(result, until)
+        alive = [number for number in going if _rank(results[number], search) < (math.inf,)]
+        alive.sort(key=lambda number: (_rank(results[number], search), number))
+        keep = math.ceil(len(alive) * search.keep) if until != epochs else 1
+        going = sorted(alive[: max(1, keep)])
+        if not going:
+            return {}
+    records[going[0]]["stopped"] = False
+    return dict(choices[going[0]])
+
+
+def _compare(
+    cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
+) -> Generator[list[Job], Found, dict[str, Any]]:
+    """Whole runs side by side, for what cannot be judged before its end."""
+    settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
+    firsts = [starts_from(one) for one in settings]
+    if shared := {first.name: first for first in firsts if first is not None}:
+        found = yield list(shared.values())
+        if all("failed" in found[name] for name in shared):
+            return {}
+        good = [number for number, first in enumerate(firsts) if first is None or "failed" not in found[first.name]]
+    else:
+        good = list(range(len(settings)))
+    jobs = {
+        number: Job(settings=settings[number], first=None if first is None else first.name)
+        for number in good
+        for first in [firsts[number]]
+    }
+    found = yield list(jobs.values())
+    ranks = {number: _rank(found[job.name], search) for number, job in jobs.items()}
+    best = min(ranks, key=lambda number: (ranks[number], number))
+    for number, job in jobs.items():
+        seen = _seen(found[job.name], settings[number].recipe.epochs)
+        trials.append({"settings": choices[number], **seen, "stopped": number != best})
+    return dict(choices[best]) if ranks[best] < (math.inf,) else {}
+
+
+def _to_choose(search: Search) -> dict[str, Any]:
+    """What a training is told that serves to choose: validation images are kept out of it, test images are not read."""
+    return {"train_on": "train", "test": False, "seed": search.seed}
+
+
+def _seen(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    seen = {"epochs": epochs, "val_accuracy": result.get("val_accuracy")}
+    if why := result.get("failed") or result.get("diverged"):
+        seen["failed"] = why
+    return seen
+
+
+def _rank(result: Mapping[str, Any], search: Search) -> tuple[float, ...]:
+    """Smaller is better; what diverged or failed comes last, at infinity."""
+    accuracy, loss = result.get("val_accuracy"), result.get("val_loss")
+    if accuracy is None or loss is None or not math.isfinite(loss):
+        return (math.inf,)
+    return (-accuracy, loss) if search.by == "accuracy" else (loss, -accuracy)

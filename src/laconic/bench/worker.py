@@ -1,0 +1,131 @@
+"""What does a job: keeps backbone and images from one job to the next, and leaves a whole result or none."""
+
+from __future__ import annotations
+
+import errno
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+from laconic.bench.jobs import Job, from_plain_data, identity
+from laconic.bench.store import BusyError, Store, StoreError, claimed, open_store
+from laconic.data import Task
+from laconic.errors import DivergedError, LaconicError
+from laconic.experiment import run, try_settings
+from laconic.preprocessing import Preprocessing
+from laconic.progress import Report, silent
+from laconic.settings import CondenseSettings, Settings
+from laconic.sources import Sources
+
+
+class KeptSources(Sources):
+    """Keeps the last backbone and the last task."""
+
+    def __init__(self) -> None:
+        self._backbone: tuple[object, nn.Module] | None = None
+        self._task: tuple[object, Task] | None = None
+
+    def backbone(self, settings: Settings) -> nn.Module:
+        """See `Sources`."""
+        key = (settings.backbone, settings.img_size, settings.weights)
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = None  # two large backbones might not fit
+            self._backbone = (key, super().backbone(settings))
+        return self._backbone[1]
+
+    def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
+        """See `Sources`."""
+        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing)
+        if self._task is None or self._task[0] != key:
+            self._task = None
+            self._task = (key, super().task(settings, preprocessing, report))
+        return self._task[1]
+
+
+class Worker:
+    """Does jobs one after the other.
+
+    Args:
+        address: Of the store.
+        name: What it is called in results.
+        rehearse: Leave empty results without doing anything, to see that all else works.
+    """
+
+    def __init__(self, address: str, name: str, *, rehearse: bool = False) -> None:
+        self.store: Store = open_store(address)
+        self.name = name
+        self.rehearse = rehearse
+        self.sources = KeptSources()
+
+    def do(self, document: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
+        """Does a job and leaves its result in the store.
+
+        Args:
+            document: What `to_plain_data` made of the job.
+            report: Told how far the training is.
+
+        Returns:
+            `state`: `"finished"`, `"failed"` (with `failure`, a sentence, and `for_all`, whether other jobs would fail
+            likewise), or `"busy"` when another process is at work on it.
+
+        Raises:
+            Interrupted: When it was told to stop; the job goes on later from where it was.
+        """
+        job = from_plain_data(document)
+        try:
+            with claimed(self.store.scratch(job.work)):
+                if self.store.result(job.name) is None:
+                    self._do(job, report)
+            return {"state": "finished"}
+        except BusyError:
+            return {"state": "busy"}
+        except (LaconicError, MemoryError, torch.OutOfMemoryError, OSError) as error:
+            return self._failed(job, error)
+
+    def _do(self, job: Job, report: Report) -> None:
+        scratch = self.store.scratch(job.work)
+        about = {"name": job.name, "run": identity(job.settings), "until": job.until}
+        place = {"host": platform.node(), "worker": self.name}
+        if self.rehearse:
+            seen = {"val_accuracy": 0.0, "val_loss": 0.0, "rehearsed": True}
+            self.store.publish(job.name, {**about, **seen, "by": place, "finished": _now()})
+            return
+        if job.until is not None:
+            found = try_settings(
+                job.settings,
+                scratch / "training.safetensors",
+                until=job.until,
+                progress=report,
+                sources=self.sources,
+            )
+            self.store.publish(job.name, {**about, **found, "by": place, "finished": _now()})
+            return
+        self.store.reclaim(job.name)
+        trained = None if job.first is None else self.store.adapter(job.first)
+        result = run(job.settings, scratch, resume=True, progress=report, trained=trained, sources=self.sources)
+        self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, scratch)
+
+    def _failed(self, job: Job, error: Exception) -> dict[str, Any]:
+        sentence = str(error) if isinstance(error, LaconicError) else "There is not enough memory."
+        full = False
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+            sentence = (
+                f"The system refused something: {error.strerror or error} ({error.filename or self.store.address})."
+            )
+        failed = {"state": "failed", "failure": sentence, "for_all": full or isinstance(error, StoreError)}
+        if not failed["for_all"]:
+            again = not isinstance(error, DivergedError)
+            try:
+                self.store.fail(job.name, {"name": job.name, "failure": sentence, "again": again, "failed": _now()})
+            except (OSError, StoreError):
+                failed["for_all"] = True
+        return failed
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

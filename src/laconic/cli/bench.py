@@ -1,0 +1,229 @@
+"""`laconic bench`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from laconic.cli.commands import UsageError, print_json, print_note, print_table
+from laconic.errors import LaconicError
+
+if TYPE_CHECKING:
+    from laconic.bench.run import Overview
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Run a plan (tasks x methods x settings x seeds): say what and how long, run it, go on where it was stopped."""
+
+    plan: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PLAN]")] = None
+    """TOML file, or the name of a plan that comes with laconic; these are listed when left out."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="RUNS")] = None
+    """Folder, or any address that fsspec knows (s3://bucket/runs), for the results; runs/NAME-OF-THE-PLAN when left
+    out. Plans that share it share their results."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the tasks of VTAB-1k and FGVC; $LACONIC_DATA or ./data when left out."""
+    dry_run: bool = False
+    """Only say what would be run and how long that would take."""
+    rehearse: bool = False
+    """Schedule every run but leave each empty, into a folder of its own that is then removed: do plan, folder and
+    workers work together?"""
+    engine: Literal["local", "ray"] = "local"
+    """local: worker processes on this machine. ray: a Ray cluster (pip install laconic[ray])."""
+    address: str | None = None
+    """Address of a running Ray cluster; one on this machine when left out."""
+    workers: int | None = None
+    """How many runs at once, instead of what the plan says."""
+    retry_failed: bool = False
+    """Try again also what failed for good, such as a loss that became no number."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Shows, runs, says what came of it."""
+        if self.plan is None:
+            self._list()
+            return
+        if self.plan == "" or self.out == "":
+            raise UsageError("An empty name is no file; give a plan, and a folder for --out.")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"There must be at least one worker, not {self.workers}.")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError("A benchmark starts its own workers; start it without torchrun.")
+        from laconic.bench.plan import load_plan
+        from laconic.bench.run import overview, threads_of
+        from laconic.bench.store import open_store
+
+        plan = load_plan(self.plan)
+        store = open_store(self.out or str(Path("runs") / plan.name))
+        root = None if self.root is None else os.path.abspath(self.root)
+        workers = self.workers or plan.workers.number or 1
+        threads = threads_of(workers)
+        found = overview(plan, store, root=root, threads=threads, estimate=not self.rehearse)
+        if not (self.json and self.dry_run):
+            show_overview(found, store.address, workers)
+        if self.dry_run:
+            if self.json:
+                print_json(_overview_document(found))
+            return
+        if self.rehearse:
+            self._rehearse(found, workers)
+            return
+        document = self._run(found, workers)
+        if self.json:
+            print_json(document)
+        else:
+            show_results(document, found)
+        failed = [cell for cell in document["cells"] if cell["failure"]]
+        if failed:
+            first = failed[0]
+            raise LaconicError(
+                f"{len(failed)} of {len(found.cells)} cells have no result, the first {first['method']} on "
+                f"{first['task']}, seed {first['seed']}: {first['failure']}"
+            )
+
+    def _run(self, found: Overview, workers: int) -> dict[str, Any]:
+        from laconic.bench.live import LiveTable
+        from laconic.bench.run import engine_of, run_plan, summary
+        from laconic.bench.store import open_store
+
+        store = open_store(self.out or str(Path("runs") / found.plan.name))
+        table = LiveTable(len(found.jobs), len(found.done), found.seconds, workers)
+        try:
+            with (
+                engine_of(
+                    found.plan, store.address, kind=self.engine, workers=self.workers, cluster=self.address
+                ) as engine,
+                table,
+            ):
+                outcomes = run_plan(found, store, engine, watch=table, retry_failed=self.retry_failed)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."
+            ) from error
+        return summary(found, outcomes, store)
+
+    def _rehearse(self, found: Overview, workers: int) -> None:
+        import time
+
+        from laconic.bench.live import LiveTable
+        from laconic.bench.run import engine_of, rehearsal, run_plan
+        from laconic.bench.store import open_store
+
+        with rehearsal(open_store(self.out or str(Path("runs") / found.plan.name))) as store:
+            table = LiveTable(len(found.jobs), 0, {}, workers)
+            options = {"kind": self.engine, "workers": self.workers, "cluster": self.address, "rehearse": True}
+            started = time.monotonic()
+            with engine_of(found.plan, store.address, **options) as engine:  # pyright: ignore[reportArgumentType]
+                run_plan(found, store, engine, watch=_Quiet(table))
+            seconds = time.monotonic() - started
+        rate = table.done / seconds
+        if self.json:
+            print_json({"runs": table.done, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
+        else:
+            print_note(
+                f"{table.done} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left."
+            )
+
+    def _list(self) -> None:
+        from laconic.bench.plan import parse_plan, shipped_plans
+
+        plans = [parse_plan(text, name=name) for name, text in shipped_plans().items()]
+        if self.json:
+            print_json([{"name": plan.name, "title": plan.title, "hours": plan.hours} for plan in plans])
+            return
+        rows = [[plan.name, plan.title, "-" if plan.hours is None else f"{plan.hours:g}"] for plan in plans]
+        print_table("Plans that come with laconic", ["plan", "what", "hours"], rows, whole_first=True)
+        print_note("Run one by its name, or your own TOML file: laconic bench NAME --dry-run")
+
+
+def show_overview(found: Overview, address: str, workers: int) -> None:
+    """Prints what a plan will do and how long it will take."""
+    from laconic.bench.estimate import duration
+
+    plan = found.plan
+    todo = [job for job in found.jobs if job.name not in found.done]
+    trials = sum(job.until is not None for job in todo)
+    counts = Counter(cell.method for cell in found.cells)
+    searched = {cell.method for cell in found.cells if cell.search is not None}
+    print_note(f"{plan.name}: {plan.title}" if plan.title else plan.name)
+    print_note(f"{_count(len(found.tasks), 'task')}: {', '.join(found.tasks)}")
+    methods = [f"{label} ({'searched, ' if label in searched else ''}{counts[label]})" for label in counts]
+    print_note(f"{_count(len(counts), 'method')}: {', '.join(methods)}")
+    for task, why in found.left_out.items():
+        print_note(f"left out: {task}: {why}")
+    for task, why in found.missing.items():
+        print_note(f"its runs will fail: {task}: {why}")
+    parts = [f"{_count(len(todo) - trials, 'run')} to do"]
+    parts += [f"{_count(trials, 'training')} to choose settings by"] if trials else []
+    parts += [f"{len(found.done)} done already"] if found.done else []
+    seconds = sum(found.seconds.values()) / workers
+    parts += [f"about {duration(seconds)} on this machine with {_count(workers, 'worker')}"] if found.seconds else []
+    if plan.hours is not None:
+        parts.append(f"the plan says {plan.hours:g} h{' on ' + plan.hours_on if plan.hours_on else ''}")
+    print_note("; ".join(parts) + f". Results go to {address}.")
+
+
+def show_results(document: dict[str, Any], found: Overview) -> None:
+    """Prints mean and spread of every method on every task."""
+    methods = list(dict.fromkeys(cell["method"] for cell in document["cells"]))
+    rows: list[list[str]] = []
+    for task in found.tasks:
+        row = [task]
+        for method in methods:
+            values = [
+                100 * cell["test_accuracy"]
+                for cell in document["cells"]
+                if (cell["task"], cell["method"]) == (task, method) and cell["test_accuracy"] is not None
+            ]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
+        rows.append(row)
+    print_table("Test accuracy (%), mean ± sample standard deviation over seeds", ["task", *methods], rows)
+    print_note(f"Next: laconic report {document['results']}")
+
+
+def _overview_document(found: Overview) -> dict[str, Any]:
+    return {
+        "plan": found.plan.name,
+        "tasks": list(found.tasks),
+        "left_out": found.left_out,
+        "missing": found.missing,
+        "cells": len(found.cells),
+        "runs": [
+            {"name": job.name, "done": job.name in found.done, "seconds": found.seconds.get(job.name)}
+            for job in found.jobs
+        ],
+        "seconds": sum(found.seconds.values()),
+        "hours": found.plan.hours,
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+class _Quiet:
+    """Counts, and draws nothing."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def planned(self, jobs: Any) -> None:
+        """See `Watch`."""
+
+    def event(self, event: Any) -> None:
+        """See `Watch`."""
+
+    def settled(self, job: Any, found: Any) -> None:
+        """See `Watch`."""
+        self.table.done += 1
+
+    def tick(self) -> None:
+        """See `Watch`."""

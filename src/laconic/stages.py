@@ -1,0 +1,201 @@
+"""The stages of one run: training, condensing or pruning, evaluation; each goes on where its checkpoint stands."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from laconic.analysis.cost import folded_gmacs
+from laconic.backbone import num_parameters
+from laconic.batches import ImageLabels
+from laconic.condensation import condense
+from laconic.data import ImageDataset, Task
+from laconic.errors import DataError, TrainingError
+from laconic.evaluation import evaluate
+from laconic.files import write_atomically
+from laconic.model import PromptedModel
+from laconic.preprocessing import Preprocessing
+from laconic.processes import is_main_process
+from laconic.progress import Report, bar
+from laconic.provenance import provenance
+from laconic.pruning import Pruned, PruneSettings, prune
+from laconic.recipe import Recipe
+from laconic.runfolder import RunFolder
+from laconic.settings import CondenseSettings, Settings
+from laconic.sources import Sources
+from laconic.train import History, fit
+
+REPORT_KEYS = (
+    "val_accuracy",
+    "test_accuracy",
+    "prompt_counts",
+    "learned_params",
+    "backbone_params",
+    "folded_gmacs",
+    "method",
+    "training_seconds",
+    "converged",
+    "epochs",
+)
+"""What a result says of each model in it."""
+
+
+class Stages:
+    """The stages of one run, each of which goes on where its checkpoint stands."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: Settings | CondenseSettings,
+        preprocessing: Preprocessing,
+        progress: bool | Report,
+        sources: Sources,
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.bars = progress is True
+        self.progress = progress
+        self.started = time.monotonic()
+        with bar("reading images", enabled=self.bars) as report:
+            self.task = sources.task(settings, preprocessing, report)
+        self.train_images, self.val = training_images(self.task, settings)
+
+    def train(
+        self,
+        model: PromptedModel,
+        recipe: Recipe,
+        stage: str,
+        at_epoch: Callable[[int], None] | None = None,
+        *,
+        checkpoint: Path | None = None,
+        until: int | None = None,
+    ) -> History:
+        """Trains what there is to learn, or up to an epoch; the state is kept in the run's folder by default."""
+        return fit(
+            model,
+            self.train_images,
+            self.val,
+            recipe=recipe,
+            checkpoint=checkpoint or self.folder.checkpoint(stage),
+            resume=True,
+            progress=self.progress,
+            label=stage,
+            at_epoch=at_epoch,
+            until=until,
+        )
+
+    def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
+        """Trains with all prompts and records on the way the values to rewind to."""
+        early = self._early
+
+        def record(epochs: int) -> None:
+            if epochs == rewind_epoch and is_main_process():
+                values = {name: value.cpu().contiguous() for name, value in model.state().items()}
+                write_atomically(early, lambda part: save_file(values, part))
+
+        return self.train(model, recipe, "training", record)
+
+    def prune(
+        self,
+        model: PromptedModel,
+        recipe: Recipe,
+        settings: PruneSettings,
+        rewind_epoch: int,
+        early: dict[str, torch.Tensor] | None = None,
+    ) -> Pruned:
+        """Prunes a trained model and trains what is left from its early values; those recorded where none are given."""
+        return prune(
+            model,
+            self.train_images,
+            self.val,
+            early=_read_state(self._early) if early is None else early,
+            rewind_epoch=rewind_epoch,
+            settings=settings,
+            recipe=recipe,
+            folder=self.folder.place("pruning") / "search",
+            resume=True,
+            progress=self.bars,
+        )
+
+    @property
+    def _early(self) -> Path:
+        return self.folder.place("pruning") / "early.safetensors"
+
+    def condense(self, model: PromptedModel, ratio: float, recipe: Recipe) -> tuple[PromptedModel, History]:
+        """The model with the prompts that are kept, fine-tuned if the settings say so."""
+        settings = self.settings
+        small = condense(
+            model,
+            self.train_images,
+            ratio=ratio,
+            criterion=settings.criterion,
+            scope=settings.scope,
+            fine_tune=False,
+            recipe=recipe,
+            progress=self.bars,
+        )
+        return small, self.train(small, recipe, "fine-tuning") if settings.fine_tune else History()
+
+    def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
+        """The numbers of one model; the only place where test data is read."""
+        return {
+            "val_accuracy": self._accuracy(model, self.val, "validation"),
+            "test_accuracy": self._accuracy(model, self.task.test if self._tests else None, "test"),
+            "prompt_counts": model.prompt_counts,
+            "learned_params": model.num_learned,
+            "backbone_params": num_parameters(model.backbone),
+            "folded_gmacs": round(folded_gmacs(model), 6),
+            "method": model.method.name,
+            "training_seconds": round(history.seconds, 1),
+            "converged": history.converged,
+            "epochs": history.rows,
+        }
+
+    def finish(
+        self, model: PromptedModel, history: History, facts: dict[str, Any], weights: dict[str, str] | None
+    ) -> dict[str, Any]:
+        """Writes adapter and result."""
+        result = {
+            **self.report(model, history),
+            **facts,
+            "settings": self.folder.document,
+            "provenance": provenance(model, self.task, weights, tested=self._tests),
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+        result = json.loads(json.dumps(result))
+        self.folder.finish(model, result)
+        return result
+
+    @property
+    def _tests(self) -> bool:
+        return not isinstance(self.settings, Settings) or self.settings.test
+
+    def _accuracy(self, model: PromptedModel, data: ImageLabels | None, name: str) -> float | None:
+        if data is None:
+            return None
+        with bar(f"evaluating ({name})", enabled=self.bars) as report:
+            return evaluate(model, data, report=report).accuracy
+
+
+def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[ImageDataset, ImageDataset | None]:
+    """What a run trains on, and what is left to validate on."""
+    train, val = task.train, task.val
+    if isinstance(settings, Settings) and settings.train_on == "train+val":
+        if val is None:
+            raise DataError(f"{task.source} has no validation images to train on as well.")
+        train, val = train.joined(val), None
+    return train, val
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} is damaged ({error}); start the run anew in another --out.") from error
