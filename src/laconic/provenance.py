@@ -25,6 +25,7 @@ def provenance(model: PromptedModel, task: Task, weights: dict[str, str] | None)
             "classes": list(task.classes),
             "images": {name: None if split is None else len(split) for name, split in splits.items()},
             "skipped": list(task.skipped),
+            "differences": list(task.differences),
         },
         "preprocessing": asdict(task.preprocessing),
         "backbone_fingerprint": fingerprint(model.backbone),

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from laconic.data.benchmarks.load import open_layout
+from laconic.data.benchmarks.places import locate
 from laconic.data.bundled import SOURCE, load_bundled
 from laconic.data.dataset import ImageDataset
 from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse, to_dataset
@@ -21,10 +23,11 @@ SplitChoice = Literal["auto", "train", "val", "test", "all"]
 
 
 def load_labelled(
-    root: str | Path | None,
+    spec: str | Path | None,
     preprocessing: Preprocessing,
     classes: Sequence[str],
     *,
+    root: str | Path | None = None,
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
@@ -33,9 +36,10 @@ def load_labelled(
     """Reads the images of one split, with labels by the names of known classes.
 
     Args:
-        root: Image folder as for `load_folder`, where classes may be missing; None for the bundled task.
+        spec: As for `open_task`; in an image folder, classes may be missing.
         preprocessing: How the images are resized, and later normalised.
         classes: Names in the order of the labels.
+        root: As for `open_task`.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
             else what there is; `"all"` takes every image.
         split_seed: As in `load_folder`.
@@ -48,11 +52,12 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    if root is None or root == SOURCE:
+    if spec is None or spec == SOURCE:
         return _bundled(preprocessing, classes, split)
-    refuse_unknown(root)
-    folder = Path(root)
-    splits = scan(folder, need_train=False).splits
+    refuse_unknown(spec)
+    place = locate(spec, root)
+    folder = Path(spec) if place is None else place.folder
+    splits = scan(folder, need_train=False).splits if place is None else open_layout(place)[0].by_class()
     cutting = split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits))
     if not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
@@ -76,7 +81,7 @@ def load_labelled(
     if not pairs:
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
-        raise DataError(f"{printable(str(root))} has no {kind}{which}.")
+        raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
     images = to_dataset(folder, preprocessing, pairs, checked)
     return images, next(iter(splits)), tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
 
