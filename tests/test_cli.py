@@ -21,7 +21,7 @@ from conftest import COLOURS, run_command, write_classes, write_images
 from laconic.cli import main
 from laconic.cli.fit import show_result
 
-COMMANDS = ("fit", "condense", "compare", "eval", "predict", "cost", "demo")
+COMMANDS = ("fit", "condense", "compare", "eval", "predict", "cost", "tasks", "demo")
 QUICK = ("--method", "linear", "--epochs", "0")
 
 
@@ -189,7 +189,8 @@ MISTAKES = {
     "class in test only": ("fit HERE/unknown-in-test", ["white", "test", "not in train"]),
     "no train": ("fit HERE/no-train", ["HERE/no-train", "no train folder"]),
     "train twice": ("fit HERE/twice", ["train and training"]),
-    "benchmark task": ("fit vtab:cifar", ["vtab:cifar", "folder"]),
+    "benchmark task": ("fit vtab:cifar", ["vtab:cifar", "not found", "--root"]),
+    "benchmark task misspelt": ("fit vtab:cifer", ["vtab:cifer", "vtab:cifar"]),
     "bundled task that is none": ("fit bundled:mnist", ["bundled:mnist", "bundled:fashion-mnist"]),
     "backbone unknown": ("fit DATA --backbone vit_nope", ["'vit_nope'"]),
     "backbone misspelt": ("fit DATA --backbone vit_base_patch16_223", ["'vit_base_patch16_223'", "list_models"]),
@@ -233,7 +234,7 @@ MISTAKES = {
     "configuration damaged": ("predict HERE/damaged-config DATA", ["HERE/damaged-config/adapter_config.json"]),
     "eval without data": ("eval ADAPTER", ["bundled task", "folder"]),
     "eval on nothing": ("eval ADAPTER HERE/nowhere", ["HERE/nowhere", "does not exist"]),
-    "eval on a task that is none": ("eval ADAPTER vtab:cifar", ["vtab:cifar", "not in this version"]),
+    "eval on a task that is none": ("eval ADAPTER vtab:cifar", ["vtab:cifar", "not found"]),
     "eval on other classes": ("eval ADAPTER HERE/others", ["cat", "not known"]),
     "eval on a split that is none": ("eval ADAPTER HERE/no-train --split val", ["val", "HERE/no-train"]),
     "predict nothing": ("predict ADAPTER HERE/nowhere.png", ["HERE/nowhere.png", "does not exist"]),

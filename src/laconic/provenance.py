@@ -27,6 +27,7 @@ def provenance(
             "classes": list(task.classes),
             "images": {name: None if split is None else len(split) for name, split in splits.items()},
             "skipped": list(task.skipped),
+            "differences": list(task.differences),
         },
         "preprocessing": asdict(task.preprocessing),
         "backbone_fingerprint": fingerprint(model.backbone),

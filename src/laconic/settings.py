@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from laconic.baselines import Promptless
 from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope
+from laconic.data.benchmarks import Augment
 from laconic.errors import LaconicError
 from laconic.head import HeadInit
 from laconic.methods import Method, method_from_name
@@ -18,7 +19,6 @@ from laconic.prompts import Share
 from laconic.pruning import PruneSettings
 from laconic.recipe import Recipe
 
-Augment = Literal["none", "crop-flip"]
 TrainOn = Literal["train", "train+val"]
 
 

@@ -353,9 +353,3 @@ def test_real_resizing_runs_the_file_path(tmp_path):
 def test_open_task_reads_folders(unsplit):
     task = open_task(str(unsplit), PLAIN, split_seed=4)
     assert task.fingerprint() == load_folder(unsplit, PLAIN, split_seed=4).fingerprint()
-
-
-@pytest.mark.parametrize("spec", ["vtab:caltech101", "fgvc:cub", "VTAB:pets"])
-def test_open_task_says_what_it_lacks(spec):
-    with pytest.raises(DataError, match=f"{spec} is not in this version.* folder"):
-        open_task(spec, PLAIN)

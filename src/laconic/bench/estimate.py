@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from laconic.methods import VPT, Linear
 
 BACKWARD = {"full": 2.0, "bias": 1.0}
 """Backward passes over the forward one: twice where weights learn, once where only what comes before them does."""
-CALIBRATION_GMACS = 60.0
-"""Enough for a second or two on a processor."""
+CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 1.5
+"""Of one step at most, and of all steps about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +86,17 @@ def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> f
     before, times = torch.get_num_threads(), list[float]()
     torch.set_num_threads(threads)
     try:
-        for _ in range(3):
+        # The first steps also wake the machine up.
+        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 loss = F.cross_entropy(model(images).float(), labels)
             loss.backward()
-            float(loss)  # waits for the device
+            float(loss.detach())  # waits for the device
             times.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(before)
-    return step * size / min(times)
+    return step * size / statistics.median(times)
 
 
 def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:

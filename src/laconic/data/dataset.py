@@ -159,6 +159,8 @@ class Task:
         val: Images to choose by, if there are any.
         test: Images to read once, at the end, if there are any.
         skipped: One sentence per file, class or folder that was left out.
+        differences: One sentence for each way in which the data are not those of the benchmark that they are named
+            after.
     """
 
     name: str
@@ -169,6 +171,7 @@ class Task:
     val: ImageDataset | None
     test: ImageDataset | None
     skipped: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the classes or with any split's data."""

@@ -32,10 +32,11 @@ def load_folder(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     progress: Progress | None = None,
 ) -> Task:
-    """Reads `root/CLASS/...`, or `root/{train,val,test}/CLASS/...`, and checks all of it.
+    """Reads `root/CLASS/...`, or `root/{train,val,test}/CLASS/...`, or the lists of a benchmark, and checks all of it.
 
     Without splits, every class is cut into 64 % train, 16 % val and 20 % test; with `train` but no `val`, 20 % of
     train become val. Shares are rounded, and every class keeps a train image. Labels follow the sorted class names.
+    Lists as VTAB-1k (train800.txt, val200.txt, test.txt) or FGVC (train.json, ...) has them say all that themselves.
 
     Args:
         root: The folder.
@@ -51,7 +52,13 @@ def load_folder(
     Raises:
         DataError: There is something wrong, and it is not to be skipped; or fewer than two classes are left.
     """
+    # Not at the top: what reads lists is made of what this module has.
+    from laconic.data.benchmarks.load import load_lists
+    from laconic.data.benchmarks.places import place_at
+
     folder = Path(root)
+    if (place := place_at(root)) is not None:
+        return load_lists(place, preprocessing, skip_bad=skip_bad, memory_limit=memory_limit, progress=progress)
     listing = scan(folder)
     splits = listing.splits
     if not any(files for classes in splits.values() for files in classes.values()):

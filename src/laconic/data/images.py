@@ -95,6 +95,18 @@ def try_decode(source: Source, preprocessing: Preprocessing) -> Tensor | str:
         return _reason(error)
 
 
+def probe(source: Source) -> str | None:
+    """What is wrong with an image as far as its header tells; it completes the sentence `FILE ...`."""
+    try:
+        with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
+            _refuse_bombs(image)
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:
+        return _reason(error)
+    return None
+
+
 def render(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """Turns a loaded image of any mode into uint8 pixels (3, H, W), resized as `preprocessing` says."""
     if preprocessing.interpolation not in _FILTERS:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from laconic.data.benchmarks.load import open_layout
+from laconic.data.benchmarks.places import locate
 from laconic.data.bundled import SOURCE, load_bundled
 from laconic.data.dataset import ImageDataset
 from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse, to_dataset
@@ -34,9 +36,10 @@ def load_labelled(
     """Reads the images of one split, with labels by the names of known classes.
 
     Args:
-        spec: Image folder as for `load_folder`, where classes may be missing; None for the bundled task.
+        spec: As for `open_task`; in an image folder, classes may be missing.
         preprocessing: How the images are resized, and later normalised.
         classes: Names in the order of the labels.
+        root: As for `open_task`.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
             else what there is; `"all"` takes every image.
         split_seed: As in `load_folder`.
@@ -52,8 +55,9 @@ def load_labelled(
     if spec is None or spec == SOURCE:
         return _bundled(preprocessing, classes, split)
     refuse_unknown(spec)
-    folder = Path(spec)
-    splits = scan(folder, need_train=False).splits
+    place = locate(spec, root)
+    folder = Path(spec) if place is None else place.folder
+    splits = scan(folder, need_train=False).splits if place is None else open_layout(place)[0].by_class()
     cutting = split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits))
     if not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from laconic.data.benchmarks.load import load_lists
+from laconic.data.benchmarks.places import locate
 from laconic.data.bundled import SOURCE, load_bundled
 from laconic.data.dataset import Task
-from laconic.data.folder import Progress, load_folder
+from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, load_folder
 from laconic.errors import DataError
 from laconic.preprocessing import Preprocessing
 
@@ -22,17 +22,18 @@ def open_task(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Task:
-    """Opens the bundled task (`None` or `bundled:fashion-mnist`) or an image folder.
+    """Opens the bundled task (`None` or `bundled:fashion-mnist`), one of a benchmark (`vtab:cifar`) or an image folder.
 
     Args:
         spec: What the user wrote.
         preprocessing: How the images are resized, and later normalised.
+        root: The folder that benchmark tasks lie in; `$LACONIC_DATA`, or else `data`, when not given.
         split_seed: See `load_folder`.
         skip_bad: See `load_folder`.
         progress: See `load_folder`.
 
     Raises:
-        DataError: The data cannot be used, or `spec` names a benchmark task that this version does not have.
+        DataError: The data cannot be used, or `spec` names a task that there is not.
 
     Example:
         >>> plain = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -42,6 +43,8 @@ def open_task(
     if spec is None or spec == SOURCE:
         return load_bundled(preprocessing)
     refuse_unknown(spec)
+    if (place := locate(spec, root)) is not None:
+        return load_lists(place, preprocessing, skip_bad=skip_bad, memory_limit=DEFAULT_MEMORY_LIMIT, progress=progress)
     return load_folder(spec, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
 
 
@@ -50,19 +53,5 @@ def refuse_unknown(spec: str | Path) -> None:
     text = str(spec)
     if not text:
         raise DataError("The name of the image folder is empty; give a folder, or leave it away for the bundled task.")
-    if text.lower().startswith(("vtab:", "fgvc:")):
-        raise DataError(
-            f"The benchmark task {text} is not in this version of laconic; give a folder of its images instead."
-        )
     if text.startswith("bundled:"):
         raise DataError(f"There is no bundled task {text}; the one that comes with laconic is {SOURCE}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transforms:
-    resize: Literal["squash", "crop"]
-    augment: Literal["none", "crop-flip"]
-
-
-def transforms_of(spec: str | Path | None) -> Transforms:
-    return Transforms(resize="squash", augment="none")

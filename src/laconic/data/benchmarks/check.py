@@ -1,0 +1,192 @@
+"""Whether a task's lists and images can be used, and whether they are the benchmark's."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from laconic.data.benchmarks.hashes import check_hashes
+from laconic.data.benchmarks.layout import FILES, UNION, Layout, read_layout, remedy
+from laconic.data.benchmarks.problem import Problem, differs, fatal, some
+from laconic.data.benchmarks.table import SUITE_TITLES, BenchmarkTask
+from laconic.data.images import printable, try_decode
+from laconic.data.threads import in_threads
+from laconic.preprocessing import Preprocessing
+
+# Small, so that JPEG files are read whole but not decoded at full size.
+_THUMBNAIL = Preprocessing(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
+
+
+def check(
+    folder: str | Path,
+    task: BenchmarkTask | None,
+    *,
+    images: bool = True,
+    hashes: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
+    """Everything that is wrong with a task's folder, or differs from the benchmark.
+
+    Args:
+        folder: Where the lists lie.
+        task: What it is said to be; None for a task of the user's own, which is compared with nothing.
+        images: Decode every image; without it, files are only looked for.
+        hashes: Compare the bytes of all images with each other, and with a `manifest.json` (an object from relative
+            paths to SHA-256 in hexadecimal) if there is one.
+        progress: Called with (done, total) while images are decoded.
+
+    Raises:
+        DataError: `task` is None and the folder has no lists.
+    """
+    layout = read_layout(Path(folder), task)
+    missing = check_files(layout, task)
+    problems = [*check_lists(layout, task), *missing.values()]
+    present = [path for path in _paths(layout) if path not in missing]
+    if images:
+        problems += _check_images(layout.folder, present, task, progress)
+    if hashes:
+        problems += check_hashes(layout, present)
+    return problems
+
+
+def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
+    """What the lists alone tell, without a look at any image."""
+    problems = [*layout.problems, *_twice(layout), *_leaks(layout), *_union(layout)]
+    if task is not None:
+        problems += _compared(layout, task)
+    return problems + _untrained(layout, task)
+
+
+def check_files(layout: Layout, task: BenchmarkTask | None) -> dict[str, Problem]:
+    """By path the listed files that are not there, or are no files."""
+    found: dict[str, Problem] = {}
+    for path in _paths(layout):
+        if (wrong := _missing(layout.folder / path)) is not None:
+            found[path] = fatal(path, f"{printable(path)} {wrong}", _replace(task))
+    return found
+
+
+def _paths(layout: Layout) -> list[str]:
+    listed = (*layout.splits.values(), layout.union or ())
+    return list(dict.fromkeys(path for pairs in listed for path, _ in pairs))
+
+
+def _missing(file: Path) -> str | None:
+    try:
+        mode = os.stat(file).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is listed but does not exist"
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    except ValueError:
+        return "is listed, but no file can be called that"
+    return None if stat.S_ISREG(mode) else "is not a regular file"
+
+
+def _check_images(
+    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Callable[[int, int], None] | None
+) -> list[Problem]:
+    problems: list[Problem] = []
+    decoded = in_threads(lambda path: try_decode(folder / path, _THUMBNAIL), paths)
+    for done, (path, found) in enumerate(zip(paths, decoded, strict=True), start=1):
+        if isinstance(found, str):
+            problems.append(fatal(path, f"{printable(path)} {found}", _replace(task)))
+        if progress is not None:
+            progress(done, len(paths))
+    return problems
+
+
+def _replace(task: BenchmarkTask | None) -> str:
+    return "put the image there, or take it off the list" if task is None else remedy(task)
+
+
+def _twice(layout: Layout) -> list[Problem]:
+    """Images that one list has more than once: with two classes it is wrong, with one it only counts double."""
+    problems: list[Problem] = []
+    for split, pairs in layout.splits.items():
+        name = FILES[layout.kind][split]
+        labels: dict[str, int] = {}
+        for (path, label), where in zip(pairs, layout.where[split], strict=True):
+            before = labels.setdefault(path, label)
+            if before != label:
+                classes = f"{layout.classes[before]} and {layout.classes[label]}"
+                wrong = f"{name} lists {printable(path)} twice, as {classes}"
+                problems.append(fatal(where, wrong, "keep the right one"))
+        often = [path for path, count in Counter(pairs).items() if count > 1]
+        if often:
+            listed = some(printable(path) for path, _ in often)
+            problems.append(differs(name, f"{name} lists some images more than once: {listed}"))
+    return problems
+
+
+def _leaks(layout: Layout) -> list[Problem]:
+    """Images in two splits: what is learned from or chosen by must not be tested on."""
+    problems: list[Problem] = []
+    names = FILES[layout.kind]
+    paths = {split: {path for path, _ in pairs} for split, pairs in layout.splits.items()}
+    for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
+        for path in sorted(paths.get(one, set()) & paths.get(other, set())):
+            wrong = f"{printable(path)} is both in {names[one]} and in {names[other]}"
+            problems.append(fatal(names[other], wrong, "take it off one of them"))
+    return problems + [
+        fatal(UNION, f"{printable(path)} is both in {UNION} and in {names['test']}", "take it off one of them")
+        for path in sorted(
+            ({path for path, _ in layout.union or ()} - paths.get("train", set())) & paths.get("test", set())
+        )
+        if path not in paths.get("val", set())
+    ]
+
+
+def _union(layout: Layout) -> list[Problem]:
+    if layout.union is None or not {"train", "val"} <= set(layout.splits):
+        return []
+    parts = {*layout.splits["train"], *layout.splits["val"]}
+    union = set(layout.union)
+    if union == parts:
+        return []
+    if not {path for path, _ in union} & {path for path, _ in parts}:
+        # A common copy keeps the images once more in a folder of their own: then only the classes can be compared.
+        labels = [Counter(label for _, label in pairs) for pairs in (layout.union, parts)]
+        if labels[0] == labels[1]:
+            return []
+    more, less = len(union - parts), len(parts - union)
+    return [
+        differs(
+            UNION,
+            f"{UNION} is not {FILES['vtab']['train']} and {FILES['vtab']['val']} together: {more} of its lines are in "
+            f"neither, and {less} of theirs are not in it",
+        )
+    ]
+
+
+def _compared(layout: Layout, task: BenchmarkTask) -> list[Problem]:
+    """Numbers of images and classes against the benchmark's."""
+    suite = SUITE_TITLES[task.suite]
+    problems: list[Problem] = []
+    for split, pairs in layout.splits.items():
+        wanted: int = getattr(task, split)
+        if len(pairs) != wanted:
+            name = FILES[layout.kind][split]
+            problems.append(differs(name, f"{name} lists {len(pairs)} images; {suite} has {wanted}"))
+    if len(layout.classes) != task.classes and any(layout.splits.values()):
+        sentence = f"the lists have {len(layout.classes)} classes; {suite} has {task.classes}"
+        problems.append(differs("classes", sentence))
+    return problems
+
+
+def _untrained(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
+    """Classes that nothing can be learned about."""
+    sizes = {split: len(pairs) for split, pairs in layout.splits.items()}
+    if task is not None and task.suite == "vtab" and sizes == {"train": task.train, "val": task.val, "test": task.test}:
+        return []  # VTAB-1k draws its images from all at once, so that some tasks are like that
+    trained = {label for _, label in layout.splits.get("train", ())}
+    without = [name for label, name in enumerate(layout.classes) if label not in trained]
+    if not without or not trained:
+        return []
+    name = FILES[layout.kind]["train"]
+    what = f"the class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
+    names = "" if len(without) == 1 else f": {some(without)}"
+    return [differs(name, f"{what} no training image{names}")]

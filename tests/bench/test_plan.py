@@ -1,0 +1,197 @@
+import re
+
+import pytest
+
+from laconic.bench.cells import cells_of, tasks_of
+from laconic.bench.plan import Plan, PlanError, combinations, load_plan, parse_plan, shipped_plans
+
+BASE = """
+tasks = ["synthetic:counting"]
+[settings]
+backbone = "test_vit"
+epochs = 3
+[[methods]]
+label = "VPT"
+method = "vpt-deep"
+"""
+
+
+def cells(text, **options):
+    plan = parse_plan(text, name="p")
+    return cells_of(plan, [*tasks_of(plan)[0]], **options)
+
+
+def test_cells_are_tasks_times_methods_times_seeds():
+    text = BASE.replace('["synthetic:counting"]', '["a", "b"]') + "[[methods]]\nmethod = 'linear'\n"
+    found = cells("seeds = [7, 3]\n" + text)
+    assert [(cell.task, cell.method, cell.seed) for cell in found] == [
+        (task, method, seed) for task in "ab" for method in ("VPT", "linear") for seed in (7, 3)
+    ]
+    assert all(cell.settings().recipe.epochs == 3 for cell in found)
+    assert {cell.settings().train_on for cell in found} == {"train+val"}
+    assert {cell.settings().test for cell in found} == {True}
+
+
+def test_the_more_special_place_wins():
+    text = """
+    tasks = ["a", "b"]
+    seeds = 1
+    settings = {backbone = "test_vit", prompts = 1, epochs = 1}
+    task.a = {prompts = 2, epochs = 2}
+    [[methods]]
+    label = "plain"
+    method = "vpt-deep"
+    [[methods]]
+    label = "own"
+    method = "vpt-deep"
+    prompts = 3
+    task.b = {prompts = 4}
+    """
+    found = {(cell.task, cell.method): cell.settings() for cell in cells(text)}
+    assert {key: settings.prompts for key, settings in found.items()} == {
+        ("a", "plain"): 2,
+        ("a", "own"): 3,
+        ("b", "plain"): 1,
+        ("b", "own"): 4,
+    }
+    assert found["a", "own"].recipe.epochs == 2
+
+
+def test_lists_make_a_method_for_each_combination():
+    text = BASE + '[[methods]]\nlabel = "PC {condense%} {criterion}"\nmethod = "vpt-deep"\n'
+    plan = parse_plan(text + "condense = [0.1, 1]\ncriterion = ['taylor', 'random']\n", name="p")
+    assert [method.label for method in plan.methods[1:]] == [
+        f"PC {share} % {criterion}" for share in (10, 100) for criterion in ("taylor", "random")
+    ]
+
+
+def test_a_label_without_a_place_for_what_differs_gets_one():
+    text = BASE + "[[methods]]\nlabel = 'PC'\nmethod = 'vpt-deep'\ncondense = [0.1, 0.2]\n"
+    assert [method.label for method in parse_plan(text, name="p").methods[1:]] == [
+        "PC (condense 0.1)",
+        "PC (condense 0.2)",
+    ]
+
+
+def test_a_share_of_the_tasks_prompts():
+    text = (
+        BASE
+        + "[[methods]]\nlabel='few {share%}'\nmethod='vpt-deep'\nshare=[0.1, 0.3]\n[task.'synthetic:counting']\nprompts=50\n"
+    )
+    found = {cell.method: cell.settings().prompts for cell in cells(text)}
+    assert found == {"VPT": 50, "few 10 %": 5, "few 30 %": 15}
+    assert {cell.settings().prompts for cell in cells(text.replace("prompts=50", "prompts=2"))} == {2, 1}
+
+
+def test_the_papers_prompts():
+    text = BASE.replace("synthetic:counting", "vtab:svhn") + 'prompts = "paper"\n'
+    assert {cell.settings().prompts for cell in cells(text)} == {50}
+    with pytest.raises(PlanError, match="The papers say nothing of synthetic:counting"):
+        cells(BASE + 'prompts = "paper"\n')
+
+
+def test_suites_and_groups_stand_for_their_tasks():
+    def tasks(*names):
+        return tasks_of(parse_plan(BASE.replace('"synthetic:counting"', str(list(names))[1:-1]), name="p"))[0]
+
+    assert len(tasks("vtab")) == 19
+    assert len(tasks("vtab:natural")) == 7
+    assert len(tasks("vtab:specialized")) == 4
+    assert len(tasks("vtab:structured")) == 8
+    assert len(tasks("fgvc")) == 5
+    assert tasks("vtab:svhn", "vtab:natural").count("vtab:svhn") == 1
+
+
+def test_a_plan_that_lists_a_task_twice_runs_it_once():
+    plan = parse_plan('optional_tasks = ["synthetic:counting", "x"]' + BASE, name="p")
+    assert tasks_of(plan) == (["synthetic:counting"], ["x"])
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_the_plans_that_come_with_it_can_be_meant(name):
+    plan = load_plan(name)
+    tasks, optional = tasks_of(plan)
+    found = cells_of(plan, [*tasks, *optional])
+    assert plan.name == name
+    assert plan.title
+    assert plan.description
+    assert plan.hours is not None
+    assert plan.hours > 0
+    assert len(found) == len([*tasks, *optional]) * len(plan.methods) * len(plan.seeds)
+    assert load_plan(f"plans/{name}.toml") == plan
+
+
+def test_a_file_is_preferred_to_a_plan_that_comes_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(BASE)
+    assert load_plan("small.toml").tasks == ("synthetic:counting",)
+    assert load_plan("small").tasks != ("synthetic:counting",)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("tasks = [", "tasks = [["), "is not TOML"),
+        (('tasks = ["synthetic:counting"]', ""), "names no tasks"),
+        (('["synthetic:counting"]', "[3]"), "tasks lists names in quotes, not 3"),
+        (('["synthetic:counting"]', '"vtab"'), "tasks must be a list"),
+        (("epochs = 3", "epoch = 3"), "no setting called 'epoch'; did you mean epochs"),
+        (("epochs = 3", "epochs = 3.5"), "The setting epochs takes a whole number, not 3.5"),
+        (("epochs = 3", "epochs = true"), "The setting epochs takes a whole number, not True"),
+        (("epochs = 3", "epochs = -1"), "epochs must be at least 0"),
+        (("epochs = 3", "data = 'x'"), "data is no setting"),
+        (("epochs = 3", "seed = 1"), "that is what seeds says"),
+        (("epochs = 3", "prompts = 'many'"), "The setting prompts takes a whole number, not 'many'"),
+        (("epochs = 3", "lr = inf"), "the learning rate must be above 0"),
+        (('method = "vpt-deep"', 'method = "vpt"'), "no method called 'vpt'"),
+        (('method = "vpt-deep"', "condense = 0.0"), "share of prompts to keep"),
+        (('method = "vpt-deep"', 'method = "linear"\ncondense = 0.5'), "has no prompts to condense"),
+        (('method = "vpt-deep"', "prune = true"), "searched on validation images"),
+        (('method = "vpt-deep"', "share = 2"), "share of a method's prompts"),
+        (('method = "vpt-deep"', "condense = []"), "names no methods"),
+        (('label = "VPT"\nmethod = "vpt-deep"', "prompts = 3"), "neither a label nor a method"),
+        (("[[methods]]", "[methods]"), "methods must be a list"),
+        (("[[methods]]", "[[method]]"), "the plan knows no 'method'; did you mean methods"),
+        (("tasks =", "seeds = 0\ntasks ="), "seeds is how many"),
+        (("tasks =", "seeds = [1, 1]\ntasks ="), "seeds is how many"),
+        (("tasks =", "seeds = [true]\ntasks ="), "seeds is how many"),
+        (("tasks =", "name = '../x'\ntasks ="), "cannot be called '../x'"),
+        (("tasks =", "hours = 'long'\ntasks ="), "hours must be a number"),
+        (("tasks =", "search.space.lr = []\ntasks ="), "search space of lr is empty"),
+        (("tasks =", "search.space.lr = [0]\ntasks ="), "the learning rate must be above 0"),
+        (("tasks =", "search.space.seed = [0]\ntasks ="), "seed is nothing that a search may choose"),
+        (("tasks =", "search.rungs = [1.0]\ntasks ="), "rungs of a search"),
+        (("tasks =", "search.keep = 1\ntasks ="), "share of a search that goes on"),
+        (("tasks =", "search.by = 'luck'\ntasks ="), "The setting by takes 'accuracy' or 'loss', not 'luck'"),
+        (("tasks =", "search.what = 1\ntasks ="), "search knows no 'what'"),
+        (("tasks =", "workers.number = 0\ntasks ="), "at least one worker"),
+        (("tasks =", "workers.gpus = -1\ntasks ="), "at least 0"),
+        (('label = "VPT"', "label = 3"), "label must be text"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(change, sentence):
+    text = BASE.replace(*change)
+    assert text != BASE
+    with pytest.raises(PlanError, match=re.escape(sentence)) as caught:
+        cells(text)
+    assert str(caught.value).startswith("In the plan p") or "plan p" in str(caught.value)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_two_methods_of_one_label_are_refused():
+    with pytest.raises(PlanError, match="Two methods are labelled 'VPT'"):
+        parse_plan(BASE + "[[methods]]\nlabel='VPT'\nmethod='linear'\n", name="p")
+
+
+def test_a_plan_that_is_not_there_names_those_that_are(tmp_path):
+    with pytest.raises(PlanError, match="There is no plan .*nothing.toml.*small"):
+        load_plan(str(tmp_path / "nothing.toml"))
+
+
+def test_combinations_of_nothing_are_one():
+    assert combinations({}) == [{}]
+
+
+def test_a_plan_keeps_its_text():
+    assert isinstance(parse_plan(BASE, name="p"), Plan)
+    assert parse_plan(BASE, name="p").text == BASE
