@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from laconic.bench.jobs import OF_METHODS
 from laconic.bench.plan import MethodPlan, Plan, PlanError, Search
 from laconic.bench.tasks import paper_prompts, task_names
 from laconic.errors import LaconicError
@@ -83,10 +84,20 @@ def _cell(plan: Plan, method: MethodPlan, task: str, seed: int, root: str | None
         values["prompts"] = max(1, round(values.get("prompts", Settings.prompts) * method.share))
     space = method.space if method.space is not None else plan.search.space if plan.search else {}
     search = None
+    space = _own(space, values.get("method", Settings.method), method.share)
     if method.search and space:
         search = replace(plan.search, space=space) if plan.search else Search(space=space)
     values |= {"data": task, "root": root, "seed": seed}
     return Cell(task=task, method=method.label, seed=seed, values=values, search=search)
+
+
+def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -> dict[str, tuple[Any, ...]]:
+    """A search space without what a method does not read, and with its share of the prompts."""
+    unread = {name for names in OF_METHODS.values() for name in names} - set(OF_METHODS.get(method, ()))
+    found = {name: tuple(choices) for name, choices in space.items() if name not in unread}
+    if share is not None and "prompts" in found:
+        found["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in found["prompts"]))
+    return found
 
 
 def _try(cell: Cell) -> None:

@@ -26,13 +26,13 @@ class LocalEngine:
         address: Of the store.
         workers: How many processes.
         rehearse: See `Worker`.
-        threads: Of each worker; the processor's cores shared out among them when not given.
+        threads: Of each worker.
     """
 
-    def __init__(self, address: str, *, workers: int = 1, rehearse: bool = False, threads: int | None = None) -> None:
+    def __init__(self, address: str, *, workers: int = 1, rehearse: bool = False, threads: int = 1) -> None:
         self.address = address
         self.rehearse = rehearse
-        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
+        self.threads = threads
         self.workers: list[_Process | None] = [None] * workers
         self._started: list[Event] = []
 

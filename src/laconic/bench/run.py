@@ -107,7 +107,8 @@ def engine_of(
     else:
         from laconic.bench.local import LocalEngine
 
-        engine = LocalEngine(address, workers=workers or plan.workers.number or 1, rehearse=rehearse)
+        number = workers or plan.workers.number or 1
+        engine = LocalEngine(address, workers=number, rehearse=rehearse, threads=threads_of(number))
     try:
         yield engine
     finally:
@@ -145,7 +146,7 @@ def rehearsal(store: Store) -> Generator[Store]:
 
 
 def threads_of(workers: int) -> int:
-    """Threads of one of several workers on this machine."""
+    """Threads of one of several workers on this machine: the cores, or what OMP_NUM_THREADS says, shared out."""
     return max(1, torch.get_num_threads() // workers)
 
 
