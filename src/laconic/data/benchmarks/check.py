@@ -131,12 +131,11 @@ def _leaks(layout: Layout) -> list[Problem]:
         for path in sorted(paths.get(one, set()) & paths.get(other, set())):
             wrong = f"{printable(path)} is both in {names[one]} and in {names[other]}"
             problems.append(fatal(names[other], wrong, "take it off one of them"))
+    known = paths.get("train", set()) | paths.get("val", set())
+    union = {path for path, _ in layout.union or ()} - known
     return problems + [
         fatal(UNION, f"{printable(path)} is both in {UNION} and in {names['test']}", "take it off one of them")
-        for path in sorted(
-            ({path for path, _ in layout.union or ()} - paths.get("train", set())) & paths.get("test", set())
-        )
-        if path not in paths.get("val", set())
+        for path in sorted(union & paths.get("test", set()))
     ]
 
 
