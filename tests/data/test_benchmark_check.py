@@ -216,3 +216,8 @@ def test_progress_counts_every_image_once(folder):
     told = []
     check(folder, None, progress=lambda done, total: told.append((done, total)))
     assert told == [(i, 18) for i in range(1, 19)]
+
+
+def test_file_names_keep_their_case(folder):
+    write_lines(folder / "test.txt", [("b", 0)])
+    assert found(folder) == ["b is listed but does not exist; put the image there, or take it off the list."]

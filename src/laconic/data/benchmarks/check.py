@@ -171,7 +171,7 @@ def _compared(layout: Layout, task: BenchmarkTask) -> list[Problem]:
             name = FILES[layout.kind][split]
             problems.append(differs(name, f"{name} lists {len(pairs)} images; {suite} has {wanted}"))
     if len(layout.classes) != task.classes and any(layout.splits.values()):
-        sentence = f"the lists have {len(layout.classes)} classes; {suite} has {task.classes}"
+        sentence = f"The lists have {len(layout.classes)} classes; {suite} has {task.classes}"
         problems.append(differs("classes", sentence))
     return problems
 
@@ -186,6 +186,6 @@ def _untrained(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
     if not without or not trained:
         return []
     name = FILES[layout.kind]["train"]
-    what = f"the class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
+    what = f"The class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
     names = "" if len(without) == 1 else f": {some(without)}"
     return [differs(name, f"{what} no training image{names}")]
