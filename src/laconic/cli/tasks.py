@@ -14,7 +14,7 @@ from laconic.errors import DataError
 if TYPE_CHECKING:
     from laconic.data.benchmarks import BenchmarkTask, Problem
 
-_NARROW = 70
+_NARROW = 80
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,12 +131,11 @@ def _leaks(layout: Layout) -> list[Problem]:
         for path in sorted(paths.get(one, set()) & paths.get(other, set())):
             wrong = f"{printable(path)} is both in {names[one]} and in {names[other]}"
             problems.append(fatal(names[other], wrong, "take it off one of them"))
+    known = paths.get("train", set()) | paths.get("val", set())
+    union = {path for path, _ in layout.union or ()} - known
     return problems + [
         fatal(UNION, f"{printable(path)} is both in {UNION} and in {names['test']}", "take it off one of them")
-        for path in sorted(
-            ({path for path, _ in layout.union or ()} - paths.get("train", set())) & paths.get("test", set())
-        )
-        if path not in paths.get("val", set())
+        for path in sorted(union & paths.get("test", set()))
     ]
 
 
@@ -172,7 +171,7 @@ def _compared(layout: Layout, task: BenchmarkTask) -> list[Problem]:
             name = FILES[layout.kind][split]
             problems.append(differs(name, f"{name} lists {len(pairs)} images; {suite} has {wanted}"))
     if len(layout.classes) != task.classes and any(layout.splits.values()):
-        sentence = f"the lists have {len(layout.classes)} classes; {suite} has {task.classes}"
+        sentence = f"The lists have {len(layout.classes)} classes; {suite} has {task.classes}"
         problems.append(differs("classes", sentence))
     return problems
 
@@ -187,6 +186,6 @@ def _untrained(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
     if not without or not trained:
         return []
     name = FILES[layout.kind]["train"]
-    what = f"the class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
+    what = f"The class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
     names = "" if len(without) == 1 else f": {some(without)}"
     return [differs(name, f"{what} no training image{names}")]

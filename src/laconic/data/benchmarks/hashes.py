@@ -45,7 +45,7 @@ def _same_bytes(layout: Layout, hashes: dict[str, str | None]) -> list[Problem]:
             if other is not None and other != path:
                 name = FILES[layout.kind][split]
                 sentence = (
-                    f"the images {printable(path)} ({name}) and {printable(other)} (test) are the same, byte for byte"
+                    f"The images {printable(path)} ({name}) and {printable(other)} (test) are the same, byte for byte"
                 )
                 problems.append(differs(path, sentence))
     return problems

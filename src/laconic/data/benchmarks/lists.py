@@ -42,7 +42,7 @@ def read_lines(file: Path) -> tuple[list[Entry], list[Problem]]:
         if len(words) < 2 or not _LABEL.fullmatch(words[1]):
             shown = printable(line.strip())
             shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-            wrong = f"line {number} of {file.name} does not end in a class number: {shown!r}"
+            wrong = f"Line {number} of {file.name} does not end in a class number: {shown!r}"
             problems.append(fatal(where, wrong, "write PATH LABEL, such as images/000123.jpg 7"))
             continue
         path, reason = clean(file.parent, words[0].strip())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,9 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
     except DataError as error:
         unknown = error
     place = data_root(root)
-    names = [name] if task is None else [task.name, *task.folders]
-    folder = find_folder(place, suite, names) if fold(name) else None
+    names = (name,) if task is None else task.folder_names
+    # A name is not a path: nothing outside the root is found.
+    folder = find_folder(place, suite, names) if fold(name) and not {"/", "\\"} & set(name) else None
     if folder is not None:
         return Place(folder=folder, task=task, kind=recognise(folder) or suite, spec=str(spec))
     looked = ", ".join(printable(str(path)) for path in (place, *(place / above for above in _ABOVE[suite])))
@@ -74,8 +75,8 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
         assert unknown is not None
         raise DataError(f"{printable(str(unknown)).removesuffix('.')} (no folder of that name is in {looked}).")
     raise DataError(
-        f"The task {task.spec} was not found: no folder {' or '.join(names)} in {looked}; give the folder above it by "
-        f"--root or {ROOT_VARIABLE}, or get the data: {task.source}."
+        f"The task {task.spec} was not found: no folder {' or '.join(names)} is in {looked}; give the folder above it "
+        f"by --root or {ROOT_VARIABLE}, or get the data: {task.source}."
     )
 
 
@@ -87,17 +88,20 @@ def place_at(folder: str | Path) -> Place | None:
 
 def find_task_folder(task: BenchmarkTask, root: str | Path | None = None) -> Path | None:
     """Where a task of the benchmark lies below the root, if it does."""
-    return find_folder(data_root(root), task.suite, [task.name, *task.folders])
+    return find_folder(data_root(root), task.suite, task.folder_names)
 
 
-def find_folder(root: Path, suite: Suite, names: Iterable[str]) -> Path | None:
-    """A folder with one of these names in the root or in a suite's folder there; one with lists of images first."""
+def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:
+    """A folder with one of these names, in the root or in a suite's folder there.
+
+    One with lists of images comes first, and then one whose name is written just so.
+    """
     wanted = {fold(name) for name in names}
     above = {fold(name) for name in _ABOVE[suite]}
     top = _folders(root)
     places = [*top, *(inner for folder in top if fold(folder.name) in above for inner in _folders(folder))]
     found = [folder for folder in places if fold(folder.name) in wanted]
-    return next((folder for folder in found if recognise(folder) is not None), next(iter(found), None))
+    return min(found, key=lambda folder: (recognise(folder) is None, folder.name not in names), default=None)
 
 
 def _folders(folder: Path) -> list[Path]:

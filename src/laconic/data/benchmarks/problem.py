@@ -24,12 +24,12 @@ class Problem:
 
 def fatal(where: str, wrong: str, remedy: str) -> Problem:
     """A finding that makes a task unusable."""
-    return Problem(severity="fatal", sentence=f"{_upper(wrong)}; {remedy}.", where=where)
+    return Problem(severity="fatal", sentence=f"{wrong}; {remedy}.", where=where)
 
 
 def differs(where: str, sentence: str) -> Problem:
     """A finding that only makes it another task than the benchmark's."""
-    return Problem(severity="differs", sentence=f"{_upper(sentence)}.", where=where)
+    return Problem(severity="differs", sentence=f"{sentence}.", where=where)
 
 
 def some(names: Iterable[str], limit: int = 10) -> str:
@@ -42,9 +42,3 @@ def some(names: Iterable[str], limit: int = 10) -> str:
     listed = list(names)
     shown = ", ".join(listed[:limit])
     return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"
-
-
-def _upper(sentence: str) -> str:
-    # File names keep their case.
-    first = sentence.split(maxsplit=1)[0]
-    return sentence if "." in first or "/" in first or "_" in first else sentence[0].upper() + sentence[1:]

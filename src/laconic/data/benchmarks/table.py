@@ -72,6 +72,11 @@ class BenchmarkTask:
         return f"{self.suite}:{self.name}"
 
     @property
+    def folder_names(self) -> tuple[str, ...]:
+        """What its folder may be called; `fold` makes more of each."""
+        return (self.name, *self.folders)
+
+    @property
     def source(self) -> str:
         """Where the data can be had, as the end of a sentence."""
         return f"the images come from {self.site}, and {_LISTS[self.suite]}"
@@ -309,7 +314,7 @@ _TASKS = (
         prompts=(10,),
         site="https://www.vision.caltech.edu/datasets/cub_200_2011",
         aliases=("cub200", "cub_200_2011", "cub2011"),
-        folders=("CUB_200_2011", "CUB", "CUB200"),
+        folders=("CUB_200_2011", "CUB200"),
     ),
     BenchmarkTask(
         suite="fgvc",
@@ -323,7 +328,6 @@ _TASKS = (
         prompts=(50,),
         site="https://dl.allaboutbirds.org/nabirds",
         aliases=("na_birds", "nabirds555"),
-        folders=("nabirds",),
     ),
     BenchmarkTask(
         suite="fgvc",
