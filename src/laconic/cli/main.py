@@ -19,6 +19,7 @@ from laconic.cli.cost import Cost
 from laconic.cli.demo import Demo
 from laconic.cli.fit import Fit
 from laconic.cli.judge import Eval, Predict
+from laconic.cli.prepare import Prepare
 from laconic.errors import LaconicError
 
 DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, fold.
@@ -33,6 +34,7 @@ Commands = (
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
     | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
     | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]
 )
 
