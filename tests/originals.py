@@ -73,11 +73,11 @@ def cifar(folder, train=1100, test=30, classes=100):
     truth = {}
     for name, count in (("train", train), ("test", test)):
         pixels = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
-        records = b""
+        records = []
         for row in range(count):
-            records += bytes([row % 20, row % classes]) + pixels[row].tobytes()
+            records.append(bytes([row % 20, row % classes]) + pixels[row].tobytes())
             truth.setdefault((name, row % classes), set()).add(pixels[row].transpose(1, 2, 0).tobytes())
-        members[f"cifar-100-binary/{name}.bin"] = records
+        members[f"cifar-100-binary/{name}.bin"] = b"".join(records)
     tar(folder / "cifar-100-binary.tar.gz", members)
     return truth
 
@@ -86,7 +86,7 @@ def dtd_members(per_class=150, classes=("zigzagged", "banded")):
     members, lists, truth = {}, {"train": [], "val": [], "test": []}, {}
     order = ("train",) * 5 + ("val", "test")
     for label, name in enumerate(sorted(classes)):
-        for number in range(per_class * 7 // 1):
+        for number in range(per_class * 7):
             part = order[number % 7]
             data = members[f"dtd/images/{name}/{name}_{number:04d}.jpg"] = jpeg(label * 10**6 + number)
             lists[part].append(f"{name}/{name}_{number:04d}.jpg")
@@ -191,7 +191,7 @@ def clevr(folder, train=1010, val=30):
     return truth
 
 
-def kitti(folder, count=1500, drives=30):
+def kitti(folder, count=2100, drives=30):
     images, labels, truth, rows = {}, {}, {}, []
     order = np.random.default_rng(2).permutation(count)
     for number in range(count):

@@ -16,11 +16,15 @@ def rows(files: Files, name: str, columns: int) -> list[list[str]]:
     Raises:
         DataError: It is missing, is no UTF-8 text, or has a shorter line.
     """
-    lines = text(files, name).splitlines()
-    cut = [line.split(maxsplit=columns - 1) for line in lines if line.strip()]
-    for number, cells in enumerate(cut, start=1):
-        if len(cells) < columns:
-            raise DataError(f"Line {number} of {printable(name)} in {files.title} does not have {columns} columns.")
+    return cells(text(files, name), name, files.title, columns)
+
+
+def cells(content: str, name: str, title: str, columns: int) -> list[list[str]]:
+    """Like `rows`, of a text that has been read."""
+    cut = [line.split(maxsplit=columns - 1) for line in content.splitlines() if line.strip()]
+    for number, row in enumerate(cut, start=1):
+        if len(row) < columns:
+            raise DataError(f"Line {number} of {printable(name)} in {title} does not have {columns} columns.")
     return cut
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from laconic.data.prepare.arrays import load_matlab
 from laconic.data.prepare.contents import Contents, Item, Part, dense, from_files, keep, move, sorted_classes
 from laconic.data.prepare.files import Files
-from laconic.data.prepare.lists import documented, rows, text
+from laconic.data.prepare.lists import cells, documented, rows, text
 from laconic.data.prepare.pieces import Found
 
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
@@ -122,9 +122,11 @@ def kitti(found: Found) -> Contents:
     images, labels = found.files["images"], found.files["labels"]
     parts = _kitti_parts(found.files["mapping"])
     items: list[Item] = []
-    for number, part in enumerate(parts):
-        lines = rows(labels, f"training/label_2/{number:06d}.txt", 15)
-        with documented(labels.title, f"{number:06d}.txt"):
+    names = [f"training/label_2/{number:06d}.txt" for number in range(len(parts))]
+    texts = dict(labels.read_all(names))
+    for number, (part, name) in enumerate(zip(parts, names, strict=True)):
+        with documented(labels.title, name):
+            lines = cells(texts[name].decode("utf-8"), name, labels.title, 15)
             depths = [float(line[13]) for line in lines if line[0] in ("Car", "Van", "Truck")]
             items.append(Item(f"{number:06d}.png", bin_of(min([*depths, _NO_VEHICLE]), KITTI_DISTANCES), part))
     classes = ["under 8 m", "8 to 20 m", "over 20 m", "no vehicle"]
