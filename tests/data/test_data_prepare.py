@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -514,6 +515,35 @@ def test_too_few_images(source, tmp_path):
     refuse("vtab:cifar", source, tmp_path / "root", "199", "200")
 
 
+def test_headers_that_promise_too_much(source, tmp_path):
+    originals.smallnorb(source, packed=False)
+    for kind in ("dat", "info"):
+        path = source / f"smallnorb-5x46789x9x18x6x2x96x96-training-{kind}.mat"
+        whole = path.read_bytes()
+        for header in (b"MATLAB 5.0 MAT-file", struct.pack("<10i", 0x1E3D4C55, 8, 1010, *[2**31 - 1] * 7), bytes(40)):
+            path.write_bytes(header)
+            refuse("vtab:smallnorb_azi", source, tmp_path / "root", path.name)
+        path.write_bytes(whole)
+    # Fewer images than labels.
+    path.with_name(path.name.replace("info", "dat")).write_bytes(
+        originals.norb_matrix(np.zeros((9, 2, 4, 4), np.uint8))
+    )
+    refuse("vtab:smallnorb_azi", source, tmp_path / "root", "number of images")
+
+
+def test_unpacked_collections_beside_each_other(source, tmp_path):
+    for top, archive, ids in (
+        ("CUB_200_2011", "CUB_200_2011.tgz", [1, 2]),
+        ("nabirds", "nabirds.tar.gz", [295, 817, 9]),
+    ):
+        originals.birds(source, archive, top, ids)
+        with tarfile.open(source / archive) as opened:
+            opened.extractall(source, filter="data")
+        (source / archive).unlink()
+    assert made("fgvc:nabirds", source, tmp_path / "root")[1].classes == 3
+    assert made("fgvc:cub", source, tmp_path / "root")[1].classes == 2
+
+
 def test_an_image_that_lists_name_is_missing(source, tmp_path):
     members, _ = originals.dtd_members()
     del members["dtd/images/banded/banded_0003.jpg"]
@@ -602,7 +632,7 @@ def test_killed_while_replacing(source, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets a limit on the size of files")
-def test_a_disk_without_room(source, tmp_path):
+def test_a_disk_without_room(source, tmp_path, monkeypatch):
     # A full disk of its own needs privileges; /dev/full gives the same error to a real write.
     originals.eurosat(source)
     root = tmp_path / "root"
@@ -612,11 +642,8 @@ def test_a_disk_without_room(source, tmp_path):
     def fill(contents, part, report):
         Path("/dev/full").write_bytes(b"x")
 
-    real, job.write_vtab = job.write_vtab, fill
-    try:
-        refuse("vtab:eurosat", source, root, "no room", str(root))
-    finally:
-        job.write_vtab = real
+    monkeypatch.setattr(job, "write_vtab", fill)
+    refuse("vtab:eurosat", source, root, "no room", str(root))
 
 
 # ── published lists ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -635,6 +662,10 @@ def test_published_json_lists(source, tmp_path):
     for part, chosen in lists.items():
         assert json.loads((folder / f"{part}.json").read_text()) == {name: truth[name][0] for name in chosen}
     assert done.note == ""
+    about = json.loads((folder / "source.json").read_text())
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in given.iterdir()}
+    assert about["lists"] == hashes
+    assert about["split_seed"] is None
 
     def broken(change, word):
         path = given / "train.json"
@@ -649,6 +680,7 @@ def test_published_json_lists(source, tmp_path):
     broken(lambda rows: json.dumps({name: label + 10 for name, label in rows.items()}), "two numbers")
     broken(lambda rows: json.dumps(list(rows)), "object")
     broken(lambda rows: "{", "object")
+    broken(lambda rows: "{}", "no image")
     (given / "val.json").unlink()
     refuse("fgvc:cub", source, tmp_path / "other", "val.json", "does not exist", lists=given)
 

@@ -20,6 +20,8 @@ from laconic.data.images import printable
 from laconic.data.prepare.files import damaged, whole
 from laconic.errors import DataError
 
+_LARGEST_ROW = 1 << 30
+
 # Signatures of the NORB matrix format, in the little-endian files that are given out.
 _NORB_TYPES = {0x1E3D4C55: np.dtype(np.uint8), 0x1E3D4C54: np.dtype("<i4")}
 
@@ -110,6 +112,8 @@ def _norb(path: Path) -> Generator[tuple[IO[bytes], tuple[int, ...], np.dtype[An
 
 def _rows(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     size = math.prod(shape[1:]) * dtype.itemsize
+    if size > _LARGEST_ROW:
+        raise EOFError("its header promises impossible sizes")
     for _ in range(shape[0]):
         yield np.frombuffer(_exactly(stream, size), dtype).reshape(shape[1:])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from laconic import __version__
 from laconic.data.images import printable
 from laconic.data.prepare.contents import PARTS, SPLIT_SEED, Contents, vtab_1k
-from laconic.data.prepare.pieces import Folder, Found, find
+from laconic.data.prepare.pieces import Folder, Found, digest, find
 from laconic.data.prepare.published import FGVC_FILES, VTAB_FILES, listed
 from laconic.data.prepare.recipes import Recipe, recipe_of
 from laconic.data.prepare.write import write_fgvc, write_vtab
@@ -79,7 +79,13 @@ def prepare(
     _refuse_existing(folder, overwrite=overwrite)
     with bar(f"checking {recipe.spec}", enabled=show) as report:
         found = find(Folder(source), recipe.pieces, report, accept_changed=accept_changed)
-    contents, counted = _read(recipe, found, lists, accept_changed=accept_changed)
+    with bar(f"reading {recipe.spec}", enabled=show):
+        contents, counted = _read(recipe, found, accept_changed=accept_changed)
+    files = VTAB_FILES if recipe.suite == "vtab" else FGVC_FILES
+    if lists is not None:
+        contents = listed(contents, lists, files)
+    elif recipe.suite == "vtab":
+        contents = vtab_1k(contents)
     drawn = {part: sum(item.part == part for item in contents.items) for part in PARTS}
     with _part_of(folder) as part, bar(f"writing {recipe.spec}", enabled=show) as report:
         if recipe.suite == "vtab":
@@ -94,6 +100,7 @@ def prepare(
             "original_images": counted,
             "images": drawn,
             "parts": contents.parts,
+            "lists": None if lists is None else {name: digest(lists / name, "sha256") for name in files},
             "split_seed": SPLIT_SEED if contents.drawn else None,
             "note": note,
         }
@@ -101,7 +108,7 @@ def prepare(
     return Prepared(folder=str(folder), classes=len(contents.classes), images=drawn, parts=contents.parts, note=note)
 
 
-def _read(recipe: Recipe, found: Found, lists: Path | None, *, accept_changed: bool) -> tuple[Contents, int]:
+def _read(recipe: Recipe, found: Found, *, accept_changed: bool) -> tuple[Contents, int]:
     assert recipe.read is not None  # `recipe_of` has refused those without
     contents = recipe.read(found)
     counted = len(contents.items)
@@ -116,9 +123,7 @@ def _read(recipe: Recipe, found: Found, lists: Path | None, *, accept_changed: b
             f"{recipe.spec} has {recipe.images} images, but {counted} were found; fetch the original again, or go on "
             "with --accept-changed."
         )
-    if lists is not None:
-        return listed(contents, lists, VTAB_FILES if recipe.suite == "vtab" else FGVC_FILES), counted
-    return vtab_1k(contents) if recipe.suite == "vtab" else contents, counted
+    return contents, counted
 
 
 def _refuse_existing(folder: Path, *, overwrite: bool) -> None:

@@ -45,7 +45,7 @@ def documented(title: str, name: str) -> Generator[None]:
     """Turns what reading a file raises that is not as its documentation says into a sentence that names it."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{printable(name)} in {title} is not in the documented format ({printable(detail)}); fetch it again."

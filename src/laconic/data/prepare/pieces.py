@@ -13,7 +13,7 @@ from typing import Any
 from laconic.data.images import printable
 from laconic.data.prepare.files import ARCHIVES, Files, FolderFiles, TarFiles, below, open_archive
 from laconic.errors import DataError
-from laconic.progress import Report
+from laconic.progress import Report, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ class Folder:
         self.root = root
         self._where: dict[str, list[Path]] = {}
         for folder, folders, names in os.walk(root):
-            folders.sort()
+            # Hidden folders are what killed runs have left, or are not meant.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in names:
                 self._where.setdefault(name, []).append(Path(folder) / name)
 
@@ -98,12 +99,12 @@ def find(folder: Folder, pieces: Mapping[str, Piece], report: Report, *, accept_
         where = path or folder.having(piece.marker)
         assert where is not None  # `_is_there` has seen it
         if path is None:
-            found.record.append({"name": piece.text(), "unpacked": where.name})
+            found.record.append({"name": piece.text(), "unpacked": printable(where.name)})
         found.files[key] = _opened(piece, open_archive(where) if path else FolderFiles(where), where)
     return found
 
 
-def digest(path: Path, algorithm: str, report: Report) -> str:
+def digest(path: Path, algorithm: str, report: Report = silent) -> str:
     """The hash of a file in hex digits."""
     hashed = hashlib.new(algorithm, usedforsecurity=False)
     size, done = path.stat().st_size, 0

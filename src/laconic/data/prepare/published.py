@@ -53,6 +53,9 @@ def listed(contents: Contents, folder: Path, files: Mapping[str, Part]) -> Conte
                     "the lists belong to something else."
                 )
             items[item.name] = item._replace(part=part)
+    empty = next((file for file, part in files.items() if all(item.part != part for item in items.values())), None)
+    if empty is not None:
+        raise DataError(f"The list {printable(str(folder / empty))} names no image; correct it.")
     if len(set(numbers.values())) != len(numbers):
         raise DataError(f"The lists in {printable(str(folder))} have two numbers for one class; correct them.")
     return replace(

@@ -257,7 +257,7 @@ RECIPES = (
             "images": _piece(
                 "CUB_200_2011.tgz",
                 "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
-                "train_test_split.txt",
+                "images/001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg",
             )
         },
         read=fine.cub,
@@ -269,7 +269,7 @@ RECIPES = (
         suite="fgvc",
         name="nabirds",
         where="https://dl.allaboutbirds.org/nabirds (after accepting its terms)",
-        pieces={"images": _piece("nabirds.tar.gz", None, "train_test_split.txt")},
+        pieces={"images": _piece("nabirds.tar.gz", None, "hierarchy.txt")},
         read=fine.nabirds,
         images=48_562,
         folder="nabirds",
