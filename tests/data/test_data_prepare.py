@@ -406,6 +406,7 @@ def test_number_of_images(source, tmp_path):
     assert about["pieces"] == [{"name": "EuroSAT.zip", "unpacked": "source"}]
     assert about["split_seed"] == 0
     assert about["note"]
+    assert "draws 800 images" in about["parts"]
 
 
 def test_changed_archives_are_recorded(source, tmp_path):

@@ -74,6 +74,7 @@ class Prepare:
             lines = [f"needs  {need}" for need in _needs(recipe)]
             lines.append(f"from   {recipe.where}" if recipe.read else f"cannot be prepared: {recipe.where}")
             sys.stdout.write("\n    ".join([recipe.spec, *lines]) + "\n")
+        print_note("Tested on small stand-ins in the documented formats; no reader has met the real archives yet.")
 
 
 def _needs(recipe: Recipe) -> list[str]:

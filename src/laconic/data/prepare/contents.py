@@ -145,7 +145,10 @@ def vtab_1k(contents: Contents, *, train: int = 800, val: int = 200) -> Contents
                 f"There are only {len(items)} {part} images where VTAB-1k takes {count}; fetch all of them."
             )
     drawn = [item._replace(part="val") for item in draw(parts["val"], val)]
-    return replace(contents, items=[*chosen, *drawn, *parts["test"]], drawn=True)
+    rule = f"a hash of the names draws {train} images for training and {val} for validation, classes by their shares"
+    return replace(
+        contents, items=[*chosen, *drawn, *parts["test"]], parts=f"{contents.parts}; of these, {rule}", drawn=True
+    )
 
 
 def sorted_classes(names: Collection[str]) -> Mapping[str, int]:

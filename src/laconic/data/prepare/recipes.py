@@ -1,7 +1,7 @@
 """The one table of what can be prepared: from which files, by which reader, or why not.
 
-Hashes: torchvision's sources (MD5) and the checksums of TensorFlow Datasets (SHA-256). No reader could be run on the
-real archives here; all were run on small stand-ins in the documented formats.
+Hashes: torchvision's sources (MD5) and the checksums of TensorFlow Datasets (SHA-256). No reader has been run on the
+real archives yet; all were run on small stand-ins in the documented formats.
 """
 
 from __future__ import annotations
