@@ -15,7 +15,6 @@ from laconic.bench.schedule import follow
 from laconic.bench.store import Store, open_store
 from laconic.bench.tasks import about_task
 from laconic.errors import LaconicError
-from laconic.settings import Settings
 
 Document = dict[str, Any]
 

@@ -20,6 +20,7 @@ from laconic.cli.cost import Cost
 from laconic.cli.demo import Demo
 from laconic.cli.fit import Fit
 from laconic.cli.judge import Eval, Predict
+from laconic.cli.prepare import Prepare
 from laconic.cli.tasks import Tasks
 from laconic.errors import LaconicError
 
@@ -37,6 +38,7 @@ Commands = (
     | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
     | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
     | Annotated[Tasks, tyro.conf.subcommand("tasks", prefix_name=False)]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
     | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]
 )
 

@@ -32,7 +32,7 @@ def stratified(
     """
     splits: dict[str, dict[str, list[str]]] = {name: {} for name in (*percent, rest)}
     for label, files in classes.items():
-        shuffled = sorted(files, key=lambda file: _place(seed, file))
+        shuffled = sorted(files, key=lambda file: place(seed, file))
         for split, share in percent.items():
             count = (len(files) * share + 50) // 100
             taken, shuffled = shuffled[:count], shuffled[count:]
@@ -43,5 +43,6 @@ def stratified(
     return splits
 
 
-def _place(seed: int, file: str) -> bytes:
+def place(seed: int, file: str) -> bytes:
+    """What files are ordered by before they are cut: a hash of the seed and the path."""
     return hashlib.sha256(f"{seed}\0".encode() + os.fsencode(file)).digest()
