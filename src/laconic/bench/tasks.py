@@ -9,14 +9,8 @@ from laconic.bench.plan import PlanError
 from laconic.data.benchmarks import BenchmarkTask, benchmark_tasks, find_task, locate, read_layout
 from laconic.data.images import printable
 from laconic.data.scan import UNSPLIT, scan
+from laconic.data.synthetic import PREFIX, SIZES, synthetic_names
 from laconic.errors import DataError
-
-SIZES = (800, 200, 2000)
-
-
-def synthetic_names() -> list[str]:
-    return ["synthetic:counting", "synthetic:dsprites-location", "synthetic:dsprites-orientation"]
-
 
 GROUPS = {
     "vtab": benchmark_tasks("vtab"),
@@ -64,7 +58,7 @@ def paper_prompts(task: str) -> int:
 
 def why_missing(spec: str, root: str | None) -> str | None:
     """Why a task's images cannot be found, in a sentence; None where they are there."""
-    if spec.startswith(("bundled:", "synthetic:")):
+    if spec.startswith(("bundled:", PREFIX)):
         return None if spec == "bundled:fashion-mnist" or spec in synthetic_names() else f"There is no task {spec}."
     try:
         if locate(spec, root) is None:
@@ -78,7 +72,7 @@ def split_sizes(spec: str | None, root: str | None) -> tuple[int, int, int]:
     """About how many training, validation and test images a task has, without reading any."""
     if spec is None or spec.startswith("bundled:"):
         return 800, 200, 2000
-    if spec.startswith("synthetic:"):
+    if spec.startswith(PREFIX):
         return SIZES
     try:
         if (place := locate(spec, root)) is not None:
@@ -99,7 +93,7 @@ def about_task(spec: str) -> dict[str, Any]:
     """What a task is called in a report, and whose published numbers stand beside it."""
     task = known(spec)
     if task is None:
-        structured = spec.startswith("synthetic:")
+        structured = spec.startswith(PREFIX)
         title = printable(spec.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1])
         return {"title": title, "group": "structured" if structured else "other", "published": None, "benchmark": None}
     return {"title": task.title, "group": task.group, "published": task.name, "benchmark": task.suite}

@@ -9,6 +9,7 @@ from laconic.data.benchmarks.places import locate
 from laconic.data.bundled import SOURCE, load_bundled
 from laconic.data.dataset import Task
 from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, load_folder
+from laconic.data.synthetic import PREFIX, load_synthetic
 from laconic.errors import DataError
 from laconic.preprocessing import Preprocessing
 
@@ -22,7 +23,7 @@ def open_task(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Task:
-    """Opens the bundled task (`None` or `bundled:fashion-mnist`), one of a benchmark (`vtab:cifar`) or an image folder.
+    """Opens the bundled task (`None`), one of a benchmark (`vtab:cifar`), one that is rendered, or an image folder.
 
     Args:
         spec: What the user wrote.
@@ -43,6 +44,8 @@ def open_task(
     if spec is None or spec == SOURCE:
         return load_bundled(preprocessing)
     refuse_unknown(spec)
+    if str(spec).startswith(PREFIX):
+        return load_synthetic(str(spec), preprocessing)
     if (place := locate(spec, root)) is not None:
         return load_lists(place, preprocessing, skip_bad=skip_bad, memory_limit=DEFAULT_MEMORY_LIMIT, progress=progress)
     return load_folder(spec, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
