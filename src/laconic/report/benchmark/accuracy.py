@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from laconic.report import published
 from laconic.report.benchmark.aggregate import Aggregates, Spread
-from laconic.report.benchmark.document import Block, Body, Bullets, Cell, Paragraph, Section, Table, Warn
-from laconic.report.benchmark.study import GROUPS, Study, Task
+from laconic.report.benchmark.document import Block, Body, Bullets, Cell, Fold, Paragraph, Section, Table, Warn
+from laconic.report.benchmark.study import GROUPS, Method, Study, Task
 from laconic.report.benchmark.text import count, line, listed, spread
 
 FEW = 6
@@ -28,15 +28,20 @@ class Column:
 def section(study: Study, numbers: Aggregates) -> Section:
     """Accuracy by task and its means."""
     blocks: list[Block] = [Paragraph(_legend(study, numbers))]
-    family, rows = published_rows(study)
+    said = Said(study)
     for caption, columns, over in layout(study):
-        bodies = [Body(rows=[_row(study, numbers, method.key, columns) for method in study.methods])]
-        lines = [row for row in (published_row(row, columns) for row in rows) if row is not None]
-        if lines:
-            bodies.append(Body(rows=lines, label=f"published, {family}; not measured here", published=True))
-        blocks.append(Table(caption=caption, head=["Method", *(c.head for c in columns)], bodies=bodies, over=over))
-    blocks += _notes(study)
-    return Section(key="accuracy", title="Accuracy by task", blocks=blocks)
+        head = ["Method", *(column.head for column in columns)]
+        bodies = [Body(rows=[_row(study, numbers, method, columns) for method in study.methods])]
+        if rows := said.rows(columns):
+            bodies.append(Body(rows=rows, label=said.label, published=True))
+        blocks.append(Table(caption=caption, head=head, bodies=bodies, over=over))
+        if rest := said.rows(columns, rest=True):
+            bodies = [Body(rows=rest, label=said.label, published=True)]
+            more = Table(caption=f"{caption}: more published numbers", head=head, bodies=bodies, over=over)
+            blocks.append(Fold(f"{count(len(rest), 'more published row')}", [more]))
+    if said.sources:
+        blocks.append(Paragraph(f"Sources of the published numbers: {'; '.join(said.sources)}."))
+    return Section(key="accuracy", title="Accuracy by task", blocks=[*blocks, *_notes(study)])
 
 
 def layout(study: Study) -> list[tuple[str, list[Column], list[tuple[str, int]]]]:
@@ -96,22 +101,37 @@ def cell_of(found: Spread, *, best: bool = False) -> Cell:
     return Cell(text=spread(found.mean, found.std) + dagger, note=", ".join(notes), best=best)
 
 
-def published_rows(study: Study) -> tuple[str, list[published.PublishedRow]]:
-    """The family that numbers are published of, in words, and the rows on the study's tasks."""
-    tasks = {task.published for task in study.tasks if task.published is not None}
-    own = published.family_of(study.backbone)
-    family = published.VIT if own is None else own
-    words = family if own is not None else "ViT-B/16, ImageNet-21k; another backbone, not comparable"
-    return words, published.rows(family, tasks) if tasks else []
+class Said:
+    """What is published on the tasks of a study, and where.
+
+    Args:
+        study: Its backbone decides the family; for one without published numbers, that of ViT-B/16.
+    """
+
+    def __init__(self, study: Study) -> None:
+        tasks = {task.published for task in study.tasks if task.published is not None}
+        family = published.family_of(study.backbone)
+        words = "ViT-B/16, ImageNet-21k; another backbone, not comparable" if family is None else family
+        self.label = f"published, {words}; not measured here"
+        self._rows = published.rows(family or published.VIT, tasks) if tasks else []
+        self._numbers = {source: n for n, source in enumerate(dict.fromkeys(row.source for row in self._rows), 1)}
+        self.sources = [f"[{n}] {source}" for source, n in self._numbers.items()]
+
+    def rows(self, columns: Sequence[Column], *, rest: bool = False) -> list[list[Cell | str]]:
+        """Rows under some columns that have numbers of half of the tasks, or the others; never marked as the best."""
+        found: list[list[Cell | str]] = []
+        for row in self._rows:
+            values = [_published_value(row, column) for column in columns]
+            of_tasks = [v for v, c in zip(values, columns, strict=True) if c.kind == "task" or _only_means(columns)]
+            enough = 2 * sum(value is not None for value in of_tasks) >= len(of_tasks)
+            if any(value is not None for value in values) and enough is not rest:
+                cells = [Cell(text="–", muted=True) if v is None else Cell(text=_published(v)) for v in values]
+                found.append([f"{line(row.label, 60)} [{self._numbers[row.source]}]", *cells])
+        return found
 
 
-def published_row(row: published.PublishedRow, columns: Sequence[Column]) -> list[Cell | str] | None:
-    """A published row under some columns, None where it has none of them; never marked as the best."""
-    values = [_published_value(row, column) for column in columns]
-    if all(value is None for value in values):
-        return None
-    cells = [Cell(text="–", muted=True) if value is None else Cell(text=_published(value)) for value in values]
-    return [Cell(text=line(row.label, 60), note=row.source), *cells]
+def _only_means(columns: Sequence[Column]) -> bool:
+    return all(column.kind != "task" for column in columns)
 
 
 def _published_value(row: published.PublishedRow, column: Column) -> float | None:
@@ -125,13 +145,10 @@ def _published(value: float) -> str:
     return f"{value:.1f}" if abs(value - round(value, 1)) < 1e-9 else f"{value:.2f}"
 
 
-def _row(study: Study, numbers: Aggregates, method: str, columns: Sequence[Column]) -> list[Cell | str]:
-    label = next(entry.label for entry in study.methods if entry.key == method)
-    cells = [
-        cell_of(value_of(numbers, method, column), best=method in best_methods(study, numbers, column))
-        for column in columns
-    ]
-    return [label, *cells]
+def _row(study: Study, numbers: Aggregates, method: Method, columns: Sequence[Column]) -> list[Cell | str]:
+    key = method.key
+    cells = [cell_of(value_of(numbers, key, c), best=key in best_methods(study, numbers, c)) for c in columns]
+    return [method.label, *cells]
 
 
 def _legend(study: Study, numbers: Aggregates) -> str:
@@ -155,7 +172,8 @@ def _notes(study: Study) -> list[Block]:
         names = listed([task.title for task in odd])
         blocks.append(
             Warn(
-                f"Published numbers cannot be compared with those measured on {names}: the data are not the benchmark's own."
+                f"Published numbers cannot be compared with those measured on {names}: "
+                "the data are not the benchmark's own."
             )
         )
     different = [f"{task.title}: {' '.join(task.differences)}" for task in study.tasks if task.differences]

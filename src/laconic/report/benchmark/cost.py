@@ -97,7 +97,8 @@ def _numbers(
         learned = _mean(runs, lambda model: model.learned_params)
         of_all = "–" if learned is None or not study.backbone_params else f"{100 * learned / study.backbone_params:.3g}"
         prompts = _mean(runs, lambda model: model.prompts)
-        folded, unfolded = (_mean(runs, q) for q in (lambda m: m.gmacs, lambda m: m.published_gmacs))
+        folded = _mean(runs, lambda model: model.gmacs)
+        unfolded = _mean(runs, lambda model: model.published_gmacs)
         cells = [amount(prompts), amount(learned), of_all, gmacs(folded), gmacs(unfolded)]
         rows.append([method.label, spread(found.mean, found.std), *cells])
     caption = f"Mean over {listed([task.title for task in tasks], 20)}"

@@ -7,11 +7,10 @@ from typing import Any
 
 from laconic.report.benchmark.accuracy import (
     Column,
+    Said,
     best_methods,
     cell_of,
     layout,
-    published_row,
-    published_rows,
     value_of,
 )
 from laconic.report.benchmark.aggregate import Aggregates, aggregate_study
@@ -49,8 +48,11 @@ def latex(document: Mapping[str, Any]) -> str:
     study = read(document)
     numbers = aggregate_study(study)
     parts = ["% \\usepackage[T1]{fontenc}", "% \\usepackage{booktabs,graphicx}"]
+    said = Said(study)
     for caption, columns, over in layout(study):
-        parts += ["", *_table(study, numbers, caption, columns, over)]
+        parts += ["", *_table(study, numbers, said, caption, columns, over)]
+    if said.sources:
+        parts += ["", "% Sources of the published rows", *(f"% {escaped(source)}" for source in said.sources)]
     return "\n".join(parts) + "\n"
 
 
@@ -65,7 +67,12 @@ def escaped(text: str) -> str:
 
 
 def _table(
-    study: Study, numbers: Aggregates, caption: str, columns: Sequence[Column], over: Sequence[tuple[str, int]]
+    study: Study,
+    numbers: Aggregates,
+    said: Said,
+    caption: str,
+    columns: Sequence[Column],
+    over: Sequence[tuple[str, int]],
 ) -> list[str]:
     best = [best_methods(study, numbers, column) for column in columns]
     rows = [
@@ -80,12 +87,8 @@ def _table(
         )
         for method in study.methods
     ]
-    family, published = published_rows(study)
-    shown = [row for row in (published_row(row, columns) for row in published) if row is not None]
-    if shown:
-        label = (
-            rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\emph{{published, {escaped(family)}; not measured here}}}} \\"
-        )
+    if shown := said.rows(columns):
+        label = rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\emph{{{escaped(said.label)}}}}} \\"
         rows += [r"\midrule", label, *(_line([_cell(cell) for cell in row]) for row in shown)]
     heads = [_line(["", *(rf"\multicolumn{{{span}}}{{c}}{{{escaped(text)}}}" for text, span in over)])] if over else []
     words = (

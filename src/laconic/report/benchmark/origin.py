@@ -77,7 +77,7 @@ def warnings(study: Study) -> list[str]:
             values = {json.dumps(_at(run.facts, key), sort_keys=True, default=str) for run in runs}
             if len(values) > 1:
                 found.append(
-                    f"The runs of {task.title} differ in their {what} ({count(len(values), 'kind')}); do not compare them."
+                    f"The runs of {task.title} differ in their {what} ({len(values)} kinds); do not compare them."
                 )
     odd = [
         f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"

@@ -96,7 +96,7 @@ def _cell(value: Any) -> str | int | float:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return int(value) if value == int(value) and abs(value) > 1 else value
+        return int(value) if value.is_integer() and abs(value) > 1 else value
     if isinstance(value, int):
         return value
     text = line(value, 600)

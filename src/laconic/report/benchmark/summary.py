@@ -33,8 +33,8 @@ def sentences(study: Study, numbers: Aggregates) -> list[str]:
     unconverged = sum(run.unconverged for run in study.runs)
     if unconverged:
         found.append(
-            f"{unconverged:,} of {count(len(study.finished), 'finished run')} had not converged (†): they say what this schedule "
-            "gives, not what the method can reach."
+            f"{unconverged:,} of {count(len(study.finished), 'finished run')} had not converged (†): they say what "
+            "this schedule gives, not what the method can reach."
         )
     if study.source:
         found.append(f"The plan follows {study.source.rstrip('.')}.")

@@ -8,7 +8,7 @@ from laconic.report.benchmark import charts
 from laconic.report.benchmark.aggregate import by_place
 from laconic.report.benchmark.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
 from laconic.report.benchmark.markup import Markup
-from laconic.report.benchmark.study import Model, Run, Study
+from laconic.report.benchmark.study import Run, Study
 from laconic.report.benchmark.text import amount, count, duration
 
 _POINTS = 40_000
@@ -41,7 +41,8 @@ def curves_section(study: Study) -> Section | None:
     legend = charts.legend([(styles[m.key], m.label) for m in study.methods if m.key in shown])
     words = (
         "One line a run: the mean training loss of each epoch. Dashed: had not converged, the loss fell by 5 % or more "
-        "from the epochs at 60–80 % to those at 80–100 %. A ring marks where training went on after prompts were removed."
+        "from the epochs at 60–80 % to those at 80–100 %. A ring marks "
+        "where training went on after prompts were removed."
     )
     blocks: list[Block] = [Paragraph(words), Pictures(svgs, legend), Fold("Numbers", [_losses(study)])]
     return Section(key="curves", title="Loss curves", blocks=blocks)
@@ -115,8 +116,3 @@ def _spent(name: str, runs: Sequence[Run]) -> list[str]:
     whole = sum(run.seconds or 0.0 for run in runs)
     mean = sum(times) / len(times) if times else None
     return [name, amount(float(len(runs))), duration(mean), duration(sum(times)), duration(whole)]
-
-
-def epochs_of(model: Model | None) -> int:
-    """How many epochs a model was trained."""
-    return 0 if model is None else len(model.epochs)
