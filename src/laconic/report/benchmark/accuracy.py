@@ -58,7 +58,11 @@ def layout(study: Study) -> list[tuple[str, list[Column], list[tuple[str, int]]]
     everything = [list(tasks) for tasks in groups.values()]
     means = [
         Column(head=f"Mean of {count(len(groups), 'group mean')}", kind="group mean", groups=everything),
-        Column(head=f"Mean of {count(len(study.tasks), 'task')}", kind="plain mean", groups=[sum(everything, [])]),
+        Column(
+            head=f"Mean of {count(len(study.tasks), 'task')}",
+            kind="plain mean",
+            groups=[[task for tasks in everything for task in tasks]],
+        ),
     ]
     if len(study.tasks) <= FEW:
         tasks = [column for columns in by_group.values() for column in columns]

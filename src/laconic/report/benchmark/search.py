@@ -33,8 +33,10 @@ def section(study: Study) -> Section | None:
     total = sum(len(trials_of(search)) for _, search in searches)
     stopped = sum(bool(trial.get("stopped")) for _, search in searches for trial in trials_of(search))
     bys = sorted({line(search.get("by") or "validation accuracy", 40) for _, search in searches})
-    words = f"{count(total, 'trial')} for {count(len(searches), 'choice')}, {stopped} of them stopped early; "
+    words = (
+        f"{count(total, 'trial')} for {count(len(searches), 'choice')}, {stopped} of them stopped early; "
         f"chosen by {' or '.join(bys)} on validation images, never on test images."
+    )
     head = ["Task, method", "Tried", "Trials", "Stopped", "Epochs", "Best val, %", "Chosen"]
     table = Table(caption="Searches", head=head, bodies=[Body(rows=rows)], words=True)
     blocks: list[Block] = [
