@@ -28,7 +28,7 @@ def line(value: Any, most: int = 120) -> str:
 
 def lines(value: Any, most: int = 20_000) -> str:
     """Text of several lines, each as `line` would show it but with its spaces."""
-    text = str(value or "").expandtabs(4)
+    text = value.expandtabs(4) if isinstance(value, str) else ""
     rows = [
         "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in row)
         for row in text[:most].splitlines()
@@ -38,7 +38,7 @@ def lines(value: Any, most: int = 20_000) -> str:
 
 def paragraphs(value: Any) -> list[str]:
     """The paragraphs of a text, which empty lines part."""
-    blocks = str(value or "").replace("\r\n", "\n").split("\n\n")
+    blocks = value.replace("\r\n", "\n").split("\n\n") if isinstance(value, str) else []
     return [line(block, 4000) for block in blocks if block.strip()]
 
 
