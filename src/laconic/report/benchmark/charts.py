@@ -143,7 +143,8 @@ def curves(title: str, lines: Sequence[Line], *, x: str, y: str, detail: str = "
             )
             if ring is not None:
                 marks.append(tag("circle", cx=ring[0], cy=ring[1], r=3.0, class_=f"ring s{curve.style % COLOURS}"))
-    return _picture(title, detail or title, xs, ys, marks, x, y)
+    whole = [(value, tick(value)) for value in xs.ticks() if value == round(value)]
+    return _picture(title, detail or title, xs, ys, marks, x, y, whole)
 
 
 def bars(title: str, blocks: Sequence[Bar], *, x: str, y: str, style: int = 0, detail: str = "") -> Markup:
@@ -230,7 +231,7 @@ def tick(value: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
-    return f"{value:.4g}" if abs(value) > 1e-12 else "0"
+    return f"{value:.6g}" if abs(value) > 1e-12 else "0"
 
 
 def _axis(

@@ -22,9 +22,10 @@ def section(study: Study, numbers: Aggregates) -> Section:
 def sentences(study: Study, numbers: Aggregates) -> list[str]:
     """What was compared, how much of it is there, and who is best."""
     groups = ", ".join(f"{len(tasks)} {GROUPS[group]}" for group, tasks in study.groups.items())
+    groups = f" ({groups})" if len(study.groups) > 1 else ""
     methods = listed([method.label for method in study.methods], 12)
     found = [
-        f"{count(len(study.methods), 'method')} ({methods}) on {count(len(study.tasks), 'task')} ({groups}), "
+        f"{count(len(study.methods), 'method')} ({methods}) on {count(len(study.tasks), 'task')}{groups}, "
         f"{count(len(study.seeds), 'seed')} each.",
         _backbone(study),
         _progress(study),
