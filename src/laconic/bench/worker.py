@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import platform
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -83,7 +84,7 @@ class Worker:
             return {"state": "finished"}
         except BusyError:
             return {"state": "busy"}
-        except (LaconicError, MemoryError, torch.OutOfMemoryError, OSError) as error:
+        except Exception as error:  # whatever it is, the jobs that follow can go on
             return self._failed(job, error)
 
     def _do(self, job: Job, report: Report) -> None:
@@ -110,7 +111,11 @@ class Worker:
         self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, scratch)
 
     def _failed(self, job: Job, error: Exception) -> dict[str, Any]:
-        sentence = str(error) if isinstance(error, LaconicError) else "There is not enough memory."
+        sentence = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            sentence = "There is not enough memory."
+        elif not isinstance(error, LaconicError):
+            sentence = f"Something unexpected went wrong ({type(error).__name__}: {error})."
         full = False
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -121,7 +126,8 @@ class Worker:
         if not failed["for_all"]:
             again = not isinstance(error, DivergedError)
             try:
-                self.store.fail(job.name, {"name": job.name, "failure": sentence, "again": again, "failed": _now()})
+                about = {"name": job.name, "failure": sentence, "again": again, "failed": _now()}
+                self.store.fail(job.name, about | {"traceback": traceback.format_exception(error)})
             except (OSError, StoreError):
                 failed["for_all"] = True
         return failed

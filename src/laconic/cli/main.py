@@ -21,6 +21,7 @@ from laconic.cli.demo import Demo
 from laconic.cli.fit import Fit
 from laconic.cli.judge import Eval, Predict
 from laconic.cli.prepare import Prepare
+from laconic.cli.report import Report
 from laconic.cli.tasks import Tasks
 from laconic.errors import LaconicError
 
@@ -35,6 +36,7 @@ Commands = (
     | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
+    | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
     | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
     | Annotated[Tasks, tyro.conf.subcommand("tasks", prefix_name=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -61,7 +62,7 @@ def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
         ImageDataset(
             torch.from_numpy(labels[a:b].copy()), preprocessing, pixels=pixels, rows=torch.arange(int(a), int(b))
         )
-        for a, b in zip(ends[:-1], ends[1:], strict=True)
+        for a, b in itertools.pairwise(ends)
     ]
     return Task(
         name=spec.removeprefix(PREFIX),
