@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,101 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from tests.bench.common import command, environment, figures, results, workers
 from tests.conftest import run_command
 
 from laconic.bench.cells import cells_of, tasks_of
 from laconic.bench.collect import study_of
-from laconic.bench.engine import Event
+from laconic.bench.engine import Event, Task
+from laconic.bench.jobs import Job, plain, to_plain_data
 from laconic.bench.local import LocalEngine
 from laconic.bench.plan import parse_plan
 from laconic.bench.schedule import Schedule, follow, preview
 from laconic.bench.store import open_store
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.experiment import run
-
-PLAN = f"""
-title = "tiny"
-tasks = ["bundled:fashion-mnist"]
-seeds = 1
-[settings]
-backbone = "{BUNDLED_BACKBONE}"
-img_size = 16
-epochs = 4
-batch_size = 200
-prompts = 4
-[[methods]]
-label = "Linear"
-method = "linear"
-[[methods]]
-label = "VPT"
-method = "vpt-deep"
-[[methods]]
-label = "PC {{condense%}}"
-method = "vpt-deep"
-condense = [0.25, 0.5]
-fine_tune_epochs = 1
-[[methods]]
-label = "E2VPT"
-method = "e2vpt"
-kv_prompts = 2
-prune_tokens = 0.5
-prune_segments = 0.25
-[search]
-rungs = [0.25]
-[search.space]
-lr = [0.02, 0.005]
-"""
-
-
-@pytest.fixture
-def plan_file(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(PLAN)
-    return path
-
-
-def command(plan, out, *more):
-    return [sys.executable, "-m", "laconic", "bench", str(plan), "--out", str(out), *more]
-
-
-def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
-def results(out):
-    """Every result with the moment it was finished, all of them whole."""
-    store = open_store(str(out))
-    found = {name: store.result(name) for name in store.finished()}
-    assert None not in found.values()
-    return found
-
-
-FIGURES = ("test_accuracy", "val_accuracy", "val_loss", "prompt_counts", "learned_params", "epochs")
-
-
-def figures(found):
-    return {name: [document.get(key) for key in FIGURES] for name, document in found.items()}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The plan, run to its end by one worker with nothing in its way."""
-    out = tmp_path_factory.mktemp("undisturbed")
-    (out / "tiny.toml").write_text(PLAN)
-    done = subprocess.run(
-        command(out / "tiny.toml", out / "runs", "--json"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return out / "runs", json.loads(done.stdout)
+from laconic.settings import settings_from
 
 
 def test_a_plan_runs_to_its_end(undisturbed):
     out, document = undisturbed
     assert [cell["method"] for cell in document["cells"]] == ["Linear", "VPT", "PC 25 %", "PC 50 %", "E2VPT"]
-    assert all(0.3 < cell["test_accuracy"] <= 1 for cell in document["cells"])
+    assert all(0.2 < cell["test_accuracy"] <= 1 for cell in document["cells"])
     found = results(out)
     runs = [one for one in found.values() if one["until"] is None]
     # Five cells, and the training that E2VPT's pruning starts from; the other two start from VPT.
@@ -128,13 +55,10 @@ def test_trials_validate_and_runs_test(undisturbed):
     assert {one["run"]["test"] for one in trials} == {False}
 
 
-def test_its_numbers_are_those_of_fit(undisturbed, tmp_path, monkeypatch):
+def test_its_numbers_are_those_of_fit(undisturbed, text, tmp_path):
     """A run that shares its first stage ends as one that does all of it by itself."""
-    import torch
-
-    out, document = undisturbed
-    found = results(out)
-    (plan,) = [parse_plan(PLAN, name="tiny")]
+    out, _ = undisturbed
+    plan = parse_plan(text, name="tiny")
     cells = cells_of(plan, tasks_of(plan)[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -146,7 +70,6 @@ def test_its_numbers_are_those_of_fit(undisturbed, tmp_path, monkeypatch):
             assert alone.get("before", {}).get("test_accuracy") == result.get("before", {}).get("test_accuracy")
     finally:
         torch.set_num_threads(threads)
-    assert found
 
 
 def test_a_finished_plan_does_nothing(undisturbed):
@@ -159,8 +82,8 @@ def test_a_finished_plan_does_nothing(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == before
 
 
-def test_a_changed_plan_reuses_what_it_can(undisturbed, tmp_path):
-    plan = parse_plan(PLAN.replace("[0.25, 0.5]", "[0.5, 0.75]").replace("seeds = 1", "seeds = [0, 5]"), name="tiny")
+def test_a_changed_plan_reuses_what_it_can(undisturbed, text):
+    plan = parse_plan(text.replace("[0.25, 0.5]", "[0.5, 0.75]").replace("seeds = 1", "seeds = [0, 5]"), name="tiny")
     jobs, done = preview(cells_of(plan, tasks_of(plan)[0]), open_store(str(undisturbed[0])))
     todo = {job.name for job in jobs if not done[job.name]}
     assert {job.settings.recipe.seed for job in jobs if job.name in todo} == {0, 5}
@@ -169,8 +92,6 @@ def test_a_changed_plan_reuses_what_it_can(undisturbed, tmp_path):
 
 
 def test_a_damaged_result_is_done_again(undisturbed, tmp_path):
-    import shutil
-
     out, _ = undisturbed
     copy = tmp_path / "runs"
     shutil.copytree(out, copy)
@@ -182,22 +103,6 @@ def test_a_damaged_result_is_done_again(undisturbed, tmp_path):
             shutil.rmtree(copy / "adapters" / name)
     subprocess.run(command(out.parent / "tiny.toml", copy), env=environment(), capture_output=True, check=True)
     assert figures(results(copy)) == figures(kept)
-
-
-def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
-
-
-def workers(pid):
-    """The worker processes of a driver: not the helper that multiprocessing keeps beside them."""
-    commands = {}
-    for child in children(pid):
-        try:
-            commands[child] = Path(f"/proc/{child}/cmdline").read_text()
-        except OSError:
-            continue
-    return [child for child, text in commands.items() if "spawn_main" in text]
 
 
 @pytest.mark.parametrize("who", ["worker", "driver", "interrupt"])
@@ -212,8 +117,8 @@ def test_kills_at_random_moments_change_nothing(who, undisturbed, plan_file, tmp
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(chance.uniform(4, 9))
-        if driver.poll() is None and attempt < 4:
+        time.sleep(chance.uniform(3, 7))
+        if driver.poll() is None and attempt < 3:
             if who == "worker":
                 for child in workers(driver.pid):
                     os.kill(child, signal.SIGKILL)
@@ -222,7 +127,8 @@ def test_kills_at_random_moments_change_nothing(who, undisturbed, plan_file, tmp
                 driver.send_signal(signal.SIGKILL if who == "driver" else signal.SIGINT)
                 _, errors = driver.communicate(timeout=60)
                 assert driver.returncode == (-signal.SIGKILL if who == "driver" else 130)
-                assert who == "driver" or "the same command goes on" in errors
+                assert who == "driver" or "laconic: Stopped" in errors
+                assert "Traceback" not in errors
                 end = time.monotonic() + 40
                 while any(Path(f"/proc/{child}").exists() for child in left) and time.monotonic() < end:
                     time.sleep(0.1)
@@ -239,8 +145,8 @@ def test_kills_at_random_moments_change_nothing(who, undisturbed, plan_file, tmp
     assert list((out / "work").iterdir()) == []
 
 
-def test_a_worker_that_dies_again_and_again_is_given_up(tmp_path):
-    plan = parse_plan(PLAN, name="tiny")
+def test_a_worker_that_dies_again_and_again_is_given_up(text, tmp_path):
+    plan = parse_plan(text, name="tiny")
     cells = cells_of(plan, tasks_of(plan)[0])[:1]
     engine = Deadly()
     store = open_store(str(tmp_path))
@@ -276,19 +182,19 @@ class Deadly:
 
 
 LIMITED = """
-import resource, runpy, signal, sys
+import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-sys.argv = sys.argv[1:]
-from laconic.cli import main
-sys.exit(main(sys.argv))
+if __name__ == "__main__":
+    from laconic.cli import main
+    sys.exit(main(sys.argv[1:]))
 """
 
 
 def test_a_full_disk_stops_everything_and_loses_nothing(plan_file, tmp_path):
     """Writes longer than a limit fail, as they do when a disk is full."""
     out = tmp_path / "runs"
-    limited = [sys.executable, "-c", LIMITED, *command(plan_file, out)[2:]]
+    limited = [sys.executable, "-c", LIMITED, *command(plan_file, out)[3:]]
     stopped = subprocess.run(limited, env=environment(), capture_output=True, text=True, check=False)
     assert stopped.returncode == 1
     assert "The benchmark stops; start it again once that is mended." in stopped.stderr
@@ -299,27 +205,23 @@ def test_a_full_disk_stops_everything_and_loses_nothing(plan_file, tmp_path):
     assert len(results(out)) == 12
 
 
-def test_what_fails_for_good_is_said_and_not_tried_again(tmp_path):
-    text = PLAN.replace("[search.space]\nlr = [0.02, 0.005]", "").replace("epochs = 4", "epochs = 4\nlr = 1e38")
-    (tmp_path / "p.toml").write_text(text)
-    for attempt in ([], [], ["--retry-failed"]):
-        found = run_command("bench", tmp_path / "p.toml", "--out", tmp_path / "runs", "--json", *attempt)
+def test_what_fails_for_good_is_said_and_not_tried_again(text, tmp_path):
+    plan = text.replace("[search.space]\nlr = [0.02, 0.005]", "").replace(
+        "epochs = 4", 'epochs = 4\nlr = 1e9\noptimizer = "sgd"'
+    )
+    (tmp_path / "p.toml").write_text(plan)
+    failed = []
+    for more in ([], [], ["--retry-failed"]):
+        found = run_command("bench", tmp_path / "p.toml", "--out", tmp_path / "runs", "--json", *more)
         assert found.status == 1
-        assert "cells have no result" in found.err
-        failures = [cell["failure"] for cell in found.document["cells"] if cell["failure"]]
-        assert any("The loss became" in failure for failure in failures)
-        done = found.err.count("failed  ")
-        assert done == (0 if attempt == [] and "again" in locals() else done)
-        again = True
-    assert again
+        assert "5 of 5 cells have no result, the first Linear" in found.err
+        assert all("The loss became" in cell["failure"] for cell in found.document["cells"])
+        failed.append(found.err.count("failed  "))
+    assert failed == [3, 0, 3]  # a training that others start from fails once for all of them
 
 
 def test_the_engine_names_the_signal_that_killed_a_worker(tmp_path):
     engine = LocalEngine(str(tmp_path), workers=1)
-    from laconic.bench.engine import Task
-    from laconic.bench.jobs import Job, plain, to_plain_data
-    from laconic.settings import settings_from
-
     job = Job(settings=plain(settings_from({"backbone": BUNDLED_BACKBONE, "data": "bundled:fashion-mnist"})))
     engine.submit(Task(name=job.name, document=to_plain_data(job)))
     os.kill(engine.workers[0].process.pid, signal.SIGKILL)
@@ -335,7 +237,7 @@ def test_a_study_says_what_is_missing(undisturbed, tmp_path):
     study = study_of(str(undisturbed[0]))
     assert {cell["state"] for cell in study["cells"]} == {"finished"}
     assert study["cells"][1]["search"]["chosen"]["lr"] in (0.02, 0.005)
-    assert study["tasks"][0]["classes"][0] == "T-shirt/top"
+    assert study["tasks"][0]["classes"] == ["0", "1", "2"]
     with pytest.raises(Exception, match="There are no results"):
         study_of(str(tmp_path))
 

@@ -76,7 +76,8 @@ def test_a_label_without_a_place_for_what_differs_gets_one():
 def test_a_share_of_the_tasks_prompts():
     text = (
         BASE
-        + "[[methods]]\nlabel='few {share%}'\nmethod='vpt-deep'\nshare=[0.1, 0.3]\n[task.'synthetic:counting']\nprompts=50\n"
+        + "[[methods]]\nlabel='few {share%}'\nmethod='vpt-deep'\nshare=[0.1, 0.3]\n"
+        + "[task.'synthetic:counting']\nprompts=50\n"
     )
     found = {cell.method: cell.settings().prompts for cell in cells(text)}
     assert found == {"VPT": 50, "few 10 %": 5, "few 30 %": 15}
@@ -184,7 +185,7 @@ def test_two_methods_of_one_label_are_refused():
 
 
 def test_a_plan_that_is_not_there_names_those_that_are(tmp_path):
-    with pytest.raises(PlanError, match="There is no plan .*nothing.toml.*small"):
+    with pytest.raises(PlanError, match=r"There is no plan .*nothing\.toml.*small"):
         load_plan(str(tmp_path / "nothing.toml"))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import platform
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,6 +23,9 @@ from laconic.preprocessing import Preprocessing
 from laconic.progress import Report, silent
 from laconic.settings import CondenseSettings, Settings
 from laconic.sources import Sources
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of the system that all jobs would meet."""
 
 
 class KeptSources(Sources):
@@ -116,13 +121,9 @@ class Worker:
             sentence = "There is not enough memory."
         elif not isinstance(error, LaconicError):
             sentence = f"Something unexpected went wrong ({type(error).__name__}: {error})."
-        full = False
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-            sentence = (
-                f"The system refused something: {error.strerror or error} ({error.filename or self.store.address})."
-            )
-        failed = {"state": "failed", "failure": sentence, "for_all": full or isinstance(error, StoreError)}
+        if no_room := _no_room(error):
+            sentence = f"Nothing can be written to {self.store.address} ({no_room})."
+        failed = {"state": "failed", "failure": sentence, "for_all": bool(no_room) or isinstance(error, StoreError)}
         if not failed["for_all"]:
             again = not isinstance(error, DivergedError)
             try:
@@ -131,6 +132,17 @@ class Worker:
             except (OSError, StoreError):
                 failed["for_all"] = True
         return failed
+
+
+def _no_room(error: BaseException | None) -> str:
+    """What the system says of a disk that is full or must not be written to; nothing where that is not at fault."""
+    while error is not None:
+        # Libraries that write files themselves only hand on the words of the system.
+        number = error.errno if isinstance(error, OSError) else next(iter(re.findall(r"os error (\d+)", str(error))), 0)
+        if int(number or 0) in NO_ROOM:
+            return os.strerror(int(number or 0)).lower()
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _now() -> str:
