@@ -244,6 +244,10 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     skipped = result["provenance"]["data"]["skipped"]
     if skipped:
         print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
+    differences = result["provenance"]["data"].get("differences", [])
+    if differences:
+        more = f" ({len(differences) - 1} more in result.json)" if len(differences) > 1 else ""
+        print_note(f"Not the benchmark's own data: {differences[0]}{more}")
     for name, stage in stages:
         if not stage["converged"] and stage["epochs"]:
             which = f" ({name})" if name else ""

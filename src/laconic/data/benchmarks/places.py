@@ -100,7 +100,8 @@ def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:
     above = {fold(name) for name in _ABOVE[suite]}
     top = _folders(root)
     places = [*top, *(inner for folder in top if fold(folder.name) in above for inner in _folders(folder))]
-    found = [folder for folder in places if fold(folder.name) in wanted]
+    # VTAB's flowers may lie beside FGVC's: what has the other suite's lists is not meant.
+    found = [folder for folder in places if fold(folder.name) in wanted and recognise(folder) in (suite, None)]
     return min(found, key=lambda folder: (recognise(folder) is None, folder.name not in names), default=None)
 
 

@@ -1,0 +1,38 @@
+"""How much each plan that comes with laconic computes, and the hours that would take on one GPU.
+
+    python recipes/plan_hours.py [--tmacs 30]
+
+The hours are reckoned from multiply-accumulates, not measured: a GPU that sustains 30 TMAC/s (60 TFLOP/s) while it trains
+is one of the A100's class in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+
+from laconic.bench.cells import cells_of, tasks_of
+from laconic.bench.estimate import work_of
+from laconic.bench.plan import load_plan, shipped_plans
+from laconic.bench.schedule import preview
+from laconic.bench.store import open_store
+
+
+def main() -> None:
+    """Prints a line for each plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tmacs", type=float, default=30.0, help="10^12 multiply-accumulates a second")
+    options = parser.parse_args()
+    print(f"{'plan':<16} {'runs':>6} {'trials':>7} {'10^15 MACs':>11} {'hours':>7}")
+    for name in shipped_plans():
+        plan = load_plan(name)
+        tasks, optional = tasks_of(plan)
+        jobs, _ = preview(cells_of(plan, [*tasks, *optional]), open_store(tempfile.gettempdir() + "/nothing-here"))
+        gmacs = sum(work_of(job).gmacs for job in jobs)
+        trials = sum(job.until is not None for job in jobs)
+        hours = gmacs / (1e3 * options.tmacs) / 3600
+        print(f"{name:<16} {len(jobs) - trials:>6} {trials:>7} {gmacs / 1e6:>11,.1f} {hours:>7,.1f}")
+
+
+if __name__ == "__main__":
+    main()
