@@ -1,6 +1,6 @@
 """How many empty runs a benchmark schedules in a second, with either engine: what a run costs besides itself.
 
-    python benchmarks/scheduling.py [--runs 3000] [--workers 2]
+python benchmarks/scheduling.py [--runs 3000] [--workers 2]
 """
 
 from __future__ import annotations

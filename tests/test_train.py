@@ -237,6 +237,20 @@ def test_validation_runs_about_ten_times_and_at_the_end():
     assert seen == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 43]
 
 
+@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()])
+def test_a_training_that_stops_on_its_way_goes_on_as_if_it_had_not(method, tmp_path):
+    whole, parts = fresh(method), fresh(method)
+    history = fit(whole, tensors(), tensors(9, 1), recipe=recipe(epochs=5))
+    state = tmp_path / "state.safetensors"
+    for until in (1, 3, 3, 9):
+        found = fit(
+            parts, tensors(), tensors(9, 1), recipe=recipe(epochs=5), checkpoint=state, resume=True, until=until
+        )
+        assert len(found.rows) == min(until, 5)
+        assert found.rows == history.rows[: len(found.rows)]
+    assert_identical(values(parts), values(whole))
+
+
 def test_prompt_dropout_acts_in_training_only():
     with_dropout, _ = trained(laconic.VPT(4, dropout=0.5), recipe=recipe())
     without, _ = trained(laconic.VPT(4, dropout=0.0), recipe=recipe())

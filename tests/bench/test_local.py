@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.bench.common import command, environment, figures, results, workers
-from tests.conftest import run_command
 
+from conftest import run_command
 from laconic.bench.cells import cells_of, tasks_of
 from laconic.bench.collect import study_of
 from laconic.bench.engine import Event, Task
@@ -26,6 +25,7 @@ from laconic.bench.store import open_store
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.experiment import run
 from laconic.settings import settings_from
+from plans import command, environment, figures, results, workers
 
 
 def test_a_plan_runs_to_its_end(undisturbed):

@@ -1,0 +1,118 @@
+"""Flat settings, as commands and plans have them, and what a run makes of those that are new in this file."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from laconic import sources
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.data import ImageDataset, open_task
+from laconic.errors import DataError, LaconicError
+from laconic.experiment import run, try_settings
+from laconic.preprocessing import Preprocessing
+from laconic.recipe import Recipe
+from laconic.settings import Settings, setting_types, settings_from
+
+PLAIN = Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+TINY = {"backbone": BUNDLED_BACKBONE, "img_size": 16, "epochs": 4, "batch_size": 200, "prompts": 2}
+
+
+def test_every_setting_has_a_flat_name_and_its_default():
+    given = settings_from({"backbone": "x"})
+    assert given == Settings(backbone="x")
+    own = {field.name for field in fields(Settings)} - {"recipe", "prune"}
+    recipe = {field.name for field in fields(Recipe)}
+    pruning = {"prune", "prune_tokens", "prune_segments", "num_segments", "saving"}
+    assert set(setting_types()) == own | recipe | pruning
+
+
+def test_flat_names_reach_their_places():
+    found = settings_from(
+        {
+            "backbone": "x",
+            "lr": 1,
+            "seed": 4,
+            "prune_tokens": 0.5,
+            "num_segments": 8,
+            "scope": "local",
+            "method": "e2vpt",
+        }
+    )
+    assert (found.recipe.lr, type(found.recipe.lr), found.recipe.seed) == (1.0, float, 4)
+    assert (found.prune.tokens, found.prune.segments, found.prune.num_segments) == (0.5, None, 8)
+    assert (found.prune.scope, found.scope) == ("local", "local")
+    assert settings_from({"backbone": "x", "prune": False, "num_segments": 8}).prune is None
+    assert settings_from({"backbone": "x", "prune": True}).prune.searched
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "name no backbone"),
+        ({"backbone": "x", "promts": 3}, "did you mean prompts"),
+        ({"backbone": "x", "zzzzzz": 3}, "there are .*augment"),
+        ({"backbone": 3}, "backbone takes text in quotes, not 3"),
+        ({"backbone": "x", "prompts": True}, "prompts takes a whole number, not True"),
+        ({"backbone": "x", "lr": "fast"}, "lr takes a number or nothing, not 'fast'"),
+        ({"backbone": "x", "fine_tune": 1}, "fine_tune takes true or false, not 1"),
+        ({"backbone": "x", "resize": "stretch"}, "resize takes 'squash' or 'crop' or nothing, not 'stretch'"),
+        ({"backbone": "x", "optimizer": True}, "optimizer takes 'adamw' or 'sgd', not True"),
+        ({"backbone": "x", "train_on": "test"}, "train_on takes 'train' or 'train.val'"),
+        ({"backbone": "x", "condense": 1.5}, "share of prompts to keep"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(values, sentence):
+    with pytest.raises(LaconicError, match=sentence):
+        settings_from(values)
+
+
+def test_what_is_searched_on_validation_images_cannot_train_on_them():
+    with pytest.raises(LaconicError, match="validation images, so they cannot be trained on"):
+        settings_from({"backbone": "x", "prune": True, "train_on": "train+val"})
+    assert settings_from({"backbone": "x", "prune_tokens": 0.5, "prune_segments": 0.5, "train_on": "train+val"})
+
+
+def test_joined_images_are_those_of_both():
+    task = open_task(None, PLAIN)
+    one, other = task.val.subset(range(3)), task.test.subset(range(4))
+    both = one.joined(other)
+    assert len(both) == 7
+    assert torch.equal(both.labels, torch.cat([one.labels, other.labels]))
+    for number in range(7):
+        image, label = both[number]
+        expected, wanted = one[number] if number < 3 else other[number - 3]
+        assert torch.equal(image, expected)
+        assert label == wanted
+    shared = task.test.subset([5, 1]).joined(task.test.subset([3]))
+    assert torch.equal(shared.pixels(torch.arange(3)), task.test.pixels(torch.tensor([5, 1, 3])))
+
+
+def test_joined_files_are_those_of_both(colours):
+    task = open_task(str(colours), PLAIN)
+    files = [
+        ImageDataset(part.labels, PLAIN, root=colours, paths=part.paths) for part in (task.train, task.val) if part
+    ]
+    both = files[0].joined(files[1])
+    assert both.paths == [*task.train.paths, *task.val.paths]
+    assert torch.equal(both[len(both) - 1][0], task.val[len(task.val) - 1][0])
+
+
+def test_trainings_may_use_the_validation_images_and_leave_the_test_images_alone(tmp_path):
+    chosen = run(settings_from({**TINY, "test": False}), tmp_path / "chosen")
+    assert chosen["test_accuracy"] is None
+    assert chosen["val_accuracy"] is not None
+    assert "not read" in chosen["provenance"]["epoch_rule"]
+    final = run(settings_from({**TINY, "train_on": "train+val"}), tmp_path / "final")
+    assert final["val_accuracy"] is None
+    assert final["test_accuracy"] is not None
+    assert final["provenance"]["data"] == chosen["provenance"]["data"]
+    assert final["epochs"][-1]["loss"] != chosen["epochs"][-1]["loss"]
+
+
+def test_a_task_without_validation_images_has_none_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "open_task", lambda *a, **k: replace(open_task(*a, **k), val=None))
+    with pytest.raises(DataError, match="no validation images to train on"):
+        run(settings_from({**TINY, "train_on": "train+val"}), tmp_path / "final")
+    with pytest.raises(DataError, match="no validation images to choose settings by"):
+        try_settings(settings_from(TINY), tmp_path / "t" / "training.safetensors", until=1)
