@@ -2,8 +2,8 @@
 
     python recipes/plan_hours.py [--tmacs 30]
 
-The hours are reckoned from multiply-accumulates, not measured: a GPU that sustains 30 TMAC/s (60 TFLOP/s) while it trains
-is one of the A100's class in bf16.
+The hours are reckoned from multiply-accumulates, not measured: a GPU that sustains 30 TMAC/s (60 TFLOP/s) while it
+trains is one of the A100's class in bf16.
 """
 
 from __future__ import annotations
