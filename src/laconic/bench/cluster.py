@@ -7,17 +7,20 @@ import contextlib
 import math
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import laconic
 from laconic.bench.engine import Event, Task
 from laconic.bench.local import WorkerProcess, cores
-from laconic.bench.plan import Workers
 from laconic.errors import LaconicError
+
+if TYPE_CHECKING:
+    from laconic.bench.plan import Workers
 
 LISTEN_SECONDS = 10.0
 """After which an actor answers even when nothing has happened."""
@@ -316,10 +319,18 @@ def described(resources: Mapping[str, float]) -> str:
     return ", ".join(parts) or "nothing"
 
 
+VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns on machines without a GPU
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # it prints errors of the cluster, whatever it was told, to standard output
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
+"""Without which Ray talks to others than us; it reads them when it is imported."""
+
+
 def _ray() -> Any:
-    # Nothing is sent anywhere, and CUDA_VISIBLE_DEVICES is left to Ray without a word; read when Ray is imported.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
@@ -350,7 +361,7 @@ def _cannot_start(error: Exception) -> bool:
 
 
 def _node_died(error: Exception) -> bool:
-    return "node" in str(error).lower()
+    return re.search(r"\bnode (has died|died|was)", str(error)) is not None
 
 
 def _last_line(error: Exception) -> str:
