@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import laconic
 from laconic.bench.engine import Event, Task
-from laconic.bench.local import WorkerProcess, cores
+from laconic.bench.local import WorkerProcess
 from laconic.errors import LaconicError
 
 if TYPE_CHECKING:
@@ -345,7 +345,8 @@ def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) 
         if cluster is not None:
             ray.init(address=cluster, **quiet)
             return
-        cpus = max(cores(), math.ceil((number or 0) * needs.cpus))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = max(cores, math.ceil((number or 0) * needs.cpus))
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
         )

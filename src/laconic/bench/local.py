@@ -165,11 +165,6 @@ class WorkerProcess:
             self.process.join()
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _work(connection: Connection, address: str, name: str, rehearse: bool, threads: int) -> None:
     """The worker process: a job in, its answer out, until the driver closes the line or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the driver decides
