@@ -1,6 +1,22 @@
 """Benchmarks: a plan (tasks, methods, settings, seeds) becomes runs, and these become results that can be trusted."""
 
-from laconic.bench.plan import Plan, load_plan, parse_plan
-from laconic.bench.store import open_store
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from laconic.bench.plan import Plan as Plan
+    from laconic.bench.plan import load_plan as load_plan
+    from laconic.bench.plan import parse_plan as parse_plan
+    from laconic.bench.store import open_store as open_store
+
+# Plans import torch, for which an actor that only looks after a worker process has no use.
+_HOMES = {"Plan": "plan", "load_plan": "plan", "open_store": "store", "parse_plan": "plan"}
 __all__ = ["Plan", "load_plan", "open_store", "parse_plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"laconic.bench.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'laconic.bench' has no attribute {name!r}")

@@ -1,288 +1,370 @@
-"""Workers on a Ray cluster: one of this machine's own, or any that an address leads to."""
+"""Workers on a Ray cluster: an actor for each, which looks after a worker process like those of the local engine."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import importlib
-import logging
 import math
 import os
-import signal
+import platform
+import re
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import laconic
 from laconic.bench.engine import Event, Task
-from laconic.bench.plan import Workers
-from laconic.bench.schedule import BenchError
+from laconic.bench.local import WorkerProcess
+from laconic.errors import LaconicError
 
-LOOK_EVERY_SECONDS = 0.5
-"""How often progress is fetched, and how soon a worker learns that it is to stop."""
-START_SECONDS = 120.0
-"""Within which some worker must have started."""
+if TYPE_CHECKING:
+    from laconic.bench.plan import Workers
+
+LISTEN_SECONDS = 10.0
+"""After which an actor answers even when nothing has happened."""
+LOOK_EVERY_SECONDS = 5.0
+"""For machines that have joined the cluster."""
+UNFIT_SECONDS = 60.0
+"""For which a cluster may lack any machine that is large enough; one may be on its way."""
+FULL_SECONDS = 600.0
+"""For which others may use all of a cluster."""
+END_SECONDS = 15.0
+BIRTHS = 5
+"""So many actors in a row may die before they are ready."""
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Of a cluster on this machine; only jobs and their answers go through it."""
+
+
+class ClusterError(LaconicError):
+    """A Ray cluster cannot be used."""
 
 
 class RayEngine:
-    """Runs jobs in Ray actors, each of which keeps backbone and images between its jobs.
+    """Runs jobs on a Ray cluster.
+
+    Every worker is an actor that holds the resources and has a process of its own for the jobs, so that one that dies
+    takes nothing with it. All of them end with this process.
 
     Args:
-        address: Of the store; every node must see it.
-        wanted: What each worker may use.
-        workers: How many, instead of what the plan says; as many as there is room for when neither says it.
-        cluster: Address of a running cluster; one on this machine, ended with this process, when not given.
-        rehearse: See `laconic.bench.worker.Worker`.
+        address: Of the store; all machines must see the same there.
+        needs: What each worker may use.
+        workers: How many, instead of what `needs` says; as many as the cluster has room for when neither says.
+        cluster: Address of a running cluster; one of its own on this machine when not given.
+        rehearse: See `Worker`.
 
     Raises:
-        BenchError: If Ray is not installed, the cluster cannot be reached, or no node has room for one worker.
+        ClusterError: If Ray is not installed, there is no cluster, or no machine of it can be large enough.
     """
 
     def __init__(
         self,
         address: str,
-        wanted: Workers,
+        needs: Workers,
         *,
         workers: int | None = None,
         cluster: str | None = None,
         rehearse: bool = False,
     ) -> None:
-        self._ray = _ray()
         self.address = address
         self.rehearse = rehearse
-        self.wanted = wanted
-        self._connect(cluster, workers or wanted.number)
-        self.gpus = self._gpus()
-        self.number = workers or wanted.number or self._room()
-        self._board = self._ray.remote(num_cpus=0)(_Board).remote()
-        self._workers: dict[int, _Remote] = {}
-        self._started: list[Event] = []
-        self._looked = -math.inf
-        self._created = time.monotonic()
-        self._alive = False
+        self.number = workers or needs.number
+        self.ray = _ray()
+        self.connected_here = not self.ray.is_initialized()
+        if self.connected_here:
+            _connect(self.ray, cluster, needs, self.number)
+        nodes = self._nodes()
+        gpus = needs.gpus if needs.gpus is not None else float(any(node.get("GPU", 0) for node in nodes))
+        self.needs = {"CPU": needs.cpus, "GPU": gpus, "memory": (needs.memory_gb or 0) * 1e9}
+        self.seats: list[_Seat] = []
+        self.hired = 0
+        self.stillborn = 0
+        self._events: list[Event] = []
+        self._next_look = 0.0
+        self._without_since = time.monotonic()
+        if cluster is None and self.connected_here and not room(nodes, self.needs):
+            self.close()
+            raise ClusterError(self._unfit(nodes))
 
     def free(self) -> int:
         """See `Engine`."""
-        return self.number - sum(worker.task is not None for worker in self._workers.values())
+        return sum(seat.ready and seat.task is None for seat in self.seats)
 
     def submit(self, task: Task) -> None:
         """See `Engine`."""
-        number = self._best(task)
-        if number not in self._workers:
-            self._workers[number] = _Remote(self._actor(number), f"ray worker {number}")
-        worker = self._workers[number]
-        worker.task, worker.affinity = task, task.affinity
-        worker.answer = worker.actor.do.remote(task.name, dict(task.document))
-        self._started.append(Event(name=task.name, kind="started", worker=worker.name))
+        free = [seat for seat in self.seats if seat.ready and seat.task is None]
+        seat = min(free, key=lambda seat: seat.affinity != task.affinity)
+        seat.task, seat.affinity = task, task.affinity
+        seat.actor.give.remote(task)
+        self._events.append(Event(name=task.name, kind="started", worker=seat.name))
 
     def poll(self, seconds: float) -> list[Event]:
-        """See `Engine`."""
-        events, self._started = self._started, []
-        busy = {worker.answer: number for number, worker in self._workers.items() if worker.task is not None}
-        if not busy:
-            time.sleep(0 if events else seconds)
+        """See `Engine`.
+
+        Raises:
+            ClusterError: If the cluster has no room for a single worker for long.
+        """
+        self._staff()
+        events, self._events = self._events, []
+        calls = {seat.call: seat for seat in self.seats}
+        if not calls:
+            time.sleep(seconds)
             return events
-        ready, waiting = self._ray.wait(list(busy), num_returns=1, timeout=0 if events else seconds)
-        if ready and waiting:
-            ready += self._ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
-        for answer in ready:
-            events.append(self._answer(busy[answer]))
-        self._alive = self._alive or bool(ready)
-        return [*events, *self._progress()]
+        heard, _ = self.ray.wait(list(calls), timeout=0 if events else seconds)
+        if heard:
+            heard, _ = self.ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        for call in heard:
+            events += self._hear(calls[call])
+        return events
 
     def stop(self) -> None:
         """See `Engine`."""
-        with contextlib.suppress(Exception):
-            self._ray.get(self._board.stop.remote(), timeout=10)
+        for seat in self.seats:
+            seat.actor.stop.remote()
 
     def close(self) -> None:
         """See `Engine`."""
-        for worker in self._workers.values():
-            with contextlib.suppress(Exception):
-                self._ray.kill(worker.actor)
-        self._workers = {}
-        self._ray.shutdown()
+        ends = [seat.actor.end.remote() for seat in self.seats if seat.ready]
+        if ends:
+            self.ray.wait(ends, num_returns=len(ends), timeout=END_SECONDS)
+        for seat in self.seats:
+            self.ray.kill(seat.actor)
+        self.seats = []
+        if self.connected_here:
+            self.ray.shutdown()
 
-    def _connect(self, cluster: str | None, number: int | None) -> None:
-        """Joins a cluster, or starts one with room for as many workers as are asked for."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if cluster is None:
-            cores = len(os.sched_getaffinity(0))
-            quiet |= {
-                "include_dashboard": False,
-                "num_cpus": max(cores, math.ceil((number or 1) * self.wanted.cpus)),
-            }
-        try:
-            self._ray.init(address=cluster or "local", **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = (
-                "A Ray cluster cannot be started here" if cluster is None else f"There is no Ray cluster at {cluster}"
-            )
-            raise BenchError(f"{where} ({str(error).splitlines()[0]}).") from error
-
-    def _gpus(self) -> float:
-        if self.wanted.gpus is not None:
-            return self.wanted.gpus
-        return 1.0 if self._ray.cluster_resources().get("GPU", 0) else 0.0
-
-    def _room(self) -> int:
-        """How many workers all nodes have room for together."""
-        number = sum(self._fitting(node["Resources"]) for node in self._ray.nodes() if node["Alive"])
-        if number < 1:
-            parts = [f"{self.wanted.cpus:g} cores"] + ([f"{self.gpus:g} GPUs"] if self.gpus else [])
-            parts += [f"{self.wanted.memory_gb:g} GB of memory"] if self.wanted.memory_gb else []
-            raise BenchError(f"No node of the Ray cluster has room for a worker with {', '.join(parts)}.")
-        return number
-
-    def _fitting(self, there: Mapping[str, float]) -> int:
-        """How many workers one node has room for."""
-        memory = (self.wanted.memory_gb or 0) * 1e9
-        wants = {"CPU": self.wanted.cpus, "GPU": self.gpus, "memory": memory}
-        return min((int(there.get(name, 0) / size) for name, size in wants.items() if size), default=1)
-
-    def _actor(self, number: int) -> Any:
-        threads = max(1, int(self.wanted.cpus))
-        options: dict[str, Any] = {"num_cpus": self.wanted.cpus, "num_gpus": self.gpus, "max_restarts": 0}
-        if self.wanted.memory_gb:
-            options["memory"] = int(self.wanted.memory_gb * 1e9)
-        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        kind = self._ray.remote(**options)(_Actor)
-        return kind.remote(self.address, f"ray worker {number}", self.rehearse, threads, self._board)
-
-    def _best(self, task: Task) -> int:
-        """A free worker, best one that has the backbone and images of the job; an actor is started last."""
-        free = [n for n in range(self.number) if n not in self._workers or self._workers[n].task is None]
-
-        def cost(number: int) -> int:
-            worker = self._workers.get(number)
-            return 2 if worker is None else 0 if worker.affinity == task.affinity else 1
-
-        return min(free, key=cost)
-
-    def _answer(self, number: int) -> Event:
-        """What came of the job of a worker; one that has died is replaced when there is something to do."""
-        worker = self._workers[number]
-        assert worker.task is not None
-        name, worker.task = worker.task.name, None
-        try:
-            answer = self._ray.get(worker.answer)
-        except self._ray.exceptions.RayError as error:
-            del self._workers[number]
-            with contextlib.suppress(Exception):
-                self._ray.kill(worker.actor)
-            return Event(name=name, kind="lost", worker=worker.name, why=_why(error))
-        kind = "stopped" if answer["state"] == "stopped" else "done"
-        return Event(name=name, kind=kind, worker=worker.name, answer=answer)
-
-    def _progress(self) -> list[Event]:
-        """What the workers have pinned to the board; and whether the cluster lets any of them start at all."""
+    def _staff(self) -> None:
+        """Hires workers where the cluster has room for more; says so when there is none for a single one."""
         now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_SECONDS:
-            return []
-        self._looked = now
-        try:
-            notes: dict[str, dict[str, float]] = self._ray.get(self._board.take.remote(), timeout=5)
-        except self._ray.exceptions.RayError:
-            notes = {}
-        self._alive = self._alive or bool(notes)
-        if not self._alive and now - self._created > START_SECONDS:
-            self._room()
-            raise BenchError(
-                f"No worker has started within {START_SECONDS:.0f} s: the Ray cluster has no room left; are other jobs "
-                "running there?"
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_EVERY_SECONDS
+        nodes = self._nodes()
+        for _ in range((self.number or room(nodes, self.needs)) - len(self.seats)):
+            self._hire()
+        if any(seat.ready for seat in self.seats):
+            self._without_since = now
+        elif not room(nodes, self.needs) and now - self._without_since > UNFIT_SECONDS:
+            raise ClusterError(self._unfit(nodes))
+        elif now - self._without_since > FULL_SECONDS:
+            raise ClusterError(
+                f"For {FULL_SECONDS / 60:.0f} minutes the Ray cluster had no room for a worker "
+                f"({described(self.needs)}); start again once others have finished there."
             )
-        return [Event(name=name, kind="progress", answer=note) for name, note in notes.items()]
+
+    def _hire(self) -> None:
+        name = f"worker {self.hired}"
+        self.hired += 1
+        options = {"num_cpus": self.needs["CPU"], "num_gpus": self.needs["GPU"], "memory": self.needs["memory"] or None}
+        threads = max(1, int(self.needs["CPU"]))
+        # Methods run side by side: one waits for what the process says while another gives it a job or stops it.
+        kind = self.ray.remote(Overseer).options(**options, max_concurrency=4, max_restarts=0)
+        actor = kind.remote(self.address, name, os.getcwd(), self.rehearse, threads)
+        self.seats.append(_Seat(name=name, actor=actor, call=actor.hello.remote()))
+
+    def _hear(self, seat: _Seat) -> list[Event]:
+        """What an actor has answered; it is asked again, or buried."""
+        try:
+            answer = self.ray.get(seat.call)
+        except self.ray.exceptions.RayError as error:
+            return self._bury(seat, error)
+        seat.call = seat.actor.listen.remote(LISTEN_SECONDS)
+        if not seat.ready:
+            if answer["version"] != laconic.__version__:
+                raise ClusterError(
+                    f"{answer['host']} has laconic {answer['version']} and this machine {laconic.__version__}; install "
+                    "the same everywhere."
+                )
+            seat.ready, seat.host, self.stillborn = True, answer["host"], 0
+            return []
+        if any(event.kind in ("done", "stopped", "lost") for event in answer):
+            seat.task = None
+        return answer
+
+    def _bury(self, seat: _Seat, error: Exception) -> list[Event]:
+        """After an actor died, or was cut off: another takes its place, where there is room."""
+        self.seats.remove(seat)
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            self.ray.kill(seat.actor)
+        self._next_look = 0.0
+        self.stillborn += not seat.ready
+        if self.stillborn >= BIRTHS or (not seat.ready and _cannot_start(error)):
+            raise ClusterError(
+                f"No worker can start on the Ray cluster ({_last_line(error)}); does every machine of it have the same "
+                "laconic and Python as this one?"
+            )
+        if seat.task is None:
+            return []
+        where = f" on {seat.host}" if seat.host else ""
+        why = "its machine left the cluster" if _node_died(error) else "its Ray worker was ended"
+        return [Event(name=seat.task.name, kind="lost", worker=seat.name, why=f"{why}{where}")]
+
+    def _nodes(self) -> list[dict[str, float]]:
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    def _unfit(self, nodes: Sequence[Mapping[str, float]]) -> str:
+        have = "; ".join(sorted({described(node) for node in nodes})) or "nothing"
+        return (
+            f"No machine of the Ray cluster has what the plan wants for each worker ({described(self.needs)}); they "
+            f"have {have}."
+        )
 
 
-class _Remote:
-    """An actor, and the job that it has."""
+@dataclass(eq=False, kw_only=True)
+class _Seat:
+    """An actor as the driver sees it.
 
-    def __init__(self, actor: Any, name: str) -> None:
-        self.actor, self.name = actor, name
-        self.task: Task | None = None
-        self.affinity = ""
-        self.answer: Any = None
+    Args:
+        name: Of the worker.
+        actor: Its handle.
+        call: What was asked of it last and will be answered: first whether it is there, then what happens.
+        ready: Whether it is there.
+        host: The machine that it is on.
+        task: The job that it has.
+        affinity: Of its last job.
+    """
+
+    name: str
+    actor: Any
+    call: Any
+    ready: bool = False
+    host: str = ""
+    task: Task | None = None
+    affinity: str = ""
 
 
-class _Board:
-    """Where workers pin how far they are, and look whether they are to stop; an actor of its own."""
+class Overseer:
+    """What runs on the cluster: keeps one worker process, and passes on what it is told and what happens.
 
-    def __init__(self) -> None:
-        self.notes: dict[str, dict[str, float]] = {}
-        self.stopping = False
+    Args:
+        address: Of the store.
+        name: Of the worker.
+        folder: Where relative paths begin, if this machine has it.
+        rehearse: See `Worker`.
+        threads: Of the process.
+    """
 
-    def pin(self, name: str, note: dict[str, float]) -> None:
-        self.notes[name] = note
+    def __init__(self, address: str, name: str, folder: str, rehearse: bool, threads: int) -> None:
+        self.name = f"{name} on {platform.node()}"
+        self.address = address
+        self.rehearse = rehearse
+        self.threads = threads
+        self.process: WorkerProcess | None = None
+        self.there = threading.Event()
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        atexit.register(self.end)  # before Python itself waits for the process, however long its job takes
 
-    def take(self) -> dict[str, dict[str, float]]:
-        notes, self.notes = self.notes, {}
-        return notes
+    def hello(self) -> dict[str, str]:
+        """Who this is."""
+        return {"host": platform.node(), "version": laconic.__version__}
+
+    def give(self, task: Task) -> None:
+        """Gives the process a job; it has none."""
+        if self.process is None:
+            self.process = WorkerProcess(self.name, self.address, rehearse=self.rehearse, threads=self.threads)
+        self.process.give(task)
+        self.there.set()
+
+    def listen(self, seconds: float) -> list[Event]:
+        """What has happened to the job; waits at most so long for something."""
+        self.there.wait(seconds)
+        process = self.process
+        if process is None or not process.connection.poll(seconds):
+            return []
+        try:
+            return process.read()
+        except (EOFError, OSError):
+            self.process = None
+            self.there.clear()
+            return process.bury()
 
     def stop(self) -> None:
-        self.stopping = True
+        """Asks the process to save its state and to stop with its job."""
+        if self.process is not None:
+            self.process.stop()
 
-    def is_stopping(self) -> bool:
-        return self.stopping
+    def end(self) -> None:
+        """Ends the process."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.stop()
+            process.end()
 
 
-class _Actor:
-    """A worker in a process of Ray's; its methods run in the main thread, where signals arrive."""
+def room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many workers fit on machines with these resources, were nothing else there.
 
-    def __init__(self, address: str, name: str, rehearse: bool, threads: int, board: Any) -> None:
-        import torch
+    Example:
+        >>> room([{"CPU": 8, "GPU": 1}, {"CPU": 5}], {"CPU": 2, "GPU": 0}), room([{"CPU": 8}], {"CPU": 1, "GPU": 1})
+        (6, 0)
+    """
+    wanted = {name: value for name, value in needs.items() if value}
+    if not wanted:  # nothing limits them
+        wanted = {"CPU": 1.0}
+    # A hair more, so that ten times 0.1 is 1.
+    return sum(min(math.floor(node.get(name, 0) / value + 1e-9) for name, value in wanted.items()) for node in nodes)
 
-        from laconic.bench.worker import Worker
 
-        torch.set_num_threads(threads)
-        self.worker = Worker(address, name, rehearse=rehearse)
-        self.board = board
-        self.busy = False
-        signal.signal(signal.SIGTERM, self._interrupt)
-        threading.Thread(target=self._look_out, daemon=True).start()
+def described(resources: Mapping[str, float]) -> str:
+    """Resources in words.
 
-    def do(self, name: str, document: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Worker.do`; a job that was told to stop has the state `stopped`."""
-        last = -math.inf
-        self.board.pin.remote(name, {})
+    Example:
+        >>> described({"CPU": 2.0, "GPU": 1, "memory": 8e9})
+        '2 cpus, 1 gpus, 8 GB of memory'
+    """
+    parts = [f"{resources[name]:g} {name.lower()}s" for name in ("CPU", "GPU") if resources.get(name)]
+    parts += [f"{resources['memory'] / 1e9:.3g} GB of memory"] if resources.get("memory") else []
+    return ", ".join(parts) or "nothing"
 
-        def report(done: int, total: int, **figures: float) -> None:
-            nonlocal last
-            if time.monotonic() - last > LOOK_EVERY_SECONDS:
-                last = time.monotonic()
-                self.board.pin.remote(name, {"done": done, "total": total, **figures})
 
-        self.busy = True
-        try:
-            return self.worker.do(document, report)
-        except KeyboardInterrupt:
-            return {"state": "stopped"}
-        finally:
-            self.busy = False
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        if self.busy:
-            raise KeyboardInterrupt
-
-    def _look_out(self) -> None:
-        """Passes on to this process's main thread that all are to stop; training then saves its state first."""
-        ray = _ray()
-        with contextlib.suppress(Exception):  # the board goes when the driver does, and Ray ends this process then
-            while not ray.get(self.board.is_stopping.remote()):
-                time.sleep(LOOK_EVERY_SECONDS)
-            os.kill(os.getpid(), signal.SIGTERM)
+VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns on machines without a GPU
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # it prints errors of the cluster, whatever it was told, to standard output
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
+"""Without which Ray talks to others than us; it reads them when it is imported."""
 
 
 def _ray() -> Any:
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
     try:
-        return importlib.import_module("ray")
+        import ray
     except ImportError as error:
-        raise BenchError("The engine ray needs the package of that name: pip install 'laconic[ray]'.") from error
+        raise ClusterError(f"The engine ray needs Ray ({error}): pip install 'laconic[ray]'") from error
+    return ray
 
 
-def _why(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    if "SIGKILL" in words or "exit code" in words.lower() or "died" in words or "OOM" in words or "memory" in words:
-        hint = "; its machine may have run out of memory" if "OOM" in words or "memory" in words else ""
-        return f"its worker process died{hint}"
-    return f"Ray lost its worker ({type(error).__name__})"
+def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) -> None:
+    """Joins a cluster, or starts one on this machine that is as large as the workers asked for by number."""
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    try:
+        if cluster is not None:
+            ray.init(address=cluster, **quiet)
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = max(cores, math.ceil((number or 0) * needs.cpus))
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+        )
+    except Exception as error:  # Ray has no kind of its own for what goes wrong here
+        ray.shutdown()
+        what = "No Ray cluster can be started on this machine" if cluster is None else f"No Ray cluster at {cluster}"
+        raise ClusterError(f"{what} ({_last_line(error)}).") from error
+
+
+def _cannot_start(error: Exception) -> bool:
+    """Whether the constructor of an actor failed, as it would again."""
+    return "creation" in str(error) or "__init__" in str(error)
+
+
+def _node_died(error: Exception) -> bool:
+    return re.search(r"\bnode (has died|died|was)", str(error)) is not None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1].rstrip(".")

@@ -33,7 +33,7 @@ class LocalEngine:
         self.address = address
         self.rehearse = rehearse
         self.threads = threads
-        self.workers: list[_Process | None] = [None] * workers
+        self.workers: list[WorkerProcess | None] = [None] * workers
         self._started: list[Event] = []
 
     def free(self) -> int:
@@ -43,7 +43,9 @@ class LocalEngine:
     def submit(self, task: Task) -> None:
         """See `Engine`."""
         number = self._best(task)
-        worker = self.workers[number] or _Process(number, self.address, self.rehearse, self.threads)
+        worker = self.workers[number]
+        if worker is None:
+            worker = WorkerProcess(f"worker {number}", self.address, rehearse=self.rehearse, threads=self.threads)
         self.workers[number] = worker
         worker.give(task)
         self._started.append(Event(name=task.name, kind="started", worker=worker.name))
@@ -66,9 +68,8 @@ class LocalEngine:
     def stop(self) -> None:
         """See `Engine`."""
         for worker in self.workers:
-            if worker is not None and worker.process.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.process.pid, signal.SIGTERM)
+            if worker is not None:
+                worker.stop()
 
     def close(self) -> None:
         """See `Engine`."""
@@ -87,21 +88,24 @@ class LocalEngine:
 
         return min(free, key=cost)
 
-    def _bury(self, worker: _Process) -> list[Event]:
+    def _bury(self, worker: WorkerProcess) -> list[Event]:
         """After a worker died: another takes its place when there is something to do."""
-        self.workers[worker.number] = None
-        worker.process.join()
-        if worker.task is None:
-            return []
-        return [Event(name=worker.task.name, kind="lost", worker=worker.name, why=_why(worker.process.exitcode))]
+        self.workers[self.workers.index(worker)] = None
+        return worker.bury()
 
 
-class _Process:
-    """One worker process, and the job that it has."""
+class WorkerProcess:
+    """One worker process, and the job that it has.
 
-    def __init__(self, number: int, address: str, rehearse: bool, threads: int) -> None:
-        self.number = number
-        self.name = f"worker {number}"
+    Args:
+        name: What the worker is called in results.
+        address: Of the store.
+        rehearse: See `Worker`.
+        threads: Of the process.
+    """
+
+    def __init__(self, name: str, address: str, *, rehearse: bool, threads: int) -> None:
+        self.name = name
         self.task: Task | None = None
         self.affinity = ""
         context = multiprocessing.get_context("spawn")
@@ -113,15 +117,25 @@ class _Process:
         theirs.close()
 
     def give(self, task: Task) -> None:
+        """Sends it a job; it has none."""
         self.task, self.affinity = task, task.affinity
         with contextlib.suppress(OSError):  # it has died: reading from it will say so
             self.connection.send(dict(task.document))
 
     def read(self) -> list[Event]:
-        """What the worker has sent, at most one message of each kind."""
+        """What the worker has sent.
+
+        Raises:
+            EOFError: Or OSError, when it has died and nothing that it sent is left.
+        """
         events: list[Event] = []
         while self.connection.poll():
-            kind, answer = self.connection.recv()
+            try:
+                kind, answer = self.connection.recv()
+            except (EOFError, OSError):
+                if events:  # what it said before it died still counts
+                    break
+                raise
             if self.task is None:
                 continue
             events.append(Event(name=self.task.name, kind=kind, worker=self.name, answer=answer))
@@ -129,7 +143,21 @@ class _Process:
                 self.task = None
         return events
 
+    def bury(self) -> list[Event]:
+        """After it died: what has become of its job, if it had one."""
+        self.process.join()
+        if self.task is None:
+            return []
+        return [Event(name=self.task.name, kind="lost", worker=self.name, why=_why(self.process.exitcode))]
+
+    def stop(self) -> None:
+        """Asks it to save its state; a `stopped` event follows where it has a job."""
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
+
     def end(self) -> None:
+        """Ends it, within seconds."""
         self.connection.close()
         self.process.join(timeout=10)
         if self.process.is_alive():
@@ -142,13 +170,13 @@ def _work(connection: Connection, address: str, name: str, rehearse: bool, threa
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the driver decides
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    import torch
-
-    from laconic.bench.worker import Worker
-
-    torch.set_num_threads(threads)
-    worker = Worker(address, name, rehearse=rehearse)
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        import torch
+
+        from laconic.bench.worker import Worker
+
+        torch.set_num_threads(threads)
+        worker = Worker(address, name, rehearse=rehearse)
         while True:
             document = connection.recv()
             try:
