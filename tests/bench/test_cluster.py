@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.bench.common import command, environment, figures, results
 
 from laconic.bench.plan import Workers, parse_plan
 from laconic.bench.run import engine_of, overview, run_plan
 from laconic.bench.schedule import BenchError, Silent
 from laconic.bench.store import open_store
+from plans import command, environment, figures, results
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 from laconic.bench import cluster as subject  # noqa: E402
