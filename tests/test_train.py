@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,114 @@ def test_same_seed_same_bits_under_random_augmentation(method):
     assert_identical(values(model), first)
 
 
+# ── random crops and flips of our own images ─────────────────────────────────────────────────────────────────────────
+
+
+def in_files(folder, images=9, augment="crop-flip"):
+    """Files of noise, a little larger than what is cut from them, brighter in the channel that the label names."""
+    folder.mkdir(exist_ok=True)
+    pixels, labels = pixels_and_labels(images)
+    paths = [f"{number}.png" for number in range(images)]
+    for image, path in zip(pixels, paths, strict=True):
+        if not (folder / path).exists():
+            Image.fromarray(image.permute(1, 2, 0).numpy()).resize((50, 40)).save(folder / path)
+    dataset = ImageDataset(labels, replace(PLAIN, resize="crop"), root=folder, paths=paths)
+    return dataset.with_augment(augment)
+
+
+class Told(Dataset):
+    """What `in_files` shows in each epoch, cut beforehand; the epoch follows from how many items were fetched."""
+
+    def __init__(self, dataset, seed, epochs):
+        every = torch.arange(len(dataset))
+        self.labels, self.fetched = dataset.labels, 0
+        self.epochs = [
+            dataset.preprocessing.normalise(dataset.training_pixels(every, seed=seed, epoch=epoch))
+            for epoch in range(epochs)
+        ]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        epoch, self.fetched = self.fetched // len(self), self.fetched + 1
+        return self.epochs[epoch][index], self.labels[index]
+
+
+def test_every_epoch_trains_on_its_own_views(tmp_path):
+    data = in_files(tmp_path)
+    found, rows = trained(data=data, recipe=recipe(batch_size=4))
+    wanted, wanted_rows = trained(data=Told(data, seed=5, epochs=3), recipe=recipe(batch_size=4))
+    assert_identical(found, wanted)
+    assert rows == wanted_rows
+    assert_different(trained(data=data.with_augment("none"), recipe=recipe(batch_size=4))[0], found)
+
+
+def test_a_head_alone_trains_on_every_epoch_s_views_too(tmp_path):
+    data, how = in_files(tmp_path), recipe(batch_size=4, optimizer="sgd", lr=4.0, weight_decay=0.0)
+    found, rows = trained(laconic.Linear(), data=data, recipe=how)
+    model = fresh(laconic.Linear())
+    told, losses = Told(data, seed=5, epochs=3), []
+    with torch.no_grad():
+        features = [model.features(images) for images in told.epochs]
+    head = torch.nn.Linear(model.head.in_features, CLASSES)
+    head.load_state_dict({"weight": model.head.weight, "bias": model.head.bias})
+    optimizer, step = torch.optim.SGD(head.parameters(), momentum=how.momentum), 0
+    for epoch in range(3):
+        total = 0.0
+        for batch in epoch_order(9, seed=5, epoch=epoch).split(4):
+            optimizer.param_groups[0]["lr"] = learning_rate(step, 9, peak=how.peak_lr, warmup=how.warmup)
+            loss = F.cross_entropy(head(features[epoch][batch]), told.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total, step = total + loss.item() * len(batch), step + 1
+        losses.append(total / 9)
+    close(found["head.weight"], head.weight.detach(), 1e-5)
+    close(found["head.bias"], head.bias.detach(), 1e-5)
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()], ids=["vpt", "linear"])
+@pytest.mark.parametrize("step", [2, 5])
+def test_resuming_under_crops_and_flips_is_uninterrupted(step, method, tmp_path):
+    data, file = in_files(tmp_path / "files"), tmp_path / "state"
+    wanted, rows = trained(method, data=data, recipe=recipe(batch_size=4))
+    broken, steps = in_files(tmp_path / "files"), []
+    cut = broken.training_pixels
+
+    def fetch(index, **occasion):
+        steps.append(occasion["epoch"])
+        if len(steps) == step:
+            signal.raise_signal(signal.SIGINT)
+        return cut(index, **occasion)
+
+    broken.training_pixels = fetch
+    with pytest.raises(Interrupted):
+        fit(fresh(method), broken, recipe=recipe(batch_size=4), checkpoint=file)
+    model = fresh(method, seed=1)
+    found = fit(model, data, recipe=recipe(batch_size=4), checkpoint=file, resume=True).rows
+    assert_identical(values(model), wanted)
+    assert found == rows
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_a_checkpoint_is_of_one_augmentation(augment, tmp_path):
+    file, data = tmp_path / "state", in_files(tmp_path / "files", augment=augment)
+    fit(fresh(), data, recipe=recipe(epochs=2), checkpoint=file, until=1)
+    other = data.with_augment("none" if augment == "crop-flip" else "crop-flip")
+    with pytest.raises(TrainingError, match=r"other settings \(augment\)"):
+        fit(fresh(), other, recipe=recipe(epochs=2), checkpoint=file, resume=True)
+
+
+def test_validation_and_evaluation_see_images_as_they_are(tmp_path):
+    augmented, plain = in_files(tmp_path), in_files(tmp_path, augment="none")
+    model = fresh()
+    assert evaluate(model, augmented) == evaluate(model, plain)
+    _, rows = trained(val=augmented, recipe=recipe())
+    assert rows == trained(val=plain, recipe=recipe())[1]
+
+
 # ── interrupted and resumed ──────────────────────────────────────────────────────────────────────────────────────────
 
 STEPS = 9  # 3 epochs of 3 batches of 8
@@ -716,12 +825,14 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import torch.distributed as dist
-from test_train import RUNS, fit, fresh, tensors, values
+from pathlib import Path
+from test_train import RUNS, data_of_run, fit, fresh, tensors, values
 
 out = sys.argv[1]
 for name, (method, how, images) in RUNS.items():
     model = fresh(method)
-    history = fit(model, tensors(images), tensors(7, seed=4), recipe=how, checkpoint=out + "/" + name + ".state")
+    data = data_of_run(images, Path(out))
+    history = fit(model, data, tensors(7, seed=4), recipe=how, checkpoint=out + "/" + name + ".state")
     rank = dist.get_rank()
     assert dist.get_world_size() == 2
     torch.save((values(model), history.rows), out + f"/{{name}}.{{rank}}")
@@ -735,16 +846,22 @@ RUNS = {
     "shallow": (laconic.VPT(3, "shallow"), recipe(batch_size=8, optimizer="sgd", lr=4.0), 17),
     "one-image-a-step": (laconic.VPT(3, dropout=0), recipe(batch_size=1, optimizer="sgd", lr=4.0, epochs=1), 5),
     "linear": (laconic.Linear(), recipe(batch_size=4, optimizer="sgd", lr=4.0), 9),
+    "augmented": (laconic.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0), "files"),
 }
+
+
+def data_of_run(images, folder):
+    return in_files(folder / "files") if images == "files" else tensors(images)
 
 
 def test_two_processes_are_one_with_the_same_batch(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    in_files(tmp_path / "files")
     run(TWO, tmp_path, tmp_path, launcher=launcher)
     for name, (method, how, images) in RUNS.items():
         model = fresh(method)
         start = values(model)
-        rows = fit(model, tensors(images), tensors(7, seed=4), recipe=how).rows
+        rows = fit(model, data_of_run(images, tmp_path), tensors(7, seed=4), recipe=how).rows
         ranks = [torch.load(tmp_path / f"{name}.{rank}", weights_only=True) for rank in (0, 1)]
         assert_identical(ranks[0][0], ranks[1][0])
         for found, found_rows in ranks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,18 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from laconic.data.dataset import ImageDataset
 from laconic.errors import DataError
 from laconic.model import FoldedModel, PromptedModel
+from laconic.preprocessing import Augment
 
 ImageLabels = Dataset[tuple[Tensor, int]]
 """What can be trained and evaluated on: items are a normalised float image (3, H, W) and an integer label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEpoch:
+    """One epoch of a training: the recipe's seed, and the number of the epoch from 0."""
+
+    seed: int
+    epoch: int
 
 
 def epoch_order(length: int, *, seed: int, epoch: int) -> Tensor:
@@ -26,7 +36,13 @@ def epoch_order(length: int, *, seed: int, epoch: int) -> Tensor:
 
 
 def iterate(
-    dataset: ImageLabels, batches: Sequence[Tensor], *, device: torch.device, workers: int = 0, seed: int = 0
+    dataset: ImageLabels,
+    batches: Sequence[Tensor],
+    *,
+    device: torch.device,
+    workers: int = 0,
+    seed: int = 0,
+    training: TrainingEpoch | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images, labels) on `device` for each tensor of indices.
 
@@ -36,13 +52,18 @@ def iterate(
         device: Where the tensors go.
         workers: Processes that fetch items of a data set which is not ours.
         seed: Seeds those processes.
+        training: What the random views of our images depend on, if this is to train on; else none is taken.
 
     Raises:
         DataError: If items are not float images (3, H, W) of one size with integer labels.
     """
     if isinstance(dataset, ImageDataset):
         for index in batches:
-            pixels = dataset.pixels(index).to(device, non_blocking=True)
+            if training is None:
+                pixels = dataset.pixels(index)
+            else:
+                pixels = dataset.training_pixels(index, seed=training.seed, epoch=training.epoch)
+            pixels = pixels.to(device, non_blocking=True)
             yield dataset.preprocessing.normalise(pixels), dataset.labels[index].to(device)
         return
     for images, labels in _fetched(dataset, batches, workers, seed):
@@ -78,6 +99,11 @@ def identity(dataset: ImageLabels) -> str | None:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
     return None
+
+
+def augmentation(dataset: ImageLabels) -> Augment | None:
+    """What we do to the images in training; None for nothing."""
+    return dataset.augment if isinstance(dataset, ImageDataset) and dataset.augment != "none" else None
 
 
 def _fetched(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Resize = Literal["squash", "crop"]
+Augment = Literal["none", "crop-flip"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import TensorDataset
 
 from laconic.backbone import fingerprint
-from laconic.batches import ImageLabels, check_batch, epoch_order, identity, in_order, iterate, size_of
+from laconic.batches import (
+    ImageLabels,
+    TrainingEpoch,
+    augmentation,
+    check_batch,
+    epoch_order,
+    identity,
+    in_order,
+    iterate,
+    size_of,
+)
 from laconic.checkpoint import load_checkpoint, save_checkpoint
 from laconic.errors import DivergedError, TrainingError
 from laconic.evaluation import evaluate
@@ -71,7 +81,7 @@ def fit(
 
     On a CPU the same seed and number of threads give the same numbers bit for bit, also when a run was killed and
     resumed. Under `torchrun` the batch is shared by the processes. A model that learns nothing but its head trains that
-    on features computed once.
+    on features computed once, unless the images are augmented (`ImageDataset.with_augment`).
 
     Args:
         model: From `laconic.attach`.
@@ -148,6 +158,7 @@ class _Run:
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
             "data": None if checkpoint is None else identity(train),
+            "augment": augmentation(train),
         }
         self.trained: nn.Module = model
 
@@ -171,8 +182,8 @@ class _Run:
             self.at_epoch(0)
         if self.step >= self.last_step:
             return
-        if all(name.startswith("head.") for name in self.model.learned):
-            # Nothing inside the backbone learns: its features are computed once.
+        if all(name.startswith("head.") for name in self.model.learned) and augmentation(self.train_data) is None:
+            # Nothing inside the backbone learns, and the images stay the same: its features are computed once.
             torch.manual_seed(self._step_seed())
             self.train_data, self.trained = _features(self.model, self.train_data, self.recipe.workers), self.model.head
         self.model.train()
@@ -213,7 +224,8 @@ class _Run:
         batches = list(order.split(self.recipe.batch_size))[self.step - epoch * self.steps_per_epoch :]
         mine = [self._share(batch) for batch in batches]
         device, workers = self.accelerator.device, self.recipe.workers
-        data = iterate(self.train_data, mine, device=device, workers=workers, seed=self._step_seed())
+        training = TrainingEpoch(seed=self.recipe.seed, epoch=epoch)
+        data = iterate(self.train_data, mine, device=device, workers=workers, seed=self._step_seed(), training=training)
         for batch in batches:
             # Seeded anew for every step, before its images are fetched: random augmentation and dropout then depend
             # on the step alone, and a resumed run repeats them.

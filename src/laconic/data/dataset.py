@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from laconic.data.images import decode, printable
 from laconic.data.threads import in_threads
+from laconic.data.views import View
 from laconic.errors import DataError
-from laconic.preprocessing import Preprocessing
+from laconic.preprocessing import Augment, Preprocessing
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -28,6 +29,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         pixels: uint8 (M, 3, H, W), with `rows` (N,) saying which belong to this dataset; all of them by default.
         root: The folder that `paths` are relative to; needed when there are no `pixels`.
         paths: Relative paths of the N files.
+        augment: What training sees, see `with_augment`; all else sees the images as they are.
 
     Raises:
         ValueError: Neither pixels nor files are given, or their numbers do not fit the labels.
@@ -43,6 +45,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     labels: Tensor
     preprocessing: Preprocessing
     paths: list[str] | None
+    augment: Augment
 
     def __init__(
         self,
@@ -53,10 +56,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         rows: Tensor | None = None,
         root: Path | None = None,
         paths: Sequence[str] | None = None,
+        augment: Augment = "none",
     ) -> None:
         self.labels = labels.to(torch.int64)
         self.preprocessing = preprocessing
         self.paths = None if paths is None else list(paths)
+        self.augment = augment
         self._store = pixels
         self._root = root
         self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
@@ -68,6 +73,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"{len(self._rows)} images but {len(labels)} labels")
         if paths is not None and len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
+        if augment not in ("none", "crop-flip"):
+            raise DataError(f"Images are augmented by 'none' or 'crop-flip', not {augment!r}.")
+        if augment != "none" and (root is None or paths is None):
+            raise DataError("Only images in files can be augmented, because crops are cut from the originals.")
 
     @property
     def in_memory(self) -> bool:
@@ -92,23 +101,41 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """
         if self._store is not None:
             return self._store[self._rows[indices]]
+        return self._all_decoded([(int(i), None) for i in indices])
+
+    def training_pixels(self, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """What an epoch of a training sees: as `pixels`, or with `"crop-flip"` a random view of each image.
+
+        The view of an image depends on the seed, the epoch and the image's number, and on nothing else.
+
+        Raises:
+            DataError: A file has gone or changed since it was checked.
+        """
+        if self.augment == "none":
+            return self.pixels(indices)
         numbers = [int(i) for i in indices]
-        decoded = torch.empty((len(numbers), 3, *self.preprocessing.size), dtype=torch.uint8)
-        for row, image in enumerate(in_threads(self._decoded, numbers)):
-            decoded[row] = image
-        return decoded
+        return self._all_decoded([(i, View.drawn(seed=seed, epoch=epoch, index=i)) for i in numbers])
+
+    def with_augment(self, augment: Augment) -> ImageDataset:
+        """The same images, to train on as they are (`"none"`), or on random crops, half of them mirrored.
+
+        For `"crop-flip"` an image is resized to `size / 0.875` and a part of the size is cut out where chance says; the
+        files are decoded anew in every epoch. Evaluation and scoring see the images as they are, and the fingerprint
+        stays the same: it tells data apart, not what is done with them.
+
+        Raises:
+            DataError: The images are not in files, so that there are no originals to cut from.
+
+        Source: VPT (arXiv 2203.12119), its appendix on FGVC.
+        """
+        return self._with(self.labels, self._store, self._rows, self.paths, augment)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
         """The images at `indices`, in that order; pixels in memory are shared, not copied."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageDataset(
-            self.labels[chosen],
-            self.preprocessing,
-            pixels=self._store,
-            rows=None if self._store is None else self._rows[chosen],
-            root=self._root,
-            paths=None if self.paths is None else [self.paths[int(i)] for i in chosen],
-        )
+        paths = None if self.paths is None else [self.paths[int(i)] for i in chosen]
+        rows = self._rows if self._store is None else self._rows[chosen]
+        return self._with(self.labels[chosen], self._store, rows, paths, self.augment)
 
     def joined(self, other: ImageDataset) -> ImageDataset:
         """These images and those of another part of the same task; pixels in one memory are shared, not copied."""
@@ -119,8 +146,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             else:
                 store = torch.cat([self._store[self._rows], other._store[other._rows]])
         paths = None if self.paths is None or other.paths is None else [*self.paths, *other.paths]
-        labels = torch.cat([self.labels, other.labels])
-        return ImageDataset(labels, self.preprocessing, pixels=store, rows=rows, root=self._root, paths=paths)
+        return self._with(torch.cat([self.labels, other.labels]), store, rows, paths, self.augment)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the data: pixels and labels, or paths, file sizes and labels."""
@@ -135,9 +161,22 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 digest.update(os.fsencode(path) + b"\0" + str(_size_in_bytes(root, path)).encode() + b"\0")
         return digest.hexdigest()[:16]
 
-    def _decoded(self, number: int) -> Tensor:
+    def _with(
+        self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
+    ) -> ImageDataset:
+        return ImageDataset(
+            labels, self.preprocessing, pixels=store, rows=rows, root=self._root, paths=paths, augment=augment
+        )
+
+    def _decoded(self, number: int, view: View | None = None) -> Tensor:
         root, paths = self._files()
-        return decode(root / paths[number], self.preprocessing)
+        return decode(root / paths[number], self.preprocessing, view=view)
+
+    def _all_decoded(self, wanted: Sequence[tuple[int, View | None]]) -> Tensor:
+        decoded = torch.empty((len(wanted), 3, *self.preprocessing.size), dtype=torch.uint8)
+        for row, image in enumerate(in_threads(lambda pair: self._decoded(*pair), wanted)):
+            decoded[row] = image
+        return decoded
 
     def _files(self) -> tuple[Path, list[str]]:
         # The constructor has checked it: without pixels there are files.

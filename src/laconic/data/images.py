@@ -16,6 +16,7 @@ from torch import Tensor
 
 from laconic.data.modes import UnusableImageError, to_rgb
 from laconic.data.quiet import quiet_pillow
+from laconic.data.views import View
 from laconic.errors import DataError
 from laconic.preprocessing import Preprocessing
 
@@ -51,13 +52,16 @@ _UPRIGHT = {
 }
 
 
-def decode(source: Source, preprocessing: Preprocessing, *, name: str | None = None) -> Tensor:
+def decode(
+    source: Source, preprocessing: Preprocessing, *, name: str | None = None, view: View | None = None
+) -> Tensor:
     """Decodes one image, upright, as RGB, resized with antialiasing; of an animation, the first frame.
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
         preprocessing: Gives size, resizing and interpolation; nothing is normalised here.
         name: What errors call the image; its path when not given.
+        view: The crop to take, for training; what `preprocessing` says when not given.
 
     Returns:
         uint8 pixels (3, H, W).
@@ -72,7 +76,7 @@ def decode(source: Source, preprocessing: Preprocessing, *, name: str | None = N
         >>> decode(buffer.getvalue(), plain).shape
         torch.Size([3, 8, 8])
     """
-    found = try_decode(source, preprocessing)
+    found = try_decode(source, preprocessing, view)
     if isinstance(found, Tensor):
         return found
     if name is None:
@@ -80,14 +84,14 @@ def decode(source: Source, preprocessing: Preprocessing, *, name: str | None = N
     raise DataError(f"{printable(name)} {found}; replace it or leave it out.")
 
 
-def try_decode(source: Source, preprocessing: Preprocessing) -> Tensor | str:
+def try_decode(source: Source, preprocessing: Preprocessing, view: View | None = None) -> Tensor | str:
     """Like `decode`, but returns what is wrong (it completes the sentence `FILE ...`) instead of raising."""
     try:
         with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
             _refuse_bombs(image)
-            _draft(image, preprocessing)
+            _draft(image, preprocessing, view)
             image.load()
-            return render(_upright(image), preprocessing)
+            return render(_upright(image), preprocessing, view)
     except (MemoryError, DataError):
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
@@ -107,14 +111,20 @@ def probe(source: Source) -> str | None:
     return None
 
 
-def render(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """Turns a loaded image of any mode into uint8 pixels (3, H, W), resized as `preprocessing` says."""
+def render(image: Image.Image, preprocessing: Preprocessing, view: View | None = None) -> Tensor:
+    """Turns a loaded image of any mode into uint8 pixels (3, H, W), resized as `preprocessing` says.
+
+    A view is cut out of the image resized to `size / 0.875`: its short side, or both with `"squash"`.
+    """
     if preprocessing.interpolation not in _FILTERS:
         known = ", ".join(_FILTERS)
         raise DataError(f"The interpolation {preprocessing.interpolation!r} is not known; use one of {known}.")
     height, width = preprocessing.size
-    box = _centre(image.size, preprocessing.size) if preprocessing.resize == "crop" else None
+    whole = preprocessing.resize == "squash" and view is None
+    box = None if whole else _box(image.size, preprocessing, view)
     resized = to_rgb(image).resize((width, height), _FILTERS[preprocessing.interpolation], box=box)
+    if view is not None and view.mirrored:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
 
 
@@ -156,12 +166,13 @@ def _refuse_bombs(image: Image.Image) -> None:
         )
 
 
-def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
+def _draft(image: Image.Image, preprocessing: Preprocessing, view: View | None) -> None:
     """Lets JPEG decode at 1/2, 1/4 or 1/8, still at least twice as large as the result (as `Image.thumbnail` does)."""
     # Nearest picks single pixels, and which ones must not depend on the file's format.
     if image.format in ("JPEG", "MPO") and preprocessing.interpolation != "nearest":
         # Twice the side before the crop, for either orientation; 3 = 2 / 0.875 rounded up.
-        side = (2 if preprocessing.resize == "squash" else 3) * max(preprocessing.size)
+        whole = preprocessing.resize == "squash" and view is None
+        side = (2 if whole else 3) * max(preprocessing.size)
         image.draft(None, (side, side))
 
 
@@ -174,18 +185,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _centre(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box of the image (left, top, right, bottom) that is left when its resized centre is cut out.
+def _box(
+    image_size: tuple[int, int], preprocessing: Preprocessing, view: View | None
+) -> tuple[float, float, float, float]:
+    """The box of the image (left, top, right, bottom) that shows, once resized, a view or the centre.
 
     Resizing this box only is the same as resizing all and cropping, and cannot blow up a very long image.
     """
-    width, height = image_size
+    (width, height), size = image_size, preprocessing.size
     full_h, full_w = round(size[0] / 0.875), round(size[1] / 0.875)
-    if full_w * height >= full_h * width:
-        full_h = max(full_h, full_w * height // width)
+    if preprocessing.resize == "crop":
+        if full_w * height >= full_h * width:
+            full_h = max(full_h, full_w * height // width)
+        else:
+            full_w = max(full_w, full_h * width // height)
+    if view is None:
+        top, left = round((full_h - size[0]) / 2), round((full_w - size[1]) / 2)
     else:
-        full_w = max(full_w, full_h * width // height)
-    top, left = round((full_h - size[0]) / 2), round((full_w - size[1]) / 2)
+        top, left = int(view.top * (full_h - size[0] + 1)), int(view.left * (full_w - size[1] + 1))
     x, y = width / full_w, height / full_h
     return left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height)
 

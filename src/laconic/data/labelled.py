@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from laconic.data.benchmarks.load import open_layout
 from laconic.data.benchmarks.places import locate
-from laconic.data.bundled import SOURCE, load_bundled
-from laconic.data.dataset import ImageDataset
+from laconic.data.bundled import SOURCE
+from laconic.data.dataset import ImageDataset, Task
 from laconic.data.folder import DEFAULT_MEMORY_LIMIT, Progress, check_images, cut, refuse, to_dataset
 from laconic.data.images import printable
 from laconic.data.scan import UNSPLIT, Splits, scan
-from laconic.data.tasks import refuse_unknown
+from laconic.data.synthetic import PREFIX
+from laconic.data.tasks import open_task, refuse_unknown
 from laconic.errors import DataError
 from laconic.preprocessing import Preprocessing
 
@@ -52,8 +51,8 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    if spec is None or spec == SOURCE:
-        return _bundled(preprocessing, classes, split)
+    if spec is None or spec == SOURCE or str(spec).startswith(PREFIX):
+        return _of_ours(open_task(spec, preprocessing), classes, split)
     refuse_unknown(spec)
     place = locate(spec, root)
     folder = Path(spec) if place is None else place.folder
@@ -112,19 +111,14 @@ def _union(splits: Splits) -> dict[str, list[str]]:
     return union
 
 
-def _bundled(
-    preprocessing: Preprocessing, classes: Sequence[str], split: SplitChoice
-) -> tuple[ImageDataset, str, tuple[str, ...]]:
-    task = load_bundled(preprocessing)
+def _of_ours(task: Task, classes: Sequence[str], split: SplitChoice) -> tuple[ImageDataset, str, tuple[str, ...]]:
+    """One split of the bundled task, or of one that is rendered; those have all three."""
     if tuple(classes) != task.classes:
-        raise DataError("The adapter was not made for the bundled task; give the folder of images to evaluate on.")
-    splits = {"train": task.train, "val": task.val, "test": task.test}
-    if split != "all":
-        name = "test" if split == "auto" else split
-        found = splits[name]
-        assert found is not None  # the bundled task has all three
-        return found, name, ()
-    parts = [part for part in splits.values() if part is not None]
-    pixels = torch.cat([part.pixels(torch.arange(len(part))) for part in parts])
-    labels = torch.cat([part.labels for part in parts])
-    return ImageDataset(labels, preprocessing, pixels=pixels), "all", ()
+        what = "the bundled task" if task.source == SOURCE else task.source
+        raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
+    assert task.val is not None
+    assert task.test is not None
+    if split == "all":
+        return task.train.joined(task.val).joined(task.test), "all", ()
+    name = "test" if split == "auto" else split
+    return {"train": task.train, "val": task.val, "test": task.test}[name], name, ()

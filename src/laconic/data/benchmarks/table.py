@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from laconic.errors import DataError
-from laconic.preprocessing import Resize
+from laconic.preprocessing import Augment, Resize
 
 Suite = Literal["vtab", "fgvc"]
 Group = Literal["natural", "specialized", "structured", "fgvc"]
-Augment = Literal["none", "crop-flip"]
 
 SUITE_TITLES: dict[Suite, str] = {"vtab": "VTAB-1k", "fgvc": "FGVC"}
 

@@ -24,6 +24,8 @@ PREFIX = "synthetic:"
 SIZES = (800, 200, 2000)
 """Training, validation and test images of every task."""
 SEED = 20_231
+CHUNK = 100
+"""Sprites drawn at once: few enough to stay in the processor's cache."""
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """(N, 64, 64) or (N, 64, 64, 3), and the labels."""
@@ -82,7 +84,8 @@ def synthetic_names() -> tuple[str, ...]:
 
 @functools.cache
 def _orientation() -> Images:
-    # Squares look the same after a quarter turn and ellipses after a half, as in the original: no model can be perfect.
+    # As in the original, no model can be perfect: squares look the same after a quarter turn and ellipses after a half,
+    # and the last angle, in class 15, is the first one again, which is in class 0.
     return _sprites(1, lambda factors: factors[2] * 2 // 5)
 
 
@@ -96,7 +99,7 @@ def _sprites(stream: int, label: Callable[[Factors], int]) -> Images:
     seen: dict[bytes, tuple[NDArray[np.uint8], int]] = {}
     while len(seen) < wanted:
         some: list[Factors] = []
-        for _ in range(wanted):
+        for _ in range(CHUNK):
             shape, scale, angle, x, y = (draws.below(number) for number in FACTORS)
             some.append((shape, scale, angle, x, y))
         for factors, image in zip(some, sprites(some), strict=True):
