@@ -11,12 +11,12 @@ import torch
 
 from laconic import __version__
 from laconic.backbone import fingerprint
-from laconic.data import Task
+from laconic.data import ImageDataset, Task
 from laconic.model import PromptedModel
 
 
 def provenance(
-    model: PromptedModel, task: Task, weights: dict[str, str] | None, *, tested: bool = True
+    model: PromptedModel, trained_on: ImageDataset, task: Task, weights: dict[str, str] | None, *, tested: bool = True
 ) -> dict[str, Any]:
     """Where a result comes from: data, preprocessing, weights, versions, machine."""
     splits = {"train": task.train, "val": task.val, "test": task.test}
@@ -30,6 +30,7 @@ def provenance(
             "differences": list(task.differences),
         },
         "preprocessing": asdict(task.preprocessing),
+        "trained_on": {"images": len(trained_on), "augment": trained_on.augment},
         "backbone_fingerprint": fingerprint(model.backbone),
         "weights": weights,
         "epoch_rule": f"last epoch; test data {'read once, at the end' if tested else 'not read'}",

@@ -16,7 +16,8 @@ from laconic.analysis.cost import folded_gmacs
 from laconic.backbone import num_parameters
 from laconic.batches import ImageLabels
 from laconic.condensation import condense
-from laconic.data import ImageDataset, Task
+from laconic.data import ImageDataset, Task, transforms_of
+from laconic.data.benchmarks import Augment
 from laconic.errors import DataError, TrainingError
 from laconic.evaluation import evaluate
 from laconic.files import write_atomically
@@ -166,7 +167,7 @@ class Stages:
             **self.report(model, history),
             **facts,
             "settings": self.folder.document,
-            "provenance": provenance(model, self.task, weights, tested=self._tests),
+            "provenance": provenance(model, self.train_images, self.task, weights, tested=self._tests),
             "seconds": round(time.monotonic() - self.started, 1),
         }
         result = json.loads(json.dumps(result))
@@ -191,7 +192,13 @@ def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[
         if val is None:
             raise DataError(f"{task.source} has no validation images to train on as well.")
         train, val = train.joined(val), None
-    return train, val
+    return train.with_augment(augment_of(settings)), val
+
+
+def augment_of(settings: Settings | CondenseSettings) -> Augment:
+    """What is done to training images at random: as the settings say, or as the task's results are made."""
+    given = settings.augment if isinstance(settings, Settings) else None
+    return given or transforms_of(settings.data).augment
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from laconic.bench.jobs import Job
 from laconic.bench.tasks import split_sizes
 from laconic.creation import create_backbone
 from laconic.methods import VPT, Linear
+from laconic.stages import augment_of
 
 BACKWARD = {"full": 2.0, "bias": 1.0}
 """Backward passes over the forward one: twice where weights learn, once where only what comes before them does."""
@@ -43,7 +44,7 @@ def work_of(job: Job) -> Work:
     epochs = recipe.epochs if job.until is None else job.until
     passes = 0.0 if job.first is not None else float(epochs)
     total = learning * passes * step
-    if settings.method in ("linear", "mlp") and not settings.augment:
+    if settings.method in ("linear", "mlp") and augment_of(settings) == "none":
         total = learning * forward  # features are computed once
     if settings.condense is not None:
         total += learning * step * (1 + (settings.fine_tune_epochs if settings.fine_tune else 0))
