@@ -79,7 +79,7 @@ class LiveTable:
         self.total = max(self.total, self.done)
         if why := found.get("failed"):
             self.failed += 1
-            self._note(Text(f"failed  {job.name}: {printable(str(why))}", style="red"))
+            self._note(Text(f"failed  {printable(job.name)}: {printable(str(why))}", style="red"))
             return
         figures = [
             f"{name} {100 * found[key]:.1f} %"
@@ -88,7 +88,7 @@ class LiveTable:
         ]
         figures += ["diverged"] if found.get("diverged") else []
         figures += [duration(found["seconds"])] if found.get("seconds") is not None else []
-        self._note(Text(f"done    {printable(job.name)}  {'  '.join(figures)}"))
+        self._note(Text(f"done  {'  '.join(figures)}  {printable(job.name)}"))
 
     def tick(self) -> None:
         """See `Watch`."""
@@ -97,6 +97,7 @@ class LiveTable:
 
     def _note(self, line: Text) -> None:
         if self.console.is_terminal:
+            line.no_wrap, line.overflow = True, "ellipsis"
             self.last.append(line)
         else:
             print(f"[{self.done}/{self.total}] {line.plain}", file=sys.stderr, flush=True)  # noqa: T201
