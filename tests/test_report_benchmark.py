@@ -13,6 +13,7 @@ import pytest
 
 from laconic.errors import DataError
 from laconic.report import benchmark, published
+from laconic.report.benchmark.markdown import escaped
 from studies import METHODS, VTAB, make_study
 
 HOSTILE = (
@@ -234,7 +235,7 @@ def test_missing_and_failed_cells_are_said():
     assert numbers.groups["Linear", "natural"].lacking == 1
     assert numbers.tasks["VPT-Shallow", "vtab:dtd"].n == 2
     page = Page(benchmark.page(study))
-    assert {"failed", "1 task to go", "n = 2"} <= set(page.measured)
+    assert {"failed", "no result on 1 task", "n = 2"} <= set(page.measured)
     assert "It broke <here>." in page.text
     assert "Of 12 runs: 7 finished, 3 failed, 2 missing." in page.text
 
@@ -359,3 +360,66 @@ def test_published_families():
             assert row.numbers.keys() <= tasks
             assert all(over <= tasks for over in row.means)
             assert row.group_mean is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("9 methods (a, b): 85.2 ± 0.4 of vit_tiny.in21k.", "9 methods (a, b): 85.2 ± 0.4 of vit_tiny.in21k."),
+        ("vtab:eurosat, test.txt; 30 % kept", "vtab:eurosat, test.txt; 30 % kept"),
+        ("85.2", "85.2"),
+        ("1. a", "1&#46; a"),
+        ("12) a", "12\\) a"),
+        ("- a", "\\- a"),
+        ("_a_ __b__", "\\_a\\_ \\_\\_b\\_\\_"),
+        ("see http://x.y or WWW.x.y", "see http&#58;//x.y or WWW&#46;x.y"),
+        ("mailto:a@b.c :tada:", "mailto&#58;a&#64;b.c &#58;tada:"),
+        ("![x](y) <b> a|b `c` $d$ ~~e~~ *f* &amp;", None),
+    ],
+)
+def test_markdown_escapes_what_is_markup_and_nothing_else(text, shown):
+    found = escaped(text)
+    if shown is not None:
+        assert found == shown
+    else:
+        assert not re.search(r"(?<!\\)[\[\]`|$~*]|<|&(?!(lt|gt|amp|#\d+);)", found)
+
+
+def test_tasks_and_methods_that_are_called_alike_are_told_apart():
+    study = make_study(["svhn", "dtd"], METHODS[:2], (0,), epochs=2)
+    for task in study["tasks"]:
+        task["title"] = "mine"
+    names = {METHODS[0]: "m" * 70 + "a", METHODS[1]: "m" * 70 + "b"}
+    for entry in study["methods"]:
+        entry["label"] = names[entry["label"]]
+    for cell in study["cells"]:
+        cell["method"] = names[cell["method"]]
+    text = benchmark.markdown(study)
+    assert "mine (2)" in text
+    found = re.findall(r"^\| (.*?) \| (\d+) \| \d+ s \|", text, re.MULTILINE)
+    assert [runs for _, runs in found] == ["2"] * 4
+
+
+def test_a_search_that_methods_share_counts_once():
+    study = make_study(["svhn"], METHODS[:3], (0,), epochs=2)
+    for cell in study["cells"]:
+        cell["search"] = study["cells"][0]["search"]
+    assert "6 trials for 1 choice," in benchmark.markdown(study)
+
+
+def test_columns_without_numbers_are_left_out():
+    study = make_study(["svhn"], METHODS[:3], (0,), epochs=2)
+    assert "GMACs, not folded" in benchmark.markdown(study)
+    for cell in study["cells"]:
+        del cell["result"]["published_gmacs"]
+    assert "GMACs, not folded" not in benchmark.markdown(study)
+    assert "GMACs, folded" in benchmark.markdown(study)
+
+
+def test_latex_names_sources_only_of_rows_that_it_has():
+    study = make_study(["svhn"], METHODS[:2], (0, 1), epochs=2)
+    assert "Sources of the published" in benchmark.latex(study)
+    study["tasks"] += [
+        {**study["tasks"][0], "task": f"own{n}", "title": f"own{n}", "published": None} for n in range(3)
+    ]
+    assert "Sources of the published" not in benchmark.latex(study)

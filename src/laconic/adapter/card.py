@@ -53,8 +53,12 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned
 
 def escape(text: str) -> str:
     """Text from data as it can stand in a line of Markdown: never markup, never more than one line."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return "".join(_ESCAPES.get(c, c) for c in shown)
+    return "".join(_ESCAPES.get(c, c) for c in printed(text))
+
+
+def printed(text: str) -> str:
+    """Text in which what does not print is written as an escape, so that it is one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _method(config: AdapterConfig) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from laconic.analysis.cost import cost
 from laconic.bench.cells import cells_of, tasks_of
@@ -17,6 +18,9 @@ from laconic.bench.tasks import about_task
 from laconic.errors import LaconicError
 
 Document = dict[str, Any]
+
+_ELSEWHERE = ("data", "root", "method", "prompts", "condense", "ratio", "recipe", "seed", "workers")
+"""Settings that a label has already, that the task or seed say, or that change no number."""
 
 
 def study_of(address: str, *, plan: str | None = None) -> Document:
@@ -85,13 +89,15 @@ def _of_folder(address: str, store: Store) -> Document:
     """Runs without a plan: those of a store, or every result.json below a folder."""
     results = [found for name in sorted(store.finished()) if (found := store.result(name)) is not None]
     results = [found for found in results if found.get("until") is None and found.get("test_accuracy") is not None]
+    results, unread = [found for found in results if _usable(found)], list[str]()
     if not results and "://" not in address:
-        results = [found for path in sorted(Path(address).rglob("result.json")) if (found := _read(path)) is not None]
+        results, unread = _below(Path(address))
     if not results:
-        raise LaconicError(f"There are no results in {address}; give the folder that `laconic bench` wrote to.")
+        damaged = f" that can be read ({len(unread)} cannot)" if unread else ""
+        raise LaconicError(f"There are no results in {address}{damaged}; give the folder that they were written to.")
     cells: list[Document] = []
-    for result in results:
-        cell = {"task": result["provenance"]["data"]["source"], "method": _label(result), "seed": result["seed"]}
+    for label, result in _labelled(results):
+        cell = {"task": result["provenance"]["data"]["source"], "method": label, "seed": result["seed"]}
         cells.append({**cell, "state": "finished", "failure": None, "result": result, "search": None})
     name = Path(address).name or "runs"
     labels = dict.fromkeys((cell["method"], cell["result"]["method"]) for cell in cells)
@@ -105,6 +111,7 @@ def _of_folder(address: str, store: Store) -> Document:
         hours_planned=None,
         methods=[{"label": label, "method": method} for label, method in labels],
         seeds=sorted({cell["seed"] for cell in cells}),
+        unread=unread,
     )
 
 
@@ -114,31 +121,34 @@ def _document(cells: Sequence[Document], **about: Any) -> Document:
         if cell["result"] is not None:
             first.setdefault(cell["task"], cell["result"])
     tasks = [_task(task, first.get(task)) for task in dict.fromkeys(cell["task"] for cell in cells)]
-    some = next(iter(first.values()), None)
+    backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return {**about, "tasks": tasks, "backbone": _backbone(some), "cells": list(cells), "made": made}
+    return {**about, "tasks": tasks, "backbone": _backbone(backbones), "cells": list(cells), "made": made}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
     data = {} if result is None else result["provenance"]["data"]
-    differences = list(data.get("differences", []))
+    differences = _list(data.get("differences"))
     about = about_task(spec)
     return {
         **about,
         "task": spec,
         "comparable": about["benchmark"] is not None and result is not None and not differences,
         "differences": differences,
-        "classes": list(data.get("classes", [])),
-        "images": dict(data.get("images", {})),
+        "classes": _list(data.get("classes")),
+        "images": dict(images) if isinstance(images := data.get("images"), Mapping) else {},
     }
 
 
-def _backbone(result: Mapping[str, Any] | None) -> Document:
-    if result is None:
-        return {"name": None, "parameters": None, "bare_gmacs": None}
-    name, settings = result["backbone"], result["settings"]
+def _backbone(results: Mapping[str, Document]) -> Document:
+    """What is known of the backbone that all have, from a result of each."""
+    if len(results) != 1:
+        name = f"several ({', '.join(sorted(results))})" if results else None
+        return {"name": name, "parameters": None, "bare_gmacs": None}
+    [result] = results.values()
+    name, size = result["backbone"], result["settings"].get("img_size")
     try:
-        bare = cost(name, [0], img_size=settings.get("img_size"))[0].published_gmacs
+        bare = cost(name, [0], img_size=size if type(size) is int else None)[0].published_gmacs
     except LaconicError:
         bare = None
     return {"name": name, "parameters": result.get("backbone_params"), "bare_gmacs": bare}
@@ -147,21 +157,82 @@ def _backbone(result: Mapping[str, Any] | None) -> Document:
 def _label(result: Mapping[str, Any]) -> str:
     """What a run without a plan is called: its method, its prompts, and what became of them."""
     settings = result["settings"]
-    parts = [str(result["method"])]
+    parts = [result["method"]]
     if "prompts" in settings and settings.get("method") in ("vpt-deep", "vpt-shallow", "e2vpt"):
         parts.append(f"{settings['prompts']} prompts")
     kept = settings.get("condense", settings.get("ratio"))
-    if kept is not None:
+    if isinstance(kept, int | float):
         parts.append(f"condensed to {100 * kept:g} %")
     if settings.get("prune") is not None:
         parts.append("pruned")
     return ", ".join(parts)
 
 
-def _read(path: Path) -> Document | None:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        return None
-    needed = ("provenance", "method", "seed", "settings", "backbone")
-    return document if isinstance(document, dict) and all(key in document for key in needed) else None
+def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
+    """Results and what their methods are called: by more of their settings where two would be called the same."""
+    alike: dict[str, list[Document]] = {}
+    for result in results:
+        alike.setdefault(_label(result), []).append(result)
+    found: list[tuple[str, Document]] = []
+    for label, runs in alike.items():
+        settings = [_flat(run["settings"]) for run in runs]
+        keys = [key for one in settings for key in one]
+        differ = [key for key in dict.fromkeys(keys) if len({repr(one.get(key)) for one in settings}) > 1]
+        collide = max(Counter(map(_place, runs)).values()) > 1
+        said = [key for key in differ if collide or key == "backbone"]
+        seen = Counter[tuple[str, Any, str]]()
+        for run, one in zip(runs, settings, strict=True):
+            name = ", ".join([label, *(f"{key.replace('_', ' ')} {_value(one.get(key))}" for key in said)])
+            seen[*_place(run), name] += 1
+            again = seen[*_place(run), name]
+            found.append((f"{name}, run {again}" if again > 1 else name, run))
+    return found
+
+
+def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
+    return result["provenance"]["data"]["source"], result["seed"]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What can tell two runs of one method on one task apart."""
+    recipe = settings.get("recipe")
+    every = {**settings, **(recipe if isinstance(recipe, Mapping) else {})}
+    return {key: value for key, value in every.items() if key not in _ELSEWHERE}
+
+
+def _value(value: Any) -> str:
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _below(folder: Path) -> tuple[list[Document], list[str]]:
+    """Every result.json below a folder, called by its own folder, and those that are none."""
+    results: list[Document] = []
+    unread: list[str] = []
+    for path in sorted(folder.rglob("result.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError):
+            document = None
+        name = str(path.parent.relative_to(folder))
+        if _usable(document):
+            results.append({**document, "name": name})
+        else:
+            unread.append(str(path.relative_to(folder)))
+    return results, unread
+
+
+def _usable(document: Any) -> TypeGuard[Document]:
+    """Whether this is what a run writes, as far as a report must be able to rely on it."""
+    if not isinstance(document, Mapping):
+        return False
+    texts = [document.get(key) for key in ("method", "backbone")]
+    provenance, settings, seed = (document.get(key) for key in ("provenance", "settings", "seed"))
+    data = provenance.get("data") if isinstance(provenance, Mapping) else None
+    source = data.get("source") if isinstance(data, Mapping) else None
+    return (
+        isinstance(settings, Mapping) and type(seed) is int and all(isinstance(text, str) for text in [*texts, source])
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else []

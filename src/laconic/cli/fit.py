@@ -247,7 +247,11 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     differences = result["provenance"]["data"].get("differences", [])
     if differences:
         more = f" ({len(differences) - 1} more in result.json)" if len(differences) > 1 else ""
-        print_note(f"Not the benchmark's own data: {differences[0]}{more}")
+        from laconic.bench.tasks import known
+
+        source = result["provenance"]["data"]["source"]
+        what = "Not the benchmark's own data" if known(source) else "About the data"
+        print_note(f"{what}: {differences[0]}{more}")
     for name, stage in stages:
         if not stage["converged"] and stage["epochs"]:
             which = f" ({name})" if name else ""

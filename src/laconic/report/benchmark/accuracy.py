@@ -98,7 +98,7 @@ def cell_of(found: Spread, *, best: bool = False) -> Cell:
         notes.append(f"{found.failed} failed")
     if found.mean is None:
         if found.lacking:
-            return Cell(text="–", note=f"{count(found.lacking, 'task')} to go", muted=True)
+            return Cell(text="–", note=f"no result on {count(found.lacking, 'task')}", muted=True)
         all_failed = found.failed and found.failed == found.runs
         return Cell(text="failed" if all_failed else "–", note="" if all_failed else ", ".join(notes), muted=True)
     dagger = " †" * (found.unconverged > 0)
@@ -180,7 +180,8 @@ def _notes(study: Study) -> list[Block]:
                 "the data are not the benchmark's own."
             )
         )
-    different = [f"{task.title}: {' '.join(task.differences)}" for task in study.tasks if task.differences]
-    if different:
-        blocks += [Paragraph("How the data differ from the benchmark's:"), Bullets(different)]
+    for words, named in (("How the data differ from the benchmark's:", True), ("About the data:", False)):
+        tasks = [task for task in study.tasks if task.differences and (task.published is not None) is named]
+        if tasks:
+            blocks += [Paragraph(words), Bullets([f"{task.title}: {' '.join(task.differences)}" for task in tasks])]
     return blocks

@@ -31,10 +31,12 @@ def section(study: Study, numbers: Aggregates) -> Section:
     if not common:
         blocks.append(Paragraph("There is no task on which every method that has results has one."))
     else:
-        words = f"Each point is a method, its mean over the {count(len(common), 'task')} that all methods have"
+        over = "the task" if len(common) == 1 else f"the {len(common)} tasks"
+        words = f"Each point is a method, its mean over {over} that all methods have"
         if len(alive) < len(study.methods):
             words += f" ({listed([m.label for m in study.methods if m not in alive])}: no result)"
-        blocks.append(Paragraph(f"{words}; bars are the standard deviation over the seeds."))
+        folded = "Folded: prompts are constants, and the last block computes only what is read of it."
+        blocks.append(Paragraph(f"{words}; bars are the standard deviation over the seeds. {folded}"))
         title = common[0].title if len(common) == 1 else f"Mean of {count(len(common), 'task')}"
         blocks.append(_pictures(study, numbers, table, alive, common, title))
         blocks.append(_numbers(study, numbers, table, alive, common))
@@ -103,6 +105,8 @@ def _numbers(
         rows.append([method.label, spread(found.mean, found.std), *cells])
     caption = f"Mean over {listed([task.title for task in tasks], 20)}"
     head = ["Method", "Accuracy, %", "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
+    filled = [any(row[column] != "–" for row in rows) for column in range(len(head))]
+    head, *rows = [[text for text, keep in zip(row, filled, strict=True) if keep] for row in (head, *rows)]
     return Table(caption=caption, head=head, bodies=[Body(rows=rows)])
 
 

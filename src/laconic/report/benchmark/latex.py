@@ -16,6 +16,7 @@ from laconic.report.benchmark.accuracy import (
 from laconic.report.benchmark.aggregate import Aggregates, aggregate_study
 from laconic.report.benchmark.document import Cell
 from laconic.report.benchmark.study import Study, read
+from laconic.report.benchmark.text import count
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -51,7 +52,7 @@ def latex(document: Mapping[str, Any]) -> str:
     said = Said(study)
     for caption, columns, over in layout(study):
         parts += ["", *_table(study, numbers, said, caption, columns, over)]
-    if said.sources:
+    if any(said.rows(columns) for _, columns, _ in layout(study)):
         parts += ["", "% Sources of the published rows", *(f"% {escaped(source)}" for source in said.sources)]
     return "\n".join(parts) + "\n"
 
@@ -91,9 +92,10 @@ def _table(
         label = rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\emph{{{escaped(said.label)}}}}} \\"
         rows += [r"\midrule", label, *(_line([_cell(cell) for cell in row]) for row in shown)]
     heads = [_line(["", *(rf"\multicolumn{{{span}}}{{c}}{{{escaped(text)}}}" for text, span in over)])] if over else []
-    words = (
-        f"{study.title}. {caption}, {numbers.metric}: mean ± sample standard deviation over {len(study.seeds)} seeds."
-    )
+    seeds = count(len(study.seeds), "seed")
+    words = f"{study.title}. {caption}, {numbers.metric}: mean ± sample standard deviation over {seeds}."
+    if any(run.unconverged for run in study.runs):
+        words += " †: a training had not converged."
     return [
         r"\begin{table}",
         r"\centering",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from laconic.adapter.card import escape
+from laconic.adapter.card import escape, printed
 from laconic.report.benchmark.aggregate import aggregate_study
 from laconic.report.benchmark.document import (
     Block,
@@ -23,8 +23,14 @@ from laconic.report.benchmark.document import (
 from laconic.report.benchmark.report import sections
 from laconic.report.benchmark.study import read
 
-_PLAIN = re.compile(r"[^\W_]*[,;.:]?|±|–|†|[0-9]+([.,][0-9]+)*[.,;]?")
-"""Words that are never markup, whose full stops need no escape."""
+_MARKUP = re.compile(
+    r"""[\\`*\[\]{}<>&|~#$^@]                 # markup wherever it stands
+    | (?<![^\W_])_+ | _+(?![^\W_])            # emphasis, but not inside a word
+    | ^(?:[-+=]|[0-9]+[.)](?=\s|$))           # lists and underlined headings, at the beginning only
+    | (?<=www)\. | :(?=//|[\w+-]+:) | (?<=mailto): | (?<=xmpp):   # addresses and names of emoji""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""All that could change how a line is shown."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -40,14 +46,20 @@ def escaped(text: str) -> str:
     """Text that is never markup, with as few escapes as that takes.
 
     Example:
-        >>> escaped("85.2 ± 0.4 of <b> a_b.")
-        '85.2 ± 0.4 of &lt;b&gt; a\\\\_b&#46;'
+        >>> escaped("85.2 ± 0.4 (n = 3) of <b> a_b: _c_ www.x.")
+        '85.2 ± 0.4 (n = 3) of &lt;b&gt; a_b: \\\\_c\\\\_ www&#46;x.'
     """
-    words = text.split(" ")
-    # What stands first can make a list or a heading of a line.
-    first = words[0] if re.fullmatch(r"[^\W_]*[^\W\d_][,;:]?|[0-9]+(\.[0-9]+)?|–", words[0]) else escape(words[0])
-    rest = [word if _PLAIN.fullmatch(word) else escape(word) for word in words[1:]]
-    return " ".join([first.replace("–", "–"), *rest])
+    parts: list[str] = []
+    end = 0
+    for found in _MARKUP.finditer(text):
+        digits = found[0].rstrip(".)") if found[0][0].isdigit() else ""
+        parts += [printed(text[end : found.start()]), digits, _mark(found[0].removeprefix(digits))]
+        end = found.end()
+    return "".join([*parts, printed(text[end:])])
+
+
+def _mark(marks: str) -> str:
+    return "\\-" if marks == "-" else escape(marks)
 
 
 def _section(section: Section) -> list[str]:

@@ -86,6 +86,10 @@ def warnings(study: Study) -> list[str]:
     ]
     if odd:
         found.append(f"{count(len(odd), 'finished run')} without an accuracy: {listed(odd, 5)}.")
+    if study.unread:
+        found.append(
+            f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
+        )
     return found
 
 

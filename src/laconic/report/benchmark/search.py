@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from laconic.report.benchmark.document import Block, Body, Cell, Fold, Paragraph, Section, Table
 from laconic.report.benchmark.study import Run, Study
-from laconic.report.benchmark.text import amount, count, line, number, percent, share
+from laconic.report.benchmark.text import amount, count, line, listed, number, percent, share
 
 MOST = 1500
 """So many trials are listed one by one."""
@@ -72,19 +72,21 @@ def _value(entry: Any) -> str:
 
 
 def _searches(study: Study) -> list[tuple[str, Mapping[str, Any]]]:
-    """The searches with their names; one that serves several seeds once."""
-    found: dict[tuple[str, str, str], tuple[Run, list[str], Mapping[str, Any]]] = {}
+    """The searches with their names; one that serves several seeds, or several methods, once."""
+    found: dict[tuple[str, str], tuple[list[Run], Mapping[str, Any]]] = {}
     for run in study.runs:
         if run.search is not None:
-            key = (run.task.key, run.method.key, json.dumps(run.search, sort_keys=True, default=str))
-            found.setdefault(key, (run, [], run.search))[1].append(line(run.seed, 20))
-    return [
-        (f"{run.task.title}, {run.method.label}" + _seeds(seeds, study), search)
-        for run, seeds, search in found.values()
-    ]
+            key = (run.task.key, json.dumps(run.search, sort_keys=True, default=str))
+            found.setdefault(key, ([], run.search))[0].append(run)
+    return [(f"{runs[0].task.title}, {_methods(runs)}{_seeds(runs, study)}", search) for runs, search in found.values()]
 
 
-def _seeds(seeds: Sequence[str], study: Study) -> str:
+def _methods(runs: Sequence[Run]) -> str:
+    return listed(list(dict.fromkeys(run.method.label for run in runs)))
+
+
+def _seeds(runs: Sequence[Run], study: Study) -> str:
+    seeds = list(dict.fromkeys(line(run.seed, 20) for run in runs))
     if len(seeds) == len(study.seeds):
         return ""
     return f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"

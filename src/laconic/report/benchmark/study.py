@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, cast
 
 from laconic.errors import DataError
 from laconic.report.benchmark.text import line, lines, number, paragraphs, share
@@ -116,6 +116,7 @@ class Study:
     backbone_params: float | None
     bare_gmacs: float | None
     runs: list[Run]
+    unread: tuple[str, ...] = ()
 
     @property
     def groups(self) -> dict[str, list[Task]]:
@@ -127,6 +128,9 @@ class Study:
     def finished(self) -> list[Run]:
         """Runs that have a result."""
         return [run for run in self.runs if run.model is not None]
+
+
+_Named = TypeVar("_Named", Task, Method)
 
 
 def read(document: Mapping[str, Any]) -> Study:
@@ -141,8 +145,9 @@ def read(document: Mapping[str, Any]) -> Study:
     Raises:
         DataError: If a task, method or seed is named twice, or a cell is of none of them.
     """
-    tasks = [_task(entry) for entry in document["tasks"]]
+    tasks = _unlike([_task(entry) for entry in document["tasks"]], "title")
     methods = [Method(key=str(entry["label"]), label=line(entry["label"], 60)) for entry in document["methods"]]
+    methods = _unlike(methods, "label")
     seeds = list(document["seeds"])
     for kind, keys in (("task", [t.key for t in tasks]), ("method", [m.key for m in methods]), ("seed", seeds)):
         for key in keys:
@@ -177,7 +182,23 @@ def read(document: Mapping[str, Any]) -> Study:
             for method in methods
             for seed in seeds
         ],
+        unread=tuple(line(name, 120) for name in document.get("unread") or ()),
     )
+
+
+def _unlike(entries: Sequence[_Named], name: str) -> list[_Named]:
+    """Entries that are all called something else: folders may have one name, and long names may begin alike."""
+    shown: set[str] = set()
+    found: list[_Named] = []
+    for entry in entries:
+        called = before = str(getattr(entry, name))
+        number = 1
+        while called in shown:
+            number += 1
+            called = f"{before} ({number})"
+        shown.add(called)
+        found.append(replace(entry, **{name: called}))
+    return found
 
 
 def _task(entry: Mapping[str, Any]) -> Task:

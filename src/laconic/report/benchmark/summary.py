@@ -47,7 +47,7 @@ def _backbone(study: Study) -> str:
     if study.backbone_params is not None:
         words += f", {amount(study.backbone_params)} parameters"
     if study.bare_gmacs is not None:
-        words += f", {gmacs(study.bare_gmacs)} GMACs per image without prompts"
+        words += f", {gmacs(study.bare_gmacs)} GMACs per image without prompts (not folded)"
     return words + "."
 
 

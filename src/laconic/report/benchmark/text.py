@@ -117,12 +117,13 @@ def count(many: int, noun: str) -> str:
 
 
 def listed(names: list[str], most: int = 8) -> str:
-    """Names in a sentence.
+    """Names in a sentence; those with commas are parted by semicolons.
 
     Example:
         >>> listed(["a", "b", "c"]), listed(["a", "b", "c"], 2)
         ('a, b and c', 'a, b and 1 more')
     """
+    between = "; " if any("," in name for name in names) else ", "
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most:,} more"
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+        return f"{between.join(names[:most])} and {len(names) - most:,} more"
+    return names[0] if len(names) == 1 else f"{between.join(names[:-1])} and {names[-1]}" if names else ""

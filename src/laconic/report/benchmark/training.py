@@ -100,12 +100,16 @@ def time_section(study: Study) -> Section:
     words = f"All runs together took {duration(spent)}, reading data and evaluating included"
     if study.hours_planned is not None:
         words += f"; {study.hours_planned:g} h were planned"
-    tables: list[Block] = [Paragraph(words + ". Training counts what came before condensation or pruning.")]
+    words += (
+        ". The training of a run counts what came before condensation or pruning; all told does not where several "
+        "runs go on from one training, which is then the time of the run that made it."
+    )
+    tables: list[Block] = [Paragraph(words)]
     of_method: dict[str, Callable[[Run], bool]] = {m.label: lambda run, m=m: run.method is m for m in study.methods}
     of_task: dict[str, Callable[[Run], bool]] = {t.title: lambda run, t=t: run.task is t for t in study.tasks}
     for what, choices in (("Method", of_method), ("Task", of_task)):
         rows = [_spent(name, [run for run in study.finished if of(run)]) for name, of in choices.items()]
-        head = [what, "Runs", "Training, mean of a run", "Training, all", "All told"]
+        head = [what, "Runs", "Training, mean of a run", "All told"]
         table = Table(caption=f"Time by {what.lower()}", head=head, bodies=[Body(rows=rows)])
         tables.append(table if what == "Method" or len(rows) <= 6 else Fold("By task", [table]))
     return Section(key="time", title="Time spent", blocks=tables)
@@ -115,4 +119,4 @@ def _spent(name: str, runs: Sequence[Run]) -> list[str]:
     times = [time for run in runs if (time := run.training_seconds) is not None]
     whole = sum(run.seconds or 0.0 for run in runs)
     mean = sum(times) / len(times) if times else None
-    return [name, amount(float(len(runs))), duration(mean), duration(sum(times)), duration(whole)]
+    return [name, amount(float(len(runs))), duration(mean), duration(whole)]
