@@ -41,6 +41,7 @@ class Tasks:
             return
         from laconic.data.benchmarks import benchmark_tasks, data_root
         from laconic.data.images import printable
+        from laconic.data.synthetic import synthetic_names
 
         found = [(task, _State.of(task, self.root)) for task in benchmark_tasks(self.suite)]
         if self.json:
@@ -50,6 +51,7 @@ class Tasks:
             _print_group(group, [(task, state) for task, state in found if task.group == group])
         here = sum(state.folder is not None for _, state in found)
         print_note(f"{here} of {len(found)} are in {printable(str(data_root(self.root)))}; --root looks elsewhere.")
+        print_note(f"Rendered, with nothing to get: {', '.join(synthetic_names())}.")
         print_note("Images are train/val/test. Prompts are those of VPT-Deep on ViT-B/16, by each public source.")
         if any(state.problems for _, state in found):
             print_note("What differs, or is wrong: laconic tasks --check TASK.")
@@ -59,6 +61,8 @@ class Tasks:
         from laconic.data.images import printable
         from laconic.progress import bar
 
+        if spec.startswith(("synthetic:", "bundled:")):
+            raise DataError(f"{printable(spec)} lies in no folder: it comes with laconic, and there is nothing to check.")
         place = locate(spec, self.root)
         if place is None:
             raise DataError(f"{printable(spec)} is no folder with lists of images; `laconic tasks` says what there is.")
@@ -77,10 +81,10 @@ class Tasks:
         else:
             for problem in problems:
                 print(f"{problem.severity}: {problem.sentence}")  # noqa: T201
-        where = printable(str(place.folder))
+        what = printable(spec) if str(place.folder) == spec else f"{printable(spec)} in {printable(str(place.folder))}"
         if fatal:
-            raise DataError(f"{printable(spec)} in {where} cannot be used: {_count(fatal, 'fatal problem')}.")
-        print_note(f"{printable(spec)} in {where} can be used: {_count(problems, 'difference')}.")
+            raise DataError(f"{what} cannot be used: {_count(fatal, 'fatal problem')}.")
+        print_note(f"{what} can be used: {_count(problems, 'difference')}.")
 
 
 @dataclass(frozen=True, kw_only=True)
