@@ -62,7 +62,7 @@ class Tasks:
         from laconic.progress import bar
 
         if spec.startswith(("synthetic:", "bundled:")):
-            raise DataError(f"{printable(spec)} lies in no folder: it comes with laconic, and there is nothing to check.")
+            raise DataError(f"{printable(spec)} comes with laconic and lies in no folder; there is nothing to check.")
         place = locate(spec, self.root)
         if place is None:
             raise DataError(f"{printable(spec)} is no folder with lists of images; `laconic tasks` says what there is.")
