@@ -1,6 +1,7 @@
 """The engine for Ray on a real cluster of two nodes: workers, nodes and drivers are killed, the disk fills up."""
 
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from laconic.bench.local import LocalEngine
 from laconic.bench.plan import Workers, parse_plan
 from laconic.bench.run import engine_of, overview, run_plan
 from laconic.bench.schedule import BenchError, Silent
@@ -30,13 +32,17 @@ if "--multiprocessing-fork" in sys.orig_argv and os.path.exists({switch!r}):
 class Place:
     """A cluster, and the plan."""
 
-    def __init__(self, folder, text, undisturbed):
+    def __init__(self, folder, text):
         self.folder = folder
-        self.text = text.replace("[search]", "[workers]\nretries = 20\n[search]")
+        kept = text.partition('[[methods]]\nlabel = "E2VPT"')[0].replace("seeds = 1", "seeds = 2")
+        self.text = kept + "[workers]\nretries = 20\n"
         self.file = folder / "tiny.toml"
         self.file.write_text(self.text)
         self.plan = parse_plan(self.text, name="tiny")
-        self.expected = results(undisturbed[0])
+        alone = str(folder / "local")
+        self.run(alone, engine := LocalEngine(alone, workers=2, threads=1))
+        engine.close()
+        self.expected = results(alone)
         self.switch = folder / "disk-is-full"
         (folder / "sitecustomize.py").write_text(LIMITS.format(switch=str(self.switch)))
         path = os.pathsep.join([str(folder), str(Path(subject.__file__).parents[2])])
@@ -124,8 +130,8 @@ def kill(found, *, actor):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, text, undisturbed):
-    place = Place(tmp_path_factory.mktemp("ray"), text, undisturbed)
+def place(tmp_path_factory, text):
+    place = Place(tmp_path_factory.mktemp("ray"), text)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (place.environment | subject.VARIABLES).items():
             patch.setenv(name, value)
@@ -147,11 +153,11 @@ def test_killed_workers_actors_and_nodes_cost_nothing_but_time(place, capfd):
         place.run(address, engine, watch)
         until(lambda: engine.poll(0.1) == [] and sum(seat.ready for seat in engine.seats) == 2)
     assert watch.deeds == []
-    told = {"its process was ended by SIGKILL; the machine may have run out of memory"}
-    told |= {
-        f"{what} on {os.uname().nodename}" for what in ("its Ray worker was ended", "its machine left the cluster")
-    }
-    assert set(watch.lost) == told
+    assert watch.lost[0] == "its process was ended by SIGKILL; the machine may have run out of memory"
+    host = platform.node()
+    told = {f"its Ray worker on {host} was ended", f"the machine {host} left the cluster or cannot be reached"}
+    assert 1 < len(watch.lost) <= 3
+    assert set(watch.lost[1:]) <= told
     place.check(address)
     assert processes(ours=os.getpid()) == {}
     assert capfd.readouterr() == ("", "")
@@ -177,7 +183,10 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_one_goes_on(place)
 def test_a_full_disk_ends_it_with_a_sentence_and_no_half_file(place):
     address = str(place.folder / "full")
     place.switch.touch()
-    with place.join(address) as engine, pytest.raises(BenchError, match=r"File too large.*start it again"):
+    with (
+        place.join(address) as engine,
+        pytest.raises(BenchError, match=r"Nothing can be written .*too large.*start it again"),
+    ):
         place.run(address, engine)
     place.switch.unlink()
     results(address)  # are whole
@@ -189,10 +198,10 @@ def test_a_full_disk_ends_it_with_a_sentence_and_no_half_file(place):
 
 def test_ctrl_c_saves_every_training_of_a_cluster_of_its_own(place):
     out = place.folder / "stopped"
-    place.file.write_text(place.text.replace("epochs = 4", "epochs = 4000"))
+    place.file.write_text(place.text.replace("epochs = 4\n", "epochs = 9000\n"))
     driver = place.start(out, "--workers", "2", "--json")
-    until(lambda: len(list(out.glob("work/*/.run/settings.json"))) == 2)
-    time.sleep(1)  # well into the trainings, which are saved every ten seconds and at the end
+    until(lambda: len(list(out.glob("work/.*.lock"))) == 2)
+    time.sleep(2)  # well into the trainings, which are saved every ten seconds and at the end
     found = processes(ours=driver.pid)
     assert sorted(found.values()) == [False, False, True, True]
     assert list(out.glob("work/*/.run/training.safetensors")) == []

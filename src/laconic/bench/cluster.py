@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ UNFIT_SECONDS = 60.0
 FULL_SECONDS = 600.0
 """For which others may use all of a cluster."""
 END_SECONDS = 15.0
+KNOCK_SECONDS = 10.0
 BIRTHS = 5
 """So many actors in a row may die before they are ready."""
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -196,9 +198,14 @@ class RayEngine:
             )
         if seat.task is None:
             return []
-        where = f" on {seat.host}" if seat.host else ""
-        why = "its machine left the cluster" if _node_died(error) else "its Ray worker was ended"
-        return [Event(name=seat.task.name, kind="lost", worker=seat.name, why=f"{why}{where}")]
+        why = f"its Ray worker on {seat.host} was ended"
+        if self._cut_off(error):
+            why = f"the machine {seat.host} left the cluster or cannot be reached"
+        return [Event(name=seat.task.name, kind="lost", worker=seat.name, why=why)]
+
+    def _cut_off(self, error: Exception) -> bool:
+        unavailable = isinstance(error, self.ray.exceptions.ActorUnavailableError)
+        return unavailable or re.search(r"\bnode (has died|died|was)\b", str(error)) is not None
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -343,6 +350,7 @@ def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) 
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if cluster is not None:
+            _knock(cluster)
             ray.init(address=cluster, **quiet)
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -356,13 +364,16 @@ def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) 
         raise ClusterError(f"{what} ({_last_line(error)}).") from error
 
 
+def _knock(cluster: str) -> None:
+    """Ray itself tries for minutes where nobody answers."""
+    host, _, port = cluster.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+
+
 def _cannot_start(error: Exception) -> bool:
     """Whether the constructor of an actor failed, as it would again."""
     return "creation" in str(error) or "__init__" in str(error)
-
-
-def _node_died(error: Exception) -> bool:
-    return re.search(r"\bnode (has died|died|was)", str(error)) is not None
 
 
 def _last_line(error: Exception) -> str:
