@@ -118,10 +118,15 @@ class _Process:
             self.connection.send(dict(task.document))
 
     def read(self) -> list[Event]:
-        """What the worker has sent, at most one message of each kind."""
+        """What the worker has sent; what came before it died is not lost with it."""
         events: list[Event] = []
         while self.connection.poll():
-            kind, answer = self.connection.recv()
+            try:
+                kind, answer = self.connection.recv()
+            except (EOFError, OSError):
+                if not events:
+                    raise
+                break  # the next call raises
             if self.task is None:
                 continue
             events.append(Event(name=self.task.name, kind=kind, worker=self.name, answer=answer))
