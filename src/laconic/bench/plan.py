@@ -253,6 +253,8 @@ def _methods(entry: dict[str, Any]) -> list[MethodPlan]:
         raise PlanError("A method has neither a label nor a method.")
     values = {key: value for key, value in entry.items() if key not in own - {"share"}}
     spread = {key: value for key, value in values.items() if isinstance(value, list)}
+    if empty := next((key for key, value in spread.items() if not value), None):
+        raise PlanError(f"The list of {empty} of {label} is empty; that would leave the method out.")
     found: list[MethodPlan] = []
     for chosen in combinations(spread):
         both = {key: chosen.get(key, value) for key, value in values.items()}
