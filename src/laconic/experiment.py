@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -118,7 +119,7 @@ def try_settings(
 
     Returns:
         `val_accuracy` and `val_loss` after that epoch, the `epochs` done, `seconds` in all; with `diverged`, a
-        sentence, and no figures, where the loss became no number.
+        sentence, and no figures, where a loss became no number.
 
     Raises:
         DataError: If there are no validation images.
@@ -133,6 +134,9 @@ def try_settings(
     except DivergedError as error:
         return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": str(error)}
     found = evaluate(model, stages.val)
+    if not math.isfinite(found.loss):
+        why = f"The loss on the validation images became {found.loss}."
+        return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": why}
     return {
         "val_accuracy": found.accuracy,
         "val_loss": found.loss,

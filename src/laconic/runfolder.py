@@ -16,8 +16,8 @@ RESULT = "result.json"
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
 
-PLACES = ("root",)
-"""Settings that say where something lies: that may change between a run and its continuation."""
+PLACES = ("root", "workers")
+"""Settings that say where data lie, or how many load them: that may change between a run and its continuation."""
 
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
 

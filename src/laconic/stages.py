@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from laconic.condensation import condense
 from laconic.data import ImageDataset, Task, transforms_of
 from laconic.data.benchmarks import Augment
 from laconic.errors import DataError, TrainingError
-from laconic.evaluation import evaluate
+from laconic.evaluation import Evaluation, evaluate
 from laconic.files import write_atomically
 from laconic.model import PromptedModel
 from laconic.preprocessing import Preprocessing
@@ -35,6 +36,7 @@ from laconic.train import History, fit
 
 REPORT_KEYS = (
     "val_accuracy",
+    "val_loss",
     "test_accuracy",
     "prompt_counts",
     "learned_params",
@@ -146,9 +148,12 @@ class Stages:
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
         """The numbers of one model; the only place where test data is read."""
+        val = self._evaluated(model, self.val, "validation")
+        test = self._evaluated(model, self.task.test if self._tests else None, "test")
         return {
-            "val_accuracy": self._accuracy(model, self.val, "validation"),
-            "test_accuracy": self._accuracy(model, self.task.test if self._tests else None, "test"),
+            "val_accuracy": None if val is None else val.accuracy,
+            "val_loss": None if val is None or not math.isfinite(val.loss) else val.loss,
+            "test_accuracy": None if test is None else test.accuracy,
             "prompt_counts": model.prompt_counts,
             "learned_params": model.num_learned,
             "backbone_params": num_parameters(model.backbone),
@@ -178,11 +183,11 @@ class Stages:
     def _tests(self) -> bool:
         return not isinstance(self.settings, Settings) or self.settings.test
 
-    def _accuracy(self, model: PromptedModel, data: ImageLabels | None, name: str) -> float | None:
+    def _evaluated(self, model: PromptedModel, data: ImageLabels | None, name: str) -> Evaluation | None:
         if data is None:
             return None
         with bar(f"evaluating ({name})", enabled=self.bars) as report:
-            return evaluate(model, data, report=report).accuracy
+            return evaluate(model, data, report=report)
 
 
 def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[ImageDataset, ImageDataset | None]:

@@ -302,12 +302,17 @@ class _Run:
             raise TrainingError(f"The checkpoint {self.checkpoint} is damaged; delete it to start that stage anew.")
         # Data without a fingerprint, on either side, is taken on trust.
         known = [key for key in self.facts if key != "data" or (run.get(key) and self.facts[key])]
-        changed = sorted(key for key in known if run.get(key) != self.facts[key])  # pyright: ignore
+        changed = sorted(key for key in known if _of_run(run.get(key)) != _of_run(self.facts[key]))  # pyright: ignore
         if changed:
             raise TrainingError(
                 f"The checkpoint {self.checkpoint} belongs to a run with other settings ({', '.join(changed)}); give "
                 "the settings of that run, or start a new one elsewhere."
             )
+
+
+def _of_run(fact: Any) -> Any:
+    """A fact without who loads the data, which may change when a run goes on."""
+    return {key: value for key, value in fact.items() if key != "workers"} if isinstance(fact, dict) else fact  # pyright: ignore
 
 
 @torch.no_grad()

@@ -91,6 +91,44 @@ def test_a_changed_plan_reuses_what_it_can(undisturbed, text):
     assert not any(job.until for job in jobs if job.name in todo)  # what was chosen stays chosen
 
 
+def test_shares_are_chosen_with_whole_runs(text, tmp_path):
+    plan = (
+        text[: text.index("[[methods]]")]
+        + """
+[[methods]]
+label = "PC"
+method = "vpt-deep"
+fine_tune_epochs = 1
+[search.space]
+condense = [0.25, 0.75]
+"""
+    )
+    (tmp_path / "p.toml").write_text(plan)
+    found = run_command("bench", tmp_path / "p.toml", "--out", tmp_path / "runs", "--json")
+    assert found.status == 0
+    done = results(tmp_path / "runs")
+    chosen = found.document["cells"][0]["chosen"]["condense"]
+    tried = {one["settings"]["condense"]: one for one in done.values() if not one["run"]["test"]}
+    assert set(tried) == {None, 0.25, 0.75}
+    assert all(one["test_accuracy"] is None for one in tried.values())
+    best = max((0.25, 0.75), key=lambda ratio: (tried[ratio]["val_accuracy"], -tried[ratio]["val_loss"]))
+    assert chosen == best
+
+
+def test_images_that_change_between_runs_are_noticed(text, tmp_path):
+    plan = parse_plan(text, name="p")
+    folder = tmp_path / "colours"
+    shutil.copytree(plan.tasks[0], folder)
+    short = text[: text.index("[[methods]]")].replace(plan.tasks[0], str(folder)) + "[[methods]]\nmethod = 'linear'\n"
+    (tmp_path / "p.toml").write_text(short)
+    assert run_command("bench", tmp_path / "p.toml", "--out", tmp_path / "runs").status == 0
+    Image.new("RGB", (16, 16), "white").save(folder / "images/test/0.png")
+    (tmp_path / "p.toml").write_text(short.replace("seeds = 1", "seeds = 2"))
+    found = run_command("bench", tmp_path / "p.toml", "--out", tmp_path / "runs")
+    assert found.status == 1
+    assert "changed between runs" in found.err
+
+
 def test_a_damaged_result_is_done_again(undisturbed, tmp_path):
     out, _ = undisturbed
     copy = tmp_path / "runs"
@@ -151,7 +189,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(text, tmp_path):
     engine = Deadly()
     store = open_store(str(tmp_path))
     (outcome,) = Schedule(cells, store, engine, retries=2).run()
-    assert "No choice of its settings could be trained" in outcome.failure
+    assert "Its settings cannot be chosen" in outcome.failure
     assert engine.submitted == 2 * 3
     assert "Given up after 3 attempts: it fell over." in store.failure(next(iter(store.failures())))["failure"]
 

@@ -98,7 +98,8 @@ def test_halving_is_what_a_slow_reference_does(table, keep, by):
     if going:
         assert outcome.search["chosen"] == {"lr": rates[going[0]]}
         assert outcome.run.settings.recipe.lr == rates[going[0]]
-        assert [trial["stopped"] for trial in outcome.search["trials"]].count(False) == 1
+        stopped = [n for n, trial in enumerate(outcome.search["trials"]) if trial["stopped"]]
+        assert stopped == [n for n in range(len(table)) if trained[n] < 20 and n != going[0]]
     else:
         assert outcome.run is None
         assert "No choice" in outcome.failure
@@ -145,10 +146,20 @@ def test_failures_are_handed_on():
     _, rounds, outcome = follow(cell(condense=0.5), lambda job: {"failed": "It broke."})
     assert outcome.failure == "Its first stage failed: It broke."
     assert len(rounds) == 1
+
+
+def test_what_diverges_is_not_chosen_and_what_fails_otherwise_must_be_tried_again_first():
+    def bad(**result):
+        return lambda job: result if job.settings.recipe.lr == 0.1 else seen(0.2)
+
     search = Search(space={"lr": (0.1, 0.01)})
-    _, _, outcome = follow(cell(search), lambda job: {"failed": "No."} if job.settings.recipe.lr == 0.1 else seen(0.2))
+    _, _, outcome = follow(cell(search), bad(val_accuracy=None, val_loss=None, diverged="No."))
     assert outcome.search["chosen"] == {"lr": 0.01}
     assert outcome.search["trials"][0]["failed"] == "No."
+    _, rounds, outcome = follow(cell(search), bad(failed="There is not enough memory.", again=True))
+    assert len(rounds) == 1
+    assert outcome.run is None
+    assert outcome.failure.endswith("(lr 0.1): There is not enough memory.")
 
 
 SAME = [

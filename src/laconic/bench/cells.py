@@ -67,9 +67,19 @@ def cells_of(plan: Plan, tasks: Sequence[str], *, root: str | None = None) -> li
 
 
 def tasks_of(plan: Plan) -> tuple[list[str], list[str]]:
-    """The tasks of a plan and its optional ones; `vtab`, `vtab:structured` and so on stand for all tasks of theirs."""
+    """The tasks of a plan and its optional ones; `vtab`, `vtab:structured` and so on stand for all tasks of theirs.
+
+    Raises:
+        PlanError: If it has settings for a task that is none of them.
+    """
     both = plan.tasks, plan.optional_tasks
     tasks, optional = (list(dict.fromkeys(name for entry in part for name in task_names(entry))) for part in both)
+    for own in (plan.task, *(method.task for method in plan.methods)):
+        if unknown := next((name for name in own if name not in (*tasks, *optional)), None):
+            raise PlanError(
+                f"In the plan {plan.name}, there are settings for {unknown!r}, which is none of its tasks; write each "
+                "task as it is in the list."
+            )
     return tasks, [name for name in optional if name not in tasks]
 
 

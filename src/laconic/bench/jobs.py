@@ -89,7 +89,7 @@ def plain(settings: Settings) -> Settings:
 def identity(settings: Settings) -> dict[str, Any]:
     """What makes a run what it is, as plain data; where its data lies, or who loads them, is no part of it."""
     document = {name: value for name, value in asdict(plain(settings)).items() if name not in PLACES}
-    document["recipe"] = {name: value for name, value in document["recipe"].items() if name != "workers"}
+    document["recipe"] = {name: value for name, value in document["recipe"].items() if name not in PLACES}
     return document
 
 

@@ -253,15 +253,18 @@ def _methods(entry: dict[str, Any]) -> list[MethodPlan]:
         raise PlanError("A method has neither a label nor a method.")
     values = {key: value for key, value in entry.items() if key not in own - {"share"}}
     spread = {key: value for key, value in values.items() if isinstance(value, list)}
+    if empty := next((key for key, value in spread.items() if not value), None):
+        raise PlanError(f"The list of {empty} of {label} is empty; that would leave the method out.")
     found: list[MethodPlan] = []
     for chosen in combinations(spread):
         both = {key: chosen.get(key, value) for key, value in values.items()}
-        share = both.pop("share", None)
+        # A number is a share of the prompts; a word is E2VPT's setting of that name.
+        share = None if isinstance(both.get("share"), str) else both.pop("share", None)
         if share is not None and not 0 < _number(share, "share") <= 1:
             raise PlanError(f"The share of a method's prompts must be above 0 and at most 1, not {share}.")
         found.append(
             MethodPlan(
-                label=_label(label, chosen, {**both, "share": share}),
+                label=_label(label, chosen, both if share is None else {**both, "share": share}),
                 settings=_settings(both, label),
                 share=share,
                 search=_checked(entry.get("search", True), bool, f"search of {label}"),

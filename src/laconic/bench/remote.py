@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from laconic.bench.store import Document, StoreError, scratch_root, seal, whole
+from laconic.bench.store import Document, StoreError, named, scratch_root, seal, whole
 from laconic.files import write_atomically
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class RemoteStore:
 
     def result(self, name: str) -> Document | None:
         """See `Store`."""
-        return self._read(f"results/{name}.json")
+        return named(self._read(f"results/{name}.json"), name)
 
     def publish(self, name: str, document: Document, adapter: Path | None = None) -> None:
         """See `Store`."""

@@ -151,10 +151,16 @@ def threads_of(workers: int) -> int:
 
 
 def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
-    """The result of a plan as plain data: every cell with its accuracy, or why there is none."""
+    """The result of a plan as plain data: every cell with its accuracy, or why there is none.
+
+    `changed_images` names tasks whose images changed between their runs.
+    """
     rows: list[dict[str, Any]] = []
+    seen: dict[str, set[str]] = {}
     for cell, outcome in zip(found.cells, outcomes, strict=True):
         result = store.result(outcome.run.name) if outcome.run is not None and outcome.failure is None else None
+        if result is not None and "provenance" in result:
+            seen.setdefault(cell.task, set()).add(result["provenance"]["data"]["fingerprint"])
         rows.append(
             {
                 "task": cell.task,
@@ -166,4 +172,6 @@ def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[
                 "chosen": None if outcome.search is None else outcome.search["chosen"],
             }
         )
-    return {"plan": found.plan.name, "results": store.address, "cells": rows, "left_out": found.left_out}
+    changed = [task for task, fingerprints in seen.items() if len(fingerprints) > 1]
+    about = {"plan": found.plan.name, "results": store.address, "left_out": found.left_out}
+    return {**about, "changed_images": changed, "cells": rows}

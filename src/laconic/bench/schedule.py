@@ -109,6 +109,8 @@ class Schedule:
         self._later: list[tuple[float, int, str]] = []
         self._running: set[str] = set()
         self._lost = Counter[str]()
+        self._searching = Counter(cell.task for cell in cells if cell.search is not None)
+        self._trials: dict[str, set[str]] = {}
         self._there = store.finished()
         self._failed_before = set() if retry_failed else store.failures()
 
@@ -140,8 +142,7 @@ class Schedule:
                 asked = next(going.steps) if found is None else going.steps.send(found)
             except StopIteration as end:
                 self.outcomes[going.number] = end.value
-                for work in going.trials:
-                    self.store.forget(work)
+                self._forget(going)
                 return
             going.asked = asked
             going.trials += [job.work for job in asked if job.until is not None]
@@ -151,6 +152,15 @@ class Schedule:
                 self._want(wanted, going)
                 return
             found = {job.name: self.found[job.name] for job in asked}
+
+    def _forget(self, going: _Going) -> None:
+        """Removes the states of a task's trials once no search on it is left that might go on from them."""
+        cell = self.cells[going.number]
+        self._trials.setdefault(cell.task, set()).update(going.trials)
+        self._searching[cell.task] -= cell.search is not None
+        if not self._searching[cell.task]:
+            for work in self._trials.pop(cell.task):
+                self.store.forget(work)
 
     def _known(self, job: Job) -> bool:
         """Whether a job is done, now or by an earlier call; one whose result is damaged is not."""
@@ -163,7 +173,7 @@ class Schedule:
             self._failed_before.discard(name)
             failure = self.store.failure(name)
             if failure is not None and not failure["again"]:
-                self.found[name] = {"failed": failure["failure"]}
+                self.found[name] = {"failed": failure["failure"], "again": False}
         return name in self.found
 
     def _want(self, jobs: Iterable[Job], going: _Going) -> None:
@@ -202,7 +212,7 @@ class Schedule:
             if self._lost[name] > self.retries:
                 sentence = f"Given up after {self._lost[name]} attempts: {event.why}."
                 self.store.fail(name, {"name": name, "failure": sentence, "again": True})
-                self._settle(name, {"failed": sentence})
+                self._settle(name, {"failed": sentence, "again": True})
             else:
                 self._again(name, 0.0)
         elif event.kind == "stopped" or event.answer["state"] == "busy":
@@ -210,7 +220,7 @@ class Schedule:
         elif event.answer["state"] == "failed":
             if event.answer["for_all"]:
                 raise BenchError(f"{event.answer['failure']} The benchmark stops; start it again once that is mended.")
-            self._settle(name, {"failed": event.answer["failure"]})
+            self._settle(name, {"failed": event.answer["failure"], "again": event.answer["again"]})
         else:
             self._done(name)
 
@@ -290,7 +300,7 @@ def follow(cell: Cell, store: Store) -> tuple[Outcome | None, dict[str, Any]]:
                 failure = store.failure(job.name)
                 if failure is None:
                     return None, {}
-                result = {"failed": failure["failure"]}
+                result = {"failed": failure["failure"], "again": failure["again"]}
             found[job.name] = result
         try:
             asked = following.send(found)

@@ -117,6 +117,16 @@ def whole(text: str) -> Document | None:
     return document if document.get("checksum") == _checksum(rest) else None
 
 
+def named(document: Document | None, name: str) -> Document | None:
+    """A result that is that of the run it is called after; None where it was copied from another.
+
+    Example:
+        >>> named({"name": "a"}, "a"), named({"name": "a"}, "b")
+        ({'name': 'a'}, None)
+    """
+    return document if document is not None and document.get("name") == name else None
+
+
 def _checksum(document: Document) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -141,7 +151,7 @@ class FolderStore:
 
     def result(self, name: str) -> Document | None:
         """See `Store`."""
-        return _read(self.root / "results" / f"{name}.json")
+        return named(_read(self.root / "results" / f"{name}.json"), name)
 
     def publish(self, name: str, document: Document, adapter: Path | None = None) -> None:
         """See `Store`."""

@@ -40,11 +40,28 @@ def steps(cell: Cell) -> Generator[list[Job], Found, Outcome]:
     chosen: dict[str, Any] = {}
     record: dict[str, Any] | None = None
     if cell.search is not None:
-        chosen, record = yield from _choose(cell, cell.search)
+        try:
+            chosen, record = yield from _choose(cell, cell.search)
+        except _UntriedError as error:
+            return Outcome(failure=str(error))
         if not chosen:
-            return Outcome(failure="No choice of its settings could be trained.", search=record)
+            why = next((f" The first: {trial['failed']}" for trial in record["trials"] if "failed" in trial), "")
+            return Outcome(failure=f"No choice of its settings could be trained.{why}", search=record)
     outcome = yield from _run(plain(cell.settings(**chosen)))
     return replace(outcome, search=record)
+
+
+class _UntriedError(Exception):
+    """A choice could not be tried for a reason that may pass; without it, another one would be chosen."""
+
+
+def _require(found: Found, names: Mapping[int, str], choices: Sequence[dict[str, Any]]) -> None:
+    for number, name in names.items():
+        if "failed" in found[name] and found[name].get("again"):
+            shown = ", ".join(f"{key} {value}" for key, value in choices[number].items())
+            raise _UntriedError(
+                f"Its settings cannot be chosen before all of them were tried ({shown}): {found[name]['failed']}"
+            )
 
 
 def _run(settings: Any) -> Generator[list[Job], Found, Outcome]:
@@ -82,26 +99,32 @@ def _halve(
     going = list(range(len(choices)))
     records = [{"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices]
     trials += records
-    epochs = settings[0].recipe.epochs
-    rungs = sorted({max(1, round(share * epochs)) for share in search.rungs} - {epochs})
-    for until in [*rungs, epochs]:
+    longest = max(one.recipe.epochs for one in settings)  # a search may try several
+    shares = {max(1, round(share * longest)): share for share in sorted(search.rungs)}
+    for share in [*(share for until, share in shares.items() if until < longest), 1.0]:
         if len(choices) > 1 and len(going) == 1:
             break
-        jobs = {
-            number: Job(settings=settings[number], until=min(until, settings[number].recipe.epochs)) for number in going
-        }
+        untils = {number: _until(settings[number].recipe.epochs, share) for number in going}
+        jobs = {number: Job(settings=settings[number], until=until) for number, until in untils.items()}
         found = yield list(jobs.values())
+        _require(found, {number: job.name for number, job in jobs.items()}, choices)
         results = {number: found[job.name] for number, job in jobs.items()}
         for number, result in results.items():
-            records[number] |= _seen(result, until)
+            records[number] |= _seen(result, untils[number])
         alive = [number for number in going if _rank(results[number], search) < (math.inf,)]
         alive.sort(key=lambda number: (_rank(results[number], search), number))
-        keep = math.ceil(len(alive) * search.keep) if until != epochs else 1
+        keep = math.ceil(len(alive) * search.keep) if share < 1 else 1
         going = sorted(alive[: max(1, keep)])
         if not going:
             return {}
-    records[going[0]]["stopped"] = False
+    for number, record in enumerate(records):
+        record["stopped"] = number != going[0] and record["epochs"] < settings[number].recipe.epochs
     return dict(choices[going[0]])
+
+
+def _until(epochs: int, share: float) -> int:
+    """The epoch that ends a share of a training."""
+    return min(epochs, max(1, round(share * epochs)))
 
 
 def _compare(
@@ -110,24 +133,29 @@ def _compare(
     """Whole runs side by side, for what cannot be judged before its end."""
     settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
     firsts = [starts_from(one) for one in settings]
-    if shared := {first.name: first for first in firsts if first is not None}:
-        found = yield list(shared.values())
-        if all("failed" in found[name] for name in shared):
-            return {}
-        good = [number for number, first in enumerate(firsts) if first is None or "failed" not in found[first.name]]
-    else:
-        good = list(range(len(settings)))
+    shared = {first.name: first for first in firsts if first is not None}
+    found = (yield list(shared.values())) if shared else {}
+    _require(found, {number: first.name for number, first in enumerate(firsts) if first is not None}, choices)
+    good: list[int] = []
+    for number, first in enumerate(firsts):
+        if first is not None and (why := found[first.name].get("failed")):
+            trials.append({"settings": choices[number], **_seen({"failed": why}, 0), "stopped": False})
+        else:
+            good.append(number)
+    if not good:
+        return {}
     jobs = {
         number: Job(settings=settings[number], first=None if first is None else first.name)
         for number in good
         for first in [firsts[number]]
     }
     found = yield list(jobs.values())
+    _require(found, {number: job.name for number, job in jobs.items()}, choices)
     ranks = {number: _rank(found[job.name], search) for number, job in jobs.items()}
     best = min(ranks, key=lambda number: (ranks[number], number))
     for number, job in jobs.items():
         seen = _seen(found[job.name], settings[number].recipe.epochs)
-        trials.append({"settings": choices[number], **seen, "stopped": number != best})
+        trials.append({"settings": choices[number], **seen, "stopped": False})
     return dict(choices[best]) if ranks[best] < (math.inf,) else {}
 
 
@@ -138,6 +166,8 @@ def _to_choose(search: Search) -> dict[str, Any]:
 
 def _seen(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     seen = {"epochs": epochs, "val_accuracy": result.get("val_accuracy")}
+    if result.get("seconds") is not None:
+        seen["seconds"] = result["seconds"]
     if why := result.get("failed") or result.get("diverged"):
         seen["failed"] = why
     return seen

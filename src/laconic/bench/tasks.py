@@ -29,7 +29,10 @@ def task_names(entry: str) -> list[str]:
         >>> task_names("vtab:specialized")[:2], task_names("synthetic:counting")
         (['vtab:patch_camelyon', 'vtab:eurosat'], ['synthetic:counting'])
     """
-    return [task.spec for task in GROUPS[entry.lower()]] if entry.lower() in GROUPS else [entry]
+    if entry.lower() in GROUPS:
+        return [task.spec for task in GROUPS[entry.lower()]]
+    task = known(entry)
+    return [entry if task is None else task.spec]  # one task has one name, or its runs would have two
 
 
 def known(spec: str) -> BenchmarkTask | None:

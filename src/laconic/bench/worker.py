@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,16 @@ from laconic.errors import DivergedError, LaconicError
 from laconic.experiment import run, try_settings
 from laconic.preprocessing import Preprocessing
 from laconic.progress import Report, silent
+from laconic.runfolder import RESULT
 from laconic.settings import CondenseSettings, Settings
 from laconic.sources import Sources
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of the system that all jobs would meet."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of the system that only writing meets, and all jobs would."""
+REFUSED = (errno.EACCES, errno.EPERM)
+"""Errors that images meet as well, which is then the fault of one task alone."""
+NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+"""What torch says on a CPU, where it has no error of its own for that, and the system."""
 
 
 class KeptSources(Sources):
@@ -112,34 +118,38 @@ class Worker:
             return
         self.store.reclaim(job.name)
         trained = None if job.first is None else self.store.adapter(job.first)
+        if trained is not None and not (trained / RESULT).exists():
+            trained = None  # somebody removed it, as adapters are large: this run then trains by itself
         result = run(job.settings, scratch, resume=True, progress=report, trained=trained, sources=self.sources)
         self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, scratch)
 
     def _failed(self, job: Job, error: Exception) -> dict[str, Any]:
         sentence = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in sentence for words in NO_MEMORY):
             sentence = "There is not enough memory."
         elif not isinstance(error, LaconicError):
             sentence = f"Something unexpected went wrong ({type(error).__name__}: {error})."
-        if no_room := _no_room(error):
+        if no_room := _no_room(error, self.store.scratch(job.work).parent.parent):
             sentence = f"Nothing can be written to {self.store.address} ({no_room})."
         failed = {"state": "failed", "failure": sentence, "for_all": bool(no_room) or isinstance(error, StoreError)}
+        failed["again"] = not isinstance(error, DivergedError)
         if not failed["for_all"]:
-            again = not isinstance(error, DivergedError)
             try:
-                about = {"name": job.name, "failure": sentence, "again": again, "failed": _now()}
+                about = {"name": job.name, "failure": sentence, "again": failed["again"], "failed": _now()}
                 self.store.fail(job.name, about | {"traceback": traceback.format_exception(error)})
             except (OSError, StoreError):
                 failed["for_all"] = True
         return failed
 
 
-def _no_room(error: BaseException | None) -> str:
+def _no_room(error: BaseException | None, root: Path) -> str:
     """What the system says of a disk that is full or must not be written to; nothing where that is not at fault."""
     while error is not None:
         # Libraries that write files themselves only hand on the words of the system.
         number = error.errno if isinstance(error, OSError) else next(iter(re.findall(r"os error (\d+)", str(error))), 0)
-        if int(number or 0) in NO_ROOM:
+        place = error.filename if isinstance(error, OSError) else None
+        ours = isinstance(place, str) and Path(place).is_relative_to(root)
+        if int(number or 0) in (NO_ROOM + REFUSED if ours else NO_ROOM):
             return os.strerror(int(number or 0)).lower()
         error = error.__cause__ or error.__context__
     return ""

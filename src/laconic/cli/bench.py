@@ -59,10 +59,11 @@ class Bench:
         from laconic.bench.plan import load_plan
         from laconic.bench.run import overview, threads_of
         from laconic.bench.store import open_store
+        from laconic.data.benchmarks import data_root
 
         plan = load_plan(self.plan)
         store = open_store(self.out or str(Path("runs") / plan.name))
-        root = None if self.root is None else os.path.abspath(self.root)
+        root = os.path.abspath(data_root(self.root))  # whatever folder a worker is in
         workers = self.workers or plan.workers.number or 1
         threads = threads_of(workers)
         found = overview(plan, store, root=root, threads=threads, estimate=not self.rehearse)
@@ -80,6 +81,11 @@ class Bench:
             print_json(document)
         else:
             show_results(document, found)
+        if document["changed_images"]:
+            raise LaconicError(
+                f"The images of {', '.join(document['changed_images'])} changed between runs, so these cannot be "
+                "compared; start again in another --out."
+            )
         failed = [cell for cell in document["cells"] if cell["failure"]]
         if failed:
             first = failed[0]
@@ -146,20 +152,21 @@ class Bench:
 def show_overview(found: Overview, address: str, workers: int) -> None:
     """Prints what a plan will do and how long it will take."""
     from laconic.bench.estimate import duration
+    from laconic.data.images import printable
 
     plan = found.plan
     todo = [job for job in found.jobs if job.name not in found.done]
     trials = sum(job.until is not None for job in todo)
     counts = Counter(cell.method for cell in found.cells)
     searched = {cell.method for cell in found.cells if cell.search is not None}
-    print_note(f"{plan.name}: {plan.title}" if plan.title else plan.name)
-    print_note(f"{_count(len(found.tasks), 'task')}: {', '.join(found.tasks)}")
+    print_note(printable(f"{plan.name}: {plan.title}" if plan.title else plan.name))
+    print_note(printable(f"{_count(len(found.tasks), 'task')}: {', '.join(found.tasks)}"))
     methods = [f"{label} ({'searched, ' if label in searched else ''}{counts[label]})" for label in counts]
-    print_note(f"{_count(len(counts), 'method')}: {', '.join(methods)}")
+    print_note(printable(f"{_count(len(counts), 'method')}: {', '.join(methods)}"))
     for task, why in found.left_out.items():
-        print_note(f"left out: {task}: {why}")
+        print_note(printable(f"left out: {task}: {why}"))
     for task, why in found.missing.items():
-        print_note(f"its runs will fail: {task}: {why}")
+        print_note(printable(f"its runs will fail: {task}: {why}"))
     parts = [f"{_count(len(todo) - trials, 'run')} to do"]
     parts += [f"{_count(trials, 'training')} to choose settings by"] if trials else []
     parts += [f"{len(found.done)} done already"] if found.done else []
