@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
@@ -189,7 +190,8 @@ _PRUNING = {"prune_tokens": "tokens", "prune_segments": "segments", "num_segment
 """Flat names, as commands and plans have them, and those of `PruneSettings`."""
 
 
-def setting_types() -> dict[str, Any]:
+@functools.cache
+def setting_types() -> Mapping[str, Any]:
     """The flat name of every setting, as commands and plans have it, and its type.
 
     Example:

@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.bench.common import command, environment, results
 
 from laconic.bench.cells import Cell, cells_of, tasks_of
 from laconic.bench.engine import Task
 from laconic.bench.jobs import Job, plain
-from laconic.bench.local import LocalEngine, _Process
+from laconic.bench.local import LocalEngine, WorkerProcess
 from laconic.bench.plan import PlanError, Search, parse_plan
 from laconic.bench.store import open_store
 from laconic.bench.study import steps
@@ -22,6 +21,7 @@ from laconic.bench.worker import Worker
 from laconic.errors import DataError
 from laconic.evaluation import Evaluation
 from laconic.experiment import try_settings
+from plans import command, environment, results
 
 HEAD = 'tasks = ["vtab:svhn"]\nsettings = {backbone = "test_vit"}\n[[methods]]\nmethod = "linear"\n'
 
@@ -34,7 +34,7 @@ def the_jobs(text, number):
 
 def test_what_a_worker_sent_before_it_died_is_not_lost():
     ours, theirs = multiprocessing.Pipe()
-    worker = object.__new__(_Process)
+    worker = object.__new__(WorkerProcess)
     worker.name, worker.connection, worker.task = "worker 0", ours, Task(name="a", document={})
     theirs.send(("done", {"state": "finished"}))
     theirs.close()

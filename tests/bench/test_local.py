@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import run_command
 from laconic.bench.cells import cells_of, tasks_of

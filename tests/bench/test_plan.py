@@ -149,7 +149,7 @@ def test_a_file_is_preferred_to_a_plan_that_comes_with_it(tmp_path, monkeypatch)
         (('method = "vpt-deep"', 'method = "linear"\ncondense = 0.5'), "has no prompts to condense"),
         (('method = "vpt-deep"', "prune = true"), "searched on validation images"),
         (('method = "vpt-deep"', "share = 2"), "share of a method's prompts"),
-        (('method = "vpt-deep"', "condense = []"), "names no methods"),
+        (('method = "vpt-deep"', "condense = []"), "The list of condense of VPT is empty"),
         (('label = "VPT"\nmethod = "vpt-deep"', "prompts = 3"), "neither a label nor a method"),
         (("[[methods]]", "[methods]"), "methods must be a list"),
         (("[[methods]]", "[[method]]"), "the plan knows no 'method'; did you mean methods"),
