@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -177,23 +178,41 @@ def show_overview(found: Overview, address: str, workers: int) -> None:
     print_note("; ".join(parts) + f". Results go to {address}.")
 
 
+FEW_TASKS = 4
+"""Have room beside each other in a terminal."""
+
+
 def show_results(document: dict[str, Any], found: Overview) -> None:
-    """Prints mean and spread of every method on every task."""
+    """Prints mean and spread of every method: on each task where they are few, else over all that it has."""
     methods = list(dict.fromkeys(cell["method"] for cell in document["cells"]))
+    few = len(found.tasks) <= FEW_TASKS
+
+    def values(method: str, task: str) -> list[float]:
+        return [
+            100 * cell["test_accuracy"]
+            for cell in document["cells"]
+            if (cell["task"], cell["method"]) == (task, method) and cell["test_accuracy"] is not None
+        ]
+
     rows: list[list[str]] = []
-    for task in found.tasks:
-        row = [task]
-        for method in methods:
-            values = [
-                100 * cell["test_accuracy"]
-                for cell in document["cells"]
-                if (cell["task"], cell["method"]) == (task, method) and cell["test_accuracy"] is not None
-            ]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            row.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
-        rows.append(row)
-    print_table("Test accuracy (%), mean ± sample standard deviation over seeds", ["task", *methods], rows)
+    for method in methods:
+        mine = [values(method, task) for task in found.tasks]
+        if few:
+            rows.append([method, *map(_spread, mine)])
+        else:
+            there = [statistics.mean(one) for one in mine if one]
+            whole = len(there) == len(found.tasks)
+            rows.append([method, f"{len(there)} of {len(mine)}", f"{statistics.mean(there):.1f}" if whole else "-"])
+    names = [task.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1] for task in found.tasks]
+    columns = names if few else ["tasks", "mean of all"]
+    title = "Test accuracy (%)" + (", mean ± sample standard deviation over seeds" if few else ", mean over tasks")
+    print_table(title, ["method", *columns], rows)
     print_note(f"Next: laconic report {document['results']}")
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}" if values else "-"
 
 
 def _overview_document(found: Overview) -> dict[str, Any]:
