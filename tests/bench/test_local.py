@@ -274,6 +274,7 @@ def test_the_engine_names_the_signal_that_killed_a_worker(tmp_path):
 
 def test_a_study_says_what_is_missing(undisturbed, tmp_path):
     study = study_of(str(undisturbed[0]))
+    assert not any("root" in cell["result"]["settings"] for cell in study["cells"])
     assert {cell["state"] for cell in study["cells"]} == {"finished"}
     assert study["cells"][1]["search"]["chosen"]["lr"] in (0.02, 0.005)
     assert study["tasks"][0]["classes"] == ["0", "1", "2"]

@@ -16,6 +16,7 @@ from laconic.bench.schedule import follow
 from laconic.bench.store import Store, open_store
 from laconic.bench.tasks import about_task
 from laconic.errors import LaconicError
+from laconic.runfolder import PLACES
 
 Document = dict[str, Any]
 
@@ -123,7 +124,15 @@ def _document(cells: Sequence[Document], **about: Any) -> Document:
     tasks = [_task(task, first.get(task)) for task in dict.fromkeys(cell["task"] for cell in cells)]
     backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    return {**about, "tasks": tasks, "backbone": _backbone(backbones), "cells": list(cells), "made": made}
+    shown = [{**cell, "result": _without_places(cell["result"])} for cell in cells]
+    return {**about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
+
+
+def _without_places(result: Document | None) -> Document | None:
+    """A result without where its images lay: that is no part of what was run, and nobody else's business."""
+    if result is None:
+        return None
+    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in PLACES}}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:

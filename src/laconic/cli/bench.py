@@ -206,7 +206,7 @@ def show_results(document: dict[str, Any], found: Overview) -> None:
     names = [task.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1] for task in found.tasks]
     columns = names if few else ["tasks", "mean of all"]
     title = "Test accuracy (%)" + (", mean ± sample standard deviation over seeds" if few else ", mean over tasks")
-    print_table(title, ["method", *columns], rows)
+    print_table(title, ["method", *columns], rows, whole_first=True)
     print_note(f"Next: laconic report {document['results']}")
 
 
