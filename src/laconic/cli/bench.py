@@ -178,7 +178,7 @@ def show_overview(found: Overview, address: str, workers: int) -> None:
     print_note("; ".join(parts) + f". Results go to {address}.")
 
 
-FEW_TASKS = 4
+FEW_TASKS = 3
 """Have room beside each other in a terminal."""
 
 
