@@ -63,6 +63,17 @@ class Silent:
         """See `Watch`."""
 
 
+class Counting(Silent):
+    """Counts the jobs that are done."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def settled(self, job: Job, found: Mapping[str, Any]) -> None:
+        """See `Watch`."""
+        self.done += 1
+
+
 @dataclass(kw_only=True)
 class _Going:
     """A cell that is not settled yet: what it does next, what it asked for, and what of that is open."""

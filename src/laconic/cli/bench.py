@@ -17,6 +17,7 @@ from laconic.errors import LaconicError
 
 if TYPE_CHECKING:
     from laconic.bench.run import Overview
+    from laconic.bench.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,9 @@ class Bench:
                 print_json(_overview_document(found))
             return
         if self.rehearse:
-            self._rehearse(found, workers)
+            self._rehearse(found, store)
             return
-        document = self._run(found, workers)
+        document = self._run(found, store, workers)
         if self.json:
             print_json(document)
         else:
@@ -95,12 +96,10 @@ class Bench:
                 f"{first['task']}, seed {first['seed']}: {first['failure']}"
             )
 
-    def _run(self, found: Overview, workers: int) -> dict[str, Any]:
+    def _run(self, found: Overview, store: Store, workers: int) -> dict[str, Any]:
         from laconic.bench.live import LiveTable
         from laconic.bench.run import engine_of, run_plan, summary
-        from laconic.bench.store import open_store
 
-        store = open_store(self.out or str(Path("runs") / found.plan.name))
         table = LiveTable(len(found.jobs), len(found.done), found.seconds, workers)
         try:
             with (
@@ -116,26 +115,31 @@ class Bench:
             ) from error
         return summary(found, outcomes, store)
 
-    def _rehearse(self, found: Overview, workers: int) -> None:
+    def _rehearse(self, found: Overview, store: Store) -> None:
         import time
 
-        from laconic.bench.live import LiveTable
         from laconic.bench.run import engine_of, rehearsal, run_plan
-        from laconic.bench.store import open_store
+        from laconic.bench.schedule import Counting
 
-        with rehearsal(open_store(self.out or str(Path("runs") / found.plan.name))) as store:
-            table = LiveTable(len(found.jobs), 0, {}, workers)
-            options = {"kind": self.engine, "workers": self.workers, "cluster": self.address, "rehearse": True}
+        counting = Counting()
+        with rehearsal(store) as place:
             started = time.monotonic()
-            with engine_of(found.plan, store.address, **options) as engine:  # pyright: ignore[reportArgumentType]
-                run_plan(found, store, engine, watch=_Quiet(table))
+            with engine_of(
+                found.plan,
+                place.address,
+                kind=self.engine,
+                workers=self.workers,
+                cluster=self.address,
+                rehearse=True,
+            ) as engine:
+                run_plan(found, place, engine, watch=counting)
             seconds = time.monotonic() - started
-        rate = table.done / seconds
+        rate = counting.done / seconds
         if self.json:
-            print_json({"runs": table.done, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
+            print_json({"runs": counting.done, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
         else:
             print_note(
-                f"{table.done} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left."
+                f"{counting.done} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left."
             )
 
     def _list(self) -> None:
@@ -233,23 +237,3 @@ def _overview_document(found: Overview) -> dict[str, Any]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-class _Quiet:
-    """Counts, and draws nothing."""
-
-    def __init__(self, table: Any) -> None:
-        self.table = table
-
-    def planned(self, jobs: Any) -> None:
-        """See `Watch`."""
-
-    def event(self, event: Any) -> None:
-        """See `Watch`."""
-
-    def settled(self, job: Any, found: Any) -> None:
-        """See `Watch`."""
-        self.table.done += 1
-
-    def tick(self) -> None:
-        """See `Watch`."""
