@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from laconic.bench import cluster as subject
 from laconic.bench.local import LocalEngine
 from laconic.bench.plan import Workers, parse_plan
 from laconic.bench.run import engine_of, overview, run_plan
@@ -18,8 +19,8 @@ from laconic.bench.schedule import BenchError, Silent
 from laconic.bench.store import open_store
 from plans import command, environment, figures, results
 
+os.environ |= subject.VARIABLES  # Ray reads them when it is imported
 cluster_utils = pytest.importorskip("ray.cluster_utils")
-from laconic.bench import cluster as subject  # noqa: E402
 
 LIMITS = """
 import os, resource, sys
@@ -92,7 +93,7 @@ def processes(*, ours):
     return dict.fromkeys(actors, True) | dict.fromkeys(spawned, False)
 
 
-def until(condition, *, seconds=60):
+def until(condition, *, seconds=180):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never came"

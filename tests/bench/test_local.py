@@ -76,10 +76,8 @@ def test_its_numbers_are_those_of_fit(undisturbed, text, tmp_path):
 def test_a_finished_plan_does_nothing(undisturbed):
     out, document = undisturbed
     before = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
-    again = subprocess.run(
-        command(out.parent / "tiny.toml", out, "--json"), env=environment(), capture_output=True, text=True, check=True
-    )
-    assert json.loads(again.stdout) == document
+    again = run_command("bench", out.parent / "tiny.toml", "--out", out, "--json")
+    assert again.document == document
     assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == before
 
 
@@ -140,45 +138,37 @@ def test_a_damaged_result_is_done_again(undisturbed, tmp_path):
         if "keep0.5" in name:
             path.write_text(path.read_text()[:100])
             shutil.rmtree(copy / "adapters" / name)
-    subprocess.run(command(out.parent / "tiny.toml", copy), env=environment(), capture_output=True, check=True)
+    assert run_command("bench", out.parent / "tiny.toml", "--out", copy).status == 0
     assert figures(results(copy)) == figures(kept)
 
 
-@pytest.mark.parametrize("who", ["worker", "driver", "interrupt"])
-def test_kills_at_random_moments_change_nothing(who, undisturbed, plan_file, tmp_path):
-    out, chance = tmp_path / "runs", random.Random(who)
+def test_kills_at_random_moments_change_nothing(undisturbed, plan_file, tmp_path):
+    out, chance = tmp_path / "runs", random.Random(0)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     seen = {}
-    for attempt in range(40):
-        driver = subprocess.Popen(
-            command(plan_file, out, "--json"),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        time.sleep(chance.uniform(3, 7))
-        if driver.poll() is None and attempt < 3:
-            if who == "worker":
-                for child in workers(driver.pid):
-                    os.kill(child, signal.SIGKILL)
-            else:
-                left = workers(driver.pid)
-                driver.send_signal(signal.SIGKILL if who == "driver" else signal.SIGINT)
-                _, errors = driver.communicate(timeout=60)
-                assert driver.returncode == (-signal.SIGKILL if who == "driver" else 130)
-                assert who == "driver" or "laconic: Stopped" in errors
-                assert "Traceback" not in errors
-                end = time.monotonic() + 40
-                while any(Path(f"/proc/{child}").exists() for child in left) and time.monotonic() < end:
-                    time.sleep(0.1)
-                assert not any(Path(f"/proc/{child}").exists() for child in left)
+    for deed in ("kill the worker", "interrupt", "kill the driver", "nothing"):
+        driver = subprocess.Popen(command(plan_file, out, "--json"), env=environment(), **pipes)
+        time.sleep(chance.uniform(3, 6))
+        left = workers(driver.pid)
+        if deed == "kill the worker":
+            for child in left:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(chance.uniform(1, 4))
+        if deed != "nothing" and driver.poll() is None:
+            driver.send_signal(signal.SIGINT if deed == "interrupt" else signal.SIGKILL)
         text, errors = driver.communicate(timeout=240)
+        assert "Traceback" not in errors
+        if driver.returncode == 130:
+            assert "laconic: Stopped" in errors
+        end = time.monotonic() + 60
+        while any(Path(f"/proc/{child}").exists() for child in left) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not any(Path(f"/proc/{child}").exists() for child in left)
         found = results(out)
         finished = {name: document["finished"] for name, document in found.items()}
         assert {name: finished[name] for name in seen} == seen  # nothing that was finished was done again
         seen = finished
-        if driver.returncode == 0:
-            break
+    assert driver.returncode == 0
     assert json.loads(text)["cells"] == undisturbed[1]["cells"]
     assert figures(found) == figures(results(undisturbed[0]))
     assert list((out / "work").iterdir()) == []
@@ -240,7 +230,7 @@ def test_a_full_disk_stops_everything_and_loses_nothing(plan_file, tmp_path):
     assert "Traceback" not in stopped.stderr
     assert results(out).keys() >= set()
     assert not any(path.suffix == ".part" for path in out.rglob("*"))
-    subprocess.run(command(plan_file, out), env=environment(), capture_output=True, check=True)
+    assert run_command("bench", plan_file, "--out", out).status == 0
     assert len(results(out)) == 12
 
 
