@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,7 +41,6 @@ class LiveTable:
         self.spent, self.planned_spent = 0.0, 0.0
         self.running: dict[str, dict[str, Any]] = {}
         self.last: deque[Text] = deque(maxlen=LAST)
-        self.seen: set[str] = set()
         self.console = Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -54,10 +53,6 @@ class LiveTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.live.stop()
-
-    def planned(self, jobs: Sequence[Job]) -> None:
-        """See `Watch`."""
-        self.seen |= {job.name for job in jobs}
 
     def event(self, event: Event) -> None:
         """See `Watch`."""

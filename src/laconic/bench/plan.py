@@ -199,8 +199,6 @@ def parse_plan(text: str, *, name: str) -> Plan:
         raise PlanError(f"The plan {name} is not TOML: {error}.") from error
     try:
         return _plan(document, name, text)
-    except PlanError as error:
-        raise PlanError(f"In the plan {name}: {error}") from error
     except LaconicError as error:
         raise PlanError(f"In the plan {name}: {error}") from error
 

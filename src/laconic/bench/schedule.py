@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,10 +30,6 @@ class BenchError(LaconicError):
 class Watch(Protocol):
     """Who is told what goes on."""
 
-    def planned(self, jobs: Sequence[Job]) -> None:
-        """These jobs have been asked for and are not done yet."""
-        ...
-
     def event(self, event: Event) -> None:
         """Something has happened to a job."""
         ...
@@ -49,9 +45,6 @@ class Watch(Protocol):
 
 class Silent:
     """Tells nobody."""
-
-    def planned(self, jobs: Sequence[Job]) -> None:
-        """See `Watch`."""
 
     def event(self, event: Event) -> None:
         """See `Watch`."""
@@ -188,15 +181,12 @@ class Schedule:
         return name in self.found
 
     def _want(self, jobs: Iterable[Job], going: _Going) -> None:
-        new: list[Job] = []
         for job in jobs:
             if job.name not in self._waiting:
                 self.jobs[job.name] = job
                 self._waiting[job.name] = []
                 heapq.heappush(self._ready, (going.number, len(self.jobs), job.name))
-                new.append(job)
             self._waiting[job.name].append(going)
-        self.watch.planned(new)
 
     def _submit(self) -> None:
         while self._later and self._later[0][0] <= time.monotonic():
@@ -280,41 +270,45 @@ def preview(cells: Iterable[Cell], store: Store) -> tuple[list[Job], dict[str, b
 
     Where a search has not been decided, its first choices stand for those that will win.
     """
-    there, jobs = store.finished(), dict[str, Job]()
-    done: dict[str, bool] = {}
+    there = store.finished()
+    jobs, found = dict[str, Job](), dict[str, dict[str, Any] | None]()
+
+    def find(job: Job) -> dict[str, Any]:
+        name = job.name
+        if name not in jobs:
+            jobs[name] = job
+            found[name] = store.result(name) if name in there else None
+        return found[name] or {"val_accuracy": 0.0, "val_loss": 0.0}
+
     for cell in cells:
-        following = steps(cell)
-        asked = next(following)
-        while True:
-            found: dict[str, dict[str, Any]] = {}
-            for job in asked:
-                jobs[job.name] = job
-                result = store.result(job.name) if job.name in there else None
-                done[job.name] = result is not None
-                found[job.name] = {"val_accuracy": 0.0, "val_loss": 0.0} if result is None else result
-            try:
-                asked = following.send(found)
-            except StopIteration:
-                break
-    return list(jobs.values()), done
+        _through(cell, find)
+    return list(jobs.values()), {name: result is not None for name, result in found.items()}
 
 
 def follow(cell: Cell, store: Store) -> tuple[Outcome | None, dict[str, Any]]:
     """What is known of a cell from the store alone: its outcome, None where something is missing; and its result."""
-    following = steps(cell)
-    asked = next(following)
-    while True:
-        found: dict[str, dict[str, Any]] = {}
-        for job in asked:
-            result = store.result(job.name)
-            if result is None:
-                failure = store.failure(job.name)
-                if failure is None:
+
+    def find(job: Job) -> dict[str, Any] | None:
+        if (result := store.result(job.name)) is not None:
+            return result
+        failure = store.failure(job.name)
+        return None if failure is None else {"failed": failure["failure"], "again": failure["again"]}
+
+    outcome, found = _through(cell, find)
+    return outcome, {} if outcome is None or outcome.run is None or outcome.failure else found[outcome.run.name]
+
+
+def _through(cell: Cell, find: Callable[[Job], dict[str, Any] | None]) -> tuple[Outcome | None, dict[str, Any]]:
+    """Takes a cell to its end with results that are there; its outcome, None where one is not, and the last results."""
+    going, found = steps(cell), dict[str, dict[str, Any]]()
+    try:
+        asked = next(going)
+        while True:
+            found = {}
+            for job in asked:
+                if (result := find(job)) is None:
                     return None, {}
-                result = {"failed": failure["failure"], "again": failure["again"]}
-            found[job.name] = result
-        try:
-            asked = following.send(found)
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome, {} if outcome.run is None or outcome.failure else found[outcome.run.name]
+                found[job.name] = result
+            asked = going.send(found)
+    except StopIteration as end:
+        return end.value, found

@@ -10,10 +10,10 @@ from typing import Any
 from laconic.bench.cells import AFTERWARDS, Cell
 from laconic.bench.jobs import Job, plain, starts_from
 from laconic.bench.plan import Search, combinations
+from laconic.settings import Settings
 
 Found = Mapping[str, dict[str, Any]]
 """Name of a job -> its result, or `{"failed": sentence}`."""
-Asks = Generator[list[Job], Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def _require(found: Found, names: Mapping[int, str], choices: Sequence[dict[str,
             )
 
 
-def _run(settings: Any) -> Generator[list[Job], Found, Outcome]:
+def _run(settings: Settings) -> Generator[list[Job], Found, Outcome]:
     """One whole run, after the stage that it shares with others."""
     first = starts_from(settings)
     if first is not None:
