@@ -74,21 +74,28 @@ def plain(settings: Settings) -> Settings:
         >>> plain(Settings(backbone="test_vit", method="linear", prompts=7)).prompts
         20
     """
-    read = {name for names in OF_METHODS.values() for name in names} - set(OF_METHODS.get(settings.method, ()))
-    if settings.condense is None:
-        read |= set(OF_CONDENSING)
-    if settings.prune is None:
-        read |= {"rewind_epoch"}
-    defaults = {field.name: field.default for field in fields(Settings) if field.name in read}
+    defaults = {field.name: field.default for field in fields(Settings) if field.name in _unread(settings)}
     recipe = settings.recipe.with_rate(settings.make_method().lr_factor)
     if recipe.optimizer != "sgd":
         recipe = replace(recipe, momentum=Recipe().momentum)
     return replace(settings, recipe=recipe, **defaults)
 
 
+def _unread(settings: Settings) -> set[str]:
+    """Names of the settings that a run does not read."""
+    found = {name for names in OF_METHODS.values() for name in names} - set(OF_METHODS.get(settings.method, ()))
+    if settings.condense is None:
+        found |= set(OF_CONDENSING)
+    if settings.prune is None:
+        found |= {"rewind_epoch"}
+    return found
+
+
 def identity(settings: Settings) -> dict[str, Any]:
     """What makes a run what it is, as plain data; where its data lies, or who loads them, is no part of it."""
-    document = {name: value for name, value in asdict(plain(settings)).items() if name not in PLACES}
+    # Without what is not read: a setting that comes with a new method renames no run of the others.
+    without = {*PLACES, *_unread(settings)}
+    document = {name: value for name, value in asdict(plain(settings)).items() if name not in without}
     document["recipe"] = {name: value for name, value in document["recipe"].items() if name not in PLACES}
     return document
 
