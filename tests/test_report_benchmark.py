@@ -13,7 +13,7 @@ import pytest
 
 from laconic.errors import DataError
 from laconic.report import benchmark, published
-from laconic.report.benchmark.markdown import escaped
+from laconic.report.markdown import escaped
 from studies import METHODS, VTAB, make_study
 
 HOSTILE = (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from laconic.report import published
 from laconic.report.benchmark.aggregate import Aggregates, Spread
-from laconic.report.benchmark.document import Block, Body, Bullets, Cell, Fold, Paragraph, Section, Table, Warn
 from laconic.report.benchmark.study import GROUPS, Method, Study, Task
-from laconic.report.benchmark.text import count, line, listed, spread
+from laconic.report.document import Block, Body, Bullets, Cell, Fold, Paragraph, Section, Table, Warn
+from laconic.report.text import count, line, listed, spread
 
 FEW = 6
 """Up to so many tasks stand in one table."""

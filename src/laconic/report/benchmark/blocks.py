@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from laconic.report.benchmark import charts
-from laconic.report.benchmark.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
-from laconic.report.benchmark.markup import Markup
+from laconic.report import charts
 from laconic.report.benchmark.study import Run, Study
-from laconic.report.benchmark.text import count, percent
+from laconic.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
+from laconic.report.markup import Markup
+from laconic.report.text import count, percent
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompts of every block before and after."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from laconic.report import published
-from laconic.report.benchmark import charts
+from laconic.report import charts, published
 from laconic.report.benchmark.accuracy import FEW
 from laconic.report.benchmark.aggregate import Aggregates, by_place, mean_of, over_tasks
-from laconic.report.benchmark.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
-from laconic.report.benchmark.markup import Markup
 from laconic.report.benchmark.study import Method, Model, Run, Study, Task
-from laconic.report.benchmark.text import amount, count, gmacs, listed, spread
+from laconic.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
+from laconic.report.markup import Markup
+from laconic.report.text import amount, count, gmacs, listed, spread
 
 Quantity = Callable[[Model], float | None]
 

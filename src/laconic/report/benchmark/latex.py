@@ -14,9 +14,9 @@ from laconic.report.benchmark.accuracy import (
     value_of,
 )
 from laconic.report.benchmark.aggregate import Aggregates, aggregate_study
-from laconic.report.benchmark.document import Cell
 from laconic.report.benchmark.study import Study, read
-from laconic.report.benchmark.text import count
+from laconic.report.document import Cell
+from laconic.report.text import count
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from laconic.report.benchmark.document import Block, Body, Cell, Fold, Section, Table, Warn
 from laconic.report.benchmark.study import Run, Study
-from laconic.report.benchmark.text import amount, count, duration, line, listed, percent
+from laconic.report.document import Block, Body, Cell, Fold, Section, Table, Warn
+from laconic.report.text import amount, count, duration, line, listed, percent
 
 _SAME = {
     "data.fingerprint": "data",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from laconic.report.benchmark import accuracy, blocks, cost, origin, search, summary, training
 from laconic.report.benchmark.aggregate import Aggregates
-from laconic.report.benchmark.document import Body, Code, Paragraph, Section, Table
 from laconic.report.benchmark.study import Study
-from laconic.report.benchmark.text import line
+from laconic.report.document import Body, Code, Paragraph, Section, Table
+from laconic.report.text import line
 
 
 def sections(study: Study, numbers: Aggregates) -> list[Section]:

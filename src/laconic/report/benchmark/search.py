@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from laconic.report.benchmark.document import Block, Body, Cell, Fold, Paragraph, Section, Table
 from laconic.report.benchmark.study import Run, Study
-from laconic.report.benchmark.text import amount, count, line, listed, number, percent, share
+from laconic.report.document import Block, Body, Cell, Fold, Paragraph, Section, Table
+from laconic.report.text import amount, count, line, listed, number, percent, share
 
 MOST = 1500
 """So many trials are listed one by one."""

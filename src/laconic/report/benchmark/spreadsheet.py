@@ -11,7 +11,7 @@ from typing import Any
 from laconic.report.benchmark.origin import flat
 from laconic.report.benchmark.search import trials_of
 from laconic.report.benchmark.study import Model, Run, Study, read
-from laconic.report.benchmark.text import line
+from laconic.report.text import line
 
 _FACTS = {
     "data": "data.source",

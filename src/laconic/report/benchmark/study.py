@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 from laconic.errors import DataError
-from laconic.report.benchmark.text import line, lines, number, paragraphs, share
+from laconic.report.text import line, lines, number, paragraphs, share
 
 State = Literal["finished", "failed", "missing"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from laconic.report.benchmark.aggregate import Aggregates, Spread
-from laconic.report.benchmark.document import Block, Bullets, Paragraph, Section, Warn
 from laconic.report.benchmark.origin import warnings
 from laconic.report.benchmark.study import GROUPS, Study
-from laconic.report.benchmark.text import amount, count, gmacs, listed, percent, spread
+from laconic.report.document import Block, Bullets, Paragraph, Section, Warn
+from laconic.report.text import amount, count, gmacs, listed, percent, spread
 
 
 def section(study: Study, numbers: Aggregates) -> Section:

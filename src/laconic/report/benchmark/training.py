@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from laconic.report.benchmark import charts
+from laconic.report import charts
 from laconic.report.benchmark.aggregate import by_place
-from laconic.report.benchmark.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
-from laconic.report.benchmark.markup import Markup
 from laconic.report.benchmark.study import Run, Study
-from laconic.report.benchmark.text import amount, count, duration
+from laconic.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
+from laconic.report.markup import Markup
+from laconic.report.text import amount, count, duration
 
 _POINTS = 40_000
 """So many points are drawn in all, whatever the study's size."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laconic.report.benchmark.markup import Markup, short, tag
-from laconic.report.benchmark.text import line
+from laconic.report.markup import Markup, short, tag
+from laconic.report.text import line
 
 WIDTH, HEIGHT = 360.0, 250.0
 """Narrow enough to be shown unscaled on a phone."""

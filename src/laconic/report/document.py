@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laconic.report.benchmark.markup import Markup
+from laconic.report.markup import Markup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,15 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture as PNG, what it shows in words, and the name of the file beside the page that holds it as well."""
+
+    png: bytes
+    alt: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that open on demand."""
 
@@ -97,7 +106,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Table | Paragraph | Warn | Bullets | Code | Pictures | Fold
+Block = Table | Paragraph | Warn | Bullets | Code | Pictures | Picture | Fold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from laconic.report.benchmark.text import number
+from laconic.report.text import number
 
 
 class Markup(str):
@@ -40,7 +40,7 @@ def join(*children: Child) -> Markup:
     return Markup("".join(c if isinstance(c, Markup) else html.escape(c) for c in children if c is not None))
 
 
-_VOID = frozenset(("br", "meta", "hr"))
+_VOID = frozenset(("br", "meta", "hr", "img"))
 
 
 def _attribute(key: str, value: str | float) -> str:
