@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from laconic import __version__
+from laconic.cli.analyze import Analyze
 from laconic.cli.backbones import Backbones
 from laconic.cli.bench import Bench
 from laconic.cli.commands import Command, UsageError
@@ -37,6 +38,7 @@ Commands = (
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    | Annotated[Analyze, tyro.conf.subcommand("analyze", prefix_name=False)]
     | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
     | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
     | Annotated[Tasks, tyro.conf.subcommand("tasks", prefix_name=False)]
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="laconic",
         description=DESCRIPTION,
         args=arguments or ["--help"],
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     return run(command)
 

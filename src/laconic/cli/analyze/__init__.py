@@ -1,0 +1,39 @@
+"""`laconic analyze`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from laconic.cli.analyze.blocks import Blocks
+from laconic.cli.analyze.cost import Cost
+from laconic.cli.analyze.e2vpt import E2VPT
+from laconic.cli.analyze.latency import Latency
+from laconic.cli.analyze.rank import Rank
+from laconic.cli.analyze.schedule import Schedule
+from laconic.cli.analyze.scores import Scores
+from laconic.cli.analyze.sweep import Sweep
+
+Analyses = (
+    Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
+    | Annotated[Latency, tyro.conf.subcommand("latency", prefix_name=False)]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep", prefix_name=False)]
+    | Annotated[Scores, tyro.conf.subcommand("scores", prefix_name=False)]
+    | Annotated[Blocks, tyro.conf.subcommand("blocks", prefix_name=False)]
+    | Annotated[Rank, tyro.conf.subcommand("rank", prefix_name=False)]
+    | Annotated[Schedule, tyro.conf.subcommand("schedule", prefix_name=False)]
+    | Annotated[E2VPT, tyro.conf.subcommand("e2vpt", prefix_name=False)]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze:
+    """Answer one question of the papers about a backbone, adapters or data: numbers, a picture, a page."""
+
+    analysis: Analyses
+
+    def run(self) -> None:
+        """Runs that analysis."""
+        self.analysis.run()

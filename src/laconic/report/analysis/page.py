@@ -1,0 +1,99 @@
+"""Analyses on disk: a JSON document and a picture each, and one page for all that lie in a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from laconic import __version__
+from laconic.errors import LaconicError
+from laconic.files import write_atomically, write_json, write_text
+from laconic.report.analysis.view import NAMES, view_of
+from laconic.report.document import Block, Code, Fold, Paragraph, Picture, Section
+from laconic.report.html import html_page
+from laconic.report.markdown import markdown_page
+from laconic.report.text import line, lines
+
+
+def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: str = "") -> list[Path]:
+    """Writes NAME.json and NAME.png, and analyses.html and analyses.md with all analyses of the folder.
+
+    Args:
+        out: The folder; an analysis of that name in it is replaced.
+        name: One of `laconic.report.analysis.view.NAMES`.
+        result: Plain data.
+        command: What made it.
+
+    Returns:
+        The files.
+    """
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    document = {"analysis": name, "laconic": __version__, "made": made, "command": command, "result": dict(result)}
+    picture = _png(document)
+    write_json(out / f"{name}.json", json.loads(json.dumps(document)))
+    write_atomically(out / f"{name}.png", lambda part: part.write_bytes(picture))
+    sections = analysis_sections(read_analyses(out))
+    write_text(out / "analyses.html", html_page("Analyses", f"made {made} by laconic {__version__}", sections))
+    write_text(out / "analyses.md", markdown_page("Analyses", sections))
+    return [out / file for file in (f"{name}.json", f"{name}.png", "analyses.html", "analyses.md")]
+
+
+def read_analyses(folder: Path) -> list[dict[str, Any]]:
+    """The documents of the analyses that lie in a folder, in the order of `NAMES`.
+
+    Raises:
+        LaconicError: If a file of such a name is no analysis.
+    """
+    found: list[dict[str, Any]] = []
+    for name in NAMES:
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LaconicError(f"{path} cannot be read ({error}); run `laconic analyze {name}` again.") from error
+        if not isinstance(document, dict) or document.get("analysis") != name or "result" not in document:  # pyright: ignore
+            raise LaconicError(f"{path} is no analysis; run `laconic analyze {name}` again, or remove it.")
+        found.append(document)  # pyright: ignore[reportUnknownArgumentType]
+    return found
+
+
+def analysis_sections(documents: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """A section for each analysis: its answer, its picture, its numbers, and how it was made.
+
+    Raises:
+        LaconicError: If a document lacks what its section shows.
+    """
+    return [_section(document) for document in documents]
+
+
+def _section(document: Mapping[str, Any]) -> Section:
+    name = document["analysis"]
+    view, result = view_of(name), document["result"]
+    try:
+        picture = Picture(png=_png(document), alt=line(view.alt(result), 300), file=f"{name}.png")
+        blocks: list[Block] = [Paragraph(view.answer(result)), picture, Fold("Numbers", list(view.tables(result)))]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise LaconicError(
+            f"The analysis {name} lacks what its section shows ({type(error).__name__}: {error}); run "
+            f"`laconic analyze {name}` again."
+        ) from error
+    made = line(f"laconic {document.get('laconic')}, {document.get('made')}", 80)
+    command = lines(document.get("command"), 2000)
+    return Section(
+        key=f"analysis-{name}",
+        title=view.title,
+        blocks=[*blocks, Fold("Made by", [Code(f"{command}\n{made}".strip())])],
+    )
+
+
+def _png(document: Mapping[str, Any]) -> bytes:
+    figure = view_of(document["analysis"]).figure(document["result"])
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
