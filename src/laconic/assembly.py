@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ class KVPrefix:
             return None
         # Finding the number of heads costs a little at every forward; it is asked where all of them share.
         heads = attention.head_shape[0] if self.kv_prompts.share == "heads" else 0
-        return self.kv_prompts.take(self.block, heads)
+        found = self.kv_prompts.take(self.block, heads)
+        return None if found is None else KeyValue(*found)
 
 
 class LearnedPrefix(KVPrefix):
@@ -53,27 +55,33 @@ class LearnedPrefix(KVPrefix):
             return ready if projected is None else projected
         keys, values = (
             torch.cat([mine, other.to(mine.dtype).expand(mine.shape[0], -1, -1, -1)], dim=2)
-            for mine, other in zip(projected, ready, strict=True)
+            for mine, other in zip(projected[:2], ready[:2], strict=True)
         )
-        return keys, values
+        bias = None if projected.bias is None else F.pad(projected.bias, (0, ready.keys.shape[2]))
+        return KeyValue(keys, values, bias)
 
     def _projected(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
         if not self.prompts.counts[self.block]:
             return None
+        bias = self.prompts.bias(self.block)
         if self.prompts.recorded is not None:
-            shared = attention.key_values(self.prompts.dense(self.block).unsqueeze(0))
-            keys, values = self.prompts.record(self.block, batch, *shared)
-            return keys, values
-        return attention.key_values(self.prompts.take(self.block, batch))
+            keys, values, _ = attention.key_values(self.prompts.dense(self.block).unsqueeze(0))
+            if not self.prompts.records_bias:
+                keys, values = self.prompts.record(self.block, batch, keys, values)
+                return KeyValue(keys, values, bias)
+            bias = keys.new_zeros(1, keys.shape[2]) if bias is None else bias.to(keys.dtype)
+            return KeyValue(*self.prompts.record(self.block, batch, keys, values, bias))
+        return attention.key_values(self.prompts.take(self.block, batch))._replace(bias=bias)
 
 
 class ConstantPrefix(nn.Module):
-    """Keys and values that no longer change: buffers (1, H, P, d)."""
+    """Keys and values that no longer change, and the bias of their logits if any: buffers (1, H, P, d) and (1, P)."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("keys", keys)
         self.register_buffer("values", values)
+        self.register_buffer("bias", bias)
 
     def __len__(self) -> int:
         """P."""
@@ -81,7 +89,7 @@ class ConstantPrefix(nn.Module):
 
     def forward(self, attention: PrefixAttention, batch: int) -> KeyValue:
         """The constants, whatever asks."""
-        return cast("KeyValue", (self.keys, self.values))
+        return KeyValue(*cast("KeyValue", (self.keys, self.values, self.bias)))
 
 
 def no_prefix(attention: PrefixAttention, batch: int) -> None:
@@ -119,7 +127,7 @@ def deep_token_parts(
         return _stages_part(backbone, info, info.stages, prompts, kv_prompts)
     return {
         site.path: TokenBlock(
-            _published_block(backbone, info, block, prompts.counts[block], kv_prompts),
+            _published_block(backbone, info, block, prompts.num_tokens[block], kv_prompts),
             prompts,
             info.num_prefix_tokens,
             enter=block,
@@ -187,7 +195,8 @@ def constant_prefixes(
         attention = attention_at(backbone, info, block)
         learned = LearnedPrefix(still, kv_prompts, block)(attention, 1)
         prefix = attention.key_values(still[block].unsqueeze(0)) if learned is None else learned
-        found.append(ConstantPrefix(*(_by_token(part.detach()) for part in prefix)))
+        keys, values = (_by_token(part.detach()) for part in prefix[:2])
+        found.append(ConstantPrefix(keys, values, None if prefix.bias is None else prefix.bias.to(keys.dtype)))
     return found
 
 
@@ -236,7 +245,7 @@ def _stages_part(
 
     Shallow without `kv_prompts`.
     """
-    counts, deep = prompts.counts, kv_prompts is not None
+    counts, deep = prompts.num_tokens, kv_prompts is not None
     every: list[WindowBlock] = []
     for block in range(len(info.blocks)):
         prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix

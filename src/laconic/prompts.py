@@ -47,24 +47,31 @@ class Prompts(nn.ParameterList):
     """One learned parameter (P_l, D_l) for every block, in forward order; P_l may be 0 and may differ.
 
     Where segments were pruned, a block's parameter holds the kept ones only, (K_l, D_l / R); `dense` is what the block
-    is given.
+    is given. Where prompts were merged, one stands for several: it counts as often in attention.
 
     Args:
         values: The prompts of each block, or their kept segments.
         dropout: Probability of prompt dropout while training; every sample gets a mask of its own.
         segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are kept; all of them
             when not given.
+        copies: By block how many prompts each one stands for (P_l,), whole numbers; 1 when not given.
 
     Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
     """
 
     def __init__(
-        self, values: Sequence[Tensor], *, dropout: float = 0.0, segments: Sequence[Tensor] | None = None
+        self,
+        values: Sequence[Tensor],
+        *,
+        dropout: float = 0.0,
+        segments: Sequence[Tensor] | None = None,
+        copies: Sequence[Tensor] | None = None,
     ) -> None:
         # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
         super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
         self.dropout = dropout
         self.recorded: dict[int, tuple[Tensor, ...]] | None = None
+        self.records_bias = False
         self.counts = [len(v) for v in (values if segments is None else segments)]
         """P_l for every block."""
         self.num_segments = 1 if segments is None else segments[0].shape[1]
@@ -73,6 +80,13 @@ class Prompts(nn.ParameterList):
             # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
             places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
             self.register_buffer(f"places_{block}", places)
+        self.merged = copies is not None and any(bool((number > 1).any()) for number in copies)
+        """Whether some prompt stands for several."""
+        self.num_tokens = list(self.counts)
+        """By block, how many tokens its prompts are as the papers run them: each as often as it counts."""
+        for block, number_P in enumerate((copies or ()) if self.merged else ()):
+            self.register_buffer(f"copies_{block}", number_P.detach().to(values[block].device, torch.int64))
+            self.num_tokens[block] = int(number_P.sum())
 
     @staticmethod
     def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:
@@ -94,9 +108,24 @@ class Prompts(nn.ParameterList):
         mask_S[self._places(block) if self.num_segments > 1 else slice(None)] = True
         return mask_S.view(-1, self.num_segments)
 
+    def copies(self, block: int) -> Tensor:
+        """How many prompts each of one block's stands for, (P,) int64."""
+        if self.merged:
+            return self.get_buffer(f"copies_{block}")
+        return torch.ones(self.counts[block], dtype=torch.int64, device=self[block].device)
+
+    def bias(self, block: int) -> Tensor | None:
+        """What attention adds to the logits of one block's prompts, (1, P); None where that is nothing."""
+        if not self.merged:
+            return None
+        precise = torch.promote_types(self[block].dtype, torch.float32)
+        return self.copies(block).to(precise).log().unsqueeze(0)
+
     def constants(self) -> Prompts:
         """A copy as plain values: nothing to learn, no dropout, every prompt whole."""
-        return Prompts([self.dense(block).detach().clone() for block in range(len(self))]).requires_grad_(False)
+        blocks = range(len(self))
+        copies = [self.copies(block) for block in blocks] if self.merged else None
+        return Prompts([self.dense(block).detach().clone() for block in blocks], copies=copies).requires_grad_(False)
 
     def _places(self, block: int) -> Tensor:
         return self.get_buffer(f"places_{block}")
@@ -115,6 +144,11 @@ class Prompts(nn.ParameterList):
             return F.dropout(prompts_1PD.expand(batch, -1, -1), self.dropout)
         return prompts_1PD
 
+    def as_tokens(self, block: int, batch: int) -> Tensor:
+        """The prompts of one block as tokens, (1 or B, num_tokens, D): each as often as it counts."""
+        prompts_bPD = self.take(block, batch)
+        return prompts_bPD.repeat_interleave(self.copies(block), dim=1) if self.merged else prompts_bPD
+
     def record(self, block: int, batch: int, *shared: Tensor) -> tuple[Tensor, ...]:
         """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are kept by block."""
         assert self.recorded is not None
@@ -123,14 +157,17 @@ class Prompts(nn.ParameterList):
         return leaves
 
     @contextmanager
-    def per_sample(self) -> Generator[dict[int, tuple[Tensor, ...]]]:
+    def per_sample(self, *, with_bias: bool = False) -> Generator[dict[int, tuple[Tensor, ...]]]:
         """Inside, every sample has its own copy of what prompts are to it, so that gradients are per sample.
 
+        Args:
+            with_bias: Record the bias of the logits as well, which keeps attention from running fused.
+
         Yields:
-            A dict block -> leaves of the latest forward pass: prompts (B, P, D) where they ride as tokens, keys and
-            values (B, H, P, d) where they are a prefix.
+            A dict block -> leaves of the latest forward pass: prompts (B, P, D) where they ride as tokens; keys and
+            values (B, H, P, d), and that bias (B, P) if asked for, where they are a prefix.
         """
-        self.recorded = {}
+        self.recorded, self.records_bias = {}, with_bias
         try:
             yield self.recorded
         finally:
@@ -147,11 +184,12 @@ class Prompts(nn.ParameterList):
         values = [self.dense(block).detach()[index] for block, index in enumerate(indices)]
         if segments is None and self.num_segments > 1:
             segments = [self.segments(block)[index] for block, index in enumerate(indices)]
+        copies = [self.copies(block)[index] for block, index in enumerate(indices)] if self.merged else None
         if segments is None:
-            return Prompts([v.clone() for v in values], dropout=self.dropout)
+            return Prompts([v.clone() for v in values], dropout=self.dropout, copies=copies)
         masks = [mask.to(v.device) for v, mask in zip(values, segments, strict=True)]
         values = [v.reshape(*m.shape, v.shape[1] // m.shape[1])[m] for v, m in zip(values, masks, strict=True)]
-        return Prompts(values, dropout=self.dropout, segments=masks)
+        return Prompts(values, dropout=self.dropout, segments=masks, copies=copies)
 
     def extra_repr(self) -> str:
         """Counts and dropout, for print(model)."""

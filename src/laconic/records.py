@@ -13,6 +13,7 @@ class Condensation:
         criterion: Name of the score.
         scope: `"global"`, `"local"` or `"shared"`.
         ratio: Share of the prompts that was kept.
+        merge: Whether the others of a block were merged into those that were kept.
         scores: Score of every prompt there was, block by block.
         kept: Indices of the kept prompts, block by block.
     """
@@ -22,6 +23,7 @@ class Condensation:
     ratio: float
     scores: tuple[tuple[float, ...], ...]
     kept: tuple[tuple[int, ...], ...]
+    merge: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

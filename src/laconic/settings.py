@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from laconic.baselines import Promptless
-from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope
+from laconic.criteria import SCOPES, Criterion, Scope, check_method, check_name
 from laconic.data.benchmarks import Augment
 from laconic.errors import LaconicError
 from laconic.head import HeadInit
@@ -47,6 +47,7 @@ class Settings:
         fine_tune_epochs: For how long.
         criterion: See `laconic.score`.
         scope: See `laconic.select`.
+        merge: See `laconic.condense`.
         prune: How to prune after training, by the criterion and scope in it; None does not.
         rewind_epoch: Epoch of the training after which the values are recorded that pruned prompts are trained from; 0
             is before the first step.
@@ -82,6 +83,7 @@ class Settings:
     fine_tune_epochs: int = 20
     criterion: Criterion = "taylor"
     scope: Scope = "global"
+    merge: bool = False
     prune: PruneSettings | None = None
     rewind_epoch: int = 0
     recipe: Recipe = field(default_factory=Recipe)
@@ -107,6 +109,10 @@ class Settings:
         if self.img_size is not None and self.img_size < 1:
             raise LaconicError(f"The image size must be at least 1 pixel, not {self.img_size}.")
         _check_condensing(self.condense, self.criterion, self.scope)
+        if self.condense is not None:
+            check_method(self.criterion, self.make_method().name)
+        if self.merge and self.method == "vpt-shallow":
+            raise LaconicError("Shallow prompts cannot be merged; leave out --merge.")
         self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
 
     def _check_pruning(self, prune: PruneSettings) -> None:
@@ -152,6 +158,7 @@ class CondenseSettings:
         ratio: Share of the prompts to keep.
         criterion: See `laconic.score`.
         scope: See `laconic.select`.
+        merge: See `laconic.condense`.
         fine_tune: Whether the kept prompts are fine-tuned.
         fine_tune_epochs: For how long.
         seed: Seeds order and random scores.
@@ -166,6 +173,7 @@ class CondenseSettings:
     ratio: float = 0.3
     criterion: Criterion = "taylor"
     scope: Scope = "global"
+    merge: bool = False
     fine_tune: bool = True
     fine_tune_epochs: int = 20
     seed: int = 0
@@ -180,8 +188,7 @@ class CondenseSettings:
 def _check_condensing(ratio: float | None, criterion: str, scope: str) -> None:
     if ratio is not None and not 0 < ratio <= 1:
         raise LaconicError(f"The share of prompts to keep must be above 0 and at most 1, not {ratio}.")
-    if criterion not in CRITERIA:
-        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+    check_name(criterion)
     if scope not in SCOPES:
         raise LaconicError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
 

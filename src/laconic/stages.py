@@ -140,6 +140,7 @@ class Stages:
             ratio=ratio,
             criterion=settings.criterion,
             scope=settings.scope,
+            merge=settings.merge,
             fine_tune=False,
             recipe=recipe,
             progress=self.bars,

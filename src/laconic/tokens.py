@@ -54,10 +54,10 @@ class TokenBlock(nn.Module):
     def forward(self, x_BND: Tensor, *arguments: Any, **positions: Any) -> Tensor:
         """(B, N, D) to (B, N', D); takes what the block takes."""
         if self.enter is not None and self.prompts.counts[self.enter]:
-            x_BND = insert(x_BND, self.prompts.take(self.enter, x_BND.shape[0]), self.position)
+            x_BND = insert(x_BND, self.prompts.as_tokens(self.enter, x_BND.shape[0]), self.position)
         x_BND = self.block(x_BND, *arguments, **positions)
         if self.leave is not None and self.prompts.counts[self.leave]:
-            x_BND = strip(x_BND, self.prompts.counts[self.leave], self.position)
+            x_BND = strip(x_BND, self.prompts.num_tokens[self.leave], self.position)
         return x_BND
 
 
@@ -113,4 +113,4 @@ class TokenStages(nn.Module):
         if not self.prompts.counts[block]:
             return None
         batch = x_BHWC.shape[0]
-        return self.prompts.take(block, batch).to(x_BHWC.dtype).expand(batch, -1, -1)
+        return self.prompts.as_tokens(block, batch).to(x_BHWC.dtype).expand(batch, -1, -1)

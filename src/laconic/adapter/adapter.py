@@ -188,6 +188,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         widths=tuple(model.info.widths),
         condensation=model.condensation,
         num_segments=model.prompts.num_segments,
+        merged=model.prompts.merged,
         pruning=model.pruning,
         recipe=model.recipe,
         tensors_sha256=tensors_sha256,
@@ -287,6 +288,7 @@ def _assemble(
     parts = config.num_segments
     values = [tensors.get(f"prompts.{n}", head.weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
     masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in range(len(values))]
+    copies = [tensors.get(f"copies.{n}", torch.zeros(0, dtype=torch.int64)) for n in range(len(values))]
     kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
     share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
     for block, prompts in enumerate(kv):
@@ -294,7 +296,12 @@ def _assemble(
     model = PromptedModel(
         backbone,
         config.method,
-        Prompts(values, dropout=config.method.prompt_dropout, segments=masks if parts > 1 else None),
+        Prompts(
+            values,
+            dropout=config.method.prompt_dropout,
+            segments=masks if parts > 1 else None,
+            copies=copies if config.merged else None,
+        ),
         head,
         kv_prompts=KVPrompts(kv, share),
         tuned=tuned,

@@ -125,6 +125,7 @@ def _facts(config: AdapterConfig, learned: int) -> str:
     if record := config.condensation:
         were = sum(map(len, record.scores))
         words = f"{were} prompts to {sum(map(len, record.kept))}, by {record.criterion}, {record.scope}"
+        words += ", the others merged into them" * record.merge
         rows.append(("Condensed", escape(words)))
     if pruning := config.pruning:
         words = f"{100 * pruning.tokens:.0f} % of the prompts, then {100 * pruning.segments:.0f} % of the segments"

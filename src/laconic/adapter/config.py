@@ -63,6 +63,7 @@ class AdapterConfig:
         tensors_sha256: SHA-256 of the tensors' file, in hex.
         num_segments: R, into which prompts are cut of which only some segments are there; 1 where they are whole.
         pruning: What was pruned, or None.
+        merged: Whether some prompt stands for several, so that the tensors say for how many each does.
     """
 
     format_version: int
@@ -79,6 +80,7 @@ class AdapterConfig:
     tensors_sha256: str
     num_segments: int = 1
     pruning: Pruning | None = None
+    merged: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -93,6 +95,8 @@ class AdapterConfig:
             elif count:
                 found[f"prompts.{n}"] = (None, width // self.num_segments)
                 found[f"segments.{n}"] = (count, self.num_segments)
+            if count and self.merged:
+                found[f"copies.{n}"] = (count,)
         if isinstance(self.method, E2VPT) and self.method.num_kv_prompts:
             leading = {"key-value": (None,), "heads": (2,), "none": (2, None)}[self.method.share]
             shape = (*leading, self.method.num_kv_prompts, None)
@@ -105,7 +109,7 @@ class AdapterConfig:
         return {**found, f"{last}weight": (self.num_classes, None), f"{last}bias": (self.num_classes,)}
 
 
-_MAY_LACK = (Recipe, AdaptedBackbone, AdapterConfig)
+_MAY_LACK = (Recipe, AdaptedBackbone, AdapterConfig, Condensation)
 """What may lack keys that have a default: a recipe is a record, and not all was recorded from the start."""
 
 
@@ -254,6 +258,7 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
             len(counts) == len(config.widths) and min(counts, default=0) >= 0,
             f"'prompt_counts' should have a number of at least 0 for each of the {len(config.widths)} blocks",
         ),
+        (not (shallow and config.merged), "'merged' is nothing that shallow prompts can be"),
         (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
         (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
         (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),

@@ -25,11 +25,14 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     """The prompts of the blocks that have any, what is tuned in the backbone, and the head, on the CPU as they are.
 
-    Of prompts whose segments were pruned, the kept ones (K, D / R), and a mask (P, R) that says which they are.
+    Of prompts whose segments were pruned, the kept ones (K, D / R), and a mask (P, R) that says which they are; of
+    merged prompts, how many each stands for (P,).
     """
     held: dict[str, Tensor] = {f"prompts.{block}": p for block, p in enumerate(model.prompts) if len(p)}
     if model.prompts.num_segments > 1:
         held |= {f"segments.{n}": model.prompts.segments(n) for n, p in enumerate(model.prompts) if len(p)}
+    if model.prompts.merged:
+        held |= {f"copies.{n}": model.prompts.copies(n) for n, p in enumerate(model.prompts) if len(p)}
     held |= {f"kv_prompts.{block}": prompts for block, prompts in enumerate(model.kv_prompts)}
     held |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
@@ -102,6 +105,9 @@ def check_tensors(tensors: dict[str, Tensor], config: AdapterConfig, where: str)
         if name.startswith("segments."):
             _check_mask(tensor, len(tensors[name.replace("segments", "prompts")]), f"{name!r} in {where}")
             continue
+        if name.startswith("copies."):
+            _check_copies(tensor, f"{name!r} in {where}")
+            continue
         if tensor.dtype not in _DTYPES:
             raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {redo}.")
         if not bool(torch.isfinite(tensor).all()):
@@ -114,4 +120,13 @@ def _check_mask(mask: Tensor, kept: int, where: str) -> None:
         raise AdapterError(
             f"{where} should be a mask of booleans that places {kept} segments, at least one in every prompt; save or "
             "download the adapter again."
+        )
+
+
+def _check_copies(copies_P: Tensor, where: str) -> None:
+    """Raises an AdapterError for numbers of prompts that cannot be."""
+    if copies_P.dtype != torch.int64 or not bool(((copies_P >= 1) & (copies_P < 2**31)).all()):
+        raise AdapterError(
+            f"{where} should say for how many prompts each one stands, whole numbers from 1; save or download the "
+            "adapter again."
         )

@@ -25,7 +25,7 @@ OF_METHODS: Mapping[str, tuple[str, ...]] = {
     "side": ("side_width",),
 }
 """Settings that only some methods read."""
-OF_CONDENSING = ("fine_tune", "fine_tune_epochs", "criterion", "scope")
+OF_CONDENSING = ("fine_tune", "fine_tune_epochs", "criterion", "scope", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from laconic.cli.commands import absolute
 from laconic.cli.fit import show_result
+from laconic.criteria import Criterion, Scope
 from laconic.processes import is_main_process
 
 
@@ -27,10 +28,13 @@ class Condense:
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     ratio: float = 0.3
     """Share of the prompts to keep."""
-    criterion: Literal["taylor", "taylor-signed", "cls-similarity", "magnitude", "random"] = "taylor"
-    """What makes a prompt worth keeping."""
-    scope: Literal["global", "local", "shared"] = "global"
+    criterion: Criterion = "taylor"
+    """What makes a prompt worth keeping: what zeroing it (taylor) or removing it does to the loss, to the loss with
+    the model's own labels (pseudo-label) or to the features; attention of the class token; length; chance."""
+    scope: Scope = "global"
     """Choose over all blocks together, inside every block, or the same for all blocks."""
+    merge: bool = False
+    """Merge the other prompts of a block into those that stay, instead of dropping them."""
     fine_tune: bool = True
     """Fine-tune the kept prompts, at a tenth of the learning rate of the adapter's training."""
     fine_tune_epochs: int = 20
@@ -61,6 +65,7 @@ class Condense:
             ratio=self.ratio,
             criterion=self.criterion,
             scope=self.scope,
+            merge=self.merge,
             fine_tune=self.fine_tune,
             fine_tune_epochs=self.fine_tune_epochs,
             seed=self.seed,

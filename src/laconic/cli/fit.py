@@ -10,6 +10,7 @@ import tyro
 
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.cli.commands import UsageError, absolute, percent, print_json, print_note, print_table
+from laconic.criteria import Criterion, Scope
 from laconic.processes import is_main_process
 
 
@@ -135,10 +136,12 @@ class Fit:
     """Fine-tune condensed prompts."""
     fine_tune_epochs: int = 20
     """Epochs of that fine-tuning."""
-    criterion: Literal["taylor", "taylor-signed", "cls-similarity", "magnitude", "random"] = "taylor"
-    """What makes a prompt worth keeping."""
-    scope: Literal["global", "local", "shared"] = "global"
+    criterion: Criterion = "taylor"
+    """What makes a prompt worth keeping; see `laconic condense --help`."""
+    scope: Scope = "global"
     """Choose over all blocks together, inside every block, or the same for all blocks."""
+    merge: bool = False
+    """Merge the other prompts of a block into those that stay, instead of dropping them."""
     pruning: Pruning = Pruning()
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""

@@ -8,8 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from laconic.batches import ImageLabels
-from laconic.condensation.score import Criterion, score
-from laconic.condensation.select import Scope, select
+from laconic.condensation.merge import check_merge
+from laconic.condensation.merge import merge as merged
+from laconic.condensation.score import score
+from laconic.condensation.select import select
+from laconic.criteria import Criterion, Scope
 from laconic.errors import LaconicError
 from laconic.methods import without_dropout
 from laconic.model import PromptedModel
@@ -27,6 +30,7 @@ def condense(
     ratio: float = 0.3,
     criterion: Criterion = "taylor",
     scope: Scope = "global",
+    merge: bool = False,
     fine_tune: bool = True,
     recipe: Recipe | None = None,
     scores: Sequence[Tensor] | None = None,
@@ -43,6 +47,8 @@ def condense(
         ratio: Share of the prompts to keep, above 0 and up to 1.
         criterion: See `laconic.score`.
         scope: See `laconic.select`.
+        merge: Merge the other prompts of a block into those that stay, instead of dropping them; see
+            `laconic.condensation.merge`.
         fine_tune: False stops after the removal.
         recipe: For the fine-tuning; see `fine_tuning_recipe` when not given. Prompt dropout is off in any case.
         scores: Use these scores instead of computing them.
@@ -54,7 +60,7 @@ def condense(
         A new model in eval mode over the same backbone; `condensation` on it holds the scores and the choice.
 
     Raises:
-        LaconicError: If the model has no prompts or an argument is out of range.
+        LaconicError: If the model has no prompts, an argument is out of range, or its prompts cannot be merged.
 
     Example:
         >>> import timm, torch, laconic
@@ -67,18 +73,21 @@ def condense(
     """
     if not any(model.prompt_counts):
         raise LaconicError("There is nothing to condense: the model has no prompts.")
+    if merge:
+        check_merge(model)
     recipe = recipe or fine_tuning_recipe(model)
     if scores is None:
         with bar("scoring", enabled=progress) as report:
             scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)
     kept = select(scores, ratio=ratio, scope=scope)
-    small = model.keep(kept)
+    small = merged(model, kept) if merge else model.keep(kept)
     small.method = without_dropout(small.method)
     small.prompts.dropout = 0.0
     small.condensation = Condensation(
         criterion=criterion,
         scope=scope,
         ratio=ratio,
+        merge=merge,
         scores=tuple(tuple(values.tolist()) for values in scores),
         kept=tuple(tuple(index.tolist()) for index in kept),
     )

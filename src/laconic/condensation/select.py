@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from laconic.criteria import SCOPES, Scope
 from laconic.errors import LaconicError
-
-Scope = Literal["global", "local", "shared"]
-SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "global") -> list[Tensor]:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KeyValue = tuple[Tensor, Tensor]
-"""Keys and values of a prefix, each (1 or B, H, P, d)."""
+
+class KeyValue(NamedTuple):
+    """A prefix.
+
+    Args:
+        keys: (1 or B, H, P, d).
+        values: (1 or B, H, P, d).
+        bias: What is added to the logits of each key, (1 or B, P); the logarithm of a number lets a key count as often.
+            None adds nothing.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None = None
 
 
 def attend(
@@ -27,7 +41,7 @@ def attend(
         q_BHNd: Queries (B, H, N, d).
         k_BHMd: Keys (B, H, M, d).
         v_BHMd: Values (B, H, M, d).
-        prefix: Keys and values (1 or B, H, P, d); one for the whole batch, or one per sample.
+        prefix: Keys, values and a bias of their logits; one for the whole batch, or one per sample.
         attn_mask: As in `scaled_dot_product_attention`, over the M keys; the prefix is never masked.
         is_causal: Query n sees the prefix and the keys up to n; goes without a mask.
         dropout: Probability of dropping an attention weight.
@@ -41,20 +55,19 @@ def attend(
 
     Example:
         >>> q = k = v = torch.ones(2, 3, 5, 4)
-        >>> attend(q, k, v, (torch.ones(1, 3, 7, 4), torch.ones(1, 3, 7, 4))).shape
+        >>> attend(q, k, v, KeyValue(torch.ones(1, 3, 7, 4), torch.ones(1, 3, 7, 4))).shape
         torch.Size([2, 3, 5, 4])
     """
     if is_causal and attn_mask is not None:
         raise ValueError("attend takes a mask or is_causal, not both")
-    if prefix is not None and prefix[0].shape[2]:
-        batch, added = q_BHNd.shape[0], prefix[0].shape[2]
+    if prefix is not None and prefix.keys.shape[2]:
+        batch = q_BHNd.shape[0]
         if is_causal:
             attn_mask = torch.ones(q_BHNd.shape[2], k_BHMd.shape[2], dtype=torch.bool, device=q_BHNd.device).tril()
             is_causal = False
-        if attn_mask is not None:
-            attn_mask = _widened(attn_mask, added, k_BHMd.shape[2])
-        k_BHMd = join(prefix[0], k_BHMd, batch)
-        v_BHMd = join(prefix[1], v_BHMd, batch)
+        attn_mask = _widened(attn_mask, prefix, k_BHMd)
+        k_BHMd = join(prefix.keys, k_BHMd, batch)
+        v_BHMd = join(prefix.values, v_BHMd, batch)
     return F.scaled_dot_product_attention(
         q_BHNd, k_BHMd, v_BHMd, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal, scale=scale
     )
@@ -63,7 +76,7 @@ def attend(
 def attention_weights(
     q_BHNd: Tensor,
     k_BHMd: Tensor,
-    prefix_keys: Tensor | None = None,
+    prefix: KeyValue | None = None,
     *,
     attn_mask: Tensor | None = None,
     scale: float | None = None,
@@ -73,7 +86,7 @@ def attention_weights(
     Args:
         q_BHNd: Queries (B, H, N, d).
         k_BHMd: Keys (B, H, M, d).
-        prefix_keys: (1 or B, H, P, d).
+        prefix: As in `attend`.
         attn_mask: As in `attend`.
         scale: As in `attend`.
 
@@ -81,13 +94,13 @@ def attention_weights(
         (B, H, N, P + M); every row sums to 1.
 
     Example:
-        >>> attention_weights(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 4), torch.ones(1, 1, 1, 4))[0, 0, 0]
+        >>> one = torch.ones(1, 1, 1, 4)
+        >>> attention_weights(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 4), KeyValue(one, one))[0, 0, 0]
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    if prefix_keys is not None and prefix_keys.shape[2]:
-        if attn_mask is not None:
-            attn_mask = _widened(attn_mask, prefix_keys.shape[2], k_BHMd.shape[2])
-        k_BHMd = join(prefix_keys, k_BHMd, q_BHNd.shape[0])
+    if prefix is not None and prefix.keys.shape[2]:
+        attn_mask = _widened(attn_mask, prefix, k_BHMd)
+        k_BHMd = join(prefix.keys, k_BHMd, q_BHNd.shape[0])
     logits_BHNM = q_BHNd @ k_BHMd.mT * (q_BHNd.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         logits_BHNM = logits_BHNM.masked_fill(~attn_mask, -torch.inf)
@@ -96,10 +109,21 @@ def attention_weights(
     return logits_BHNM.softmax(-1)
 
 
-def _widened(attn_mask: Tensor, added: int, keys: int) -> Tensor:
-    """A mask over the keys as one over prefix and keys, which leaves the prefix alone."""
-    attn_mask = attn_mask.expand(*attn_mask.shape[:-1], keys)
-    return F.pad(attn_mask, (added, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
+def _widened(attn_mask: Tensor | None, prefix: KeyValue, k_BHMd: Tensor) -> Tensor | None:
+    """A mask over the keys as one over prefix and keys, which says of the prefix no more than its bias."""
+    added, keys = prefix.keys.shape[2], k_BHMd.shape[2]
+    if prefix.bias is None:
+        if attn_mask is None:
+            return None
+        attn_mask = attn_mask.expand(*attn_mask.shape[:-1], keys)
+        return F.pad(attn_mask, (added, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
+    bias_b11P = prefix.bias.to(k_BHMd.dtype)[:, None, None]
+    if attn_mask is None:
+        return F.pad(bias_b11P, (0, keys))
+    if attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=k_BHMd.dtype).masked_fill(~attn_mask, -torch.inf)
+    shape = torch.broadcast_shapes(attn_mask.shape[:-1], bias_b11P.shape[:-1])
+    return torch.cat([bias_b11P.expand(*shape, added), attn_mask.expand(*shape, keys)], dim=-1)
 
 
 def join(prefix_bHPd: Tensor, tokens_BHMd: Tensor, batch: int) -> Tensor:

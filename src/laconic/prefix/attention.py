@@ -64,7 +64,7 @@ class PrefixAttention(nn.Module):
         As tokens that stand nowhere have them: normalised, not rotated.
         """
         if self.num_queries is not None:
-            return self._query(self._linear(x_BND[:, : self.num_queries], 0)[0]), *self._key_values(x_BND)
+            return self._query(self._linear(x_BND[:, : self.num_queries], 0)[0]), *self._key_values(x_BND)[:2]
         q_BNA, k_BNA, v_BNA = self._linear(x_BND, 0, 1, 2)
         return self._query(q_BNA), self._key(k_BNA), self._value(v_BNA)
 
@@ -82,7 +82,7 @@ class PrefixAttention(nn.Module):
         """
         attn = self._timm
         projection = attn.k_proj if getattr(attn, "qkv", self) is None else self._projection()[0]
-        keys, values = self._key_values(projection.weight.new_zeros(1, 0, projection.weight.shape[1]))
+        keys, values, _ = self._key_values(projection.weight.new_zeros(1, 0, projection.weight.shape[1]))
         if keys.shape != values.shape:
             raise BackboneError(
                 f"Key-value prompts need keys and values of one shape, which {type(self.attention).__name__} does not "
@@ -97,7 +97,7 @@ class PrefixAttention(nn.Module):
 
     def _key_values(self, x_BND: Tensor) -> KeyValue:
         k_BNA, v_BNA = self._linear(x_BND, 1, 2)
-        return self._key(k_BNA), self._value(v_BNA)
+        return KeyValue(self._key(k_BNA), self._value(v_BNA))
 
     def _linear(self, x_BND: Tensor, *parts: int) -> tuple[Tensor, ...]:
         """Projections of tokens, before heads are told apart: neighbours among queries (0), keys (1), values (2)."""
@@ -144,7 +144,7 @@ class PrefixAttention(nn.Module):
     def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
         """What the queries pay to prefix and tokens, (B, H, N, P + M)."""
         mask = mask if mask is None else mask[..., : q.shape[2], :]
-        return attention_weights(q, k, prefix and prefix[0], attn_mask=mask, scale=self.scale)
+        return attention_weights(q, k, prefix, attn_mask=mask, scale=self.scale)
 
     def _leave(self, out_BHNd: Tensor, x_BND: Tensor) -> Tensor:
         """From the heads' outputs to the module's, (B, N, D)."""

@@ -47,7 +47,7 @@ class DifferentialPrefix(PlainPrefix):
                 q[:, part::2],
                 k[:, part::2],
                 v,
-                prefix and (prefix[0][:, part::2], prefix[1]),
+                prefix and prefix._replace(keys=prefix.keys[:, part::2]),
                 attn_mask=mask,
                 is_causal=is_causal,
                 dropout=dropout,
@@ -59,7 +59,7 @@ class DifferentialPrefix(PlainPrefix):
         return attn.sub_norm(out) * (1 - attn.lambda_init)
 
     def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
-        weights = attention_weights(q, k, prefix and prefix[0], attn_mask=mask, scale=self.scale)
+        weights = attention_weights(q, k, prefix, attn_mask=mask, scale=self.scale)
         return weights[:, ::2] - self._timm._compute_lambda().type_as(q) * weights[:, 1::2]
 
 

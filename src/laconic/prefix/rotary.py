@@ -47,7 +47,8 @@ class RotaryPrefix(PrefixAttention):
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
             if prefix is not None:
-                prefix = prefix[0].repeat_interleave(groups, dim=1), prefix[1].repeat_interleave(groups, dim=1)
+                keys, values = (t.repeat_interleave(groups, dim=1) for t in prefix[:2])
+                prefix = KeyValue(keys, values, prefix.bias)
         return super()._mix(q, k, v, prefix, mask, is_causal)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.prefix.attend import KeyValue, join
@@ -22,10 +23,14 @@ class TalkingPrefix(PrefixAttention):
         if self.observer is not None:
             self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
         weights_BHNM = self._timm.attn_drop(self._weights(q, k, prefix, mask))
-        return weights_BHNM @ (v if prefix is None else join(prefix[1], v, v.shape[0]))
+        return weights_BHNM @ (v if prefix is None else join(prefix.values, v, v.shape[0]))
 
     def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
         attn = self._timm
-        k = k if prefix is None else join(prefix[0], k, k.shape[0])
+        tokens = k.shape[2]
+        k = k if prefix is None else join(prefix.keys, k, k.shape[0])
         logits_BNMH = attn.proj_l((q * self.scale @ k.mT).permute(0, 2, 3, 1))
+        if prefix is not None and prefix.bias is not None:
+            # Behind the mixing: keys that are the same have the same logits there.
+            logits_BNMH = logits_BNMH + F.pad(prefix.bias.to(q.dtype), (0, tokens))[:, None, :, None]
         return attn.proj_w(logits_BNMH.softmax(dim=2)).permute(0, 3, 1, 2)

@@ -42,10 +42,14 @@ class WindowPrefix(PrefixAttention):
     def _prefix(self, x: Tensor, images: int) -> KeyValue | None:
         """The prefix for all windows together, or one for each where every image has its own."""
         prefix = self.prefix(self, images)
-        if prefix is None or prefix[0].shape[0] == 1:
-            return prefix
+        if prefix is None:
+            return None
         windows = x.shape[0] // images
-        return prefix[0].repeat_interleave(windows, dim=0), prefix[1].repeat_interleave(windows, dim=0)
+        keys, values = (t if t.shape[0] == 1 else t.repeat_interleave(windows, dim=0) for t in prefix[:2])
+        bias = prefix.bias
+        if bias is not None and bias.shape[0] > 1:
+            bias = bias.repeat_interleave(windows, dim=0)
+        return KeyValue(keys, values, bias)
 
     def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor | None:
         """The bias between the positions of a window (1, H, N', N') or of every window (B·W, H, N', N'), if any."""
@@ -60,9 +64,11 @@ class WindowPrefix(PrefixAttention):
         windows, heads = mask.shape[:2]
         q, k, v = (t.unflatten(0, (-1, windows)).flatten(1, 2) for t in (q, k, v))
         if prefix is not None:
-            keys, values = (t.unflatten(0, (-1, windows)) if t.shape[0] > 1 else t.unsqueeze(1) for t in prefix)
-            keys, values = (t.expand(-1, windows, -1, -1, -1).flatten(1, 2) for t in (keys, values))
-            prefix = keys, values
+            both = (t.unflatten(0, (-1, windows)) if t.shape[0] > 1 else t.unsqueeze(1) for t in prefix[:2])
+            keys, values = (t.expand(-1, windows, -1, -1, -1).flatten(1, 2) for t in both)
+            bias = prefix.bias
+            # One for each window, but the same for all windows of an image.
+            prefix = KeyValue(keys, values, bias if bias is None or bias.shape[0] == 1 else bias[::windows])
         out = super()._mix(q, k, v, prefix, mask.flatten(0, 1).unsqueeze(0))
         return out.unflatten(1, (windows, heads)).flatten(0, 1)
 

@@ -1,0 +1,78 @@
+"""By what prompts can be scored; without torch, as commands list it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from laconic.errors import LaconicError
+
+if TYPE_CHECKING:
+    from laconic.backbone import BackboneInfo
+
+Criterion = Literal[
+    "taylor",
+    "taylor-signed",
+    "removal",
+    "removal-signed",
+    "pseudo-label",
+    "feature-change",
+    "cls-similarity",
+    "magnitude",
+    "random",
+]
+CRITERIA: tuple[str, ...] = get_args(Criterion)
+
+Scope = Literal["global", "local", "shared"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """A criterion that one pass forward and backward gives, to first order.
+
+    Args:
+        of: What changes: the loss with the labels, the loss with the labels that the model itself predicts, or the
+            pooled features.
+        along: What is done to the prompt: `"scaling"` it to zero, or its `"removal"` from attention.
+        signed: Whether images cancel.
+    """
+
+    of: Literal["loss", "predicted-loss", "features"] = "loss"
+    along: Literal["scaling", "removal"] = "scaling"
+    signed: bool = False
+
+
+GRADIENTS: Mapping[str, Gradient] = {
+    "taylor": Gradient(),
+    "taylor-signed": Gradient(signed=True),
+    "removal": Gradient(along="removal"),
+    "removal-signed": Gradient(along="removal", signed=True),
+    "pseudo-label": Gradient(of="predicted-loss"),
+    "feature-change": Gradient(of="features"),
+}
+
+
+def check_name(criterion: str) -> None:
+    """Raises a `LaconicError` for a criterion that there is not."""
+    if criterion not in CRITERIA:
+        raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+
+
+def check_method(criterion: str, method: str) -> None:
+    """Raises a `LaconicError` for a criterion that says nothing of the prompts of a method."""
+    if method == "vpt-shallow" and criterion in GRADIENTS and GRADIENTS[criterion].along == "removal":
+        raise LaconicError(
+            f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
+        )
+
+
+def check_criterion(criterion: str, info: BackboneInfo) -> None:
+    """Raises a `LaconicError` for a criterion that there is not, or not on this backbone."""
+    check_name(criterion)
+    if criterion == "cls-similarity" and not info.class_token:
+        raise LaconicError(
+            f"The criterion 'cls-similarity' needs a class token among the prompts' tokens, and {info.name} has none "
+            "there; use 'taylor'."
+        )
