@@ -75,21 +75,25 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Adapters of one task, or all: how far accuracy falls without each block's prompts, and without any.
+    """Adapters of one task, or all: what is lost without each block's prompts, and without any.
 
     Args:
         name: The task.
         adapters: How many.
         full: Mean accuracy with all prompts.
         drops: Accuracy with all prompts less accuracy without those of the block.
-        bare_drop: Mean of the same without any prompts.
+        rises: Mean loss without them less mean loss with all.
+        bare_drop: As `drops`, without any prompts.
+        bare_rise: As `rises`, without any prompts.
     """
 
     name: str
     adapters: int
     full: float
     drops: Spread
+    rises: Spread
     bare_drop: float
+    bare_rise: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +255,9 @@ def _group(name: str, adapters: Sequence[AdapterBlocks]) -> Group:
         adapters=len(found),
         full=statistics.fmean(one.full.accuracy for one in found),
         drops=_spread([[one.full.accuracy - less.accuracy for less in one.without] for one in found]),
+        rises=_spread([[less.loss - one.full.loss for less in one.without] for one in found]),
         bare_drop=statistics.fmean(one.full.accuracy - one.bare.accuracy for one in found),
+        bare_rise=statistics.fmean(one.bare.loss - one.full.loss for one in found),
     )
 
 
