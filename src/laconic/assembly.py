@@ -117,17 +117,24 @@ def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[i
 
 
 def deep_token_parts(
-    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts, *, ours: bool = False
 ) -> dict[str, nn.Module]:
     """Every block is given its own prompts as tokens, and their places are cleared after it; returns as above.
 
     Key-value prompts are a prefix in this execution, too: it is what they are.
+
+    Args:
+        backbone: The timm model.
+        info: Its description.
+        prompts: Of all blocks.
+        kv_prompts: Of all blocks, or none.
+        ours: Run our attention in every block, which can be observed, where timm's own would do.
     """
     if info.stages is not None:
         return _stages_part(backbone, info, info.stages, prompts, kv_prompts)
     return {
         site.path: TokenBlock(
-            _published_block(backbone, info, block, prompts.num_tokens[block], kv_prompts),
+            _published_block(backbone, info, block, prompts.num_tokens[block], kv_prompts, ours=ours),
             prompts,
             info.num_prefix_tokens,
             enter=block,
@@ -138,7 +145,7 @@ def deep_token_parts(
 
 
 def shallow_token_parts(
-    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, published: bool
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, published: bool, ours: bool = False
 ) -> dict[str, nn.Module]:
     """The first block's prompts enter before it and leave after the last block; returns as above.
 
@@ -148,6 +155,7 @@ def shallow_token_parts(
         prompts: Of all blocks; the first has them.
         published: Run timm's own attention where it can be, and the last block whole; else let the last block compute
             only what the pooling reads, where it reads leading tokens.
+        ours: As for `deep_token_parts`.
     """
     if info.stages is not None:
         return _stages_part(backbone, info, info.stages, prompts)
@@ -156,7 +164,7 @@ def shallow_token_parts(
     for block, site in enumerate(info.blocks):
         cut = info.leading_tokens if block == last and not published else None
         if published:
-            module = _published_block(backbone, info, block, count)
+            module = _published_block(backbone, info, block, count, ours=ours)
         else:
             inserted = (info.num_prefix_tokens, count)
             module = _block(backbone, info, block, no_prefix, num_queries=cut, inserted=inserted)
@@ -228,12 +236,18 @@ def _block(
 
 
 def _published_block(
-    backbone: nn.Module, info: BackboneInfo, block: int, count: int, kv_prompts: KVPrompts | None = None
+    backbone: nn.Module,
+    info: BackboneInfo,
+    block: int,
+    count: int,
+    kv_prompts: KVPrompts | None = None,
+    *,
+    ours: bool = False,
 ) -> nn.Module:
     """A block for tokens among which prompts stand: timm's own, unless its attention must be told of something."""
     site = info.blocks[block]
     prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix
-    if prefix is no_prefix and not adapter_for(backbone.get_submodule(site.attention)).positional:
+    if not ours and prefix is no_prefix and not adapter_for(backbone.get_submodule(site.attention)).positional:
         return backbone.get_submodule(site.path)
     return _block(backbone, info, block, prefix, inserted=(info.num_prefix_tokens, count))
 

@@ -19,7 +19,7 @@ from laconic.runfolder import RESULT, read_json
 CONFIG = "adapter_config.json"
 
 Split = Literal["auto", "train", "val", "test"]
-"""Which images of a task; auto: those to validate on, or those to test on where there are none."""
+"""Which images of a task; auto: those to validate on, or those to test on where none are left that were not learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,18 @@ class Trained:
         Raises:
             DataError: If there are none of that kind.
         """
-        if name == "auto":
-            name = "val" if self.task.val is not None else "test"
+        name = self.split_name(name)
         found: ImageDataset | None = getattr(self.task, name)
         if found is None:
             raise DataError(f"{self.task.source} has no {name} images; choose another --split.")
         return found
+
+    def split_name(self, name: Split) -> Split:
+        """What `"auto"` stands for here; other names as they are."""
+        if name != "auto":
+            return name
+        learned = self.result.get("settings", {}).get("train_on") == "train+val"
+        return "test" if learned or self.task.val is None else "val"
 
     @property
     def label(self) -> str:

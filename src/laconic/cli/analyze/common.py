@@ -59,7 +59,7 @@ class Adapters:
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
     split: Literal["auto", "train", "val", "test"] = "auto"
-    """Images to measure on; auto: the validation images, or the test images where there are none."""
+    """Images to measure on; auto: the validation images, or the test images where no others were left to measure on."""
 
 
 def command_line() -> str:
