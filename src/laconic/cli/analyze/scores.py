@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, cast
+
+import tyro
+
+from laconic.cli.analyze.common import Adapters, Output, numbers
+from laconic.criteria import CRITERIA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores."""
+    """How right scores of prompts are: against leaving out each prompt, each other, and by what they keep (Table 3)."""
+
+    places: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER...")]
+    """Folders of adapters, or with adapters in them (what `laconic fit` or `laconic bench` left)."""
+    criteria: str = ",".join(CRITERIA)
+    """Which criteria, separated by commas."""
+    ratios: str = "0.1,0.3,0.5"
+    """Shares of the prompts to keep, separated by commas."""
+    scopes: str = "global,local"
+    """Choose over all blocks together (global), inside every block (local), or the same for all blocks (shared)."""
+    images: int = 256
+    """Training images to score and ablate on: the exact ablation runs the model over them once for every prompt."""
+    fine_tune_epochs: int = 0
+    """Also fine-tune what each criterion keeps, for so many epochs."""
+    seed: int = 0
+    """Draws the images, and random scores."""
+    adapters: Adapters = Adapters()
+    output: Output = Output()
 
     def run(self) -> None:
-        """Analyses, writes, prints."""
-        raise NotImplementedError
+        """Scores, ablates, keeps, writes, prints."""
+        from laconic.analysis.scores import scores
+        from laconic.criteria import SCOPES, check_name
+        from laconic.errors import LaconicError
+        from laconic.progress import bar
+        from laconic.trained import open_trained
+
+        criteria, scopes = self.criteria.split(","), self.scopes.split(",")
+        for criterion in criteria:
+            check_name(criterion)
+        if wrong := next((scope for scope in scopes if scope not in SCOPES), None):
+            raise LaconicError(f"The scope is 'global', 'local' or 'shared', not {wrong!r}.")
+        ratios = numbers(self.ratios, float, "--ratios", "0.1,0.3")
+        models: list[dict[str, Any]] = []
+        where = self.adapters
+        for trained in open_trained(self.places, data=where.data, root=where.root, weights=where.weights):
+            with bar(trained.label) as report:
+                found = scores(
+                    trained.model,
+                    trained.task.train,
+                    trained.split(where.split),
+                    criteria=cast("Any", criteria),
+                    ratios=ratios,
+                    scopes=cast("Any", scopes),
+                    images=self.images,
+                    fine_tune_epochs=self.fine_tune_epochs,
+                    seed=self.seed,
+                    report=report,
+                )
+            about = {"label": trained.label, "task": trained.task.source, "seed": trained.result.get("seed")}
+            models.append({**about, **asdict(found)})
+        options = {"ratios": ratios, "scopes": scopes, "split": where.split, "images": self.images}
+        self.output.show("scores", {**options, "models": models})
