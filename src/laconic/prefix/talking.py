@@ -30,7 +30,13 @@ class TalkingPrefix(PrefixAttention):
         tokens = k.shape[2]
         k = k if prefix is None else join(prefix.keys, k, k.shape[0])
         logits_BNMH = attn.proj_l((q * self.scale @ k.mT).permute(0, 2, 3, 1))
-        if prefix is not None and prefix.bias is not None:
+        bias = None if prefix is None else prefix.bias
+        added_b1M = None if bias is None else F.pad(bias.to(q.dtype), (0, tokens)).unsqueeze(1)
+        if added_b1M is not None:
             # Behind the mixing: keys that are the same have the same logits there.
-            logits_BNMH = logits_BNMH + F.pad(prefix.bias.to(q.dtype), (0, tokens))[:, None, :, None]
-        return attn.proj_w(logits_BNMH.softmax(dim=2)).permute(0, 3, 1, 2)
+            logits_BNMH = logits_BNMH + added_b1M.unsqueeze(-1)
+        weights_BHNM = attn.proj_w(logits_BNMH.softmax(dim=2)).permute(0, 3, 1, 2)
+        if added_b1M is not None and attn.proj_w.bias is not None:
+            # A key that counts m times has the bias of the second mixing m times, too.
+            weights_BHNM = weights_BHNM + (added_b1M.unsqueeze(1).exp() - 1) * attn.proj_w.bias[:, None, None]
+        return weights_BHNM

@@ -121,8 +121,8 @@ def _draw_kept(axes: Axes, result: Result, scope: str) -> None:
         axes.plot(
             ratios,
             values,
-            color="#000000" if exact else COLOURS[number % 6],
-            linestyle=("--", ":")[EXACT.index(name)] if exact else "-",
+            color="#000000" if exact else "#888888" if name == "random" else COLOURS[number % 6],
+            linestyle=("--", ":")[EXACT.index(name)] if exact else "-" if number < 6 else "-.",
             marker=MARKERS[number % len(MARKERS)],
             markersize=4,
             linewidth=1.3,
