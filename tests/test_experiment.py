@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from conftest import run_command, write_classes
 from laconic import experiment, runfolder, sources
 from laconic.backbone import describe, fingerprint
 from laconic.bundled import BUNDLED_BACKBONE
+from laconic.cli import main
 from laconic.creation import create_backbone
 from laconic.data import load_folder
 from laconic.errors import TrainingError
@@ -487,13 +489,10 @@ def test_after_a_mistake_the_right_command_runs_in_the_same_folder(noise, tmp_pa
 
 # ── any kind of end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-PROCESS = """
-import sys
-import laconic.train
-from laconic.cli import main
-laconic.train.SAVE_EVERY_SECONDS = 0.0
-sys.exit(main(sys.argv[1:]))
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["laconic.cli", "laconic.experiment"])
+"""Makes processes of their own that need not import torch and timm once more."""
+
 LONG = ["--prompts", "2", "--epochs", "6", "--batch-size", "3", "--condense", "0.5", "--fine-tune-epochs", "5"]
 
 
@@ -506,21 +505,31 @@ def checkpoint_step(path):
         return -1
 
 
-def end(arguments, ready, number):
-    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, stderr)."""
-    command = [sys.executable, "-c", PROCESS, *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def command_in_a_process(arguments, printed):
+    """What such a process does; both of its streams go to a file."""
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    training.SAVE_EVERY_SECONDS = 0.0
+    sys.exit(main(arguments))
+
+
+def end(arguments, ready, number, printed):
+    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, what it printed)."""
+    process = PROCESSES.Process(target=command_in_a_process, args=([*map(str, arguments)], printed))
+    process.start()
     try:
         deadline = time.monotonic() + 300
         while not ready():
-            assert process.poll() is None, f"it ended too soon: {process.communicate()[1]}"
+            assert process.is_alive(), f"it ended too soon: {printed.read_text()}"
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=300)
+        os.kill(process.pid, number)
+        process.join(300)
     finally:
         process.kill()
-    return process.returncode, err
+    return process.exitcode, printed.read_text() if printed.exists() else ""
 
 
 @pytest.fixture(scope="module")
@@ -534,18 +543,18 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
     out = tmp_path / "run"
     state = out / ".run"
     command = ["fit", colours, *LONG, "--out", out]
+    printed = tmp_path / "printed"
 
     # before the first checkpoint
-    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL)
+    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL, printed)
     assert status == -signal.SIGKILL
     assert not (out / "adapter_config.json").exists()
 
     # in the midst of training
-    status, _ = end(
-        [*command, "--resume"], lambda: checkpoint_step(state / "training.safetensors") >= 4, signal.SIGKILL
-    )
+    trained = state / "training.safetensors"
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(trained) >= 4, signal.SIGKILL, printed)
     assert status == -signal.SIGKILL
-    assert 4 <= checkpoint_step(state / "training.safetensors") < 36
+    assert 4 <= checkpoint_step(trained) < 36
     assert not (state / "fine-tuning.safetensors").exists()
     sentence = refused(*command, "--prompts", "5", "--resume")
     assert "prompts" in sentence
@@ -553,10 +562,10 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
 
     # in the midst of fine-tuning, and Ctrl-C a little later
     tuned = state / "fine-tuning.safetensors"
-    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL)
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL, printed)
     assert status == -signal.SIGKILL
     reached = checkpoint_step(tuned)
-    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT)
+    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT, printed)
     assert status == 130
     assert "Traceback" not in err
     assert "--resume" in err.splitlines()[-1]
