@@ -55,7 +55,7 @@ def test_the_installed_command_ends_with_the_status_of_what_it_did():
     wrong = subprocess.run([*command, "fit", "--nope"], capture_output=True, text=True, check=False, timeout=120)
     assert wrong.returncode == 2
     assert wrong.stdout == ""
-    module = [sys.executable, "-m", "laconic", "prepare", "vtab:cifar", "--source", "nowhere"]
+    module = [sys.executable, "-m", "laconic", "prepare", "vtab:cifar", "--source", "nowhere", "--root", "."]
     problem = subprocess.run(module, capture_output=True, text=True, check=False, timeout=120)
     assert problem.returncode == 1
     assert problem.stderr.startswith("laconic: The source nowhere does not exist")
