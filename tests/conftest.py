@@ -1,11 +1,11 @@
 """What many tests share: the command in this process, and small folders of images whose colour is their class."""
 
 import contextlib
+import gc
 import io
 import json
 import random
 import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from laconic.cli import main
-from plans import PLAN, command, environment
+from plans import PLAN
 
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
@@ -31,6 +31,16 @@ class Outcome:
         return json.loads(self.out)
 
 
+def pytest_collection_finish():
+    """The garbage collector need not look again and again at the millions of objects that torch and timm brought."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 def run_command(*arguments):
     """Runs `laconic ARGUMENTS` in this process, as the console script does, without a terminal."""
     out, err = io.StringIO(), io.StringIO()
@@ -40,6 +50,18 @@ def run_command(*arguments):
         except SystemExit as end:  # the parser ends the process for --help and wrong usage
             status = end.code or 0
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def run_with_one_thread(*arguments):
+    """`run_command`, to compare with processes that `plans.environment` gives one thread each."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run_command(*arguments)
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_images(folder, colour, count, *, start=0, size=(24, 20)):
@@ -138,11 +160,6 @@ def undisturbed(tmp_path_factory, text):
     """The plan, run to its end by one worker with nothing in its way."""
     out = tmp_path_factory.mktemp("undisturbed")
     (out / "tiny.toml").write_text(text)
-    done = subprocess.run(
-        command(out / "tiny.toml", out / "runs", "--json"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return out / "runs", json.loads(done.stdout)
+    done = run_with_one_thread("bench", out / "tiny.toml", "--out", out / "runs", "--json")
+    assert done.status == 0, done.err
+    return out / "runs", done.document

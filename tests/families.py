@@ -12,7 +12,7 @@ and as keys; what the windows of one image compute for them is averaged.
 
 import copy
 import math
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -121,9 +121,8 @@ def apart(bias, at, count):
     """The bias (H, N, N) with `count` rows and columns of zeros for prompts, which stand from `at` on."""
     heads, tokens, _ = bias.shape
     out = torch.zeros(heads, tokens + count, tokens + count, dtype=torch.float64)
-    old = [n if n < at else n + count for n in range(tokens)]
-    for n in range(tokens):
-        out[:, old[n], old] = bias[:, n]
+    old = torch.tensor([n if n < at else n + count for n in range(tokens)], dtype=torch.int64)
+    out[:, old[:, None], old] = bias
     return out
 
 
@@ -271,15 +270,21 @@ def run_block(x, block, at, count, *, bias, rope):
 # ── relative positions ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@cache
+def rows_of_offsets(height, width):
+    """Which row of a table of offsets stands for each pair of the tokens of a window, (N, N)."""
+    rows = torch.zeros(height * width, height * width, dtype=torch.int64)
+    for n in range(height * width):
+        for m in range(height * width):
+            down, right = n // width - m // width, n % width - m % width
+            rows[n, m] = (down + height - 1) * (2 * width - 1) + right + width - 1
+    return rows
+
+
 def table_bias(table, height, width, *, class_token):
     """Bias (H, N, N) from a table of offsets (rows, H); a class token has the last three rows."""
     table = constant(table)
-    tokens = height * width
-    bias = torch.zeros(table.shape[1], tokens, tokens, dtype=torch.float64)
-    for n in range(tokens):
-        for m in range(tokens):
-            down, right = n // width - m // width, n % width - m % width
-            bias[:, n, m] = table[(down + height - 1) * (2 * width - 1) + right + width - 1]
+    bias = table[rows_of_offsets(height, width)].permute(2, 0, 1)
     if not class_token:
         return bias
     out = F.pad(bias, (1, 0, 1, 0))
@@ -637,12 +642,9 @@ def sam_bias(q, attn, tall, wide_):
     """What the tokens' own queries (B, H, N, d) say of distances, (B, H, N, N): one part down, one part across."""
     down = wide(attn.rel_pos_h)[torch.arange(tall)[:, None] - torch.arange(tall) + tall - 1]
     across = wide(attn.rel_pos_w)[torch.arange(wide_)[:, None] - torch.arange(wide_) + wide_ - 1]
-    bias = torch.zeros(*q.shape[:2], tall * wide_, tall * wide_, dtype=torch.float64)
-    for a in range(tall * wide_):
-        for b in range(tall * wide_):
-            distance = down[a // wide_, b // wide_] + across[a % wide_, b % wide_]
-            bias[:, :, a, b] = q[:, :, a] @ distance
-    return bias
+    rows, columns = torch.arange(tall).repeat_interleave(wide_), torch.arange(wide_).repeat(tall)
+    distances = down[rows[:, None], rows] + across[columns[:, None], columns]
+    return torch.einsum("bhnd,nmd->bhnm", q, distances)
 
 
 def sam_attention(x, attn, count, size):

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from conftest import run_command, write_classes
 from laconic import experiment, runfolder, sources
 from laconic.backbone import describe, fingerprint
 from laconic.bundled import BUNDLED_BACKBONE
+from laconic.cli import main
 from laconic.creation import create_backbone
 from laconic.data import load_folder
 from laconic.errors import TrainingError
@@ -34,6 +36,9 @@ FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "resul
 BLOCKS, WIDTH = 12, 192
 NUMBERS = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "method", "converged", "epochs")
 """What must repeat; times may differ."""
+
+SMALL = ("--img-size", 32)
+"""A quarter of the work, where the size of the images does not matter."""
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="bit for bit on a CPU only")
 
@@ -158,7 +163,7 @@ def test_the_settings_are_those_that_were_given(trained):
 )
 def test_every_method_from_end_to_end(noise, tmp_path, method, counts):
     out = tmp_path / "run"
-    result = done("fit", noise, "--method", method, "--prompts", 4, "--epochs", 1, "--out", out)
+    result = done("fit", noise, "--method", method, "--prompts", 4, "--epochs", 1, *SMALL, "--out", out)
     assert result["method"] == method
     assert result["prompt_counts"] == counts
     assert result["learned_params"] == learned(sum(counts), 2)
@@ -197,7 +202,7 @@ def layout(root, *splits):
 )
 def test_every_layout_of_a_folder(tmp_path, splits, images):
     data = layout(tmp_path / "data", *splits)
-    result = done("fit", data, "--method", "linear", "--epochs", 3, "--out", tmp_path / "run")
+    result = done("fit", data, "--method", "linear", "--epochs", 3, *SMALL, "--out", tmp_path / "run")
     assert result["provenance"]["data"]["images"] == images
     assert (result["test_accuracy"] is None) == (images["test"] is None)
     assert isinstance(result["val_accuracy"], float)
@@ -218,7 +223,7 @@ def test_too_few_images_for_a_val_split_leave_its_accuracy_null(tmp_path):
 
 
 def test_seeds_share_their_splits_and_a_split_seed_cuts_others(colours, tmp_path):
-    quick = ["fit", colours, "--method", "vpt-shallow", "--prompts", 1, "--epochs", 1]
+    quick = ["fit", colours, "--method", "vpt-shallow", "--prompts", 1, "--epochs", 1, *SMALL]
     first = done(*quick, "--seed", 0, "--out", tmp_path / "a")
     second = done(*quick, "--seed", 1, "--out", tmp_path / "b")
     third = done(*quick, "--split-seed", 1, "--out", tmp_path / "c")
@@ -232,7 +237,7 @@ def test_eval_asks_the_images_that_fit_left_out_also_when_some_files_were_skippe
     data = write_classes(tmp_path / "data", 8)
     for name in ("blue", "green", "red"):
         (data / name / "05.png").write_bytes(b"no image")
-    quick = ["fit", data, "--method", "linear", "--epochs", 1, "--skip-bad", "--out", tmp_path / "run"]
+    quick = ["fit", data, "--method", "linear", "--epochs", 1, "--skip-bad", *SMALL, "--out", tmp_path / "run"]
     result = done(*quick)
     images = result["provenance"]["data"]["images"]
     assert sum(images.values()) == 21
@@ -479,7 +484,7 @@ def test_files_of_the_user_survive(noise, tmp_path):
     ],
 )
 def test_after_a_mistake_the_right_command_runs_in_the_same_folder(noise, tmp_path, mistake):
-    options = ["--prompts", 1, "--epochs", 2, "--out", tmp_path / "run"]
+    options = ["--prompts", 1, "--epochs", 2, *SMALL, "--out", tmp_path / "run"]
     refused("fit", *(part.replace("DATA", str(noise)) for part in mistake), *options)
     outcome = run_command("fit", noise, *options)
     assert outcome.status == 0, outcome.err
@@ -487,13 +492,10 @@ def test_after_a_mistake_the_right_command_runs_in_the_same_folder(noise, tmp_pa
 
 # ── any kind of end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-PROCESS = """
-import sys
-import laconic.train
-from laconic.cli import main
-laconic.train.SAVE_EVERY_SECONDS = 0.0
-sys.exit(main(sys.argv[1:]))
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["laconic.cli", "laconic.experiment"])
+"""Makes processes of their own that need not import torch and timm once more."""
+
 LONG = ["--prompts", "2", "--epochs", "6", "--batch-size", "3", "--condense", "0.5", "--fine-tune-epochs", "5"]
 
 
@@ -506,21 +508,31 @@ def checkpoint_step(path):
         return -1
 
 
-def end(arguments, ready, number):
-    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, stderr)."""
-    command = [sys.executable, "-c", PROCESS, *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def command_in_a_process(arguments, printed):
+    """What such a process does; both of its streams go to a file."""
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    training.SAVE_EVERY_SECONDS = 0.0
+    sys.exit(main(arguments))
+
+
+def end(arguments, ready, number, printed):
+    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, what it printed)."""
+    process = PROCESSES.Process(target=command_in_a_process, args=([*map(str, arguments)], printed))
+    process.start()
     try:
         deadline = time.monotonic() + 300
         while not ready():
-            assert process.poll() is None, f"it ended too soon: {process.communicate()[1]}"
+            assert process.is_alive(), f"it ended too soon: {printed.read_text()}"
             assert time.monotonic() < deadline
-            time.sleep(0.001)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=300)
+            time.sleep(0.005)
+        os.kill(process.pid, number)
+        process.join(300)
     finally:
         process.kill()
-    return process.returncode, err
+    return process.exitcode, printed.read_text() if printed.exists() else ""
 
 
 @pytest.fixture(scope="module")
@@ -534,18 +546,18 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
     out = tmp_path / "run"
     state = out / ".run"
     command = ["fit", colours, *LONG, "--out", out]
+    printed = tmp_path / "printed"
 
     # before the first checkpoint
-    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL)
+    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL, printed)
     assert status == -signal.SIGKILL
     assert not (out / "adapter_config.json").exists()
 
     # in the midst of training
-    status, _ = end(
-        [*command, "--resume"], lambda: checkpoint_step(state / "training.safetensors") >= 4, signal.SIGKILL
-    )
+    trained = state / "training.safetensors"
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(trained) >= 4, signal.SIGKILL, printed)
     assert status == -signal.SIGKILL
-    assert 4 <= checkpoint_step(state / "training.safetensors") < 36
+    assert 4 <= checkpoint_step(trained) < 36
     assert not (state / "fine-tuning.safetensors").exists()
     sentence = refused(*command, "--prompts", "5", "--resume")
     assert "prompts" in sentence
@@ -553,10 +565,10 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
 
     # in the midst of fine-tuning, and Ctrl-C a little later
     tuned = state / "fine-tuning.safetensors"
-    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL)
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL, printed)
     assert status == -signal.SIGKILL
     reached = checkpoint_step(tuned)
-    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT)
+    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT, printed)
     assert status == 130
     assert "Traceback" not in err
     assert "--resume" in err.splitlines()[-1]
@@ -580,7 +592,7 @@ def interrupt_once(ready):
             if ready():
                 os.kill(os.getpid(), signal.SIGINT)
                 return
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -627,7 +639,7 @@ def test_ctrl_c_before_anything_was_trained_also_says_how_to_go_on(colours, tmp_
 
 @pytest.mark.parametrize("moment", ["before the result", "after the result"])
 def test_an_end_between_the_last_files_is_mended_by_resuming(noise, tmp_path, monkeypatch, moment):
-    quick = ["fit", noise, "--prompts", 1, "--epochs", 1, "--out", tmp_path / "run"]
+    quick = ["fit", noise, "--prompts", 1, "--epochs", 1, *SMALL, "--out", tmp_path / "run"]
     straight = done(*quick[:-1], tmp_path / "straight")
     if moment == "before the result":
         written = runfolder.write_json
@@ -648,7 +660,7 @@ def test_an_end_between_the_last_files_is_mended_by_resuming(noise, tmp_path, mo
 
 def test_a_linear_probe_is_resumed_too(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
-    probe = ["fit", colours, "--method", "linear", "--epochs", 12, "--batch-size", 2, "--out"]
+    probe = ["fit", colours, "--method", "linear", "--epochs", 12, "--batch-size", 2, *SMALL, "--out"]
     straight = done(*probe, tmp_path / "straight")
     out = tmp_path / "stopped"
     checkpoint = out / ".run" / "training.safetensors"

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 import timm
@@ -71,7 +71,7 @@ def reference_logits(model, images, prompts=None):
 @torch.enable_grad()
 def truth(name, method, batch=3):
     """The reference's logits and gradients for `a_model`; the same numbers whatever the type of the model."""
-    model = a_model(name, method)
+    model = read_only(name, method)
     logits, gradients = logits_and_gradients(reference_logits(model, some_images(name, batch)), model)
     return logits.detach(), gradients
 
@@ -79,6 +79,13 @@ def truth(name, method, batch=3):
 def a_model(name, method, *, execution="prefix", dtype=torch.float64):
     how, counts = METHODS[method]
     return attached(name, how, counts=counts, execution=execution, dtype=dtype)
+
+
+@lru_cache(maxsize=128)
+@torch.enable_grad()
+def read_only(name, method, *, dtype=torch.float64):
+    """`a_model`, made once for many tests, none of which may change it or its backbone."""
+    return a_model(name, method, dtype=dtype)
 
 
 def executed(model, execution):
@@ -306,13 +313,13 @@ def assert_exact(model, name, method, dtype):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_prefix_is_published_is_folded_is_reference(name, method):
-    assert_exact(a_model(name, method), name, method, torch.float64)
+    assert_exact(read_only(name, method), name, method, torch.float64)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", [*EACH_CLASS, "eva02", "eva-dynamic", "mrope", "relpos-mlp-swin", "naflex-mixed"])
 def test_float32_is_near_the_reference(name, method):
-    assert_exact(a_model(name, method, dtype=torch.float32), name, method, torch.float32)
+    assert_exact(read_only(name, method, dtype=torch.float32), name, method, torch.float32)
 
 
 @pytest.mark.parametrize("counts", [[0, 4, 1], [4, 2, 0], [0, 0, 5], [1]], ids=str)
@@ -327,7 +334,7 @@ def test_prompts_only_in_some_blocks(name, counts):
 
 @pytest.mark.parametrize("name", EACH_CLASS)
 def test_folding_keeps_one_prefix_for_all_windows_and_images(name):
-    model = a_model(name, "deep")
+    model = read_only(name, "deep")
     folded = model.fold()
     with torch.no_grad():
         folded(some_images(name, 4, dtype=torch.float64))
@@ -417,7 +424,7 @@ def test_prompt_dropout_is_the_same_in_both_executions(name, counts):
 @pytest.mark.parametrize("name", EACH_CLASS)
 @torch.no_grad()
 def test_predictions_do_not_depend_on_the_other_images(name, method):
-    source = a_model(name, method)
+    source = read_only(name, method)
     images = some_images(name, 5, dtype=torch.float64)
     for model in (executed(source, execution) for execution in EXECUTIONS):
         together = model(images)
@@ -451,7 +458,7 @@ SIZES = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SIZES)
 def test_one_model_takes_images_of_several_sizes(name, method):
-    source = a_model(name, method)
+    source = read_only(name, method)
     models = [executed(source, execution) for execution in EXECUTIONS]
     for size in SIZES[name]:
         images = some_images(name, 2, dtype=torch.float64, size=size)
@@ -690,7 +697,7 @@ def test_deepcopy_is_a_model_of_its_own(name, method, execution):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", EACH_CLASS)
 def test_saved_and_loaded_is_the_same_bit_for_bit(name, method, tmp_path):
-    model = a_model(name, method, dtype=torch.float32)
+    model = read_only(name, method, dtype=torch.float32)
     images = some_images(name, 3)
     model.save_pretrained(tmp_path / "adapter")
     again = laconic.load(tmp_path / "adapter", backbone=model.backbone)
@@ -813,7 +820,7 @@ WITH_CLASS_TOKEN = [
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", WITH_CLASS_TOKEN)
 def test_similarity_to_the_class_token_is_its_attention(name, method):
-    model, data = a_model(name, method), some_data(name)
+    model, data = read_only(name, method), some_data(name)
     found = laconic.score(model, data, criterion="cls-similarity")
     wanted = families.class_similarity(model.backbone, list(model.prompts), data.tensors[0], shallow=is_shallow(model))
     assert_scores(found, wanted, 1e-6)

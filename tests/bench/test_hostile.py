@@ -1,15 +1,14 @@
 """What plans, kills and hands in the results folder once got past the benchmark."""
 
 import errno
-import json
 import multiprocessing
 import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
 import torch
 
+from conftest import run_with_one_thread
 from laconic.bench.cells import Cell, cells_of, tasks_of
 from laconic.bench.engine import Task
 from laconic.bench.jobs import Job, plain
@@ -21,7 +20,7 @@ from laconic.bench.worker import Worker
 from laconic.errors import DataError
 from laconic.evaluation import Evaluation
 from laconic.experiment import try_settings
-from plans import command, environment, results
+from plans import results
 
 HEAD = 'tasks = ["vtab:svhn"]\nsettings = {backbone = "test_vit"}\n[[methods]]\nmethod = "linear"\n'
 
@@ -157,9 +156,8 @@ def test_a_removed_adapter_is_done_without(undisturbed, text, tmp_path):
     name, result = next((name, one) for name, one in kept.items() if "keep0.5" in name)
     shutil.rmtree(copy / "adapters")
     (copy / "results" / f"{name}.json").unlink()
-    again = command(undisturbed[0].parent / "tiny.toml", copy, "--json")
-    done = subprocess.run(again, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["cells"] == undisturbed[1]["cells"]
+    done = run_with_one_thread("bench", undisturbed[0].parent / "tiny.toml", "--out", copy, "--json")
+    assert done.status == 0, done.err
+    assert done.document["cells"] == undisturbed[1]["cells"]
     assert results(copy)[name]["epochs"] == result["epochs"]
     assert results(copy)[name]["before"]["test_accuracy"] == result["before"]["test_accuracy"]

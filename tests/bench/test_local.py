@@ -146,16 +146,16 @@ def test_kills_at_random_moments_change_nothing(undisturbed, plan_file, tmp_path
     out, chance = tmp_path / "runs", random.Random(0)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     seen = {}
-    for deed in ("kill the worker", "interrupt", "kill the driver", "nothing"):
+    for deed in ("kill the worker and interrupt", "kill the driver", "nothing"):
         driver = subprocess.Popen(command(plan_file, out, "--json"), env=environment(), **pipes)
         time.sleep(chance.uniform(3, 6))
         left = workers(driver.pid)
-        if deed == "kill the worker":
+        if deed.startswith("kill the worker"):
             for child in left:
                 os.kill(child, signal.SIGKILL)
             time.sleep(chance.uniform(1, 4))
         if deed != "nothing" and driver.poll() is None:
-            driver.send_signal(signal.SIGINT if deed == "interrupt" else signal.SIGKILL)
+            driver.send_signal(signal.SIGINT if deed.endswith("interrupt") else signal.SIGKILL)
         text, errors = driver.communicate(timeout=240)
         assert "Traceback" not in errors
         if driver.returncode == 130:
