@@ -24,6 +24,7 @@ def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Ca
 
     Prompts are tokens that ask queries too, so that a matrix has a row for each of the n tokens and m prompts. In a
     model with windows each window has a matrix of its own. Key-value prompts ask no queries: they are columns only.
+    A matrix is what values are mixed with: behind CaiT's talking heads, and the difference in differential attention.
 
     Args:
         model: It is not changed.

@@ -35,7 +35,8 @@ def answer(result: Result) -> str:
     holds = "few, as the paper found" if early < late else "no fewer than late ones, unlike in the paper"
     return (
         f"{said} Of {percent(fewest['ratio'])} % of all prompts that are kept, the first {count(third, 'block')} "
-        f"{'keep' if third > 1 else 'keeps'} {percent(early)} % of theirs and the last {percent(late)} %: early blocks keep {holds}."
+        f"{'keep' if third > 1 else 'keeps'} {percent(early)} % of theirs and the last {percent(late)} %: early blocks "
+        f"keep {holds}."
     )
 
 
@@ -83,7 +84,7 @@ def _tasks(groups: Sequence[Any]) -> Table:
     for group in groups:
         drops = group["drops"]["means"]
         worst = max(range(len(drops)), key=drops.__getitem__)
-        row = [line(group["name"], 30), str(group["adapters"]), percent(group["full"]), _points(-group["bare_drop"])]
+        row = [line(group["name"], 24), str(group["adapters"]), percent(group["full"]), _points(-group["bare_drop"])]
         rows.append([*row, str(worst), _points(-drops[worst])])
     return Table(
         caption="By task: accuracy (%) with all prompts, its change in points without any, and the block whose removal "
@@ -100,7 +101,7 @@ def _task_blocks(groups: Sequence[Any]) -> Table:
     ]
     return Table(
         caption="By task: change of accuracy in points without the prompts of one block",
-        head=["Block", *(line(_task(group["name"]), 14) for group in groups)],
+        head=["Block", *(line(_task(group["name"]), 12) for group in groups)],
         bodies=[Body(rows=rows)],
     )
 
@@ -117,7 +118,7 @@ def _adapters(adapters: Sequence[Any]) -> Table:
         worst = min(range(len(found["without"])), key=lambda block: found["without"][block]["accuracy"])
         accuracies = (found["full"], found["bare"], found["without"][worst])
         full, bare, without = (percent(each["accuracy"]) for each in accuracies)
-        row = [line(adapter["name"], 34), f"{found['images']} {line(adapter['split'], 8)}", full, bare]
+        row = [line(adapter["name"], 32), f"{found['images']} {line(adapter['split'], 8)}", full, bare]
         rows.append([*row, str(worst), without])
     return Table(
         caption="By adapter: images it was measured on, accuracy (%) with all prompts, without any, and without the "
