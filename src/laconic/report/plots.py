@@ -39,13 +39,13 @@ def plot_accuracy(path: Path, points: Sequence[Point], *, title: str) -> None:
             s=70,
             color=COLOURS[number % len(COLOURS)],
             marker=MARKERS[number % len(MARKERS)],
-            label=f"{_short(point.name)} ({100 * point.accuracy:.1f} %)",
+            label=f"{short(point.name)} ({100 * point.accuracy:.1f} %)",
             zorder=3,
         )
     axes.set_xlabel("prompts in all blocks")
     axes.set_ylabel("test accuracy (%)")
     axes.margins(0.08)
-    axes.set_title(_short(title, 70), loc="left", fontsize=11, parse_math=False)
+    axes.set_title(short(title, 70), loc="left", fontsize=11, parse_math=False)
     for text in axes.legend(frameon=False, fontsize=9, loc="best").get_texts():
         text.set_parse_math(False)
     _save(figure, path)
@@ -63,7 +63,7 @@ def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: 
     axes.set_xlabel("block")
     axes.set_ylabel("prompts")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(_short(title, 40), loc="left", fontsize=11, parse_math=False)
+    axes.set_title(short(title, 40), loc="left", fontsize=11, parse_math=False)
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
 
@@ -110,14 +110,14 @@ def plot_comparison(
         (right, list(zip(timed, times, strict=True)), "time per image, folded (ms)"),
     )
     for axes, points, label in panels:
-        _dress(axes)
+        dress(axes)
         axes.set_xlabel(label)
         for trial, x in points:
             colour, marker = styles[trial.name]
             error = None if trial.std is None else 100 * trial.std
             y = 100 * trial.accuracy
             axes.errorbar(x, y, yerr=error, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=2)
-            axes.scatter(x, y, s=50, color=colour, marker=marker, label=_short(trial.name, 24), zorder=3)
+            axes.scatter(x, y, s=50, color=colour, marker=marker, label=short(trial.name, 24), zorder=3)
     left.set_ylabel(f"{split} accuracy (%)")
     ends = [100 * (trial.accuracy + side * (trial.std or 0)) for trial in trials for side in (-1, 1)]
     low, high = _limits(ends, least=2.0)
@@ -140,7 +140,7 @@ def plot_comparison(
     if times:
         low, high = _limits(times, least=0.2 * max(times))
         right.set_xlim(max(low, 0.0), high)
-    figure.suptitle(_short(title, 110), x=0.01, ha="left", fontsize=11, parse_math=False)
+    figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11, parse_math=False)
     figure.draw_without_rendering()
     lines = {left: None, right: bare_milliseconds}
     found = [_place(axes, points, lines[axes]) for axes, points, _ in panels]
@@ -192,7 +192,7 @@ def _place(axes: Axes, points: Sequence[tuple[Trial, float]], line: float | None
         centres.append((x, y))
         taken += [(x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel)]
         taken += [(x - 3 * pixel, y - reach - pixel, x + 3 * pixel, y + reach + pixel)]
-        text = axes.text(0, 0, _short(trial.name, 24), fontsize=9, parse_math=False)
+        text = axes.text(0, 0, short(trial.name, 24), fontsize=9, parse_math=False)
         extent = text.get_window_extent()
         text.remove()
         sizes.append((extent.width + 2 * pixel, extent.height))
@@ -207,24 +207,31 @@ def _write(axes: Axes, points: Sequence[tuple[Trial, float]], boxes: Sequence[Bo
         if math.dist((x, y), end) > 10 * axes.figure.dpi / 72:
             axes.plot([x, end[0]], [y, end[1]], transform=None, color=colour, linewidth=0.6, zorder=2)
         place = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        axes.text(
-            *place, _short(trial.name, 24), transform=None, ha="center", va="center", fontsize=9, parse_math=False
-        )
+        axes.text(*place, short(trial.name, 24), transform=None, ha="center", va="center", fontsize=9, parse_math=False)
 
 
-def _short(text: str, most: int = 45) -> str:
+def short(text: str, most: int = 45) -> str:
+    """A text with an ellipsis where it is too long."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _dress(axes)
+    figure, (axes,) = side_by_side(width, height, 1)
     return figure, axes
 
 
-def _dress(axes: Axes) -> None:
+def side_by_side(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of that many inches, and axes beside each other in it."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    found: list[Axes] = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for axes in found:
+        dress(axes)
+    return figure, found
+
+
+def dress(axes: Axes) -> None:
+    """How all our axes look: no frame, faint lines to read values by."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#EEEEEE", zorder=0)
 
