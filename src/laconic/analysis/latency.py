@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from laconic.progress import Report, silent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
@@ -28,7 +30,11 @@ class Latency:
 
 @torch.inference_mode()
 def latency(
-    variants: Mapping[str, Callable[[Tensor], Tensor]], images_BCHW: Tensor, *, rounds: int = 10
+    variants: Mapping[str, Callable[[Tensor], Tensor]],
+    images_BCHW: Tensor,
+    *,
+    rounds: int = 10,
+    report: Report = silent,
 ) -> dict[str, Latency]:
     """Times variants in turn, round by round, so that a machine that slows down slows all of them.
 
@@ -38,6 +44,7 @@ def latency(
         variants: Name -> what to call with the images; the first is what the others are compared with.
         images_BCHW: One batch.
         rounds: After one that is not counted.
+        report: Called after every call of a variant.
 
     Returns:
         Name -> `Latency`.
@@ -53,12 +60,13 @@ def latency(
     try:
         if on_cpu:
             torch.set_num_threads(1)
-        for counted in [False, *[True] * rounds]:
-            for name, run in variants.items():
+        for number in range(1 + rounds):
+            for done, (name, run) in enumerate(variants.items(), start=1 + number * len(variants)):
                 started = _clock(on_cpu)
                 run(images_BCHW)
-                if counted:
+                if number:
                     times[name].append(_clock(on_cpu) - started)
+                report(done, (1 + rounds) * len(variants))
     finally:
         torch.set_num_threads(threads)
     base = next(iter(times.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ _FAMILIES = (
     (r"vit_base_patch16_224.*moco", "ViT-B/16 MoCo-v3"),
     (r"swin_base.*in22k", SWIN),
 )
+_MEASURED = {"vit_base_patch16_224": VIT, "swin_base_patch4_window7_224": SWIN}
+"""Architecture -> family; what a model costs does not depend on its weights."""
 
 _VTAB_TASKS = tuple(task for group in VTAB.values() for task in group)
 _MEANS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -142,6 +144,56 @@ def gmacs(family: str) -> tuple[dict[int, float], str]:
     return found, source
 
 
+def measured_family(backbone: str, img_size: Sequence[int]) -> str | None:
+    """The family under which costs and times of a timm model are published, whatever its weights.
+
+    Example:
+        >>> measured_family("vit_base_patch16_224.mae", (224, 224)), measured_family("vit_base_patch16_224", (96, 96))
+        ('ViT-B/16 in21k', None)
+    """
+    name = backbone.rsplit("/", 1)[-1].split(".", 1)[0]
+    return _MEASURED.get(name) if tuple(img_size) == (224, 224) else None
+
+
+Condensed = tuple[int, int, str]
+"""Prompts per block before, percent of them that stay, and `"local"` or `"global"` (`"local"` too where all stay)."""
+
+
+def condensed_gmacs(family: str) -> dict[Condensed, str]:
+    """Published GMACs after condensation, as printed.
+
+    Example:
+        >>> found = condensed_gmacs(VIT)
+        >>> found[200, 10, "local"], found[200, 50, "global"], found[200, 100, "local"]
+        ('19.43', '27.04', '36.77')
+    """
+    return _condensed(family, "cost", r"GMACs from (\d+) prompts per block").get("", {})
+
+
+def condensed_milliseconds(family: str) -> dict[str, dict[Condensed, str]]:
+    """Published milliseconds for 64 images after condensation, as printed, by the device they were measured on.
+
+    Example:
+        >>> found = condensed_milliseconds(VIT)
+        >>> list(found), found["A100"][200, 10, "global"]
+        (['Quadro RTX 5000', 'V100', 'A100'], '53')
+    """
+    return _condensed(family, "latency", r"ms from (\d+) prompts per block on (.*)")
+
+
+def _condensed(family: str, benchmark: str, task: str) -> dict[str, dict[Condensed, str]]:
+    found: dict[str, dict[Condensed, str]] = {}
+    for line in _lines():
+        named = re.fullmatch(task, line["task"])
+        if line["family"] != family or line["benchmark"] != benchmark or named is None:
+            continue
+        kept = re.fullmatch(r"PC (\d+) % \((\w+)\)", line["method"])
+        share, where = (int(kept[1]), kept[2]) if kept else (100, "local")
+        device = named[2] if named.re.groups > 1 else ""
+        found.setdefault(device, {})[int(named[1]), share, where] = line["value"]
+    return found
+
+
 @functools.cache
 def _lines() -> tuple[dict[str, str], ...]:
     with FILE.open(encoding="utf-8", newline="") as file:
@@ -153,7 +205,7 @@ def _table() -> dict[str, tuple[PublishedRow, ...]]:
     """All rows of accuracies, by family, in the order of the file."""
     found: dict[str, dict[tuple[str, str], PublishedRow]] = {}
     for line in _lines():
-        if line["benchmark"] == "cost":
+        if line["benchmark"] in ("cost", "latency"):
             continue
         label, source, task, value = line["method"], line["source"], line["task"], float(line["value"])
         row = found.setdefault(line["family"], {}).setdefault((label, source), PublishedRow(label=label, source=source))

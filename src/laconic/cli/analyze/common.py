@@ -67,8 +67,8 @@ def command_line() -> str:
     return shlex.join(["laconic", *sys.argv[1:]])
 
 
-def numbers(text: str, kind: Callable[[str], Any], option: str, example: str) -> list[Any]:
-    """Numbers separated by commas.
+def numbers(text: str, kind: Callable[[str], Any], option: str, example: str, *, distinct: bool = True) -> list[Any]:
+    """Numbers separated by commas, each once where they are `distinct`.
 
     Raises:
         LaconicError: If there are none, or something else is among them.
@@ -81,4 +81,4 @@ def numbers(text: str, kind: Callable[[str], Any], option: str, example: str) ->
         found: Sequence[Any] = [kind(part) for part in text.split(",")]
     except ValueError:
         raise LaconicError(f"{option} takes numbers separated by commas, such as {example}; not {text!r}.") from None
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) if distinct else list(found)
