@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -144,6 +145,8 @@ def scores(
     """
     if not any(model.prompt_counts):
         raise LaconicError("There is nothing to score: the model has no prompts.")
+    for ratio, scope in itertools.product(ratios, scopes):
+        select([torch.zeros(1)], ratio=ratio, scope=scope)  # what is wrong with them is said before anything is run
     model = model.copy().eval()
     usable: list[Criterion] = [name for name in criteria if _fits(model, name)]
     drawn = _draw(train, images, seed)

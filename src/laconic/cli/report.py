@@ -13,7 +13,8 @@ from laconic.cli.commands import UsageError, print_json, print_note
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write the results of a benchmark as one HTML page that needs nothing else, and as Markdown, CSV and LaTeX."""
+    """Write the results of a benchmark as one HTML page that needs nothing else, and as Markdown, CSV and LaTeX; what
+    `laconic analyze` left in its folder follows in sections of its own."""
 
     runs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Where `laconic bench` wrote to; or a folder with results of `fit`, `condense` or `compare` in it."""
@@ -29,6 +30,7 @@ class Report:
         from laconic.bench.collect import study_of
         from laconic.files import write_text
         from laconic.report import benchmark
+        from laconic.report.analysis import analysis_sections, read_analyses
 
         if self.runs == "" or self.out == "":
             raise UsageError("An empty name is no folder; give the folder that the results are in.")
@@ -36,22 +38,23 @@ class Report:
             raise UsageError("The results are not on this machine; give a folder for the report by --out.")
         study = study_of(self.runs, plan=self.plan)
         out = Path(self.out or self.runs)
-        kinds = {
-            "html": benchmark.page,
-            "md": benchmark.markdown,
-            "csv": benchmark.csv_rows,
-            "tex": benchmark.latex,
+        more = [] if "://" in self.runs else analysis_sections(read_analyses(Path(self.runs)))
+        texts = {
+            "html": benchmark.page(study, more),
+            "md": benchmark.markdown(study, more),
+            "csv": benchmark.csv_rows(study),
+            "tex": benchmark.latex(study),
         }
-        for ending, write in kinds.items():
-            write_text(out / f"report.{ending}", write(study))
+        for ending, text in texts.items():
+            write_text(out / f"report.{ending}", text)
         states = [cell["state"] for cell in study["cells"]]
         counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
         if self.json:
-            files = [str(out / f"report.{ending}") for ending in kinds]
+            files = [str(out / f"report.{ending}") for ending in texts]
             print_json({"name": study["name"], **counts, "methods": _rows(study), "files": files})
             return
         print_note(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")
-        print_note(f"In {out}: {', '.join(f'report.{ending}' for ending in kinds)}. Open report.html in a browser.")
+        print_note(f"In {out}: {', '.join(f'report.{ending}' for ending in texts)}. Open report.html in a browser.")
 
 
 def _rows(study: dict[str, object]) -> list[dict[str, object]]:

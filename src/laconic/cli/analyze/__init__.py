@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from laconic.cli.analyze.blocks import Blocks
+from laconic.cli.analyze.common import Output
 from laconic.cli.analyze.cost import Cost
 from laconic.cli.analyze.e2vpt import E2VPT
 from laconic.cli.analyze.latency import Latency
@@ -15,6 +16,7 @@ from laconic.cli.analyze.rank import Rank
 from laconic.cli.analyze.schedule import Schedule
 from laconic.cli.analyze.scores import Scores
 from laconic.cli.analyze.sweep import Sweep
+from laconic.cli.commands import UsageError
 
 Analyses = (
     Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
@@ -36,4 +38,7 @@ class Analyze:
 
     def run(self) -> None:
         """Runs that analysis."""
+        output = getattr(self.analysis, "output", None)
+        if isinstance(output, Output) and not output.out:
+            raise UsageError("An empty name is no folder; give one by --out.")
         self.analysis.run()

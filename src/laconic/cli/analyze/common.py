@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from laconic.cli.commands import UsageError, print_json, print_note, print_table
+from laconic.cli.commands import print_json, print_note, print_table
 from laconic.errors import LaconicError
 
 
@@ -30,8 +30,6 @@ class Output:
         from laconic.report.analysis.view import view_of
         from laconic.report.document import Cell, Table
 
-        if not self.out:
-            raise UsageError("An empty name is no folder; give one by --out.")
         files = write_analysis(Path(self.out), name, result, command=command_line())
         if self.json:
             print_json({**result, "files": [str(file) for file in files]})

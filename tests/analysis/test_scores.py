@@ -1,0 +1,263 @@
+"""How right scores are: ablation and rank correlation against slow references, what is shown, and the command."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import scipy.stats
+import timm
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+import families
+import laconic
+from laconic.analysis.scores import EXACT, ablate, scores, spearman
+from laconic.cli.main import main
+from laconic.criteria import CRITERIA
+from laconic.errors import LaconicError
+from laconic.report.analysis import analysis_sections, write_analysis
+from laconic.report.html import html_page
+
+FAMILIES = ["swin-padded", "eva-rope-unfused", "beit-both", "cait", "gqa-per-block"]
+LABELS = torch.tensor([0, 4, 2, 1])
+
+
+def some_data(name):
+    return TensorDataset(families.some_images(name, 4, dtype=torch.float64), LABELS)
+
+
+@pytest.mark.parametrize("depth", ["deep", "shallow"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ablation_is_leaving_out_by_hand_in_the_reference(name, depth):
+    counts = None if depth == "shallow" else [2, 0, 3]
+    model = families.attached(name, laconic.VPT(3, depth), counts=counts, dtype=torch.float64)
+    images, labels = some_data(name).tensors
+    found = ablate(model, some_data(name))
+
+    def losses(prompts):
+        head = model.head
+        logits = families.logits(model.backbone, prompts, head.weight, head.bias, images, shallow=depth == "shallow")
+        return F.cross_entropy(logits.detach(), labels, reduction="none")
+
+    whole = losses(list(model.prompts))
+    assert found.images == 4
+    assert found.loss == pytest.approx(float(whole.mean()), rel=1e-5)
+    for block, count in enumerate(model.prompt_counts):
+        assert len(found.rise[block]) == len(found.change[block]) == count
+        for prompt in range(count):
+            prompts = [p.detach() for p in model.prompts]
+            prompts[block] = torch.cat([prompts[block][:prompt], prompts[block][prompt + 1 :]])
+            change = losses(prompts) - whole
+            assert found.rise[block][prompt] == pytest.approx(float(change.mean()), rel=1e-4, abs=1e-5)
+            assert found.change[block][prompt] == pytest.approx(float(change.abs().mean()), rel=1e-4, abs=1e-5)
+
+
+def test_ablation_of_merged_prompts_and_beside_key_value_prompts():
+    torch.manual_seed(0)
+    backbone = timm.create_model("test_vit", img_size=32)
+    data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
+    model = laconic.attach(backbone, laconic.E2VPT(4, 3), num_classes=3).eval()
+    small = laconic.condensation.merge(model, [torch.arange(2)] * 6)
+    for each in (model, small):
+        found = ablate(each, data)
+        for block, count in enumerate(each.prompt_counts):
+            for prompt in range(count):
+                kept = [torch.arange(n) for n in each.prompt_counts]
+                kept[block] = kept[block][kept[block] != prompt]
+                rise = laconic.evaluate(each.keep(kept), data).loss - laconic.evaluate(each, data).loss
+                assert found.rise[block][prompt] == pytest.approx(rise, abs=1e-5)
+
+
+def test_everything_is_left_as_it_was():
+    torch.manual_seed(0)
+    model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(3), num_classes=3).train()
+    data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
+    before = model.state()
+    scores(model, data, data, ratios=[0.5], scopes=["global"], fine_tune_epochs=1)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state().items())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rank_correlation_is_scipys_also_with_ties(seed):
+    generator = torch.Generator().manual_seed(seed)
+    one, other = (torch.randint(0, 6 if seed % 2 else 10**6, (30,), generator=generator).tolist() for _ in range(2))
+    assert spearman(one, other) == pytest.approx(scipy.stats.spearmanr(one, other).statistic, abs=1e-9)
+    assert spearman(one, one) == 1
+    assert spearman(one, [-value for value in one]) == -1
+
+
+def test_rank_correlation_where_there_is_none():
+    assert spearman([], []) is None
+    assert spearman([1.0], [2.0]) is None
+    assert spearman([1.0, 1.0], [1.0, 2.0]) is None
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 4
+    images += F.interpolate(torch.randn(4, 3, 4, 4), 32)[labels]
+    model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(3), num_classes=4)
+    data = TensorDataset(images, labels)
+    laconic.fit(model, data, recipe=laconic.Recipe(epochs=5, lr=0.01, batch_size=16))
+    return model, data
+
+
+@pytest.fixture(scope="module")
+def found(trained):
+    return scores(*trained, trained[1], ratios=[0.2, 0.6], images=20, fine_tune_epochs=1)
+
+
+def test_what_is_kept_is_what_select_keeps_and_evaluate_measures(trained, found):
+    model, data = trained
+    assert set(found.scores) == set(CRITERIA)
+    assert {one.criterion for one in found.kept} == {*CRITERIA, *EXACT}
+    assert len(found.kept) == 2 * 2 * (len(CRITERIA) + len(EXACT))
+    for one in found.kept:
+        exact = {"ablation": found.ablation.change, "ablation-signed": found.ablation.rise}
+        values = [torch.tensor(block) for block in exact.get(one.criterion, found.scores.get(one.criterion))]
+        kept = laconic.select(values, ratio=one.ratio, scope=one.scope)
+        assert one.counts == tuple(map(len, kept))
+        measured = laconic.evaluate(model.keep(kept), data)
+        assert one.accuracy == measured.accuracy
+        assert one.loss == pytest.approx(measured.loss, rel=1e-4)
+        assert 0 <= one.fine_tuned <= 1
+    whole = laconic.evaluate(model, data)
+    assert (found.accuracy, found.loss) == (whole.accuracy, pytest.approx(whole.loss, rel=1e-4))
+    assert found.ablation.images == 20
+
+
+def test_correlations_are_over_all_prompts(found):
+    flat = {name: [v for block in values for v in block] for name, values in found.scores.items()}
+    rise = [v for block in found.ablation.rise for v in block]
+    for name, values in flat.items():
+        assert found.agreement[name]["rise"] == pytest.approx(scipy.stats.spearmanr(values, rise).statistic)
+        assert found.between[name]["taylor"] == pytest.approx(scipy.stats.spearmanr(values, flat["taylor"]).statistic)
+
+
+def test_criteria_that_cannot_be_are_left_out():
+    shallow = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(3, "shallow"), num_classes=3)
+    data = TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3))
+    seen = scores(shallow, data, data, ratios=[0.5], scopes=["global"])
+    assert set(seen.scores) == set(CRITERIA) - {"removal", "removal-signed"}
+    windows = families.attached("swin-padded", laconic.VPT(2))
+    images = families.some_images("swin-padded", 3)
+    seen = scores(windows, TensorDataset(images, LABELS[:3]), TensorDataset(images, LABELS[:3]), ratios=[0.5])
+    assert "cls-similarity" not in seen.scores
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"images": 0}, "at least one image"),
+        ({"ratios": [0.0]}, "above 0"),
+        ({"scopes": ["everywhere"]}, "scope"),
+        ({"criteria": ["nonsense"]}, "no criterion"),
+    ],
+)
+def test_bad_arguments(trained, options, words):
+    with pytest.raises(LaconicError, match=words):
+        scores(*trained, trained[1], **{"ratios": [0.5], "scopes": ["global"], "criteria": ["random"], **options})
+
+
+def test_nothing_to_score():
+    plain = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.methods.Linear(), num_classes=3)
+    with pytest.raises(LaconicError, match="no prompts"):
+        scores(plain, TensorDataset(torch.zeros(1, 3, 32, 32), torch.tensor([0])), TensorDataset(torch.zeros(1)))
+
+
+# ── shown ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def document(found, models=2, label="a <b>task</b>, seed 0"):
+    one = {"label": label, "task": "t", "seed": 0, **asdict(found)}
+    return {"ratios": [0.2, 0.6], "scopes": ["global", "local"], "split": "val", "images": 20, "models": [one] * models}
+
+
+@pytest.mark.parametrize("models", [1, 3])
+def test_it_is_written_as_picture_page_and_text(found, models, tmp_path):
+    files = write_analysis(tmp_path, "scores", document(found, models), command="laconic analyze scores 'a&b'")
+    assert [file.name for file in files] == ["scores.json", "scores.png", "analyses.html", "analyses.md"]
+    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+    page, text = (tmp_path / "analyses.html").read_text(), (tmp_path / "analyses.md").read_text()
+    assert "a <b>task" not in page
+    assert "a&amp;b" in page
+    assert "&lt;b&gt;task" in text
+    assert "](scores.png)" in text
+    for criterion in CRITERIA:
+        assert criterion in page
+
+
+def test_scores_that_say_nothing_are_shown_as_such(found):
+    same = document(found, 1)
+    same["models"][0] = {**same["models"][0], "agreement": {"random": {"rise": None, "change": None}}, "between": {}}
+    made = {"analysis": "scores", "result": json.loads(json.dumps(same))}
+    assert "could be compared" in html_page("t", "m", analysis_sections([made]))
+
+
+def test_a_damaged_document_is_named(found):
+    broken = {**document(found, 1)}
+    del broken["ratios"]
+    with pytest.raises(LaconicError, match="lacks what its section shows"):
+        analysis_sections([{"analysis": "scores", "result": broken}])
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, colours):
+    folder = tmp_path_factory.mktemp("run") / "a"
+    arguments = ["fit", str(colours), "--img-size", "16", "--prompts", "2", "--epochs", "1", "--out", str(folder)]
+    assert main(arguments) == 0
+    return folder
+
+
+def test_the_command_finds_the_images_of_an_adapter(adapter, colours, tmp_path, capsys):
+    capsys.readouterr()
+    options = [
+        "--images",
+        "4",
+        "--ratios",
+        "0.5",
+        "--scopes",
+        "global",
+        "--criteria",
+        "removal,random",
+        "--split",
+        "val",
+    ]
+    assert main(["analyze", "scores", str(adapter.parent), "--out", str(tmp_path), "--json", *options]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["models"][0]["task"] == str(colours)
+    assert said["models"][0]["prompt_counts"] == [2] * 12
+    assert str(adapter) not in (tmp_path / "scores.json").read_text().replace(str(tmp_path), "").split('"result"')[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--criteria", "nonsense"], "There is no criterion called 'nonsense'"),
+        (["--scopes", "all"], "The scope is"),
+        (["--ratios", "a"], "--ratios takes numbers"),
+        (["--ratios", "2"], "at most 1"),
+        (["--images", "0"], "at least one image"),
+        (["--split", "train", "--data", "no/such/folder"], "no/such/folder"),
+        (["--out", ""], "empty name"),
+    ],
+)
+def test_wrong_options_are_one_sentence(adapter, options, words, tmp_path, capsys):
+    base = ["--out", str(tmp_path)] if "--out" not in options else []
+    fast = ["--criteria", "random", "--ratios", "0.5", "--scopes", "global", "--images", "2"]
+    fast = [word for word in fast if not set(options) & {word}] if not set(options) & set(fast) else []
+    assert main(["analyze", "scores", str(adapter), *base, *fast, *options]) in (1, 2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert words in error
+    assert error.startswith("laconic: ")
+
+
+def test_no_adapter_there(tmp_path, capsys):
+    assert main(["analyze", "scores", str(tmp_path)]) == 1
+    assert "no adapter with prompts" in capsys.readouterr().err
