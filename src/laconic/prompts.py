@@ -54,7 +54,7 @@ class Prompts(nn.ParameterList):
         dropout: Probability of prompt dropout while training; every sample gets a mask of its own.
         segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are kept; all of them
             when not given.
-        copies: By block how many prompts each one stands for (P_l,), whole numbers; 1 when not given.
+        copies: By block how many prompts each one stands for, P_l whole numbers; 1 when not given.
 
     Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
     """
@@ -65,7 +65,7 @@ class Prompts(nn.ParameterList):
         *,
         dropout: float = 0.0,
         segments: Sequence[Tensor] | None = None,
-        copies: Sequence[Tensor] | None = None,
+        copies: Sequence[Sequence[int]] | None = None,
     ) -> None:
         # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
         super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
@@ -80,13 +80,12 @@ class Prompts(nn.ParameterList):
             # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
             places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
             self.register_buffer(f"places_{block}", places)
-        self.merged = copies is not None and any(bool((number > 1).any()) for number in copies)
-        """Whether some prompt stands for several."""
-        self.num_tokens = list(self.counts)
-        """By block, how many tokens its prompts are as the papers run them: each as often as it counts."""
-        for block, number_P in enumerate((copies or ()) if self.merged else ()):
-            self.register_buffer(f"copies_{block}", number_P.detach().to(values[block].device, torch.int64))
-            self.num_tokens[block] = int(number_P.sum())
+        self.copies = (
+            [[1] * count for count in self.counts] if copies is None else [list(numbers) for numbers in copies]
+        )
+        """By block, how many prompts each one stands for."""
+        for block, numbers in enumerate(self.copies if self.merged else ()):
+            self.register_buffer(f"copies_{block}", torch.tensor(numbers, device=values[block].device).long())
 
     @staticmethod
     def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:
@@ -108,24 +107,18 @@ class Prompts(nn.ParameterList):
         mask_S[self._places(block) if self.num_segments > 1 else slice(None)] = True
         return mask_S.view(-1, self.num_segments)
 
-    def copies(self, block: int) -> Tensor:
-        """How many prompts each of one block's stands for, (P,) int64."""
-        if self.merged:
-            return self.get_buffer(f"copies_{block}")
-        return torch.ones(self.counts[block], dtype=torch.int64, device=self[block].device)
-
     def bias(self, block: int) -> Tensor | None:
         """What attention adds to the logits of one block's prompts, (1, P); None where that is nothing."""
         if not self.merged:
             return None
         precise = torch.promote_types(self[block].dtype, torch.float32)
-        return self.copies(block).to(precise).log().unsqueeze(0)
+        return self.get_buffer(f"copies_{block}").to(precise).log().unsqueeze(0)
 
     def constants(self) -> Prompts:
         """A copy as plain values: nothing to learn, no dropout, every prompt whole."""
         blocks = range(len(self))
-        copies = [self.copies(block) for block in blocks] if self.merged else None
-        return Prompts([self.dense(block).detach().clone() for block in blocks], copies=copies).requires_grad_(False)
+        values = [self.dense(block).detach().clone() for block in blocks]
+        return Prompts(values, copies=self.copies).requires_grad_(False)
 
     def _places(self, block: int) -> Tensor:
         return self.get_buffer(f"places_{block}")
@@ -147,7 +140,10 @@ class Prompts(nn.ParameterList):
     def as_tokens(self, block: int, batch: int) -> Tensor:
         """The prompts of one block as tokens, (1 or B, num_tokens, D): each as often as it counts."""
         prompts_bPD = self.take(block, batch)
-        return prompts_bPD.repeat_interleave(self.copies(block), dim=1) if self.merged else prompts_bPD
+        if not self.merged:
+            return prompts_bPD
+        copies_P, tokens = self.get_buffer(f"copies_{block}"), sum(self.copies[block])
+        return prompts_bPD.repeat_interleave(copies_P, dim=1, output_size=tokens)
 
     def record(self, block: int, batch: int, *shared: Tensor) -> tuple[Tensor, ...]:
         """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are kept by block."""
@@ -184,7 +180,7 @@ class Prompts(nn.ParameterList):
         values = [self.dense(block).detach()[index] for block, index in enumerate(indices)]
         if segments is None and self.num_segments > 1:
             segments = [self.segments(block)[index] for block, index in enumerate(indices)]
-        copies = [self.copies(block)[index] for block, index in enumerate(indices)] if self.merged else None
+        copies = [[mine[place] for place in index.tolist()] for mine, index in zip(self.copies, kept, strict=True)]
         if segments is None:
             return Prompts([v.clone() for v in values], dropout=self.dropout, copies=copies)
         masks = [mask.to(v.device) for v, mask in zip(values, segments, strict=True)]

@@ -288,7 +288,7 @@ def _assemble(
     parts = config.num_segments
     values = [tensors.get(f"prompts.{n}", head.weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
     masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in range(len(values))]
-    copies = [tensors.get(f"copies.{n}", torch.zeros(0, dtype=torch.int64)) for n in range(len(values))]
+    copies = [tensors.get(f"copies.{n}", torch.zeros(0)).tolist() for n in range(len(values))]
     kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
     share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
     for block, prompts in enumerate(kv):

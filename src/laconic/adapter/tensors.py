@@ -32,7 +32,7 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     if model.prompts.num_segments > 1:
         held |= {f"segments.{n}": model.prompts.segments(n) for n, p in enumerate(model.prompts) if len(p)}
     if model.prompts.merged:
-        held |= {f"copies.{n}": model.prompts.copies(n) for n, p in enumerate(model.prompts) if len(p)}
+        held |= {f"copies.{n}": torch.tensor(model.prompts.copies[n]) for n, p in enumerate(model.prompts) if len(p)}
     held |= {f"kv_prompts.{block}": prompts for block, prompts in enumerate(model.kv_prompts)}
     held |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}

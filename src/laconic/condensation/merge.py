@@ -39,25 +39,26 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
         >>> import timm, laconic
         >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(4), num_classes=2)
         >>> small = merge(model, [torch.tensor([0, 2])] * 6)
-        >>> small.prompt_counts, int(small.prompts.copies(0).sum())
+        >>> small.prompt_counts, sum(small.prompts.copies[0])
         ([2, 2, 2, 2, 2, 2], 4)
     """
     check_merge(model)
     small = model.keep(kept)
     values: list[Tensor] = []
-    copies: list[Tensor] = []
+    copies: list[list[int]] = []
     for block, chosen in enumerate(kept):
-        prompts_PD, number_P = model.prompts.dense(block), model.prompts.copies(block)
+        prompts_PD = model.prompts.dense(block)
+        number_P = torch.tensor(model.prompts.copies[block], device=prompts_PD.device)
         index = chosen.to(prompts_PD.device)
         if not len(index):
             values.append(prompts_PD[:0].clone())
-            copies.append(number_P[:0])
+            copies.append([])
             continue
         keys_1HPd = attention_at(model.backbone, model.info, block).key_values(prompts_PD.unsqueeze(0)).keys
         member_P = _clusters(keys_1HPd[0].transpose(0, 1).flatten(1).float(), number_P, index)
         merged_KD, number_K = _means(prompts_PD, number_P, member_P, len(index))
         values.append(merged_KD)
-        copies.append(number_K)
+        copies.append(number_K.tolist())
     return small.copy(prompts=Prompts(values, dropout=model.prompts.dropout, copies=copies))
 
 
