@@ -80,10 +80,12 @@ class Prompts(nn.ParameterList):
             # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
             places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
             self.register_buffer(f"places_{block}", places)
-        self.copies = (
-            [[1] * count for count in self.counts] if copies is None else [list(numbers) for numbers in copies]
-        )
+        self.copies = [list(numbers) for numbers in copies or ([1] * count for count in self.counts)]
         """By block, how many prompts each one stands for."""
+        self.merged = any(number > 1 for numbers in self.copies for number in numbers)
+        """Whether some prompt stands for several."""
+        self.num_tokens = [sum(numbers) for numbers in self.copies]
+        """By block, how many tokens its prompts are as the papers run them: each as often as it counts."""
         for block, numbers in enumerate(self.copies if self.merged else ()):
             self.register_buffer(f"copies_{block}", torch.tensor(numbers, device=values[block].device).long())
 
