@@ -229,6 +229,7 @@ def _growth(axes: Axes, result: Result) -> None:
         handles.append(Line2D([], [], color="#555555", linestyle=":", label="straight line"))
     axes.set_xlabel("prompts in each block")
     axes.set_ylabel("numerical rank of attention")
+    axes.set_xlim(-0.04 * max(most, 1), 1.04 * max(most, 1))
     axes.set_ylim(0, 1.08 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(
