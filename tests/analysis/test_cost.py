@@ -151,9 +151,9 @@ def test_the_number_of_prompts_fixes_the_global_cost_nearly(vit_b):
 def test_the_papers_tables_that_ship_are_these():
     found = published.condensed_gmacs(published.VIT)
     assert len(found) == 33
-    for p in LOCAL:
-        assert [found[p, s, "local"] for s in (10, 20, 30, 40, 50, 100)] == LOCAL[p]
-        assert [found[p, s, "global"] for s in (10, 20, 30, 40, 50)] == GLOBAL[p]
+    for where, table in {"local": LOCAL, "global": GLOBAL}.items():
+        for p, texts in table.items():
+            assert [found[p, s, where] for s in (10, 20, 30, 40, 50, 100)[: len(texts)]] == texts
     assert published.condensed_gmacs(published.SWIN) == {}
     assert not any("GMACs" in task for row in published.rows(published.VIT, ["svhn"]) for task in row.numbers)
 

@@ -92,7 +92,7 @@ def test_a_small_backbone_gets_the_papers_batch():
         ({"images": 0}, "images must be at least 1"),
         ({"rounds": -1}, "rounds must be at least 1"),
         ({"devices": ["abacus"]}, "no device 'abacus' here; there is cpu"),
-        ({"images": 10**9}, "too little memory"),
+        ({"images": 10**13}, "too little memory"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_refused(arguments, words):

@@ -90,8 +90,8 @@ def _claims(device: Row) -> str:
     said: list[str] = []
     if verdicts:
         said.append(
-            f"As published, condensation saves time in {verdicts.count(1)} of {len(verdicts)} configurations, costs it in "
-            f"{verdicts.count(-1)}, and {verdicts.count(0)} are too close to tell; on the paper's GPUs it saves in all."
+            f"As published, condensation saves time in {verdicts.count(1)} of {len(verdicts)} configurations, costs it "
+            f"in {verdicts.count(-1)}, and {verdicts.count(0)} are too close to tell; on the paper's GPUs all save it."
         )
     if gaps:
         said.append(f"Local and global differ by at most {percent(max(gaps))} %, as published.")
