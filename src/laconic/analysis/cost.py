@@ -68,7 +68,8 @@ def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_si
 
     Source: Prompt Condensation (arXiv 2305.17223), Table 1, whose "GFLOPs" are multiply-accumulates.
     """
-    _check_prompts(prompts)
+    if prompts:
+        _check_prompts(prompts)
     with torch.device("meta"):
         model = create_backbone(backbone, pretrained=False, img_size=img_size)
     depth = "shallow" if shallow else "deep"
@@ -261,6 +262,10 @@ def costs(
     _check_prompts(prompts)
     alike = {number: same(number, blocks, shallow=shallow) for number in prompts}
     kept = [row for number in originals for row in kept_counts(number, shares, blocks, shallow=shallow)]
+    if counts is not None and len(counts) != blocks:
+        raise LaconicError(
+            f"The backbone {backbone!r} has {blocks} blocks and there are counts for {len(counts)}; give one for each."
+        )
     given = [] if counts is None else _given(counts, original, shallow=shallow)
     models = {
         row: with_counts(model, row, shallow=shallow, num_classes=num_classes)
@@ -316,5 +321,7 @@ def _prompt_cost(number: int, model: PromptedModel, found: _Executions, bare: fl
 
 
 def _check_prompts(prompts: Sequence[int]) -> None:
+    if not prompts:
+        raise LaconicError("There is nothing to count: give at least one number of prompts, such as 0 or 50.")
     if any(count < 0 for count in prompts):
         raise LaconicError(f"Numbers of prompts must be at least 0, not {min(prompts)}.")

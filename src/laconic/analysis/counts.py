@@ -129,17 +129,12 @@ def with_counts(
     """A backbone with new prompts, so many in each block; without any, the backbone with a head.
 
     Raises:
-        LaconicError: If a count is negative, or there are not as many counts as blocks.
+        LaconicError: If a count is negative, there are not as many counts as blocks, or shallow ones beyond the first.
     """
     if any(count < 0 for count in counts):
         raise LaconicError(f"Numbers of prompts must be at least 0, not {min(counts)}.")
     method = VPT(max(counts), "shallow" if shallow else "deep") if any(counts) else Linear()
     model = attach(backbone, method, num_classes=num_classes, execution=execution).eval()
-    if len(counts) != len(model.prompts):
-        raise LaconicError(
-            f"The backbone {model.info.name!r} has {len(model.prompts)} blocks and there are counts for {len(counts)}; "
-            "give one for each."
-        )
     if model.prompt_counts == list(counts):
         return model
     if shallow:

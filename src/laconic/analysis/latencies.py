@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -218,7 +219,10 @@ def _prepare(
     on_cpu = device.type == "cpu"
     tried = 1 if on_cpu else images or MOST_IMAGES
     batch = torch.randn(tried, 3, *info.preprocessing.size, device=device)
-    each = latency({"": model}, batch, rounds=1)[""].milliseconds / 1000
+    latency({"": model}, batch, rounds=1)
+    started = time.perf_counter()
+    latency({"": model}, batch, rounds=1)
+    each = (time.perf_counter() - started) / 2 / tried
     # As tokens, prompts cost about what as many other tokens would; otherwise next to nothing.
     rows = [row for series in kept.values() for row in series]
     work = len(kept) + sum(3 + sum(row.counts) / (info.attended * len(row.counts)) for row in rows)
