@@ -247,17 +247,17 @@ def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] 
     """
     folded = model.fold()
     base_N = _losses(folded, data)
-    rise: list[tuple[float, ...]] = []
-    change: list[tuple[float, ...]] = []
+    rise: list[Tensor] = []
+    change: list[Tensor] = []
     for block, count in enumerate(model.prompt_counts):
         effects_PN = torch.zeros(count, len(base_N), dtype=torch.float64)
         for prompt in range(count):
             effects_PN[prompt] = _losses(_without(model, folded, block, prompt), data) - base_N
             step()
         _restore(model, folded, block)
-        rise.append(tuple(effects_PN.mean(1).tolist()))
-        change.append(tuple(effects_PN.abs().mean(1).tolist()))
-    return Ablation(images=len(base_N), loss=float(base_N.mean()), rise=tuple(rise), change=tuple(change))
+        rise.append(effects_PN.mean(1))
+        change.append(effects_PN.abs().mean(1))
+    return Ablation(images=len(base_N), loss=float(base_N.mean()), rise=_plain(rise), change=_plain(change))
 
 
 def _without(model: PromptedModel, folded: FoldedModel, block: int, prompt: int) -> FoldedModel:
@@ -319,4 +319,5 @@ def _ranks(values: Sequence[float]) -> Tensor:
 
 
 def _plain(values: Sequence[Tensor]) -> PerBlock:
-    return tuple(tuple(block.tolist()) for block in values)
+    """As numbers that a file need not hold to the last bit."""
+    return tuple(tuple(float(f"{value:.6g}") for value in block.tolist()) for block in values)
