@@ -47,11 +47,12 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
         raise LaconicError(f"Several plans were run in {address}: {', '.join(plans)}; say which by --plan.")
     if plans:
         name = plan or next(iter(plans))
-        return _of_plan(parse_plan(plans[name], name=name), store)
+        return study_of_plan(parse_plan(plans[name], name=name), store)
     return _of_folder(address, store)
 
 
-def _of_plan(plan: Plan, store: Store) -> Document:
+def study_of_plan(plan: Plan, store: Store) -> Document:
+    """Everything that a report says of a plan, from the results in a store; as `study_of` returns it."""
     tasks, optional = tasks_of(plan)
     cells: list[Document] = []
     for cell in cells_of(plan, [*tasks, *optional]):
