@@ -130,8 +130,8 @@ def plan_of(
         tables += [{"label": f"{n} key-value", "kv_prompts": n} for n in sorted(set(key_value)) if n != kv_prompts]
     if "pruning" in parts:
         shares = sorted(set(pruned))
-        tables += [_pruning("prompts", tokens=share) for share in shares]
-        tables += [_pruning("segments", segments=share) for share in shares]
+        tables += [_pruning("Prompts", tokens=share) for share in shares]
+        tables += [_pruning("Segments", segments=share) for share in shares]
     return make_plan(
         "e2vpt",
         study,
@@ -146,7 +146,7 @@ def plan_of(
 
 def _pruning(what: str, *, tokens: float = 0.0, segments: float = 0.0) -> dict[str, Any]:
     share = 100 * (tokens + segments)
-    return {"label": f"{share:g} % of {what} pruned", "prune_tokens": tokens, "prune_segments": segments}
+    return {"label": f"{what} -{share:g} %", "prune_tokens": tokens, "prune_segments": segments}
 
 
 def read(plan: Plan, store: Store) -> E2VPTStudy:

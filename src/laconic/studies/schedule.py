@@ -10,9 +10,10 @@ from laconic.bench.plan import Plan, PlanError
 from laconic.bench.store import Store
 from laconic.studies.plan import TITLES, Study, make_plan
 from laconic.studies.runs import About, Result, Runs, tested
-from laconic.studies.seeds import Seeds, seeds_of
+from laconic.studies.seeds import Seeds, difference, seeds_of
 
 EPOCHS = (0, 2, 5, 10, 20, 40)
+PAPER_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,15 @@ class Curve:
         points: Fewest epochs first.
         full_test: Accuracy with all prompts, on the test images.
         full_validation: On the validation images.
+        late: Accuracy on the validation images after the most epochs less that after the paper's 20; None where there
+            are no more than these.
     """
 
     task: str | None
     points: tuple[Point, ...]
     full_test: Seeds
     full_validation: Seeds
+    late: Seeds | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +192,15 @@ def _all(runs: Runs, label: str) -> list[Result]:
 
 
 def _curve(runs: Runs, task: str | None, full: str, labels: dict[int, str]) -> Curve:
+    points = [
+        Point(epochs=epochs, test=runs.seeds(task, label, tested), validation=runs.seeds(task, label, _validated))
+        for epochs, label in labels.items()
+    ]
+    paper = next((point for point in points[:-1] if point.epochs == PAPER_EPOCHS), None)
     return Curve(
         task=task,
-        points=tuple(
-            Point(epochs=epochs, test=runs.seeds(task, label, tested), validation=runs.seeds(task, label, _validated))
-            for epochs, label in labels.items()
-        ),
+        points=tuple(points),
+        late=None if paper is None else difference(points[-1].validation, paper.validation),
         full_test=runs.seeds(task, full, tested),
         full_validation=runs.seeds(task, full, _validated),
     )

@@ -26,12 +26,14 @@ class Point:
         share: Of the full number; 0 is the linear probe.
         prompts: Per block (deep) or in all (shallow), of those kept the mean; None where there is no result.
         accuracy: On the test images.
+        change: That less the accuracy with all prompts trained, seed by seed.
         lr: What the prompts were trained with; None where tasks differ, or there is no result.
     """
 
     share: float
     prompts: float | None
     accuracy: Seeds
+    change: Seeds
     lr: float | None
 
 
@@ -130,7 +132,7 @@ def plan_of(
     below = sorted({share for share in shares if share < 1})
     tables: list[dict[str, Any]] = [study.linear]
     for method in methods:
-        before = f"{method.removeprefix('vpt-')}: " if len(methods) > 1 else ""
+        before = f"{method.removeprefix('vpt-').capitalize()}: " if len(methods) > 1 else ""
         one = {"method": method}
         tables.append({"label": TITLES[method], **one})
         if below:
@@ -193,7 +195,7 @@ def _curves(runs: Runs, method: str, task: str | None) -> list[Curve]:
     for one in runs.plan.methods:
         if one.label == LINEAR or one.settings["method"] == method:
             kind, share = _place(one)
-            points[kind].append(_point(runs, task, one.label, share))
+            points[kind].append(_point(runs, task, one.label, share, full=TITLES[method]))
     return [
         Curve(method=method, kind=kind, task=task, points=tuple(sorted(row, key=lambda point: point.share)))
         for kind, row in points.items()
@@ -211,16 +213,18 @@ def _place(method: MethodPlan) -> tuple[Kind, float]:
     return "scratch", 1.0 if method.share is None else method.share
 
 
-def _point(runs: Runs, task: str | None, label: str, share: float) -> Point:
+def _point(runs: Runs, task: str | None, label: str, share: float, *, full: str) -> Point:
     results = [] if task is None else runs.results(task, label)
     counts = [sum(result["prompt_counts"]) for result in results]
     blocks = (
         1 if results and results[0]["method"] == "vpt-shallow" else len(results[0]["prompt_counts"]) if results else 1
     )
+    accuracy = runs.seeds(task, label, tested)
     return Point(
         share=share,
         prompts=sum(counts) / len(counts) / blocks if counts else None,
-        accuracy=runs.seeds(task, label, tested),
+        accuracy=accuracy,
+        change=difference(accuracy, runs.seeds(task, full, tested)),
         lr=results[0]["settings"]["recipe"]["lr"] if results else None,
     )
 
