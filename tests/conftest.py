@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from laconic.cli import main
 from plans import PLAN, command, environment
@@ -146,3 +149,12 @@ def undisturbed(tmp_path_factory, text):
         check=True,
     )
     return out / "runs", json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """A file with weights of `test_vit`, which is the smallest and has none here."""
+    path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    return str(path)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 from laconic.bench.cells import cells_of, tasks_of
 from laconic.bench.jobs import identity
@@ -58,8 +59,6 @@ def made(job, *, converged=True):
     epochs = settings.recipe.epochs
     extra = {}
     if settings.condense is not None:
-        from dataclasses import replace
-
         extra = {"before": stage(replace(settings, condense=None), chance, epochs=epochs), "scoring_seconds": 0.9}
         epochs = settings.fine_tune_epochs if settings.fine_tune else 0
     return {
@@ -91,7 +90,7 @@ def fill(plan, store, make=made):
                     if isinstance(result, str):
                         store.fail(job.name, {"name": job.name, "failure": result, "again": False})
                         result = {"failed": result}
-                    elif result is not None:
+                    elif result is not None and store.result(job.name) is None:
                         store.publish(job.name, result)
                     found[job.name] = result
                 if None in found.values():

@@ -47,12 +47,20 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
         raise LaconicError(f"Several plans were run in {address}: {', '.join(plans)}; say which by --plan.")
     if plans:
         name = plan or next(iter(plans))
-        return study_of_plan(parse_plan(plans[name], name=name), store)
+        return _of_plan(parse_plan(plans[name], name=name), store)
     return _of_folder(address, store)
 
 
-def study_of_plan(plan: Plan, store: Store) -> Document:
-    """Everything that a report says of a plan, from the results in a store; as `study_of` returns it."""
+def cells_in(plan: Plan, store: Store) -> list[Document]:
+    """What is known of every cell of a plan from the results in a store.
+
+    Returns:
+        For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result` and
+        `search`; without optional tasks of which nothing is there.
+
+    Raises:
+        PlanError: If the plan cannot be meant.
+    """
     tasks, optional = tasks_of(plan)
     cells: list[Document] = []
     for cell in cells_of(plan, [*tasks, *optional]):
@@ -71,9 +79,12 @@ def study_of_plan(plan: Plan, store: Store) -> Document:
         )
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
-    cells = [cell for cell in cells if cell["task"] in seen]
+    return [cell for cell in cells if cell["task"] in seen]
+
+
+def _of_plan(plan: Plan, store: Store) -> Document:
     return _document(
-        cells,
+        cells_in(plan, store),
         name=plan.name,
         title=plan.title or plan.name,
         description=" ".join(plan.description.split()),

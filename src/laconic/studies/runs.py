@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laconic.bench.collect import study_of_plan
+from laconic.bench.cells import tasks_of
+from laconic.bench.collect import cells_in
 from laconic.bench.plan import Plan
 from laconic.bench.store import Store
+from laconic.bench.tasks import about_task
 from laconic.studies.seeds import Seeds, over_tasks, seeds_of
 
 Result = Mapping[str, Any]
@@ -85,11 +87,10 @@ class Runs:
     """
 
     def __init__(self, plan: Plan, store: Store) -> None:
-        study = study_of_plan(plan, store)
         self.plan = plan
-        self.tasks = tuple(Task(task=task["task"], title=task["title"]) for task in study["tasks"])
+        self.tasks = tuple(Task(task=task, title=about_task(task)["title"]) for task in tasks_of(plan)[0])
         self.cells: dict[tuple[str, str], list[Cell]] = {}
-        for cell in study["cells"]:
+        for cell in cells_in(plan, store):
             self.cells.setdefault((cell["task"], cell["method"]), []).append(cell)
 
     def about(self) -> About:

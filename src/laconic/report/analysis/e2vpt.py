@@ -104,7 +104,7 @@ def _seeds(result: Result, number: int) -> Table:
 def _figure(result: Result) -> Figure:
     ablations = result["ablations"]
     rows = [max(1, len(_drawn(ablation))) for ablation in ablations] or [1]
-    each = 0.2 + 0.1 * max([1, *(len(_shown(row["entries"])) for one in ablations for row in one["rows"])])
+    each = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for one in ablations for row in one["rows"])])
     figure = Figure(figsize=(7.2, 1.2 + each * sum(rows) + 0.7 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 0.6 for n in rows])[:, 0]

@@ -175,7 +175,10 @@ def _panel(axes: Axes, curve: Mapping[str, Any]) -> None:
         xs = [float(point["epochs"]) for point in curve["points"]]
         table = [point[name] for point in curve["points"]]
         draw(axes, xs, table, colour=colour, marker=marker, style=style)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+    if len(curve["points"]) > 1:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+    else:
+        axes.set_xticks([point["epochs"] for point in curve["points"]])
     axes.set_xlabel("epochs of fine-tuning")
 
 
@@ -192,6 +195,7 @@ def _bars(axes: Axes, times: Sequence[Mapping[str, Any]]) -> None:
             )
     axes.axhline(100 * CLAIMED_SHARE, color="#555555", linestyle="--", linewidth=1, zorder=2)
     axes.set_ylim(0, max(1.25 * max([0.0, *(a + b for a, b in zip(scoring, tuning, strict=True))]), 34))
+    axes.set_xlim(-0.8, max(len(times), 4) - 0.2)
     axes.set_xticks(list(places), [str(time["epochs"]) for time in times])
     axes.set_xlabel("epochs of fine-tuning")
     axes.set_ylabel("% of the training's time")

@@ -214,8 +214,9 @@ def _far_below(axes: Axes, points: Sequence[Mapping[str, Any]]) -> bool:
     low, high = min(one["mean"] for one in trained), max(one["mean"] for one in trained)
     if none[0] > low - FAR * max(high - low, 0.02):
         return False
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "color": STYLES["scratch"][0]}
-    axes.annotate(f"no prompts: {100 * none[0]:.1f} %", (0.0, 0.0), (4, 4), fontsize=8, **place)
+    axes.margins(y=0.18)
+    text = f"no prompts: {100 * none[0]:.1f} %"
+    axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=8, color=STYLES["scratch"][0])
     return True
 
 

@@ -177,7 +177,7 @@ def hollow_handle() -> Line2D:
     return Line2D([], [], color="#555555", marker="o", linestyle="", markerfacecolor="white", label="not converged")
 
 
-def legend(figure: Figure, labels: Mapping[str, tuple[str, str, str]], *, hollow: bool, columns: int = 4) -> None:
+def legend(figure: Figure, labels: Mapping[str, tuple[str, str, Any]], *, hollow: bool, columns: int = 4) -> None:
     """One legend below all panels: label -> colour, marker, line style."""
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle=style, markersize=5, label=label)
