@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from laconic.cli import main
 from plans import PLAN
@@ -163,3 +166,12 @@ def undisturbed(tmp_path_factory, text):
     done = run_with_one_thread("bench", out / "tiny.toml", "--out", out / "runs", "--json")
     assert done.status == 0, done.err
     return out / "runs", done.document
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """A file with weights of `test_vit`, which is the smallest and has none here."""
+    path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    return str(path)

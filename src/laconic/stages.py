@@ -66,6 +66,7 @@ class Stages:
         self.bars = progress is True
         self.progress = progress
         self.started = time.monotonic()
+        self.scoring_seconds: float | None = None
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, report)
         self.train_images, self.val = training_images(self.task, settings)
@@ -133,7 +134,7 @@ class Stages:
 
     def condense(self, model: PromptedModel, ratio: float, recipe: Recipe) -> tuple[PromptedModel, History]:
         """The model with the prompts that are kept, fine-tuned if the settings say so."""
-        settings = self.settings
+        settings, started = self.settings, time.monotonic()
         small = condense(
             model,
             self.train_images,
@@ -145,6 +146,7 @@ class Stages:
             recipe=recipe,
             progress=self.bars,
         )
+        self.scoring_seconds = round(time.monotonic() - started, 3)
         return small, self.train(small, recipe, "fine-tuning") if settings.fine_tune else History()
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
@@ -176,6 +178,8 @@ class Stages:
             "provenance": provenance(model, self.train_images, self.task, weights, tested=self._tests),
             "seconds": round(time.monotonic() - self.started, 1),
         }
+        if self.scoring_seconds is not None:
+            result["scoring_seconds"] = self.scoring_seconds
         result = json.loads(json.dumps(result))
         self.folder.finish(model, result)
         return result

@@ -51,7 +51,16 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
     return _of_folder(address, store)
 
 
-def _of_plan(plan: Plan, store: Store) -> Document:
+def cells_in(plan: Plan, store: Store) -> list[Document]:
+    """What is known of every cell of a plan from the results in a store.
+
+    Returns:
+        For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result` and
+        `search`; without optional tasks of which nothing is there.
+
+    Raises:
+        PlanError: If the plan cannot be meant.
+    """
     tasks, optional = tasks_of(plan)
     cells: list[Document] = []
     for cell in cells_of(plan, [*tasks, *optional]):
@@ -70,9 +79,12 @@ def _of_plan(plan: Plan, store: Store) -> Document:
         )
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
-    cells = [cell for cell in cells if cell["task"] in seen]
+    return [cell for cell in cells if cell["task"] in seen]
+
+
+def _of_plan(plan: Plan, store: Store) -> Document:
     return _document(
-        cells,
+        cells_in(plan, store),
         name=plan.name,
         title=plan.title or plan.name,
         description=" ".join(plan.description.split()),

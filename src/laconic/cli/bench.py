@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from laconic.cli.commands import UsageError, print_json, print_note, print_table
-from laconic.errors import LaconicError
+from laconic.cli.plans import complain, overview_document, run_overview, show_overview
 
 if TYPE_CHECKING:
     from laconic.bench.run import Overview
@@ -59,7 +58,7 @@ class Bench:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A benchmark starts its own workers; start it without torchrun.")
         from laconic.bench.plan import load_plan
-        from laconic.bench.run import overview, threads_of
+        from laconic.bench.run import overview, summary, threads_of
         from laconic.bench.store import open_store
         from laconic.data.benchmarks import data_root
 
@@ -73,47 +72,25 @@ class Bench:
             show_overview(found, store.address, workers)
         if self.dry_run:
             if self.json:
-                print_json(_overview_document(found))
+                print_json(overview_document(found))
             return
         if self.rehearse:
             self._rehearse(found, store)
             return
-        document = self._run(found, store, workers)
+        outcomes = run_overview(
+            found,
+            store,
+            workers=self.workers,
+            kind=self.engine,
+            cluster=self.address,
+            retry_failed=self.retry_failed,
+        )
+        document = summary(found, outcomes, store)
         if self.json:
             print_json(document)
         else:
             show_results(document, found)
-        if document["changed_images"]:
-            raise LaconicError(
-                f"The images of {', '.join(document['changed_images'])} changed between runs, so these cannot be "
-                "compared; start again in another --out."
-            )
-        failed = [cell for cell in document["cells"] if cell["failure"]]
-        if failed:
-            first = failed[0]
-            raise LaconicError(
-                f"{len(failed)} of {len(found.cells)} cells have no result, the first {first['method']} on "
-                f"{first['task']}, seed {first['seed']}: {first['failure']}"
-            )
-
-    def _run(self, found: Overview, store: Store, workers: int) -> dict[str, Any]:
-        from laconic.bench.live import LiveTable
-        from laconic.bench.run import engine_of, run_plan, summary
-
-        table = LiveTable(len(found.jobs), len(found.done), found.seconds, workers)
-        try:
-            with (
-                engine_of(
-                    found.plan, store.address, kind=self.engine, workers=self.workers, cluster=self.address
-                ) as engine,
-                table,
-            ):
-                outcomes = run_plan(found, store, engine, watch=table, retry_failed=self.retry_failed)
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(
-                f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."
-            ) from error
-        return summary(found, outcomes, store)
+        complain(document)
 
     def _rehearse(self, found: Overview, store: Store) -> None:
         import time
@@ -154,34 +131,6 @@ class Bench:
         print_note("Run one by its name, or your own TOML file: laconic bench NAME --dry-run")
 
 
-def show_overview(found: Overview, address: str, workers: int) -> None:
-    """Prints what a plan will do and how long it will take."""
-    from laconic.bench.estimate import duration
-    from laconic.data.images import printable
-
-    plan = found.plan
-    todo = [job for job in found.jobs if job.name not in found.done]
-    trials = sum(job.until is not None for job in todo)
-    counts = Counter(cell.method for cell in found.cells)
-    searched = {cell.method for cell in found.cells if cell.search is not None}
-    print_note(printable(f"{plan.name}: {plan.title}" if plan.title else plan.name))
-    print_note(printable(f"{_count(len(found.tasks), 'task')}: {', '.join(found.tasks)}"))
-    methods = [f"{label} ({'searched, ' if label in searched else ''}{counts[label]})" for label in counts]
-    print_note(printable(f"{_count(len(counts), 'method')}: {', '.join(methods)}"))
-    for task, why in found.left_out.items():
-        print_note(printable(f"left out: {task}: {why}"))
-    for task, why in found.missing.items():
-        print_note(printable(f"its runs will fail: {task}: {why}"))
-    parts = [f"{_count(len(todo) - trials, 'run')} to do"]
-    parts += [f"{_count(trials, 'training')} to choose settings by"] if trials else []
-    parts += [f"{len(found.done)} done already"] if found.done else []
-    seconds = sum(found.seconds.values()) / workers
-    parts += [f"about {duration(seconds)} on this machine with {_count(workers, 'worker')}"] if found.seconds else []
-    if plan.hours is not None:
-        parts.append(f"the plan says {plan.hours:g} h{' on ' + plan.hours_on if plan.hours_on else ''}")
-    print_note("; ".join(parts) + f". Results go to {address}.")
-
-
 FEW_TASKS = 3
 """Have room beside each other in a terminal."""
 
@@ -217,23 +166,3 @@ def show_results(document: dict[str, Any], found: Overview) -> None:
 def _spread(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}" if values else "-"
-
-
-def _overview_document(found: Overview) -> dict[str, Any]:
-    return {
-        "plan": found.plan.name,
-        "tasks": list(found.tasks),
-        "left_out": found.left_out,
-        "missing": found.missing,
-        "cells": len(found.cells),
-        "runs": [
-            {"name": job.name, "done": job.name in found.done, "seconds": found.seconds.get(job.name)}
-            for job in found.jobs
-        ],
-        "seconds": sum(found.seconds.values()),
-        "hours": found.plan.hours,
-    }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

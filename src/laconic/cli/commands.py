@@ -82,4 +82,4 @@ def percent(share: float | None) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return cell == "-" or cell[:1].isdigit()
+    return cell in ("", "-", "–") or cell.lstrip("+-")[:1].isdigit()

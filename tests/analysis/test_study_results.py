@@ -1,0 +1,353 @@
+"""Readings of studies against their results, made up or real; what is missing; how all of it is shown."""
+
+import json
+import statistics
+from dataclasses import asdict
+
+import pytest
+
+from laconic.bench.cells import cells_of, tasks_of
+from laconic.bench.jobs import to_plain_data
+from laconic.bench.schedule import follow, preview
+from laconic.bench.store import open_store
+from laconic.bench.worker import Worker
+from laconic.report.analysis import write_analysis
+from laconic.report.analysis.view import view_of
+from laconic.report.document import Table
+from laconic.studies import e2vpt, schedule, sweep
+from laconic.studies.plan import Study
+from laconic.studies.seeds import difference, over_tasks, r_squared, seeds_of
+from study_runs import fill, made
+
+MODULES = {"sweep": sweep, "schedule": schedule, "e2vpt": e2vpt}
+TASKS = ("vtab:svhn", "synthetic:counting")
+PLANS = {
+    "sweep": lambda study: sweep.plan_of(study, shares=(0.1, 0.5)),
+    "schedule": lambda study: schedule.plan_of(study, fine_tune_epochs=(0, 20, 40)),
+    "e2vpt": lambda study: e2vpt.plan_of(study, pruned=(0.1, 0.5)),
+}
+
+
+def document(found):
+    """The plain data of an analysis, as its JSON file has it."""
+    return json.loads(json.dumps(asdict(found), allow_nan=False))
+
+
+def by_label(plan, store, task):
+    """Label -> results by seed, found cell by cell."""
+    found = {}
+    for cell in cells_of(plan, [task]):
+        found.setdefault(cell.method, []).append(follow(cell, store)[1])
+    return found
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def filled(request, tmp_path_factory):
+    """An analysis of two tasks and three seeds, of which all runs are there."""
+    plan = PLANS[request.param](Study(tasks=TASKS, lrs=(0.005, 0.02), epochs=60))
+    store = open_store(str(tmp_path_factory.mktemp(request.param)))
+    fill(plan, store)
+    return request.param, plan, store, MODULES[request.param].read(plan, store)
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_seeds_are_taken_together():
+    one, other = seeds_of([0.1, None, 0.4, 0.7]), seeds_of([0.2, 0.2, None, 0.2])
+    assert one.mean == pytest.approx(0.4)
+    assert one.std == pytest.approx(0.3)
+    assert over_tasks([one, other]).values == (pytest.approx(0.15), None, None, pytest.approx(0.45))
+    assert difference(one, other).values == (pytest.approx(-0.1), None, None, pytest.approx(0.5))
+    assert r_squared([0, 1, 2, 3], [0, 1, 0, 1]) == pytest.approx(0.2)
+
+
+def test_a_sweep_reads_what_the_runs_say(tmp_path):
+    plan = sweep.plan_of(Study(tasks=TASKS), shares=(0.1, 0.5))
+    store = open_store(str(tmp_path))
+    fill(plan, store)
+    found = sweep.read(plan, store)
+    labels = {
+        ("scratch", 0.0): "Linear",
+        ("scratch", 0.1): "From scratch 10 %",
+        ("scratch", 0.5): "From scratch 50 %",
+        ("scratch", 1.0): "VPT-Deep",
+        ("selected", 0.1): "PC 10 %, not fine-tuned",
+        ("selected", 0.5): "PC 50 %, not fine-tuned",
+        ("condensed", 0.1): "PC 10 %",
+        ("condensed", 0.5): "PC 50 %",
+    }
+    tables = {task: by_label(plan, store, task) for task in TASKS}
+    points = {(c.task, c.kind, p.share): p for c in found.curves for p in c.points}
+    assert len(points) == 3 * len(labels)
+    for (kind, share), label in labels.items():
+        values = {task: [result["test_accuracy"] for result in tables[task][label]] for task in TASKS}
+        full = {task: [result["test_accuracy"] for result in tables[task]["VPT-Deep"]] for task in TASKS}
+        for task in TASKS:
+            point = points[task, kind, share]
+            assert point.accuracy.values == tuple(values[task])
+            assert point.accuracy.std == pytest.approx(statistics.stdev(values[task]))
+            changes = [a - b for a, b in zip(values[task], full[task], strict=True)]
+            assert point.change.values == pytest.approx(changes)
+            assert point.lr == 0.005
+        means = [statistics.fmean(pair) for pair in zip(*values.values(), strict=True)]
+        assert points[None, kind, share].accuracy.values == pytest.approx(means)
+    assert [points["vtab:svhn", "scratch", share].prompts for share in (0.0, 0.1, 0.5, 1.0)] == [0, 2, 10, 20]
+    assert found.about.runs == len(labels) * 2 * 3
+    assert found.about.problems == ()
+
+
+def test_the_bend_is_nothing_on_a_straight_line_and_what_a_kink_is(tmp_path):
+    line = {0: 0.2, 2: 0.3, 10: 0.5, 20: 0.75}
+    kink = {0: 0.2, 2: 0.3, 10: 0.7, 20: 0.7}
+    for name, table in (("line", line), ("kink", kink)):
+        plan = sweep.plan_of(Study(seeds=2), shares=(0.1, 0.5))
+        store = open_store(str(tmp_path / name))
+
+        def make(job, table=table):
+            prompts = 0 if job.settings.method == "linear" else job.settings.prompts
+            return {**made(job), "test_accuracy": table[prompts]}
+
+        fill(plan, store, make)
+        [found] = sweep.read(plan, store).linearity
+        assert (found.half, found.low) == (0.5, 0.1)
+        if name == "line":
+            assert found.bend.mean == pytest.approx(0)
+            assert found.r2 == pytest.approx(1)
+            assert found.gain == pytest.approx(0.3 / 0.55)
+        else:
+            assert (found.first.mean, found.second.mean) == (pytest.approx(0.0), pytest.approx(0.4))
+            assert found.bend.mean == pytest.approx(1.0)
+            assert found.gain == pytest.approx(1)
+            assert found.r2 < 0.8
+
+
+def test_times_are_shares_of_the_training_before(tmp_path):
+    plan = schedule.plan_of(Study(seeds=2), fine_tune_epochs=(0, 20))
+    store = open_store(str(tmp_path))
+
+    def make(job):
+        result = {**made(job), "training_seconds": 40.0}
+        if job.settings.condense is not None:
+            tuned = 10.0 + 10.0 * job.settings.recipe.seed if job.settings.fine_tune else 0.0
+            result |= {"scoring_seconds": 1.0, "training_seconds": tuned}
+            result["before"]["training_seconds"] = 40.0
+        return result
+
+    fill(plan, store, make)
+    found = schedule.read(plan, store)
+    assert [(time.scoring, time.fine_tuning, time.runs) for time in found.times] == [
+        (0.025, 0.0, 2),
+        (0.025, pytest.approx(0.375), 2),
+    ]
+    assert (found.training_seconds, found.scoring_seconds) == (40.0, 1.0)
+    assert "claim of less than 25 % does not hold" in view_of("schedule").answer(document(found))
+
+
+def test_results_without_times_of_scoring_say_so(tmp_path):
+    plan = schedule.plan_of(Study(seeds=1), fine_tune_epochs=(0, 20))
+    store = open_store(str(tmp_path))
+    fill(plan, store, lambda job: {key: value for key, value in made(job).items() if key != "scoring_seconds"})
+    found = schedule.read(plan, store)
+    assert found.times[1].scoring is None
+    assert "was not recorded" in view_of("schedule").answer(document(found))
+
+
+def test_ablations_compare_with_the_default_seed_by_seed(tmp_path):
+    plan = e2vpt.plan_of(Study(tasks=TASKS), pruned=(0.5,))
+    store = open_store(str(tmp_path))
+    fill(plan, store)
+    found = e2vpt.read(plan, store)
+    assert [ablation.part for ablation in found.ablations] == list(e2vpt.PARTS)
+    seen = [row.label for ablation in found.ablations for row in ablation.rows if not row.default]
+    assert sorted(seen) == sorted(method.label for method in plan.methods[1:])
+    table = by_label(plan, store, "vtab:svhn")
+    default = [result["test_accuracy"] for result in table["E2VPT"]]
+    for ablation in found.ablations:
+        assert ablation.rows[0].default
+        for row in ablation.rows:
+            [entry] = [entry for entry in row.entries if entry.task == "vtab:svhn"]
+            values = [result["test_accuracy"] for result in table[row.label]]
+            assert entry.accuracy.values == tuple(values)
+            assert entry.change.values == pytest.approx([a - b for a, b in zip(values, default, strict=True)])
+            assert entry.learned == table[row.label][0]["learned_params"]
+
+
+# ── what is not there ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
+    plan = sweep.plan_of(Study(), shares=(0.5,))
+    store = open_store(str(tmp_path))
+
+    def make(job):
+        settings = job.settings
+        if settings.prompts == 10 and settings.recipe.seed == 1:
+            return "The loss is <b>no number</b>."
+        if settings.condense is not None and settings.recipe.seed == 2:
+            return None
+        return made(job, converged=settings.method == "linear" or settings.condense is not None)
+
+    fill(plan, store, make)
+    found = sweep.read(plan, store)
+    half = next(
+        point for curve in found.curves if curve.kind == "scratch" for point in curve.points if point.share == 0.5
+    )
+    assert (half.accuracy.failed, half.accuracy.missing, half.accuracy.values[1]) == (1, 0, None)
+    assert half.accuracy.unconverged == 2
+    tuned = next(curve for curve in found.curves if curve.kind == "condensed").points[0].accuracy
+    assert (tuned.failed, tuned.missing, tuned.unconverged) == (0, 1, 0)
+    whys = {(problem.method, problem.seed): problem.why for problem in found.about.problems}
+    assert whys == {
+        ("From scratch 50 %", 1): "The loss is <b>no number</b>.",
+        ("PC 50 %, not fine-tuned", 2): None,
+        ("PC 50 %", 2): None,
+    }
+    # The linear probe, all prompts, half of them twice, and two fine-tunings; what is not fine-tuned is no training.
+    assert (found.about.trainings, found.about.unconverged) == (3 + 3 + 2 + 2, 3 + 2)
+    answer = view_of("sweep").answer(document(found))
+    assert "1 of 15 runs failed, 2 of 15 runs are missing and 5 of 10 trainings had not converged" in answer
+    page, _ = shown("sweep", document(found), tmp_path / "out")
+    assert "<b>no" not in page
+    assert "&lt;b&gt;no number" in page
+
+
+def test_a_run_whose_training_before_had_not_converged_has_not():
+    plan = schedule.plan_of(Study(seeds=1), fine_tune_epochs=(5,))
+
+    class Memory:
+        def result(self, name):
+            job = jobs[name]
+            found = made(job)
+            if job.settings.condense is not None:
+                found["before"]["converged"] = False
+            return found
+
+    cells = cells_of(plan, tasks_of(plan)[0])
+    jobs = {job.name: job for job in preview(cells, open_store("nowhere"))[0]}
+    assert schedule.read(plan, Memory()).curves[0].points[0].test.unconverged == 1
+
+
+def test_images_that_changed_are_said(tmp_path):
+    plan = sweep.plan_of(Study(seeds=2), shares=(0.5,))
+    store = open_store(str(tmp_path))
+
+    def make(job):
+        found = made(job)
+        found["provenance"]["data"]["fingerprint"] = str(job.settings.recipe.seed)
+        return found
+
+    fill(plan, store, make)
+    found = sweep.read(plan, store)
+    assert found.about.changed_images == ("bundled:fashion-mnist",)
+    assert "images changed" in view_of("sweep").answer(document(found))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_study_of_which_nothing_is_there_is_shown(name, tmp_path):
+    found = document(MODULES[name].read(PLANS[name](Study(tasks=TASKS)), open_store(str(tmp_path / "none"))))
+    assert len(found["about"]["problems"]) == found["about"]["runs"]
+    shown(name, found, tmp_path / "out")
+
+
+# ── how it is shown ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shown(name, found, out):
+    """Writes it; its pages."""
+    write_analysis(out, name, found)
+    assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    return (out / "analyses.html").read_text(), (out / "analyses.md").read_text()
+
+
+def test_views_show_every_number(filled, tmp_path):
+    name, plan, _, found = filled
+    result = document(found)
+    html, markdown = shown(name, result, tmp_path)
+    view = view_of(name)
+    assert view.answer(result) in html.replace("&#x27;", "'")
+    blocks = list(view.tables(result))
+    for block in blocks:
+        if isinstance(block, Table):
+            assert {len(row) for body in block.bodies for row in body.rows} == {len(block.head)}
+    for cell in cells_of(plan, tasks_of(plan)[0]):
+        value = f"{100 * follow(cell, filled[2])[1]['test_accuracy']:.1f}"
+        assert value in html
+        assert value in markdown
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_seed_one_task_and_one_of_everything(name, tmp_path):
+    plans = {
+        "sweep": lambda study: sweep.plan_of(study, shares=(1.0,)),
+        "schedule": lambda study: schedule.plan_of(study, fine_tune_epochs=(0,)),
+        "e2vpt": lambda study: e2vpt.plan_of(study, parts=("lengths",), visual=(10,), key_value=(1,)),
+    }
+    plan = plans[name](Study(seeds=1))
+    store = open_store(str(tmp_path / "runs"))
+    fill(plan, store)
+    _, markdown = shown(name, document(MODULES[name].read(plan, store)), tmp_path / "out")
+    assert "nan" not in markdown.lower()
+    assert markdown.count("±") == 1  # where it is explained
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_names_from_data_are_never_markup(name, tmp_path):
+    folder = tmp_path / "<i>$x_1$ & | *b*\\alpha"
+    plan = PLANS[name](Study(tasks=(str(folder), "synthetic:counting"), seeds=1))
+    store = open_store(str(tmp_path / "runs"))
+    fill(plan, store)
+    html, markdown = shown(name, document(MODULES[name].read(plan, store)), tmp_path / "out")
+    assert "<i>$x" not in html
+    assert "<i>" not in markdown
+
+
+def test_equal_accuracies_have_no_line_and_no_gain(tmp_path):
+    plan = sweep.plan_of(Study(seeds=2), shares=(0.1, 0.5))
+    store = open_store(str(tmp_path / "runs"))
+    fill(plan, store, lambda job: {**made(job), "test_accuracy": 0.5})
+    found = sweep.read(plan, store)
+    assert (found.linearity[0].r2, found.linearity[0].gain) == (None, None)
+    html, _ = shown("sweep", document(found), tmp_path / "out")
+    assert "no clear bend" in html
+
+
+# ── real runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_real_runs_are_read(split_colours, tiny_weights, tmp_path):
+    own = {"backbone": "test_vit", "weights": tiny_weights, "img_size": 32}
+    study = Study(tasks=(str(split_colours),), **own, seeds=1, epochs=2, batch_size=6)
+    store = open_store(str(tmp_path / "runs"))
+    worker = Worker(str(tmp_path / "runs"), "w")
+
+    def really(job):
+        answer = worker.do(to_plain_data(job))
+        assert answer["state"] == "finished", answer
+        return store.result(job.name)
+
+    plans = {
+        "sweep": sweep.plan_of(study, prompts=2, shares=(0.5,), fine_tune_epochs=1),
+        "schedule": schedule.plan_of(study, prompts=2, ratio=0.5, fine_tune_epochs=(0, 1)),
+        "e2vpt": e2vpt.plan_of(study, prompts=2, kv_prompts=1, parts=("parts", "pruning"), pruned=(0.25,)),
+    }
+    found = {}
+    for name, plan in plans.items():
+        fill(plan, store, really)
+        found[name] = MODULES[name].read(plan, store)
+        assert found[name].about.problems == ()
+        shown(name, document(found[name]), tmp_path / "out")
+    at = {(curve.kind, point.share): point for curve in found["sweep"].curves for point in curve.points}
+    assert [at["scratch", share].prompts for share in (0.0, 0.5, 1.0)] == [0, 1, 2]
+    assert at["condensed", 0.5].prompts == 1
+    [curve] = found["schedule"].curves
+    assert curve.points[0].validation.mean is not None
+    assert all(time.scoring is not None for time in found["schedule"].times)
+    rows = {row.label: row.entries[0] for ablation in found["e2vpt"].ablations for row in ablation.rows}
+    # One key-value prompt has as many numbers as a visual one, and pruning removes what it says.
+    assert rows["VPT-Deep, 3 prompts"].learned == rows["E2VPT"].learned
+    head = rows["Linear"].learned
+    prompts = {label: entry.learned - head for label, entry in rows.items()}
+    assert prompts["Visual only"] == 2 * prompts["Key-value only"]
+    assert prompts["Prompts -25 %"] == prompts["E2VPT"] - prompts["Visual only"] / 4
+    assert prompts["Segments -25 %"] == prompts["E2VPT"] - prompts["Visual only"] / 4

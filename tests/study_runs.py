@@ -1,0 +1,100 @@
+"""A store with made-up results of a plan's runs, shaped like those that runs write."""
+
+import math
+import random
+from dataclasses import replace
+
+from laconic.bench.cells import cells_of, tasks_of
+from laconic.bench.jobs import identity
+from laconic.bench.study import steps
+
+BLOCKS, WIDTH = 12, 192
+
+
+def accuracy(settings, chance):
+    """More prompts are better, less so the more there are; condensing costs little, and little more is learned late."""
+    base = 0.25 + random.Random(settings.data).uniform(0, 0.4)
+    if settings.method == "linear":
+        return base
+    prompts = settings.prompts + (settings.kv_prompts if settings.method == "e2vpt" else 0)
+    found = base + 0.25 * (1 - math.exp(-prompts / 4))
+    if settings.condense is not None:
+        epochs = settings.fine_tune_epochs if settings.fine_tune else 0
+        found -= 0.25 * (1 - settings.condense) ** 4 * math.exp(-epochs / 6)
+    if settings.prune is not None:
+        found -= 0.05 * (settings.prune.tokens or 0) ** 2 + 0.02 * (settings.prune.segments or 0)
+    return found + chance.gauss(0, 0.008)
+
+
+def stage(settings, chance, *, epochs, converged=True):
+    """The numbers of one trained model."""
+    counts = [settings.prompts] * BLOCKS if settings.method in ("vpt-deep", "e2vpt") else [0] * BLOCKS
+    if settings.method == "vpt-shallow":
+        counts[0] = settings.prompts
+    keep = settings.condense or 1 - ((settings.prune.tokens or 0) if settings.prune else 0)
+    counts = [round(keep * count) for count in counts]
+    found = accuracy(settings, chance)
+    return {
+        "val_accuracy": found + chance.gauss(0, 0.01) if settings.train_on == "train" else None,
+        "val_loss": 1.0 if settings.train_on == "train" else None,
+        "test_accuracy": found,
+        "prompt_counts": counts,
+        "learned_params": WIDTH * (sum(counts) + BLOCKS * settings.kv_prompts) + 1940,
+        "backbone_params": 5_380_992,
+        "folded_gmacs": 0.13,
+        "method": settings.method,
+        "training_seconds": round(0.8 * epochs * chance.uniform(0.9, 1.1), 1),
+        "converged": converged,
+        "epochs": [{"epoch": n + 1, "loss": 1.0, "accuracy": found, "lr": 0.001} for n in range(epochs)],
+    }
+
+
+def made(job, *, converged=True):
+    """The result of a run."""
+    settings = job.settings
+    chance = random.Random(repr((settings.data, settings.method, settings.prompts, settings.recipe.seed)))
+    if job.until is not None:
+        found = accuracy(settings, chance)
+        return {"name": job.name, "until": job.until, "val_accuracy": found, "val_loss": 1 - found, "seconds": 1.0}
+    epochs = settings.recipe.epochs
+    extra = {}
+    if settings.condense is not None:
+        extra = {"before": stage(replace(settings, condense=None), chance, epochs=epochs), "scoring_seconds": 0.9}
+        epochs = settings.fine_tune_epochs if settings.fine_tune else 0
+    return {
+        "name": job.name,
+        "run": identity(settings),
+        "until": None,
+        **stage(settings, chance, epochs=epochs, converged=converged and bool(epochs)),
+        **extra,
+        "backbone": settings.backbone,
+        "seed": settings.recipe.seed,
+        "settings": {**identity(settings), "img_size": None},
+        "provenance": {
+            "data": {"source": settings.data, "fingerprint": "f", "classes": ["a"], "images": {}, "differences": []}
+        },
+        "seconds": 3.0,
+    }
+
+
+def fill(plan, store, make=made):
+    """Publishes what `make(job)` returns for every job of a plan; a text is why it failed, None is not done."""
+    for cell in cells_of(plan, tasks_of(plan)[0]):
+        going = steps(cell)
+        try:
+            asked = next(going)
+            while True:
+                found = {}
+                for job in asked:
+                    result = make(job)
+                    if isinstance(result, str):
+                        store.fail(job.name, {"name": job.name, "failure": result, "again": False})
+                        result = {"failed": result}
+                    elif result is not None and store.result(job.name) is None:
+                        store.publish(job.name, result)
+                    found[job.name] = result
+                if None in found.values():
+                    break
+                asked = going.send(found)
+        except StopIteration:
+            continue
