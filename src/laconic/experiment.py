@@ -210,9 +210,10 @@ def run_condense(
                 f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
                 "that it was trained on."
             )
+        earlier = _earlier_report(settings.adapter, stages.task)  # first: a damaged one is said before any work
         recipe = replace(fine_tuning_recipe(model), epochs=settings.fine_tune_epochs, seed=settings.seed)
         small, history = stages.condense(model, settings.ratio, recipe)
-        before = _earlier_report(settings.adapter, stages.task) or stages.report(model, History())
+        before = earlier or stages.report(model, History())
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
         return stages.finish(small, history, facts, origin)
 
