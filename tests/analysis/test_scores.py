@@ -258,6 +258,13 @@ def test_wrong_options_are_one_sentence(adapter, options, words, tmp_path, capsy
     assert error.startswith("laconic: ")
 
 
+@pytest.mark.parametrize("name", ["scores", "blocks", "rank"])
+def test_no_adapter_named(name, tmp_path, capsys):
+    assert main(["analyze", name, "--out", str(tmp_path)]) == 2
+    assert "Name an adapter" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_adapter_there(tmp_path, capsys):
     assert main(["analyze", "scores", str(tmp_path)]) == 1
     assert "no adapter with prompts" in capsys.readouterr().err

@@ -41,4 +41,6 @@ class Analyze:
         output = getattr(self.analysis, "output", None)
         if isinstance(output, Output) and not output.out:
             raise UsageError("An empty name is no folder; give one by --out.")
+        if getattr(self.analysis, "places", None) == ():
+            raise UsageError("Name an adapter, or a folder with adapters in it.")
         self.analysis.run()

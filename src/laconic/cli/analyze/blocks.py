@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from laconic.cli.analyze.common import Adapters, Output, numbers
-from laconic.cli.commands import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,6 @@ class Blocks:
         from laconic.progress import bar
         from laconic.trained import open_trained
 
-        if not self.places:
-            raise UsageError("Name an adapter, or a folder with adapters in it.")
         ratios = numbers(self.ratios, float, "--ratios", "0.5,0.1")
         check_ratios(ratios)
         found: list[AdapterBlocks] = []

@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from laconic.cli.analyze.common import Adapters, Output, numbers
-from laconic.cli.commands import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,6 @@ class Rank:
         from laconic.progress import bar
         from laconic.trained import open_trained
 
-        if not self.places:
-            raise UsageError("Name an adapter, or a folder with adapters in it.")
         counts = None if self.prompts is None else numbers(self.prompts, int, "--prompts", "0,5,10")
         epsilons = numbers(self.epsilon, float, "--epsilon", "0.1,0.01")
         found: list[tuple[str, Ranks]] = []
