@@ -862,7 +862,7 @@ def test_killed_in_every_stage_a_pruning_ends_with_the_same_bytes(colours, tmp_p
     for number, ready in enumerate(stages):
         resume = ["--resume"] if number else []
         signal_ = signal.SIGINT if number in (3, 4) else signal.SIGKILL
-        status, err = end([*command, "--out", out, *resume], ready, signal_)
+        status, err = end([*command, "--out", out, *resume], ready, signal_, tmp_path / f"printed{number}")
         assert status == (130 if signal_ == signal.SIGINT else -signal.SIGKILL)
         assert "Traceback" not in err
         assert not (out / "result.json").exists()
