@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +29,10 @@ class Report:
     def run(self) -> None:
         """Collects, writes, says where."""
         from laconic.bench.collect import study_of
-        from laconic.files import write_text
+        from laconic.files import write_atomically, write_text
         from laconic.report import benchmark
         from laconic.report.analysis import analysis_sections, read_analyses
+        from laconic.report.document import Picture
 
         if self.runs == "" or self.out == "":
             raise UsageError("An empty name is no folder; give the folder that the results are in.")
@@ -47,6 +49,8 @@ class Report:
         }
         for ending, text in texts.items():
             write_text(out / f"report.{ending}", text)
+        for picture in (block for section in more for block in section.blocks if isinstance(block, Picture)):
+            write_atomically(out / picture.file, partial(Path.write_bytes, data=picture.png))
         states = [cell["state"] for cell in study["cells"]]
         counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
         if self.json:
