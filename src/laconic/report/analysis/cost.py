@@ -242,6 +242,8 @@ def _draw_prompts(axes: Axes, result: Result) -> None:
         values = [float(printed[number]) for number in seen]
         axes.plot(seen, values, "x", color="#000000", markersize=8, label="the paper's figure", zorder=4)
     axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, label="bare backbone", zorder=1)
+    most = max(1, rows[-1]["prompts"])
+    axes.set_xlim(-0.04 * most, 1.04 * most)
     axes.set_xlabel("prompts per block" if result["depth"] == "deep" else "prompts in all")
     axes.set_ylabel("GMACs per image")
     axes.set_ylim(0, 1.08 * max(row["published_gmacs"] for row in rows))

@@ -41,7 +41,7 @@ def figure(result: Result) -> Figure:
     drawn, axes = side_by_side(7.0 if len(devices) == 1 else 5.6 * len(devices), 4.4, len(devices))
     for panel, device in zip(axes, devices, strict=True):
         _draw(panel, device, result["blocks"])
-    axes[-1].legend(handles=_legend(), frameon=False, fontsize=9, loc="best")
+    axes[-1].legend(handles=_legend(), frameon=False, fontsize=9, loc="lower right", ncols=2)
     size = "×".join(map(str, result["img_size"]))
     title = f"{line(result['backbone'], 60)}, {size} pixels, {line(result['dtype'], 20)}"
     drawn.suptitle(short(title, 90), x=0.01, ha="left", fontsize=11, parse_math=False)
