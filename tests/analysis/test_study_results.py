@@ -327,7 +327,6 @@ def test_real_runs_are_read(split_colours, tiny_weights, tmp_path):
         return store.result(job.name)
 
     plans = {
-        "sweep": sweep.plan_of(study, prompts=2, shares=(0.5,), fine_tune_epochs=1),
         "schedule": schedule.plan_of(study, prompts=2, ratio=0.5, fine_tune_epochs=(0, 1)),
         "e2vpt": e2vpt.plan_of(study, prompts=2, kv_prompts=1, parts=("parts", "pruning"), pruned=(0.25,)),
     }
@@ -336,13 +335,9 @@ def test_real_runs_are_read(split_colours, tiny_weights, tmp_path):
         fill(plan, store, really)
         found[name] = MODULES[name].read(plan, store)
         assert found[name].about.problems == ()
-        shown(name, document(found[name]), tmp_path / "out")
-    at = {(curve.kind, point.share): point for curve in found["sweep"].curves for point in curve.points}
-    assert [at["scratch", share].prompts for share in (0.0, 0.5, 1.0)] == [0, 1, 2]
-    assert at["condensed", 0.5].prompts == 1
     [curve] = found["schedule"].curves
     assert curve.points[0].validation.mean is not None
-    assert all(time.scoring is not None for time in found["schedule"].times)
+    assert found["schedule"].scoring_seconds > 0
     rows = {row.label: row.entries[0] for ablation in found["e2vpt"].ablations for row in ablation.rows}
     # One key-value prompt has as many numbers as a visual one, and pruning removes what it says.
     assert rows["VPT-Deep, 3 prompts"].learned == rows["E2VPT"].learned
