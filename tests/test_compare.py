@@ -18,9 +18,11 @@ from timm.models import save_for_hf
 
 from conftest import run_command
 from laconic.adapter.card import escape
+from laconic.comparison import Comparison, settings_of
 from laconic.report.comparison import markdown, tables
 from laconic.report.labels import place_labels
 from laconic.report.plots import Trial, plot_comparison
+from laconic.settings import Settings
 
 METHODS = ("pc", "linear", "vpt-shallow", "e2vpt")  # pc's own vpt-deep is not shown
 FAST = ["--prompts", 2, "--kv-prompts", 1, "--epochs", 2, "--fine-tune-epochs", 1, "--batch-size", 9, "--ratio", 0.5]
@@ -488,3 +490,10 @@ def test_rates_that_cannot_be_read_are_wrong_usage(backbone, noise, tmp_path, ra
     outcome = run_command(*arguments(backbone, noise, tmp_path / "out", ["linear"], 1, "--rates", rates))
     assert outcome.status == 2
     assert "METHOD=RATE" in outcome.err
+
+
+def test_what_is_said_of_condensing_is_for_pc_alone(tmp_path):
+    settings = Settings(backbone="x", merge=True, criterion="removal", scope="local")
+    comparison = Comparison(methods=("vpt-shallow", "pc"), settings=settings)
+    condensing = settings_of(comparison, "pc", 0, tmp_path)
+    assert (condensing.merge, condensing.criterion, condensing.scope) == (True, "removal", "local")

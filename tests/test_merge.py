@@ -11,7 +11,10 @@ from torch.utils.data import TensorDataset
 
 import laconic
 from families import attached, some_images
+from laconic.bundled import BUNDLED_BACKBONE
+from laconic.cli.main import main
 from laconic.condensation import merge
+from laconic.creation import create_backbone
 from laconic.errors import AdapterError, LaconicError
 from laconic.prefix import KeyValue, attend, attention_weights
 from laconic.prompts import Prompts
@@ -449,3 +452,31 @@ def test_what_cannot_be_merged_is_said_before_anything_is_run():
     halved = deep.keep([torch.arange(2)] * 6, [torch.tensor([[True, False]] * 2)] * 6)
     with pytest.raises(LaconicError, match="segments were pruned"):
         merge(halved, [torch.arange(1)] * 6)
+
+
+def test_a_checkpoint_of_dropped_prompts_is_none_of_merged_ones(tmp_path):
+    model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(4), num_classes=2)
+    data = TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4) % 2)
+    options = {"ratio": 0.5, "scope": "local", "criterion": "magnitude", "checkpoint": tmp_path / "tuning.safetensors"}
+    recipe = laconic.Recipe(epochs=1, batch_size=4)
+    laconic.condense(model, data, recipe=recipe, **options)
+    with pytest.raises(LaconicError, match="copies"):
+        laconic.condense(model, data, recipe=recipe, merge=True, resume=True, **options)
+
+
+def test_where_no_norm_stands_before_attention_a_merged_prompt_is_the_mean():
+    model = attached("swin2", laconic.VPT(4), dtype=torch.float64)
+    small = merge(model, [torch.tensor([0])] * len(model.prompts))
+    for before, after in zip(model.prompts, small.prompts, strict=True):
+        close(after[0], before.mean(0), 1e-12)
+
+
+def test_what_fit_and_condense_cannot_merge_is_said_before_images_are_read(tmp_path, capsys):
+    where = ["--out", str(tmp_path / "run")]
+    assert main(["fit", "no/such/folder", "--merge", *where]) == 2
+    assert "--condense" in capsys.readouterr().err
+    shallow = laconic.attach(create_backbone(BUNDLED_BACKBONE), laconic.VPT(2, "shallow"), num_classes=2)
+    shallow.save_pretrained(tmp_path / "shallow")
+    for option, words in (["--merge"], "cannot be merged"), (["--criterion", "removal"], "deep prompts"):
+        assert main(["condense", str(tmp_path / "shallow"), "no/such/folder", *option, *where]) == 1
+        assert words in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Flat settings, as commands and plans have them, and what a run makes of those that are new in this file."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from laconic.errors import DataError, LaconicError
 from laconic.experiment import run, try_settings
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
-from laconic.settings import Settings, setting_types, settings_from
+from laconic.runfolder import changed_settings
+from laconic.settings import CondenseSettings, Settings, setting_types, settings_from
 
 PLAIN = Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
 TINY = {"backbone": BUNDLED_BACKBONE, "img_size": 16, "epochs": 4, "batch_size": 200, "prompts": 2}
@@ -60,11 +61,23 @@ def test_flat_names_reach_their_places():
         ({"backbone": "x", "optimizer": True}, "optimizer takes 'adamw' or 'sgd', not True"),
         ({"backbone": "x", "train_on": "test"}, "train_on takes 'train' or 'train.val'"),
         ({"backbone": "x", "condense": 1.5}, "share of prompts to keep"),
+        ({"backbone": "x", "prune": True, "criterion": "cls-similarity"}, "about whole prompts"),
+        ({"backbone": "x", "prune": True, "criterion": "removal"}, "about whole prompts"),
+        ({"backbone": "x", "prune_tokens": 0.5, "criterion": "removal-signed"}, "about whole prompts"),
+        ({"backbone": "x", "method": "vpt-shallow", "condense": 0.5, "merge": True}, "cannot be merged"),
     ],
 )
 def test_what_cannot_be_meant_is_said(values, sentence):
     with pytest.raises(LaconicError, match=sentence):
         settings_from(values)
+
+
+@pytest.mark.parametrize("kind", [Settings(backbone="x"), CondenseSettings(adapter="x")])
+def test_a_run_from_before_there_was_merging_goes_on(kind):
+    earlier = asdict(kind)
+    del earlier["merge"]
+    assert changed_settings(earlier, asdict(kind)) == []
+    assert changed_settings(earlier, asdict(replace(kind, merge=True))) == ["merge"]
 
 
 def test_what_is_searched_on_validation_images_cannot_train_on_them():

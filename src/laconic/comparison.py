@@ -118,6 +118,7 @@ def settings_of(comparison: Comparison, method: str, seed: int, out: Path) -> Se
         ratio=comparison.ratio,
         criterion=common.criterion,
         scope=common.scope,
+        merge=common.merge,
         fine_tune=common.fine_tune,
         fine_tune_epochs=common.fine_tune_epochs,
         seed=seed,

@@ -60,6 +60,13 @@ def check_name(criterion: str) -> None:
         raise LaconicError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
 
 
+def check_segments_by(criterion: str) -> None:
+    """Raises a `LaconicError` for a criterion that says nothing of the segments of prompts."""
+    removes = criterion in GRADIENTS and GRADIENTS[criterion].along == "removal"
+    if removes or criterion == "cls-similarity":
+        raise LaconicError(f"The criterion {criterion!r} is about whole prompts; use 'taylor' for segments.")
+
+
 def check_method(criterion: str, method: str) -> None:
     """Raises a `LaconicError` for a criterion that says nothing of the prompts of a method."""
     if method == "vpt-shallow" and criterion in GRADIENTS and GRADIENTS[criterion].along == "removal":

@@ -14,8 +14,9 @@ from torch import nn
 
 from laconic.adapter import load
 from laconic.attachment import attach
-from laconic.condensation import check_criterion, fine_tuning_recipe
+from laconic.condensation import check_criterion, check_merge, fine_tuning_recipe
 from laconic.creation import describe_name
+from laconic.criteria import check_method
 from laconic.data import Task
 from laconic.errors import DataError, DivergedError, LaconicError
 from laconic.evaluation import evaluate
@@ -203,6 +204,10 @@ def run_condense(
         return finished
     with _abandoning(folder):
         model = load(settings.adapter, weights=settings.weights)
+        check_criterion(settings.criterion, model.info)
+        check_method(settings.criterion, model.method.name)
+        if settings.merge:
+            check_merge(model)
         origin = weights_origin(model.backbone)
         stages = Stages(folder, settings, model.preprocessing, progress, Sources())
         if model.classes is not None and model.classes != stages.task.classes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ STATE = ".run"
 
 PLACES = ("root", "workers")
 """Settings that say where data lie, or how many load them: that may change between a run and its continuation."""
+
+ADDED: Mapping[str, Any] = {"merge": False}
+"""Settings that runs of earlier versions do not name, and what they did."""
 
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
 
@@ -124,7 +128,7 @@ def changed_settings(earlier: object, now: dict[str, Any]) -> list[str]:
             continue
         if isinstance(value, dict):
             found.update(changed_settings(known.get(key), value))
-        elif known.get(key) != value:
+        elif known.get(key, ADDED.get(key)) != value:
             found.add(key)
     return sorted(found)
 

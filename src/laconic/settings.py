@@ -111,8 +111,8 @@ class Settings:
         _check_condensing(self.condense, self.criterion, self.scope)
         if self.condense is not None:
             check_method(self.criterion, self.make_method().name)
-        if self.merge and self.method == "vpt-shallow":
-            raise LaconicError("Shallow prompts cannot be merged; leave out --merge.")
+            if self.merge and self.method == "vpt-shallow":
+                raise LaconicError("Shallow prompts cannot be merged; leave out --merge.")
         self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
 
     def _check_pruning(self, prune: PruneSettings) -> None:

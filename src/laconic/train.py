@@ -155,6 +155,7 @@ class _Run:
             "recipe": asdict(recipe),
             "method": method_to_config(model.method),
             "prompt_counts": model.prompt_counts,
+            "copies": model.prompts.copies if model.prompts.merged else None,
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
             "data": None if checkpoint is None else identity(train),

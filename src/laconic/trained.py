@@ -11,7 +11,7 @@ from torch import nn
 
 from laconic.adapter import load
 from laconic.data import ImageDataset, Task, open_task
-from laconic.errors import AdapterError, BackboneError, DataError, LaconicError
+from laconic.errors import AdapterError, BackboneError, DataError, LaconicError, TrainingError
 from laconic.model import PromptedModel
 from laconic.progress import bar
 from laconic.runfolder import RESULT, read_json
@@ -72,6 +72,8 @@ def find_adapters(places: Sequence[str]) -> list[str]:
     Raises:
         LaconicError: If there is none at one of them.
     """
+    if not all(places):
+        raise LaconicError("An empty name is no folder; give the folder of an adapter, or one with adapters in it.")
     found: list[str] = []
     for place in places:
         root = Path(place)
@@ -115,9 +117,8 @@ def open_trained(
         backbone = model.backbone
         if not any(model.prompt_counts) and not len(model.kv_prompts):
             raise LaconicError(f"The adapter {folder} has no prompts; there is nothing to analyse.")
-        path = Path(folder) / RESULT
-        result = read_json(path) if path.is_file() else {}
-        settings = result.get("settings", {})
+        result = _result_of(folder)
+        settings = result["settings"]
         if data is None and "data" not in settings:
             raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
         spec = settings["data"] if data is None else data
@@ -155,4 +156,18 @@ def _is_whole(folder: Path) -> bool:
     except LaconicError:
         return True
     removed = config.get("condensation") is not None or config.get("pruning") is not None
-    return not removed and any(config.get("prompt_counts") or ())
+    counts = config.get("prompt_counts")
+    return not removed and (not isinstance(counts, list) or any(counts))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _result_of(folder: str) -> dict[str, Any]:
+    """What an adapter's run wrote beside it, and its settings, empty where there is nothing."""
+    path = Path(folder) / RESULT
+    try:
+        result = read_json(path) if path.is_file() else {}
+    except TrainingError as error:
+        raise AdapterError(
+            f"{path} is damaged; remove it, and say by --data what the adapter was trained on."
+        ) from error
+    settings = result.get("settings")
+    return {**result, "settings": settings if isinstance(settings, dict) else {}}

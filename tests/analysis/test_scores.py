@@ -1,6 +1,7 @@
 """How right scores are: ablation and rank correlation against slow references, what is shown, and the command."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -155,6 +156,7 @@ def test_criteria_that_cannot_be_are_left_out():
         ({"ratios": [0.0]}, "above 0"),
         ({"scopes": ["everywhere"]}, "scope"),
         ({"criteria": ["nonsense"]}, "no criterion"),
+        ({"fine_tune_epochs": -1}, "epochs"),
     ],
 )
 def test_bad_arguments(trained, options, words):
@@ -268,3 +270,63 @@ def test_no_adapter_named(name, tmp_path, capsys):
 def test_no_adapter_there(tmp_path, capsys):
     assert main(["analyze", "scores", str(tmp_path)]) == 1
     assert "no adapter with prompts" in capsys.readouterr().err
+
+
+def test_what_cannot_be_shared_is_said_before_anything_is_run(trained):
+    model, data = trained
+    uneven = model.keep([torch.arange(1 + block % 2) for block in range(len(model.prompts))])
+    told = []
+    with pytest.raises(LaconicError, match="different numbers"):
+        scores(uneven, data, data, scopes=["shared"], criteria=["random"], report=lambda *done: told.append(done))
+    assert not told
+
+
+@pytest.mark.parametrize("places", [[], [""]])
+def test_no_name_of_an_adapter(places, tmp_path, capsys):
+    assert main(["analyze", "scores", *places, "--out", str(tmp_path / "out")]) in (1, 2)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("beside", ['{"settings": null}', '{"settings": []}', "[1]", "{", '{"settings": {}}'])
+def test_a_damaged_result_beside_an_adapter_is_named(adapter, beside, tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    (folder / "result.json").write_text(beside)
+    capsys.readouterr()
+    assert main(["analyze", "scores", str(folder), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "--data" in error
+
+
+@pytest.mark.parametrize("counts", [5, "many", None, {}])
+def test_a_damaged_adapter_in_a_folder_is_named(adapter, counts, tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "prompt_counts": counts}))
+    capsys.readouterr()
+    assert main(["analyze", "scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "'prompt_counts' should be a list" in error
+
+
+def test_where_nothing_can_be_written_is_said_first(adapter, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    capsys.readouterr()
+    for out in ("file", "file/below"):
+        assert main(["analyze", "scores", str(adapter), "--out", str(tmp_path / out)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+def test_what_is_named_twice_counts_once(adapter, tmp_path, capsys):
+    fast = ["--ratios", "0.5", "--images", "2", "--split", "val", "--out", str(tmp_path)]
+    capsys.readouterr()
+    twice = ["--criteria", "random,magnitude,random", "--scopes", "local,local"]
+    assert main(["analyze", "scores", str(adapter), *fast, *twice, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["scopes"] == ["local"]
+    kept = [one["criterion"] for one in said["models"][0]["kept"]]
+    assert kept == ["random", "magnitude", *EXACT]

@@ -232,3 +232,10 @@ def test_jobs_travel(values):
     received = from_plain_data(json.loads(json.dumps(to_plain_data(sent))))
     assert received == sent
     assert identity(received.settings) == identity(sent.settings)
+
+
+def test_whether_to_merge_is_chosen_after_the_training():
+    search = Search(space={"merge": (False, True)})
+    asked, _, outcome = follow(cell(search, condense=0.2), lambda job: seen(float(job.settings.merge)))
+    assert {(job.settings.condense, job.settings.merge) for job in asked} == {(None, False), (0.2, False), (0.2, True)}
+    assert outcome.search["chosen"] == {"merge": True}

@@ -23,6 +23,7 @@ from laconic.evaluation import evaluate, outputs
 from laconic.methods import without_dropout
 from laconic.model import FoldedModel, PromptedModel
 from laconic.progress import Report, silent
+from laconic.recipe import Recipe
 from laconic.train import fit
 
 EXACT = ("ablation", "ablation-signed")
@@ -146,7 +147,9 @@ def scores(
     if not any(model.prompt_counts):
         raise LaconicError("There is nothing to score: the model has no prompts.")
     for ratio, scope in itertools.product(ratios, scopes):
-        select([torch.zeros(1)], ratio=ratio, scope=scope)  # what is wrong with them is said before anything is run
+        # What is wrong with them is said before anything is run.
+        select([torch.zeros(count) for count in model.prompt_counts], ratio=ratio, scope=scope)
+    recipe = replace(fine_tuning_recipe(model), epochs=fine_tune_epochs, seed=seed)
     model = model.copy().eval()
     usable: list[Criterion] = [name for name in criteria if _fits(model, name)]
     drawn = _draw(train, images, seed)
@@ -168,7 +171,7 @@ def scores(
     for ratio in ratios:
         for scope in scopes:
             for name, values in every.items():
-                kept.append(_kept(model, train, data, name, values, ratio, scope, fine_tune_epochs, seed))
+                kept.append(_kept(model, train, data, name, values, ratio, scope, recipe))
                 step()
     return Scores(
         accuracy=whole.accuracy,
@@ -208,14 +211,12 @@ def _kept(
     values: Sequence[Tensor],
     ratio: float,
     scope: Scope,
-    epochs: int,
-    seed: int,
+    recipe: Recipe,
 ) -> Kept:
     small = model.keep(select(values, ratio=ratio, scope=scope)).eval()
     found = evaluate(small.fold(), data)
     tuned = None
-    if epochs:
-        recipe = replace(fine_tuning_recipe(model), epochs=epochs, seed=seed)
+    if recipe.epochs:
         small.method, small.prompts.dropout = without_dropout(model.method), 0.0
         fit(small, train, recipe=recipe)
         tuned = evaluate(small.fold(), data).accuracy

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from laconic.bench.jobs import OF_METHODS
+from laconic.bench.jobs import OF_CONDENSING, OF_METHODS
 from laconic.bench.plan import MethodPlan, Plan, PlanError, Search
 from laconic.bench.tasks import paper_prompts, task_names
 from laconic.errors import LaconicError
@@ -16,7 +16,7 @@ PROTOCOL = {"train_on": "train+val"}
 """What the runs of a plan do unless it says otherwise: what served to choose settings is trained on in the end."""
 AFTERWARDS = frozenset(
     (
-        *("condense", "fine_tune", "fine_tune_epochs", "criterion", "scope"),
+        *("condense", *OF_CONDENSING),
         *("prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch"),
     )
 )

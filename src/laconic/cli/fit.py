@@ -160,6 +160,8 @@ class Fit:
         from laconic.settings import settings_from
 
         settings = settings_from(flat_settings(self))
+        if self.merge and self.condense is None:
+            raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
         if self.data == "" or self.out == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         out = Path(self.out) if self.out is not None else self.default_out()
@@ -184,7 +186,7 @@ class Fit:
         }
         parts = [data, self.method, *sizes.get(self.method, [])]
         if self.condense is not None:
-            parts.append(f"keep{self.condense:g}")
+            parts.append(f"keep{self.condense:g}{'-merged' * self.merge}")
         if self.pruning.wanted:
             parts.append("pruned")
         return Path("runs") / "-".join([*parts, f"seed{self.training.seed}"])

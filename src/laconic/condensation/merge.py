@@ -21,9 +21,9 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
     """A copy in which the prompts of a block are clustered by their keys; each cluster becomes one prompt.
 
     The kept prompts are where k-means starts, so that their number stays. The prompt of a cluster is the mean of its
-    members as the norm before attention leaves them, and attention counts it as often as there were members (the
-    logarithm of their number is added to its logits): members whose keys are the same are merged exactly, up to what
-    that norm does to their mean. A block that keeps none loses all.
+    members as the norm before attention, if any, leaves them, and attention counts it as often as there were members
+    (the logarithm of their number is added to its logits): members whose keys are the same are merged exactly, up to
+    what that norm does to their mean. A block that keeps none loses all.
 
     Args:
         model: With deep prompts, whole (no segments pruned).
@@ -54,9 +54,11 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
             values.append(prompts_PD[:0].clone())
             copies.append([])
             continue
-        keys_1HPd = attention_at(model.backbone, model.info, block).key_values(prompts_PD.unsqueeze(0)).keys
+        attention = attention_at(model.backbone, model.info, block)
+        keys_1HPd = attention.key_values(prompts_PD.unsqueeze(0)).keys
         member_P = _clusters(keys_1HPd[0].transpose(0, 1).flatten(1).float(), number_P, index)
-        merged_KD, number_K = _means(prompts_PD, number_P, member_P, len(index))
+        normed = model.info.blocks[block].entry is not None
+        merged_KD, number_K = _means(prompts_PD, number_P, member_P, len(index), normed=normed)
         values.append(merged_KD)
         copies.append(number_K.tolist())
     return small.copy(prompts=Prompts(values, dropout=model.prompts.dropout, copies=copies))
@@ -90,11 +92,15 @@ def _clusters(keys_PA: Tensor, number_P: Tensor, start_K: Tensor) -> Tensor:
     return member_P
 
 
-def _means(prompts_PD: Tensor, number_P: Tensor, member_P: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+def _means(
+    prompts_PD: Tensor, number_P: Tensor, member_P: Tensor, clusters: int, *, normed: bool
+) -> tuple[Tensor, Tensor]:
     """The prompt (K, D) of every cluster, and how many it stands for (K,)."""
     weights_KP = _one_hot(member_P, clusters) * number_P
-    length_P1 = prompts_PD.std(1, correction=0, keepdim=True).clamp(min=1e-12)
     share_KP = (weights_KP / weights_KP.sum(1, keepdim=True)).to(prompts_PD.dtype)
+    if not normed:
+        return share_KP @ prompts_PD, weights_KP.sum(1)
+    length_P1 = prompts_PD.std(1, correction=0, keepdim=True).clamp(min=1e-12)
     # As long as its members are on average: the norm does not mind, but what is trained next does.
     return (share_KP @ (prompts_PD / length_P1)) * (share_KP @ length_P1), weights_KP.sum(1)
 

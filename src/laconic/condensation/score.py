@@ -7,7 +7,7 @@ from torch import Tensor
 
 from laconic.batches import ImageLabels, check_batch, in_order, iterate, size_of
 from laconic.condensation.effects import class_similarity, gradient_effects
-from laconic.criteria import GRADIENTS, Criterion, check_criterion, check_method
+from laconic.criteria import GRADIENTS, Criterion, check_criterion, check_method, check_segments_by
 from laconic.errors import LaconicError
 from laconic.model import PromptedModel
 from laconic.progress import Report, silent
@@ -78,10 +78,7 @@ def score(
     check_criterion(criterion, model.info)
     if segments is not None:
         check_segments(segments, model.info.widths)
-    kind = GRADIENTS.get(criterion)
-    removes = kind is not None and kind.along == "removal"
-    if segments is not None and (removes or criterion == "cls-similarity"):
-        raise LaconicError(f"The criterion {criterion!r} is about whole prompts; use 'taylor' for segments.")
+        check_segments_by(criterion)
     check_method(criterion, model.method.name)
     if shared and len(set(filter(None, model.prompt_counts))) > 1:
         raise LaconicError("Blocks with different numbers of prompts cannot share a mask.")

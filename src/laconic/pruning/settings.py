@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from laconic.condensation import CRITERIA, SCOPES, Criterion, Scope
+from laconic.criteria import SCOPES, Criterion, Scope, check_name, check_segments_by
 from laconic.errors import LaconicError
 from laconic.pruning.choices import grid
 
@@ -35,12 +35,10 @@ class PruneSettings:
 
     def __post_init__(self) -> None:
         grid(self.tokens, self.segments)
-        if self.criterion not in CRITERIA:
-            raise LaconicError(f"There is no criterion called {self.criterion!r}; there are {', '.join(CRITERIA)}.")
+        check_name(self.criterion)
         if self.scope not in SCOPES:
             raise LaconicError(f"The scope is 'global', 'local' or 'shared', not {self.scope!r}.")
-        if self.criterion == "cls-similarity":
-            raise LaconicError("The criterion 'cls-similarity' is about whole prompts; prune by 'taylor'.")
+        check_segments_by(self.criterion)
         if self.num_segments < 1:
             raise LaconicError(f"A prompt has at least one segment, not {self.num_segments}.")
         if not 0 <= self.saving <= 1:

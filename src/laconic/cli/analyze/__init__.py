@@ -16,7 +16,6 @@ from laconic.cli.analyze.rank import Rank
 from laconic.cli.analyze.schedule import Schedule
 from laconic.cli.analyze.scores import Scores
 from laconic.cli.analyze.sweep import Sweep
-from laconic.cli.commands import UsageError
 
 Analyses = (
     Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
@@ -39,8 +38,8 @@ class Analyze:
     def run(self) -> None:
         """Runs that analysis."""
         output = getattr(self.analysis, "output", None)
-        if isinstance(output, Output) and not output.out:
-            raise UsageError("An empty name is no folder; give one by --out.")
+        if isinstance(output, Output):
+            output.check()
         if getattr(self.analysis, "places", None) == ():
             raise UsageError("Name an adapter, or a folder with adapters in it.")
         self.analysis.run()

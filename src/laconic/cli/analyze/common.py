@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from laconic.cli.commands import print_json, print_note, print_table
+from laconic.cli.commands import UsageError, print_json, print_note, print_table
 from laconic.errors import LaconicError
 
 
@@ -23,6 +24,15 @@ class Output:
     """Folder for NAME.json, NAME.png, and one page with all analyses that are there: analyses.html and analyses.md."""
     json: bool = False
     """Print the result as JSON."""
+
+    def check(self) -> None:
+        """Raises a `UsageError`, before anything is measured, for a folder that nothing can be written to."""
+        if not self.out:
+            raise UsageError("An empty name is no folder; give one by --out.")
+        out = Path(self.out).absolute()
+        there = next(place for place in (out, *out.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(f"The folder {self.out} cannot be written; choose another --out.")
 
     def show(self, name: str, result: Mapping[str, Any]) -> None:
         """Writes an analysis, prints its answer and its tables, or the result as JSON."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 from laconic.cli.analyze.common import Adapters, Output, numbers
+from laconic.cli.commands import UsageError
 from laconic.criteria import CRITERIA
 
 
@@ -40,7 +41,9 @@ class Scores:
         from laconic.progress import bar
         from laconic.trained import open_trained
 
-        criteria, scopes = self.criteria.split(","), self.scopes.split(",")
+        if not self.places:
+            raise UsageError("Name an adapter, or a folder with adapters in it.")
+        criteria, scopes = (list(dict.fromkeys(text.split(","))) for text in (self.criteria, self.scopes))
         for criterion in criteria:
             check_name(criterion)
         if wrong := next((scope for scope in scopes if scope not in SCOPES), None):
