@@ -16,6 +16,7 @@ from laconic.cli.analyze.rank import Rank
 from laconic.cli.analyze.schedule import Schedule
 from laconic.cli.analyze.scores import Scores
 from laconic.cli.analyze.sweep import Sweep
+from laconic.cli.commands import UsageError
 
 Analyses = (
     Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
