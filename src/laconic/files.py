@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -36,3 +36,36 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Writes a JSON object atomically, indented."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def pretty_json(value: object, *, sort: bool = False, ascii_only: bool = False, pad: str = "\n") -> str:
+    """JSON with one entry per line, but lists of plain values on one line.
+
+    Args:
+        value: Plain data.
+        sort: Whether keys are sorted.
+        ascii_only: Whether all other letters are escaped.
+        pad: How every line begins.
+
+    Example:
+        >>> print(pretty_json({"b": [1, 2], "a": {"c": None}}))
+        {
+          "b": [1, 2],
+          "a": {
+            "c": null
+          }
+        }
+    """
+    inner = pad + "  "
+
+    def within(part: object) -> str:
+        return pretty_json(part, sort=sort, ascii_only=ascii_only, pad=inner)
+
+    if isinstance(value, Mapping) and value:
+        pairs = list(cast("Mapping[str, Any]", value).items())
+        lines = [f"{json.dumps(k)}: {within(v)}" for k, v in (sorted(pairs) if sort else pairs)]
+        return "{" + inner + f",{inner}".join(lines) + pad + "}"
+    items = cast("list[Any]", value) if isinstance(value, list | tuple) else []
+    if any(isinstance(item, Mapping | list | tuple) for item in items):
+        return "[" + inner + f",{inner}".join(map(within, items)) + pad + "]"
+    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)

@@ -7,13 +7,13 @@ import math
 import re
 import reprlib
 import warnings
-from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from laconic.baselines import MLP, Promptless
 from laconic.errors import AdapterError, LaconicError
+from laconic.files import pretty_json
 from laconic.methods import E2VPT, VPT, Method, method_from_config, method_to_config
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
@@ -121,9 +121,9 @@ def write_config(config: AdapterConfig) -> str:
     """
     document = {**asdict(config), "method": method_to_config(config.method)}
     try:
-        text = _pretty(document, ascii_only=False) + "\n"
+        text = pretty_json(document, sort=True) + "\n"
         if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
-            text = _pretty(document, ascii_only=True) + "\n"
+            text = pretty_json(document, sort=True, ascii_only=True) + "\n"
     except (TypeError, ValueError) as error:
         raise AdapterError(f"The adapter's configuration cannot be written as JSON: {error}.") from error
     return text
@@ -307,16 +307,3 @@ def _in_range(value: object) -> bool:
 
 def _show(value: object) -> str:
     return reprlib.repr(value)
-
-
-def _pretty(value: object, *, ascii_only: bool, pad: str = "\n") -> str:
-    """JSON with sorted keys, one entry per line, but lists of plain values on one line."""
-    inner = pad + "  "
-    if isinstance(value, Mapping) and value:
-        pairs = sorted(cast("Mapping[str, Any]", value).items())
-        lines = [f"{json.dumps(k)}: {_pretty(v, ascii_only=ascii_only, pad=inner)}" for k, v in pairs]
-        return "{" + inner + f",{inner}".join(lines) + pad + "}"
-    items = cast("list[Any]", value) if isinstance(value, list | tuple) else []
-    if any(isinstance(item, Mapping | list | tuple) for item in items):
-        return "[" + inner + f",{inner}".join(_pretty(v, ascii_only=ascii_only, pad=inner) for v in items) + pad + "]"
-    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from laconic import __version__
 from laconic.errors import LaconicError
-from laconic.files import write_atomically, write_json, write_text
+from laconic.files import pretty_json, write_atomically, write_text
 from laconic.report.analysis.view import NAMES, view_of
 from laconic.report.document import Block, Code, Fold, Paragraph, Picture, Section
 from laconic.report.html import html_page
@@ -34,7 +34,7 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
     made = datetime.now(UTC).isoformat(timespec="seconds")
     document = {"analysis": name, "laconic": __version__, "made": made, "command": command, "result": dict(result)}
     picture = _png(document)
-    write_json(out / f"{name}.json", json.loads(json.dumps(document)))
+    write_text(out / f"{name}.json", pretty_json(document) + "\n")
     write_atomically(out / f"{name}.png", lambda part: part.write_bytes(picture))
     sections = analysis_sections(read_analyses(out))
     write_text(out / "analyses.html", html_page("Analyses", f"made {made} by laconic {__version__}", sections))
