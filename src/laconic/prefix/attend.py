@@ -28,7 +28,7 @@ def attend(
     q_BHNd: Tensor,
     k_BHMd: Tensor,
     v_BHMd: Tensor,
-    prefix: KeyValue | None = None,
+    prefix: KeyValue | tuple[Tensor, Tensor] | None = None,
     *,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -41,7 +41,7 @@ def attend(
         q_BHNd: Queries (B, H, N, d).
         k_BHMd: Keys (B, H, M, d).
         v_BHMd: Values (B, H, M, d).
-        prefix: Keys, values and a bias of their logits; one for the whole batch, or one per sample.
+        prefix: Keys, values and perhaps a bias of their logits; one for the whole batch, or one per sample.
         attn_mask: As in `scaled_dot_product_attention`, over the M keys; the prefix is never masked.
         is_causal: Query n sees the prefix and the keys up to n; goes without a mask.
         dropout: Probability of dropping an attention weight.
@@ -55,12 +55,13 @@ def attend(
 
     Example:
         >>> q = k = v = torch.ones(2, 3, 5, 4)
-        >>> attend(q, k, v, KeyValue(torch.ones(1, 3, 7, 4), torch.ones(1, 3, 7, 4))).shape
+        >>> attend(q, k, v, (torch.ones(1, 3, 7, 4), torch.ones(1, 3, 7, 4))).shape
         torch.Size([2, 3, 5, 4])
     """
     if is_causal and attn_mask is not None:
         raise ValueError("attend takes a mask or is_causal, not both")
-    if prefix is not None and prefix.keys.shape[2]:
+    if prefix is not None and prefix[0].shape[2]:
+        prefix = prefix if isinstance(prefix, KeyValue) else KeyValue(*prefix)
         batch = q_BHNd.shape[0]
         if is_causal:
             attn_mask = torch.ones(q_BHNd.shape[2], k_BHMd.shape[2], dtype=torch.bool, device=q_BHNd.device).tril()
