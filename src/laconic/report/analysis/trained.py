@@ -147,11 +147,15 @@ def draw(
     marker: str,
     style: str = "-",
 ) -> None:
-    """Means with error bars, joined by a line; markers are hollow where a training had not converged."""
+    """Means with error bars; markers are hollow where a training had not converged.
+
+    A line joins neighbours: it must not run over a place where a result is missing, as if there were one.
+    """
     there = [(x, one) for x, one in zip(xs, table, strict=True) if one["mean"] is not None]
     if not there:
         return
-    axes.plot([x for x, _ in there], [100 * one["mean"] for _, one in there], style, color=colour, lw=1.3, zorder=2)
+    heights = [math.nan if one["mean"] is None else 100 * one["mean"] for one in table]
+    axes.plot(xs, heights, style, color=colour, lw=1.3, zorder=2)
     for x, one in there:
         axes.errorbar(
             x,
