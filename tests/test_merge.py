@@ -345,6 +345,8 @@ def test_planted_harm_is_found_by_signed_scores(harmed):
         assert worst[0] < 0
         if criterion == "removal-signed":
             assert worst[1] == harmful
+    size = laconic.score(model, data, criterion="removal")
+    assert max((float(s), (b, p)) for b, block in enumerate(size) for p, s in enumerate(block))[1] == harmful
     kept = laconic.select(laconic.score(model, data, criterion="removal-signed"), ratio=29 / 30)
     assert harmful[1] not in kept[harmful[0]].tolist()
     assert laconic.evaluate(model.keep(kept), data).loss < laconic.evaluate(model, data).loss

@@ -54,6 +54,11 @@ GRADIENTS: Mapping[str, Gradient] = {
 }
 
 
+def removes(criterion: str) -> bool:
+    """Whether a criterion is about the removal of whole deep prompts."""
+    return criterion in GRADIENTS and GRADIENTS[criterion].along == "removal"
+
+
 def check_name(criterion: str) -> None:
     """Raises a `LaconicError` for a criterion that there is not."""
     if criterion not in CRITERIA:
@@ -62,14 +67,13 @@ def check_name(criterion: str) -> None:
 
 def check_segments_by(criterion: str) -> None:
     """Raises a `LaconicError` for a criterion that says nothing of the segments of prompts."""
-    removes = criterion in GRADIENTS and GRADIENTS[criterion].along == "removal"
-    if removes or criterion == "cls-similarity":
+    if removes(criterion) or criterion == "cls-similarity":
         raise LaconicError(f"The criterion {criterion!r} is about whole prompts; use 'taylor' for segments.")
 
 
 def check_method(criterion: str, method: str) -> None:
     """Raises a `LaconicError` for a criterion that says nothing of the prompts of a method."""
-    if method == "vpt-shallow" and criterion in GRADIENTS and GRADIENTS[criterion].along == "removal":
+    if method == "vpt-shallow" and removes(criterion):
         raise LaconicError(
             f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
         )

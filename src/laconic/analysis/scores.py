@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from laconic.assembly import ConstantPrefix
 from laconic.batches import ImageLabels, size_of
 from laconic.condensation import fine_tuning_recipe, score, select
-from laconic.criteria import CRITERIA, GRADIENTS, Criterion, Scope
+from laconic.criteria import CRITERIA, Criterion, Scope, removes
 from laconic.data import ImageDataset
 from laconic.errors import LaconicError
 from laconic.evaluation import evaluate, outputs
@@ -186,8 +186,7 @@ def scores(
 
 
 def _fits(model: PromptedModel, criterion: str) -> bool:
-    kind = GRADIENTS.get(criterion)
-    if kind is not None and kind.along == "removal":
+    if removes(criterion):
         return model.method.name != "vpt-shallow"
     return criterion != "cls-similarity" or model.info.class_token
 
