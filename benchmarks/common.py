@@ -6,15 +6,16 @@ import statistics
 import time
 from collections.abc import Callable
 
-import timm
 import torch
 from torch import nn
+
+from laconic.creation import create_backbone
 
 
 def random_backbone(name: str = "vit_base_patch16_224") -> nn.Module:
     """A timm model; the values of the weights do not matter to its speed."""
     torch.manual_seed(0)
-    return timm.create_model(name, num_classes=0).eval()
+    return create_backbone(name, pretrained=False).eval()
 
 
 def interleaved(variants: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
