@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from laconic.prefix.apart import attend_apart, can_be_apart
+
 
 class KeyValue(NamedTuple):
     """A prefix.
@@ -34,6 +36,7 @@ def attend(
     is_causal: bool = False,
     dropout: float = 0.0,
     scale: float | None = None,
+    finite: bool = False,
 ) -> Tensor:
     """Attention whose keys and values are preceded by a prefix that every query sees.
 
@@ -46,6 +49,7 @@ def attend(
         is_causal: Query n sees the prefix and the keys up to n; goes without a mask.
         dropout: Probability of dropping an attention weight.
         scale: Factor of the logits; 1/sqrt(d) when not given.
+        finite: Whether a mask is known to hide no query's keys altogether, which may save time.
 
     Returns:
         (B, H, N, d).
@@ -63,6 +67,9 @@ def attend(
     if prefix is not None and prefix[0].shape[2]:
         prefix = prefix if isinstance(prefix, KeyValue) else KeyValue(*prefix)
         batch = q_BHNd.shape[0]
+        free = not is_causal and not dropout and (attn_mask is None or finite)
+        if free and can_be_apart(q_BHNd, v_BHMd, prefix.bias, attn_mask):
+            return attend_apart(q_BHNd, k_BHMd, v_BHMd, *prefix, attn_mask=attn_mask, scale=scale)
         if is_causal:
             attn_mask = torch.ones(q_BHNd.shape[2], k_BHMd.shape[2], dtype=torch.bool, device=q_BHNd.device).tril()
             is_causal = False

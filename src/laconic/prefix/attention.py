@@ -36,6 +36,8 @@ class PrefixAttention(nn.Module):
 
     positional: ClassVar[bool] = False
     """Whether the attention class knows positions, so that inserted tokens must be told to it."""
+    finite_masks: ClassVar[bool] = False
+    """Whether its masks are biases of its own, which hide no token altogether."""
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class PrefixAttention(nn.Module):
         # timm adds such a bias to what the projection alone gives.
         apart = getattr(attn, "q_bias", None) is not None
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if apart else module.bias
-        if not _sliceable(module) or (len(parts) == 3 and not apart):
+        if not sliceable(module) or (len(parts) == 3 and not apart):
             found_BNA = module(x_BND)[..., first:]
             found = (found_BNA + bias if apart else found_BNA).chunk(3, dim=-1)
             return tuple(found[part] for part in parts)
@@ -139,7 +141,17 @@ class PrefixAttention(nn.Module):
             mask = mask[..., : self.num_queries, :]
         if self.observer is not None:
             self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
-        return attend(q, k, v, prefix, attn_mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)
+        return attend(
+            q,
+            k,
+            v,
+            prefix,
+            attn_mask=mask,
+            is_causal=is_causal,
+            dropout=dropout,
+            scale=self.scale,
+            finite=self.finite_masks,
+        )
 
     def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
         """What the queries pay to prefix and tokens, (B, H, N, P + M)."""
@@ -165,7 +177,7 @@ class PrefixAttention(nn.Module):
         return bias_HNN
 
 
-def _sliceable(module: Any) -> bool:
+def sliceable(module: Any) -> bool:
     """Whether a projection is no more than its weight and bias: not wrapped (LoRA, quantisation), and not watched."""
     return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 

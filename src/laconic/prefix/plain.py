@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from laconic.prefix.absorbed import attend_absorbed
 from laconic.prefix.attend import KeyValue, attend, attention_weights
-from laconic.prefix.attention import PrefixAttention
+from laconic.prefix.attention import PrefixAttention, sliceable
 
 
 class PlainPrefix(PrefixAttention):
@@ -16,8 +17,41 @@ class PlainPrefix(PrefixAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As timm's, over the prefix."""
+        if attn_mask is None and not is_causal and self._absorbs(x):
+            return self._leave(self._absorbed(x), x)
         q, k, v = self.project(x)
         return self._leave(self._mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal), x)
+
+    def _absorbs(self, x_BND: Tensor) -> bool:
+        """Whether there are so few queries that the keys and values of the tokens need not be computed.
+
+        In float32 or float64 on a CPU, where that was measured, and without gradients; where nothing stands between
+        projection and attention. Costs are counted without it.
+        """
+        attn = self._timm
+        return (
+            type(self) is PlainPrefix
+            and self.num_queries is not None
+            and 4 * self.num_queries * attn.num_heads <= x_BND.shape[-1]
+            and x_BND.device.type == "cpu"
+            and x_BND.dtype in (torch.float32, torch.float64)
+            and x_BND.dtype == attn.qkv.weight.dtype
+            and sliceable(attn.qkv)
+            and isinstance(attn.k_norm, nn.Identity)
+            and self.observer is None
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(x_BND.device.type)
+            and not torch.compiler.is_compiling()
+        )
+
+    def _absorbed(self, x_BND: Tensor) -> Tensor:
+        """What the queries see of prefix and tokens, (B, H, n, d)."""
+        attn, prefix = self._timm, self.prefix(self, x_BND.shape[0])
+        q_BHnd = self._query(self._linear(x_BND[:, : self.num_queries], 0)[0])
+        _, *weights = attn.qkv.weight.chunk(3)
+        _, *biases = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
+        keys, values = zip(weights, biases, strict=True)
+        return attend_absorbed(q_BHnd, x_BND, keys, values, prefix, scale=self.scale)
 
 
 class DifferentialPrefix(PlainPrefix):

@@ -9,6 +9,7 @@ from laconic.prefix.attention import PrefixAttention
 
 class _BiasedPrefix(PrefixAttention):
     positional = True
+    finite_masks = True
 
     def _biased(self, x: Tensor, bias_HNN: Tensor | None) -> Tensor:
         q, k, v = self.project(x)

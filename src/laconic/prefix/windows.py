@@ -22,6 +22,7 @@ class WindowPrefix(PrefixAttention):
     """The `WindowAttention` of timm's Swin."""
 
     positional = True
+    finite_masks = True
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, images: int, window: tuple[int, int]) -> Tensor:
         """As timm's, over the prefix.

@@ -1,0 +1,144 @@
+"""Attention over a prefix and over tokens as two calls of torch's kernel for CPUs: nothing is joined, nothing copied.
+
+Each call gives its part of the output and the logarithm of what it was divided by; together they weigh the two parts.
+A prefix that serves the whole batch is seen by all queries at once, so that its keys are read once and their gradient
+comes summed. The backward pass gives each part the output and the divisor of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def can_be_apart(
+    q_BHNd: Tensor, v_BHMd: Tensor, bias_bP: Tensor | None = None, attn_mask: Tensor | None = None
+) -> bool:
+    """Whether attention over a prefix can be computed in two parts.
+
+    Not while a graph is captured, where torch fuses by itself, nor where a bias or mask of the logits needs a gradient;
+    and not for a single image in float32, where joining costs less (measured).
+    """
+    learns = torch.is_grad_enabled()
+    return (
+        q_BHNd.device.type == "cpu"
+        and q_BHNd.shape[-1] == v_BHMd.shape[-1]
+        and q_BHNd.dtype == v_BHMd.dtype
+        and (learns or len(q_BHNd) > 1 or q_BHNd.dtype == torch.bfloat16)
+        and not torch.compiler.is_compiling()
+        # What `sdpa_kernel` chooses.
+        and torch.backends.cuda.flash_sdp_enabled()
+        and not any(t is not None and learns and t.requires_grad for t in (bias_bP, attn_mask))
+        and (attn_mask is None or attn_mask.is_floating_point())
+    )
+
+
+def attend_apart(
+    q_BHNd: Tensor,
+    k_BHMd: Tensor,
+    v_BHMd: Tensor,
+    keys_bHPd: Tensor,
+    values_bHPd: Tensor,
+    bias_bP: Tensor | None = None,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What `laconic.prefix.attend` gives, on a CPU.
+
+    Args:
+        q_BHNd: Queries (B, H, N, d).
+        k_BHMd: Keys of the tokens (B, H, M, d).
+        v_BHMd: Values of the tokens.
+        keys_bHPd: Keys of the prefix (1 or B, H, P, d).
+        values_bHPd: Values of the prefix.
+        bias_bP: What is added to the logits of the prefix, (1 or B, P).
+        attn_mask: What is added to the logits of the tokens, to be broadcast to (B, H, N, M); every query must see some
+            token.
+        scale: Factor of the logits; 1/sqrt(d) when not given.
+
+    Example:
+        >>> q = k = v = torch.ones(2, 3, 5, 4)
+        >>> attend_apart(q, k, v, torch.ones(1, 3, 7, 4), torch.ones(1, 3, 7, 4)).shape
+        torch.Size([2, 3, 5, 4])
+    """
+    kind = k_BHMd.dtype
+    keys_bHPd, values_bHPd = keys_bHPd.to(kind), values_bHPd.to(kind)
+    bias = None if bias_bP is None else bias_bP.to(kind)[:, None, None]
+    scale = q_BHNd.shape[-1] ** -0.5 if scale is None else scale
+    if attn_mask is not None:
+        attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)].to(kind)
+    return cast("Tensor", _Apart.apply(q_BHNd, k_BHMd, v_BHMd, keys_bHPd, values_bHPd, bias, attn_mask, scale))
+
+
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        batch = q.shape[0]
+        out, divisor = _forward(q, k, v, attn_mask=mask, scale=scale)
+        rows = _as_one(q) if len(keys) == 1 else q
+        seen, seen_divisor = _forward(rows, keys, values, attn_mask=bias, scale=scale)
+        if len(keys) == 1:
+            seen, seen_divisor = _as_many(seen, batch), _as_many(seen_divisor.unsqueeze(-1), batch).squeeze(-1)
+        if not any(ctx.needs_input_grad):
+            return out.lerp_(seen, torch.sigmoid_(seen_divisor.sub_(divisor)).unsqueeze(-1).to(out.dtype))
+        divisor = torch.logaddexp(divisor, seen_divisor)
+        out = out.lerp(seen, (seen_divisor - divisor).exp_().unsqueeze(-1).to(out.dtype))
+        ctx.save_for_backward(q, k, v, keys, values, bias, mask, out, divisor)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, keys, values, bias, mask, out, divisor = ctx.saved_tensors
+        (grad,) = gradients
+        d_q = d_k = d_v = d_keys = d_values = None
+        if any(ctx.needs_input_grad[:3]):
+            d_q, d_k, d_v = _backward(grad, q, k, v, out, divisor, 0.0, False, attn_mask=mask, scale=ctx.scale)
+        if len(keys) == 1:
+            rest = (_as_one(t) for t in (grad, q, out, divisor.unsqueeze(-1)))
+            grad_1, q_1, out_1, divisor_1 = rest
+            d_q_1, d_keys, d_values = _backward(
+                grad_1,
+                q_1,
+                keys,
+                values,
+                out_1,
+                divisor_1.squeeze(-1),
+                0.0,
+                False,
+                attn_mask=bias,
+                scale=ctx.scale,
+            )
+            d_seen = _as_many(d_q_1, len(q))
+        else:
+            d_seen, d_keys, d_values = _backward(
+                grad, q, keys, values, out, divisor, 0.0, False, attn_mask=bias, scale=ctx.scale
+            )
+        d_q = None if d_q is None else d_q.add_(d_seen)
+        return d_q, d_k, d_v, d_keys, d_values, None, None, None
+
+
+def _as_one(x_BHNd: Tensor) -> Tensor:
+    """The rows of a batch as those of one sample, (1, H, B·N, d); token by token in memory, this moves nothing."""
+    return x_BHNd.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+
+def _as_many(x_1HRd: Tensor, batch: int) -> Tensor:
+    """The other way."""
+    return x_1HRd.squeeze(0).transpose(0, 1).unflatten(0, (batch, -1)).transpose(1, 2)
