@@ -21,8 +21,8 @@ def can_be_apart(
 ) -> bool:
     """Whether attention over a prefix can be computed in two parts.
 
-    Not while a graph is captured, where torch fuses by itself, nor where a bias or mask of the logits needs a gradient;
-    and not for a single image in float32, where joining costs less (measured).
+    Not in a graph that leaves torch or must be differentiated by it, nor where a bias or mask of the logits needs a
+    gradient; and not for a single image in float32, where joining costs less (measured).
     """
     learns = torch.is_grad_enabled()
     return (
@@ -30,7 +30,7 @@ def can_be_apart(
         and q_BHNd.shape[-1] == v_BHMd.shape[-1]
         and q_BHNd.dtype == v_BHMd.dtype
         and (learns or len(q_BHNd) > 1 or q_BHNd.dtype == torch.bfloat16)
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() and (learns or torch.compiler.is_exporting()))
         # What `sdpa_kernel` chooses.
         and torch.backends.cuda.flash_sdp_enabled()
         and not any(t is not None and learns and t.requires_grad for t in (bias_bP, attn_mask))
@@ -70,10 +70,32 @@ def attend_apart(
     kind = k_BHMd.dtype
     keys_bHPd, values_bHPd = keys_bHPd.to(kind), values_bHPd.to(kind)
     bias = None if bias_bP is None else bias_bP.to(kind)[:, None, None]
-    scale = q_BHNd.shape[-1] ** -0.5 if scale is None else scale
+    factor = q_BHNd.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)].to(kind)
-    return cast("Tensor", _Apart.apply(q_BHNd, k_BHMd, v_BHMd, keys_bHPd, values_bHPd, bias, attn_mask, scale))
+    inputs = (q_BHNd, k_BHMd, v_BHMd, keys_bHPd, values_bHPd, bias, attn_mask, factor)
+    if torch.is_grad_enabled():
+        return cast("Tensor", _Apart.apply(*inputs))
+    out, divisor, seen, seen_divisor = _parts(*inputs)
+    return out.lerp_(seen, (seen_divisor - divisor).sigmoid_().unsqueeze(-1).to(out.dtype))
+
+
+def _parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What queries see of the tokens (B, H, N, d), the logarithm of its divisor (B, H, N), and both of the prefix."""
+    out, divisor = _forward(q, k, v, attn_mask=mask, scale=scale)
+    if len(keys) > 1:
+        return out, divisor, *_forward(q, keys, values, attn_mask=bias, scale=scale)
+    seen, seen_divisor = _forward(_as_one(q), keys, values, attn_mask=bias, scale=scale)
+    return out, divisor, _as_many(seen, len(q)), _as_many(seen_divisor.unsqueeze(-1), len(q)).squeeze(-1)
 
 
 class _Apart(torch.autograd.Function):
@@ -89,14 +111,7 @@ class _Apart(torch.autograd.Function):
         mask: Tensor | None,
         scale: float,
     ) -> Tensor:
-        batch = q.shape[0]
-        out, divisor = _forward(q, k, v, attn_mask=mask, scale=scale)
-        rows = _as_one(q) if len(keys) == 1 else q
-        seen, seen_divisor = _forward(rows, keys, values, attn_mask=bias, scale=scale)
-        if len(keys) == 1:
-            seen, seen_divisor = _as_many(seen, batch), _as_many(seen_divisor.unsqueeze(-1), batch).squeeze(-1)
-        if not any(ctx.needs_input_grad):
-            return out.lerp_(seen, torch.sigmoid_(seen_divisor.sub_(divisor)).unsqueeze(-1).to(out.dtype))
+        out, divisor, seen, seen_divisor = _parts(q, k, v, keys, values, bias, mask, scale)
         divisor = torch.logaddexp(divisor, seen_divisor)
         out = out.lerp(seen, (seen_divisor - divisor).exp_().unsqueeze(-1).to(out.dtype))
         ctx.save_for_backward(q, k, v, keys, values, bias, mask, out, divisor)

@@ -41,7 +41,7 @@ class PlainPrefix(PrefixAttention):
             and self.observer is None
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x_BND.device.type)
-            and not torch.compiler.is_compiling()
+            and not torch.compiler.is_exporting()
         )
 
     def _absorbed(self, x_BND: Tensor) -> Tensor:
