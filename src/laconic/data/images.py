@@ -236,7 +236,10 @@ def _unusable(error: Exception, max_pixels: int) -> UnusableImageError:
         return NotAnImageError("is not an image, or its header is damaged")
     if isinstance(error, Image.DecompressionBombError):
         return TooManyPixelsError(f"is too large (the limit is {max_pixels / 10**6:g} million pixels)")
-    known = {FileNotFoundError: "does not exist", IsADirectoryError: "is a folder, not an image"}
+    known: dict[type[Exception], str] = {
+        FileNotFoundError: "does not exist",
+        IsADirectoryError: "is a folder, not an image",
+    }
     if type(error) in known:
         return UnusableImageError(known[type(error)])
     if isinstance(error, OSError) and error.strerror:
