@@ -87,6 +87,7 @@ def _routes(service: Service) -> APIRouter:
     @routes.post("/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=image_body())
     async def predict(request: Request, adapter: Name, top: Top = 3) -> Answer:  # pyright: ignore[reportUnusedFunction]
         """Asks one adapter about the image that is the body."""
+        service.entry(adapter)  # before its image is read
         [answer] = await _exchange(service, request, [adapter], top)
         if isinstance(answer, RequestError):
             raise answer
@@ -150,8 +151,6 @@ async def _exchange(service: Service, request: Request, adapters: list[str], top
     """Reads the image and asks; leaves what is to be counted in the request's state."""
     try:
         with service.place():
-            if len(adapters) == 1:
-                service.entry(adapters[0])
             check_image_type(request)
             limits = service.limits
             image = await read_body(request, max_bytes=limits.max_bytes, timeout=limits.timeout)

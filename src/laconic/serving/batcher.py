@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -160,21 +160,28 @@ class Batcher(Generic[T, R]):
         return taken
 
     def _settle(self, batch: Sequence[_Waiting[T, R]]) -> None:
-        self._observe(len(batch))
-        try:
-            results: Sequence[Any] = self._compute([one.item for one in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results came for {len(batch)} items")
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-                return
+        outcome = self._computed(batch)
+        if isinstance(outcome, Exception) and len(batch) > 1:
+            # Its traceback holds on to the failed computation, which may have failed for want of memory.
+            del outcome
             half = len(batch) // 2
             self._settle(batch[:half])
             self._settle(batch[half:])
             return
+        results = [outcome] if isinstance(outcome, Exception) else outcome
         for one, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 one.future.set_exception(result)
             else:
                 one.future.set_result(result)
+
+    def _computed(self, batch: Sequence[_Waiting[T, R]]) -> Sequence[R | Exception] | Exception:
+        """A result or an exception for each, or why there is none at all."""
+        self._observe(len(batch))
+        try:
+            results = self._compute([one.item for one in batch])
+        except Exception as error:
+            return error
+        if len(results) == len(batch):
+            return results
+        return RuntimeError(f"{len(results)} results came for {len(batch)} items")

@@ -45,9 +45,8 @@ async def read_body(request: Request, *, max_bytes: int, timeout: float) -> byte
         RequestError: If it is too long, too slow, or the client goes away.
     """
     too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {max_bytes} bytes.")
-    length = request.headers.get("content-length", "0")
-    # The server has checked that these are digits.
-    if len(length) > 18 or int(length) > max_bytes:
+    # The server has checked that these are digits, and not too many.
+    if int(request.headers.get("content-length", "0")) > max_bytes:
         raise too_long
     body = bytearray()
     try:

@@ -147,7 +147,11 @@ class Service:
             RequestError: If it cannot be.
         """
         try:
-            return await asyncio.to_thread(self.bank.add, check_name(name), folder)
+            check_name(name)
+        except LaconicError as error:
+            raise RequestError("invalid", str(error)) from error
+        try:
+            return await asyncio.to_thread(self.bank.add, name, folder)
         except LaconicError as error:
             raise RequestError("refused", str(error)) from error
 
@@ -272,7 +276,7 @@ def _answer(entry: Entry, logits_C: Tensor | RequestError, top: int) -> Answer |
         return logits_C
     [ranked] = most_probable(logits_C[None], top)
     names = entry.classes
-    named = tuple((str(index) if names is None else names[index], value) for index, value in ranked)
+    named = tuple((str(index) if names is None else printable(names[index]), value) for index, value in ranked)
     index, probability = ranked[0]
     return Answer(adapter=entry.name, class_index=index, class_name=named[0][0], probability=probability, top=named)
 
