@@ -105,7 +105,7 @@ def main() -> None:
             for clients in map(int, args.concurrency.split(",")):
                 rates = {size: list[float]() for size in started}
                 took = {size: list[float]() for size in started}
-                for size, (_, port) in started.items():  # warm
+                for _, port in started.values():  # warm
                     asyncio.run(load(port, clients, image, 0.3))
                 for _ in range(args.rounds):
                     for size, (_, port) in started.items():

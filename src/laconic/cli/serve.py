@@ -46,7 +46,7 @@ class Serve:
     timeout: float = 30.0
     """Seconds for a request to come in, as many for its answer; a stop waits as long for those under way."""
     device: str | None = None
-    """Where to compute, such as cuda or cpu; this machine's best when left out."""
+    """Where to compute, such as cuda; the CPU when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
     json: bool = False

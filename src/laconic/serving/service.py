@@ -203,9 +203,10 @@ class Service:
             return RequestError(
                 "busy", f"The adapter {printable(ask.entry.name)!r} was exchanged meanwhile; ask again."
             )
+        logits_C = logits_C.cpu()
         if not bool(logits_C.isfinite().all()):
             return RequestError("failed", f"The adapter {printable(ask.entry.name)!r} gives no finite numbers.")
-        return logits_C.cpu()
+        return logits_C
 
     async def _settled(self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float) -> list[R | RequestError]:
         """What became of each item; those of a caller that is cancelled are taken back."""
