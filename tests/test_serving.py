@@ -899,6 +899,8 @@ MISTAKES = {
     "token file empty": ("BIRDS --token-file HERE/blank-token", ["HERE/blank-token", "no token"]),
     "token of two words": ("BIRDS --token-file HERE/long-token", ["HERE/long-token", "no token"]),
     "token that is no text": ("BIRDS --token-file HERE/binary-token", ["HERE/binary-token", "no text"]),
+    "no such device": ("BIRDS --device abacus", ["'abacus'", "cpu"]),
+    "no second processor": ("BIRDS --device cpu:1", ["'cpu:1'", "cpu"]),
     "no batch": ("BIRDS --max-batch 0", ["max_batch", "0"]),
     "no queue": ("BIRDS --max-queue -1", ["max_queue", "-1"]),
     "no time": ("BIRDS --timeout nan", ["timeout", "nan"]),

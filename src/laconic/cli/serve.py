@@ -61,6 +61,7 @@ class Serve:
             raise UsageError(f"--manage needs a token; give --token-file FILE or set {TOKEN_VARIABLE}.")
         bind = _bind()
         from laconic.bank import Bank
+        from laconic.devices import device_named
         from laconic.serving import Limits, Service
         from laconic.serving.server import Server, serve
 
@@ -73,8 +74,9 @@ class Serve:
             timeout=self.timeout,
         )
         places = named(self.adapters)
+        device = None if self.device is None else device_named(self.device)
         with bind(self.host, self.port, guarded=token is not None) as listener:
-            bank = Bank.load(places, weights=self.weights, device=self.device)
+            bank = Bank.load(places, weights=self.weights, device=device)
             service = Service(bank, limits)
             server = Server(
                 service, token=token, manage=self.manage, listening=lambda: self._announce(listener, [*places])
