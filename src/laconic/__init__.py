@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from laconic.adapter import load as load
     from laconic.attachment import attach as attach
+    from laconic.bank import Bank as Bank
     from laconic.baselines import MLP as MLP
     from laconic.baselines import Adapter as Adapter
     from laconic.baselines import Bias as Bias
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # torch takes seconds to import: names are looked up where they live when they are first used.
 _HOMES = {
     "LaconicError": "errors",
+    "Bank": "bank",
     "E2VPT": "methods",
     "VPT": "methods",
     "Adapter": "baselines",
@@ -71,6 +73,7 @@ __all__ = [
     "MLP",
     "VPT",
     "Adapter",
+    "Bank",
     "Bias",
     "FoldedModel",
     "Full",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from laconic.tokens import TokenBlock, TokenStages
 
 Prefix = Callable[[PrefixAttention, int], KeyValue | None]
 """Gives a block's attention the keys and values of its prompts, or none, for a batch of a given size."""
+
+Around = Callable[[int, PrefixAttention], nn.Module]
+"""What stands where the attention of a block would: something that calls it, and tells its `num_queries`."""
 
 
 class KVPrefix:
@@ -87,22 +90,29 @@ class ConstantPrefix(nn.Module):
         """P."""
         return cast("Tensor", self.keys).shape[2]
 
-    def forward(self, attention: PrefixAttention, batch: int) -> KeyValue:
+    def constant(self) -> KeyValue | None:
+        """Keys, values and bias; None where there are no prompts."""
+        return KeyValue(*cast("KeyValue", (self.keys, self.values, self.bias))) if len(self) else None
+
+    def forward(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
         """The constants, whatever asks."""
-        return KeyValue(*cast("KeyValue", (self.keys, self.values, self.bias)))
+        return self.constant()
 
 
 def no_prefix(attention: PrefixAttention, batch: int) -> None:
     """The prefix of a block without prompts."""
 
 
-def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[int], Prefix]) -> dict[str, nn.Module]:
+def prefix_parts(
+    backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[int], Prefix], *, around: Around | None = None
+) -> dict[str, nn.Module]:
     """Attention over a prefix in every block; the last block cut to the tokens that the pooling reads.
 
     Args:
         backbone: The timm model.
         info: Its description.
         prefix_of: Gives each block its prefix.
+        around: Puts something around the attention of each block.
 
     Returns:
         Path in the backbone -> what stands there instead, for `graft`.
@@ -110,7 +120,12 @@ def prefix_parts(backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[i
     last = len(info.blocks) - 1
     return {
         site.path: _block(
-            backbone, info, block, prefix_of(block), num_queries=info.leading_tokens if block == last else None
+            backbone,
+            info,
+            block,
+            prefix_of(block),
+            num_queries=info.leading_tokens if block == last else None,
+            around=around,
         )
         for block, site in enumerate(info.blocks)
     }
@@ -221,10 +236,12 @@ def _block(
     *,
     num_queries: int | None = None,
     inserted: tuple[int, int] = (0, 0),
+    around: Around | None = None,
 ) -> nn.Module:
     """A block with our attention in it, only for its first tokens if `num_queries` is given."""
     site = info.blocks[block]
-    attention = attention_at(backbone, info, block, prefix, num_queries=num_queries, inserted=inserted)
+    bare = attention_at(backbone, info, block, prefix, num_queries=num_queries, inserted=inserted)
+    attention: Any = bare if around is None else around(block, bare)
     if site.attention == site.path:
         return attention
     module = backbone.get_submodule(site.path)

@@ -17,6 +17,10 @@ class AdapterError(LaconicError):
     """An adapter that cannot be read, does not fit its backbone, or is not whole."""
 
 
+class UnknownAdapterError(AdapterError):
+    """A bank holds no adapter of the name that was asked for."""
+
+
 class TrainingError(LaconicError):
     """A training that cannot start, go on or be resumed."""
 

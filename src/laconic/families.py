@@ -64,6 +64,9 @@ WINDOWS: dict[type[nn.Module], str] = {
 """Class of a model whose blocks see windows of a map of tokens -> dotted path of its stages, or of its blocks where
 there is but one stage; subclasses count."""
 
+FIXED_BATCH: frozenset[type[nn.Module]] = frozenset({DeepseekVitClassifier, Qwen3VitClassifier})
+"""Model classes that count the images before their blocks and rely on it behind them."""
+
 ENTRIES: dict[type[nn.Module], str | None] = {
     Block: "norm1",
     ResPostBlock: None,
