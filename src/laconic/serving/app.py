@@ -34,7 +34,7 @@ from laconic.serving.schema import (
 )
 from laconic.serving.service import Answer, Service
 
-PREDICTING = failures(400, 401, 404, 408, 413, 415, 422, 500, 503)
+PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
 MAX_SOURCE_BYTES = 64 * 1024
 
 Name = Annotated[str, fastapi.Path(description="Name of an adapter.")]
@@ -42,13 +42,14 @@ Names = Annotated[list[str], Query(description="Names of adapters.", min_length=
 Top = Annotated[int, Query(ge=1, description="How many classes to name.")]
 
 
-def create_app(service: Service, *, token: str | None = None, manage: bool = False) -> FastAPI:
+def create_app(service: Service, *, token: str | None = None, manage: bool = False, local: bool = False) -> FastAPI:
     """The ASGI application; whoever made the service closes it.
 
     Args:
         service: What is asked.
         token: What clients must show as `Authorization: Bearer TOKEN`, everywhere but at /health.
         manage: Let clients add and remove adapters; needs a token.
+        local: Answer only what is addressed to `localhost` or a loopback address.
 
     Raises:
         LaconicError: If `manage` comes without a token.
@@ -57,7 +58,7 @@ def create_app(service: Service, *, token: str | None = None, manage: bool = Fal
         raise LaconicError("Adapters can be managed only where a token is asked for; give one.")
     # No pages of documentation: they would load scripts from elsewhere. openapi.json has it all.
     app = FastAPI(title="laconic", version=laconic.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Gate, service=service, token=token)
+    app.add_middleware(Gate, service=service, token=token, local=local)
     app.add_exception_handler(RequestError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unrouted)
@@ -103,7 +104,7 @@ def _routes(service: Service) -> APIRouter:
         pairs = zip(names, answers, strict=True)
         return Answers(answers=[FailedAnswer.of(n, a) if isinstance(a, RequestError) else a for n, a in pairs])
 
-    @routes.get("/v1/adapters", responses=failures(401))
+    @routes.get("/v1/adapters", responses=failures(401, 403))
     async def adapters() -> Adapters:  # pyright: ignore[reportUnusedFunction]
         """All adapters."""
         found: list[Summary] = []
@@ -112,12 +113,12 @@ def _routes(service: Service) -> APIRouter:
                 found.append(Summary.of(service.entry(name)))
         return Adapters(adapters=found)
 
-    @routes.get("/v1/adapters/{adapter}", responses=failures(401, 404, 422))
+    @routes.get("/v1/adapters/{adapter}", responses=failures(401, 403, 404, 422))
     async def adapter_details(adapter: Name) -> Details:  # pyright: ignore[reportUnusedFunction]
         """One adapter."""
         return Details.of(service.entry(adapter))
 
-    @routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401))
+    @routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401, 403))
     async def metrics() -> PlainTextResponse:  # pyright: ignore[reportUnusedFunction]
         """Counters as text for Prometheus."""
         return PlainTextResponse(service.exposition(), media_type="text/plain; version=0.0.4")
@@ -127,7 +128,7 @@ def _routes(service: Service) -> APIRouter:
 
 def _managing_routes(service: Service) -> APIRouter:
     routes = APIRouter()
-    refusals = failures(401, 408, 409, 413, 422, 500)
+    refusals = failures(401, 403, 408, 409, 413, 422, 500)
 
     @routes.put("/v1/adapters/{adapter}", status_code=201, responses=refusals, openapi_extra=json_body(Source))
     async def add(request: Request, adapter: Name) -> Details:  # pyright: ignore[reportUnusedFunction]
@@ -139,7 +140,7 @@ def _managing_routes(service: Service) -> APIRouter:
             raise RequestError("invalid", 'The body must be JSON: {"path": FOLDER}.') from error
         return Details.of(await service.add(adapter, Path(source.path)))
 
-    @routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 404, 422))
+    @routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
     async def remove(adapter: Name) -> None:  # pyright: ignore[reportUnusedFunction]
         """Removes an adapter."""
         service.remove(adapter)

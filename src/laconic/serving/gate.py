@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import logging
 import time
 
@@ -12,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from laconic.data.images import printable
 from laconic.serving.problems import RequestError
 from laconic.serving.service import Service
 
@@ -34,12 +36,15 @@ class Gate:
         app: What it guards.
         service: Where requests are counted.
         token: What clients must show, or None.
+        local: Refuse requests that are addressed to another host than this machine by its own names. A web page that
+            has its host's name resolved to 127.0.0.1 could otherwise ask and read the answers.
     """
 
-    def __init__(self, app: ASGIApp, *, service: Service, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, service: Service, token: str | None, local: bool) -> None:
         self._app = app
         self._service = service
         self._token = token
+        self._local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -56,7 +61,7 @@ class Gate:
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
-            self._check_token(scope)
+            self._check(scope)
             await self._app(scope, exchange.receive, exchange.send)
             return
         except RequestError as problem:
@@ -70,16 +75,34 @@ class Gate:
         if exchange.status == 0:
             await response(answer)(scope, exchange.receive, exchange.send)
 
-    def _check_token(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "localhost")
+        if self._local and not is_local(host):
+            raise RequestError("wrong_host", f"This service is not called {printable(host[:100])!r}.")
         if self._token is None or scope["path"] in OPEN:
             return
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         # Bytes, for compare_digest takes no other text than ASCII.
         same = hmac.compare_digest(given.strip().encode(), self._token.encode())
         if scheme.lower() != "bearer" or not same:
             raise RequestError(
                 "bad_token", "This needs the header 'Authorization: Bearer TOKEN' with the service's token."
             )
+
+
+def is_local(host: str) -> bool:
+    """Whether a Host header names this machine as only it is called by itself.
+
+    Example:
+        >>> [is_local(host) for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "example.org", "10.0.0.1:8000")]
+        [True, True, True, False, False]
+    """
+    name = host.lower().partition("]")[0].lstrip("[") if host.startswith("[") else host.lower().partition(":")[0]
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def response(problem: RequestError) -> JSONResponse:

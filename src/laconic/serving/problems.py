@@ -9,6 +9,7 @@ from laconic.errors import LaconicError
 STATUS = {
     "broken_image": 400,
     "bad_token": 401,
+    "wrong_host": 403,
     "unknown_adapter": 404,
     "not_found": 404,
     "wrong_method": 405,

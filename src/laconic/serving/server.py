@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from laconic.data.images import printable
 from laconic.errors import LaconicError
 from laconic.serving.app import create_app
 from laconic.serving.service import Service
@@ -37,15 +39,15 @@ def bind(host: str, port: int, *, guarded: bool) -> socket.socket:
         raise LaconicError(f"A port is a number from 0 to 65535, not {port}.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise LaconicError(f"The address {where} is not known ({error.strerror}); check --host.") from error
+    except (OSError, UnicodeError) as error:
+        raise LaconicError(f"There is no address {printable(where)!r}; check --host.") from error
     if not guarded and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise LaconicError(
             f"Other machines could ask at {host} and no token is set; give --token-file FILE or set LACONIC_TOKEN."
         )
     listener = socket.socket(family, kind, protocol)
     try:
-        if hasattr(signal, "SIGHUP"):  # elsewhere the option would let two servers share a port
+        if os.name == "posix":  # elsewhere the option would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
@@ -59,7 +61,7 @@ class Server(uvicorn.Server):
 
     Args:
         service: What is asked; whoever made it closes it.
-        token: As for `create_app`.
+        token: As for `create_app`; without one, only what is addressed to this machine is answered.
         manage: As for `create_app`.
         listening: Called when requests can come.
     """
@@ -76,7 +78,7 @@ class Server(uvicorn.Server):
         self._listening = listening
         self._idle: dict[object, tuple[object, float]] = {}
         config = uvicorn.Config(
-            create_app(service, token=token, manage=manage),
+            create_app(service, token=token, manage=manage, local=token is None),
             http="h11",
             ws="none",
             lifespan="off",
