@@ -63,7 +63,7 @@ def start(adapters: list[str], max_batch: int, threads: int) -> tuple[subprocess
 async def client(port: int, number: int, image: bytes, until: float, took: list[float]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     path = f"/v1/predict/{ADAPTERS[number % len(ADAPTERS)]}"
-    request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
+    request = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
     while (started := time.perf_counter()) < until:
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")

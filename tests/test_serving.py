@@ -36,7 +36,7 @@ from laconic.serving.metrics import Metrics
 from laconic.serving.server import Server, bind, serve
 
 TOKEN = "open-sesame"
-PATIENCE = 30
+PATIENCE = 120
 """Seconds after which something that must happen has not."""
 
 
