@@ -776,7 +776,9 @@ def test_the_schema_is_of_what_is_answered_and_no_page_loads_anything(server, ma
     assert set(answer["required"]) == set(server.ask("birds").json())
     predict_one = schema["paths"]["/v1/predict/{adapter}"]["post"]
     assert "image/*" in predict_one["requestBody"]["content"]
-    assert {"200", "400", "401", "403", "404", "408", "413", "415", "422", "500", "503"} == set(predict_one["responses"])
+    assert {"200", "400", "401", "403", "404", "408", "413", "415", "422", "500", "503"} == set(
+        predict_one["responses"]
+    )
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     assert {"put", "delete"} <= set(managed.client.get("/openapi.json").json()["paths"]["/v1/adapters/{adapter}"])
     assert "securitySchemes" in managed.client.get("/openapi.json").json()["components"]
