@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from laconic.data import decode, list_images
 from laconic.data.images import printable
@@ -78,9 +79,9 @@ def predict(
         if batch:
             images = model.preprocessing.normalise(torch.stack(pixels).to(device))
             with torch.inference_mode():
-                best = model(images).float().softmax(1).topk(min(top, len(names)), dim=1)
-            for file, values, indices in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
-                ranked = tuple((names[index], value) for index, value in zip(indices, values, strict=True))
+                best = most_probable(model(images), top)
+            for file, classes in zip(batch, best, strict=True):
+                ranked = tuple((names[index], value) for index, value in classes)
                 found.append(
                     Prediction(
                         image=printable(str(file)), class_name=ranked[0][0], probability=ranked[0][1], top=ranked
@@ -90,3 +91,18 @@ def predict(
     if not found:
         raise DataError(f"None of the {len(files)} images could be read; the first: {skipped[0]}")
     return found, skipped
+
+
+def most_probable(logits_BC: Tensor, top: int) -> list[list[tuple[int, float]]]:
+    """For each image the `top` most probable classes (all where there are fewer) and their probabilities, falling.
+
+    Example:
+        >>> [[(best, probability), _]] = most_probable(torch.tensor([[0.0, 9.0, 1.0]]), 2)
+        >>> best, round(probability, 3)
+        (1, 1.0)
+    """
+    best = logits_BC.float().softmax(1).topk(min(top, logits_BC.shape[1]), dim=1)
+    return [
+        list(zip(indices, values, strict=True))
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -17,6 +17,7 @@ from laconic.analysis.counts import Kept, kept_counts, with_counts
 from laconic.analysis.latency import Latency, latency
 from laconic.backbone import BackboneInfo, describe
 from laconic.creation import create_backbone
+from laconic.devices import device_named, found_devices
 from laconic.errors import LaconicError
 from laconic.progress import Report, part, silent
 
@@ -166,7 +167,7 @@ def latencies(
     model = create_backbone(backbone, pretrained=False, img_size=img_size).eval().requires_grad_(False)
     info = describe(model)
     kept = {number: kept_counts(number, shares, len(info.blocks)) for number in prompts}
-    places = found_devices() if devices is None else [_device(name) for name in devices]
+    places = found_devices() if devices is None else [device_named(name) for name in devices]
     found: list[DeviceTimes] = []
     for number, device in enumerate(places):
         with _enough_memory(device):
@@ -182,19 +183,6 @@ def latencies(
         torch=torch.__version__,
         devices=tuple(found),
     )
-
-
-def found_devices() -> list[torch.device]:
-    """The CPU, and the accelerator where there is one."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return [torch.device("cpu"), *([accelerator] if accelerator is not None else [])]
-
-
-def _device(name: str) -> torch.device:
-    found = {device.type: device for device in found_devices()}
-    if name not in found:
-        raise LaconicError(f"There is no device {name!r} here; there is {' and '.join(found)}.")
-    return found[name]
 
 
 @contextmanager

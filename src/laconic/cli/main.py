@@ -23,6 +23,7 @@ from laconic.cli.fit import Fit
 from laconic.cli.judge import Eval, Predict
 from laconic.cli.prepare import Prepare
 from laconic.cli.report import Report
+from laconic.cli.serve import Serve
 from laconic.cli.tasks import Tasks
 from laconic.errors import LaconicError
 
@@ -35,6 +36,7 @@ Commands = (
     | Annotated[Condense, tyro.conf.subcommand("condense", prefix_name=False)]
     | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
     | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Serve, tyro.conf.subcommand("serve", prefix_name=False)]
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]

@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from laconic.data.modes import UnusableImageError, to_rgb
+from laconic.data.modes import NotAnImageError, TooManyPixelsError, UnusableImageError, to_rgb
 from laconic.data.quiet import quiet_pillow
 from laconic.data.views import View
 from laconic.errors import DataError
@@ -76,19 +76,41 @@ def decode(
         >>> decode(buffer.getvalue(), plain).shape
         torch.Size([3, 8, 8])
     """
-    found = try_decode(source, preprocessing, view)
-    if isinstance(found, Tensor):
-        return found
-    if name is None:
-        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
-    raise DataError(f"{printable(name)} {found}; replace it or leave it out.")
+    try:
+        return read_pixels(source, preprocessing, view)
+    except UnusableImageError as error:
+        if name is None:
+            name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
+        raise DataError(f"{printable(name)} {error}; replace it or leave it out.") from error
 
 
 def try_decode(source: Source, preprocessing: Preprocessing, view: View | None = None) -> Tensor | str:
     """Like `decode`, but returns what is wrong (it completes the sentence `FILE ...`) instead of raising."""
     try:
+        return read_pixels(source, preprocessing, view)
+    except UnusableImageError as error:
+        return str(error)
+
+
+def read_pixels(
+    source: Source, preprocessing: Preprocessing, view: View | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """Like `decode`, for callers that tell what can be wrong with an image apart.
+
+    Args:
+        source: As for `decode`.
+        preprocessing: As for `decode`.
+        view: As for `decode`.
+        max_pixels: Refuse more by the header, at most `MAX_PIXELS`.
+
+    Raises:
+        NotAnImageError: It is of no format that pictures come in.
+        TooManyPixelsError: Its header promises more than `max_pixels`.
+        UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
+    """
+    try:
         with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            _refuse_bombs(image)
+            _refuse_bombs(image, max_pixels)
             _draft(image, preprocessing, view)
             image.load()
             return render(_upright(image), preprocessing, view)
@@ -96,18 +118,18 @@ def try_decode(source: Source, preprocessing: Preprocessing, view: View | None =
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
-        return _reason(error)
+        raise _unusable(error, max_pixels) from error
 
 
 def probe(source: Source) -> str | None:
     """What is wrong with an image as far as its header tells; it completes the sentence `FILE ...`."""
     try:
         with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            _refuse_bombs(image)
+            _refuse_bombs(image, MAX_PIXELS)
     except (MemoryError, DataError):
         raise
     except Exception as error:
-        return _reason(error)
+        return str(_unusable(error, MAX_PIXELS))
     return None
 
 
@@ -158,11 +180,11 @@ def _file_of(source: Source) -> str | io.BytesIO:
     return file
 
 
-def _refuse_bombs(image: Image.Image) -> None:
+def _refuse_bombs(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnusableImageError(
-            f"is too large ({width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} million)"
+    if width * height > max_pixels:
+        raise TooManyPixelsError(
+            f"is too large ({width} x {height} pixels; the limit is {max_pixels / 10**6:g} million)"
         )
 
 
@@ -207,17 +229,19 @@ def _box(
     return left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height)
 
 
-def _reason(error: Exception) -> str:
+def _unusable(error: Exception, max_pixels: int) -> UnusableImageError:
+    if isinstance(error, UnusableImageError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return NotAnImageError("is not an image, or its header is damaged")
+    if isinstance(error, Image.DecompressionBombError):
+        return TooManyPixelsError(f"is too large (the limit is {max_pixels / 10**6:g} million pixels)")
     known: dict[type[Exception], str] = {
         FileNotFoundError: "does not exist",
         IsADirectoryError: "is a folder, not an image",
-        UnidentifiedImageError: "is not an image, or its header is damaged",
-        Image.DecompressionBombError: f"is too large (the limit is {MAX_PIXELS // 10**6} million pixels)",
-        UnusableImageError: str(error),
     }
     if type(error) in known:
-        return known[type(error)]
+        return UnusableImageError(known[type(error)])
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror.lower()}"
-    detail = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be decoded: {detail}"
+        return UnusableImageError(f"cannot be read: {error.strerror.lower()}")
+    return UnusableImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")

@@ -13,6 +13,14 @@ class UnusableImageError(ValueError):
     """An image that opens but cannot be used; the message completes the sentence `FILE ...`."""
 
 
+class NotAnImageError(UnusableImageError):
+    """A file of no format that pictures come in."""
+
+
+class TooManyPixelsError(UnusableImageError):
+    """An image whose header promises more pixels than are taken."""
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts to RGB: transparency on white, 16-bit integers 0-65535 and floats 0-1 (or 0-255) to 0-255.
 
