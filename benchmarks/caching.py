@@ -56,8 +56,9 @@ def main() -> None:
             "anew",
             per=args.images,
         )
-        anew, first, later = (statistics.median(values) for values in times.values())
-        print(f"A fine-tuning of 20 epochs then takes {(first + 19 * later) / (20 * anew):.3f} of the time.")
+        shares = [(first + 19 * later) / (20 * anew) for anew, first, later in zip(*times.values(), strict=True)]
+        low, high = min(shares), max(shares)
+        print(f"20 epochs then take {statistics.median(shares):.3f} ({low:.3f}-{high:.3f}) of the time.")
 
 
 if __name__ == "__main__":

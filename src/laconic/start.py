@@ -31,7 +31,7 @@ class Split:
     Example:
         >>> import timm, laconic
         >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(2), num_classes=2)
-        >>> late = model.keep([torch.arange(0)] * 4 + [torch.arange(2)] * 2)
+        >>> late = model.keep([torch.arange(0)] * 4 + [torch.arange(2)] * 2).eval()
         >>> images = torch.randn(3, 3, 32, 32)
         >>> split = Split(late, images[:1])
         >>> split.blocks, torch.equal(split.above()(split.below(images)), late(images))

@@ -112,7 +112,7 @@ def fit(
     Example:
         >>> import timm, laconic
         >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(2), num_classes=2)
-        >>> data = TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
         >>> len(laconic.fit(model, data, recipe=laconic.Recipe(epochs=3)).rows)
         3
     """
