@@ -39,6 +39,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/inference.py --backbone swin_tiny_patch4_window7_224 --prompts 5,50
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/caching.py
 
 clean:
 	rm -rf $(VENV) demo runs

@@ -94,7 +94,7 @@ def describe(model: nn.Module) -> BackboneInfo:
     stages = next((path for cls, path in WINDOWS.items() if isinstance(model, cls)), None)
     blocks = _window_blocks(timm_model, stages) if stages is not None else _sequence_blocks(model)
     leading = 0 if stages is not None else SEQUENCES[_sequence_class(model)].leading(timm_model)
-    embed = _patch_embed(timm_model)
+    embed: Any = model.get_submodule(patch_embed_path(model))
     preprocessing, patch = _preprocessing(model, embed), _patch_size(embed)
     patches = (preprocessing.size[0] // patch[0]) * (preprocessing.size[1] // patch[1])
     info = BackboneInfo(
@@ -154,6 +154,11 @@ def num_parameters(model: nn.Module) -> int:
     """
     left_out = classifier_parameters(model)
     return sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+
+
+def patch_embed_path(model: nn.Module) -> str:
+    """Dotted path of what makes patches of an image in a timm model."""
+    return next((name for name in ("patch_embed", "embeds") if hasattr(model, name)), "encoder.patch_embed")
 
 
 def _sequence_class(model: nn.Module) -> type[nn.Module]:
@@ -240,11 +245,6 @@ def _check_size(info: BackboneInfo, embed: Any) -> None:
             f"The image size {'x'.join(map(str, size))} cannot be cut into patches of {'x'.join(map(str, patch))} "
             "pixels."
         )
-
-
-def _patch_embed(model: Any) -> Any:
-    found = next((getattr(model, name) for name in ("patch_embed", "embeds") if hasattr(model, name)), None)
-    return model.encoder.patch_embed if found is None else found
 
 
 def _patch_size(embed: Any) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -66,6 +67,16 @@ class _Adapted(nn.Module):
 
     def _install(self, parts: Mapping[str, nn.Module]) -> None:
         self.__dict__["_view"] = graft(self.tuned.base, parts)
+
+    @contextmanager
+    def exchanged(self, parts: Mapping[str, nn.Module]) -> Generator[None]:
+        """Inside, the model runs with other parts in its view, by their paths there."""
+        before = self.view
+        self.__dict__["_view"] = graft(before, parts)
+        try:
+            yield
+        finally:
+            self.__dict__["_view"] = before
 
     @property
     def view(self) -> Any:

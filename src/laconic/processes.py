@@ -22,3 +22,14 @@ def agreed(value: T) -> T:
     box = [value]
     distributed.broadcast_object_list(box)
     return box[0]
+
+
+def unanimous(value: bool) -> bool:
+    """Whether it is true in all processes; waits for them."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    votes = [False] * distributed.get_world_size()
+    distributed.all_gather_object(votes, value)
+    return all(votes)

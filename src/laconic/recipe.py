@@ -10,6 +10,9 @@ from laconic.errors import LaconicError
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
+MEANS = ("workers", "cache_gb", "grad_checkpointing")
+"""What of a recipe says how the work is done, not what comes out; it may change between a run and its continuation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -28,6 +31,11 @@ class Recipe:
         precision: `"fp32"`, or `"bf16"` for autocast.
         seed: Seeds the order of the images and prompt dropout.
         workers: Processes that load a data set which is not held in memory.
+        cache_gb: What enters the first block in which something is learned is computed once for every image and kept,
+            if it takes no more than so many gigabytes (10^9 bytes); 0 computes it anew in every epoch. Not for images
+            that are augmented, or come from a data set that is neither ours nor a `TensorDataset`.
+        grad_checkpointing: Compute the blocks' activations again in the backward pass instead of keeping them: less
+            memory, more time, the same numbers.
 
     Raises:
         LaconicError: If a value is out of range.
@@ -49,6 +57,8 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     workers: int = 0
+    cache_gb: float = 2.0
+    grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         checks = [
@@ -62,6 +72,7 @@ class Recipe:
             (self.precision in ("fp32", "bf16"), f"the precision is 'fp32' or 'bf16', not {self.precision!r}"),
             (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
             (self.workers >= 0, f"the number of workers must be at least 0, not {self.workers}"),
+            (0 <= self.cache_gb < math.inf, f"the cache takes at least 0 gigabytes, not {self.cache_gb}"),
         ]
         for holds, problem in checks:
             if not holds:

@@ -12,13 +12,14 @@ from laconic.errors import TrainingError
 from laconic.files import write_json
 from laconic.model import PromptedModel
 from laconic.processes import is_main_process
+from laconic.recipe import MEANS
 
 RESULT = "result.json"
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
 
-PLACES = ("root", "workers")
-"""Settings that say where data lie, or how many load them: that may change between a run and its continuation."""
+PLACES = ("root", *MEANS)
+"""Settings that say where data lie, or how the work is done: that may change between a run and its continuation."""
 
 ADDED: Mapping[str, Any] = {"merge": False}
 """Settings that runs of earlier versions do not name, and what they did."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import TensorDataset
 
 from laconic.backbone import fingerprint
 from laconic.batches import (
@@ -25,18 +23,21 @@ from laconic.batches import (
     check_batch,
     epoch_order,
     identity,
-    in_order,
     iterate,
     size_of,
 )
+from laconic.caching import Cache, cached
 from laconic.checkpoint import load_checkpoint, save_checkpoint
+from laconic.checkpointing import checkpointed_parts
 from laconic.errors import DivergedError, TrainingError
 from laconic.evaluation import evaluate
 from laconic.interrupt import deferred_interrupt
 from laconic.methods import method_to_config
 from laconic.model import PromptedModel
+from laconic.precision import attention_for_training, autocast
 from laconic.progress import Report, bar
-from laconic.recipe import Recipe, learning_rate
+from laconic.recipe import MEANS, Recipe, learning_rate
+from laconic.start import first_learned
 
 SAVE_EVERY_SECONDS = 10.0
 """A kill costs at most about this much work."""
@@ -80,8 +81,11 @@ def fit(
     """Trains prompts, or what else the method learns, and the head in place; the backbone stays as it is.
 
     On a CPU the same seed and number of threads give the same numbers bit for bit, also when a run was killed and
-    resumed. Under `torchrun` the batch is shared by the processes. A model that learns nothing but its head trains that
-    on features computed once, unless the images are augmented (`ImageDataset.with_augment`).
+    resumed. Under `torchrun` the batch is shared by the processes.
+
+    What lies below the first block in which something is learned is computed once for every image and kept, unless the
+    images are augmented (`ImageDataset.with_augment`); see `Recipe.cache_gb`. Results are the same but for rounding. A
+    model that learns nothing but its head always trains that on features computed once, on any data set.
 
     Args:
         model: From `laconic.attach`.
@@ -108,7 +112,7 @@ def fit(
     Example:
         >>> import timm, laconic
         >>> model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(2), num_classes=2)
-        >>> data = TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
         >>> len(laconic.fit(model, data, recipe=laconic.Recipe(epochs=3)).rows)
         3
     """
@@ -161,7 +165,7 @@ class _Run:
             "data": None if checkpoint is None else identity(train),
             "augment": augmentation(train),
         }
-        self.trained: nn.Module = model
+        self.cache: Cache | None = None
 
     @property
     def is_main(self) -> bool:
@@ -183,18 +187,34 @@ class _Run:
             self.at_epoch(0)
         if self.step >= self.last_step:
             return
-        if all(name.startswith("head.") for name in self.model.learned) and augmentation(self.train_data) is None:
-            # Nothing inside the backbone learns, and the images stay the same: its features are computed once.
-            torch.manual_seed(self._step_seed())
-            self.train_data, self.trained = _features(self.model, self.train_data, self.recipe.workers), self.model.head
         self.model.train()
-        trained = self.accelerator.prepare(self.trained)
-        with (
-            deferred_interrupt(enabled=self.checkpoint is not None) as interrupted,
-            _attention_for_training(self.model, self.recipe.precision),
-        ):
-            self._loop(trained, report, interrupted)
+        with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, self._checkpointed():
+            started = time.monotonic()
+            self._compute_once(report, interrupted)
+            self.history.seconds += time.monotonic() - started
+            trained = self.accelerator.prepare(self.model if self.cache is None else self.cache.above)
+            with attention_for_training(self.model, self.recipe):
+                self._loop(trained, report, interrupted)
         self._save()
+
+    def _checkpointed(self) -> AbstractContextManager[None]:
+        if not self.recipe.grad_checkpointing:
+            return nullcontext()
+        return self.model.exchanged(checkpointed_parts(self.model, first_learned(self.model)))
+
+    def _compute_once(self, report: Report, interrupted: Callable[[], bool]) -> None:
+        """Keeps what never changes between epochs; the same, wherever in them this run stands."""
+
+        def tell(done: int) -> None:
+            report(self.step, self.last_step, cached=done)
+            if interrupted():
+                self._save()
+                epoch = self.step // self.steps_per_epoch + 1
+                raise Interrupted(f"Stopped before epoch {epoch} of {self.recipe.epochs}; the state was saved.")
+
+        torch.manual_seed(self._seed(0))
+        processes = self.accelerator.num_processes
+        self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, tell=tell)
 
     def _loop(self, trained: nn.Module, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()
@@ -202,8 +222,8 @@ class _Run:
         first = self.step
         while self.step < self.last_step:
             epoch = self.step // self.steps_per_epoch
-            for batch, images, labels in self._epoch_batches(epoch):
-                self._step(trained, images, labels, batch)
+            for batch, inputs, labels in self._epoch_batches(epoch):
+                self._step(trained, inputs, labels, batch)
                 self.step += 1
                 now = time.monotonic()
                 self.history.seconds = before + now - started
@@ -219,38 +239,40 @@ class _Run:
                 if interrupted():
                     raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.epochs}; the state was saved.")
 
-    def _epoch_batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """What is left of an epoch: size of the global batch, and this process's images and labels."""
+    def _epoch_batches(self, epoch: int) -> Iterator[tuple[int, tuple[Tensor, ...], Tensor]]:
+        """What is left of an epoch: size of the global batch, and this process's inputs to the model and labels."""
         order = epoch_order(self.length, seed=self.recipe.seed, epoch=epoch)
         batches = list(order.split(self.recipe.batch_size))[self.step - epoch * self.steps_per_epoch :]
         mine = [self._share(batch) for batch in batches]
-        device, workers = self.accelerator.device, self.recipe.workers
+        device, workers, cache = self.accelerator.device, self.recipe.workers, self.cache
         training = TrainingEpoch(seed=self.recipe.seed, epoch=epoch)
-        data = iterate(self.train_data, mine, device=device, workers=workers, seed=self._step_seed(), training=training)
-        for batch in batches:
+        source = self.train_data if cache is None or cache.with_images else cast("ImageLabels", cache.data)
+        data = iterate(source, mine, device=device, workers=workers, seed=self._seed(self.step), training=training)
+        for batch, rows in zip(batches, mine, strict=True):
             # Seeded anew for every step, before its images are fetched: random augmentation and dropout then depend
             # on the step alone, and a resumed run repeats them.
-            torch.manual_seed(self._step_seed())
+            torch.manual_seed(self._seed(self.step))
             images, labels = next(data)
-            if self.trained is self.model:
+            if cache is None:
                 check_batch(images, labels, self.model)
-            yield len(batch), images, labels
+            beside = () if cache is None or not cache.with_images else (cache.rows[rows].to(device),)
+            yield len(batch), (*beside, images), labels
 
-    def _step_seed(self) -> int:
-        return (self.recipe.seed * 1_000_003 + self.step) * 1024 + self.accelerator.process_index
+    def _seed(self, step: int) -> int:
+        return (self.recipe.seed * 1_000_003 + step) * 1024 + self.accelerator.process_index
 
     def _share(self, batch: Tensor) -> Tensor:
         """This process's part of a global batch; never empty, see `_step`."""
         mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
         return mine if len(mine) else batch[:1]
 
-    def _step(self, trained: nn.Module, images: Tensor, labels: Tensor, batch: int) -> None:
+    def _step(self, trained: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor, batch: int) -> None:
         recipe, processes, rank = self.recipe, self.accelerator.num_processes, self.accelerator.process_index
         lr = learning_rate(self.step, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits = trained(images).float()
+        with autocast(self.model, recipe):
+            logits = trained(*inputs).float()
         # A process left without images in a short last batch computes one whose weight is zero.
         weight = 1.0 if rank < batch else 0.0
         loss_sum = weight * F.cross_entropy(logits, labels, reduction="sum")
@@ -312,21 +334,8 @@ class _Run:
 
 
 def _of_run(fact: Any) -> Any:
-    """A fact without who loads the data, which may change when a run goes on."""
-    return {key: value for key, value in fact.items() if key != "workers"} if isinstance(fact, dict) else fact  # pyright: ignore
-
-
-@torch.no_grad()
-def _features(model: PromptedModel, data: ImageLabels, workers: int) -> ImageLabels:
-    model.eval()
-    device = next(model.parameters()).device
-    batches = iterate(data, in_order(size_of(data), 128), device=device, workers=workers)
-    found: list[tuple[Tensor, Tensor]] = []
-    for images, labels in batches:
-        check_batch(images, labels, model)
-        found.append((model.features(images).to(model.head.weight.dtype), labels))
-    features, labels = torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
-    return cast("ImageLabels", TensorDataset(features, labels))
+    """A fact without how the work is done, which may change when a run goes on."""
+    return {key: value for key, value in fact.items() if key not in MEANS} if isinstance(fact, dict) else fact  # pyright: ignore
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:
@@ -337,17 +346,3 @@ def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: R
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.peak_lr)
-
-
-@contextmanager
-def _attention_for_training(model: PromptedModel, precision: str) -> Generator[None]:
-    """Plain attention for short sequences in bf16 on a CPU, where the fused kernel's backward pass takes longer.
-
-    Measured: plain is 1.4 times as fast with 65 tokens and 1.5 times with windows of 49, fused 1.3 times as fast with
-    197 tokens.
-    """
-    if next(model.parameters()).device.type == "cpu" and precision == "bf16" and model.info.attended <= 128:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield

@@ -20,7 +20,7 @@ from laconic.runfolder import PLACES
 
 Document = dict[str, Any]
 
-_ELSEWHERE = ("data", "root", "method", "prompts", "condense", "ratio", "recipe", "seed", "workers")
+_ELSEWHERE = ("data", "method", "prompts", "condense", "ratio", "recipe", "seed", *PLACES)
 """Settings that a label has already, that the task or seed say, or that change no number."""
 
 

@@ -35,6 +35,11 @@ class UnseededTraining:
     """bf16 is faster on GPUs and on recent CPUs."""
     workers: int = 0
     """Processes that load images which do not fit in memory."""
+    cache_gb: float = 2.0
+    """What enters the first block with something to learn is computed once an image and kept, up to so many
+    gigabytes, unless images are augmented; 0 to compute it in every epoch."""
+    grad_checkpointing: bool = False
+    """Use less memory and more time: compute activations again in the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
