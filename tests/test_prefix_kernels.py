@@ -39,7 +39,7 @@ def softmax_over_all(q, k, v, keys, values, bias, mask, scale):
     added=st.sampled_from([1, 2, 65]),
     d=st.sampled_from([1, 3, 16]),
     per_sample=st.booleans(),
-    biased=st.booleans(),
+    biased=st.sampled_from([None, "shared", "per sample"]),
     masked=st.sampled_from([None, "111M", "1HNM", "BHNM"]),
     layout=st.sampled_from(["tokens", "heads"]),
     asks=st.sampled_from([(True, True, True), (False, True, True), (True, False, False), (False, False, True)]),
@@ -62,7 +62,7 @@ def test_two_parts_are_one_softmax_and_so_are_their_gradients(
     rows = batch if per_sample else 1
     q, k, v = (heads_of(batch, length) for length in (queries, tokens, tokens))
     keys, values = heads_of(rows, added), heads_of(rows, added)
-    bias = draw(rows, added) if biased else None
+    bias = None if biased is None else draw(batch if biased == "per sample" else 1, added)
     shape = {"111M": (1, 1, 1, tokens), "1HNM": (1, heads, queries, tokens), "BHNM": (batch, heads, queries, tokens)}
     mask = None if masked is None else 3 * draw(*shape[masked])
     inputs = [q, k, v, keys, values]
@@ -163,7 +163,9 @@ def test_queries_that_absorb_the_projections(prefix_rows, bias, queries):
     reference.close(found, softmax_over_all(q, k, v, keys, values, counts, None, 0.4), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["class-token", "registers", "distilled", "no-qkv-bias", "qk-norm", "avg-over-all-tokens"])
+@pytest.mark.parametrize(
+    "name", ["class-token", "registers", "distilled", "no-qkv-bias", "qk-norm", "avg-over-all-tokens"]
+)
 def test_the_last_block_absorbs_only_where_it_may(name, monkeypatch):
     calls = []
     monkeypatch.setattr(plain, "attend_absorbed", lambda *a, **o: calls.append(1) or attend_absorbed(*a, **o))

@@ -70,6 +70,8 @@ def attend_apart(
     kind = k_BHMd.dtype
     keys_bHPd, values_bHPd = keys_bHPd.to(kind), values_bHPd.to(kind)
     bias = None if bias_bP is None else bias_bP.to(kind)[:, None, None]
+    if bias is not None and len(bias) > len(keys_bHPd):
+        keys_bHPd, values_bHPd = (part.expand(len(bias), -1, -1, -1) for part in (keys_bHPd, values_bHPd))
     factor = q_BHNd.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)].to(kind)
