@@ -31,8 +31,8 @@ def can_be_apart(
         and q_BHNd.dtype == v_BHMd.dtype
         and (learns or len(q_BHNd) > 1 or q_BHNd.dtype == torch.bfloat16)
         and not (torch.compiler.is_compiling() and (learns or torch.compiler.is_exporting()))
-        # What `sdpa_kernel` chooses.
-        and torch.backends.cuda.flash_sdp_enabled()
+        # What `sdpa_kernel` chooses; a graph cannot ask.
+        and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
         and not any(t is not None and learns and t.requires_grad for t in (bias_bP, attn_mask))
         and (attn_mask is None or attn_mask.is_floating_point())
     )
@@ -115,7 +115,7 @@ class _Apart(torch.autograd.Function):
     ) -> Tensor:
         out, divisor, seen, seen_divisor = _parts(q, k, v, keys, values, bias, mask, scale)
         divisor = torch.logaddexp(divisor, seen_divisor)
-        out = out.lerp(seen, (seen_divisor - divisor).exp_().unsqueeze(-1).to(out.dtype))
+        out = out.lerp_(seen, (seen_divisor - divisor).exp_().unsqueeze(-1).to(out.dtype))
         ctx.save_for_backward(q, k, v, keys, values, bias, mask, out, divisor)
         ctx.scale = scale
         return out
