@@ -29,8 +29,8 @@ class Export:
     """Image files or folders to compare the file with the original on; those of --int8 or bundled
     images when left out."""
     int8: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Make it an int8 model: a folder of images to calibrate with (openvino) and to compare on, or as for `laconic eval`.
-    Of images with labels the training split is used, and the accuracy before and after is that of the test split."""
+    """Make it an int8 model: images to calibrate with (openvino) and to compare on, a folder or as for `laconic eval`.
+    Where they have labels, the training split is used, and the accuracy before and after is that of the test split."""
     eval: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Measure the accuracy before and after int8 on these labelled images instead; on their test split, if there is."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None

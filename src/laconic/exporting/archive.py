@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from laconic.data.images import printable
 from laconic.errors import LaconicError
 from laconic.typed import parse
 
@@ -87,4 +88,6 @@ def _entries(document: Any) -> list[dict[str, Any]]:
 
 
 def _refuse(path: Path, why: str) -> None:
-    raise LaconicError(f"{path} is not opened because it could run code: {why}; export the adapter again.")
+    raise LaconicError(
+        f"{printable(str(path))} is not opened because it could run code: {why}; export the adapter again."
+    )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from laconic.data.images import printable
 from laconic.errors import LaconicError
 from laconic.exporting.formats import Format
 from laconic.files import write_text
@@ -58,11 +59,15 @@ class ExecuTorch(Format):
         """Reads both files."""
         beside = self.companions(path)[0]
         if not beside.is_file():
-            raise LaconicError(f"{path} has no {beside.name} beside it, which says what it is; copy both.")
+            raise LaconicError(
+                f"{printable(str(path))} has no {printable(beside.name)} beside it, which says what it is; copy both."
+            )
         document = json.loads(beside.read_bytes())
         program = path.read_bytes()
         if document["program_sha256"] != hashlib.sha256(program).hexdigest():
-            raise LaconicError(f"{path} and {beside.name} are not of one export; export the adapter again.")
+            raise LaconicError(
+                f"{printable(str(path))} and {printable(beside.name)} are not of one export; export the adapter again."
+            )
         return json.dumps(document["about"]), lambda: _runner(path)
 
     def companions(self, path: Path) -> list[Path]:

@@ -38,6 +38,8 @@ class Format(ABC):
     """Packages that reading and running need."""
     max_batch: ClassVar[int] = 1024
     """Largest batch that one call takes."""
+    int8: ClassVar[bool] = False
+    """Whether laconic makes int8 models of this format."""
     calibrates: ClassVar[bool] = False
     """Whether int8 takes its ranges of values from images, rather than finding them while it runs."""
 
@@ -65,10 +67,7 @@ class Format(ABC):
             batches: Normalised images, (1, 3, H, W) each.
             folder: For temporary files.
         """
-        raise LaconicError(
-            f"laconic makes int8 models as onnx and openvino, not as {self.name}; choose one of them, or leave out the "
-            "calibration images."
-        )
+        raise NotImplementedError
 
     def require(self, packages: Sequence[str]) -> None:
         """Raises the sentence that tells how to install what is missing."""

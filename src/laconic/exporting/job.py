@@ -94,6 +94,8 @@ def export(
     path = Path(path)
     format = format_of(path)
     format.require(format.to_write)
+    if int8 is not None:
+        _refuse_int8(format)
     _refuse_others(path, format)
     folded = _plain(model)
     looks, source = folded.preprocessing, images or (() if int8 is None else int8.calibration)
@@ -125,6 +127,13 @@ def export(
     return load_exported(path)
 
 
+def _refuse_int8(format: Format) -> None:
+    if not format.int8:
+        raise LaconicError(f"laconic makes int8 models as onnx and openvino, not as {format.name}; choose one of them.")
+    if format.calibrates:
+        format.require(["nncf"])
+
+
 def _refuse_others(path: Path, format: Format) -> None:
     """Raises a LaconicError where a file would be replaced that is no export of ours."""
     there = [file for file in (path, *format.companions(path)) if file.exists()]
@@ -142,7 +151,8 @@ def _refuse_others(path: Path, format: Format) -> None:
 def _plain(model: PromptedModel | FoldedModel) -> FoldedModel:
     """The folded model on the CPU in float32."""
     folded = model.fold() if isinstance(model, PromptedModel) else model
-    if all(p.device.type == "cpu" and p.dtype == torch.float32 for p in folded.state_dict().values()):
+    held = folded.state_dict().values()
+    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held):
         return folded
     return copy.deepcopy(folded).cpu().float()
 

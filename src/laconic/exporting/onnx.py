@@ -29,6 +29,7 @@ class Onnx(Format):
     extra = "export"
     to_write = ("onnx", "onnxscript", "onnxruntime")
     to_read = ("onnxruntime",)
+    int8 = True
 
     def convert(self, program: ExportedProgram) -> Any:
         """An `onnx_ir.Model` with the input `images`, the output `logits` and the axis `batch`."""

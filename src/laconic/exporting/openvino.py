@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import ExportedProgram
 
+from laconic.data.images import printable
 from laconic.errors import LaconicError
 from laconic.exporting.about import KEY
 from laconic.exporting.formats import Format
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 _HASH = f"{KEY}_weights_sha256"
 
+# OpenVINO and NNCF tell their makers how they are used, from forked processes that may hang; without this module they
+# do not. Who imported them before has settled it.
+sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
+
 
 class OpenVino(Format):
     """Two files: the graph names the SHA-256 of the weights, so that a mixture of two exports is found."""
@@ -29,7 +35,7 @@ class OpenVino(Format):
     suffix = ".xml"
     extra = "openvino"
     to_write = to_read = ("openvino",)
-    calibrates = True
+    int8 = calibrates = True
 
     def convert(self, program: ExportedProgram) -> Any:
         """An `openvino.Model` with the input `images` and the output `logits`."""
@@ -55,12 +61,17 @@ class OpenVino(Format):
         """Reads both files; computes in float32 where the processor would rather take bfloat16."""
         import openvino
 
+        with path.open("rb") as file:
+            start = file.read(200)
+        if not start.startswith(b"<?xml") or b"<net " not in start:
+            # OpenVINO would try whether it is another framework's.
+            raise LaconicError(f"{printable(str(path))} is damaged, or no model of OpenVINO; export the adapter again.")
         core = openvino.Core()
         model = core.read_model(path)
         if not model.has_rt_info([KEY]):
             return None, lambda: _refused(path)
         if model.get_rt_info([_HASH]).astype(str) != _sha256(self.companions(path)[0]):
-            raise LaconicError(f"{path} and {path.stem}.bin are not of one export; export the adapter again.")
+            raise LaconicError(f"{printable(str(path))} and its .bin are not of one export; export the adapter again.")
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
 
@@ -76,7 +87,6 @@ class OpenVino(Format):
 
     def quantised(self, converted: Any, batches: Sequence[np.ndarray], folder: Path) -> tuple[Any, str]:
         """By NNCF, as it does transformers."""
-        self.require(["nncf"])
         from laconic.exporting.int8 import quantise_openvino
 
         return quantise_openvino(converted, batches)
