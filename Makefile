@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/inference.py --backbone swin_tiny_patch4_window7_224 --prompts 5,50
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/formats.py
 
 clean:
 	rm -rf $(VENV) demo runs

@@ -61,7 +61,7 @@ class Export:
         with bar("exporting") as report:
             exported = export(model, out, images=self.images, int8=int8, adapter=name, report=report)
         if self.json:
-            print_json({"path": str(out), "bytes": _bytes(exported), **asdict(exported.about)})
+            print_json({"path": str(out), "bytes": exported.bytes, **asdict(exported.about)})
         else:
             _show(exported)
 
@@ -104,7 +104,7 @@ def _show(exported: Exported) -> None:
             [
                 exported.format.name,
                 about.precision,
-                f"{_bytes(exported) / 1e6:.1f}",
+                f"{exported.bytes / 1e6:.1f}",
                 str(about.comparison.images),
                 f"{about.comparison.largest:.1e}",
                 f"{about.comparison.tolerance * about.comparison.scale:.1e}",
@@ -128,8 +128,3 @@ def _show(exported: Exported) -> None:
             ]
         ],
     )
-
-
-def _bytes(exported: Exported) -> int:
-    files = (exported.path, *exported.format.companions(exported.path))
-    return sum(file.stat().st_size for file in files if file.exists())

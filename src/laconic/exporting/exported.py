@@ -52,6 +52,12 @@ class Exported(Classifier):
         """The image's size is part of the file."""
         return False
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file and of what lies beside it."""
+        files = (self.path, *self.format.companions(self.path))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32.
 
