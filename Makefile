@@ -41,6 +41,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/caching.py
+	$(BIN)/python benchmarks/formats.py
 
 clean:
 	rm -rf $(VENV) demo runs

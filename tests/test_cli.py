@@ -21,7 +21,7 @@ from conftest import COLOURS, run_command, write_classes, write_images
 from laconic.cli import main
 from laconic.cli.fit import show_result
 
-COMMANDS = ("fit", "condense", "compare", "eval", "predict", "serve", "cost", "tasks", "demo")
+COMMANDS = ("fit", "condense", "compare", "eval", "predict", "export", "serve", "cost", "tasks", "demo")
 QUICK = ("--method", "linear", "--epochs", "0")
 
 

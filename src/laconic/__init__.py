@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from laconic.condensation import select_segments as select_segments
     from laconic.errors import LaconicError as LaconicError
     from laconic.evaluation import evaluate as evaluate
+    from laconic.exporting import export as export
+    from laconic.exporting import load_exported as load_exported
     from laconic.methods import E2VPT as E2VPT
     from laconic.methods import VPT as VPT
     from laconic.model import FoldedModel as FoldedModel
@@ -66,6 +68,8 @@ _HOMES = {
     "prune": "pruning",
     "condense": "condensation",
     "load": "adapter",
+    "export": "exporting",
+    "load_exported": "exporting",
 }
 
 __all__ = [
@@ -88,8 +92,10 @@ __all__ = [
     "attach",
     "condense",
     "evaluate",
+    "export",
     "fit",
     "load",
+    "load_exported",
     "prune",
     "score",
     "select",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from laconic.classifier import Classifier
 from laconic.data.dataset import ImageDataset
 from laconic.errors import DataError
-from laconic.model import FoldedModel, PromptedModel
 from laconic.preprocessing import Augment
 
 ImageLabels = Dataset[tuple[Tensor, int]]
@@ -72,18 +72,14 @@ def iterate(
         yield images.to(device), labels.long().to(device)
 
 
-def check_batch(images: Tensor, labels: Tensor, model: PromptedModel | FoldedModel) -> None:
+def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
     """Raises a `DataError` for images or labels that do not fit a model."""
     height, width = model.preprocessing.size
     if not images.is_floating_point():
         raise DataError(f"Images must be float and normalised, as `Preprocessing.normalise` does; not {images.dtype}.")
-    if (
-        images.ndim != 4
-        or images.shape[1] != 3
-        or (not model.info.any_size and tuple(images.shape[2:]) != (height, width))
-    ):
+    if images.ndim != 4 or images.shape[1] != 3 or (not model.any_size and tuple(images.shape[2:]) != (height, width)):
         raise DataError(f"Images must be (3, {height}, {width}) for this backbone; a batch is {_shape(images)}.")
-    low, high, classes = int(labels.min()), int(labels.max()), model.head.out_features
+    low, high, classes = int(labels.min()), int(labels.max()), model.num_classes
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise DataError(f"A label is {wrong}, but the model has {classes} classes, numbered from 0.")

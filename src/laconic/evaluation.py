@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.batches import ImageLabels, check_batch, in_order, iterate, size_of
-from laconic.model import FoldedModel, PromptedModel
+from laconic.classifier import Classifier
 from laconic.progress import Report, silent
 
 
@@ -24,7 +24,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: PromptedModel | FoldedModel,
+    model: Classifier,
     data: ImageLabels,
     *,
     batch_size: int = 128,
@@ -34,7 +34,7 @@ def evaluate(
     """Accuracy and loss of a model, in eval mode and without gradients.
 
     Args:
-        model: Prompted or folded.
+        model: Prompted, folded, or exported.
         data: As for `fit`.
         batch_size: Images per forward pass.
         workers: Processes that load a data set which is not ours.
@@ -59,7 +59,7 @@ def evaluate(
 
 @torch.inference_mode()
 def outputs(
-    model: PromptedModel | FoldedModel,
+    model: Classifier,
     data: ImageLabels,
     *,
     batch_size: int = 128,
@@ -67,7 +67,7 @@ def outputs(
     report: Report = silent,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (logits in float32, labels) batch by batch, in order."""
-    device, length = next(model.parameters()).device, size_of(data)
+    device, length = model.device, size_of(data)
     was_training = model.training
     model.eval()
     done = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[Path]:
+    """A path of the same name in a hidden folder beside; what is written there is moved to its place at the end.
+
+    The file itself comes last. If anything goes wrong before, nothing is left behind.
+
+    Args:
+        path: The file.
+        companions: Files beside it that may be written, too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        yield Path(folder) / path.name
+        for target in (*companions, path):
+            part = Path(folder) / target.name
+            if part.exists():
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                part.replace(target)
 
 
 def write_text(path: Path, text: str) -> None:

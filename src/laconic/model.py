@@ -20,6 +20,7 @@ from laconic.assembly import (
     shallow_token_parts,
 )
 from laconic.backbone import BackboneInfo, describe
+from laconic.classifier import Classifier
 from laconic.errors import LaconicError
 from laconic.frozen import Original
 from laconic.graft import graft
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 Execution = Literal["prefix", "published"]
 
 
-class _Adapted(nn.Module):
+class _Adapted(Classifier):
     """What a learned and a folded model have in common: a backbone, a head, and a view of the backbone that runs.
 
     The view stays out of the module tree: it owns nothing, everything in it is reached through the module's children.
@@ -82,6 +83,21 @@ class _Adapted(nn.Module):
     def view(self) -> Any:
         """The backbone with what is learned in place: a timm model that shares all other weights with `backbone`."""
         return self.__dict__["_view"]
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are."""
+        return self.head.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where images go."""
+        return next(self.parameters()).device
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it takes images of other sizes than that of `preprocessing` as they come."""
+        return self.info.any_size
 
     @property
     def attentions(self) -> list[PrefixAttention]:

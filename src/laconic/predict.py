@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from laconic.classifier import Classifier
 from laconic.data import decode, list_images
 from laconic.data.images import printable
 from laconic.errors import DataError, LaconicError
-from laconic.model import FoldedModel, PromptedModel
 from laconic.progress import Report, silent
 
 
@@ -34,7 +34,7 @@ class Prediction:
 
 
 def predict(
-    model: PromptedModel | FoldedModel,
+    model: Classifier,
     paths: Sequence[str | Path],
     *,
     top: int = 3,
@@ -45,7 +45,7 @@ def predict(
     """Classifies image files, and all images in folders.
 
     Args:
-        model: Prompted or folded; classes without names are called by their numbers.
+        model: Prompted, folded, or exported.
         paths: Files and folders.
         top: How many classes to name, at least 1.
         batch_size: Images per forward pass.
@@ -61,8 +61,7 @@ def predict(
     if top < 1:
         raise LaconicError(f"At least one class must be named for each image, not {top}.")
     files = list_images(list(paths))
-    names = model.classes or tuple(str(number) for number in range(model.head.out_features))
-    device = next(model.parameters()).device
+    names = model.class_names
     found: list[Prediction] = []
     skipped: list[str] = []
     model.eval()
@@ -77,7 +76,7 @@ def predict(
                     raise
                 skipped.append(str(error))
         if batch:
-            images = model.preprocessing.normalise(torch.stack(pixels).to(device))
+            images = model.preprocessing.normalise(torch.stack(pixels).to(model.device))
             with torch.inference_mode():
                 best = most_probable(model(images), top)
             for file, classes in zip(batch, best, strict=True):

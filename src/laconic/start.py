@@ -16,7 +16,8 @@ from laconic.standin import StandIn, running_blocks
 class Split:
     """A model cut before the first block in which something is learned, so that what lies below may run once an image.
 
-    `above(below(images))` is `model(images)`, for the same batch bit for bit. Where learning starts is asked of the
+    `above(below(images))` is `model(images)`, for the same batch bit for bit (where the whole backbone lies below, as
+    the model computes it without gradients). Where learning starts is asked of the
     gradients of one image, and so found for every method. Where nothing is learned in any block, the cut is behind the
     pooled features.
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import reprlib
 import warnings
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn, cast
 
 from laconic.baselines import MLP, Promptless
 from laconic.errors import AdapterError, LaconicError
@@ -18,12 +14,12 @@ from laconic.methods import E2VPT, VPT, Method, method_from_config, method_to_co
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import Recipe
 from laconic.records import Condensation, Pruning
+from laconic.typed import Reader, parse, show
 
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""
 
 _REDO = "save or download the adapter again"
-_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +105,6 @@ class AdapterConfig:
         return {**found, f"{last}weight": (self.num_classes, None), f"{last}bias": (self.num_classes,)}
 
 
-_MAY_LACK = (Recipe, AdaptedBackbone, AdapterConfig, Condensation)
-"""What may lack keys that have a default: a recipe is a record, and not all was recorded from the start."""
-
-
 def write_config(config: AdapterConfig) -> str:
     """The configuration as JSON text with sorted keys, lists of plain values on one line.
 
@@ -140,11 +132,11 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
         AdapterError: If the text is no JSON object, is of a newer format, lacks a key, or has a value that cannot be.
     """
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse(text)
+    except ValueError as error:
         raise AdapterError(f"{where} is damaged: it is not valid JSON ({error}); {_REDO}.") from error
     if not isinstance(document, dict):
-        raise AdapterError(f"{where} should hold a JSON object, not {_show(document)}; {_REDO}.")
+        raise AdapterError(f"{where} should hold a JSON object, not {show(document)}; {_REDO}.")
     reader = _Reader(where)
     config = reader.config(cast("dict[str, Any]", document))
     _check(config, reader)
@@ -154,12 +146,16 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
     return config
 
 
-class _Reader:
-    """Turns plain JSON data into typed values; a message names the key at which it fails."""
+class _Reader(Reader):
+    """Of an adapter's configuration."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.unknown: list[str] = []
+    beside = frozenset({"method.name"})
+    may_lack = (
+        Recipe,
+        AdaptedBackbone,
+        AdapterConfig,
+        Condensation,
+    )  # a recipe is a record: not all was there at first
 
     def fail(self, problem: str) -> NoReturn:
         raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
@@ -175,70 +171,21 @@ class _Reader:
             self.fail(f"'format_version' should be at least 1, not {version}")
         return AdapterConfig(**self.entries(document, AdapterConfig, ""))
 
-    def entries(self, value: object, kind: type, at: str) -> dict[str, Any]:
-        """The typed fields of a dataclass, by name."""
-        if not isinstance(value, dict):
-            self.fail(f"'{at}' should be an object, not {_show(value)}")
-        document = cast("dict[str, Any]", value)
-        hints = get_type_hints(kind)
-        dot = f"{at}." if at else ""
-        known = {field.name for field in fields(kind)}
-        self.unknown += [f"'{dot}{key}'" for key in document if key not in known and (dot, key) != ("method.", "name")]
-        found: dict[str, Any] = {}
-        for field in fields(kind):
-            if field.name in document:
-                read = self.method if hints[field.name] == Method else self.value
-                found[field.name] = read(document[field.name], hints[field.name], f"'{dot}{field.name}'")
-            elif kind not in _MAY_LACK or field.default is MISSING:
-                self.fail(f"'{dot}{field.name}' is missing")
-        return found
-
     def value(self, value: Any, hint: Any, at: str) -> Any:
-        """The value as its type hint wants it."""
-        origin, options = get_origin(hint), get_args(hint)
-        if origin in (Union, UnionType):
-            inner = next(option for option in options if option is not NoneType)
-            return None if value is None and NoneType in options else self.value(value, inner, at)
-        if origin is tuple:
-            return self.sequence(value, options, at)
-        if is_dataclass(hint):
-            return self.instance(value, cast("type", hint), at)
-        if origin is Literal:
-            fits, wanted = value in options, " or ".join(map(repr, options))
-        else:
-            value = float(value) if hint is float and type(value) is int and abs(value) < 2**64 else value
-            fits, wanted = type(value) is hint and _in_range(value), _WORDS[hint]
-        if not fits:
-            self.fail(f"{at} should be {wanted}, not {_show(value)}")
-        return value
+        return self.method(value, at) if hint == Method else super().value(value, hint, at)
 
-    def sequence(self, value: object, options: tuple[Any, ...], at: str) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            self.fail(f"{at} should be a list, not {_show(value)}")
-        items = cast("list[Any]", value)
-        if options[-1] is not Ellipsis and len(items) != len(options):
-            self.fail(f"{at} should have {len(options)} values, not {len(items)}")
-        return tuple(self.value(item, options[0], f"{at}[{index}]") for index, item in enumerate(items))
-
-    def instance(self, value: object, kind: type, at: str) -> object:
-        entries = self.entries(value, kind, at.strip("'"))
-        try:
-            return kind(**entries)
-        except LaconicError as error:
-            self.fail(f"{at} cannot be: {str(error).rstrip('.')}")
-
-    def method(self, value: object, hint: object, at: str) -> Method:
+    def method(self, value: object, at: str) -> Method:
         if not isinstance(value, dict):
-            self.fail(f"{at} should be an object, not {_show(value)}")
+            self.fail(f"{at} should be an object, not {show(value)}")
         document = cast("dict[str, Any]", value)
         try:
             method, _ = method_from_config(document)
         except (LaconicError, TypeError, ValueError) as error:
             name, known = document.get("name"), "upgrade laconic if the adapter is newer, or"
-            self.fail(f"the method {_show(name)} cannot be made: {str(error).rstrip('.')}; {known}")
+            self.fail(f"the method {show(name)} cannot be made: {str(error).rstrip('.')}; {known}")
         self.entries(document, type(method), "method")
         if method.name != document.get("name"):
-            self.fail(f"'method.name' is {_show(document.get('name'))}, but its settings are those of {method.name!r}")
+            self.fail(f"'method.name' is {show(document.get('name'))}, but its settings are those of {method.name!r}")
         return method
 
 
@@ -292,18 +239,3 @@ def _pruning_fits(config: AdapterConfig) -> bool:
         return True
     shares = 0 <= record.tokens < 1 and 0 <= record.segments < 1
     return shares and (record.rewind_epoch is None or record.rewind_epoch >= 0)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _in_range(value: object) -> bool:
-    """A finite float, a whole number that any format can hold, or anything else."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or abs(value) < 2**64
-
-
-def _show(value: object) -> str:
-    return reprlib.repr(value)

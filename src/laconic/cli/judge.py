@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from laconic.cli.commands import UsageError, percent, print_json, print_note, print_table
 
+if TYPE_CHECKING:
+    from laconic.classifier import Classifier
+
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Accuracy of an adapter on labelled images."""
+    """Accuracy of an adapter or an exported model on labelled images."""
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folder of the adapter, or its Hub id."""
+    """Folder of the adapter, its Hub id, or an exported file."""
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Image folder with one folder per class, or a task; the bundled task when left out."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -34,18 +37,16 @@ class Eval:
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
-        from laconic.adapter import load
         from laconic.data import load_labelled
         from laconic.evaluation import evaluate
         from laconic.progress import bar
 
-        model = load(self.adapter, weights=self.weights)
-        classes = model.classes or tuple(str(number) for number in range(model.head.out_features))
+        model = open_classifier(self.adapter, self.weights, fold=False)
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
                 model.preprocessing,
-                classes,
+                model.class_names,
                 root=self.root,
                 split=self.split,
                 split_seed=self.split_seed,
@@ -71,7 +72,7 @@ class Predict:
     """Classes and probabilities of images; a folder stands for all images in it."""
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folder of the adapter, or its Hub id."""
+    """Folder of the adapter, its Hub id, or an exported file."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -85,13 +86,12 @@ class Predict:
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
-        from laconic.adapter import load
         from laconic.predict import predict
         from laconic.progress import bar
 
         if not self.images:
             raise UsageError("There is no image to predict: laconic predict ADAPTER IMAGE_OR_FOLDER ...")
-        model = load(self.adapter, weights=self.weights).fold()
+        model = open_classifier(self.adapter, self.weights, fold=True)
         with bar("predicting") as report:
             predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
         if self.json:
@@ -104,6 +104,22 @@ class Predict:
             print_table(f"{len(rows)} image{'s' * (len(rows) != 1)}", ["image", "class", "probability", "then"], rows)
         for sentence in skipped:
             print_note(sentence)
+
+
+def open_classifier(source: str, weights: str | None, *, fold: bool) -> Classifier:
+    """An adapter, folded where that is wanted, or an exported model."""
+    from laconic.exporting.formats import is_exported
+
+    if is_exported(source):
+        from laconic.exporting import load_exported
+
+        if weights is not None:
+            raise UsageError(f"An exported model has its weights in it; leave out --weights for {source}.")
+        return load_exported(source)
+    from laconic.adapter import load
+
+    model = load(source, weights=weights)
+    return model.fold() if fold else model
 
 
 def images_name(data: str | None) -> str:

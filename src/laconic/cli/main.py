@@ -19,6 +19,7 @@ from laconic.cli.compare import Compare
 from laconic.cli.condense import Condense
 from laconic.cli.cost import Cost
 from laconic.cli.demo import Demo
+from laconic.cli.export import Export
 from laconic.cli.fit import Fit
 from laconic.cli.judge import Eval, Predict
 from laconic.cli.prepare import Prepare
@@ -36,6 +37,7 @@ Commands = (
     | Annotated[Condense, tyro.conf.subcommand("condense", prefix_name=False)]
     | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
     | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
     | Annotated[Serve, tyro.conf.subcommand("serve", prefix_name=False)]
     | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]

@@ -7,6 +7,7 @@ from importlib import resources
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from laconic.data.dataset import ImageDataset, Task
 from laconic.data.images import render
@@ -40,16 +41,11 @@ def load_bundled(preprocessing: Preprocessing) -> Task:
         >>> len(task.train), task.classes[5]
         (800, 'Sandal')
     """
-    file = resources.files("laconic.bundled").joinpath("fashion_mnist.npz")
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-        splits = {name: (arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "val", "test")}
+    splits = {name: _arrays(name) for name in ("train", "val", "test")}
 
     def dataset(split: str) -> ImageDataset:
         images, labels = splits[split]
-        pictures = (Image.fromarray(image) for image in images)
-        pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
-        for row, rendered in enumerate(in_threads(lambda picture: render(picture, preprocessing), pictures)):
-            pixels[row] = rendered
+        pixels = _rendered(images, preprocessing)
         return ImageDataset(torch.from_numpy(labels.astype(np.int64)), preprocessing, pixels=pixels)
 
     return Task(
@@ -61,3 +57,23 @@ def load_bundled(preprocessing: Preprocessing) -> Task:
         val=dataset("val"),
         test=dataset("test"),
     )
+
+
+def bundled_images(preprocessing: Preprocessing, count: int) -> Tensor:
+    """The first test images of the bundled task, uint8 pixels (count, 3, H, W)."""
+    return _rendered(_arrays("test")[0][:count], preprocessing)
+
+
+def _arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Grey images (N, 28, 28) and labels (N,)."""
+    file = resources.files("laconic.bundled").joinpath("fashion_mnist.npz")
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        return arrays[f"{split}_images"], arrays[f"{split}_labels"]
+
+
+def _rendered(images: np.ndarray, preprocessing: Preprocessing) -> Tensor:
+    pictures = (Image.fromarray(image) for image in images)
+    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
+    for row, rendered in enumerate(in_threads(lambda picture: render(picture, preprocessing), pictures)):
+        pixels[row] = rendered
+    return pixels
