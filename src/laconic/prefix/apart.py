@@ -27,10 +27,10 @@ def can_be_apart(
     learns = torch.is_grad_enabled()
     return (
         q_BHNd.device.type == "cpu"
+        and not (torch.compiler.is_compiling() and (learns or torch.compiler.is_exporting()))
         and q_BHNd.shape[-1] == v_BHMd.shape[-1]
         and q_BHNd.dtype == v_BHMd.dtype
-        and (learns or len(q_BHNd) > 1 or q_BHNd.dtype == torch.bfloat16)
-        and not (torch.compiler.is_compiling() and (learns or torch.compiler.is_exporting()))
+        and (learns or q_BHNd.dtype == torch.bfloat16 or q_BHNd.shape[0] > 1)
         # What `sdpa_kernel` chooses; a graph cannot ask.
         and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
         and not any(t is not None and learns and t.requires_grad for t in (bias_bP, attn_mask))
@@ -70,8 +70,8 @@ def attend_apart(
     kind = k_BHMd.dtype
     keys_bHPd, values_bHPd = keys_bHPd.to(kind), values_bHPd.to(kind)
     bias = None if bias_bP is None else bias_bP.to(kind)[:, None, None]
-    if bias is not None and len(bias) > len(keys_bHPd):
-        keys_bHPd, values_bHPd = (part.expand(len(bias), -1, -1, -1) for part in (keys_bHPd, values_bHPd))
+    if bias is not None and bias.shape[0] > keys_bHPd.shape[0]:
+        keys_bHPd, values_bHPd = (part.expand(bias.shape[0], -1, -1, -1) for part in (keys_bHPd, values_bHPd))
     factor = q_BHNd.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)].to(kind)
@@ -94,10 +94,10 @@ def _parts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What queries see of the tokens (B, H, N, d), the logarithm of its divisor (B, H, N), and both of the prefix."""
     out, divisor = _forward(q, k, v, attn_mask=mask, scale=scale)
-    if len(keys) > 1:
+    if keys.shape[0] > 1:
         return out, divisor, *_forward(q, keys, values, attn_mask=bias, scale=scale)
     seen, seen_divisor = _forward(_as_one(q), keys, values, attn_mask=bias, scale=scale)
-    return out, divisor, _as_many(seen, len(q)), _as_many(seen_divisor.unsqueeze(-1), len(q)).squeeze(-1)
+    return out, divisor, _as_many(seen, q.shape[0]), _as_many(seen_divisor.unsqueeze(-1), q.shape[0]).squeeze(-1)
 
 
 class _Apart(torch.autograd.Function):

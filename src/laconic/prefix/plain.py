@@ -30,7 +30,8 @@ class PlainPrefix(PrefixAttention):
         """
         attn = self._timm
         return (
-            type(self) is PlainPrefix
+            not torch.compiler.is_exporting()
+            and type(self) is PlainPrefix
             and self.num_queries is not None
             and 4 * self.num_queries * attn.num_heads <= x_BND.shape[-1]
             and x_BND.device.type == "cpu"
@@ -41,7 +42,6 @@ class PlainPrefix(PrefixAttention):
             and self.observer is None
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x_BND.device.type)
-            and not torch.compiler.is_exporting()
         )
 
     def _absorbed(self, x_BND: Tensor) -> Tensor:
