@@ -1,13 +1,46 @@
-"""A module without its numbers."""
+"""Modules without their numbers: what is left is shapes, and these are had quickly."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 M = TypeVar("M", bound=nn.Module)
+
+_FILLING = frozenset(
+    ("add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "trunc_normal_", "uniform_", "zero_")
+)
+"""What fresh weights are filled with values by; there are none, and some of these take torch long to find out."""
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", None) in _FILLING and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Generator[None]:
+    """Makes what is made meanwhile on the meta device, as `torch.device("meta")` does, and does not initialise it.
+
+    Example:
+        >>> with shapes_only():
+        ...     layer = nn.Linear(2, 3)
+        >>> layer.weight.device.type
+        'meta'
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def on_meta(module: M) -> M:
@@ -23,3 +56,32 @@ def on_meta(module: M) -> M:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.to("meta")
     return copy.deepcopy(module, memo)
+
+
+class QuickShapes(TorchDispatchMode):
+    """Answers on the meta device for the operations of which torch itself finds out the shape in slow Python.
+
+    These are most of what running a transformer there takes. Where a counter runs as well, it is entered after this.
+
+    Example:
+        >>> with QuickShapes():
+        ...     nn.functional.gelu(torch.empty(2, 3, device="meta")).shape
+        torch.Size([2, 3])
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See `TorchDispatchMode`."""
+        aten = torch.ops.aten
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            first: Tensor = args[0]
+            if func is aten.native_layer_norm.default:
+                return first.new_empty(first.shape), first.new_empty(0), first.new_empty(0)
+            if func is aten.addmm.default:
+                return first.new_empty(args[1].shape[0], args[2].shape[1])
+            if func is aten._safe_softmax.default and len(args) == 2 and not kwargs:
+                return first.new_empty(first.shape)
+            if func is aten.gelu.default:
+                return torch.empty_like(first)
+        return func(*args, **(kwargs or {}))
