@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from laconic.bench import local
 from laconic.cli import main
 from plans import PLAN
+from processes import FORKED
 
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
@@ -132,6 +134,14 @@ def ctrl_c_works():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers():
+    """Workers of a benchmark in this process need not import torch either; those of other processes start as ever."""
+    before, local.CONTEXT = local.CONTEXT, FORKED
+    yield
+    local.CONTEXT = before
 
 
 @pytest.fixture(scope="session")
