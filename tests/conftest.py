@@ -145,7 +145,7 @@ def quick_workers():
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory):
+def text(tmp_path_factory, tiny_weights):
     """The plan, on a task in VTAB's layout of 60 small images whose colour tells their class, more or less."""
     folder, chance = tmp_path_factory.mktemp("data") / "colours", random.Random(0)
     for split, count in (("train800", 24), ("val200", 12), ("test", 24)):
@@ -158,7 +158,7 @@ def text(tmp_path_factory):
             Image.new("RGB", (16, 16), colour).save(folder / path)
             lines.append(f"{path} {label}\n")
         (folder / f"{split}.txt").write_text("".join(lines))
-    return PLAN.replace("DATA", str(folder))
+    return PLAN.replace("DATA", str(folder)).replace("WEIGHTS", tiny_weights)
 
 
 @pytest.fixture

@@ -491,6 +491,7 @@ def test_after_a_mistake_the_right_command_runs_in_the_same_folder(noise, tmp_pa
 # ── any kind of end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 LONG = ["--prompts", "2", "--epochs", "6", "--batch-size", "3", "--condense", "0.5", "--fine-tune-epochs", "5"]
+LONG += map(str, SMALL)
 
 
 def checkpoint_step(path):

@@ -23,7 +23,7 @@ from laconic.stages import augment_of
 
 BACKWARD = {"full": 2.0, "bias": 1.0}
 """Backward passes over the forward one: twice where weights learn, once where only what comes before them does."""
-CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 1.5
+CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
 """Of one step at most, and of all steps about."""
 
 
