@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -73,15 +73,48 @@ class QuickShapes(TorchDispatchMode):
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """See `TorchDispatchMode`."""
-        aten = torch.ops.aten
-        if args and isinstance(args[0], Tensor) and args[0].is_meta:
-            first: Tensor = args[0]
-            if func is aten.native_layer_norm.default:
-                return first.new_empty(first.shape), first.new_empty(0), first.new_empty(0)
-            if func is aten.addmm.default:
-                return first.new_empty(args[1].shape[0], args[2].shape[1])
-            if func is aten._safe_softmax.default and len(args) == 2 and not kwargs:
-                return first.new_empty(first.shape)
-            if func is aten.gelu.default:
-                return torch.empty_like(first)
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and (known := _KNOWN.get(func)) is not None:
+            return known(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _addmm(bias: Tensor, rows: Tensor, columns: Tensor, **_: Any) -> Tensor:
+    return bias.new_empty(rows.shape[0], columns.shape[1])
+
+
+def _like(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    means = x.new_empty((*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)))
+    return x.new_empty(x.shape), means, means.clone()
+
+
+def _layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        x.new_empty(like) if want else None for like, want in zip((x.shape, shape, shape), wanted, strict=True)
+    )
+
+
+_KNOWN: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.addmm.default: _addmm,
+    torch.ops.aten.gelu.default: _like,
+    torch.ops.aten.gelu_backward.default: _like,
+    torch.ops.aten._safe_softmax.default: _safe_softmax,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
+}
