@@ -10,36 +10,37 @@ FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["laconic.cli", "laconic.experiment", "laconic.bench.worker", "laconic.bench.run"])
 
 
-def _command(arguments, out, err, prepare):
-    """What such a process does; its streams go to files."""
+def _begin(out, err, environment):
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream.fileno())
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ |= environment
     import torch
 
+    torch.set_num_threads(1)
+
+
+def _command(out, err, environment, arguments, prepare):
+    _begin(out, err, environment)
     from laconic.cli import main
 
-    torch.set_num_threads(1)
     if prepare is not None:
         prepare()
     sys.exit(main(arguments))
 
 
-class Command:
-    """`laconic ARGUMENTS` in a process of its own, with one thread.
+def _script(out, err, environment, code, arguments):
+    _begin(out, err, environment)
+    sys.argv = ["script", *arguments]
+    sys.path.insert(0, os.path.dirname(__file__))
+    exec(compile(code, "script", "exec"), {"__name__": "script"})
 
-    Args:
-        arguments: Of the command.
-        folder: For what it prints.
-        prepare: Called there before; must be a function of a module.
-    """
 
-    def __init__(self, *arguments, folder, prepare=None):
+class _Process:
+    def __init__(self, target, folder, environment, *arguments):
         self.out, self.err = folder / "printed-out", folder / "printed-err"
-        self.process = FORKED.Process(
-            target=_command, args=([*map(str, arguments)], str(self.out), str(self.err), prepare)
-        )
+        self.process = FORKED.Process(target=target, args=(str(self.out), str(self.err), environment, *arguments))
         self.process.start()
         self.pid = self.process.pid
 
@@ -69,4 +70,32 @@ class Command:
         """Waits for its end; (status, output, errors)."""
         self.process.join(300)
         self.process.kill()
+        self.process.join()
         return self.status, *self.printed()
+
+
+class Command(_Process):
+    """`laconic ARGUMENTS` in a process of its own, with one thread.
+
+    Args:
+        arguments: Of the command.
+        folder: For what it prints.
+        prepare: Called there before; must be a function of a module.
+    """
+
+    def __init__(self, *arguments, folder, prepare=None):
+        super().__init__(_command, folder, {}, [*map(str, arguments)], prepare)
+
+
+class Script(_Process):
+    """Python code in a process of its own, with one thread; tests can be imported there.
+
+    Args:
+        code: The code.
+        arguments: `sys.argv` from 1 on.
+        folder: For what it prints.
+        environment: Variables that are set there before.
+    """
+
+    def __init__(self, code, *arguments, folder, environment=None):
+        super().__init__(_script, folder, environment or {}, code, [*map(str, arguments)])
