@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from laconic.bench import local
 from laconic.cli import main
 from plans import PLAN
+from processes import FORKED
 
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
@@ -134,8 +136,16 @@ def ctrl_c_works():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers():
+    """Workers of a benchmark in this process need not import torch either; those of other processes start as ever."""
+    before, local.CONTEXT = local.CONTEXT, FORKED
+    yield
+    local.CONTEXT = before
+
+
 @pytest.fixture(scope="session")
-def text(tmp_path_factory):
+def text(tmp_path_factory, tiny_weights):
     """The plan, on a task in VTAB's layout of 60 small images whose colour tells their class, more or less."""
     folder, chance = tmp_path_factory.mktemp("data") / "colours", random.Random(0)
     for split, count in (("train800", 24), ("val200", 12), ("test", 24)):
@@ -148,7 +158,7 @@ def text(tmp_path_factory):
             Image.new("RGB", (16, 16), colour).save(folder / path)
             lines.append(f"{path} {label}\n")
         (folder / f"{split}.txt").write_text("".join(lines))
-    return PLAN.replace("DATA", str(folder))
+    return PLAN.replace("DATA", str(folder)).replace("WEIGHTS", tiny_weights)
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from laconic.bench.store import open_store
-from laconic.bundled import BUNDLED_BACKBONE
 
-PLAN = f"""
+PLAN = """
 title = "tiny"
 tasks = ["DATA"]
 seeds = 1
 [settings]
-backbone = "{BUNDLED_BACKBONE}"
-img_size = 16
+backbone = "test_vit"
+weights = "WEIGHTS"
+img_size = 32
 epochs = 4
 batch_size = 8
 prompts = 4
@@ -25,7 +25,7 @@ method = "linear"
 label = "VPT"
 method = "vpt-deep"
 [[methods]]
-label = "PC {{condense%}}"
+label = "PC {condense%}"
 method = "vpt-deep"
 condense = [0.25, 0.5]
 fine_tune_epochs = 1

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from laconic.backbone import fingerprint
 from laconic.errors import AdapterError, BackboneError, LaconicError
 from laconic.preprocessing import Preprocessing
 from laconic.records import Condensation
+from processes import Script
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 NASTY = [
@@ -190,16 +189,16 @@ def test_a_loaded_adapter_can_be_trained_and_saved_again(backbone, folder, tmp_p
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
 
 
-def test_a_fresh_process_gives_the_same_logits(backbone, folder):
+def test_a_fresh_process_gives_the_same_logits(backbone, folder, tmp_path):
     expected = laconic.load(folder, backbone)(some_images())
     script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import laconic, torch, test_adapter as t\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         f"print(laconic.load({str(folder)!r}, t.tiny_backbone())(t.some_images()).detach().numpy().tobytes().hex())"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == expected.detach().numpy().tobytes().hex()
+    status, printed, errors = Script(script, folder=tmp_path).end()
+    assert status == 0, errors
+    assert printed.strip() == expected.detach().numpy().tobytes().hex()
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,9 +6,6 @@ import math
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import timm
@@ -23,6 +20,7 @@ from laconic.report.comparison import markdown, tables
 from laconic.report.labels import place_labels
 from laconic.report.plots import Trial, plot_comparison
 from laconic.settings import Settings
+from processes import Command
 
 METHODS = ("pc", "linear", "vpt-shallow", "e2vpt")  # pc's own vpt-deep is not shown
 FAST = ["--prompts", 2, "--kv-prompts", 1, "--epochs", 2, "--fine-tune-epochs", 1, "--batch-size", 9, "--ratio", 0.5]
@@ -350,23 +348,12 @@ def test_images_that_changed_between_runs_are_no_comparison(backbone, noise, tmp
 def test_a_comparison_that_was_ended_goes_on_to_the_same_document(compared, backbone, noise, tmp_path, number):
     out = tmp_path / "all"
     command = [str(part) for part in arguments(backbone, noise, out, METHODS, 3)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "laconic", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while not (out / "vpt-deep" / "seed0").exists():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        process.send_signal(number)
-        printed, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
+    child = Command(*command, folder=tmp_path)
+    status, printed, err = child.when((out / "vpt-deep" / "seed0").exists, number)
     assert printed == ""
     assert not (out / "compare.json").exists()
     if number == signal.SIGINT:
-        assert process.returncode == 130, err
+        assert status == 130, err
         assert "Traceback" not in err
         assert err.splitlines()[-1].endswith(f"Go on with the same command and --resume (in {out}).")
     before = state(out / "linear" / "seed0")

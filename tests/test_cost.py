@@ -6,7 +6,9 @@ import torch
 
 import laconic
 from laconic.analysis.cost import cost, model_cost
+from laconic.analysis.count import gmacs_and_biases
 from laconic.errors import BackboneError, LaconicError
+from laconic.meta import on_meta, shapes_only
 from reference import small_vit
 
 VIT_B = "vit_base_patch16_224"
@@ -129,6 +131,45 @@ def test_a_model_costs_what_its_own_count_in_every_block_costs():
     assert (many.folded_gmacs - few.folded_gmacs) * 1e9 == pytest.approx(lost)
     projected = 2 * width**2 * (18 - 6)
     assert (many.prefix_gmacs - few.prefix_gmacs) * 1e9 == pytest.approx(lost + projected)
+
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4, "img_size": 64}
+STAGES = {"embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "img_size": 112}
+FAMILIES = {
+    "vit_tiny_patch16_224": SMALL,
+    "vit_base_patch16_siglip_224": SMALL,
+    "beit_base_patch16_224": SMALL,
+    "eva02_tiny_patch14_224": {**SMALL, "img_size": 56},
+    "vit_relpos_base_patch16_224": SMALL,
+    "swin_tiny_patch4_window7_224": STAGES,
+    "swinv2_tiny_window8_256": {**STAGES, "img_size": 128},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shapes_alone_are_made_and_counted_as_numbers_are(name):
+    backbone = timm.create_model(name, **FAMILIES[name])
+    with shapes_only():
+        alike = timm.create_model(name, **FAMILIES[name])
+    for made in (alike, on_meta(backbone)):
+        assert {key: (value.shape, value.dtype) for key, value in made.state_dict().items()} == {
+            key: (value.shape, value.dtype) for key, value in backbone.state_dict().items()
+        }
+        assert {value.device.type for value in made.state_dict().values()} == {"meta"}
+    model, empty = (laconic.attach(made, laconic.VPT(3), num_classes=2).eval() for made in (backbone, alike))
+    for run, counted in ((model, empty), (model.fold(), empty.fold())):
+        assert gmacs_and_biases(run) == gmacs_and_biases(counted)
+    published = [made.copy(execution="published").eval() for made in (model, empty)]
+    assert gmacs_and_biases(published[0]) == gmacs_and_biases(published[1])
+
+
+def test_what_has_numbers_is_filled_with_them_also_among_shapes():
+    tensor = torch.zeros(3)
+    with shapes_only():
+        tensor.fill_(2)
+        nothing = torch.nn.init.ones_(torch.empty(4))
+    assert tensor.tolist() == [2, 2, 2]
+    assert (nothing.shape, nothing.is_meta) == ((4,), True)
 
 
 def test_counting_leaves_the_model_alone():

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -27,10 +26,10 @@ from conftest import run_command, write_classes
 from laconic import experiment, runfolder, sources
 from laconic.backbone import describe, fingerprint
 from laconic.bundled import BUNDLED_BACKBONE
-from laconic.cli import main
 from laconic.creation import create_backbone
 from laconic.data import load_folder
 from laconic.errors import TrainingError
+from processes import Command
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
 BLOCKS, WIDTH = 12, 192
@@ -264,12 +263,11 @@ def test_eval_reproduces_the_accuracies_exactly(noisy, noise):
     assert everything["accuracy"] == pytest.approx(hits / 44, abs=1e-12)
 
 
-def test_predictions_of_a_new_process_are_those_that_eval_counts(noisy, noise):
+def test_predictions_of_a_new_process_are_those_that_eval_counts(noisy, noise, tmp_path):
     out, result = noisy
-    command = [sys.executable, "-m", "laconic", "predict", str(out), str(noise / "test"), "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    predictions = json.loads(ended.stdout)
+    status, printed, err = Command("predict", out, noise / "test", "--json", folder=tmp_path).end()
+    assert status == 0, err
+    predictions = json.loads(printed)
     assert len(predictions) == 24
     hits = sum(f"/{found['class_name']}/" in found["image"] for found in predictions)
     assert hits / 24 == result["test_accuracy"]
@@ -492,11 +490,8 @@ def test_after_a_mistake_the_right_command_runs_in_the_same_folder(noise, tmp_pa
 
 # ── any kind of end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["laconic.cli", "laconic.experiment"])
-"""Makes processes of their own that need not import torch and timm once more."""
-
 LONG = ["--prompts", "2", "--epochs", "6", "--batch-size", "3", "--condense", "0.5", "--fine-tune-epochs", "5"]
+LONG += map(str, SMALL)
 
 
 def checkpoint_step(path):
@@ -508,31 +503,14 @@ def checkpoint_step(path):
         return -1
 
 
-def command_in_a_process(arguments, printed):
-    """What such a process does; both of its streams go to a file."""
-    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, sys.stdout.fileno())
-    os.dup2(file, sys.stderr.fileno())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def saving_always():
     training.SAVE_EVERY_SECONDS = 0.0
-    sys.exit(main(arguments))
 
 
-def end(arguments, ready, number, printed):
-    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, what it printed)."""
-    process = PROCESSES.Process(target=command_in_a_process, args=([*map(str, arguments)], printed))
-    process.start()
-    try:
-        deadline = time.monotonic() + 300
-        while not ready():
-            assert process.is_alive(), f"it ended too soon: {printed.read_text()}"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.kill(process.pid, number)
-        process.join(300)
-    finally:
-        process.kill()
-    return process.exitcode, printed.read_text() if printed.exists() else ""
+def end(arguments, ready, number, folder):
+    """Starts the command in a process, ends it with a signal once `ready()`, and returns (status, what it said)."""
+    status, _, err = Command(*arguments, folder=folder, prepare=saving_always).when(ready, number)
+    return status, err
 
 
 @pytest.fixture(scope="module")
@@ -546,16 +524,15 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
     out = tmp_path / "run"
     state = out / ".run"
     command = ["fit", colours, *LONG, "--out", out]
-    printed = tmp_path / "printed"
 
     # before the first checkpoint
-    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL, printed)
+    status, _ = end(command, (state / "settings.json").exists, signal.SIGKILL, tmp_path)
     assert status == -signal.SIGKILL
     assert not (out / "adapter_config.json").exists()
 
     # in the midst of training
     trained = state / "training.safetensors"
-    status, _ = end([*command, "--resume"], lambda: checkpoint_step(trained) >= 4, signal.SIGKILL, printed)
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(trained) >= 4, signal.SIGKILL, tmp_path)
     assert status == -signal.SIGKILL
     assert 4 <= checkpoint_step(trained) < 36
     assert not (state / "fine-tuning.safetensors").exists()
@@ -565,10 +542,10 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
 
     # in the midst of fine-tuning, and Ctrl-C a little later
     tuned = state / "fine-tuning.safetensors"
-    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL, printed)
+    status, _ = end([*command, "--resume"], lambda: checkpoint_step(tuned) >= 2, signal.SIGKILL, tmp_path)
     assert status == -signal.SIGKILL
     reached = checkpoint_step(tuned)
-    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT, printed)
+    status, err = end([*command, "--resume"], lambda: checkpoint_step(tuned) > reached + 1, signal.SIGINT, tmp_path)
     assert status == 130
     assert "Traceback" not in err
     assert "--resume" in err.splitlines()[-1]

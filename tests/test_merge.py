@@ -299,7 +299,7 @@ def planted(seed):
     laconic.fit(model, data, recipe=laconic.Recipe(epochs=25, lr=0.01, batch_size=32, seed=seed))
     harmful, useless = (2, 1), [(0, 3), (4, 0)]
     own = model.copy().eval()
-    pushed = own.prompts[harmful[0]]
+    pushed = alone(own, own.prompts[harmful[0]])
     optimizer = torch.optim.Adam([pushed], lr=0.05)
     rest = pushed.detach().clone()
     for _ in range(40):
@@ -311,7 +311,16 @@ def planted(seed):
             pushed[others] = rest[others]
     for block, prompt in useless:
         make_useless(own, block, prompt, images)
+    own.prompts.requires_grad_(True)
+    own.head.requires_grad_(True)
     return own.eval(), data, harmful, useless
+
+
+def alone(model, values):
+    """Of all that the model learns, these values alone are to have gradients: others take time."""
+    for parameter in model.learned.values():
+        parameter.requires_grad_(False)
+    return values.requires_grad_(True)
 
 
 def make_useless(model, block, prompt, images):
@@ -320,7 +329,7 @@ def make_useless(model, block, prompt, images):
     left[block] = left[block][left[block] != prompt]
     with torch.no_grad():
         wanted = model.keep(left).eval()(images)
-    values = model.prompts[block]
+    values = alone(model, model.prompts[block])
     optimizer = torch.optim.Adam([values], lr=0.03)
     rest = values.detach().clone()
     others = [p for p in range(5) if p != prompt]

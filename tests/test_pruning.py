@@ -1,5 +1,6 @@
 """Pruning: scores against masks in a slow loop, pruned models against masked ones, the search, rewinding, resuming."""
 
+import functools
 import itertools
 import json
 import math
@@ -66,6 +67,12 @@ def a_model(method=None, seed=0):
 # ── Scores of segments ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@functools.cache
+def wanted_gradients(name, kind, parts):
+    model = attached(name, KINDS[kind], dtype=torch.float64)
+    return masks_gradients(model, some_data(name), parts)
+
+
 def masks_gradients(model, data, parts):
     """For each image, the gradient of its loss to a mask (P, R) of every block, by autograd through the reference."""
     found = []
@@ -92,7 +99,7 @@ def masks_gradients(model, data, parts):
 @pytest.mark.parametrize(("name", "kind"), itertools.product(NAMES, KINDS))
 def test_segments_are_scored_by_the_gradient_of_their_mask(name, kind, parts, criterion, execution):
     model, data = attached(name, KINDS[kind], dtype=torch.float64, execution=execution), some_data(name)
-    each = masks_gradients(model, data, parts)
+    each = wanted_gradients(name, kind, parts)
     found = laconic.score(model, data, criterion=criterion, segments=parts, batch_size=3)
     for block, scores in enumerate(found):
         gradients = torch.stack([one[block] for one in each])
@@ -788,6 +795,7 @@ def test_at_epoch_sees_every_state_on_the_way():
 # ── The command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ARGUMENTS = ["--method", "e2vpt", "--prompts", "4", "--kv-prompts", "2", "--epochs", "2", "--batch-size", "8"]
+ARGUMENTS += ["--img-size", "16"]
 
 
 def test_fit_prunes_and_says_what_it_did(colours, tmp_path):
@@ -846,7 +854,7 @@ def trials_in(search):
 
 @on_cpu
 def test_killed_in_every_stage_a_pruning_ends_with_the_same_bytes(colours, tmp_path):
-    command = ["fit", colours, *ARGUMENTS, "--img-size", "16", "--prune", "--rewind-epoch", "1"]
+    command = ["fit", colours, *ARGUMENTS, "--prune", "--rewind-epoch", "1"]
     whole = run_command(*command, "--out", tmp_path / "whole", "--json")
     assert whole.status == 0, whole.err
     out = tmp_path / "run"
@@ -862,7 +870,7 @@ def test_killed_in_every_stage_a_pruning_ends_with_the_same_bytes(colours, tmp_p
     for number, ready in enumerate(stages):
         resume = ["--resume"] if number else []
         signal_ = signal.SIGINT if number in (3, 4) else signal.SIGKILL
-        status, err = end([*command, "--out", out, *resume], ready, signal_, tmp_path / f"printed{number}")
+        status, err = end([*command, "--out", out, *resume], ready, signal_, tmp_path)
         assert status == (130 if signal_ == signal.SIGINT else -signal.SIGKILL)
         assert "Traceback" not in err
         assert not (out / "result.json").exists()

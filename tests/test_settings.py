@@ -111,12 +111,13 @@ def test_joined_files_are_those_of_both(colours):
     assert torch.equal(both[len(both) - 1][0], task.val[len(task.val) - 1][0])
 
 
-def test_trainings_may_use_the_validation_images_and_leave_the_test_images_alone(tmp_path):
-    chosen = run(settings_from({**TINY, "test": False}), tmp_path / "chosen")
+def test_trainings_may_use_the_validation_images_and_leave_the_test_images_alone(split_colours, tmp_path):
+    tiny = {**TINY, "data": str(split_colours), "batch_size": 6}
+    chosen = run(settings_from({**tiny, "test": False}), tmp_path / "chosen")
     assert chosen["test_accuracy"] is None
     assert chosen["val_accuracy"] is not None
     assert "not read" in chosen["provenance"]["epoch_rule"]
-    final = run(settings_from({**TINY, "train_on": "train+val"}), tmp_path / "final")
+    final = run(settings_from({**tiny, "train_on": "train+val"}), tmp_path / "final")
     assert final["val_accuracy"] is None
     assert final["test_accuracy"] is not None
     assert final["provenance"]["data"] == chosen["provenance"]["data"]

@@ -6,11 +6,9 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
+import socket
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +26,7 @@ from laconic.errors import DataError, LaconicError, TrainingError
 from laconic.preprocessing import Preprocessing
 from laconic.recipe import learning_rate
 from laconic.train import History, Interrupted, evaluate, fit
+from processes import Script
 from reference import close, small_vit
 
 CLASSES = 3
@@ -717,9 +716,7 @@ def test_someone_elses_safetensors_file_is_refused(tmp_path):
 # own, forked from one that has imported torch and not used it.
 KILLED = """
 import os, random, signal, sys, time
-sys.path.insert(0, {tests!r})
 import torch
-torch.set_num_threads(1)
 import laconic.train as training
 from test_train import Items, fit, fresh, recipe, tensors, values
 
@@ -774,24 +771,10 @@ print(killed)
 """
 
 
-def run(script, tmp_path, *arguments, launcher=()):
-    file = tmp_path / "script.py"
-    file.write_text(script.format(tests=str(Path(__file__).parent)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, str(file), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(tmp_path):
-    killed = int(run(KILLED, tmp_path, tmp_path))
+    status, printed, errors = Script(KILLED, tmp_path, folder=tmp_path).end()
+    assert status == 0, errors
+    killed = int(printed)
     wanted, rows = torch.load(tmp_path / "plain.result", weights_only=True)
     assert len(rows) == 8
     for name in ("chosen", "random"):
@@ -820,10 +803,8 @@ def test_the_state_is_saved_on_the_way(tmp_path):
 # ── several processes ────────────────────────────────────────────────────────────────────────────────────────────────
 
 TWO = """
-import json, os, sys
-sys.path.insert(0, {tests!r})
+import sys
 import torch
-torch.set_num_threads(1)
 import torch.distributed as dist
 from pathlib import Path
 from test_train import RUNS, data_of_run, fit, fresh, tensors, values
@@ -835,7 +816,7 @@ for name, (method, how, images) in RUNS.items():
     history = fit(model, data, tensors(7, seed=4), recipe=how, checkpoint=out + "/" + name + ".state")
     rank = dist.get_rank()
     assert dist.get_world_size() == 2
-    torch.save((values(model), history.rows), out + f"/{{name}}.{{rank}}")
+    torch.save((values(model), history.rows), out + f"/{name}.{rank}")
 dist.destroy_process_group()
 """
 
@@ -855,9 +836,18 @@ def data_of_run(images, folder):
 
 
 def test_two_processes_are_one_with_the_same_batch(tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     in_files(tmp_path / "files")
-    run(TWO, tmp_path, tmp_path, launcher=launcher)
+    two = []
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.getsockname()[1]), "WORLD_SIZE": "2"}
+    for rank in ("0", "1"):  # as torchrun starts them
+        (tmp_path / rank).mkdir()
+        environment = {**address, "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+        two.append(Script(TWO, tmp_path, folder=tmp_path / rank, environment=environment))
+    for process in two:
+        status, _, errors = process.end()
+        assert status == 0, errors
     for name, (method, how, images) in RUNS.items():
         model = fresh(method)
         start = values(model)

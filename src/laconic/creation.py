@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from torch import nn
 
@@ -14,6 +13,7 @@ from laconic.backbone import BackboneInfo, describe
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from laconic.errors import BackboneError
+from laconic.meta import shapes_only
 from laconic.weights import check_weights_file, load_weights
 
 
@@ -120,5 +120,5 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
 
 def describe_name(name: str, *, img_size: int | tuple[int, int] | None = None) -> BackboneInfo:
     """Describes a backbone before its weights are there; arguments and errors as those of `create_backbone`."""
-    with torch.device("meta"):
+    with shapes_only():
         return describe(create_backbone(name, pretrained=False, img_size=img_size))

@@ -153,7 +153,7 @@ def _prepare(
     """Looks at the data before any weights are fetched, but after weights that are here already."""
     info = describe_name(settings.backbone, img_size=settings.img_size)
     given = None if settings.weights is None else sources.backbone(settings)
-    preprocessing = preprocessing_of(settings)
+    preprocessing = preprocessing_of(settings, info)
     if settings.condense is not None:
         check_criterion(settings.criterion, info)
     if settings.prune is not None:

@@ -1,13 +1,46 @@
-"""A module without its numbers."""
+"""Modules without their numbers: what is left is shapes, and these are had quickly."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 M = TypeVar("M", bound=nn.Module)
+
+_FILLING = frozenset(
+    ("add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "trunc_normal_", "uniform_", "zero_")
+)
+"""What fresh weights are filled with values by; there are none, and some of these take torch long to find out."""
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", None) in _FILLING and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Generator[None]:
+    """Makes what is made meanwhile on the meta device, as `torch.device("meta")` does, and does not initialise it.
+
+    Example:
+        >>> with shapes_only():
+        ...     layer = nn.Linear(2, 3)
+        >>> layer.weight.device.type
+        'meta'
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def on_meta(module: M) -> M:
@@ -23,3 +56,65 @@ def on_meta(module: M) -> M:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.to("meta")
     return copy.deepcopy(module, memo)
+
+
+class QuickShapes(TorchDispatchMode):
+    """Answers on the meta device for the operations of which torch itself finds out the shape in slow Python.
+
+    These are most of what running a transformer there takes. Where a counter runs as well, it is entered after this.
+
+    Example:
+        >>> with QuickShapes():
+        ...     nn.functional.gelu(torch.empty(2, 3, device="meta")).shape
+        torch.Size([2, 3])
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See `TorchDispatchMode`."""
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and (known := _KNOWN.get(func)) is not None:
+            return known(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _addmm(bias: Tensor, rows: Tensor, columns: Tensor, **_: Any) -> Tensor:
+    return bias.new_empty(rows.shape[0], columns.shape[1])
+
+
+def _like(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    means = x.new_empty((*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)))
+    return x.new_empty(x.shape), means, means.clone()
+
+
+def _layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        x.new_empty(like) if want else None for like, want in zip((x.shape, shape, shape), wanted, strict=True)
+    )
+
+
+_KNOWN: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.addmm.default: _addmm,
+    torch.ops.aten.gelu.default: _like,
+    torch.ops.aten.gelu_backward.default: _like,
+    torch.ops.aten._safe_softmax.default: _safe_softmax,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
+}

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from laconic.creation import create_backbone, describe_name
+from laconic.backbone import BackboneInfo
+from laconic.creation import create_backbone
 from laconic.data import Task, open_task, transforms_of
 from laconic.preprocessing import Preprocessing
 from laconic.progress import Report
@@ -32,7 +33,6 @@ class Sources:
         )
 
 
-def preprocessing_of(settings: Settings) -> Preprocessing:
+def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
     """What is done to every image: as the backbone was trained, resized as the settings or the task say."""
-    info = describe_name(settings.backbone, img_size=settings.img_size)
     return replace(info.preprocessing, resize=settings.resize or transforms_of(settings.data).resize)

@@ -9,7 +9,8 @@ from laconic.cli.main import main
 
 def test_analyses_beside_runs_are_sections_of_their_report(undisturbed, tmp_path, capsys):
     runs = shutil.copytree(undisturbed[0], tmp_path / "runs")
-    arguments = ["analyze", "cost", "vit_tiny_patch16_224", "--prompts", "0,5", "--out", str(runs)]
+    arguments = ["analyze", "cost", "vit_tiny_patch16_224", "--prompts", "0,5", "--originals", "5", "--shares", "0.5"]
+    arguments += ["--out", str(runs)]
     assert main(arguments) == 0
     assert main(["report", str(runs), "--out", str(tmp_path / "report")]) == 0
     page, text = ((tmp_path / "report" / f"report.{ending}").read_text() for ending in ("html", "md"))

@@ -3,10 +3,9 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from laconic.bench.store import open_store
 from laconic.bundled import BUNDLED_BACKBONE
 from laconic.experiment import run
 from laconic.settings import settings_from
-from plans import command, environment, figures, results, workers
+from plans import figures, results, workers
+from processes import Command
 
 
 def test_a_plan_runs_to_its_end(undisturbed):
@@ -144,21 +144,24 @@ def test_a_damaged_result_is_done_again(undisturbed, tmp_path):
 
 def test_kills_at_random_moments_change_nothing(undisturbed, plan_file, tmp_path):
     out, chance = tmp_path / "runs", random.Random(0)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    seen = {}
+    store, seen = open_store(str(out)), {}
     for deed in ("kill the worker and interrupt", "kill the driver", "nothing"):
-        driver = subprocess.Popen(command(plan_file, out, "--json"), env=environment(), **pipes)
-        time.sleep(chance.uniform(3, 6))
+        driver = Command("bench", plan_file, "--out", out, "--json", folder=tmp_path)
+        enough = len(seen) + chance.randint(1, 3)
+        while deed != "nothing" and driver.status is None and len(store.finished()) < enough:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
         left = workers(driver.pid)
         if deed.startswith("kill the worker"):
             for child in left:
                 os.kill(child, signal.SIGKILL)
-            time.sleep(chance.uniform(1, 4))
-        if deed != "nothing" and driver.poll() is None:
-            driver.send_signal(signal.SIGINT if deed.endswith("interrupt") else signal.SIGKILL)
-        text, errors = driver.communicate(timeout=240)
+            time.sleep(chance.uniform(0, 5))  # another one takes its place meanwhile
+            left += workers(driver.pid)
+        if deed != "nothing" and driver.status is None:
+            os.kill(driver.pid, signal.SIGINT if deed.endswith("interrupt") else signal.SIGKILL)
+        status, text, errors = driver.end()
         assert "Traceback" not in errors
-        if driver.returncode == 130:
+        if status == 130:
             assert "laconic: Stopped" in errors
         end = time.monotonic() + 60
         while any(Path(f"/proc/{child}").exists() for child in left) and time.monotonic() < end:
@@ -168,7 +171,7 @@ def test_kills_at_random_moments_change_nothing(undisturbed, plan_file, tmp_path
         finished = {name: document["finished"] for name, document in found.items()}
         assert {name: finished[name] for name in seen} == seen  # nothing that was finished was done again
         seen = finished
-    assert driver.returncode == 0
+    assert status == 0
     assert json.loads(text)["cells"] == undisturbed[1]["cells"]
     assert figures(found) == figures(results(undisturbed[0]))
     assert list((out / "work").iterdir()) == []
@@ -210,24 +213,18 @@ class Deadly:
         pass
 
 
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-if __name__ == "__main__":
-    from laconic.cli import main
-    sys.exit(main(sys.argv[1:]))
-"""
+def fill_the_disk():
+    """Writes longer than a limit fail, as they do when a disk is full, also those of processes that are started."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 
 def test_a_full_disk_stops_everything_and_loses_nothing(plan_file, tmp_path):
-    """Writes longer than a limit fail, as they do when a disk is full."""
     out = tmp_path / "runs"
-    limited = [sys.executable, "-c", LIMITED, *command(plan_file, out)[3:]]
-    stopped = subprocess.run(limited, env=environment(), capture_output=True, text=True, check=False)
-    assert stopped.returncode == 1
-    assert "The benchmark stops; start it again once that is mended." in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    status, _, errors = Command("bench", plan_file, "--out", out, folder=tmp_path, prepare=fill_the_disk).end()
+    assert status == 1
+    assert "The benchmark stops; start it again once that is mended." in errors
+    assert "Traceback" not in errors
     assert results(out).keys() >= set()
     assert not any(path.suffix == ".part" for path in out.rglob("*"))
     assert run_command("bench", plan_file, "--out", out).status == 0

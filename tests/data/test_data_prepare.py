@@ -5,10 +5,8 @@ import math
 import os
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +20,7 @@ from laconic.data.prepare import RECIPES, prepare
 from laconic.data.prepare.contents import Item, draw
 from laconic.data.prepare.recipes import recipe_of
 from laconic.errors import DataError
+from processes import Command
 
 
 @pytest.fixture
@@ -604,15 +603,12 @@ def test_folders_of_others_are_never_replaced(source, tmp_path):
 def test_killed_in_the_middle(name, source, tmp_path):
     originals.cifar(source, test=10_000)
     root = tmp_path / "root"
-    command = [sys.executable, "-m", "laconic", "prepare", "vtab:cifar", "--source", source, "--root", root]
-    child = subprocess.Popen([*command, "--accept-changed"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     images = root / ".cifar.part/images/test"
-    while child.poll() is None and not (images.is_dir() and len(os.listdir(images)) > 50):
-        time.sleep(0.005)
-    child.send_signal(getattr(signal, name))
-    _, err = child.communicate()
-    assert child.returncode != 0
-    assert b"Traceback" not in err
+    command = ["prepare", "vtab:cifar", "--source", source, "--root", root, "--accept-changed"]
+    child = Command(*command, folder=tmp_path)
+    status, _, err = child.when(lambda: images.is_dir() and len(os.listdir(images)) > 50, getattr(signal, name))
+    assert status != 0
+    assert "Traceback" not in err
     assert not (root / "cifar").exists()
     left = [path.name for path in root.iterdir()]
     assert left == ([".cifar.part"] if name == "SIGKILL" else [])

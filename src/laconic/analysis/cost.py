@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from laconic.analysis.count import adapter_bytes, gmacs, gmacs_and_biases
 from laconic.analysis.counts import Kept, even, kept_counts, same, with_counts
 from laconic.attachment import attach
 from laconic.backbone import num_parameters
 from laconic.creation import create_backbone
 from laconic.errors import LaconicError
-from laconic.meta import on_meta
+from laconic.meta import QuickShapes, on_meta, shapes_only
 from laconic.methods import VPT, Linear
 from laconic.model import PromptedModel
 from laconic.progress import Report, silent
@@ -70,7 +68,7 @@ def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_si
     """
     if prompts:
         _check_prompts(prompts)
-    with torch.device("meta"):
+    with shapes_only():
         model = create_backbone(backbone, pretrained=False, img_size=img_size)
     depth = "shallow" if shallow else "deep"
     methods = {count: VPT(count, depth) if count else Linear() for count in prompts}
@@ -107,7 +105,7 @@ class _Executions(NamedTuple):
 def _executions(model: PromptedModel) -> _Executions:
     meta = on_meta(model)
     published, biases = gmacs_and_biases(meta.copy(execution="published").eval())
-    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), gmacs(meta.fold())
+    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), _folded_gmacs(meta)
     return _Executions(published, published + biases, prefix, folded)
 
 
@@ -119,7 +117,12 @@ def folded_gmacs(model: PromptedModel) -> float:
         >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
         16.51
     """
-    return gmacs(on_meta(model).fold())
+    return _folded_gmacs(on_meta(model))
+
+
+def _folded_gmacs(meta: PromptedModel) -> float:
+    with QuickShapes():  # folding runs parts of the blocks
+        return gmacs(meta.fold())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +256,7 @@ def costs(
     """
     if not 0 <= threshold < float("inf"):
         raise LaconicError(f"The threshold is an overhead of at least 0, such as 0.1, not {threshold}.")
-    with torch.device("meta"):
+    with shapes_only():
         model = create_backbone(backbone, pretrained=False, img_size=img_size)
     info = attach(model, Linear(), num_classes=num_classes).info
     blocks, windows = len(info.blocks), info.stages is not None

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from laconic.head import MLPHead
+from laconic.meta import QuickShapes
 from laconic.model import FoldedModel, PromptedModel
 
 _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -37,7 +38,7 @@ def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, *model.preprocessing.size, device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm: addmm})
-    with counter, torch.no_grad():
+    with QuickShapes(), counter, torch.no_grad():
         features = model.features(image)
         if isinstance(model.head, MLPHead):
             model.head.represent(features)

@@ -17,12 +17,13 @@ from laconic.attachment import attach
 from laconic.bench.jobs import Job
 from laconic.bench.tasks import split_sizes
 from laconic.creation import create_backbone
+from laconic.meta import shapes_only
 from laconic.methods import VPT, Linear
 from laconic.stages import augment_of
 
 BACKWARD = {"full": 2.0, "bias": 1.0}
 """Backward passes over the forward one: twice where weights learn, once where only what comes before them does."""
-CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 1.5
+CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
 """Of one step at most, and of all steps about."""
 
 
@@ -57,7 +58,7 @@ def work_of(job: Job) -> Work:
 @functools.cache
 def _gmacs(backbone: str, img_size: int | None, method: str, prompts: int) -> float:
     """Of one image's forward pass while training."""
-    with torch.device("meta"):
+    with shapes_only():
         bare = create_backbone(backbone, pretrained=False, img_size=img_size)
     kind = (
         Linear() if method not in ("vpt-deep", "vpt-shallow", "e2vpt") or not prompts else VPT(prompts, _depth(method))

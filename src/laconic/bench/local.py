@@ -17,6 +17,8 @@ from typing import Any
 from laconic.bench.engine import Event, Task
 
 REPORT_EVERY_SECONDS = 0.5
+CONTEXT = multiprocessing.get_context("spawn")
+"""How worker processes start: with nothing of the driver's, such as threads, which do not survive a fork."""
 
 
 class LocalEngine:
@@ -108,9 +110,8 @@ class WorkerProcess:
         self.name = name
         self.task: Task | None = None
         self.affinity = ""
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, address, self.name, rehearse, threads))
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process: SpawnProcess = CONTEXT.Process(target=_work, args=(theirs, address, self.name, rehearse, threads))
         # A new process starts with the variables of its parent; torch reads this one when it is imported.
         with _variable("OMP_NUM_THREADS", str(threads)):
             self.process.start()

@@ -60,14 +60,13 @@ def _yes(answer: bool) -> str:
 
 def _unlisted(name: str) -> Entry:
     """The entry of a model that the table does not have: timm may be newer than it."""
-    import torch
-
     from laconic.backbone import describe
     from laconic.catalogue import Entry
     from laconic.creation import can_create, create_backbone
+    from laconic.meta import shapes_only
 
     if not can_create(name):
         raise BackboneError(f"No supported model matches {name!r}; `laconic backbones` lists the families.")
-    with torch.device("meta"):
+    with shapes_only():
         model = create_backbone(name, pretrained=False)
     return Entry.of(name, model, describe(model), tested=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def tuning_for(
     if values is None:
         return _initial(method, backbone, info)
     with torch.random.fork_rng(devices=[]):
-        tuned = _initial(method, backbone, info)
+        tuned = _initial(method, backbone, info, values)
     tuned.fill(values)
     return tuned
 
@@ -57,9 +57,9 @@ def folded(method: Method, backbone: nn.Module, info: BackboneInfo, tuned: Tunin
     return tuning_for(method, backbone, info, dict(tuned.named_parameters())).requires_grad_(False)
 
 
-def _initial(method: Method, backbone: nn.Module, info: BackboneInfo) -> Tuning:
+def _initial(method: Method, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
     if isinstance(method, Full | Partial | Bias):
-        return learned_copies(method, backbone, info)
+        return learned_copies(method, backbone, info, learned)
     if isinstance(method, Adapter):
         return with_bottlenecks(method, backbone, info)
     if isinstance(method, LoRA):

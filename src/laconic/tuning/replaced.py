@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,14 +12,22 @@ from laconic.backbone import BackboneInfo, classifier_parameters
 from laconic.baselines import Bias, Full, Partial
 from laconic.errors import BackboneError, LaconicError
 from laconic.graft import graft
-from laconic.meta import on_meta
+from laconic.meta import QuickShapes, on_meta
 from laconic.tuning.tuning import Tuning
 
 
-def learned_copies(method: Full | Partial | Bias, backbone: nn.Module, info: BackboneInfo) -> Tuning:
+def learned_copies(
+    method: Full | Partial | Bias, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None
+) -> Tuning:
     """Copies of the parameters that the method learns, in place of the backbone's.
 
     Those that do not reach the pooled feature are left out, as is the backbone's own classifier.
+
+    Args:
+        method: The method.
+        backbone: The timm model; it is not changed.
+        info: Its description.
+        learned: Names of those that are learned, where they are known; finding them out takes a run.
 
     Raises:
         LaconicError: If the backbone has fewer blocks than the method asks for, or nothing of the kind it learns.
@@ -30,15 +38,15 @@ def learned_copies(method: Full | Partial | Bias, backbone: nn.Module, info: Bac
         names = _from_last_blocks(names, info, method.blocks)
     elif isinstance(method, Bias):
         names = [name for name in names if name.endswith("bias")]
-    names = _reaching(names, backbone, info)
+    names = _reaching(names, backbone, info) if learned is None else [name for name in names if name in learned]
     if not names:
         raise BackboneError(f"The backbone {info.name} has no parameters that the method {method.name!r} could learn.")
-    learned = {name: nn.Parameter(backbone.get_parameter(name).detach().clone()) for name in names}
-    copies = {id(backbone.get_parameter(name)): parameter for name, parameter in learned.items()}
+    parameters = {name: nn.Parameter(backbone.get_parameter(name).detach().clone()) for name in names}
+    copies = {id(backbone.get_parameter(name)): parameter for name, parameter in parameters.items()}
     # A parameter that is used in several places is learned once and acts in all of them.
     places = backbone.named_parameters(remove_duplicate=False)
     everywhere = {path: copies[id(p)] for path, p in places if id(p) in copies}
-    return Tuning(graft(backbone, {}, parameters=everywhere), learned)
+    return Tuning(graft(backbone, {}, parameters=everywhere), parameters)
 
 
 def _from_last_blocks(names: Sequence[str], info: BackboneInfo, count: int) -> list[str]:
@@ -60,7 +68,7 @@ def _reaching(names: Sequence[str], backbone: nn.Module, info: BackboneInfo) -> 
     if not watched:
         return []
     image = torch.zeros(1, 3, *info.preprocessing.size, device="meta", dtype=watched[0].dtype)
-    with torch.enable_grad():
+    with QuickShapes(), torch.enable_grad():
         feature = model.forward_head(model.forward_features(image), pre_logits=True)
         found = torch.autograd.grad(feature.sum(), watched, allow_unused=True)
     gradients = cast("tuple[Tensor | None, ...]", found)

@@ -33,10 +33,12 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
     """
     made = datetime.now(UTC).isoformat(timespec="seconds")
     document = {"analysis": name, "laconic": __version__, "made": made, "command": command, "result": dict(result)}
-    picture = _png(document)
-    write_text(out / f"{name}.json", pretty_json(document) + "\n")
+    text = pretty_json(document) + "\n"
+    picture = _png(json.loads(text))
+    write_text(out / f"{name}.json", text)
     write_atomically(out / f"{name}.png", lambda part: part.write_bytes(picture))
-    sections = analysis_sections(read_analyses(out))
+    found = read_analyses(out)
+    sections = [_section(one, picture if one["analysis"] == name else None) for one in found]
     write_text(out / "analyses.html", html_page("Analyses", f"made {made} by laconic {__version__}", sections))
     write_text(out / "analyses.md", markdown_page("Analyses", sections))
     return [out / file for file in (f"{name}.json", f"{name}.png", "analyses.html", "analyses.md")]
@@ -72,11 +74,12 @@ def analysis_sections(documents: Sequence[Mapping[str, Any]]) -> list[Section]:
     return [_section(document) for document in documents]
 
 
-def _section(document: Mapping[str, Any]) -> Section:
+def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
+    """Of a document whose picture may have been drawn already, which is what takes time."""
     name = document["analysis"]
     view, result = view_of(name), document["result"]
     try:
-        picture = Picture(png=_png(document), alt=line(view.alt(result), 300), file=f"{name}.png")
+        picture = Picture(png=png or _png(document), alt=line(view.alt(result), 300), file=f"{name}.png")
         blocks: list[Block] = [Paragraph(view.answer(result)), picture, Fold("Numbers", list(view.tables(result)))]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise LaconicError(
