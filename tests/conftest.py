@@ -122,8 +122,8 @@ class Trained:
 def trained(tmp_path_factory, colours):
     """A small VPT-Deep adapter, trained on `colours` and not condensed; read it, never write to it."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    arguments = ["--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001", "--out", folder, "--json"]
-    outcome = run_command("fit", colours, *arguments)
+    arguments = ["--prompts", 3, "--epochs", 2, "--batch-size", 8, "--lr", 0.001, "--img-size", 32, "--out", folder]
+    outcome = run_command("fit", colours, *arguments, "--json")
     assert outcome.status == 0, outcome.err
     return Trained(folder, colours, outcome.document, outcome)
 

@@ -469,7 +469,8 @@ def test_the_counts_of_every_block_can_be_read_on_any_terminal(capsys, monkeypat
     assert sum(numbers.count(count) > 0 for count in counts) == len(counts), printed
 
 
-FIXTURE_RUN = ("--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001")  # as the fixture `trained`
+FIXTURE_RUN = ("--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001", "--img-size", "32")
+"""As those of the fixture `trained`."""
 
 
 def test_the_table_of_a_run_has_its_numbers(trained, monkeypatch):

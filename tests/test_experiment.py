@@ -124,13 +124,13 @@ def test_the_result_says_what_was_learned(trained):
 
 def test_the_result_says_where_it_comes_from(trained):
     origin = trained.result["provenance"]
-    task = load_folder(trained.data, describe(create_backbone(BUNDLED_BACKBONE)).preprocessing)
+    task = load_folder(trained.data, describe(create_backbone(BUNDLED_BACKBONE, img_size=32)).preprocessing)
     assert origin["data"]["source"] == str(trained.data)
     assert origin["data"]["fingerprint"] == task.fingerprint()
     assert origin["data"]["classes"] == ["blue", "green", "red"]
     assert origin["data"]["images"] == {"train": 18, "val": 6, "test": 6}
     assert origin["data"]["skipped"] == []
-    assert origin["preprocessing"]["size"] == [64, 64]
+    assert origin["preprocessing"]["size"] == [32, 32]
     assert origin["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert origin["preprocessing"]["resize"] == "squash"
     assert origin["versions"]["laconic"] == laconic.__version__
@@ -294,7 +294,8 @@ def test_predictions_are_probabilities_that_fall(trained):
 
 # ── condensation ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-RUN = ["--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001"]  # as the fixture `trained`
+RUN = ["--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001", "--img-size", "32"]
+"""As those of the fixture `trained`."""
 
 
 @pytest.fixture(scope="module")

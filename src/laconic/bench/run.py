@@ -56,7 +56,7 @@ def overview(plan: Plan, store: Store, *, root: str | None = None, threads: int 
         store: Where its results are, or will be.
         root: Folder that holds the benchmarks' tasks.
         threads: Of one worker.
-        estimate: Measure this machine for that, a second or two for each backbone.
+        estimate: Measure this machine for that, about a second for each backbone.
 
     Raises:
         PlanError: If the plan cannot be meant.
