@@ -102,17 +102,18 @@ def test_low_precision_is_near(dtype):
 def test_when_attention_is_not_computed_in_two_parts():
     x = torch.zeros(2, 1, 3, 4, requires_grad=True)
     bias = torch.zeros(1, 2)
-    assert can_be_apart(x, x, bias)
-    assert not can_be_apart(x, x, bias.requires_grad_())
-    assert not can_be_apart(x, x, attn_mask=torch.zeros(3, 3, requires_grad=True))
-    assert not can_be_apart(x, x, attn_mask=torch.ones(3, 3, dtype=torch.bool))
-    assert not can_be_apart(x, torch.zeros(2, 1, 3, 8))
-    assert not can_be_apart(x.to("meta"), x.to("meta"))
+    assert can_be_apart(x, x, x, bias)
+    assert not can_be_apart(x, x, x, bias.requires_grad_())
+    assert not can_be_apart(x, x, x, attn_mask=torch.zeros(3, 3, requires_grad=True))
+    assert not can_be_apart(x, x, x, attn_mask=torch.ones(3, 3, dtype=torch.bool))
+    assert not can_be_apart(x, x, torch.zeros(2, 1, 3, 8))
+    assert not can_be_apart(x, x.double(), x)
+    assert not can_be_apart(*[x.to("meta")] * 3)
     with sdpa_kernel(SDPBackend.MATH):
-        assert not can_be_apart(x, x)
+        assert not can_be_apart(x, x, x)
     with torch.no_grad():
-        assert can_be_apart(x, x, bias)
-        assert not can_be_apart(x[:1], x[:1])
+        assert can_be_apart(x, x, x, bias)
+        assert not can_be_apart(x[:1], x[:1], x[:1])
 
 
 def test_a_bias_that_learns_gets_its_gradient():

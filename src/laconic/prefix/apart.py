@@ -17,7 +17,11 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def can_be_apart(
-    q_BHNd: Tensor, v_BHMd: Tensor, bias_bP: Tensor | None = None, attn_mask: Tensor | None = None
+    q_BHNd: Tensor,
+    k_BHMd: Tensor,
+    v_BHMd: Tensor,
+    bias_bP: Tensor | None = None,
+    attn_mask: Tensor | None = None,
 ) -> bool:
     """Whether attention over a prefix can be computed in two parts.
 
@@ -29,7 +33,7 @@ def can_be_apart(
         q_BHNd.device.type == "cpu"
         and not (torch.compiler.is_compiling() and (learns or torch.compiler.is_exporting()))
         and q_BHNd.shape[-1] == v_BHMd.shape[-1]
-        and q_BHNd.dtype == v_BHMd.dtype
+        and q_BHNd.dtype == k_BHMd.dtype == v_BHMd.dtype
         and (learns or q_BHNd.dtype == torch.bfloat16 or q_BHNd.shape[0] > 1)
         # What `sdpa_kernel` chooses; a graph cannot ask.
         and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())

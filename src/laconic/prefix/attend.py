@@ -68,7 +68,7 @@ def attend(
         prefix = prefix if isinstance(prefix, KeyValue) else KeyValue(*prefix)
         batch = q_BHNd.shape[0]
         free = not is_causal and not dropout and (attn_mask is None or finite)
-        if free and can_be_apart(q_BHNd, v_BHMd, prefix.bias, attn_mask):
+        if free and can_be_apart(q_BHNd, k_BHMd, v_BHMd, prefix.bias, attn_mask):
             return attend_apart(q_BHNd, k_BHMd, v_BHMd, *prefix, attn_mask=attn_mask, scale=scale)
         if is_causal:
             attn_mask = torch.ones(q_BHNd.shape[2], k_BHMd.shape[2], dtype=torch.bool, device=q_BHNd.device).tril()
