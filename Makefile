@@ -36,12 +36,15 @@ check: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY)
-	$(BIN)/python benchmarks/inference.py
-	$(BIN)/python benchmarks/inference.py --backbone swin_tiny_patch4_window7_224 --prompts 5,50
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/caching.py
-	$(BIN)/python benchmarks/formats.py
+	$(BIN)/python benchmarks/inference.py --rounds 5
+	$(BIN)/python benchmarks/inference.py --backbone swin_tiny_patch4_window7_224 --prompts 50 --rounds 5
+	$(BIN)/python benchmarks/training.py --rounds 2
+	$(BIN)/python benchmarks/memory.py --rounds 1 --prompts 200 --batch 8
+	$(BIN)/python benchmarks/caching.py --rounds 2
+	$(BIN)/python benchmarks/condensing.py --rounds 2 --batch 4
+	$(BIN)/python benchmarks/bank.py --rounds 3
+	$(BIN)/python benchmarks/formats.py --rounds 9
+	$(BIN)/python benchmarks/serving.py --rounds 2 --seconds 3
 
 clean:
 	rm -rf $(VENV) demo runs

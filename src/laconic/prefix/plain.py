@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode  # pyright: ignore[reportPrivateUsage]
 
 from laconic.prefix.absorbed import attend_absorbed
 from laconic.prefix.attend import KeyValue, attend, attention_weights
@@ -26,7 +27,8 @@ class PlainPrefix(PrefixAttention):
         """Whether there are so few queries that the keys and values of the tokens need not be computed.
 
         In float32 or float64 on a CPU, where that was measured, and without gradients; where nothing stands between
-        projection and attention. Costs are counted without it.
+        projection and attention. Who watches the operations sees the plain ones, so that costs are counted alike on all
+        devices.
         """
         attn = self._timm
         return (
@@ -42,6 +44,7 @@ class PlainPrefix(PrefixAttention):
             and self.observer is None
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x_BND.device.type)
+            and (torch.compiler.is_compiling() or _get_current_dispatch_mode() is None)
         )
 
     def _absorbed(self, x_BND: Tensor) -> Tensor:
