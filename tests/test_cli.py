@@ -524,8 +524,9 @@ def test_a_file_name_that_is_no_unicode_is_no_crash(trained, tmp_path, json_):
         assert json.loads(written)[0]["class_name"] in COLOURS
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
-    command = [sys.executable, "-m", "laconic", "tasks"]
+@pytest.mark.parametrize("asked", ["tasks", "--help"])
+def test_a_reader_that_goes_away_is_no_traceback(asked):
+    command = [sys.executable, "-m", "laconic", asked]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     err = process.stderr.read()

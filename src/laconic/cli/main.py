@@ -66,13 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"laconic {__version__}")  # noqa: T201
         return 0
-    command: Command = tyro.cli(
-        Commands,  # pyright: ignore[reportArgumentType]
-        prog="laconic",
-        description=DESCRIPTION,
-        args=arguments or ["--help"],
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    try:
+        command: Command = tyro.cli(
+            Commands,  # pyright: ignore[reportArgumentType]
+            prog="laconic",
+            description=DESCRIPTION,
+            args=arguments or ["--help"],
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+    except BrokenPipeError:
+        return _unread()
     return run(command)
 
 
@@ -87,15 +90,19 @@ def run(command: Command) -> int:
     except KeyboardInterrupt as error:
         return _say(str(error) or "Stopped.", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone; nothing is left to say, not even when Python closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _unread()
     except MemoryError:
         return _say("There is not enough memory; try a smaller --batch-size.", 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
     return 0
+
+
+def _unread() -> int:
+    """The reader of our output has gone; nothing is left to say, not even when Python closes the stream."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _say(sentence: str, status: int) -> int:
