@@ -161,7 +161,7 @@ def test_killed_workers_actors_and_nodes_cost_nothing_but_time(place, capfd):
     assert 1 < len(watch.lost) <= 3
     assert set(watch.lost[1:]) <= told
     place.check(address)
-    assert processes(ours=os.getpid()) == {}
+    until(lambda: not processes(ours=os.getpid()))
     assert capfd.readouterr() == ("", "")
 
 
