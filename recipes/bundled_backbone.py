@@ -21,6 +21,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 CLASSES = 200
 FULL_SIZE = 64
@@ -114,9 +115,10 @@ def cutmix(images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     return mixed, order, 1 - box_h * box_w / (height * width)
 
 
-def build_optimizers(model: VisionTransformer, optimizer: str, lr: float) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module, optimizer: str, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else (or AdamW alone)."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if optimizer == "muon" else []
+    inside = [(name, p) for name, p in model.named_parameters() if name.startswith(("blocks.", "layers."))]
+    matrices = [p for name, p in inside if p.ndim == 2 and "table" not in name] if optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
@@ -135,7 +137,7 @@ def learning_rate(progress: float, peak: float, warmup: float = 0.04) -> float:
 
 
 @torch.inference_mode()
-def evaluate(model: VisionTransformer, images: Tensor, labels: Tensor, size: int) -> float:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> float:
     """Top-1 accuracy (0-1) on uint8 images, resized to `size`."""
     model.eval()
     correct = 0
@@ -149,7 +151,9 @@ def evaluate(model: VisionTransformer, images: Tensor, labels: Tensor, size: int
 
 
 class Trainer:
-    """One run: model, optimisers, data and the place where it checkpoints."""
+    """One run: model, optimisers, data and the place where it checkpoints; `build`, `resize` know the architecture."""
+
+    model: Any
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
@@ -161,7 +165,7 @@ class Trainer:
         data = Path(args.data)
         self.train = read_split(sorted(data.glob("train-*.parquet")), self.out / "train.cache")
         self.val = read_split([data / "val.parquet"], self.out / "val.cache")
-        self.model = build_model()
+        self.model = self.build()
         self.optimizers = build_optimizers(self.model, args.optimizer, args.lr)
         self.history: list[dict[str, float]] = []
         # Work, not epochs, drives the schedule: an epoch on small images moves it less.
@@ -174,8 +178,8 @@ class Trainer:
         checkpoint = self.out / "checkpoint.pt"
         if checkpoint.exists():
             state = torch.load(checkpoint, weights_only=True)
-            # The size first: it replaces the position embedding, which the optimisers must know.
-            self.model.set_input_size(img_size=state["size"])
+            # The size first: it replaces parameters, which the optimisers must know.
+            self.resize(state["size"])
             self.model.load_state_dict(state["model"])
             self.optimizers = build_optimizers(self.model, self.args.optimizer, self.args.lr)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -195,8 +199,7 @@ class Trainer:
 
     def run_epoch(self, epoch: int) -> None:
         stage = self.stage_of(epoch)
-        if self.model.patch_embed.img_size != (stage.size, stage.size):
-            self.resize(stage.size)
+        self.resize(stage.size)
         self.model.train()
         generator = torch.Generator().manual_seed(self.args.seed * 1000 + epoch)
         torch.manual_seed(self.args.seed * 1000 + epoch)  # drop path
@@ -240,8 +243,14 @@ class Trainer:
             optimizer.zero_grad()
         return loss.item()
 
+    def build(self) -> nn.Module:
+        """The model for images of full size."""
+        return build_model()
+
     def resize(self, size: int) -> None:
         """Changes the input size, keeping each optimiser's state where the shape stays."""
+        if self.model.patch_embed.img_size == (size, size):
+            return
         old = self.model.pos_embed
         self.model.set_input_size(img_size=size)
         for optimizer in self.optimizers:
@@ -249,27 +258,32 @@ class Trainer:
                 group["params"] = [self.model.pos_embed if p is old else p for p in group["params"]]
             optimizer.state.pop(old, None)
 
-    def export(self) -> None:
-        """Writes the weights at full size as fp16, and what was measured."""
-        model = build_model()
+    def full_size(self) -> dict[str, Tensor]:
+        """The weights as they are at full size."""
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        if state["pos_embed"].shape != model.pos_embed.shape:
+        if state["pos_embed"].shape != build_model().pos_embed.shape:
             from timm.layers import resample_abs_pos_embed
 
             grid = FULL_SIZE // 8
             state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid])
+        return state
+
+    def export(self) -> None:
+        """Writes the weights at full size as fp16, and what was measured."""
         save_file(
-            {name: tensor.half().contiguous() for name, tensor in state.items()}, self.out / "backbone.safetensors"
+            {name: tensor.half().contiguous() for name, tensor in self.full_size().items()},
+            self.out / "backbone.safetensors",
         )
         report = {"arguments": vars(self.args), "stages": [asdict(s) for s in self.stages], "history": self.history}
         (self.out / "history.json").write_text(json.dumps(report, indent=1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_arguments(description: str | None, *, out: str, stages: str) -> argparse.Namespace:
+    """The command line, with the given defaults; sets what torch computes with."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--out", default="runs/backbone")
-    parser.add_argument("--stages", default="32:10:0,48:5:0.25,64:2:0", help="pixels:epochs:cutmix share, ...")
+    parser.add_argument("--out", default=out)
+    parser.add_argument("--stages", default=stages, help="pixels:epochs:cutmix share, ...")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=256)
@@ -279,7 +293,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     set_fused_attn(False)  # on CPUs the fused attention's bf16 backward costs as much as the rest of the network
-    Trainer(args).run()
+    return args
+
+
+def main() -> None:
+    """Trains as the command line says."""
+    Trainer(read_arguments(__doc__, out="runs/backbone", stages="32:10:0,48:5:0.25,64:2:0")).run()
 
 
 if __name__ == "__main__":

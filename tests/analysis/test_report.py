@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 from laconic.analysis.cost import cost
 from laconic.cli.main import main
 
@@ -22,6 +24,17 @@ def test_analyses_beside_runs_are_sections_of_their_report(undisturbed, tmp_path
     assert "](cost.png)" in text
     assert (tmp_path / "report" / "cost.png").read_bytes().startswith(b"\x89PNG")
     assert main(["report", str(runs)]) == 0
-    (runs / "cost.json").write_text(json.dumps({"analysis": "other"}))
+    (runs / "cost.json").write_text(json.dumps({"analysis": "cost"}))
     assert main(["report", str(runs)]) == 1
-    assert "is no analysis" in capsys.readouterr().err
+    assert "has no result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"euros": 12}', "[1, 2]", '{"analysis": "other", "result": 1}'])
+def test_files_of_others_are_passed_over_and_not_replaced(content, undisturbed, tmp_path, capsys):
+    runs = shutil.copytree(undisturbed[0], tmp_path / "runs")
+    (runs / "cost.json").write_text(content)
+    assert main(["report", str(runs)]) == 0
+    assert "analysis-cost" not in (runs / "report.html").read_text()
+    assert main(["analyze", "cost", "vit_tiny_patch16_224", "--out", str(runs)]) == 1
+    assert "is there already and is no analysis" in capsys.readouterr().err
+    assert (runs / "cost.json").read_text() == content

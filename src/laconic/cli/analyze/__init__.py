@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from laconic.cli.analyze.blocks import Blocks
-from laconic.cli.analyze.common import Output
 from laconic.cli.analyze.cost import Cost
 from laconic.cli.analyze.e2vpt import E2VPT
 from laconic.cli.analyze.latency import Latency
@@ -38,9 +38,16 @@ class Analyze:
 
     def run(self) -> None:
         """Runs that analysis."""
-        output = getattr(self.analysis, "output", None)
-        if isinstance(output, Output):
+        analysis = self.analysis
+        if isinstance(analysis, Sweep | Schedule | E2VPT):
+            output = analysis.trainings.output
+        else:
+            output = analysis.output
             output.check()
-        if getattr(self.analysis, "places", None) == ():
+        if getattr(analysis, "places", None) == ():
             raise UsageError("Name an adapter, or a folder with adapters in it.")
-        self.analysis.run()
+        if "://" not in output.out:
+            from laconic.report.analysis import refuse_others
+
+            refuse_others(Path(output.out), type(analysis).__name__.lower())
+        analysis.run()

@@ -45,24 +45,35 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
 
 
 def read_analyses(folder: Path) -> list[dict[str, Any]]:
-    """The documents of the analyses that lie in a folder, in the order of `NAMES`.
+    """The documents of the analyses that lie in a folder, in the order of `NAMES`; others' files are passed over.
 
     Raises:
-        LaconicError: If a file of such a name is no analysis.
+        LaconicError: If a file cannot be read, or an analysis has no result.
     """
-    found: list[dict[str, Any]] = []
-    for name in NAMES:
-        path = folder / f"{name}.json"
-        if not path.is_file():
-            continue
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LaconicError(f"{path} cannot be read ({error}); run `laconic analyze {name}` again.") from error
-        if not isinstance(document, dict) or document.get("analysis") != name or "result" not in document:  # pyright: ignore
-            raise LaconicError(f"{path} is no analysis; run `laconic analyze {name}` again, or remove it.")
-        found.append(document)  # pyright: ignore[reportUnknownArgumentType]
-    return found
+    documents = (_read(folder / f"{name}.json", name) for name in NAMES if (folder / f"{name}.json").is_file())
+    return [document for document in documents if document is not None]
+
+
+def refuse_others(folder: Path, name: str) -> None:
+    """Raises a LaconicError where an analysis would replace a file that is none."""
+    path = folder / f"{name}.json"
+    if path.is_file() and _read(path, name) is None:
+        raise LaconicError(f"{path} is there already and is no analysis; choose another folder by --out.")
+
+
+def _read(path: Path, name: str) -> dict[str, Any] | None:
+    """The document of an analysis; None where the file is something else."""
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LaconicError(
+            f"{path} cannot be read ({error}); remove it, and run `laconic analyze {name}` again."
+        ) from error
+    if not isinstance(document, dict) or document.get("analysis") != name:  # pyright: ignore[reportUnknownMemberType]
+        return None
+    if "result" not in document:
+        raise LaconicError(f"{path} has no result; remove it, and run `laconic analyze {name}` again.")
+    return document  # pyright: ignore[reportUnknownVariableType]
 
 
 def analysis_sections(documents: Sequence[Mapping[str, Any]]) -> list[Section]:
