@@ -73,7 +73,7 @@ class SwinTrainer(Trainer):
 
 def main() -> None:
     """Trains as the command line says."""
-    SwinTrainer(read_arguments(__doc__, out="runs/swin", stages="32:12:0,64:3:0")).run()
+    SwinTrainer(read_arguments(__doc__, out="runs/swin", stages="32:12:0,64:2:0")).run()
 
 
 if __name__ == "__main__":
