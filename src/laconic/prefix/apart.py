@@ -106,52 +106,30 @@ def _parts(
 
 class _Apart(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        scale: float,
-    ) -> Tensor:
-        out, divisor, seen, seen_divisor = _parts(q, k, v, keys, values, bias, mask, scale)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """Takes what `_parts` does."""
+        out, divisor, seen, seen_divisor = _parts(*inputs)
         divisor = torch.logaddexp(divisor, seen_divisor)
         out = out.lerp_(seen, (seen_divisor - divisor).exp_().unsqueeze(-1).to(out.dtype))
-        ctx.save_for_backward(q, k, v, keys, values, bias, mask, out, divisor)
-        ctx.scale = scale
+        *tensors, ctx.scale = inputs
+        ctx.save_for_backward(*tensors, out, divisor)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, keys, values, bias, mask, out, divisor = ctx.saved_tensors
         (grad,) = gradients
-        d_q = d_k = d_v = d_keys = d_values = None
+        common: dict[str, Any] = {"dropout_p": 0.0, "is_causal": False, "scale": ctx.scale}
+        d_q = d_k = d_v = None
         if any(ctx.needs_input_grad[:3]):
-            d_q, d_k, d_v = _backward(grad, q, k, v, out, divisor, 0.0, False, attn_mask=mask, scale=ctx.scale)
-        if len(keys) == 1:
-            rest = (_as_one(t) for t in (grad, q, out, divisor.unsqueeze(-1)))
-            grad_1, q_1, out_1, divisor_1 = rest
-            d_q_1, d_keys, d_values = _backward(
-                grad_1,
-                q_1,
-                keys,
-                values,
-                out_1,
-                divisor_1.squeeze(-1),
-                0.0,
-                False,
-                attn_mask=bias,
-                scale=ctx.scale,
-            )
-            d_seen = _as_many(d_q_1, len(q))
-        else:
-            d_seen, d_keys, d_values = _backward(
-                grad, q, keys, values, out, divisor, 0.0, False, attn_mask=bias, scale=ctx.scale
-            )
-        d_q = None if d_q is None else d_q.add_(d_seen)
+            d_q, d_k, d_v = _backward(grad, q, k, v, out, divisor, attn_mask=mask, **common)
+        rows = (grad, q, out, divisor.unsqueeze(-1))
+        grad, asking, out, divisor = map(_as_one, rows) if len(keys) == 1 else rows
+        d_seen, d_keys, d_values = _backward(
+            grad, asking, keys, values, out, divisor.squeeze(-1), attn_mask=bias, **common
+        )
+        if d_q is not None:
+            d_q = d_q.add_(_as_many(d_seen, len(q)) if len(keys) == 1 else d_seen)
         return d_q, d_k, d_v, d_keys, d_values, None, None, None
 
 
