@@ -6,10 +6,13 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from laconic.analysis.latency import latency
-from laconic.report.plots import COLOURS, Point, plot_accuracy, plot_kept
+from laconic.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -173,3 +176,19 @@ def test_a_picture_is_replaced_whole(tmp_path):
     plot_kept(path, [2, 2], [2, 1], title="two")
     assert path.read_bytes() != first
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("width", [3.0, 4.5, 7.0, 15.0])
+def test_a_legend_below_is_whole_and_no_higher_than_it_must_be(width):
+    figure = Figure(figsize=(width, 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.subplots()
+    names = ["from scratch", "condensed, fine-tuned", "condensed, not fine-tuned", "$x_", "not converged"]
+    legend_below(figure, [Line2D([], [], label=name) for name in names])
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    box = legend.get_window_extent()
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    rows = {round(text.get_window_extent().y0) for text in legend.get_texts()}
+    assert len(rows) == {3.0: 5, 4.5: 3, 7.0: 2, 15.0: 1}[width]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -66,6 +67,17 @@ def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: 
     axes.set_title(short(title, 40), loc="left", fontsize=11, parse_math=False)
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend below all panels, in as many columns as the picture is wide enough for; labels are plain text."""
+    for columns in range(min(5, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +157,7 @@ def plot_comparison(
     lines = {left: None, right: bare_milliseconds}
     found = [_place(axes, points, lines[axes]) for axes, points, _ in panels]
     if any(boxes is None for boxes in found):
-        handles = left.get_legend_handles_labels()
-        legend = figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        legend_below(figure, left.get_legend_handles_labels()[0])
     else:
         figure.set_layout_engine("none")  # what was measured must stay where it is
         for (axes, points, _), boxes in zip(panels, found, strict=True):

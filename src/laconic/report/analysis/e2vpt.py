@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from laconic.report.analysis.trained import accuracy, caveats, change, every, hollow_handle, origin, signed, title_of
 from laconic.report.analysis.view import Result, View
 from laconic.report.document import Block, Body, Fold, Table
-from laconic.report.plots import COLOURS, MARKERS
+from laconic.report.plots import COLOURS, MARKERS, legend_below
 from laconic.report.text import amount, line
 
 TITLES = {
@@ -193,9 +193,7 @@ def _key(figure: Figure, result: Result) -> None:
     rows = [row for ablation in result["ablations"] for row in ablation["rows"]]
     if any(entry["accuracy"]["unconverged"] for row in rows for _, entry in _shown(row["entries"])):
         handles.append(hollow_handle())
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_below(figure, handles)
 
 
 def _alt(result: Result) -> str:

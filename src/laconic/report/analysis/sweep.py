@@ -185,7 +185,7 @@ def _figure(result: Result) -> Figure:
         panel_title(one, _heading(result, place) if several else title_of(result, place[1]))
     axes[0].set_ylabel("test accuracy (%)")
     hollow = any(point["accuracy"]["unconverged"] for curve in result["curves"] for point in curve["points"])
-    legend(figure, {KINDS[kind]: STYLES[kind] for kind in KINDS}, hollow=hollow, columns=4 if len(axes) > 1 else 2)
+    legend(figure, {KINDS[kind]: STYLES[kind] for kind in KINDS}, hollow=hollow)
     return figure
 
 

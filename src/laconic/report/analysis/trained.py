@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from laconic.report.analysis.view import Result
 from laconic.report.document import Block, Bullets, Paragraph, Warn
+from laconic.report.plots import legend_below
 from laconic.report.text import count, line, listed
 
 MOST_PROBLEMS = 20
@@ -181,7 +182,7 @@ def hollow_handle() -> Line2D:
     return Line2D([], [], color="#555555", marker="o", linestyle="", markerfacecolor="white", label="not converged")
 
 
-def legend(figure: Figure, labels: Mapping[str, tuple[str, str, Any]], *, hollow: bool, columns: int = 4) -> None:
+def legend(figure: Figure, labels: Mapping[str, tuple[str, str, Any]], *, hollow: bool) -> None:
     """One legend below all panels: label -> colour, marker, line style."""
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle=style, markersize=5, label=label)
@@ -189,4 +190,4 @@ def legend(figure: Figure, labels: Mapping[str, tuple[str, str, Any]], *, hollow
     ]
     if hollow:
         handles.append(hollow_handle())
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    legend_below(figure, handles)
