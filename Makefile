@@ -14,7 +14,7 @@ help:
 	@echo "make bench   the benchmarks behind the README's ratios"
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "laconic needs Python 3.11 or newer; set PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vprompt needs Python 3.11 or newer; set PYTHON=...")'
 	@echo "Setting up $(VENV): PyTorch and timm are a few hundred megabytes, once."
 	$(PYTHON) -m venv $(VENV)
 	@if command -v uv >/dev/null 2>&1; then \
@@ -25,7 +25,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 demo: $(READY)
-	$(BIN)/laconic demo --out demo
+	$(BIN)/vprompt demo --out demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal

@@ -17,24 +17,24 @@ import torch
 from common import interleaved, print_ratios, random_backbone
 from torch import nn
 
-import laconic
+import vprompt
 
 
-def adapter(backbone: nn.Module, number: int, prompts: int, *, first: int = 0) -> laconic.PromptedModel:
+def adapter(backbone: nn.Module, number: int, prompts: int, *, first: int = 0) -> vprompt.PromptedModel:
     """An adapter with a count of its own, and no prompts below block `first`."""
-    model = laconic.attach(backbone, laconic.VPT(prompts), num_classes=10 + number % 90)
+    model = vprompt.attach(backbone, vprompt.VPT(prompts), num_classes=10 + number % 90)
     counts = [0 if block < first else 1 + number % prompts for block in range(len(model.prompts))]
     return model.keep([torch.arange(count) for count in counts]).eval()
 
 
-def one_by_one(bank: laconic.Bank, images: torch.Tensor, names: list[str]) -> None:
+def one_by_one(bank: vprompt.Bank, images: torch.Tensor, names: list[str]) -> None:
     for row, name in enumerate(names):
         bank(images[row : row + 1], [name])
 
 
 def reloaded(backbone: nn.Module, folder: Path, images: torch.Tensor, names: list[str]) -> None:
     for row, name in enumerate(names):
-        laconic.load(folder / name, backbone=backbone).fold()(images[row : row + 1])
+        vprompt.load(folder / name, backbone=backbone).fold()(images[row : row + 1])
 
 
 def main() -> None:
@@ -43,16 +43,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--backbone", default="laconic_vit_tiny_patch8_64.tiny_imagenet")
+    parser.add_argument("--backbone", default="vprompt_vit_tiny_patch8_64.tiny_imagenet")
     args = parser.parse_args()
     torch.set_num_threads(1)
     backbone = random_backbone(args.backbone)
-    size = laconic.attach(backbone, num_classes=1).preprocessing.size
+    size = vprompt.attach(backbone, num_classes=1).preprocessing.size
     images = torch.randn(args.batch, 3, *size)
     plain = "timm's plain forward"
     for count in map(int, args.adapters.split(",")):
         models = {f"a{number}": adapter(backbone, number, args.prompts) for number in range(count)}
-        bank = laconic.Bank(backbone)
+        bank = vprompt.Bank(backbone)
         for name, model in models.items():
             bank.add(name, model)
         names = [f"a{row % count}" for row in range(args.batch)]
@@ -72,8 +72,8 @@ def main() -> None:
         kilobytes = sum(bank[name].nbytes for name in bank) / count / 1024
         title = f"{count} adapters, {args.batch} images, {args.backbone}, ms per image; {kilobytes:.0f} KiB an adapter"
         print_ratios(title, times, plain, per=args.batch)
-    half = len(laconic.backbone.describe(backbone).blocks) // 2
-    bank, names = laconic.Bank(backbone), [f"a{number}" for number in range(args.batch)]
+    half = len(vprompt.backbones.info.describe(backbone).blocks) // 2
+    bank, names = vprompt.Bank(backbone), [f"a{number}" for number in range(args.batch)]
     for number, name in enumerate(names):
         bank.add(name, adapter(backbone, number, args.prompts, first=half))
     variants = {

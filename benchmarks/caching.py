@@ -15,15 +15,15 @@ import torch
 from common import print_ratios, random_backbone
 from torch.utils.data import TensorDataset
 
-import laconic
-from laconic.model import PromptedModel
+import vprompt
+from vprompt.model.model import PromptedModel
 
 
 def epochs(model: PromptedModel, data: TensorDataset, *, batch: int, cache_gb: float) -> tuple[float, float]:
     """Seconds of the first epoch of a training, and of the second."""
     times: list[float] = []
-    recipe = laconic.Recipe(epochs=2, batch_size=batch, lr=1e-4, cache_gb=cache_gb)
-    laconic.fit(model, data, recipe=recipe, at_epoch=lambda _: times.append(time.process_time()))  # pyright: ignore
+    recipe = vprompt.Recipe(epochs=2, batch_size=batch, lr=1e-4, cache_gb=cache_gb)
+    vprompt.fit(model, data, recipe=recipe, at_epoch=lambda _: times.append(time.process_time()))  # pyright: ignore
     return times[1] - times[0], times[2] - times[1]
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    full = laconic.attach(random_backbone(args.backbone), laconic.VPT(args.prompts, dropout=0), num_classes=10)
+    full = vprompt.attach(random_backbone(args.backbone), vprompt.VPT(args.prompts, dropout=0), num_classes=10)
     images = torch.randn(args.images, 3, *full.preprocessing.size)
     data = TensorDataset(images, torch.arange(args.images) % 10)
     for empty in (int(count) for count in args.empty.split(",")):

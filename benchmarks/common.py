@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from laconic.creation import create_backbone
+from vprompt.backbones.factory import create_backbone
 
 
 def random_backbone(name: str = "vit_base_patch16_224") -> nn.Module:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from common import interleaved, print_ratios, random_backbone
 from torch.utils.data import TensorDataset
 
-import laconic
-from laconic.model import PromptedModel
+import vprompt
+from vprompt.model.model import PromptedModel
 
 EPOCHS, FINE_TUNING = 100, 20
 
@@ -39,16 +39,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = laconic.attach(random_backbone(args.backbone), laconic.VPT(args.prompts), num_classes=10)
+    model = vprompt.attach(random_backbone(args.backbone), vprompt.VPT(args.prompts), num_classes=10)
     size = model.preprocessing.size
     images, labels = torch.randn(args.batch, 3, *size), torch.randint(0, 10, (args.batch,))
     data = TensorDataset(images, labels)
-    small = laconic.condense(model, data, ratio=args.ratio, criterion="random", fine_tune=False).train()
+    small = vprompt.condense(model, data, ratio=args.ratio, criterion="random", fine_tune=False).train()
     model.train()
     times = interleaved(
         {
             "a step of training": partial(step, model, images, labels),
-            "scoring as many images": lambda: laconic.score(model, data),
+            "scoring as many images": lambda: vprompt.score(model, data),
             "a step of fine-tuning": partial(step, small, images, labels),
         },
         rounds=args.rounds,

@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from common import interleaved, print_ratios, random_backbone
 
-import laconic
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.creation import create_backbone
-from laconic.data import load_bundled
-from laconic.errors import LaconicError
-from laconic.exporting import Exported, Int8
-from laconic.exporting.formats import FORMATS
-from laconic.model import FoldedModel
+import vprompt
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone
+from vprompt.data.bundled import load_bundled
+from vprompt.exporters.base import FORMATS
+from vprompt.exporters.export import Int8
+from vprompt.exporters.exported import Exported
+from vprompt.model.model import FoldedModel
+from vprompt.utils.errors import VPromptError
 
 
 def exports(model: FoldedModel, folder: Path, wanted: list[str]) -> dict[str, Exported]:
@@ -35,8 +36,8 @@ def exports(model: FoldedModel, folder: Path, wanted: list[str]) -> dict[str, Ex
             label = name if int8 is None else f"{name}, int8"
             try:
                 path = folder / f"{'float32' if int8 is None else 'int8'}{FORMATS[name]}"
-                found[label] = laconic.export(model, path, int8=int8)
-            except LaconicError as error:
+                found[label] = vprompt.export(model, path, int8=int8)
+            except VPromptError as error:
                 if int8 is None:
                     print(error)
     return found
@@ -53,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bundled = args.backbone == BUNDLED_BACKBONE
     backbone = create_backbone(args.backbone) if bundled else random_backbone(args.backbone)
-    model = laconic.attach(backbone, laconic.VPT(args.prompts), num_classes=10).fold()
+    model = vprompt.attach(backbone, vprompt.VPT(args.prompts), num_classes=10).fold()
     images = torch.randn(args.batch, 3, *model.preprocessing.size)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         files = exports(model, Path(folder), args.formats.split(","))

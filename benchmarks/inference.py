@@ -17,7 +17,7 @@ import torch
 from common import interleaved, print_ratios, random_backbone
 from torch import nn
 
-import laconic
+import vprompt
 
 
 def fused(backbone: nn.Module) -> nn.Module | None:
@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     kind = torch.bfloat16 if args.bf16 else torch.float32
     backbone = random_backbone(args.backbone).to(kind)
-    images = torch.randn(args.batch, 3, *laconic.attach(backbone, num_classes=1).preprocessing.size).to(kind)
+    images = torch.randn(args.batch, 3, *vprompt.attach(backbone, num_classes=1).preprocessing.size).to(kind)
     counts = [int(count) for count in args.prompts.split(",")]
     ready: Callable[[nn.Module], Callable[..., object]] = torch.compile if args.compile else lambda model: model
     plain = ready(backbone)
@@ -49,7 +49,7 @@ def main() -> None:
     if not args.compile and (twin := fused(backbone)) is not None:
         variants["timm's, fused attention"] = lambda: twin(images)
     for prompts in counts:
-        model = laconic.attach(backbone, laconic.VPT(prompts), num_classes=10).eval()
+        model = vprompt.attach(backbone, vprompt.VPT(prompts), num_classes=10).eval()
         folded, published = ready(model.fold()), model.copy(execution="published").eval()
         variants[f"{prompts} prompts, folded"] = lambda folded=folded: folded(images)
         if prompts == max(counts) and not args.compile:

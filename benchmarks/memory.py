@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from common import interleaved, print_ratios, random_backbone
 from torch.autograd.graph import saved_tensors_hooks
 
-import laconic
-from laconic.checkpointing import checkpointed_parts
-from laconic.errors import LaconicError
-from laconic.model import PromptedModel
+import vprompt
+from vprompt.model.model import PromptedModel
+from vprompt.model.wrappers import checkpointed_parts
+from vprompt.utils.errors import VPromptError
 
 
 def forward(model: PromptedModel, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -74,14 +74,14 @@ def peak(run: Callable[[], object]) -> int:
 
 
 def models(backbone: torch.nn.Module, counts: list[int], dropout: float) -> dict[str, PromptedModel]:
-    found = {"full fine-tuning": laconic.attach(backbone, laconic.Full(), num_classes=10)}
+    found = {"full fine-tuning": vprompt.attach(backbone, vprompt.Full(), num_classes=10)}
     try:
-        found["LoRA, rank 8"] = laconic.attach(backbone, laconic.LoRA(), num_classes=10)
-    except LaconicError as error:
+        found["LoRA, rank 8"] = vprompt.attach(backbone, vprompt.LoRA(), num_classes=10)
+    except VPromptError as error:
         print(error)
-    found["no prompts, head only"] = laconic.attach(backbone, laconic.Linear(), num_classes=10)
+    found["no prompts, head only"] = vprompt.attach(backbone, vprompt.Linear(), num_classes=10)
     for count in counts:
-        model = laconic.attach(backbone, laconic.VPT(count, dropout=dropout), num_classes=10)
+        model = vprompt.attach(backbone, vprompt.VPT(count, dropout=dropout), num_classes=10)
         found |= {f"{count} prompts, prefix": model, f"{count} prompts, published": model.copy(execution="published")}
     return found
 

@@ -38,7 +38,7 @@ def main() -> None:
         plan = Path(folder) / "plan.toml"
         plan.write_text(PLAN.format(seeds=options.runs // 3))
         for engine in ("local", "ray"):
-            command = [sys.executable, "-m", "laconic", "bench", str(plan), "--out", f"{folder}/runs", "--rehearse"]
+            command = [sys.executable, "-m", "vprompt", "bench", str(plan), "--out", f"{folder}/runs", "--rehearse"]
             command += ["--engine", engine, "--workers", str(options.workers), "--json"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

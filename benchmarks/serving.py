@@ -1,4 +1,4 @@
-"""`laconic serve` with and without batching: requests a second and latency of the real command, over real connections.
+"""`vprompt serve` with and without batching: requests a second and latency of the real command, over real connections.
 
 python benchmarks/serving.py [--concurrency 1,8,32] [--seconds 4] [--rounds 3] [--max-batch 32] [--threads 1]
 
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import laconic
-from laconic.bundled import BUNDLED_BACKBONE
+import vprompt
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
 
 ADAPTERS = ("first", "second", "third")
 
@@ -34,7 +34,7 @@ ADAPTERS = ("first", "second", "third")
 def make_adapters(root: Path) -> list[str]:
     for seed, name in enumerate(ADAPTERS):
         torch.manual_seed(seed)
-        model = laconic.attach(BUNDLED_BACKBONE, laconic.VPT(num_prompts=10), num_classes=10)
+        model = vprompt.attach(BUNDLED_BACKBONE, vprompt.VPT(num_prompts=10), num_classes=10)
         torch.nn.init.normal_(model.head.weight)
         model.save_pretrained(root / name)
     return [str(root / name) for name in ADAPTERS]
@@ -48,7 +48,7 @@ def photo() -> bytes:
 
 
 def start(adapters: list[str], max_batch: int, threads: int) -> tuple[subprocess.Popen[str], int]:
-    command = [sys.executable, "-m", "laconic", "serve", *adapters, "--port", "0", "--max-batch", str(max_batch)]
+    command = [sys.executable, "-m", "vprompt", "serve", *adapters, "--port", "0", "--max-batch", str(max_batch)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from common import interleaved, print_ratios, random_backbone
 
-import laconic
-from laconic.model import PromptedModel
+import vprompt
+from vprompt.model.model import PromptedModel
 
 
 def step(model: PromptedModel, images: torch.Tensor, labels: torch.Tensor, *, bf16: bool) -> None:
@@ -38,10 +38,10 @@ def main() -> None:
     backbone, prompts = random_backbone(args.backbone), args.prompts
     models: dict[str, PromptedModel] = {}
     for dropout, words in ((0.0, "no dropout"), (0.1, "dropout 0.1")):
-        model = laconic.attach(backbone, laconic.VPT(prompts, dropout=dropout), num_classes=10)
+        model = vprompt.attach(backbone, vprompt.VPT(prompts, dropout=dropout), num_classes=10)
         models[f"published, {words}"] = model.copy(execution="published").train()
         models[f"prefix, {words}"] = model
-    models["prefix, one prompt, no dropout"] = laconic.attach(backbone, laconic.VPT(1, dropout=0.0), num_classes=10)
+    models["prefix, one prompt, no dropout"] = vprompt.attach(backbone, vprompt.VPT(1, dropout=0.0), num_classes=10)
     size = model.preprocessing.size
     images, labels = torch.randn(args.batch, 3, *size), torch.randint(0, 10, (args.batch,))
     variants = {name: partial(step, model, images, labels, bf16=args.bf16) for name, model in models.items()}

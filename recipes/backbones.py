@@ -1,4 +1,4 @@
-"""Writes src/laconic/backbones.csv: every model of the installed timm that prompts can be put into.
+"""Writes src/vprompt/backbones.csv: every model of the installed timm that prompts can be put into.
 
     python recipes/backbones.py
 
@@ -10,11 +10,11 @@ import warnings
 import timm
 import torch
 
-from laconic.backbone import describe
-from laconic.catalogue import FILE, Entry, write
-from laconic.creation import create_backbone
-from laconic.errors import BackboneError
-from laconic.progress import bar
+from vprompt.backbones.catalogue import FILE, Entry, write
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.info import describe
+from vprompt.utils.errors import BackboneError
+from vprompt.utils.progress import bar
 
 warnings.filterwarnings("ignore")
 

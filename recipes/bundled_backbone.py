@@ -1,4 +1,4 @@
-"""Train the backbone that laconic ships: a ViT for 64x64 images, on Tiny ImageNet.
+"""Train the backbone that vprompt ships: a ViT for 64x64 images, on Tiny ImageNet.
 
     python recipes/bundled_backbone.py --data DIR --out runs/backbone
 
@@ -8,7 +8,7 @@ orthogonalises the updates of the blocks' matrices (Muon), everything else by Ad
 and goes on from there when started again with the same arguments.
 
 Should give about 40 % top-1 on the 10,000 validation images with the default stages (see the model card in
-`src/laconic/bundled/`). Needs `pip install pyarrow` besides laconic.
+`src/vprompt/backbones/bundled/`). Needs `pip install pyarrow` besides vprompt.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Cut the task that laconic ships from Fashion-MNIST: 800 train, 200 val and 2000 test images.
+"""Cut the task that vprompt ships from Fashion-MNIST: 800 train, 200 val and 2000 test images.
 
-    python recipes/bundled_task.py --source DIR --out src/laconic/bundled/fashion_mnist.npz
+    python recipes/bundled_task.py --source DIR --out src/vprompt/data/fashion_mnist.npz
 
 DIR holds the four files as published (https://github.com/zalandoresearch/fashion-mnist; Debian packages them as
 `dataset-fashion-mnist`). Train and val are cut from the published train file, test from the published test file, each

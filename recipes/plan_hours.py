@@ -1,4 +1,4 @@
-"""How much each plan that comes with laconic computes, and the hours that would take on one GPU.
+"""How much each plan that comes with vprompt computes, and the hours that would take on one GPU.
 
     python recipes/plan_hours.py [--tmacs 30]
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 
-from laconic.bench.cells import cells_of, tasks_of
-from laconic.bench.estimate import work_of
-from laconic.bench.plan import load_plan, shipped_plans
-from laconic.bench.schedule import preview
-from laconic.bench.store import open_store
+from vprompt.experiments.bench.estimate import work_of
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.plan import load_plan, shipped_plans
+from vprompt.experiments.bench.scheduler import preview
+from vprompt.experiments.bench.store import open_store
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python recipes/pruning_search.py FOLDER --out FILE.json
 
 Every choice of shares of prompts and segments is pruned, rewound and trained on the whole schedule; then the search of
-`laconic.pruning` chooses among the same at the price of about four trainings. Test data is read for the record and
+`vprompt.compression` chooses among the same at the price of about four trainings. Test data is read for the record and
 decides nothing. A killed run goes on where it was with the same command.
 """
 
@@ -16,20 +16,23 @@ from typing import Any
 
 import torch
 
-import laconic
-from laconic.backbone import describe
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.creation import create_backbone
-from laconic.data import Task, open_task
-from laconic.files import write_json
-from laconic.model import PromptedModel
-from laconic.pruning import Choice, PruneSettings, Trial, importance, prune, pruned
-from laconic.pruning.choices import grid, ranked
-from laconic.recipe import Recipe
+import vprompt
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.info import describe
+from vprompt.compression.choices import Choice, Trial, grid, ranked
+from vprompt.compression.importance import importance, pruned
+from vprompt.compression.prune import prune
+from vprompt.compression.settings import PruneSettings
+from vprompt.data.dataset import Task
+from vprompt.data.tasks import open_task
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import Recipe
+from vprompt.utils.io import write_json
 
 
 def judge(model: PromptedModel, task: Task) -> dict[str, float]:
-    val, test = laconic.evaluate(model, task.val), laconic.evaluate(model, task.test)  # pyright: ignore
+    val, test = vprompt.evaluate(model, task.val), vprompt.evaluate(model, task.test)  # pyright: ignore
     return {"val": val.accuracy, "val_loss": val.loss, "test": test.accuracy}
 
 
@@ -61,9 +64,9 @@ def main() -> None:
     recipe = Recipe(epochs=options.epochs, precision=options.precision, seed=options.seed)
     settings = PruneSettings()
     torch.manual_seed(options.seed)
-    model = laconic.attach(backbone, laconic.E2VPT(), num_classes=len(task.classes), head_init="zero")
+    model = vprompt.attach(backbone, vprompt.E2VPT(), num_classes=len(task.classes), head_init="zero")
     early = model.state()
-    history = laconic.fit(model, task.train, recipe=recipe, progress=True)
+    history = vprompt.fit(model, task.train, recipe=recipe, progress=True)
     print("all prompts", judge(model, task), "loss", history.rows[-1]["loss"])
 
     worth = importance(model, task.train, seed=options.seed)
@@ -77,7 +80,7 @@ def main() -> None:
         small = model
         if choice != Choice():
             small = pruned(model, worth, choice, early=early)
-            laconic.fit(small, task.train, recipe=recipe)
+            vprompt.fit(small, task.train, recipe=recipe)
         facts = {"tokens": choice.tokens, "segments": choice.segments, "prompts": sum(small.prompt_counts)}
         rows.append({**facts, "numbers": sum(p.numel() for p in small.prompts), **judge(small, task)})
         print(len(rows), rows[-1], flush=True)

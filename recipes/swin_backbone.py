@@ -2,7 +2,7 @@
 
     python recipes/swin_backbone.py --data DIR --out runs/swin
 
-DIR and the way of training are those of `bundled_backbone.py`. Writes a folder that timm, and so laconic, takes as
+DIR and the way of training are those of `bundled_backbone.py`. Writes a folder that timm, and so vprompt, takes as
 `--backbone local-dir:runs/swin` (at any size whose grid of patches the windows divide). The defaults take about forty
 minutes of one CPU core and reach 39.0 % top-1 (the bundled ViT: 41.0 %). The one that docs/results/claims.md tells of
 was begun with 3 epochs of 64 pixels in the schedule, so that its rate fell a little faster from the twelfth epoch on.

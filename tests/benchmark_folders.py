@@ -5,7 +5,7 @@ import json
 
 from PIL import Image
 
-from laconic.preprocessing import Preprocessing
+from vprompt.data.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(size=(6, 6), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VTAB = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from laconic.bench import local
-from laconic.cli import main
 from plans import PLAN
 from processes import FORKED
+from vprompt.cli.main import main
+from vprompt.experiments.bench import local
 
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
@@ -47,7 +47,7 @@ def pytest_unconfigure():
 
 
 def run_command(*arguments):
-    """Runs `laconic ARGUMENTS` in this process, as the console script does, without a terminal."""
+    """Runs `vprompt ARGUMENTS` in this process, as the console script does, without a terminal."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -89,7 +89,7 @@ def write_classes(root, count, *, start=0, colours=None):
 
 
 @pytest.fixture(scope="session")
-def laconic_command():
+def vprompt_command():
     return run_command
 
 
@@ -110,7 +110,7 @@ def split_colours(tmp_path_factory):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run of `laconic fit`."""
+    """A finished run of `vprompt fit`."""
 
     folder: Path
     data: Path

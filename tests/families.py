@@ -1137,9 +1137,9 @@ def attached(name, method, *, execution="prefix", counts=None, dtype=torch.float
 
     The numbers are the same in every type.
     """
-    import laconic
+    import vprompt
 
-    model = laconic.attach(BACKBONES[name](), method, num_classes=num_classes, execution=execution)
+    model = vprompt.attach(BACKBONES[name](), method, num_classes=num_classes, execution=execution)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in [*model.prompts, model.head.weight, model.head.bias]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from laconic.bench.store import open_store
+from vprompt.experiments.bench.store import open_store
 
 PLAN = """
 title = "tiny"
@@ -43,7 +43,7 @@ lr = [0.02, 0.005]
 
 
 def command(plan, out, *more):
-    return [sys.executable, "-m", "laconic", "bench", str(plan), "--out", str(out), *more]
+    return [sys.executable, "-m", "vprompt", "bench", str(plan), "--out", str(out), *more]
 
 
 def environment(**more):

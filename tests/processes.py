@@ -7,7 +7,9 @@ import sys
 import time
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["laconic.cli", "laconic.experiment", "laconic.bench.worker", "laconic.bench.run"])
+FORKED.set_forkserver_preload(
+    ["vprompt.cli", "vprompt.experiments.run", "vprompt.experiments.bench.worker", "vprompt.experiments.bench.bench"]
+)
 
 
 def _begin(out, err, environment):
@@ -23,7 +25,7 @@ def _begin(out, err, environment):
 
 def _command(out, err, environment, arguments, prepare):
     _begin(out, err, environment)
-    from laconic.cli import main
+    from vprompt.cli.main import main
 
     if prepare is not None:
         prepare()
@@ -75,7 +77,7 @@ class _Process:
 
 
 class Command(_Process):
-    """`laconic ARGUMENTS` in a process of its own, with one thread.
+    """`vprompt ARGUMENTS` in a process of its own, with one thread.
 
     Args:
         arguments: Of the command.

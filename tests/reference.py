@@ -1,6 +1,6 @@
-"""A slow, independent implementation of visual prompt tuning, in float64, to test laconic against.
+"""A slow, independent implementation of visual prompt tuning, in float64, to test vprompt against.
 
-It reads the parameters of a plain timm `VisionTransformer` and nothing else: neither laconic nor any timm forward is
+It reads the parameters of a plain timm `VisionTransformer` and nothing else: neither vprompt nor any timm forward is
 called (but for the resampling of position embeddings at a foreign image size, which has nothing to do with prompts).
 Prompts are inserted as tokens between the prefix tokens and the patches, as published.
 """
@@ -360,9 +360,9 @@ def learned(model):
 
 def attached(name, method, *, execution="prefix", counts=None, dtype=torch.float32, num_classes=5, seed=3):
     """A prompted small model in eval mode: prompts and head are random and large; `counts` keeps P_l per block."""
-    import laconic
+    import vprompt
 
-    model = laconic.attach(BACKBONES[name](), method, num_classes=num_classes, execution=execution)
+    model = vprompt.attach(BACKBONES[name](), method, num_classes=num_classes, execution=execution)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in [*model.prompts, model.head.weight, model.head.bias]:

@@ -93,7 +93,7 @@ def result(task, method, seed, *, epochs=20, base=0.6):
             },
             "backbone_fingerprint": "818486df291ba94a",
             "weights": {"file": "model.safetensors", "sha256": "0123456789abcdef"},
-            "versions": {"laconic": "0.1.0", "torch": "2.9.0", "timm": "1.0.31", "numpy": "2.1.0"},
+            "versions": {"vprompt": "0.1.0", "torch": "2.9.0", "timm": "1.0.31", "numpy": "2.1.0"},
             "python": "3.11.7",
             "platform": "Linux",
             "device": "cuda",

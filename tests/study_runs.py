@@ -4,9 +4,9 @@ import math
 import random
 from dataclasses import replace
 
-from laconic.bench.cells import cells_of, tasks_of
-from laconic.bench.jobs import identity
-from laconic.bench.study import steps
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.halving import steps
+from vprompt.experiments.bench.jobs import identity
 
 BLOCKS, WIDTH = 12, 192
 

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-import laconic
-from laconic import VPT, attach, load
-from laconic.adapter import save_adapter
-from laconic.backbone import fingerprint
-from laconic.errors import AdapterError, BackboneError, LaconicError
-from laconic.preprocessing import Preprocessing
-from laconic.records import Condensation
+import vprompt
 from processes import Script
+from vprompt.backbones.info import fingerprint
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.vpt import VPT
+from vprompt.model.attach import attach
+from vprompt.model.load import load
+from vprompt.model.records import Condensation
+from vprompt.model.save import save_adapter
+from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 NASTY = [
@@ -50,8 +52,8 @@ def some_images():
 def model_with(backbone, method=None, counts=None, **options):
     """A prompted model whose every learned number is random, with the given counts where they are not the method's."""
     torch.manual_seed(11)
-    method = method or laconic.VPT(4)
-    model = laconic.attach(backbone, method, **{"num_classes": 3, **options})
+    method = method or vprompt.VPT(4)
+    model = vprompt.attach(backbone, method, **{"num_classes": 3, **options})
     if counts is not None:
         model = model.keep([torch.arange(count) for count in counts])
     with torch.no_grad():
@@ -77,7 +79,7 @@ def pristine(backbone, tmp_path_factory):
         scores=tuple((1.5, 0.25, 1e-9, 3.0) for _ in range(6)),
         kept=((0, 1, 2, 3), (), (0, 1, 2), (3,), (), (1, 0)),
     )
-    model.recipe = laconic.Recipe(epochs=3, lr=0.5, optimizer="sgd")
+    model.recipe = vprompt.Recipe(epochs=3, lr=0.5, optimizer="sgd")
     save_adapter(model, folder)
     return folder
 
@@ -114,7 +116,7 @@ def vouch(folder):
 def refused(match, source, backbone=None, error=AdapterError):
     """Loading fails with one sentence; returns it."""
     with pytest.raises(error, match=match) as caught:
-        laconic.load(source, backbone)
+        vprompt.load(source, backbone)
     assert str(caught.value).endswith(".")
     return str(caught.value)
 
@@ -126,18 +128,18 @@ def refused(match, source, backbone=None, error=AdapterError):
 @pytest.mark.parametrize(
     ("method", "counts"),
     [
-        (laconic.VPT(4), None),
-        (laconic.VPT(4, dropout=0.25), [4, 0, 3, 1, 0, 2]),
-        (laconic.VPT(2), [0, 0, 0, 0, 0, 0]),
-        (laconic.VPT(5, "shallow"), None),
-        (laconic.VPT(5, "shallow"), [2, 0, 0, 0, 0, 0]),
-        (laconic.Linear(), None),
+        (vprompt.VPT(4), None),
+        (vprompt.VPT(4, dropout=0.25), [4, 0, 3, 1, 0, 2]),
+        (vprompt.VPT(2), [0, 0, 0, 0, 0, 0]),
+        (vprompt.VPT(5, "shallow"), None),
+        (vprompt.VPT(5, "shallow"), [2, 0, 0, 0, 0, 0]),
+        (vprompt.Linear(), None),
     ],
 )
 def test_save_load_is_bit_identical(backbone, tmp_path, method, counts, execution):
     model = model_with(backbone, method, counts, execution=execution)
     save_adapter(model, tmp_path)
-    loaded = laconic.load(tmp_path, backbone, execution=execution)
+    loaded = vprompt.load(tmp_path, backbone, execution=execution)
     assert torch.equal(loaded(some_images()), model(some_images()))
     assert loaded.method == method
     assert loaded.prompt_counts == model.prompt_counts
@@ -151,11 +153,11 @@ def test_everything_else_comes_back(backbone, tmp_path):
         size=(32, 32), mean=(0.1, 0.2, 0.3), std=(1, 2.5, 1e-3), interpolation="nearest", resize="crop"
     )
     model = model_with(backbone, classes=["ant", "bee", "cat"], preprocessing=looks)
-    model.recipe = laconic.Recipe(epochs=7, lr=1 / 3, precision="bf16", seed=2**31)
+    model.recipe = vprompt.Recipe(epochs=7, lr=1 / 3, precision="bf16", seed=2**31)
     scores, kept = ((0.1, 1 / 3, 1e-300, 2.0),) * 6, ((1, 3), (), (0,), (2,), (), (3, 1))
     model.condensation = Condensation(criterion="taylor", scope="local", ratio=0.3, scores=scores, kept=kept)
     save_adapter(model, tmp_path)
-    loaded = laconic.load(str(tmp_path), backbone)
+    loaded = vprompt.load(str(tmp_path), backbone)
     assert loaded.recipe == model.recipe
     assert loaded.condensation == model.condensation
     assert loaded.classes == ("ant", "bee", "cat")
@@ -166,7 +168,7 @@ def test_numbers_keep_their_type(tmp_path):
     backbone = tiny_backbone().double()
     model = model_with(backbone).double()
     save_adapter(model, tmp_path)
-    loaded = laconic.load(tmp_path, backbone)
+    loaded = vprompt.load(tmp_path, backbone)
     assert loaded.head.weight.dtype == torch.float64
     assert torch.equal(loaded(some_images().double()), model(some_images().double()))
 
@@ -174,14 +176,14 @@ def test_numbers_keep_their_type(tmp_path):
 def test_loading_leaves_backbone_and_random_generator_alone(folder):
     backbone = tiny_backbone()
     before, state = fingerprint(backbone), torch.get_rng_state()
-    model = laconic.load(folder, backbone)
+    model = vprompt.load(folder, backbone)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.detach() is backbone
     assert fingerprint(backbone) == before
 
 
 def test_a_loaded_adapter_can_be_trained_and_saved_again(backbone, folder, tmp_path):
-    model = laconic.load(folder, backbone).train()
+    model = vprompt.load(folder, backbone).train()
     model(some_images()).sum().backward()
     assert all(parameter.grad is not None for parameter in model.learned.values())
     save_adapter(model, tmp_path / "again")
@@ -190,11 +192,11 @@ def test_a_loaded_adapter_can_be_trained_and_saved_again(backbone, folder, tmp_p
 
 
 def test_a_fresh_process_gives_the_same_logits(backbone, folder, tmp_path):
-    expected = laconic.load(folder, backbone)(some_images())
+    expected = vprompt.load(folder, backbone)(some_images())
     script = (
-        "import laconic, torch, test_adapter as t\n"
+        "import vprompt, torch, test_adapter as t\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
-        f"print(laconic.load({str(folder)!r}, t.tiny_backbone())(t.some_images()).detach().numpy().tobytes().hex())"
+        f"print(vprompt.load({str(folder)!r}, t.tiny_backbone())(t.some_images()).detach().numpy().tobytes().hex())"
     )
     status, printed, errors = Script(script, folder=tmp_path).end()
     assert status == 0, errors
@@ -205,8 +207,8 @@ def test_a_fresh_process_gives_the_same_logits(backbone, folder, tmp_path):
 @given(names=st.lists(st.text(st.characters()), min_size=1, max_size=5) | st.just(NASTY))
 def test_any_class_names(names, backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
-    save_adapter(model_with(backbone, laconic.VPT(1), num_classes=len(names), classes=names), folder)
-    assert laconic.load(folder, backbone).classes == tuple(names)
+    save_adapter(model_with(backbone, vprompt.VPT(1), num_classes=len(names), classes=names), folder)
+    assert vprompt.load(folder, backbone).classes == tuple(names)
     text = (folder / "README.md").read_text(encoding="utf-8")
     rows = text.split("## Classes\n\n")[1].removesuffix("\n").split("\n")
     assert len(rows) == 2 + len(names)
@@ -231,10 +233,10 @@ def test_the_folder_holds_three_files_and_the_tensors_nothing_else(backbone, tmp
 
 def test_saving_in_place_replaces_the_adapter_and_leaves_other_files(backbone, folder):
     (folder / "result.json").write_text("{}")
-    model = model_with(backbone, laconic.Linear(), num_classes=5)
+    model = model_with(backbone, vprompt.Linear(), num_classes=5)
     save_adapter(model, folder)
     assert sorted(p.name for p in folder.iterdir()) == [*FILES, "result.json"]
-    assert torch.equal(laconic.load(folder, backbone)(some_images()), model(some_images()))
+    assert torch.equal(vprompt.load(folder, backbone)(some_images()), model(some_images()))
 
 
 @pytest.mark.parametrize("stuck", FILES)
@@ -321,7 +323,7 @@ def test_damage_anywhere_in_the_tensors_is_noticed(backbone, folder):
     path.write_bytes(whole + b"\0")
     refused("is damaged", folder, backbone)
     path.write_bytes(whole)
-    laconic.load(folder, backbone)
+    vprompt.load(folder, backbone)
 
 
 def test_forged_tensors_load_or_are_refused(backbone, folder):
@@ -337,7 +339,7 @@ def test_forged_tensors_load_or_are_refused(backbone, folder):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x01]) + whole[place + 1 :])
         vouch(folder)
         try:
-            laconic.load(folder, backbone)
+            vprompt.load(folder, backbone)
             loaded += 1
         except AdapterError as error:
             assert path.name in str(error)  # noqa: PT017 - some of them load
@@ -414,7 +416,7 @@ def test_another_head_is_no_other_backbone(folder):
     torch.manual_seed(0)
     other = tiny_backbone()
     other.reset_classifier(17)
-    assert laconic.load(folder, other).prompt_counts == [4, 0, 3, 1, 0, 2]
+    assert vprompt.load(folder, other).prompt_counts == [4, 0, 3, 1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -457,27 +459,27 @@ def test_a_backbone_made_by_hand_needs_the_object(tmp_path):
     save_adapter(model, tmp_path)
     refused("'VisionTransformer', which timm cannot make by name", tmp_path)
     assert "backbone=model" in (tmp_path / "README.md").read_text()
-    assert torch.equal(laconic.load(tmp_path, backbone)(some_images()), model(some_images()))
+    assert torch.equal(vprompt.load(tmp_path, backbone)(some_images()), model(some_images()))
 
 
 def test_a_backbone_made_by_name(tmp_path):
-    model = model_with("laconic_vit_tiny_patch8_64.tiny_imagenet", img_size=32)
+    model = model_with("vprompt_vit_tiny_patch8_64.tiny_imagenet", img_size=32)
     save_adapter(model, tmp_path)
-    loaded = laconic.load(tmp_path)
+    loaded = vprompt.load(tmp_path)
     assert loaded.backbone is not model.backbone
     assert torch.equal(loaded(some_images()), model(some_images()))
     edit(tmp_path, backbone={**config_of(tmp_path)["backbone"], "fingerprint": "0123456789abcdef"})
-    sentence = refused(r"weights differ.*laconic.load\(..., backbone=model\)", tmp_path)
+    sentence = refused(r"weights differ.*vprompt.load\(..., backbone=model\)", tmp_path)
     assert "0123456789abcdef" in sentence
     assert fingerprint(model.backbone) in sentence
 
 
 def test_execution_is_checked(backbone, folder):
-    with pytest.raises(LaconicError, match="Execution"):
-        laconic.load(folder, backbone, execution="fast")
+    with pytest.raises(VPromptError, match="Execution"):
+        vprompt.load(folder, backbone, execution="fast")
 
 
 def test_a_good_adapter_loads_without_a_warning(backbone, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        laconic.load(folder, backbone)
+        vprompt.load(folder, backbone)

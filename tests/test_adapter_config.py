@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import laconic
-from laconic.adapter import FORMAT_VERSION, save_adapter
-from laconic.adapter.config import read_config, write_config
-from laconic.errors import AdapterError
+import vprompt
 from test_adapter import backbone, config_of, edit, folder, model_with, pristine, refused, some_images
+from vprompt.model.config import FORMAT_VERSION, read_config, write_config
+from vprompt.model.save import save_adapter
+from vprompt.utils.errors import AdapterError
 
 __all__ = ["backbone", "folder", "pristine"]  # fixtures
 
@@ -65,7 +65,7 @@ def changed(document, path, value):
 @pytest.mark.filterwarnings("ignore:.*does not know")
 def test_every_value_replaced_by_junk(pristine, folder, backbone):
     document = config_of(pristine)
-    expected = laconic.load(pristine, backbone)(some_images())
+    expected = vprompt.load(pristine, backbone)(some_images())
     path = folder / "adapter_config.json"
     outcomes = {True: 0, False: 0}
     for place in paths(document):
@@ -80,7 +80,7 @@ def test_every_value_replaced_by_junk(pristine, folder, backbone):
                 continue
             path.write_text(text)
             try:
-                assert torch.equal(laconic.load(folder, backbone)(some_images()), expected)
+                assert torch.equal(vprompt.load(folder, backbone)(some_images()), expected)
                 outcomes[True] += 1
             except AdapterError:
                 outcomes[False] += 1
@@ -141,7 +141,7 @@ def test_a_truncated_configuration(folder, backbone):
 
 def test_a_newer_format(folder, backbone):
     edit(folder, format_version=FORMAT_VERSION + 1, method={"name": "from-the-future"})
-    refused(f"format version {FORMAT_VERSION + 1}.*upgrade laconic", folder, backbone)
+    refused(f"format version {FORMAT_VERSION + 1}.*upgrade vprompt", folder, backbone)
 
 
 def vpt(**changes):
@@ -205,7 +205,7 @@ def test_unknown_keys_are_a_warning(folder, backbone):
         (document[name] if name else document)["from_tomorrow"] = {"x": 1}
     (folder / "adapter_config.json").write_text(json.dumps(document))
     with pytest.warns(UserWarning, match="does not know") as caught:
-        model = laconic.load(folder, backbone)
+        model = vprompt.load(folder, backbone)
     names = [
         "from_tomorrow",
         *(f"{n}.from_tomorrow" for n in ("backbone", "condensation", "method", "preprocessing", "recipe")),
@@ -213,12 +213,12 @@ def test_unknown_keys_are_a_warning(folder, backbone):
     assert [str(w.message).split("know: ")[1] for w in caught] == [
         ", ".join(f"'{n}'" for n in sorted(names)) + ". They are ignored."
     ]
-    assert model.recipe == laconic.Recipe(epochs=3, lr=0.5, optimizer="sgd")
+    assert model.recipe == vprompt.Recipe(epochs=3, lr=0.5, optimizer="sgd")
 
 
 def test_a_recipe_without_newer_keys_takes_their_defaults(folder, backbone):
     edit(folder, recipe={"epochs": 5})
-    assert laconic.load(folder, backbone).recipe == laconic.Recipe(epochs=5)
+    assert vprompt.load(folder, backbone).recipe == vprompt.Recipe(epochs=5)
 
 
 def test_the_text_is_sorted_and_readable(pristine):
@@ -233,13 +233,13 @@ def test_the_text_is_sorted_and_readable(pristine):
 def test_the_card_is_one_the_hub_accepts(pristine):
     text = (pristine / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---\n")[1])
-    assert front["library_name"] == "laconic"
+    assert front["library_name"] == "vprompt"
     assert front["base_model"] == "timm/test_vit.r160_in1k"
     assert "vpt-deep" in front["tags"]
-    assert ModelCard(text).data.library_name == "laconic"
+    assert ModelCard(text).data.library_name == "vprompt"
     assert "| Block | 0 | 1 | 2 | 3 | 4 | 5 |" in text
     assert "| Prompts | 4 | 0 | 3 | 1 | 0 | 2 |" in text
-    assert "laconic.load(" in text
+    assert "vprompt.load(" in text
     assert "| 1 | bee |" in text
 
 
@@ -254,4 +254,4 @@ def test_a_name_of_a_backbone_cannot_break_the_card(backbone, tmp_path):
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("\n---\n")[0])["base_model"] == model.info.name
     assert "<b>" not in text.split("\n---\n", 1)[1]
-    assert laconic.load(tmp_path, backbone).prompt_counts == [4] * 6
+    assert vprompt.load(tmp_path, backbone).prompt_counts == [4] * 6

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-import laconic
-from laconic.adapter import push_adapter, save_adapter
-from laconic.adapter.hub import is_hub_id
-from laconic.errors import AdapterError
+import vprompt
 from test_adapter import FILES, backbone, model_with, refused, some_images
+from vprompt.model.hub import is_hub_id
+from vprompt.model.save import push_adapter, save_adapter
+from vprompt.utils.errors import AdapterError
 
 __all__ = ["backbone"]  # a fixture
 TOKEN = "hf_for_tests"
@@ -127,7 +127,7 @@ def test_the_three_files_arrive_byte_for_byte_and_load_again(hub, backbone, tmp_
     assert {token for _, token in hub.calls} == {f"Bearer {TOKEN}"}
     assert sum("/commit/" in path for path, _ in hub.calls) == 1
     hub.calls.clear()
-    loaded = laconic.load("me/birds", backbone)
+    loaded = vprompt.load("me/birds", backbone)
     fetched = {path for path, _ in hub.calls if "safetensors" in path}
     assert fetched == {f"/me/birds/resolve/{'a' * 40}/adapter_model.safetensors"}  # of the configuration's commit
     assert torch.equal(loaded(some_images()), model(some_images()))
@@ -137,15 +137,15 @@ def test_the_three_files_arrive_byte_for_byte_and_load_again(hub, backbone, tmp_
 def test_a_folder_goes_before_the_hub(hub, backbone, tmp_path):
     push_adapter(model_with(backbone), "me/birds", token=TOKEN)
     calls = len(hub.calls)
-    save_adapter(model_with(backbone, laconic.Linear()), tmp_path / "me" / "birds")
-    assert laconic.load("me/birds", backbone).method == laconic.Linear()
+    save_adapter(model_with(backbone, vprompt.Linear()), tmp_path / "me" / "birds")
+    assert vprompt.load("me/birds", backbone).method == vprompt.Linear()
     assert len(hub.calls) == calls
 
 
 def test_push_again_private_and_to_a_branch(hub, backbone):
     assert model_with(backbone).push_to_hub("me/birds", token=TOKEN, private=True) == f"{hub.url}/me/birds"
     assert hub.created[0]["visibility" if "visibility" in hub.created[0] else "private"] in ("private", True)
-    url = push_adapter(model_with(backbone, laconic.Linear()), "me/birds", token=TOKEN, revision="smaller")
+    url = push_adapter(model_with(backbone, vprompt.Linear()), "me/birds", token=TOKEN, revision="smaller")
     assert url == f"{hub.url}/me/birds/tree/smaller"
     main, branch = hub.repositories["me/birds"]["main"], hub.repositories["me/birds"]["smaller"]
     assert json.loads(main["adapter_config.json"])["method"]["name"] == "vpt-deep"
@@ -156,10 +156,10 @@ def test_push_again_private_and_to_a_branch(hub, backbone):
 def test_what_was_fetched_once_loads_without_the_hub(hub, backbone):
     model = model_with(backbone)
     push_adapter(model, "me/birds", token=TOKEN)
-    laconic.load("me/birds", backbone)
+    vprompt.load("me/birds", backbone)
     hub.shutdown()
     hub.server_close()
-    assert torch.equal(laconic.load("me/birds", backbone)(some_images()), model(some_images()))
+    assert torch.equal(vprompt.load("me/birds", backbone)(some_images()), model(some_images()))
 
 
 @pytest.mark.parametrize(

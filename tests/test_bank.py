@@ -10,10 +10,10 @@ import timm
 import torch
 
 import families
-import laconic
 import reference
-from laconic.bank.route import route
-from laconic.errors import AdapterError, DataError, LaconicError, UnknownAdapterError
+import vprompt
+from vprompt.serving.bank.routing import route
+from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
 
 # Each attention class and each way of cutting windows once, and models that count images behind their blocks.
 MIXED = [
@@ -29,7 +29,7 @@ def backbone_of(name):
     if short not in module.BACKBONES:
         short = next(full for full in module.BACKBONES if full.startswith(short))
     backbone = module.BACKBONES[short]()
-    size = module.IMAGE_SIZES.get(short) or laconic.backbone.describe(backbone).preprocessing.size
+    size = module.IMAGE_SIZES.get(short) or vprompt.backbones.info.describe(backbone).preprocessing.size
     return backbone, size
 
 
@@ -43,22 +43,22 @@ def randomised(model, seed):
 
 def zoo(backbone, *, kv):
     """Adapters that differ in method, in counts by block and in classes."""
-    depth = len(laconic.backbone.describe(backbone).blocks)
+    depth = len(vprompt.backbones.info.describe(backbone).blocks)
     half = [0] * (depth // 2) + [3] * (depth - depth // 2)
     methods = {
-        "deep": (laconic.VPT(5), None),
-        "late": (laconic.VPT(3), half),
-        "last": (laconic.VPT(2), [0] * (depth - 1) + [2]),
-        "gaps": (laconic.VPT(4), [4 * (block % 2 == 0) for block in range(depth)]),
-        "linear": (laconic.Linear(), None),
-        "mlp": (laconic.MLP(2), None),
-        "shallow": (laconic.VPT(3, depth="shallow"), None),
+        "deep": (vprompt.VPT(5), None),
+        "late": (vprompt.VPT(3), half),
+        "last": (vprompt.VPT(2), [0] * (depth - 1) + [2]),
+        "gaps": (vprompt.VPT(4), [4 * (block % 2 == 0) for block in range(depth)]),
+        "linear": (vprompt.Linear(), None),
+        "mlp": (vprompt.MLP(2), None),
+        "shallow": (vprompt.VPT(3, depth="shallow"), None),
     }
     if kv:
-        methods["e2vpt"] = (laconic.E2VPT(2, 3), None)
+        methods["e2vpt"] = (vprompt.E2VPT(2, 3), None)
     models = {}
     for number, (name, (method, counts)) in enumerate(methods.items()):
-        model = laconic.attach(backbone, method, num_classes=2 + number)
+        model = vprompt.attach(backbone, method, num_classes=2 + number)
         if counts is not None:
             model = model.keep([torch.arange(count) for count in counts])
         models[name] = randomised(model, number)
@@ -66,7 +66,7 @@ def zoo(backbone, *, kv):
 
 
 def banked(backbone, models):
-    bank = laconic.Bank(backbone)
+    bank = vprompt.Bank(backbone)
     for name, model in models.items():
         bank.add(name, model)
     return bank
@@ -98,12 +98,12 @@ def test_a_mixed_batch_is_each_adapter_alone(name):
 
 def test_every_method_has_its_place():
     backbone = reference.small_vit()
-    methods = [laconic.Full(), laconic.Partial(1), laconic.Bias(), laconic.Adapter(4), laconic.LoRA(2), laconic.Side(8)]
+    methods = [vprompt.Full(), vprompt.Partial(1), vprompt.Bias(), vprompt.Adapter(4), vprompt.LoRA(2), vprompt.Side(8)]
     models = {
-        method.name: randomised(laconic.attach(backbone, method, num_classes=2 + number), number)
+        method.name: randomised(vprompt.attach(backbone, method, num_classes=2 + number), number)
         for number, method in enumerate(methods)
     }
-    models["deep"] = randomised(laconic.attach(backbone, laconic.VPT(4), num_classes=9), 9)
+    models["deep"] = randomised(vprompt.attach(backbone, vprompt.VPT(4), num_classes=9), 9)
     bank = banked(backbone, models)
     images = torch.randn(2, 3, 32, 32)
     names, rows = [*models, *models], [0] * len(models) + [1] * len(models)
@@ -114,8 +114,8 @@ def test_every_method_has_its_place():
 
 def test_merged_and_pruned_prompts():
     backbone = reference.small_vit()
-    model = randomised(laconic.attach(backbone, laconic.VPT(4), num_classes=3), 0)
-    prompts = laconic.prompts.Prompts([p.detach().clone() for p in model.prompts], copies=[[1, 3, 1, 2]] * 3)
+    model = randomised(vprompt.attach(backbone, vprompt.VPT(4), num_classes=3), 0)
+    prompts = vprompt.methods.prompts.Prompts([p.detach().clone() for p in model.prompts], copies=[[1, 3, 1, 2]] * 3)
     models = {"merged": model.copy(prompts=prompts).eval(), "whole": model}
     masks = [torch.tensor([[True, False], [True, True]])] * 3
     models["segments"] = model.keep([torch.tensor([0, 2])] * 3, masks).eval()
@@ -151,7 +151,7 @@ class Rows:
 def test_what_lies_below_the_first_prompts_is_computed_once_for_an_image():
     backbone = reference.small_vit(depth=4)
     models = {
-        name: randomised(laconic.attach(backbone, laconic.VPT(2), num_classes=2), seed).keep(
+        name: randomised(vprompt.attach(backbone, vprompt.VPT(2), num_classes=2), seed).keep(
             [torch.arange(count) for count in counts]
         )
         for seed, (name, counts) in enumerate(
@@ -219,7 +219,7 @@ def test_an_unknown_adapter_fails_alone():
 def test_adapters_come_and_go_while_others_ask():
     backbone = reference.small_vit()
     models = {
-        f"a{number}": randomised(laconic.attach(backbone, laconic.VPT(1 + number), num_classes=3), number)
+        f"a{number}": randomised(vprompt.attach(backbone, vprompt.VPT(1 + number), num_classes=3), number)
         for number in range(4)
     }
     bank = banked(backbone, models)
@@ -263,13 +263,13 @@ def test_adapters_come_and_go_while_others_ask():
 
 def test_two_threads_that_add_one_name():
     backbone = reference.small_vit()
-    model = laconic.attach(backbone, laconic.VPT(2), num_classes=2)
-    bank = laconic.Bank(backbone)
+    model = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
+    bank = vprompt.Bank(backbone)
 
     def add(_):
         try:
             return bank.add("one", model) is not None
-        except LaconicError:
+        except VPromptError:
             return False
 
     with ThreadPoolExecutor(4) as pool:
@@ -279,9 +279,9 @@ def test_two_threads_that_add_one_name():
 
 def test_what_an_entry_says_and_costs():
     backbone = reference.small_vit()
-    model = laconic.attach(backbone, laconic.VPT(5), num_classes=3, classes=["x", "y", "z"])
+    model = vprompt.attach(backbone, vprompt.VPT(5), num_classes=3, classes=["x", "y", "z"])
     model = model.keep([torch.arange(count) for count in (5, 0, 2)])
-    bank = laconic.Bank(backbone)
+    bank = vprompt.Bank(backbone)
     entry = bank.add("birds", model)
     assert entry == bank["birds"]
     assert (entry.name, entry.classes, entry.num_classes, entry.method) == ("birds", ("x", "y", "z"), 3, "vpt-deep")
@@ -297,18 +297,18 @@ def test_what_an_entry_says_and_costs():
 def test_saved_adapters(tmp_path):
     backbone = timm.create_model("test_vit", img_size=32)
     models = {
-        name: randomised(laconic.attach(backbone, method, num_classes=3), seed)
-        for seed, (name, method) in enumerate({"one": laconic.VPT(2), "two": laconic.VPT(2, depth="shallow")}.items())
+        name: randomised(vprompt.attach(backbone, method, num_classes=3), seed)
+        for seed, (name, method) in enumerate({"one": vprompt.VPT(2), "two": vprompt.VPT(2, depth="shallow")}.items())
     }
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-    bank = laconic.Bank(backbone)
+    bank = vprompt.Bank(backbone)
     for name in models:
         assert bank.add(name, tmp_path / name).source == str(tmp_path / name)
     images = torch.randn(2, 3, 32, 32)
     close_to_alone(models, images, ["one", "two"], [0, 1], bank(images, ["one", "two"]))
     other = timm.create_model("test_vit", img_size=32)
-    laconic.attach(other, laconic.VPT(2), num_classes=3).save_pretrained(tmp_path / "other")
+    vprompt.attach(other, vprompt.VPT(2), num_classes=3).save_pretrained(tmp_path / "other")
     with pytest.raises(AdapterError, match="weights differ"):
         bank.add("other", tmp_path / "other")
     with pytest.raises(AdapterError, match="no folder"):
@@ -317,33 +317,33 @@ def test_saved_adapters(tmp_path):
 
 
 def test_a_bank_of_saved_adapters_makes_their_backbone(tmp_path):
-    model = laconic.attach("laconic_vit_tiny_patch8_64.tiny_imagenet", laconic.VPT(2), num_classes=3).eval()
+    model = vprompt.attach("vprompt_vit_tiny_patch8_64.tiny_imagenet", vprompt.VPT(2), num_classes=3).eval()
     model.save_pretrained(tmp_path / "birds")
-    bank = laconic.Bank.load({"birds": tmp_path / "birds", "again": tmp_path / "birds"})
+    bank = vprompt.Bank.load({"birds": tmp_path / "birds", "again": tmp_path / "birds"})
     images = torch.randn(2, 3, 64, 64)
     close_to_alone(
         {"birds": model, "again": model}, images, ["again", "birds"], [0, 1], bank(images, ["again", "birds"])
     )
-    with pytest.raises(LaconicError, match="at least one"):
-        laconic.Bank.load({})
+    with pytest.raises(VPromptError, match="at least one"):
+        vprompt.Bank.load({})
 
 
 def test_models_over_other_backbones():
     backbone, twin, other = reference.small_vit(), reference.small_vit(), reference.randomise(reference.small_vit(), 7)
-    bank = laconic.Bank(backbone)
-    model = randomised(laconic.attach(twin, laconic.VPT(2), num_classes=3), 0)
+    bank = vprompt.Bank(backbone)
+    model = randomised(vprompt.attach(twin, vprompt.VPT(2), num_classes=3), 0)
     bank.add("same weights", model)
     images = torch.randn(1, 3, 32, 32)
     close_to_alone({"same weights": model}, images, ["same weights"], [0], bank(images, ["same weights"]))
     with pytest.raises(AdapterError, match="another backbone"):
-        bank.add("other", laconic.attach(other, laconic.VPT(2), num_classes=3))
+        bank.add("other", vprompt.attach(other, vprompt.VPT(2), num_classes=3))
     with pytest.raises(AdapterError, match="of its own"):
-        bank.add("lora", laconic.attach(twin, laconic.LoRA(2), num_classes=3))
+        bank.add("lora", vprompt.attach(twin, vprompt.LoRA(2), num_classes=3))
 
 
 def test_what_cannot_be_asked():
     backbone = reference.small_vit()
-    bank = banked(backbone, {"one": laconic.attach(backbone, laconic.VPT(2), num_classes=2)})
+    bank = banked(backbone, {"one": vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)})
     images = torch.zeros(2, 3, 32, 32)
     assert bank(images[:0], []) == []
     for arguments, words in [
@@ -359,15 +359,15 @@ def test_what_cannot_be_asked():
     for rows, words in [([0], "2 adapters for 1 rows"), ([0, 2], "image 2; there are 2"), ([-1, 0], "image -1")]:
         with pytest.raises(DataError, match=words):
             bank(images, ["one", "one"], rows=rows)
-    with pytest.raises(LaconicError, match="already"):
-        bank.add("one", laconic.attach(backbone, laconic.VPT(2), num_classes=2))
-    with pytest.raises(LaconicError, match="needs a name"):
-        bank.add("", laconic.attach(backbone, laconic.VPT(2), num_classes=2))
+    with pytest.raises(VPromptError, match="already"):
+        bank.add("one", vprompt.attach(backbone, vprompt.VPT(2), num_classes=2))
+    with pytest.raises(VPromptError, match="needs a name"):
+        bank.add("", vprompt.attach(backbone, vprompt.VPT(2), num_classes=2))
     for use in (bank.remove, bank.__getitem__):
         with pytest.raises(UnknownAdapterError, match="'two' in the bank; there is 'one'"):
             use("two")
-    with pytest.raises(LaconicError, match="go with a backbone's name"):
-        laconic.Bank(backbone, img_size=64)
+    with pytest.raises(VPromptError, match="go with a backbone's name"):
+        vprompt.Bank(backbone, img_size=64)
 
 
 def test_the_backbone_and_the_models_stay_as_they_are():

@@ -14,19 +14,24 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 import families
-import laconic
-from laconic import kept
-from laconic.baselines import MLP, Adapter, Bias, Full, Linear, Partial, Side
-from laconic.bench.jobs import identity
-from laconic.data import ImageDataset
-from laconic.errors import DataError, LaconicError
-from laconic.methods import E2VPT, VPT
-from laconic.preprocessing import Preprocessing
-from laconic.runfolder import changed_settings
-from laconic.settings import settings_from
-from laconic.start import Split, first_learned
-from laconic.train import Interrupted, evaluate, fit
+import vprompt
 from reference import close, small_vit
+from vprompt.data.dataset import ImageDataset
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.experiments.bench.jobs import identity
+from vprompt.experiments.folder import changed_settings
+from vprompt.experiments.settings import settings_from
+from vprompt.methods.adapter import Adapter
+from vprompt.methods.e2vpt import E2VPT
+from vprompt.methods.finetune import Bias, Full, Partial
+from vprompt.methods.linear import MLP, Linear
+from vprompt.methods.side import Side
+from vprompt.methods.vpt import VPT
+from vprompt.model.split import Split, first_learned
+from vprompt.training import feature_cache as kept
+from vprompt.training.evaluate import evaluate
+from vprompt.training.trainer import Interrupted, fit
+from vprompt.utils.errors import DataError, VPromptError
 
 PLAIN = Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CLASSES = 3
@@ -50,7 +55,7 @@ def in_memory(images=16):
 
 def fresh(method=None, *, execution="prefix"):
     torch.manual_seed(0)
-    return laconic.attach(small_vit(), method or VPT(4), num_classes=CLASSES, execution=execution)
+    return vprompt.attach(small_vit(), method or VPT(4), num_classes=CLASSES, execution=execution)
 
 
 def condensed(counts=(0, 0, 2), *, dropout=0.1, execution="prefix"):
@@ -59,7 +64,7 @@ def condensed(counts=(0, 0, 2), *, dropout=0.1, execution="prefix"):
 
 
 def recipe(**changes):
-    return laconic.Recipe(**{"epochs": 3, "batch_size": 8, "optimizer": "sgd", "lr": 1.0, "seed": 5, **changes})
+    return vprompt.Recipe(**{"epochs": 3, "batch_size": 8, "optimizer": "sgd", "lr": 1.0, "seed": 5, **changes})
 
 
 def values(model):
@@ -346,7 +351,7 @@ def test_means_are_no_part_of_a_run():
 
 @pytest.mark.parametrize("gigabytes", [-1.0, float("nan"), float("inf")])
 def test_a_cache_of_no_size_is_refused(gigabytes):
-    with pytest.raises(LaconicError, match="gigabytes"):
+    with pytest.raises(VPromptError, match="gigabytes"):
         recipe(cache_gb=gigabytes)
 
 

@@ -9,12 +9,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import TensorDataset
 
 import families
-import laconic
-from laconic.baselines import Adapter, Bias, Full, Partial, Side
-from laconic.checkpointing import checkpointed_parts
-from laconic.methods import E2VPT, VPT
-from laconic.train import fit
+import vprompt
 from reference import small_vit
+from vprompt.methods.adapter import Adapter
+from vprompt.methods.e2vpt import E2VPT
+from vprompt.methods.finetune import Bias, Full, Partial
+from vprompt.methods.side import Side
+from vprompt.methods.vpt import VPT
+from vprompt.model.wrappers import checkpointed_parts
+from vprompt.training.trainer import fit
 
 
 def gradients(model, images, checkpointing, *, first=0, bf16=False):
@@ -62,7 +65,7 @@ METHODS = [E2VPT(2, num_kv_prompts=2, dropout=0.5), Adapter(), Full(), Bias(), P
 @pytest.mark.parametrize("method", [VPT(4, dropout=0.5), *METHODS], ids=lambda method: method.name)
 def test_every_method_has_the_same_gradients(method, bf16):
     torch.manual_seed(0)
-    model = laconic.attach(small_vit(), method, num_classes=3).train()
+    model = vprompt.attach(small_vit(), method, num_classes=3).train()
     images = torch.randn(3, 3, 32, 32)
     assert_identical(gradients(model, images, True, bf16=bf16)[0], gradients(model, images, False, bf16=bf16)[0])
 
@@ -81,7 +84,7 @@ def times_run(model):
 
 def test_only_blocks_that_learn_run_again_and_only_for_gradients():
     torch.manual_seed(0)
-    model = laconic.attach(small_vit(depth=4), VPT(4), num_classes=3)
+    model = vprompt.attach(small_vit(depth=4), VPT(4), num_classes=3)
     model = model.keep([torch.arange(count) for count in (0, 0, 2, 2)]).train()
     images, counts = torch.randn(3, 3, 32, 32), times_run(model)
     gradients(model, images, True, first=2)
@@ -99,10 +102,10 @@ def data(images=16):
 def trained(counts, *, data, **options):
     """What a training gives, and how often each block ran in it."""
     torch.manual_seed(0)
-    model = laconic.attach(small_vit(), VPT(4, dropout=0.5), num_classes=3)
+    model = vprompt.attach(small_vit(), VPT(4, dropout=0.5), num_classes=3)
     model = model.keep([torch.arange(count) for count in counts])
     ran = times_run(model)
-    recipe = laconic.Recipe(epochs=2, batch_size=8, lr=0.01, **options)
+    recipe = vprompt.Recipe(epochs=2, batch_size=8, lr=0.01, **options)
     rows = fit(model, data, recipe=recipe).rows
     return [p.detach().clone() for p in model.learned.values()], rows, ran
 
@@ -121,16 +124,16 @@ def test_training_is_the_same_bit_for_bit(cache_gb, precision):
 
 def test_a_model_whose_training_fails_runs_as_before():
     torch.manual_seed(0)
-    model = laconic.attach(small_vit(), VPT(4), num_classes=3)
+    model = vprompt.attach(small_vit(), VPT(4), num_classes=3)
     view = model.view
-    with pytest.raises(laconic.LaconicError):
+    with pytest.raises(vprompt.VPromptError):
         fit(model, TensorDataset(torch.full((4, 3, 32, 32), torch.nan), torch.zeros(4).long()),
-            recipe=laconic.Recipe(epochs=1, grad_checkpointing=True))  # fmt: skip
+            recipe=vprompt.Recipe(epochs=1, grad_checkpointing=True))  # fmt: skip
     assert model.view is view
 
 
 def test_parts_that_are_not_there_are_refused():
-    model = laconic.attach(small_vit(), VPT(4), num_classes=3)
+    model = vprompt.attach(small_vit(), VPT(4), num_classes=3)
     view = model.view
     with pytest.raises(KeyError, match="nowhere"), model.exchanged({"nowhere": torch.nn.Identity()}):
         pass

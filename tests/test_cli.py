@@ -16,10 +16,10 @@ import timm
 from PIL import Image
 from timm.models import save_for_hf
 
-import laconic
+import vprompt
 from conftest import COLOURS, run_command, write_classes, write_images
-from laconic.cli import main
-from laconic.cli.fit import show_result
+from vprompt.cli.fit import show_result
+from vprompt.cli.main import main
 
 COMMANDS = ("fit", "condense", "compare", "eval", "predict", "export", "serve", "cost", "tasks", "demo")
 QUICK = ("--method", "linear", "--epochs", "0")
@@ -31,7 +31,7 @@ QUICK = ("--method", "linear", "--epochs", "0")
 def test_help_and_version_import_nothing_heavy():
     code = f"""
 import sys
-from laconic.cli import main
+from vprompt.cli.main import main
 statuses = []
 helps = [[name, "--help"] for name in {COMMANDS}]
 for arguments in [[], ["--help"], ["--version"], ["-V"], *helps, ["fit", "--prompts", "x"]]:
@@ -48,17 +48,17 @@ print(statuses, sorted(heavy), file=sys.stderr)
 
 
 def test_the_installed_command_ends_with_the_status_of_what_it_did():
-    script = os.path.join(os.path.dirname(sys.executable), "laconic")
-    command = [script] if os.path.exists(script) else [sys.executable, "-m", "laconic"]
+    script = os.path.join(os.path.dirname(sys.executable), "vprompt")
+    command = [script] if os.path.exists(script) else [sys.executable, "-m", "vprompt"]
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False, timeout=120)
-    assert (version.returncode, version.stdout, version.stderr) == (0, f"laconic {laconic.__version__}\n", "")
+    assert (version.returncode, version.stdout, version.stderr) == (0, f"vprompt {vprompt.__version__}\n", "")
     wrong = subprocess.run([*command, "fit", "--nope"], capture_output=True, text=True, check=False, timeout=120)
     assert wrong.returncode == 2
     assert wrong.stdout == ""
-    module = [sys.executable, "-m", "laconic", "prepare", "vtab:cifar", "--source", "nowhere", "--root", "."]
+    module = [sys.executable, "-m", "vprompt", "prepare", "vtab:cifar", "--source", "nowhere", "--root", "."]
     problem = subprocess.run(module, capture_output=True, text=True, check=False, timeout=120)
     assert problem.returncode == 1
-    assert problem.stderr.startswith("laconic: The source nowhere does not exist")
+    assert problem.stderr.startswith("vprompt: The source nowhere does not exist")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -67,7 +67,7 @@ def test_help_explains_every_option(name, monkeypatch):
     outcome = run_command(name, "--help")
     assert outcome.status == 0
     assert outcome.err == ""
-    assert f"laconic {name}" in outcome.out
+    assert f"vprompt {name}" in outcome.out
     assert "--json" in outcome.out
     assert len(outcome.out.splitlines()) > 8
 
@@ -283,9 +283,9 @@ def test_a_mistake_is_one_sentence_that_names_the_culprit(name, bad, trained, tm
     assert outcome.status == 1, outcome.out + outcome.err
     assert outcome.out == ""
     *progress, sentence = outcome.err.splitlines()
-    assert sentence.startswith("laconic: ")
+    assert sentence.startswith("vprompt: ")
     assert sentence.endswith(".")
-    assert not any(line.startswith("laconic:") for line in progress)
+    assert not any(line.startswith("vprompt:") for line in progress)
     for word in words:
         assert filled(word) in sentence
     assert not (tmp_path / "out" / "result.json").exists()
@@ -526,7 +526,7 @@ def test_a_file_name_that_is_no_unicode_is_no_crash(trained, tmp_path, json_):
 
 @pytest.mark.parametrize("asked", ["tasks", "--help"])
 def test_a_reader_that_goes_away_is_no_traceback(asked):
-    command = [sys.executable, "-m", "laconic", asked]
+    command = [sys.executable, "-m", "vprompt", asked]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     err = process.stderr.read()

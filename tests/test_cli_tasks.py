@@ -1,4 +1,4 @@
-"""`laconic tasks`: the table, what is on the machine, and every problem of a task."""
+"""`vprompt tasks`: the table, what is on the machine, and every problem of a task."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_mistakes(root, arguments, status, words):
 
 
 def test_a_run_records_what_differs(root, tmp_path, monkeypatch):
-    monkeypatch.setenv("LACONIC_DATA", str(root))
+    monkeypatch.setenv("VPROMPT_DATA", str(root))
     out = tmp_path / "run"
     ended = run_command("fit", "vtab:cifar", "--method", "linear", "--epochs", "0", "--out", out)
     assert ended.status == 0, ended.err

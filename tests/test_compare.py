@@ -14,13 +14,12 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from conftest import run_command
-from laconic.adapter.card import escape
-from laconic.comparison import Comparison, settings_of
-from laconic.report.comparison import markdown, tables
-from laconic.report.labels import place_labels
-from laconic.report.plots import Trial, plot_comparison
-from laconic.settings import Settings
 from processes import Command
+from vprompt.experiments.compare import Comparison, settings_of
+from vprompt.experiments.report.comparison import markdown, tables
+from vprompt.experiments.settings import Settings
+from vprompt.report.plots import Trial, place_labels, plot_comparison
+from vprompt.utils.text import escape
 
 METHODS = ("pc", "linear", "vpt-shallow", "e2vpt")  # pc's own vpt-deep is not shown
 FAST = ["--prompts", 2, "--kv-prompts", 1, "--epochs", 2, "--fine-tune-epochs", 1, "--batch-size", 9, "--ratio", 0.5]
@@ -192,7 +191,7 @@ def refused(*command):
     assert outcome.status == 1, outcome.out + outcome.err
     assert outcome.out == ""
     sentence = outcome.err.splitlines()[-1]
-    assert sentence.startswith("laconic: ")
+    assert sentence.startswith("vprompt: ")
     assert sentence.endswith(".")
     assert "Traceback" not in outcome.err
     return sentence
@@ -270,7 +269,7 @@ def test_a_run_that_diverges_is_reported_and_the_others_survive(backbone, noise,
     assert (deep["runs"], deep["test_accuracy"], deep["milliseconds"]) == (0, None, None)
     assert "loss became" in deep["failed"][0]["failed"]
     assert "vpt-deep of the same seed failed" in small["failed"][0]["failed"]
-    assert outcome.err.splitlines()[-1].startswith("laconic: 2 of 3 runs failed (vpt-deep, seed 0; pc, seed 0)")
+    assert outcome.err.splitlines()[-1].startswith("vprompt: 2 of 3 runs failed (vpt-deep, seed 0; pc, seed 0)")
     text = (out / "compare.md").read_text(encoding="utf-8")
     assert f"| vpt-deep, seed 0 | {escape('failed: ' + deep['failed'][0]['failed'])} |" in text
     assert (out / "compare.png").exists()
@@ -369,7 +368,7 @@ def test_a_comparison_that_was_ended_goes_on_to_the_same_document(compared, back
 
 @pytest.mark.parametrize("columns", [50, 80])
 def test_a_terminal_shows_every_number_whole(compared, capsys, monkeypatch, columns):
-    from laconic.cli.compare import show
+    from vprompt.cli.compare import show
 
     monkeypatch.setenv("COLUMNS", str(columns))
     document = json.loads(json.dumps(compared[1].document))

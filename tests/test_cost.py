@@ -4,12 +4,11 @@ import pytest
 import timm
 import torch
 
-import laconic
-from laconic.analysis.cost import cost, model_cost
-from laconic.analysis.count import gmacs_and_biases
-from laconic.errors import BackboneError, LaconicError
-from laconic.meta import on_meta, shapes_only
+import vprompt
 from reference import small_vit
+from vprompt.backbones.meta import on_meta, shapes_only
+from vprompt.model.cost import cost, gmacs_and_biases, model_cost
+from vprompt.utils.errors import BackboneError, VPromptError
 
 VIT_B = "vit_base_patch16_224"
 PROMPTS = [0, 50, 100, 150, 200]
@@ -76,7 +75,7 @@ def test_two_hundred_folded_prompts_cost_less_than_the_bare_backbone_as_publishe
         ("vit_tiny_patch16_224", 12, 192, 16, 224),
         ("vit_small_patch32_224", 12, 384, 32, 224),
         ("deit_small_patch16_224", 12, 384, 16, 224),
-        ("laconic_vit_tiny_patch8_64", 12, 192, 8, 64),
+        ("vprompt_vit_tiny_patch8_64", 12, 192, 8, 64),
     ],
 )
 def test_other_transformers_follow_the_same_formulas(name, depth, width, patch, side):
@@ -93,7 +92,7 @@ def test_average_pooling_reads_every_token_so_the_last_block_is_whole():
     name = "vit_base_patch16_siglip_224"
     width, count = 768, 196
     model = timm.create_model(name, num_classes=0, global_pool="avg", img_size=224)
-    row = model_cost(laconic.attach(model, laconic.VPT(5), num_classes=1))
+    row = model_cost(vprompt.attach(model, vprompt.VPT(5), num_classes=1))
     wanted = 12 * block(count, width, count + 5) + patches(count, width, 16)
     assert row.folded_gmacs == pytest.approx(wanted / 1e9, rel=1e-3)  # nothing is cut from the last block
 
@@ -117,7 +116,7 @@ def test_shallow_prompts_travel_through_every_block_under_every_execution():
 
 
 def test_a_model_costs_what_its_own_count_in_every_block_costs():
-    model = laconic.attach(small_vit(depth=3), laconic.VPT(6), num_classes=2)
+    model = vprompt.attach(small_vit(depth=3), vprompt.VPT(6), num_classes=2)
     info = model.info
     tokens = (info.preprocessing.size[0] // info.patch_size[0]) ** 2 + info.num_prefix_tokens
     kept = [torch.tensor([0, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([1, 2, 4, 5])]
@@ -156,7 +155,7 @@ def test_shapes_alone_are_made_and_counted_as_numbers_are(name):
             key: (value.shape, value.dtype) for key, value in backbone.state_dict().items()
         }
         assert {value.device.type for value in made.state_dict().values()} == {"meta"}
-    model, empty = (laconic.attach(made, laconic.VPT(3), num_classes=2).eval() for made in (backbone, alike))
+    model, empty = (vprompt.attach(made, vprompt.VPT(3), num_classes=2).eval() for made in (backbone, alike))
     for run, counted in ((model, empty), (model.fold(), empty.fold())):
         assert gmacs_and_biases(run) == gmacs_and_biases(counted)
     published = [made.copy(execution="published").eval() for made in (model, empty)]
@@ -173,7 +172,7 @@ def test_what_has_numbers_is_filled_with_them_also_among_shapes():
 
 
 def test_counting_leaves_the_model_alone():
-    model = laconic.attach(small_vit(depth=2), laconic.VPT(2), num_classes=2)
+    model = vprompt.attach(small_vit(depth=2), vprompt.VPT(2), num_classes=2)
     images = torch.randn(2, 3, *model.preprocessing.size)
     before, learned = model.eval()(images), model.num_learned
     model_cost(model)
@@ -189,7 +188,7 @@ def test_counting_needs_no_weights_and_no_memory():
 
 @pytest.mark.parametrize("counts", [[-1], [5, -2]])
 def test_a_negative_number_of_prompts_is_refused(counts):
-    with pytest.raises(LaconicError, match="at least 0, not -"):
+    with pytest.raises(VPromptError, match="at least 0, not -"):
         cost("vit_tiny_patch16_224", counts)
 
 
@@ -200,8 +199,8 @@ def test_a_backbone_that_is_none_is_refused_by_name():
         cost("resnet18", [0])
 
 
-def test_the_command_prints_the_same_numbers(laconic_command, vit_b):
-    found = laconic_command("cost", VIT_B, "--json")
+def test_the_command_prints_the_same_numbers(vprompt_command, vit_b):
+    found = vprompt_command("cost", VIT_B, "--json")
     assert found.status == 0
     assert found.err == ""
     rows = found.document
@@ -214,9 +213,9 @@ def test_the_command_prints_the_same_numbers(laconic_command, vit_b):
         assert type(row["prompt_params"]) is int
 
 
-def test_the_table_shows_every_number_and_the_share_of_the_published_cost(laconic_command, monkeypatch):
+def test_the_table_shows_every_number_and_the_share_of_the_published_cost(vprompt_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    found = laconic_command("cost", "vit_tiny_patch16_224", "--prompts", "0,10")
+    found = vprompt_command("cost", "vit_tiny_patch16_224", "--prompts", "0,10")
     assert found.status == 0
     (ten,) = cost("vit_tiny_patch16_224", [10])
     line = next(line for line in found.out.splitlines() if line.split()[:1] == ["10"])
@@ -224,7 +223,7 @@ def test_the_table_shows_every_number_and_the_share_of_the_published_cost(laconi
     assert line.split() == ["10", *numbers, f"{ten.folded_gmacs / ten.published_gmacs:.3f}", f"{12 * 10 * 192:,}"]
 
 
-def test_shallow_on_the_command_line(laconic_command):
-    rows = laconic_command("cost", "vit_tiny_patch16_224", "--prompts", "10", "--shallow", "--json").document
+def test_shallow_on_the_command_line(vprompt_command):
+    rows = vprompt_command("cost", "vit_tiny_patch16_224", "--prompts", "10", "--shallow", "--json").document
     assert [row["prompt_params"] for row in rows] == [10 * 192]
     assert rows[0]["folded_gmacs"] > cost("vit_tiny_patch16_224", [10])[0].folded_gmacs

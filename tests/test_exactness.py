@@ -12,22 +12,22 @@ from timm.layers import Attention
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import nn
 
-import laconic
 import reference
-from laconic.errors import BackboneError, LaconicError
-from laconic.prefix import attend
-from laconic.prompts import Prompts, init_bound
+import vprompt
 from reference import BACKBONES, attached, close, is_shallow, learned, loss_weights, some_images
+from vprompt.backbones.attention.functional import attend
+from vprompt.methods.prompts import Prompts, init_bound
+from vprompt.utils.errors import BackboneError, VPromptError
 
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-4}
 METHODS = {
-    "deep": (laconic.VPT(6), None),
-    "deep-per-block": (laconic.VPT(6), [3, 0, 6]),
-    "deep-first-block-empty": (laconic.VPT(4), [0, 4, 1]),
-    "deep-last-block-empty": (laconic.VPT(4), [4, 2, 0]),
-    "deep-one-prompt": (laconic.VPT(1), None),
-    "shallow": (laconic.VPT(6, "shallow"), None),
-    "linear": (laconic.Linear(), None),
+    "deep": (vprompt.VPT(6), None),
+    "deep-per-block": (vprompt.VPT(6), [3, 0, 6]),
+    "deep-first-block-empty": (vprompt.VPT(4), [0, 4, 1]),
+    "deep-last-block-empty": (vprompt.VPT(4), [4, 2, 0]),
+    "deep-one-prompt": (vprompt.VPT(1), None),
+    "shallow": (vprompt.VPT(6, "shallow"), None),
+    "linear": (vprompt.Linear(), None),
 }
 SHORT = ["class-token", "registers-avg", "distilled", "post-norm", "attention-pooling", "gated-qk-scale-norm"]
 
@@ -115,7 +115,7 @@ def test_prefix_is_published_is_reference_for_every_method(name, method, batch):
 @pytest.mark.parametrize("name", ["class-token", "no-class-token-avg", "post-norm", "qk-norm"])
 def test_training_mode_without_dropout_is_eval_mode(name, method):
     how, counts = METHODS[method]
-    model = attached(name, laconic.VPT(how.num_prompts, how.depth, dropout=0.0), counts=counts, dtype=torch.float64)
+    model = attached(name, vprompt.VPT(how.num_prompts, how.depth, dropout=0.0), counts=counts, dtype=torch.float64)
     images = some_images(name, 3, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(model.train()(images), model.eval()(images))
@@ -124,7 +124,7 @@ def test_training_mode_without_dropout_is_eval_mode(name, method):
 @pytest.mark.parametrize("execution", ["prefix", "published"])
 @pytest.mark.parametrize("name", ["dropout-everywhere", "patch-dropout"])
 def test_backbones_own_dropout_is_off_while_prompts_train(name, execution):
-    model = attached(name, laconic.VPT(4, dropout=0.0), execution=execution, dtype=torch.float64).train()
+    model = attached(name, vprompt.VPT(4, dropout=0.0), execution=execution, dtype=torch.float64).train()
     images = some_images(name, 3, dtype=torch.float64)
     close(model(images), reference_logits(model, images), 1e-10)
 
@@ -132,7 +132,7 @@ def test_backbones_own_dropout_is_off_while_prompts_train(name, execution):
 @pytest.mark.parametrize("counts", [None, [3, 0, 6]], ids=["deep", "per-block"])
 @pytest.mark.parametrize("name", SHORT)
 def test_prompt_dropout_is_the_same_in_both_executions(name, counts):
-    prefix = attached(name, laconic.VPT(6, dropout=0.4), counts=counts, dtype=torch.float64).train()
+    prefix = attached(name, vprompt.VPT(6, dropout=0.4), counts=counts, dtype=torch.float64).train()
     published = prefix.copy(execution="published")
     images = some_images(name, 4, dtype=torch.float64)
     torch.manual_seed(11)
@@ -161,7 +161,7 @@ def test_prompt_dropout_is_inverted_and_has_a_mask_per_sample():
 @pytest.mark.parametrize("execution", ["prefix", "published"])
 def test_dropped_prompts_give_the_reference_with_masked_prompts(name, execution):
     """Under dropout every image sees its own masked prompts: the reference is given exactly those."""
-    model = attached(name, laconic.VPT(6, dropout=0.4), execution=execution, dtype=torch.float64).train()
+    model = attached(name, vprompt.VPT(6, dropout=0.4), execution=execution, dtype=torch.float64).train()
     images = some_images(name, 3, dtype=torch.float64)
     taken, take = {}, model.prompts.take
 
@@ -201,12 +201,12 @@ def test_gradient_checkpointing_changes_nothing(name, execution):
     vit = BACKBONES[name]().double()
     images = some_images(name, 3, dtype=torch.float64)
     torch.manual_seed(0)
-    plain = laconic.attach(vit, laconic.VPT(4), num_classes=5, execution=execution).double()
+    plain = vprompt.attach(vit, vprompt.VPT(4), num_classes=5, execution=execution).double()
     torch.manual_seed(1)
     wanted = logits_and_gradients(plain, images)
     vit.set_grad_checkpointing(True)
     torch.manual_seed(0)
-    thrifty = laconic.attach(vit, laconic.VPT(4), num_classes=5, execution=execution).double()
+    thrifty = vprompt.attach(vit, vprompt.VPT(4), num_classes=5, execution=execution).double()
     torch.manual_seed(1)
     logits = thrifty(images)
     loss_weights(logits).sum().backward()
@@ -287,7 +287,7 @@ def test_folding_leaves_the_source_as_it_was(method):
 
 
 def test_folding_a_model_under_dropout_folds_the_undropped_prompts():
-    model = attached("class-token", laconic.VPT(6, dropout=0.5), dtype=torch.float64).train()
+    model = attached("class-token", vprompt.VPT(6, dropout=0.5), dtype=torch.float64).train()
     images = some_images("class-token", 3, dtype=torch.float64)
     close(model.fold()(images), reference_logits(model, images), 1e-10)
 
@@ -336,7 +336,7 @@ def test_compiles_as_one_graph(method, execution):
 
 
 def test_compiled_training_gives_the_same_gradients():
-    model = attached("class-token", laconic.VPT(5, dropout=0.0), dtype=torch.float64).train()
+    model = attached("class-token", vprompt.VPT(5, dropout=0.0), dtype=torch.float64).train()
     images = some_images("class-token", 3, dtype=torch.float64)
     wanted = reference_gradients(model, images)
     torch._dynamo.reset()
@@ -389,7 +389,7 @@ def test_detach_gives_the_backbone_back_bit_for_bit(name, method, execution):
     torch.manual_seed(5)
     answer = vit(images)
     before = snapshot(vit)
-    model = laconic.attach(vit, METHODS[method][0], num_classes=3, execution=execution)
+    model = vprompt.attach(vit, METHODS[method][0], num_classes=3, execution=execution)
     optimizer = torch.optim.AdamW(model.learned.values(), lr=0.1)
     for _ in range(3):
         loss_weights(model.train()(images)).sum().backward()
@@ -408,18 +408,18 @@ def test_detach_gives_the_backbone_back_bit_for_bit(name, method, execution):
 def test_detach_restores_what_was_before_the_latest_attach():
     """A backbone that was given back may be changed by its owner and attached to again."""
     vit = BACKBONES["class-token"]().train()
-    laconic.attach(vit, laconic.VPT(2), num_classes=3).detach()
+    vprompt.attach(vit, vprompt.VPT(2), num_classes=3).detach()
     vit.eval()
     vit.blocks[0].requires_grad_(False)
     before = snapshot(vit)
-    assert laconic.attach(vit, laconic.VPT(2), num_classes=3).detach() is vit
+    assert vprompt.attach(vit, vprompt.VPT(2), num_classes=3).detach() is vit
     assert_same(before, snapshot(vit))
 
 
 def test_detach_of_a_deep_copy_restores_its_own_backbone():
     vit = BACKBONES["class-token"]().train()
     before = snapshot(vit)
-    twin = copy.deepcopy(laconic.attach(vit, laconic.VPT(2), num_classes=3))
+    twin = copy.deepcopy(vprompt.attach(vit, vprompt.VPT(2), num_classes=3))
     returned = twin.detach()
     assert returned is not vit
     found = snapshot(returned)
@@ -434,11 +434,11 @@ def test_two_models_on_one_backbone_do_not_disturb_each_other(executions):
     with torch.no_grad():
         plain = vit(images)
     torch.manual_seed(0)
-    first = laconic.attach(vit, laconic.VPT(4), num_classes=3, execution=executions[0]).eval()
+    first = vprompt.attach(vit, vprompt.VPT(4), num_classes=3, execution=executions[0]).eval()
     with torch.no_grad():
         alone = first(images)
-    second = laconic.attach(vit, laconic.VPT(2, "shallow"), num_classes=6, execution=executions[1]).eval()
-    third = laconic.attach(vit, laconic.VPT(9), num_classes=2, execution=executions[1])
+    second = vprompt.attach(vit, vprompt.VPT(2, "shallow"), num_classes=6, execution=executions[1]).eval()
+    third = vprompt.attach(vit, vprompt.VPT(9), num_classes=2, execution=executions[1])
     optimizer = torch.optim.SGD(third.learned.values(), lr=1.0)
     loss_weights(third(images)).sum().backward()
     optimizer.step()
@@ -454,7 +454,7 @@ def test_two_models_on_one_backbone_do_not_disturb_each_other(executions):
 
 @pytest.mark.parametrize("execution", ["prefix", "published"])
 def test_gradients_never_reach_the_backbone_and_it_never_trains(execution):
-    model = attached("dropout-everywhere", laconic.VPT(4), execution=execution)
+    model = attached("dropout-everywhere", vprompt.VPT(4), execution=execution)
     for _ in range(2):
         model.train()
         assert model.training
@@ -470,7 +470,7 @@ def test_gradients_never_reach_the_backbone_and_it_never_trains(execution):
 
 
 def test_a_change_of_the_backbones_weights_shows_in_the_model():
-    model = attached("class-token", laconic.VPT(4), dtype=torch.float64)
+    model = attached("class-token", vprompt.VPT(4), dtype=torch.float64)
     images = some_images("class-token", 2, dtype=torch.float64)
     before = model(images)
     reference.randomise(model.backbone, seed=77)
@@ -539,7 +539,7 @@ def test_moving_after_attach_moves_everything(method, execution):
 @pytest.mark.parametrize("execution", ["prefix", "published"])
 @pytest.mark.parametrize("method", ["deep", "shallow", "linear"])
 def test_attaching_to_a_backbone_of_another_type(method, execution, dtype):
-    model = laconic.attach(
+    model = vprompt.attach(
         BACKBONES["class-token"]().to(dtype), METHODS[method][0], num_classes=3, execution=execution
     ).eval()
     images = some_images("class-token", 2, dtype=dtype)
@@ -567,7 +567,7 @@ def test_state_dict_round_trip(method, tmp_path):
 
 @pytest.mark.parametrize("execution", ["prefix", "published"])
 def test_keep_removes_prompts_and_chooses_the_right_ones(execution):
-    model = attached("class-token", laconic.VPT(6), execution=execution, dtype=torch.float64)
+    model = attached("class-token", vprompt.VPT(6), execution=execution, dtype=torch.float64)
     images = some_images("class-token", 2, dtype=torch.float64)
     kept = [torch.tensor([4, 1]), torch.tensor([], dtype=torch.int64), torch.tensor([0, 2, 5])]
     small = model.keep(kept)
@@ -591,7 +591,7 @@ def test_init_bound(patch, width):
 @pytest.mark.parametrize(("name", "patch"), [("class-token", (8, 8)), ("non-square-patch", (8, 16))])
 def test_prompts_start_uniform(name, patch):
     torch.manual_seed(0)
-    model = laconic.attach(BACKBONES[name](), laconic.VPT(1000), num_classes=3)
+    model = vprompt.attach(BACKBONES[name](), vprompt.VPT(1000), num_classes=3)
     bound = math.sqrt(6 / (3 * patch[0] * patch[1] + 32))
     for prompts in (p.detach() for p in model.prompts):
         assert float(prompts.abs().max()) <= bound
@@ -606,7 +606,7 @@ def test_prompts_start_uniform(name, patch):
 
 def test_head_starts_with_kaimings_fan_out_and_a_low_bias():
     torch.manual_seed(0)
-    model = laconic.attach(BACKBONES["class-token"](), laconic.VPT(1), num_classes=2000)
+    model = vprompt.attach(BACKBONES["class-token"](), vprompt.VPT(1), num_classes=2000)
     assert torch.equal(model.head.bias, torch.full((2000,), -math.log(99)))
     assert float(model.head.weight.std()) == pytest.approx(math.sqrt(2 / 2000), rel=0.02)
     assert abs(float(model.head.weight.mean())) < 1e-3
@@ -617,7 +617,7 @@ def test_the_global_seed_decides_the_start():
 
     def start(seed):
         torch.manual_seed(seed)
-        return torch.cat([p.flatten() for p in learned(laconic.attach(vit, laconic.VPT(3), num_classes=4))])
+        return torch.cat([p.flatten() for p in learned(vprompt.attach(vit, vprompt.VPT(3), num_classes=4))])
 
     assert torch.equal(start(1), start(1))
     assert not torch.equal(start(1), start(2))
@@ -633,8 +633,8 @@ def test_the_global_seed_decides_the_start():
 )
 def test_number_of_learned_values_has_a_closed_formula(prompts, depth, classes, blocks, width):
     vit = reference.small_vit(depth=blocks, embed_dim=width)
-    method = laconic.Linear() if depth == "linear" else laconic.VPT(prompts, depth)
-    model = laconic.attach(vit, method, num_classes=classes)
+    method = vprompt.Linear() if depth == "linear" else vprompt.VPT(prompts, depth)
+    model = vprompt.attach(vit, method, num_classes=classes)
     rows = {"deep": blocks * prompts, "shallow": prompts, "linear": 0}[depth]
     assert model.num_learned == rows * width + classes * width + classes
     assert model.num_learned == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -642,7 +642,7 @@ def test_number_of_learned_values_has_a_closed_formula(prompts, depth, classes, 
 
 
 def test_learned_leaves_empty_blocks_out():
-    model = attached("class-token", laconic.VPT(6), counts=[3, 0, 6])
+    model = attached("class-token", vprompt.VPT(6), counts=[3, 0, 6])
     assert set(model.learned) == {"prompts.0", "prompts.2", "head.weight", "head.bias"}
     assert model.num_learned == 9 * 32 + 5 * 32 + 5
 
@@ -767,7 +767,7 @@ def test_an_unsupported_model_is_named_and_left_alone(kind):
     model = make()
     before = snapshot(model)
     with pytest.raises(BackboneError) as error:
-        laconic.attach(model, laconic.VPT(2), num_classes=3)
+        vprompt.attach(model, vprompt.VPT(2), num_classes=3)
     assert name in a_sentence(error)
     assert_same(before, snapshot(model))
 
@@ -776,7 +776,7 @@ def test_one_odd_block_among_good_ones_is_found():
     vit = reference.small_vit()
     vit.blocks[2] = ParallelThingsBlock(32, 2)
     with pytest.raises(BackboneError) as error:
-        laconic.attach(vit, laconic.VPT(2), num_classes=3)
+        vprompt.attach(vit, vprompt.VPT(2), num_classes=3)
     assert "ParallelThingsBlock" in a_sentence(error)
 
 
@@ -794,8 +794,8 @@ def test_one_odd_block_among_good_ones_is_found():
 def test_bad_arguments_of_attach(arguments, words):
     vit = BACKBONES["class-token"]().train()
     before = snapshot(vit)
-    with pytest.raises(LaconicError) as error:
-        laconic.attach(vit, laconic.VPT(2), **{"num_classes": 3, **arguments})
+    with pytest.raises(VPromptError) as error:
+        vprompt.attach(vit, vprompt.VPT(2), **{"num_classes": 3, **arguments})
     assert words in a_sentence(error)
     assert_same(before, snapshot(vit))
 
@@ -812,14 +812,14 @@ def test_bad_arguments_of_attach(arguments, words):
     ],
 )
 def test_bad_arguments_of_vpt(arguments, words):
-    with pytest.raises(LaconicError) as error:
-        laconic.VPT(**arguments)
+    with pytest.raises(VPromptError) as error:
+        vprompt.VPT(**arguments)
     assert words in a_sentence(error)
 
 
 def test_unknown_backbone_name():
     with pytest.raises(BackboneError) as error:
-        laconic.attach("vit_base_patch16_2244", laconic.VPT(2), num_classes=3, pretrained=False)
+        vprompt.attach("vit_base_patch16_2244", vprompt.VPT(2), num_classes=3, pretrained=False)
     assert "vit_base_patch16_2244" in a_sentence(error)
 
 
@@ -836,8 +836,8 @@ def test_unknown_backbone_name():
     ids=["too-few", "too-many", "beyond", "negative", "twice", "none"],
 )
 def test_bad_indices_to_keep(kept):
-    model = attached("class-token", laconic.VPT(6))
-    with pytest.raises(LaconicError) as error:
+    model = attached("class-token", vprompt.VPT(6))
+    with pytest.raises(VPromptError) as error:
         model.keep(kept)
     a_sentence(error)
     assert model.prompt_counts == [6, 6, 6]

@@ -20,16 +20,18 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-import laconic
-import laconic.train as training
+import vprompt
+import vprompt.training.trainer as training
 from conftest import run_command, write_classes
-from laconic import experiment, runfolder, sources
-from laconic.backbone import describe, fingerprint
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.creation import create_backbone
-from laconic.data import load_folder
-from laconic.errors import TrainingError
 from processes import Command
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.info import describe, fingerprint
+from vprompt.data.folder import load_folder
+from vprompt.experiments import folder as runfolder
+from vprompt.experiments import run as experiment
+from vprompt.experiments import stages as sources
+from vprompt.utils.errors import TrainingError
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
 BLOCKS, WIDTH = 12, 192
@@ -62,7 +64,7 @@ def refused(*arguments):
     assert outcome.status == 1
     assert outcome.out == ""
     sentence = outcome.err.splitlines()[-1]
-    assert sentence.startswith("laconic: ")
+    assert sentence.startswith("vprompt: ")
     assert "Traceback" not in outcome.err
     return sentence
 
@@ -133,7 +135,7 @@ def test_the_result_says_where_it_comes_from(trained):
     assert origin["preprocessing"]["size"] == [32, 32]
     assert origin["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert origin["preprocessing"]["resize"] == "squash"
-    assert origin["versions"]["laconic"] == laconic.__version__
+    assert origin["versions"]["vprompt"] == vprompt.__version__
     assert torch.__version__.startswith(origin["versions"]["torch"])
     assert "epoch" in origin["epoch_rule"]
     config = json.loads((trained.folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -499,7 +501,7 @@ def checkpoint_step(path):
     """How many steps a checkpoint has behind it; -1 where there is none."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["laconic"])["state"]["step"]
+            return json.loads(file.metadata()["vprompt"])["state"]["step"]
     except (OSError, SafetensorError):
         return -1
 
@@ -668,7 +670,7 @@ def test_a_damaged_state_is_named(colours, tmp_path, monkeypatch, file):
 
 def test_run_from_python_gives_the_document_that_it_writes(noise, tmp_path, capfd):
     settings = experiment.Settings(
-        data=str(noise), backbone=BUNDLED_BACKBONE, method="linear", recipe=laconic.Recipe(epochs=1)
+        data=str(noise), backbone=BUNDLED_BACKBONE, method="linear", recipe=vprompt.Recipe(epochs=1)
     )
     result = experiment.run(settings, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")) == result
@@ -687,7 +689,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read():
     for change in bad:
         try:
             experiment.Settings(**{"backbone": BUNDLED_BACKBONE, **change})
-        except laconic.LaconicError:
+        except vprompt.VPromptError:
             continue
         accepted.append(change)
     assert accepted == []
@@ -702,7 +704,7 @@ def test_no_two_images_of_the_fixture_are_equal(colours):
 
 def test_two_processes_give_one_run_and_one_document(colours, tmp_path):
     """Both train; the first one alone speaks and writes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "laconic"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vprompt"]
     arguments = ["fit", colours, "--prompts", "2", "--epochs", "2", "--batch-size", "7", "--json", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
@@ -719,10 +721,10 @@ def test_two_processes_give_one_run_and_one_document(colours, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
-def test_a_criterion_that_cannot_be_is_refused_before_training(tmp_path, colours, laconic_command, monkeypatch):
-    monkeypatch.setattr("laconic.stages.Stages.train", lambda *_, **__: pytest.fail("it was trained"))
+def test_a_criterion_that_cannot_be_is_refused_before_training(tmp_path, colours, vprompt_command, monkeypatch):
+    monkeypatch.setattr("vprompt.experiments.stages.Stages.train", lambda *_, **__: pytest.fail("it was trained"))
     name = "test_vit_relpos"  # no class token
     arguments = ["--backbone", name, "--condense", "0.5", "--criterion", "cls-similarity", "--out", tmp_path / "run"]
-    outcome = laconic_command("fit", colours, *arguments)
+    outcome = vprompt_command("fit", colours, *arguments)
     assert outcome.status == 1
     assert "needs a class token" in outcome.err

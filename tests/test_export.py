@@ -15,16 +15,15 @@ import torch
 from PIL import Image
 
 import families
-import laconic
-import laconic.exporting.openvino  # before OpenVINO itself, which would report its use
+import vprompt
+import vprompt.exporters.openvino  # before OpenVINO itself, which would report its use
 from conftest import COLOURS, run_command, write_classes, write_images
-from laconic.creation import create_backbone
-from laconic.data import decode
-from laconic.errors import LaconicError
-from laconic.exporting import Int8
-from laconic.exporting.archive import text_of
-from laconic.exporting.compare import compare
-from laconic.prompts import Prompts
+from vprompt.backbones.factory import create_backbone
+from vprompt.data.images import decode
+from vprompt.exporters.export import Int8, compare
+from vprompt.exporters.pt2_archive import text_of
+from vprompt.methods.prompts import Prompts
+from vprompt.utils.errors import VPromptError
 
 HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426", "]]>\\u0041")
 """Names that XML, JSON, C strings and terminals each trip over."""
@@ -32,7 +31,7 @@ SUFFIX = {"pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml", "executorch": ".pt
 
 
 def attached(backbone, method, *, counts=None, copies=None, classes=HOSTILE):
-    model = laconic.attach(backbone, method, num_classes=len(classes), classes=classes)
+    model = vprompt.attach(backbone, method, num_classes=len(classes), classes=classes)
     torch.manual_seed(1)
     if counts is not None:
         prompts = Prompts([torch.randn(n, w) for n, w in zip(counts, model.info.widths, strict=True)], copies=copies)
@@ -53,17 +52,17 @@ def some_images(model, count, seed=0):
 
 
 def deep():
-    return attached(small_vit(2), laconic.VPT(3), counts=[3, 2])
+    return attached(small_vit(2), vprompt.VPT(3), counts=[3, 2])
 
 
 MODELS = {
     "deep pt2": deep,
     "deep onnx": deep,
-    "deep openvino": lambda: attached(families.dinov3(depth=1), laconic.VPT(2), counts=[2]),
-    "merged executorch": lambda: attached(small_vit(1), laconic.VPT(3), counts=[3], copies=[[1, 4, 2]]),
-    "shallow pt2": lambda: attached(small_vit(1), laconic.VPT(3, depth="shallow")),
-    "mlp pt2": lambda: attached(small_vit(1), laconic.MLP(layers=2)),
-    "swin onnx": lambda: attached(families.swin(depths=(1,), num_heads=(2,)), laconic.VPT(2)),
+    "deep openvino": lambda: attached(families.dinov3(depth=1), vprompt.VPT(2), counts=[2]),
+    "merged executorch": lambda: attached(small_vit(1), vprompt.VPT(3), counts=[3], copies=[[1, 4, 2]]),
+    "shallow pt2": lambda: attached(small_vit(1), vprompt.VPT(3, depth="shallow")),
+    "mlp pt2": lambda: attached(small_vit(1), vprompt.MLP(layers=2)),
+    "swin onnx": lambda: attached(families.swin(depths=(1,), num_heads=(2,)), vprompt.VPT(2)),
 }
 """What is exported to what, once for all tests."""
 
@@ -76,7 +75,7 @@ class Exports:
         if name not in self.made:
             model = MODELS[name]()
             path = self.folder / name.replace(" ", "-") / f"bird s{SUFFIX[name.split()[1]]}"
-            laconic.export(model, path, adapter="birds é")
+            vprompt.export(model, path, adapter="birds é")
             self.made[name] = model, path
         return self.made[name]
 
@@ -92,7 +91,7 @@ def exports(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_computes_what_the_model_does_for_batches_of_any_size(name, exports):
     model, path = exports(name)
-    exported = laconic.load_exported(path)
+    exported = vprompt.load_exported(path)
     for size in (1, 2, 5, 11):
         images = some_images(model, size, seed=size)
         with torch.inference_mode():
@@ -105,20 +104,20 @@ def test_a_file_computes_what_the_model_does_for_batches_of_any_size(name, expor
 @pytest.mark.parametrize("name", ["deep pt2", "deep onnx", "deep openvino", "merged executorch"])
 def test_a_file_says_what_it_is(name, exports):
     model, path = exports(name)
-    exported = laconic.load_exported(path)
+    exported = vprompt.load_exported(path)
     about = exported.about
     assert exported.classes == about.classes == HOSTILE
     assert exported.preprocessing == model.preprocessing
     assert about.prompt_counts == tuple(model.prompt_counts)
     assert (about.adapter, about.method, about.precision) == ("birds é", "vpt-deep", "float32")
-    assert about.fingerprint == laconic.backbone.fingerprint(model.backbone)
+    assert about.fingerprint == vprompt.backbones.info.fingerprint(model.backbone)
     assert about.libraries["torch"] == torch.__version__.partition("+")[0] or about.libraries["torch"]
     assert about.comparison.images == 32
     assert about.comparison.largest <= about.comparison.tolerance * about.comparison.scale
 
 
 def test_files_hold_no_path_of_this_machine_and_no_weight_that_is_not_used(exports):
-    here = str(Path(laconic.__file__).parent).encode()
+    here = str(Path(vprompt.__file__).parent).encode()
     for name in ("deep pt2", "deep onnx", "deep openvino", "merged executorch"):
         model, path = exports(name)
         files = sorted(path.parent.iterdir())
@@ -129,7 +128,7 @@ def test_files_hold_no_path_of_this_machine_and_no_weight_that_is_not_used(expor
         assert sum(file.stat().st_size for file in files) < 4 * used + 220_000
 
 
-def test_onnx_runs_without_laconic(exports):
+def test_onnx_runs_without_vprompt(exports):
     import onnxruntime
 
     model, path = exports("deep onnx")
@@ -140,7 +139,7 @@ def test_onnx_runs_without_laconic(exports):
     found = session.run(["logits"], {"images": images.numpy()})[0]
     with torch.inference_mode():
         np.testing.assert_allclose(found, model(images).numpy(), rtol=1e-3, atol=1e-4)
-    about = json.loads(session.get_modelmeta().custom_metadata_map["laconic"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["vprompt"])
     assert about["classes"] == list(HOSTILE)
     assert about["preprocessing"]["mean"] == list(model.preprocessing.mean)
 
@@ -148,27 +147,27 @@ def test_onnx_runs_without_laconic(exports):
 def test_the_weights_of_a_large_onnx_model_lie_beside_it(exports, tmp_path, monkeypatch):
     import onnx_ir
 
-    from laconic.exporting.onnx import FORMAT
+    from vprompt.exporters.onnx import FORMAT
 
     path = exports("deep onnx")[1]
-    whole, large = laconic.load_exported(path), tmp_path / "large.onnx"
-    monkeypatch.setattr("laconic.exporting.onnx.MOST_BYTES", 1000)
+    whole, large = vprompt.load_exported(path), tmp_path / "large.onnx"
+    monkeypatch.setattr("vprompt.exporters.onnx.MOST_BYTES", 1000)
     FORMAT.save(onnx_ir.load(path), large, whole.about.to_text())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
     images = torch.rand(2, 3, 32, 32)
-    assert torch.equal(laconic.load_exported(large)(images), whole(images))
+    assert torch.equal(vprompt.load_exported(large)(images), whole(images))
     (tmp_path / "large.onnx.data").unlink()
-    with pytest.raises(LaconicError, match="cannot be run"):
-        laconic.load_exported(large)
+    with pytest.raises(VPromptError, match="cannot be run"):
+        vprompt.load_exported(large)
 
 
 def test_predictions_and_evaluations_take_files(exports, tmp_path):
-    from laconic.data import load_folder
-    from laconic.evaluation import evaluate
-    from laconic.predict import predict
+    from vprompt.data.folder import load_folder
+    from vprompt.serving.predict import predict
+    from vprompt.training.evaluate import evaluate
 
     model, path = exports("deep pt2")
-    exported = laconic.load_exported(path)
+    exported = vprompt.load_exported(path)
     write_images(tmp_path / "all", (90, 120, 20), 3)
     mine, theirs = (predict(subject, [tmp_path], top=5)[0] for subject in (exported, model))
     assert [[name for name, _ in p.top] for p in mine] == [[name for name, _ in p.top] for p in theirs]
@@ -179,9 +178,9 @@ def test_predictions_and_evaluations_take_files(exports, tmp_path):
 
 
 def test_images_of_another_size_are_refused(exports):
-    exported = laconic.load_exported(exports("deep onnx")[1])
+    exported = vprompt.load_exported(exports("deep onnx")[1])
     for images in (torch.zeros(1, 3, 16, 16), torch.zeros(3, 32, 32), torch.zeros(0, 3, 32, 32)):
-        with pytest.raises(LaconicError, match="takes images"):
+        with pytest.raises(VPromptError, match="takes images"):
             exported(images)
 
 
@@ -189,11 +188,11 @@ def test_images_of_another_size_are_refused(exports):
 
 
 def test_a_file_that_does_not_compute_the_same_is_not_left_behind(tmp_path):
-    model = attached(small_vit(1), laconic.Linear())
+    model = attached(small_vit(1), vprompt.Linear())
     with torch.no_grad():
         model.head.bias[2] = torch.nan
-    with pytest.raises(LaconicError, match=r"does not compute what the model does.*nothing was written"):
-        laconic.export(model, tmp_path / "bad.pt2")
+    with pytest.raises(VPromptError, match=r"does not compute what the model does.*nothing was written"):
+        vprompt.export(model, tmp_path / "bad.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,9 +201,9 @@ def test_comparison():
     found = compare(eager, eager + torch.tensor([[0.0005, 0, 0], [0, 0, -0.0009]]))
     assert (found.images, found.scale) == (2, 10.0)
     assert found.largest == pytest.approx(0.0009, rel=1e-3)
-    with pytest.raises(LaconicError, match=r"0\.002.* and 0\.001 is allowed"):
+    with pytest.raises(VPromptError, match=r"0\.002.* and 0\.001 is allowed"):
         compare(eager, eager + torch.tensor([[0, 0, 0], [0, 0, 0.002]]))
-    with pytest.raises(LaconicError, match="another class than the model for 1 of 2"):
+    with pytest.raises(VPromptError, match="another class than the model for 1 of 2"):
         compare(eager, torch.tensor([[9.45, 9.55, 1.0], [3.0, 2.0, 1.0]]), tolerance=0.06)
     close = torch.tensor([[10.0, 9.9999]])
     assert compare(close, close.flip(1)).largest == pytest.approx(1e-4, rel=0.05)
@@ -216,22 +215,22 @@ def test_an_export_replaces_an_export_and_nothing_else(exports, tmp_path):
     shutil.copy(path, mine)
     shutil.copy(Path(torch.__file__).with_name("version.py"), other)
     before = other.read_bytes()
-    tiny = attached(small_vit(1), laconic.Linear(), classes=("a", "b"))
-    laconic.export(tiny, mine)
-    assert laconic.load_exported(mine).classes == ("a", "b")
-    with pytest.raises(LaconicError, match=r"is there already and is no export"):
-        laconic.export(tiny, other)
+    tiny = attached(small_vit(1), vprompt.Linear(), classes=("a", "b"))
+    vprompt.export(tiny, mine)
+    assert vprompt.load_exported(mine).classes == ("a", "b")
+    with pytest.raises(VPromptError, match=r"is there already and is no export"):
+        vprompt.export(tiny, other)
     assert other.read_bytes() == before
     (tmp_path / "net.bin").write_bytes(b"precious")
-    with pytest.raises(LaconicError, match=r"net\.bin is there already"):
-        laconic.export(tiny, tmp_path / "net.xml")
+    with pytest.raises(VPromptError, match=r"net\.bin is there already"):
+        vprompt.export(tiny, tmp_path / "net.xml")
     assert (tmp_path / "net.bin").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("name", ["model", "model.txt", "model.onnx.zip", ""])
 def test_names_that_are_no_format(name, tmp_path):
-    with pytest.raises(LaconicError, match=r"\.onnx \(onnx\)"):
-        laconic.export(deep(), tmp_path / name if name else "")
+    with pytest.raises(VPromptError, match=r"\.onnx \(onnx\)"):
+        vprompt.export(deep(), tmp_path / name if name else "")
 
 
 @pytest.mark.parametrize(
@@ -244,12 +243,12 @@ def test_names_that_are_no_format(name, tmp_path):
 )
 def test_a_missing_package_is_named(package, suffix, extra, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    sentence = rf"{suffix} files need {package}, .*pip install 'laconic\[{extra}\]'"
-    with pytest.raises(LaconicError, match=sentence):
-        laconic.export(deep(), tmp_path / f"model{suffix}")
+    sentence = rf"{suffix} files need {package}, .*pip install 'vprompt\[{extra}\]'"
+    with pytest.raises(VPromptError, match=sentence):
+        vprompt.export(deep(), tmp_path / f"model{suffix}")
     (tmp_path / f"model{suffix}").write_bytes(b"?")
-    with pytest.raises(LaconicError, match=sentence):
-        laconic.load_exported(tmp_path / f"model{suffix}")
+    with pytest.raises(VPromptError, match=sentence):
+        vprompt.load_exported(tmp_path / f"model{suffix}")
 
 
 # ── damaged and foreign files ────────────────────────────────────────────────────────────────────────────────────────
@@ -268,11 +267,11 @@ def test_damaged_files_end_in_one_sentence(name, exports, tmp_path):
         file.write_bytes(content)
         outcome = run_command("predict", file, photo)
         assert (outcome.status, outcome.out) == (1, ""), content[:10]
-        assert outcome.err.startswith("laconic: ")
+        assert outcome.err.startswith("vprompt: ")
         assert outcome.err.count("\n") == 1
         assert file.name in outcome.err
     file.write_bytes(whole)
-    for beside in laconic.load_exported(file).format.companions(file):
+    for beside in vprompt.load_exported(file).format.companions(file):
         if beside.exists():
             content = beside.read_bytes()
             beside.write_bytes(content[:-20] + bytes(20))
@@ -283,7 +282,7 @@ def test_damaged_files_end_in_one_sentence(name, exports, tmp_path):
     assert run_command("predict", file, photo).status == 0
 
 
-def test_models_that_laconic_did_not_export_are_told_apart(tmp_path):
+def test_models_that_vprompt_did_not_export_are_told_apart(tmp_path):
     import onnx
     import openvino
     from onnx import TensorProto, helper
@@ -296,17 +295,17 @@ def test_models_that_laconic_did_not_export_are_told_apart(tmp_path):
     openvino.save_model(openvino.convert_model(tmp_path / "other.onnx"), tmp_path / "other.xml")
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), tmp_path / "other.pt2")
     for suffix in (".onnx", ".xml", ".pt2"):
-        with pytest.raises(LaconicError, match=r"was not exported by laconic"):
-            laconic.load_exported(tmp_path / f"other{suffix}")
+        with pytest.raises(VPromptError, match=r"was not exported by vprompt"):
+            vprompt.load_exported(tmp_path / f"other{suffix}")
     (tmp_path / "other.pte").write_bytes(b"?")
-    with pytest.raises(LaconicError, match=r"has no other\.pte\.json beside it"):
-        laconic.load_exported(tmp_path / "other.pte")
+    with pytest.raises(VPromptError, match=r"has no other\.pte\.json beside it"):
+        vprompt.load_exported(tmp_path / "other.pte")
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format_version": 2}, "newer laconic"),
+        ({"format_version": 2}, "newer vprompt"),
         ({"format_version": "1"}, "'format_version' should be a whole number"),
         ({"classes": ["a"]}, "1 names for 5 classes"),
         ({"classes": [1, 2, 3, 4, 5]}, r"'classes'\[0\] should be text"),
@@ -319,14 +318,14 @@ def test_models_that_laconic_did_not_export_are_told_apart(tmp_path):
     ids=str,
 )
 def test_a_damaged_description_says_where(change, problem, exports):
-    from laconic.exporting.about import read_about
+    from vprompt.exporters.metadata import read_about
 
-    text = laconic.load_exported(exports("deep pt2")[1]).about.to_text()
+    text = vprompt.load_exported(exports("deep pt2")[1]).about.to_text()
     assert read_about(text, "it").to_text() == text
-    with pytest.raises(LaconicError, match=problem):
+    with pytest.raises(VPromptError, match=problem):
         read_about(json.dumps({**json.loads(text), **change}), "it")
     for broken in ("", "[]", "null", "{", "[" * 100_000, '{"format_version": NaN}'):
-        with pytest.raises(LaconicError, match="What it says of itself is damaged"):
+        with pytest.raises(VPromptError, match="What it says of itself is damaged"):
             read_about(broken, "it")
 
 
@@ -386,32 +385,32 @@ def test_no_code_in_an_archive_is_run(exports, tmp_path):
     }
     for name, change in changes.items():
         rewritten(path, tmp_path / "evil.pt2", change)
-        with pytest.raises(LaconicError, match="could run code"):
-            laconic.load_exported(tmp_path / "evil.pt2")
+        with pytest.raises(VPromptError, match="could run code"):
+            vprompt.load_exported(tmp_path / "evil.pt2")
         assert not mark.exists(), name
     for extra in ("data/weights/model.pt", "data/aotinductor/model/x.so", "data/constants/opaque_obj_0"):
         shutil.copy(path, tmp_path / "evil.pt2")
         with zipfile.ZipFile(tmp_path / "evil.pt2", "a") as archive:
             archive.writestr(archive.namelist()[0].partition("/")[0] + "/" + extra, b"x")
-        with pytest.raises(LaconicError, match="could run code"):
-            laconic.load_exported(tmp_path / "evil.pt2")
+        with pytest.raises(VPromptError, match="could run code"):
+            vprompt.load_exported(tmp_path / "evil.pt2")
     rewritten(path, tmp_path / "same.pt2", lambda name, content: content)
-    assert text_of(tmp_path / "same.pt2", "laconic.json")
+    assert text_of(tmp_path / "same.pt2", "vprompt.json")
 
 
 # ── int8 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_int8_files_are_small_close_and_say_what_they_cost(tmp_path, exports):
-    from laconic.data import load_folder
-    from laconic.evaluation import evaluate
+    from vprompt.data.folder import load_folder
+    from vprompt.training.evaluate import evaluate
 
     model, whole = exports("deep openvino")
     folder = write_classes(tmp_path / "data", 5, colours={name: (40 * n, 200, 90) for n, name in enumerate("abcde")})
     task = load_folder(folder, model.preprocessing)
     int8 = Int8(calibration=task.train, labelled=task.test, data="data", split="test")
-    exported = laconic.export(model, tmp_path / "small.xml", int8=int8)
-    cost = laconic.load_exported(exported.path).about.quantisation
+    exported = vprompt.export(model, tmp_path / "small.xml", int8=int8)
+    cost = vprompt.load_exported(exported.path).about.quantisation
     assert exported.about.precision == "int8"
     assert cost.calibration_images == len(task.train)
     assert cost.accuracy_before == evaluate(model, task.test).accuracy
@@ -427,8 +426,8 @@ def test_int8_files_are_small_close_and_say_what_they_cost(tmp_path, exports):
 
 def test_int8_of_other_formats_is_refused(tmp_path):
     write_images(tmp_path / "images", (90, 120, 20), 2)
-    with pytest.raises(LaconicError, match="int8 models as onnx and openvino, not as pt2"):
-        laconic.export(attached(small_vit(1), laconic.Linear()), tmp_path / "x.pt2", int8=Int8(calibration=[tmp_path]))
+    with pytest.raises(VPromptError, match="int8 models as onnx and openvino, not as pt2"):
+        vprompt.export(attached(small_vit(1), vprompt.Linear()), tmp_path / "x.pt2", int8=Int8(calibration=[tmp_path]))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images"]
 
 
@@ -440,7 +439,7 @@ def adapter(tmp_path_factory, tiny_weights):
     """An adapter of three colours on a backbone that can be made by name."""
     folder = tmp_path_factory.mktemp("adapters") / "colours é"
     backbone = create_backbone("test_vit", img_size=32, weights=tiny_weights)
-    attached(backbone, laconic.Linear(), classes=tuple(COLOURS)).save_pretrained(folder)
+    attached(backbone, vprompt.Linear(), classes=tuple(COLOURS)).save_pretrained(folder)
     return folder
 
 
@@ -454,7 +453,7 @@ def test_export_and_predict(adapter, colours, tmp_path, monkeypatch):
     assert document["comparison"]["images"] == 30
     assert (document["quantisation"]["images"], document["quantisation"]["split"]) == (6, "test")
     assert document["quantisation"]["calibration_images"] == 0
-    assert document["bytes"] < 0.5 * 4 * sum(p.numel() for p in laconic.load(adapter).backbone.blocks.parameters())
+    assert document["bytes"] < 0.5 * 4 * sum(p.numel() for p in vprompt.load(adapter).backbone.blocks.parameters())
     assert document["bytes"] == (tmp_path / "colours é.onnx").stat().st_size
     wanted = run_command("predict", adapter, colours / "red", "--json").document
     judged = run_command("eval", adapter, colours, "--json").document
@@ -463,7 +462,7 @@ def test_export_and_predict(adapter, colours, tmp_path, monkeypatch):
         raise AssertionError("a backbone was made")
 
     monkeypatch.setattr("timm.create_model", never)
-    monkeypatch.setattr("laconic.creation.create_backbone", never)
+    monkeypatch.setattr("vprompt.backbones.factory.create_backbone", never)
     found = run_command("predict", "colours é.onnx", colours / "red", "--json")
     assert found.status == 0, found.err
     assert [p["image"] for p in found.document] == [p["image"] for p in wanted]
@@ -475,8 +474,8 @@ def test_export_and_predict(adapter, colours, tmp_path, monkeypatch):
 
 
 def test_preprocessing_in_the_file_is_that_of_the_adapter(adapter, colours, exports):
-    """The ten lines that docs/export.md shows, against laconic's own decoding."""
-    looks = laconic.load_exported(exports("deep onnx")[1]).preprocessing
+    """The ten lines that docs/export.md shows, against vprompt's own decoding."""
+    looks = vprompt.load_exported(exports("deep onnx")[1]).preprocessing
     file = next(colours.rglob("*.png"))
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB").resize(looks.size[::-1], Image.Resampling.BICUBIC), np.float32) / 255

@@ -20,15 +20,15 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import families
-import laconic
+import vprompt
 from families import BACKBONES, SWIN, WRAPPED, attached, blocks_of, some_images, some_prompts, widths_of
-from laconic.errors import BackboneError, LaconicError
 from reference import close, is_shallow, learned, loss_weights
+from vprompt.utils.errors import BackboneError, VPromptError
 
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-4}
 METHODS = {
-    "deep": (laconic.VPT(6), [3, 0, 6]),
-    "shallow": (laconic.VPT(6, "shallow"), None),
+    "deep": (vprompt.VPT(6), [3, 0, 6]),
+    "shallow": (vprompt.VPT(6, "shallow"), None),
 }
 EACH_CLASS = [
     "swin-padded",
@@ -325,7 +325,7 @@ def test_float32_is_near_the_reference(name, method):
 @pytest.mark.parametrize("counts", [[0, 4, 1], [4, 2, 0], [0, 0, 5], [1]], ids=str)
 @pytest.mark.parametrize("name", EACH_CLASS)
 def test_prompts_only_in_some_blocks(name, counts):
-    model = attached(name, laconic.VPT(5), counts=counts, dtype=torch.float64)
+    model = attached(name, vprompt.VPT(5), counts=counts, dtype=torch.float64)
     images = some_images(name, 2, dtype=torch.float64)
     wanted = reference_logits(model, images)
     for execution in EXECUTIONS:
@@ -371,7 +371,7 @@ def test_folded_moves_and_copies(name, method):
 def test_backbones_own_noise_is_off_while_prompts_train(name, method, execution):
     how, counts = METHODS[method]
     model = attached(
-        name, laconic.VPT(how.num_prompts, how.depth, dropout=0.0), counts=counts, execution=execution
+        name, vprompt.VPT(how.num_prompts, how.depth, dropout=0.0), counts=counts, execution=execution
     ).double()
     images = some_images(name, 3, dtype=torch.float64)
     logits = model.train()(images)
@@ -386,7 +386,7 @@ def test_backbones_own_noise_is_off_while_prompts_train(name, method, execution)
 @pytest.mark.parametrize("name", EACH_CLASS)
 def test_dropped_prompts_give_the_reference_with_masked_prompts(name, depth, execution):
     """Every image has prompts masked for it alone, the same in all windows: the reference is given exactly those."""
-    model = attached(name, laconic.VPT(4, depth, dropout=0.4), execution=execution, dtype=torch.float64).train()
+    model = attached(name, vprompt.VPT(4, depth, dropout=0.4), execution=execution, dtype=torch.float64).train()
     images = some_images(name, 3, dtype=torch.float64)
     taken, take = {}, model.prompts.take
 
@@ -407,7 +407,7 @@ def test_dropped_prompts_give_the_reference_with_masked_prompts(name, depth, exe
 @pytest.mark.parametrize("counts", [None, [3, 0, 6]], ids=["all", "per-block"])
 @pytest.mark.parametrize("name", EACH_CLASS)
 def test_prompt_dropout_is_the_same_in_both_executions(name, counts):
-    prefix = attached(name, laconic.VPT(6, dropout=0.4), counts=counts, dtype=torch.float64).train()
+    prefix = attached(name, vprompt.VPT(6, dropout=0.4), counts=counts, dtype=torch.float64).train()
     images = some_images(name, 3, dtype=torch.float64)
     found = []
     for model in (prefix, prefix.copy(execution="published")):
@@ -492,7 +492,7 @@ def test_a_backbone_that_was_resized_before(name, method):
     with torch.no_grad():
         bare = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
         close(families.prompted(backbone, families.no_prompts(backbone), images), bare, 1e-12)
-    model = laconic.attach(backbone, METHODS[method][0], num_classes=3).eval()
+    model = vprompt.attach(backbone, METHODS[method][0], num_classes=3).eval()
     wanted = reference_logits(model, images)
     for execution in EXECUTIONS:
         close(executed(model, execution)(images), wanted, 1e-10)
@@ -547,7 +547,7 @@ def test_gradient_checkpointing_changes_nothing(name, method, execution):
 @pytest.mark.parametrize("name", EACH_CLASS)
 @torch.no_grad()
 def test_prompts_have_no_order(name):
-    model = attached(name, laconic.VPT(5), dtype=torch.float64)
+    model = attached(name, vprompt.VPT(5), dtype=torch.float64)
     images = some_images(name, 2, dtype=torch.float64)
     shuffled = model.keep([torch.randperm(len(p)) for p in model.prompts])
     for execution in EXECUTIONS:
@@ -559,9 +559,9 @@ def test_prompts_have_no_order(name):
 @torch.no_grad()
 def test_without_prompts_it_is_the_bare_backbone(name, kind):
     if kind == "linear":
-        source = attached(name, laconic.Linear(), dtype=torch.float64)
+        source = attached(name, vprompt.Linear(), dtype=torch.float64)
     else:
-        source = attached(name, laconic.VPT(2, kind), counts=[0], dtype=torch.float64)
+        source = attached(name, vprompt.VPT(2, kind), counts=[0], dtype=torch.float64)
     assert source.prompt_counts == [0] * len(widths_of(source.backbone))
     images = some_images(name, 3, dtype=torch.float64)
     bare = source.backbone.forward_head(source.backbone.forward_features(images), pre_logits=True)
@@ -589,7 +589,7 @@ def test_without_prompts_it_is_the_bare_backbone(name, kind):
 def test_prompts_start_uniform_with_one_bound_for_all_blocks(name, patch, width):
     torch.manual_seed(0)
     backbone = BACKBONES[name]()
-    model = laconic.attach(backbone, laconic.VPT(500), num_classes=3)
+    model = vprompt.attach(backbone, vprompt.VPT(500), num_classes=3)
     bound = math.sqrt(6 / (3 * patch[0] * patch[1] + width))
     assert [tuple(p.shape) for p in model.prompts] == [(500, w) for w in widths_of(backbone)]
     for p in model.prompts:
@@ -600,7 +600,7 @@ def test_prompts_start_uniform_with_one_bound_for_all_blocks(name, patch, width)
 
 @pytest.mark.parametrize(("name", "features"), [("swin-catavgmax", 64), ("swin", 32), ("swin-cr-max", 32), ("eva", 32)])
 def test_the_head_is_as_wide_as_what_is_pooled(name, features):
-    model = laconic.attach(BACKBONES[name](), laconic.VPT(1), num_classes=3)
+    model = vprompt.attach(BACKBONES[name](), vprompt.VPT(1), num_classes=3)
     assert model.head.in_features == features
     assert model.features(some_images(name, 2)).shape == (2, features)
 
@@ -644,7 +644,7 @@ def test_detach_gives_the_backbone_back_bit_for_bit(name, method, execution):
     torch.manual_seed(5)
     answer = backbone(images)
     before = snapshot(backbone)
-    model = laconic.attach(backbone, METHODS[method][0], num_classes=3, execution=execution)
+    model = vprompt.attach(backbone, METHODS[method][0], num_classes=3, execution=execution)
     optimizer = torch.optim.AdamW(model.learned.values(), lr=0.1)
     loss_weights(model.train()(images)).sum().backward()
     optimizer.step()
@@ -666,11 +666,11 @@ def test_two_models_on_one_backbone_do_not_disturb_each_other(name):
     images = some_images(name, 2, dtype=torch.float64)
     with torch.no_grad():
         plain = backbone(images)
-    first = laconic.attach(backbone, laconic.VPT(4), num_classes=3).eval()
+    first = vprompt.attach(backbone, vprompt.VPT(4), num_classes=3).eval()
     with torch.no_grad():
         alone = first(images)
-    second = laconic.attach(backbone, laconic.VPT(2, "shallow"), num_classes=6).eval()
-    third = laconic.attach(backbone, laconic.VPT(9), num_classes=2, execution="published").eval()
+    second = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), num_classes=6).eval()
+    third = vprompt.attach(backbone, vprompt.VPT(9), num_classes=2, execution="published").eval()
     with torch.no_grad():
         close(second(images), reference_logits(second, images), 1e-10)
         close(third(images), reference_logits(third, images), 1e-10)
@@ -700,7 +700,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(name, method, tmp_path):
     model = read_only(name, method, dtype=torch.float32)
     images = some_images(name, 3)
     model.save_pretrained(tmp_path / "adapter")
-    again = laconic.load(tmp_path / "adapter", backbone=model.backbone)
+    again = vprompt.load(tmp_path / "adapter", backbone=model.backbone)
     assert again.prompt_counts == model.prompt_counts
     with torch.no_grad():
         assert torch.equal(again(images), model(images))
@@ -736,7 +736,7 @@ def some_data(name, dtype=torch.float64):
 
 @cache
 def wanted_taylor(name, method):
-    model = attached(name, laconic.VPT(6), dtype=torch.float64) if method == "all" else a_model(name, method)
+    model = attached(name, vprompt.VPT(6), dtype=torch.float64) if method == "all" else a_model(name, method)
     return families.taylor(
         model.backbone,
         list(model.prompts),
@@ -763,13 +763,13 @@ def test_taylor_is_the_slow_loop(name, method):
     data, wanted = some_data(name), wanted_taylor(name, method)
     for execution, batch_size in (("prefix", 64), ("published", 3)):
         model = a_model(name, method, execution=execution)
-        assert_scores(laconic.score(model, data, criterion="taylor", batch_size=batch_size), wanted, 1e-4)
+        assert_scores(vprompt.score(model, data, criterion="taylor", batch_size=batch_size), wanted, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["swin-padded", "swin2-padded", "swin-cr-non-square", "dinov3-token", "beit-both"])
 def test_taylor_in_float32_is_the_slow_loop_in_float64(name):
     model, data = a_model(name, "deep", dtype=torch.float32), some_data(name, torch.float32)
-    assert_scores(laconic.score(model, data, criterion="taylor"), wanted_taylor(name, "deep"), 1e-4)
+    assert_scores(vprompt.score(model, data, criterion="taylor"), wanted_taylor(name, "deep"), 1e-4)
 
 
 def best(scores, ratio):
@@ -780,9 +780,9 @@ def best(scores, ratio):
 
 @pytest.mark.parametrize("name", SCORED)
 def test_what_is_selected_over_blocks_of_any_width_is_kept(name):
-    model, data = attached(name, laconic.VPT(6), dtype=torch.float64), some_data(name)
-    scores = laconic.score(model, data, criterion="taylor")
-    kept = laconic.select(scores, ratio=0.3, scope="global")
+    model, data = attached(name, vprompt.VPT(6), dtype=torch.float64), some_data(name)
+    scores = vprompt.score(model, data, criterion="taylor")
+    kept = vprompt.select(scores, ratio=0.3, scope="global")
     assert {(b, int(p)) for b, index in enumerate(kept) for p in index} == best(wanted_taylor(name, "all"), 0.3)
     few, images = model.keep(kept), data.tensors[0]
     assert few.prompt_counts == [len(index) for index in kept]
@@ -821,10 +821,10 @@ WITH_CLASS_TOKEN = [
 @pytest.mark.parametrize("name", WITH_CLASS_TOKEN)
 def test_similarity_to_the_class_token_is_its_attention(name, method):
     model, data = read_only(name, method), some_data(name)
-    found = laconic.score(model, data, criterion="cls-similarity")
+    found = vprompt.score(model, data, criterion="cls-similarity")
     wanted = families.class_similarity(model.backbone, list(model.prompts), data.tensors[0], shallow=is_shallow(model))
     assert_scores(found, wanted, 1e-6)
-    assert_scores(laconic.score(model, data, criterion="cls-similarity", batch_size=3), wanted, 1e-6)
+    assert_scores(vprompt.score(model, data, criterion="cls-similarity", batch_size=3), wanted, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -845,9 +845,9 @@ def test_similarity_to_the_class_token_is_its_attention(name, method):
 )
 def test_no_class_token_no_similarity(name):
     """Registers are no class token, and CaiT's never meets the prompts."""
-    model = attached(name, laconic.VPT(2), dtype=torch.float64)
-    with pytest.raises(LaconicError, match="class token"):
-        laconic.score(model, some_data(name), criterion="cls-similarity")
+    model = attached(name, vprompt.VPT(2), dtype=torch.float64)
+    with pytest.raises(VPromptError, match="class token"):
+        vprompt.score(model, some_data(name), criterion="cls-similarity")
 
 
 # ── compiled and exported ────────────────────────────────────────────────────────────────────────────────────────────
@@ -878,7 +878,7 @@ ONE_BLOCK = {
 
 
 def with_one_block(name):
-    model = laconic.attach(ONE_BLOCK[name](), laconic.VPT(6), num_classes=5)
+    model = vprompt.attach(ONE_BLOCK[name](), vprompt.VPT(6), num_classes=5)
     with torch.no_grad():
         for p in learned(model):
             p.normal_(std=0.7, generator=torch.Generator().manual_seed(3))
@@ -935,7 +935,7 @@ def test_an_unsupported_model_is_named_and_left_alone(kind):
     backbone = timm.create_model(name, pretrained=False, **options)
     before = snapshot(backbone)
     with pytest.raises(BackboneError) as error:
-        laconic.attach(backbone, laconic.VPT(2), num_classes=3)
+        vprompt.attach(backbone, vprompt.VPT(2), num_classes=3)
     text = str(error.value)
     assert class_name in text
     assert "VisionTransformer" in text
@@ -950,7 +950,7 @@ def test_blocks_of_parallel_things_are_refused_or_exact():
     backbone = families.vit(block_fn=ParallelThingsBlock).double()
     before = snapshot(backbone)
     try:
-        model = laconic.attach(backbone, laconic.VPT(4), num_classes=3).eval()
+        model = vprompt.attach(backbone, vprompt.VPT(4), num_classes=3).eval()
     except BackboneError as error:
         text = str(error)
     else:
@@ -975,7 +975,7 @@ def test_one_odd_block_among_good_ones_is_found(name):
     backbone = BACKBONES[name]()
     (backbone.layers[1] if isinstance(backbone, SWIN) else backbone).blocks[1] = Strange()
     with pytest.raises(BackboneError, match="Strange"):
-        laconic.attach(backbone, laconic.VPT(2), num_classes=3)
+        vprompt.attach(backbone, vprompt.VPT(2), num_classes=3)
 
 
 def test_attention_of_another_kind_in_a_known_block_is_found():
@@ -989,7 +989,7 @@ def test_attention_of_another_kind_in_a_known_block_is_found():
         backbone = BACKBONES[name]()
         blocks_of(backbone)[1].attn = StrangeAttention()
         with pytest.raises(BackboneError, match="StrangeAttention"):
-            laconic.attach(backbone, laconic.VPT(2), num_classes=3)
+            vprompt.attach(backbone, vprompt.VPT(2), num_classes=3)
 
 
 class Lora(nn.Module):
@@ -1021,7 +1021,7 @@ def test_a_projection_that_was_wrapped_is_called(name):
             other.attn.qkv.weight += mine.attn.qkv.up @ mine.attn.qkv.down
     images = some_images(name, 2, dtype=torch.float64)
     prompts = some_prompts(plain, [3])
-    models = [laconic.attach(backbone, laconic.VPT(3), num_classes=2).eval() for backbone in (wrapped, plain)]
+    models = [vprompt.attach(backbone, vprompt.VPT(3), num_classes=2).eval() for backbone in (wrapped, plain)]
     with torch.no_grad():
         for model in models:
             for p, values in zip(model.prompts, prompts, strict=True):
@@ -1032,7 +1032,7 @@ def test_a_projection_that_was_wrapped_is_called(name):
 
 
 def test_a_hook_on_a_projection_is_called_for_every_block():
-    model = laconic.attach(BACKBONES["swin"](), laconic.VPT(2), num_classes=2).eval()
+    model = vprompt.attach(BACKBONES["swin"](), vprompt.VPT(2), num_classes=2).eval()
     seen = []
     for block in blocks_of(model.backbone):
         block.attn.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
@@ -1045,9 +1045,9 @@ def test_a_backbone_without_pooling_is_refused(name):
     backbone = BACKBONES[name]()
     backbone.reset_classifier(0, "")
     with pytest.raises(BackboneError, match="has no pooling"):
-        laconic.attach(backbone, num_classes=2)
+        vprompt.attach(backbone, num_classes=2)
 
 
 def test_grey_images_are_refused():
     with pytest.raises(BackboneError, match="1 channels"):
-        laconic.attach(families.vit(in_chans=1), num_classes=2)
+        vprompt.attach(families.vit(in_chans=1), num_classes=2)

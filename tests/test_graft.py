@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.graft import graft
+from vprompt.backbones.graft import graft
 
 
 class Residual(nn.Module):

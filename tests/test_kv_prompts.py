@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 import families
-import laconic
 import reference
+import vprompt
 from families import BACKBONES
-from laconic.errors import AdapterError, BackboneError, LaconicError
-from laconic.prompts import KVPrompts
 from reference import close, loss_weights, some_images
+from vprompt.methods.prompts import KVPrompts
+from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
 SHARES = ("key-value", "heads", "none")
 FUSED = {
@@ -51,7 +51,7 @@ def images_of(name, batch):
 
 
 def prompted(backbone, method, seed=5):
-    model = laconic.attach(backbone, method, num_classes=4).eval()
+    model = vprompt.attach(backbone, method, num_classes=4).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in [*model.prompts, *model.kv_prompts, model.head.weight, model.head.bias]:
@@ -95,7 +95,7 @@ def joined(monkeypatch, backbone, model, images):
 @pytest.mark.parametrize("name", FUSED)
 def test_they_are_rows_joined_behind_the_projections(monkeypatch, name, share):
     backbone = make(name)
-    model = prompted(backbone, laconic.E2VPT(0, 3, share))
+    model = prompted(backbone, vprompt.E2VPT(0, 3, share))
     images = images_of(name, 3)
     wanted = joined(monkeypatch, backbone, model, images)
     learned = [*model.kv_prompts, model.head.weight]
@@ -117,7 +117,7 @@ EVERY = ["swin2-padded", "swin-cr-padded", "cait", "eva-post-norm-rope", "rope-m
 @pytest.mark.parametrize("name", [*FUSED, *EVERY])
 def test_with_prompts_of_both_kinds_all_executions_agree(name, share):
     where = FUSED.get(name, BACKBONES)
-    model = prompted(where[name]().double(), laconic.E2VPT(4, 2, share, dropout=0.0))
+    model = prompted(where[name]().double(), vprompt.E2VPT(4, 2, share, dropout=0.0))
     counts = [[2, 0, 4][block % 3] for block in range(len(model.prompts))]
     model = model.keep([torch.arange(count) for count in counts]).eval()
     images = images_of(name, 3)
@@ -126,8 +126,8 @@ def test_with_prompts_of_both_kinds_all_executions_agree(name, share):
     with torch.no_grad():
         close(model.fold()(images), wanted, 1e-10)
         close(torch.cat([model(image[None]) for image in images]), wanted, 1e-10)
-        bare = laconic.attach(model.backbone, laconic.VPT(4, dropout=0.0), num_classes=4).double().eval()
-        for mine, other in zip(bare.prompts, prompted(where[name](), laconic.E2VPT(4, 2, share)).prompts, strict=True):
+        bare = vprompt.attach(model.backbone, vprompt.VPT(4, dropout=0.0), num_classes=4).double().eval()
+        for mine, other in zip(bare.prompts, prompted(where[name](), vprompt.E2VPT(4, 2, share)).prompts, strict=True):
             mine.copy_(other)
         bare.head.load_state_dict(model.head.state_dict())
         bare = bare.keep([torch.arange(count) for count in counts]).eval()
@@ -139,7 +139,7 @@ def test_with_prompts_of_both_kinds_all_executions_agree(name, share):
 )
 def test_shapes_counts_and_start(share, shape):
     torch.manual_seed(0)
-    model = laconic.attach(reference.small_vit(), laconic.E2VPT(4, 3, share), num_classes=5)
+    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(4, 3, share), num_classes=5)
     assert [tuple(p.shape) for p in model.kv_prompts] == [shape] * 3
     assert model.num_learned == 3 * 4 * 32 + 3 * math.prod(shape) + 5 * 32 + 5
     bound = math.sqrt(6 / (3 * 16))
@@ -152,12 +152,12 @@ def test_shapes_counts_and_start(share, shape):
 
 
 def test_shapes_follow_the_stages_of_a_swin():
-    model = laconic.attach(BACKBONES["swin"](), laconic.E2VPT(1, 3), num_classes=5)
+    model = vprompt.attach(BACKBONES["swin"](), vprompt.E2VPT(1, 3), num_classes=5)
     assert [tuple(p.shape) for p in model.kv_prompts] == [(2, 3, 8)] * 2 + [(4, 3, 8)] * 2
 
 
 def test_dropout_takes_none_of_them():
-    model = prompted(reference.small_vit().double(), laconic.E2VPT(0, 3, dropout=0.9))
+    model = prompted(reference.small_vit().double(), vprompt.E2VPT(0, 3, dropout=0.9))
     images = some_images("class-token", 2, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(model.train()(images), model.eval()(images))
@@ -166,9 +166,9 @@ def test_dropout_takes_none_of_them():
 @pytest.mark.parametrize("share", SHARES)
 def test_saved_and_loaded(tmp_path, share):
     backbone = reference.small_vit()
-    model = prompted(backbone, laconic.E2VPT(2, 3, share))
+    model = prompted(backbone, vprompt.E2VPT(2, 3, share))
     model.save_pretrained(tmp_path)
-    again = laconic.load(tmp_path, backbone=backbone)
+    again = vprompt.load(tmp_path, backbone=backbone)
     images = some_images("class-token", 2)
     assert torch.equal(again(images), model(images))
     assert again.method == model.method
@@ -177,10 +177,10 @@ def test_saved_and_loaded(tmp_path, share):
 
 def test_condensed_and_scored_beside_them():
     """The score of the other prompts is what it is with the key-value prompts in place."""
-    model = prompted(reference.small_vit().double(), laconic.E2VPT(4, 2))
+    model = prompted(reference.small_vit().double(), vprompt.E2VPT(4, 2))
     images = some_images("class-token", 4, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3])
-    found = laconic.score(model, TensorDataset(images, labels))
+    found = vprompt.score(model, TensorDataset(images, labels))
     wanted = [torch.zeros(4, dtype=torch.float64) for _ in range(3)]
     for image, label in zip(images, labels, strict=True):
         loss = F.cross_entropy(model(image[None]), label[None])
@@ -189,30 +189,30 @@ def test_condensed_and_scored_beside_them():
             wanted[block] += (gradient * p.detach()).sum(1).abs() / len(images)
     for mine, true in zip(found, wanted, strict=True):
         close(mine.double(), true, 1e-6)
-    small = laconic.condense(model, TensorDataset(images, labels), ratio=0.5, fine_tune=False)
+    small = vprompt.condense(model, TensorDataset(images, labels), ratio=0.5, fine_tune=False)
     assert sum(small.prompt_counts) == 6
     assert all(torch.equal(a, b) for a, b in zip(small.kv_prompts, model.kv_prompts, strict=True))
 
 
 def test_training_changes_them():
     torch.manual_seed(0)
-    model = laconic.attach(reference.small_vit(), laconic.E2VPT(0, 2), num_classes=2)
+    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(0, 2), num_classes=2)
     before = [p.detach().clone() for p in model.kv_prompts]
     data = TensorDataset(some_images("class-token", 8), torch.tensor([0, 1] * 4))
-    laconic.fit(model, data, recipe=laconic.Recipe(epochs=2, batch_size=4))
+    vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=2, batch_size=4))
     assert all(not torch.equal(p, old) for p, old in zip(model.kv_prompts, before, strict=True))
 
 
 def test_keys_and_values_of_two_shapes_are_refused():
     with pytest.raises(BackboneError, match="DiffAttention"):
-        laconic.attach(BACKBONES["diff"](), laconic.E2VPT(2, 2), num_classes=2)
-    assert len(laconic.attach(BACKBONES["diff"](), laconic.E2VPT(2, 0), num_classes=2).kv_prompts) == 0
+        vprompt.attach(BACKBONES["diff"](), vprompt.E2VPT(2, 2), num_classes=2)
+    assert len(vprompt.attach(BACKBONES["diff"](), vprompt.E2VPT(2, 0), num_classes=2).kv_prompts) == 0
 
 
 def test_the_wrong_heads_are_refused(tmp_path):
-    laconic.attach(reference.small_vit(), laconic.E2VPT(0, 2), num_classes=2).save_pretrained(tmp_path)
+    vprompt.attach(reference.small_vit(), vprompt.E2VPT(0, 2), num_classes=2).save_pretrained(tmp_path)
     with pytest.raises(AdapterError):
-        laconic.load(tmp_path, backbone=reference.small_vit(num_heads=4))
+        vprompt.load(tmp_path, backbone=reference.small_vit(num_heads=4))
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_the_wrong_heads_are_refused(tmp_path):
     ],
 )
 def test_settings_that_cannot_be(arguments, words):
-    with pytest.raises(LaconicError, match=words):
-        laconic.E2VPT(**arguments)
+    with pytest.raises(VPromptError, match=words):
+        vprompt.E2VPT(**arguments)
 
 
 def test_no_prompts_are_an_empty_list():
     assert len(KVPrompts.initial(0, [(2, 16)], "none")) == 0
-    assert len(laconic.attach(reference.small_vit(), laconic.VPT(2), num_classes=2).kv_prompts) == 0
+    assert len(vprompt.attach(reference.small_vit(), vprompt.VPT(2), num_classes=2).kv_prompts) == 0

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from laconic.analysis.latency import latency
-from laconic.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept
+from vprompt.model.latency import latency
+from vprompt.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 

@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
-import laconic
+import vprompt
 from families import attached, some_images
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.cli.main import main
-from laconic.condensation import merge
-from laconic.creation import create_backbone
-from laconic.errors import AdapterError, LaconicError
-from laconic.prefix import KeyValue, attend, attention_weights
-from laconic.prompts import Prompts
-from laconic.settings import Settings
 from reference import close, loss_weights
 from test_families import EACH_CLASS
+from vprompt.backbones.attention.functional import KeyValue, attend, attention_weights
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone
+from vprompt.cli.main import main
+from vprompt.compression.merge import merge
+from vprompt.experiments.settings import Settings
+from vprompt.methods.prompts import Prompts
+from vprompt.utils.errors import AdapterError, VPromptError
 
 LABELS = torch.tensor([0, 4, 2, 1])
 COUNTS = [3, 0, 5]
@@ -28,7 +28,7 @@ COUNTS = [3, 0, 5]
 
 def counted(name, *, execution="prefix", dtype=torch.float64):
     """A model whose prompts count once, twice, three times and so on, and the same with each written out as often."""
-    plain = attached(name, laconic.VPT(6), counts=COUNTS, dtype=dtype)
+    plain = attached(name, vprompt.VPT(6), counts=COUNTS, dtype=dtype)
     copies = [list(range(1, count + 1)) for count in plain.prompt_counts]
     values = [p.detach().clone() for p in plain.prompts]
     several = plain.copy(prompts=Prompts(values, copies=copies), execution=execution)
@@ -124,7 +124,7 @@ def test_bias_in_attend_is_a_softmax_with_weights(mask):
 
 
 def test_cost_is_counted_without_weights():
-    from laconic.analysis.cost import model_cost
+    from vprompt.model.cost import model_cost
 
     several, repeated = counted("beit-both", dtype=torch.float32)
     mine, theirs = model_cost(several), model_cost(repeated)
@@ -145,7 +145,7 @@ def test_saved_and_loaded_counts_are_the_same_bit_for_bit(segments, tmp_path):
         several = several.keep([torch.arange(count) for count in several.prompt_counts], masks).eval()
     images = some_images("beit-both", 3)
     several.save_pretrained(tmp_path / "a")
-    again = laconic.load(tmp_path / "a", backbone=several.backbone)
+    again = vprompt.load(tmp_path / "a", backbone=several.backbone)
     assert again.prompts.copies == several.prompts.copies
     with torch.no_grad():
         assert torch.equal(again(images), several(images))
@@ -153,17 +153,17 @@ def test_saved_and_loaded_counts_are_the_same_bit_for_bit(segments, tmp_path):
 
 
 def test_adapters_without_counts_know_nothing_of_them(tmp_path):
-    attached("beit-both", laconic.VPT(2)).save_pretrained(tmp_path)
+    attached("beit-both", vprompt.VPT(2)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     del config["merged"]  # as an earlier version wrote it
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert not laconic.load(tmp_path, backbone=attached("beit-both", laconic.VPT(2)).backbone).prompts.merged
+    assert not vprompt.load(tmp_path, backbone=attached("beit-both", vprompt.VPT(2)).backbone).prompts.merged
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-1, 2, 3])])
 def test_counts_that_cannot_be_are_named(bad, tmp_path):
-    from laconic.adapter.config import read_config
-    from laconic.adapter.tensors import check_tensors, tensors_of
+    from vprompt.model.config import read_config
+    from vprompt.model.tensors import check_tensors, tensors_of
 
     several, _ = counted("beit-both", dtype=torch.float32)
     several.save_pretrained(tmp_path)
@@ -176,7 +176,7 @@ def test_recorded_values_of_other_counts_are_refused():
     several, _ = counted("beit-both")
     state = several.state()
     other = several.copy(prompts=Prompts([p.detach() for p in several.prompts]))
-    with pytest.raises(LaconicError, match="not those of this model"):
+    with pytest.raises(VPromptError, match="not those of this model"):
         other.restore(state)
     several.restore(state)
 
@@ -191,11 +191,11 @@ def losses(model, images):
 @pytest.mark.parametrize("name", EACH_CLASS)
 def test_removal_is_the_change_for_a_prompt_that_counts_a_little_less(name):
     """Central differences of each image's loss in the number of times a prompt counts, at one."""
-    model = attached(name, laconic.VPT(6), counts=[2, 0, 1], dtype=torch.float64)
+    model = attached(name, vprompt.VPT(6), counts=[2, 0, 1], dtype=torch.float64)
     images = some_images(name, 4, dtype=torch.float64)
     data = TensorDataset(images, LABELS)
-    signed = laconic.score(model, data, criterion="removal-signed", batch_size=3)
-    absolute = laconic.score(model, data, criterion="removal")
+    signed = vprompt.score(model, data, criterion="removal-signed", batch_size=3)
+    absolute = vprompt.score(model, data, criterion="removal")
     folded, small = model.fold(), 1e-5
     for block, count in enumerate(model.prompt_counts):
         assert len(signed[block]) == len(absolute[block]) == count
@@ -214,16 +214,16 @@ def test_removal_is_the_change_for_a_prompt_that_counts_a_little_less(name):
 
 
 def test_labels_are_not_read_without_labels():
-    model = attached("beit-both", laconic.VPT(3), dtype=torch.float64)
+    model = attached("beit-both", vprompt.VPT(3), dtype=torch.float64)
     images = some_images("beit-both", 4, dtype=torch.float64)
     for criterion in ("pseudo-label", "feature-change"):
         one, other = (
-            laconic.score(model, TensorDataset(images, labels), criterion=criterion) for labels in (LABELS, 4 - LABELS)
+            vprompt.score(model, TensorDataset(images, labels), criterion=criterion) for labels in (LABELS, 4 - LABELS)
         )
         assert all(map(torch.equal, one, other))
     own = model(images).argmax(1)
-    wanted = laconic.score(model, TensorDataset(images, own), criterion="taylor")
-    found = laconic.score(model, TensorDataset(images, LABELS), criterion="pseudo-label")
+    wanted = vprompt.score(model, TensorDataset(images, own), criterion="taylor")
+    found = vprompt.score(model, TensorDataset(images, LABELS), criterion="pseudo-label")
     assert all(map(torch.equal, wanted, found))
 
 
@@ -231,18 +231,18 @@ def test_labels_are_not_read_without_labels():
 def test_feature_change_tends_to_the_length_of_the_change(name):
     """Against the whole Jacobian: the mean over images of |J d|, estimated by one direction for each image."""
     if name == "swin-padded":
-        model = attached(name, laconic.VPT(2), counts=[1, 2], dtype=torch.float64)
+        model = attached(name, vprompt.VPT(2), counts=[1, 2], dtype=torch.float64)
         image = some_images(name, 1, dtype=torch.float64)
     else:
         torch.manual_seed(0)
-        model = laconic.attach(
-            timm.create_model("test_vit", img_size=32).double(), laconic.VPT(2), num_classes=5
+        model = vprompt.attach(
+            timm.create_model("test_vit", img_size=32).double(), vprompt.VPT(2), num_classes=5
         ).eval()
         image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     many = 600
     data = TensorDataset(image.expand(many, -1, -1, -1), torch.zeros(many, dtype=torch.int64))
-    found = laconic.score(model, data, criterion="feature-change", batch_size=50)
-    again = laconic.score(model, data, criterion="feature-change", batch_size=64)
+    found = vprompt.score(model, data, criterion="feature-change", batch_size=50)
+    again = vprompt.score(model, data, criterion="feature-change", batch_size=64)
     for block, count in enumerate(model.prompt_counts):
         close(found[block], again[block], 1e-5)
         for prompt in range(count):
@@ -262,23 +262,23 @@ def test_feature_change_tends_to_the_length_of_the_change(name):
 def test_what_removal_says_nothing_of(criterion):
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
     backbone = timm.create_model("test_vit", img_size=32)
-    shallow = laconic.attach(backbone, laconic.VPT(2, "shallow"), num_classes=2)
-    with pytest.raises(LaconicError, match="deep prompts"):
-        laconic.score(shallow, TensorDataset(images, labels), criterion=criterion)
-    deep = laconic.attach(backbone, laconic.VPT(2), num_classes=2)
-    with pytest.raises(LaconicError, match="whole prompts"):
-        laconic.score(deep, TensorDataset(images, labels), criterion=criterion, segments=4)
-    with pytest.raises(LaconicError, match="deep prompts"):
+    shallow = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), num_classes=2)
+    with pytest.raises(VPromptError, match="deep prompts"):
+        vprompt.score(shallow, TensorDataset(images, labels), criterion=criterion)
+    deep = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
+    with pytest.raises(VPromptError, match="whole prompts"):
+        vprompt.score(deep, TensorDataset(images, labels), criterion=criterion, segments=4)
+    with pytest.raises(VPromptError, match="deep prompts"):
         Settings(backbone="test_vit", method="vpt-shallow", condense=0.5, criterion=criterion)
 
 
 def test_scoring_leaves_no_trace():
-    model = attached("beit-both", laconic.VPT(3), dtype=torch.float64).train()
+    model = attached("beit-both", vprompt.VPT(3), dtype=torch.float64).train()
     images = some_images("beit-both", 4, dtype=torch.float64)
     before = model.eval()(images)
     model.train()
     for criterion in ("removal", "feature-change", "taylor"):
-        laconic.score(model, TensorDataset(images, LABELS), criterion=criterion)
+        vprompt.score(model, TensorDataset(images, LABELS), criterion=criterion)
         assert model.training
         assert model.prompts.recorded is None
         assert all(p.grad is None for p in model.parameters())
@@ -294,9 +294,9 @@ def planted(seed):
     backbone = timm.create_model("test_vit", img_size=32, num_classes=0)
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 4
     images += 0.7 * torch.nn.functional.interpolate(torch.randn(4, 3, 4, 4), 32)[labels]
-    model = laconic.attach(backbone, laconic.VPT(5, dropout=0.0), num_classes=4, head_init="zero")
+    model = vprompt.attach(backbone, vprompt.VPT(5, dropout=0.0), num_classes=4, head_init="zero")
     data = TensorDataset(images, labels)
-    laconic.fit(model, data, recipe=laconic.Recipe(epochs=25, lr=0.01, batch_size=32, seed=seed))
+    vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=25, lr=0.01, batch_size=32, seed=seed))
     harmful, useless = (2, 1), [(0, 3), (4, 0)]
     own = model.copy().eval()
     pushed = alone(own, own.prompts[harmful[0]])
@@ -349,24 +349,24 @@ def harmed():
 def test_planted_harm_is_found_by_signed_scores(harmed):
     model, data, harmful, _ = harmed
     for criterion in ("removal-signed", "taylor-signed"):
-        scores = laconic.score(model, data, criterion=criterion)
+        scores = vprompt.score(model, data, criterion=criterion)
         worst = min(((float(s), (b, p)) for b, block in enumerate(scores) for p, s in enumerate(block)))
         assert worst[0] < 0
         if criterion == "removal-signed":
             assert worst[1] == harmful
-    size = laconic.score(model, data, criterion="removal")
+    size = vprompt.score(model, data, criterion="removal")
     assert max((float(s), (b, p)) for b, block in enumerate(size) for p, s in enumerate(block))[1] == harmful
-    kept = laconic.select(laconic.score(model, data, criterion="removal-signed"), ratio=29 / 30)
+    kept = vprompt.select(vprompt.score(model, data, criterion="removal-signed"), ratio=29 / 30)
     assert harmful[1] not in kept[harmful[0]].tolist()
-    assert laconic.evaluate(model.keep(kept), data).loss < laconic.evaluate(model, data).loss
+    assert vprompt.evaluate(model.keep(kept), data).loss < vprompt.evaluate(model, data).loss
 
 
 def test_planted_uselessness_is_found_by_removal(harmed):
-    from laconic.analysis.scores import ablate
+    from vprompt.analysis.scores.measure import ablate
 
     model, data, _, useless = harmed
     exact = ablate(model, data)
-    scores = laconic.score(model, data, criterion="removal")
+    scores = vprompt.score(model, data, criterion="removal")
     order = sorted(((float(s), (b, p)) for b, block in enumerate(scores) for p, s in enumerate(block)))
     lowest = {place for _, place in order[: len(useless)]}
     truly = sorted(((c, (b, p)) for b, block in enumerate(exact.change) for p, c in enumerate(block)))
@@ -377,14 +377,14 @@ def test_planted_uselessness_is_found_by_removal(harmed):
 def test_removal_does_not_mind_the_length_of_a_prompt_that_its_norm_undoes():
     torch.manual_seed(1)
     backbone = timm.create_model("test_vit", img_size=32).double()
-    model = laconic.attach(backbone, laconic.VPT(3), num_classes=4).eval()
+    model = vprompt.attach(backbone, vprompt.VPT(3), num_classes=4).eval()
     data = TensorDataset(torch.randn(6, 3, 32, 32, dtype=torch.float64), torch.arange(6) % 4)
     longer = model.copy()
     with torch.no_grad():
         for prompts in longer.prompts:
             prompts[1] *= 30
     for criterion, the_same in (("removal", True), ("taylor", False)):
-        one, other = (torch.cat(laconic.score(each, data, criterion=criterion)) for each in (model, longer))
+        one, other = (torch.cat(vprompt.score(each, data, criterion=criterion)) for each in (model, longer))
         assert torch.allclose(one, other, rtol=0.05, atol=0) == the_same
     assert bool((other.view(-1, 3)[:, 1] < 0.01 * one.view(-1, 3)[:, 1]).all())
 
@@ -395,7 +395,7 @@ def test_removal_does_not_mind_the_length_of_a_prompt_that_its_norm_undoes():
 def test_prompts_that_are_the_same_are_merged_exactly():
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", img_size=32).double()
-    model = laconic.attach(backbone, laconic.VPT(3), num_classes=4).eval()
+    model = vprompt.attach(backbone, vprompt.VPT(3), num_classes=4).eval()
     # Twice as long, and moved along all channels: the norm before attention sees the same prompt.
     values = [torch.cat([p, 2 * p + 0.3, p[:1]]).detach() for p in model.prompts]
     model = model.copy(prompts=Prompts(values))
@@ -409,7 +409,7 @@ def test_prompts_that_are_the_same_are_merged_exactly():
 
 @pytest.mark.parametrize("name", [*EACH_CLASS[:4], "cait", "diff-qk-norm"])
 def test_merging_keeps_the_numbers_per_block_and_all_prompts(name):
-    model = attached(name, laconic.VPT(6), dtype=torch.float64)
+    model = attached(name, vprompt.VPT(6), dtype=torch.float64)
     kept = [
         torch.tensor([5, 1, 3][: block % 4], dtype=torch.int64).sort().values for block in range(len(model.prompts))
     ]
@@ -426,7 +426,7 @@ def test_merging_keeps_the_numbers_per_block_and_all_prompts(name):
 
 
 def test_keeping_all_merges_nothing():
-    model = attached("beit-both", laconic.VPT(4), dtype=torch.float64)
+    model = attached("beit-both", vprompt.VPT(4), dtype=torch.float64)
     small = merge(model, [torch.arange(4)] * len(model.prompts))
     assert not small.prompts.merged
     images = some_images("beit-both", 2, dtype=torch.float64)
@@ -436,15 +436,15 @@ def test_keeping_all_merges_nothing():
 def test_condense_merges_and_says_so(tmp_path):
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", img_size=32)
-    model = laconic.attach(backbone, laconic.VPT(4), num_classes=2)
+    model = vprompt.attach(backbone, vprompt.VPT(4), num_classes=2)
     data = TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 2)
-    recipe = laconic.Recipe(epochs=2, batch_size=4)
-    small = laconic.condense(model, data, ratio=0.25, scope="local", merge=True, recipe=recipe)
+    recipe = vprompt.Recipe(epochs=2, batch_size=4)
+    small = vprompt.condense(model, data, ratio=0.25, scope="local", merge=True, recipe=recipe)
     assert small.prompt_counts == [1] * 6
     assert small.prompts.copies == [[4]] * 6
     assert small.condensation.merge
     small.save_pretrained(tmp_path)
-    again = laconic.load(tmp_path, backbone=backbone)
+    again = vprompt.load(tmp_path, backbone=backbone)
     assert again.condensation == small.condensation
     images = data.tensors[0]
     assert torch.equal(again(images), small(images))
@@ -453,30 +453,30 @@ def test_condense_merges_and_says_so(tmp_path):
 
 def test_what_cannot_be_merged_is_said_before_anything_is_run():
     backbone = timm.create_model("test_vit", img_size=32)
-    shallow = laconic.attach(backbone, laconic.VPT(2, "shallow"), num_classes=2)
+    shallow = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), num_classes=2)
     data = TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    with pytest.raises(LaconicError, match="Shallow prompts cannot be merged"):
-        laconic.condense(shallow, data, merge=True)
-    with pytest.raises(LaconicError, match="Shallow prompts cannot be merged"):
+    with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
+        vprompt.condense(shallow, data, merge=True)
+    with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
         Settings(backbone="test_vit", method="vpt-shallow", condense=0.5, merge=True)
-    deep = laconic.attach(backbone, laconic.VPT(2), num_classes=2)
+    deep = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
     halved = deep.keep([torch.arange(2)] * 6, [torch.tensor([[True, False]] * 2)] * 6)
-    with pytest.raises(LaconicError, match="segments were pruned"):
+    with pytest.raises(VPromptError, match="segments were pruned"):
         merge(halved, [torch.arange(1)] * 6)
 
 
 def test_a_checkpoint_of_dropped_prompts_is_none_of_merged_ones(tmp_path):
-    model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(4), num_classes=2)
+    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(4), num_classes=2)
     data = TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4) % 2)
     options = {"ratio": 0.5, "scope": "local", "criterion": "magnitude", "checkpoint": tmp_path / "tuning.safetensors"}
-    recipe = laconic.Recipe(epochs=1, batch_size=4)
-    laconic.condense(model, data, recipe=recipe, **options)
-    with pytest.raises(LaconicError, match="copies"):
-        laconic.condense(model, data, recipe=recipe, merge=True, resume=True, **options)
+    recipe = vprompt.Recipe(epochs=1, batch_size=4)
+    vprompt.condense(model, data, recipe=recipe, **options)
+    with pytest.raises(VPromptError, match="copies"):
+        vprompt.condense(model, data, recipe=recipe, merge=True, resume=True, **options)
 
 
 def test_where_no_norm_stands_before_attention_a_merged_prompt_is_the_mean():
-    model = attached("swin2", laconic.VPT(4), dtype=torch.float64)
+    model = attached("swin2", vprompt.VPT(4), dtype=torch.float64)
     small = merge(model, [torch.tensor([0])] * len(model.prompts))
     for before, after in zip(model.prompts, small.prompts, strict=True):
         close(after[0], before.mean(0), 1e-12)
@@ -486,7 +486,7 @@ def test_what_fit_and_condense_cannot_merge_is_said_before_images_are_read(tmp_p
     where = ["--out", str(tmp_path / "run")]
     assert main(["fit", "no/such/folder", "--merge", *where]) == 2
     assert "--condense" in capsys.readouterr().err
-    shallow = laconic.attach(create_backbone(BUNDLED_BACKBONE), laconic.VPT(2, "shallow"), num_classes=2)
+    shallow = vprompt.attach(create_backbone(BUNDLED_BACKBONE), vprompt.VPT(2, "shallow"), num_classes=2)
     shallow.save_pretrained(tmp_path / "shallow")
     for option, words in (["--merge"], "cannot be merged"), (["--criterion", "removal"], "deep prompts"):
         assert main(["condense", str(tmp_path / "shallow"), "no/such/folder", *option, *where]) == 1

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import laconic
-from laconic.errors import LaconicError
-from laconic.methods import METHOD_NAMES, method_from_config, method_from_name, method_to_config
-from laconic.recipe import DEFAULT_LR, Recipe, learning_rate
+import vprompt
+from vprompt.methods.registry import METHOD_NAMES, method_from_config, method_from_name, method_to_config
+from vprompt.model.records import DEFAULT_LR, Recipe, learning_rate
+from vprompt.utils.errors import VPromptError
 
 METHODS = st.one_of(
-    st.sampled_from([laconic.Linear(), laconic.Full(), laconic.Bias()]),
-    st.builds(laconic.Partial, st.integers(1, 500)),
-    st.builds(laconic.MLP, st.integers(2, 100)),
-    st.builds(laconic.Adapter, st.integers(1, 500)),
-    st.builds(laconic.LoRA, st.integers(1, 4096), st.floats(0, 1e6, exclude_min=True)),
-    st.builds(laconic.Side, st.integers(1, 1024)),
+    st.sampled_from([vprompt.Linear(), vprompt.Full(), vprompt.Bias()]),
+    st.builds(vprompt.Partial, st.integers(1, 500)),
+    st.builds(vprompt.MLP, st.integers(2, 100)),
+    st.builds(vprompt.Adapter, st.integers(1, 500)),
+    st.builds(vprompt.LoRA, st.integers(1, 4096), st.floats(0, 1e6, exclude_min=True)),
+    st.builds(vprompt.Side, st.integers(1, 1024)),
     st.builds(
-        laconic.VPT,
+        vprompt.VPT,
         st.integers(1, 500),
         st.sampled_from(["deep", "shallow"]),
         st.none() | st.floats(0, 1, exclude_max=True),
@@ -48,7 +48,7 @@ def test_unknown_keys_are_reported_and_do_no_harm(method, extra):
 
 
 def test_missing_keys_take_their_defaults():
-    assert method_from_config({"name": "vpt-deep"})[0] == laconic.VPT()
+    assert method_from_config({"name": "vpt-deep"})[0] == vprompt.VPT()
     assert method_from_config({"name": "vpt-shallow", "depth": "shallow"})[0].name == "vpt-shallow"
 
 
@@ -56,24 +56,24 @@ def test_a_configs_name_and_depth_agree():
     """A file that says vpt-shallow never yields a deep model."""
     try:
         found, _ = method_from_config({"name": "vpt-shallow", "num_prompts": 3})
-    except LaconicError:
+    except VPromptError:
         return
     assert found.name == "vpt-shallow"
 
 
 @pytest.mark.parametrize("name", ["vpt", "", None, "Linear", 3])
 def test_an_unknown_method_is_named(name):
-    with pytest.raises(LaconicError) as error:
+    with pytest.raises(VPromptError) as error:
         method_from_config({"name": name})
     assert repr(name) in str(error.value)
-    with pytest.raises(LaconicError):
+    with pytest.raises(VPromptError):
         method_from_config({})
 
 
 @pytest.mark.parametrize("config", [{"num_prompts": 0}, {"dropout": 1.0}, {"depth": "deeper"}])
 def test_a_config_with_bad_values_is_refused(config):
-    with pytest.raises(LaconicError):
-        method_from_config({**method_to_config(laconic.VPT(3)), **config})
+    with pytest.raises(VPromptError):
+        method_from_config({**method_to_config(vprompt.VPT(3)), **config})
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -85,7 +85,7 @@ def test_methods_by_name(name):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(LaconicError) as error:
+    with pytest.raises(VPromptError) as error:
         method_from_name("vpt-deeper", num_prompts=7)
     assert "vpt-deeper" in str(error.value)
     assert all(name in str(error.value) for name in METHOD_NAMES)
@@ -93,16 +93,16 @@ def test_an_unknown_name_lists_the_known():
 
 def test_methods_are_frozen_values():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        laconic.VPT(3).num_prompts = 4
-    assert laconic.VPT(3) == laconic.VPT(num_prompts=3, depth="deep")
-    assert len({laconic.VPT(3), laconic.VPT(3), laconic.VPT(4), laconic.Linear(), laconic.Linear()}) == 3
+        vprompt.VPT(3).num_prompts = 4
+    assert vprompt.VPT(3) == vprompt.VPT(num_prompts=3, depth="deep")
+    assert len({vprompt.VPT(3), vprompt.VPT(3), vprompt.VPT(4), vprompt.Linear(), vprompt.Linear()}) == 3
 
 
 def test_the_papers_prompt_dropout():
-    assert laconic.VPT(3).prompt_dropout == 0.1
-    assert laconic.VPT(3, "shallow").prompt_dropout == 0
-    assert laconic.VPT(3, dropout=0).prompt_dropout == 0
-    assert laconic.VPT(3, "shallow", dropout=0.3).prompt_dropout == 0.3
+    assert vprompt.VPT(3).prompt_dropout == 0.1
+    assert vprompt.VPT(3, "shallow").prompt_dropout == 0
+    assert vprompt.VPT(3, dropout=0).prompt_dropout == 0
+    assert vprompt.VPT(3, "shallow", dropout=0.3).prompt_dropout == 0.3
 
 
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,11 +132,11 @@ def test_the_papers_prompt_dropout():
     ],
 )
 def test_nonsense_in_a_recipe_is_named(field, value):
-    with pytest.raises(LaconicError) as error:
+    with pytest.raises(VPromptError) as error:
         Recipe(**{field: value})
     assert str(value) in str(error.value)
     assert str(error.value).endswith(".")
-    with pytest.raises(LaconicError):
+    with pytest.raises(VPromptError):
         dataclasses.replace(Recipe(), **{field: value})
 
 

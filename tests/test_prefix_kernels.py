@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import laconic
 import reference
-from laconic.prefix import KeyValue, attend, plain
-from laconic.prefix.absorbed import attend_absorbed
-from laconic.prefix.apart import attend_apart, can_be_apart
+import vprompt
+from vprompt.backbones.attention import plain
+from vprompt.backbones.attention.functional import KeyValue, attend, attend_absorbed, attend_apart, can_be_apart
 
 
 def softmax_over_all(q, k, v, keys, values, bias, mask, scale):
@@ -170,7 +169,7 @@ def test_queries_that_absorb_the_projections(prefix_rows, bias, queries):
 def test_the_last_block_absorbs_only_where_it_may(name, monkeypatch):
     calls = []
     monkeypatch.setattr(plain, "attend_absorbed", lambda *a, **o: calls.append(1) or attend_absorbed(*a, **o))
-    model = reference.attached(name, laconic.VPT(3), dtype=torch.float64).eval()
+    model = reference.attached(name, vprompt.VPT(3), dtype=torch.float64).eval()
     images = reference.some_images(name, 2, dtype=torch.float64)
     kept = model(images)
     assert not calls  # with gradients, never

@@ -17,23 +17,24 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, TensorDataset
 
 import families
-import laconic
 import reference
+import vprompt
 from conftest import run_command, write_classes
-from laconic.adapter.tensors import TENSORS_FILE
-from laconic.condensation import select_segments
-from laconic.errors import AdapterError, LaconicError, TrainingError
-from laconic.prompts import Prompts
-from laconic.pruning import SHARES, Choice, PruneSettings, Trial, cut, importance, prune, pruned
-from laconic.pruning.choices import FEWEST, Budget, best_of_each_size, grid, ranked, spread
-from laconic.recipe import Recipe
-from laconic.records import Pruning
 from reference import attached, close, some_images
 from test_experiment import adapter_hash, checkpoint_step, end, numbers, on_cpu
+from vprompt.compression.choices import FEWEST, SHARES, Budget, Choice, Trial, best_of_each_size, grid, ranked, spread
+from vprompt.compression.importance import cut, importance, pruned
+from vprompt.compression.prune import prune
+from vprompt.compression.select import select_segments
+from vprompt.compression.settings import PruneSettings
+from vprompt.methods.prompts import Prompts
+from vprompt.model.records import Pruning, Recipe
+from vprompt.model.tensors import TENSORS_FILE
+from vprompt.utils.errors import AdapterError, TrainingError, VPromptError
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
 SMALL = Recipe(epochs=2, batch_size=4, lr=1e-2)
-KINDS = {"deep": laconic.VPT(3), "shallow": laconic.VPT(3, "shallow"), "e2vpt": laconic.E2VPT(3, 0)}
+KINDS = {"deep": vprompt.VPT(3), "shallow": vprompt.VPT(3, "shallow"), "e2vpt": vprompt.E2VPT(3, 0)}
 NAMES = ["class-token", "qk-norm", "no-class-token-avg", "post-norm"]
 
 
@@ -61,7 +62,7 @@ SIZE = tuple(some_images("class-token", 1).shape[2:])
 def a_model(method=None, seed=0):
     backbone = a_backbone()
     torch.manual_seed(seed)
-    return laconic.attach(backbone, method or laconic.E2VPT(4, 2), num_classes=3, head_init="zero")
+    return vprompt.attach(backbone, method or vprompt.E2VPT(4, 2), num_classes=3, head_init="zero")
 
 
 # ── Scores of segments ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,7 +101,7 @@ def masks_gradients(model, data, parts):
 def test_segments_are_scored_by_the_gradient_of_their_mask(name, kind, parts, criterion, execution):
     model, data = attached(name, KINDS[kind], dtype=torch.float64, execution=execution), some_data(name)
     each = wanted_gradients(name, kind, parts)
-    found = laconic.score(model, data, criterion=criterion, segments=parts, batch_size=3)
+    found = vprompt.score(model, data, criterion=criterion, segments=parts, batch_size=3)
     for block, scores in enumerate(found):
         gradients = torch.stack([one[block] for one in each])
         wanted = -gradients.mean(0) if criterion == "taylor-signed" else gradients.abs().mean(0)
@@ -114,10 +115,10 @@ def test_a_shared_mask_adds_up_its_blocks_before_the_absolute_value(name, parts)
     model, data = attached(name, KINDS["deep"], dtype=torch.float64), some_data(name)
     each = masks_gradients(model, data, parts or 1)
     wanted = torch.stack([sum(one) for one in each]).abs().mean(0)
-    found = laconic.score(model, data, segments=parts, shared=True)
+    found = vprompt.score(model, data, segments=parts, shared=True)
     for scores in found:
         close(scores, wanted if parts else wanted[:, 0], 1e-4)
-    apart = sum(laconic.score(model, data, segments=parts))
+    apart = sum(vprompt.score(model, data, segments=parts))
     assert bool((apart > found[0] * 1.05).any())
 
 
@@ -127,7 +128,7 @@ def test_the_signed_score_predicts_what_removal_does():
     with torch.no_grad():
         for p in model.prompts:
             p.mul_(1e-4)
-    scores = laconic.score(model, data, criterion="taylor-signed", segments=2)
+    scores = vprompt.score(model, data, criterion="taylor-signed", segments=2)
     before = mean_loss(model, data)
     for block, prompt, part in itertools.product(range(3), range(3), range(2)):
         twin = model.copy()
@@ -142,27 +143,27 @@ def mean_loss(model, data):
 
 def test_magnitudes_and_random_scores_of_segments():
     model, data = attached("class-token", KINDS["deep"]), some_data(dtype=torch.float32)
-    found = laconic.score(model, data, criterion="magnitude", segments=4)
+    found = vprompt.score(model, data, criterion="magnitude", segments=4)
     for scores, prompts in zip(found, model.prompts, strict=True):
         close(scores**2, prompts.detach().unflatten(1, (4, -1)).pow(2).sum(-1), 1e-5)
-    drawn = [laconic.score(model, data, criterion="random", segments=4, seed=seed) for seed in (1, 1, 2)]
+    drawn = [vprompt.score(model, data, criterion="random", segments=4, seed=seed) for seed in (1, 1, 2)]
     assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
     assert not torch.equal(drawn[0][0], drawn[2][0])
-    shared = laconic.score(model, data, criterion="magnitude", segments=4, shared=True)
+    shared = vprompt.score(model, data, criterion="magnitude", segments=4, shared=True)
     assert all(torch.equal(scores, sum(found)) for scores in shared)
 
 
 def test_what_cannot_be_scored_is_refused():
     model, data = attached("class-token", KINDS["deep"]), some_data(dtype=torch.float32)
-    with pytest.raises(LaconicError, match="cannot be cut into 5 equal segments"):
-        laconic.score(model, data, segments=5)
-    with pytest.raises(LaconicError, match="cannot be cut into 0"):
-        laconic.score(model, data, segments=0)
-    with pytest.raises(LaconicError, match="whole prompts"):
-        laconic.score(model, data, criterion="cls-similarity", segments=2)
+    with pytest.raises(VPromptError, match="cannot be cut into 5 equal segments"):
+        vprompt.score(model, data, segments=5)
+    with pytest.raises(VPromptError, match="cannot be cut into 0"):
+        vprompt.score(model, data, segments=0)
+    with pytest.raises(VPromptError, match="whole prompts"):
+        vprompt.score(model, data, criterion="cls-similarity", segments=2)
     uneven = attached("class-token", KINDS["deep"], counts=[1, 2, 3])
-    with pytest.raises(LaconicError, match="different numbers"):
-        laconic.score(uneven, data, shared=True)
+    with pytest.raises(VPromptError, match="different numbers"):
+        vprompt.score(uneven, data, shared=True)
 
 
 # ── Selection of segments ────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,21 +211,21 @@ def test_a_shared_choice_is_the_same_in_every_block_and_goes_by_the_sum(ratio):
     wanted = plain_selection(scores, ratio, "shared")
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     tokens = [s.sum(1) for s in scores]
-    kept = laconic.select(tokens, ratio=ratio, scope="shared")
+    kept = vprompt.select(tokens, ratio=ratio, scope="shared")
     best = sum(tokens).sort(descending=True).indices[: max(1, round(5 * ratio))].sort().values
     assert all(torch.equal(index, best) for index in kept)
-    assert [len(k) for k in laconic.select([tokens[0], torch.zeros(0)], ratio=0.5, scope="shared")] == [2, 0]
-    with pytest.raises(LaconicError, match="different numbers"):
-        laconic.select([torch.rand(3), torch.rand(4)], ratio=0.5, scope="shared")
+    assert [len(k) for k in vprompt.select([tokens[0], torch.zeros(0)], ratio=0.5, scope="shared")] == [2, 0]
+    with pytest.raises(VPromptError, match="different numbers"):
+        vprompt.select([torch.rand(3), torch.rand(4)], ratio=0.5, scope="shared")
 
 
 def test_bad_selections_of_segments():
     for ratio in (0.0, -1.0, 1.1, math.nan):
-        with pytest.raises(LaconicError, match="ratio of segments"):
+        with pytest.raises(VPromptError, match="ratio of segments"):
             select_segments([torch.rand(2, 2)], ratio=ratio)
-    with pytest.raises(LaconicError, match="not all numbers"):
+    with pytest.raises(VPromptError, match="not all numbers"):
         select_segments([torch.tensor([[1.0, math.nan]])], ratio=0.5)
-    with pytest.raises(LaconicError, match="scope"):
+    with pytest.raises(VPromptError, match="scope"):
         select_segments([torch.rand(2, 2)], ratio=0.5, scope="all")
 
 
@@ -277,7 +278,7 @@ def test_a_pruned_model_is_the_reference_with_rows_gone_and_channels_zero(name, 
         close(small.copy(execution=other).eval()(images), wanted, 1e-10)
     small.pruning = Pruning(tokens=0.5, segments=0.5, rewind_epoch=0)
     small.save_pretrained(tmp_path)
-    again = laconic.load(tmp_path, backbone=model.backbone, execution=execution)
+    again = vprompt.load(tmp_path, backbone=model.backbone, execution=execution)
     assert torch.equal(again(images), small(images))
     assert again.pruning == small.pruning
     assert [p.shape for p in again.prompts] == [p.shape for p in small.prompts]
@@ -286,7 +287,7 @@ def test_a_pruned_model_is_the_reference_with_rows_gone_and_channels_zero(name, 
 @pytest.mark.parametrize("name", ["swin", "swin-three-stages", "swin2", "swin-cr", "dinov3", "beit-both", "sam"])
 def test_pruned_is_masked_on_other_backbones(name):
     backbone = families.BACKBONES[name]().double()
-    model = laconic.attach(backbone, laconic.E2VPT(4, 2), num_classes=3).eval()
+    model = vprompt.attach(backbone, vprompt.E2VPT(4, 2), num_classes=3).eval()
     images = families.some_images(name, 2, dtype=torch.float64)
     kept, masks = random_choice(model, 4)
     small, masked = model.keep(kept, masks).eval(), model.keep(kept).eval()
@@ -302,7 +303,7 @@ def test_pruned_is_masked_on_other_backbones(name):
 @pytest.mark.parametrize("execution", ["prefix", "published"])
 def test_only_kept_segments_are_learned_counted_and_saved(execution, tmp_path):
     backbone = a_backbone()
-    model = laconic.attach(backbone, laconic.E2VPT(4, 2), num_classes=3, execution=execution)
+    model = vprompt.attach(backbone, vprompt.E2VPT(4, 2), num_classes=3, execution=execution)
     kept, masks = random_choice(model, 4)
     small = model.keep(kept, masks)
     width = model.info.widths[0] // 4
@@ -310,7 +311,7 @@ def test_only_kept_segments_are_learned_counted_and_saved(execution, tmp_path):
     head = model.info.num_features * 3 + 3
     assert small.num_learned == numbers + sum(p.numel() for p in model.kv_prompts) + head
     before = [small.prompts.dense(block).detach().clone() for block in range(3)]
-    laconic.fit(small, learned_data(), recipe=SMALL)
+    vprompt.fit(small, learned_data(), recipe=SMALL)
     for block, mask in enumerate(masks):
         now = small.prompts.dense(block).detach().unflatten(1, (4, width))
         was = before[block].unflatten(1, (4, width))
@@ -324,7 +325,7 @@ def test_only_kept_segments_are_learned_counted_and_saved(execution, tmp_path):
 
 
 def test_gradients_of_kept_segments_are_those_of_the_masked_prompts():
-    model = attached("class-token", laconic.VPT(4, dropout=0.0), dtype=torch.float64)
+    model = attached("class-token", vprompt.VPT(4, dropout=0.0), dtype=torch.float64)
     images = some_images("class-token", 3, dtype=torch.float64)
     kept, masks = random_choice(model, 8)
     small = model.keep(kept, masks).train()
@@ -339,19 +340,19 @@ def test_gradients_of_kept_segments_are_those_of_the_masked_prompts():
 
 
 def test_pruning_again_keeps_what_was_pruned_pruned():
-    model = attached("class-token", laconic.VPT(4))
+    model = attached("class-token", vprompt.VPT(4))
     first = model.keep([torch.arange(4)] * 3, [torch.tensor([[True, False, True, False]] * 4)] * 3)
     again = first.keep([torch.tensor([1, 3])] * 3, [torch.tensor([[True, True, False, False]] * 2)] * 3)
     assert all(again.prompts.segments(b).tolist() == [[True, False, False, False]] * 2 for b in range(3))
     fewer = first.keep([torch.tensor([2])] * 3)
     assert all(torch.equal(fewer.prompts.dense(b), first.prompts.dense(b)[2:3]) for b in range(3))
-    with pytest.raises(LaconicError, match="pruned before"):
+    with pytest.raises(VPromptError, match="pruned before"):
         first.keep([torch.arange(4)] * 3, [torch.ones(4, 2, dtype=torch.bool)] * 3)
     data = some_data(dtype=torch.float32)
-    condensed = laconic.condense(first, data, ratio=0.5, fine_tune=False)
+    condensed = vprompt.condense(first, data, ratio=0.5, fine_tune=False)
     assert sum(condensed.prompt_counts) == 6
     assert condensed.prompts.num_segments == 4
-    for scores, block in zip(laconic.score(first, data, segments=4), range(3), strict=True):
+    for scores, block in zip(vprompt.score(first, data, segments=4), range(3), strict=True):
         assert bool((scores[~first.prompts.segments(block)] == 0).all())
 
 
@@ -367,8 +368,8 @@ def test_pruning_again_keeps_what_was_pruned_pruned():
     ],
 )
 def test_masks_that_do_not_fit_are_refused(masks, message):
-    model = attached("class-token", laconic.VPT(4))
-    with pytest.raises(LaconicError, match=message):
+    model = attached("class-token", vprompt.VPT(4))
+    with pytest.raises(VPromptError, match=message):
         model.keep([torch.arange(4)] * 3, masks)
 
 
@@ -435,14 +436,14 @@ def first_mask(tensors):
 def test_a_tampered_pruned_adapter_is_refused(saved, tmp_path, change, config_change):
     folder = tampered(saved, tmp_path, change, config_change)
     with pytest.raises(AdapterError):
-        laconic.load(folder, backbone=saved[1])
+        vprompt.load(folder, backbone=saved[1])
 
 
 def test_an_adapter_without_the_key_pruning_loads(tmp_path):
     model = a_model()
     model.save_pretrained(tmp_path / "a")
     folder = tampered((tmp_path / "a", None), tmp_path, lambda t: None, lambda c: c.pop("pruning"))
-    assert laconic.load(folder, backbone=model.backbone).pruning is None
+    assert vprompt.load(folder, backbone=model.backbone).pruning is None
 
 
 def test_the_card_says_what_was_pruned(saved):
@@ -525,7 +526,7 @@ def test_spreading_keeps_the_ends():
 @pytest.mark.parametrize("scope", ["global", "local", "shared"])
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_shares_are_those_that_came_about_and_not_those_wished_for(parts, scope):
-    model, data = a_model(laconic.E2VPT(3, 0)), learned_data()
+    model, data = a_model(vprompt.E2VPT(3, 0)), learned_data()
     worth = importance(model, data, num_segments=parts, scope=scope)
     for choice in [Choice(), Choice(tokens=0.9, segments=0.9), Choice(tokens=0.4, segments=0.6)]:
         found, small = cut(worth, choice), pruned(model, worth, choice)
@@ -541,7 +542,7 @@ def test_shares_are_those_that_came_about_and_not_those_wished_for(parts, scope)
     [{"tokens": 1.0}, {"tokens": -0.1}, {"segments": 1.0}, {"num_segments": 0}, {"saving": -1.0}, {"saving": math.nan}],
 )
 def test_settings_out_of_range(values):
-    with pytest.raises(LaconicError):
+    with pytest.raises(VPromptError):
         PruneSettings(**values)
 
 
@@ -551,7 +552,7 @@ def test_settings_out_of_range(values):
 def trained_model(method=None):
     model = a_model(method)
     early = model.state()
-    laconic.fit(model, learned_data(), recipe=SMALL)
+    vprompt.fit(model, learned_data(), recipe=SMALL)
     return model, early
 
 
@@ -566,10 +567,10 @@ def test_given_shares_are_pruned_rewound_and_trained():
     data = learned_data()
     found = prune(model, data, early=early, settings=PruneSettings(tokens=0.5, segments=0.25, num_segments=4))
     worth = importance(model, data, num_segments=4)
-    kept = laconic.select(worth.tokens, ratio=0.5)
+    kept = vprompt.select(worth.tokens, ratio=0.5)
     masks = select_segments([s[k] for s, k in zip(worth.segments, kept, strict=True)], ratio=0.75)
     hand = a_model().keep(kept, masks)  # fresh, with the values of the start
-    laconic.fit(hand, data, recipe=SMALL)
+    vprompt.fit(hand, data, recipe=SMALL)
     assert same(found.model, hand)
     assert sum(found.model.prompt_counts) == 6
     assert found.model.prompts.num_segments == 4
@@ -591,13 +592,13 @@ def test_without_an_early_state_training_goes_on_from_where_it_was():
     settings_ = PruneSettings(tokens=0.5, segments=0.0, num_segments=4)
     found = prune(model, data, settings=settings_)
     hand = pruned(model, importance(model, data, num_segments=4), Choice(tokens=0.5))
-    laconic.fit(hand, data, recipe=SMALL)
+    vprompt.fit(hand, data, recipe=SMALL)
     assert same(found.model, hand)
     assert found.model.pruning.rewind_epoch is None
     assert found.model.prompts.num_segments == 1
 
 
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.VPT(8, "shallow"), laconic.E2VPT(4, 0)])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.VPT(8, "shallow"), vprompt.E2VPT(4, 0)])
 @pytest.mark.parametrize("scope", ["global", "local", "shared"])
 def test_every_method_with_prompts_can_be_pruned_in_every_scope(method, scope):
     model, early = trained_model(method)
@@ -616,7 +617,7 @@ def test_a_search_bisects_the_size_and_ends_with_the_best():
     recipe = Recipe(epochs=8, batch_size=16, lr=1e-2)
     model = a_model()
     early = model.state()
-    laconic.fit(model, data, recipe=recipe)
+    vprompt.fit(model, data, recipe=recipe)
     found = prune(model, data, val, early=early, settings=PruneSettings(num_segments=4))
     looks = [t for t in found.trials if t.epochs == 0]
     trained = [t for t in found.trials if t.epochs == 8]
@@ -635,7 +636,7 @@ def test_a_search_bisects_the_size_and_ends_with_the_best():
             high = middle
     assert len(trained) == 3
     assert found.choice == best.choice
-    assert laconic.evaluate(found.model, val).accuracy == best.accuracy
+    assert vprompt.evaluate(found.model, val).accuracy == best.accuracy
     assert found.trainings == pytest.approx((2 + 24 + len(found.trials) * 3 / (3 * 48)) / 8)
     if best.kept == 1:
         assert same(found.model, model)
@@ -644,12 +645,12 @@ def test_a_search_bisects_the_size_and_ends_with_the_best():
 
 def test_where_pruning_hurts_nothing_is_pruned():
     """Every choice but none is worth less: `saving=0` and a model that has learned what the data shows."""
-    model = a_model(laconic.E2VPT(2, 0))
-    laconic.fit(model, learned_data(), recipe=Recipe(epochs=1, lr=1e-6))
+    model = a_model(vprompt.E2VPT(2, 0))
+    vprompt.fit(model, learned_data(), recipe=Recipe(epochs=1, lr=1e-6))
     with torch.no_grad():  # a state to rewind to that cannot be trained from in a step
         early = {name: torch.zeros_like(value) for name, value in model.state().items()}
-    good = a_model(laconic.E2VPT(2, 0))
-    laconic.fit(good, learned_data(), recipe=Recipe(epochs=40, batch_size=8, lr=1e-2))
+    good = a_model(vprompt.E2VPT(2, 0))
+    vprompt.fit(good, learned_data(), recipe=Recipe(epochs=40, batch_size=8, lr=1e-2))
     found = prune(
         good,
         learned_data(),
@@ -767,25 +768,25 @@ def test_a_training_that_diverges_loses_and_stops_nothing():
 
 def test_what_cannot_be_pruned_is_refused():
     model, early = trained_model()
-    with pytest.raises(LaconicError, match="validation data"):
+    with pytest.raises(VPromptError, match="validation data"):
         prune(model, learned_data(), early=early, settings=PruneSettings(tokens=0.5, num_segments=4))
-    with pytest.raises(LaconicError, match="equal segments"):
+    with pytest.raises(VPromptError, match="equal segments"):
         prune(model, learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5, num_segments=5))
-    with pytest.raises(LaconicError, match="nothing to prune"):
-        prune(a_model(laconic.Linear()), learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5))
-    with pytest.raises(LaconicError, match="nothing to prune"):
-        prune(a_model(laconic.E2VPT(0, 3)), learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5))
+    with pytest.raises(VPromptError, match="nothing to prune"):
+        prune(a_model(vprompt.Linear()), learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5))
+    with pytest.raises(VPromptError, match="nothing to prune"):
+        prune(a_model(vprompt.E2VPT(0, 3)), learned_data(), settings=PruneSettings(tokens=0.5, segments=0.5))
     wrong = {name: value for name, value in early.items() if name != "head.bias"}
     chosen = PruneSettings(tokens=0.5, segments=0.5, num_segments=4)
-    with pytest.raises(LaconicError, match="not those of this model"):
+    with pytest.raises(VPromptError, match="not those of this model"):
         prune(model, learned_data(), early=wrong, settings=chosen)
-    with pytest.raises(LaconicError, match="at least one epoch"):
+    with pytest.raises(VPromptError, match="at least one epoch"):
         prune(model, learned_data(), settings=chosen, recipe=Recipe(epochs=0))
 
 
 def test_at_epoch_sees_every_state_on_the_way():
     model, states = a_model(), {}
-    laconic.fit(model, learned_data(), recipe=SMALL, at_epoch=lambda epoch: states.update({epoch: model.state()}))
+    vprompt.fit(model, learned_data(), recipe=SMALL, at_epoch=lambda epoch: states.update({epoch: model.state()}))
     assert sorted(states) == [0, 1, 2]
     assert same(a_copy_of(model, states[0]), a_model())
     assert same(a_copy_of(model, states[2]), model)
@@ -807,7 +808,7 @@ def test_fit_prunes_and_says_what_it_did(colours, tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert result["before"]["prompt_counts"] == [4] * 12
     assert 1 < result["pruning"]["trainings"] <= 6
-    model = laconic.load(out)
+    model = vprompt.load(out)
     assert model.prompt_counts == result["prompt_counts"]
     assert model.num_learned == result["learned_params"]
     if result["pruning"]["tokens"] or result["pruning"]["segments"]:
@@ -820,7 +821,7 @@ def test_fit_rewinds_to_the_epoch_it_is_told(colours, tmp_path, epoch):
     arguments = [*ARGUMENTS, "--prune-tokens", "0.5", "--prune-segments", "0.5"]
     outcome = run_command("fit", colours, *arguments, "--rewind-epoch", epoch, "--out", tmp_path / "a", "--json")
     assert outcome.status == 0, outcome.err
-    small = laconic.load(tmp_path / "a")
+    small = vprompt.load(tmp_path / "a")
     assert sum(small.prompt_counts) == 24
     assert sum(p.numel() for p in small.prompts) == 24 * 192 // 2
     assert small.pruning == Pruning(tokens=0.5, segments=0.5, rewind_epoch=epoch)
@@ -892,7 +893,7 @@ def two_of_a_kind():
 def test_a_state_says_where_its_segments_belong():
     _, first, second = two_of_a_kind()
     assert not torch.equal(second.prompts.dense(0), first.prompts.dense(0))
-    with pytest.raises(LaconicError, match="not those of this model"):
+    with pytest.raises(VPromptError, match="not those of this model"):
         second.restore(first.state())
     first.restore(first.state())
     second.load_state_dict(first.state_dict())
@@ -903,7 +904,7 @@ def test_a_state_says_where_its_segments_belong():
 def test_what_is_kept_by_hand_is_saved_and_loaded(tmp_path):
     model, first, _ = two_of_a_kind()
     first.save_pretrained(tmp_path)
-    again = laconic.load(tmp_path, backbone=model.backbone)
+    again = vprompt.load(tmp_path, backbone=model.backbone)
     assert again.pruning is None
     assert again.condensation is None
     assert all(torch.equal(again.prompts.dense(b), first.prompts.dense(b)) for b in range(3))
@@ -911,7 +912,7 @@ def test_what_is_kept_by_hand_is_saved_and_loaded(tmp_path):
 
 def test_pruning_what_was_pruned_in_other_parts_is_refused_before_it_is_scored():
     _, first, _ = two_of_a_kind()
-    with pytest.raises(LaconicError, match="pruned before"):
+    with pytest.raises(VPromptError, match="pruned before"):
         prune(first, Stopping(learned_data(), 0), settings=PruneSettings(tokens=0.5, segments=0.5, num_segments=8))
 
 

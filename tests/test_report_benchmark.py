@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from laconic.errors import DataError
-from laconic.report import benchmark, published
-from laconic.report.markdown import escaped
 from studies import METHODS, VTAB, make_study
+from vprompt.experiments import report as benchmark
+from vprompt.report import published
+from vprompt.report.markdown import escaped
+from vprompt.utils.errors import DataError
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -260,7 +261,7 @@ def test_published_numbers_are_never_among_measured_ones_nor_best():
 
 def test_published_rows_of_another_backbone_say_so():
     study = make_study(["svhn"], METHODS[:2], epochs=1)
-    study["backbone"]["name"] = "laconic_vit_tiny_patch8_64.tiny_imagenet"
+    study["backbone"]["name"] = "vprompt_vit_tiny_patch8_64.tiny_imagenet"
     assert any("another backbone, not comparable" in text for text in Page(benchmark.page(study)).text)
 
 

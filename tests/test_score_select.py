@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
-import laconic
 import reference
-from laconic.errors import LaconicError
-from laconic.recipe import Recipe
+import vprompt
 from reference import attached, close, some_images
+from vprompt.model.records import Recipe
+from vprompt.utils.errors import VPromptError
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
 BACKBONES = [
@@ -29,9 +29,9 @@ BACKBONES = [
     "rms-norm",
 ]
 KINDS = {
-    "deep": (laconic.VPT(5), None),
-    "per-block": (laconic.VPT(5), [3, 0, 5]),
-    "shallow": (laconic.VPT(5, "shallow"), None),
+    "deep": (vprompt.VPT(5), None),
+    "per-block": (vprompt.VPT(5), [3, 0, 5]),
+    "shallow": (vprompt.VPT(5, "shallow"), None),
 }
 FLOAT32 = 2e-7  # scores are returned in float32: half a unit in the last place
 
@@ -96,7 +96,7 @@ def assert_scores(found, wanted, tolerance):
 def test_taylor_is_the_slow_loop(name, kind, execution):
     model = a_model(name, kind, execution=execution)
     data = some_data(name)
-    assert_scores(laconic.score(model, data), wanted_taylor(model, data), 1e-4)
+    assert_scores(vprompt.score(model, data), wanted_taylor(model, data), 1e-4)
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 5.0])
@@ -106,7 +106,7 @@ def test_taylor_in_float32_is_the_slow_loop_in_float64(name, kind, scale):
     """Before a norm <dL/dp, p> is a small difference of large numbers: a careless sum loses it (see DESIGN, Exact)."""
     model = a_model(name, kind, dtype=torch.float32, scale=scale)
     data = some_data(name, torch.float32)
-    assert_scores(laconic.score(model, data), wanted_taylor(model, data), 1e-4)
+    assert_scores(vprompt.score(model, data), wanted_taylor(model, data), 1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,14 +114,14 @@ def test_taylor_does_not_depend_on_the_batches(kind):
     model, data = a_model("post-norm", kind), some_data("post-norm")
     wanted = wanted_taylor(model, data)
     for batch_size in (1, 2, 3, 7, 64):
-        assert_scores(laconic.score(model, data, batch_size=batch_size), wanted, 1e-4)
+        assert_scores(vprompt.score(model, data, batch_size=batch_size), wanted, 1e-4)
 
 
 def test_taylor_takes_the_absolute_value_per_image():
     """The mean of absolute values is no absolute value of the mean: two images that pull apart must not cancel."""
     model, data = a_model("post-norm", "deep"), some_data("post-norm")
-    whole = laconic.score(model, data)
-    single = [laconic.score(model, TensorDataset(*data[i : i + 1])) for i in range(len(data))]
+    whole = vprompt.score(model, data)
+    single = [vprompt.score(model, TensorDataset(*data[i : i + 1])) for i in range(len(data))]
     for block, scores in enumerate(whole):
         close(scores, torch.stack([one[block] for one in single]).mean(0), 1e-5)
     leaves = [p.detach().clone().requires_grad_() for p in model.prompts]
@@ -135,7 +135,7 @@ def test_taylor_takes_the_absolute_value_per_image():
 def test_taylor_predicts_ablation_where_the_loss_is_nearly_linear():
     """Small shallow prompts after a norm-free door: the score is the loss change of zeroing the prompt."""
     model, data = a_model("post-norm", "deep", scale=1e-4), some_data("post-norm")
-    scores = laconic.score(model, data)
+    scores = vprompt.score(model, data)
     for block, prompt in itertools.product(range(3), range(5)):
         exact = reference.ablation(
             model.backbone, list(model.prompts), model.head.weight, model.head.bias, *data.tensors, block, prompt
@@ -144,10 +144,10 @@ def test_taylor_predicts_ablation_where_the_loss_is_nearly_linear():
 
 
 def test_taylor_ignores_prompt_dropout():
-    model, data = attached("post-norm", laconic.VPT(5, dropout=0.5), dtype=torch.float64), some_data("post-norm")
+    model, data = attached("post-norm", vprompt.VPT(5, dropout=0.5), dtype=torch.float64), some_data("post-norm")
     wanted = wanted_taylor(model, data)
-    assert_scores(laconic.score(model.train(), data), wanted, 1e-4)
-    assert_scores(laconic.score(model.eval(), data), wanted, 1e-4)
+    assert_scores(vprompt.score(model.train(), data), wanted, 1e-4)
+    assert_scores(vprompt.score(model.eval(), data), wanted, 1e-4)
 
 
 def test_taylor_under_gradient_checkpointing():
@@ -155,7 +155,7 @@ def test_taylor_under_gradient_checkpointing():
     model.backbone.set_grad_checkpointing(True)
     model = model.copy()
     data = some_data("post-norm")
-    assert_scores(laconic.score(model, data), wanted_taylor(model, data), 1e-4)
+    assert_scores(vprompt.score(model, data), wanted_taylor(model, data), 1e-4)
 
 
 # ── the other criteria ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,14 +166,14 @@ def test_taylor_under_gradient_checkpointing():
 def test_magnitude_is_the_norm(kind, execution):
     model = a_model("class-token", kind, execution=execution)
     wanted = [torch.tensor([math.sqrt(sum(v * v for v in row)) for row in p.tolist()]).double() for p in model.prompts]
-    assert_scores(laconic.score(model, some_data("class-token"), criterion="magnitude"), wanted, FLOAT32)
+    assert_scores(vprompt.score(model, some_data("class-token"), criterion="magnitude"), wanted, FLOAT32)
 
 
 def test_random_depends_on_the_seed_only():
     model, data = a_model("class-token", "per-block"), some_data("class-token")
 
     def draw(subject, images, **options):
-        return laconic.score(subject, images, criterion="random", **options)
+        return vprompt.score(subject, images, criterion="random", **options)
 
     first = draw(model, data, seed=3)
     assert [scores.shape for scores in first] == [(3,), (0,), (5,)]
@@ -195,21 +195,21 @@ def test_cls_similarity_is_the_class_tokens_attention(name, kind, execution):
         model.backbone, list(model.prompts), data.tensors[0], shallow=model.method.name == "vpt-shallow"
     )
     for batch_size in (2, 64):
-        found = laconic.score(model, data, criterion="cls-similarity", batch_size=batch_size)
+        found = vprompt.score(model, data, criterion="cls-similarity", batch_size=batch_size)
         assert_scores(found, wanted, 1e-6)
         assert all(float(scores.sum()) < 1 for scores in found)
 
 
 @pytest.mark.parametrize("name", ["no-class-token-avg", "attention-pooling"])
 def test_cls_similarity_needs_a_class_token(name):
-    with pytest.raises(LaconicError) as error:
-        laconic.score(a_model(name, "deep"), some_data(name), criterion="cls-similarity")
+    with pytest.raises(VPromptError) as error:
+        vprompt.score(a_model(name, "deep"), some_data(name), criterion="cls-similarity")
     assert "class token" in str(error.value)
 
 
 def test_an_unknown_criterion_is_named():
-    with pytest.raises(LaconicError) as error:
-        laconic.score(a_model("class-token", "deep"), some_data("class-token"), criterion="taylr")
+    with pytest.raises(VPromptError) as error:
+        vprompt.score(a_model("class-token", "deep"), some_data("class-token"), criterion="taylr")
     assert "taylr" in str(error.value)
 
 
@@ -233,7 +233,7 @@ def test_scoring_leaves_no_trace(kind, criterion, training):
     torch.manual_seed(17)
     generator = torch.get_rng_state()
     for subject in (data, Items(data)):
-        laconic.score(model, subject, criterion=criterion, batch_size=3)
+        vprompt.score(model, subject, criterion=criterion, batch_size=3)
         assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
@@ -256,8 +256,8 @@ def test_a_failure_while_scoring_leaves_no_trace(criterion):
 
     model, data = a_model("class-token", "deep").train(), some_data("class-token")
     before = model.copy().eval()(data.tensors[0])
-    with pytest.raises((OSError, LaconicError), match="disk on fire"):
-        laconic.score(model, Broken(data), criterion=criterion, batch_size=2)
+    with pytest.raises((OSError, VPromptError), match="disk on fire"):
+        vprompt.score(model, Broken(data), criterion=criterion, batch_size=2)
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     logits = model.eval()(data.tensors[0])
@@ -268,7 +268,7 @@ def test_a_failure_while_scoring_leaves_no_trace(criterion):
 
 def test_all_data_sets_give_the_same_scores():
     model, data = a_model("post-norm", "deep"), some_data("post-norm")
-    for one, other in zip(laconic.score(model, data), laconic.score(model, Items(data)), strict=True):
+    for one, other in zip(vprompt.score(model, data), vprompt.score(model, Items(data)), strict=True):
         assert torch.equal(one, other)
 
 
@@ -277,23 +277,23 @@ def test_labels_out_of_range_are_named(label):
     data = some_data("class-token")
     labels = LABELS.clone()
     labels[3] = label
-    with pytest.raises(LaconicError) as error:
-        laconic.score(a_model("class-token", "deep"), TensorDataset(data.tensors[0], labels))
+    with pytest.raises(VPromptError) as error:
+        vprompt.score(a_model("class-token", "deep"), TensorDataset(data.tensors[0], labels))
     assert str(label) in str(error.value)
 
 
 def test_empty_data_cannot_be_scored():
     empty = TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(LaconicError):
-        laconic.score(a_model("class-token", "deep"), empty)
+    with pytest.raises(VPromptError):
+        vprompt.score(a_model("class-token", "deep"), empty)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "magnitude", "random", "cls-similarity"])
 def test_a_model_without_prompts_has_no_scores(criterion):
-    model = attached("class-token", laconic.Linear(), dtype=torch.float64)
+    model = attached("class-token", vprompt.Linear(), dtype=torch.float64)
     try:
-        found = laconic.score(model, some_data("class-token"), criterion=criterion)
-    except LaconicError:
+        found = vprompt.score(model, some_data("class-token"), criterion=criterion)
+    except VPromptError:
         return
     assert [scores.shape for scores in found] == [(0,)] * 3
 
@@ -320,7 +320,7 @@ def assert_well_formed(kept, scores):
 @settings(max_examples=200, deadline=None)
 @given(SCORES, RATIOS)
 def test_global_selection_is_a_plain_sort(scores, ratio):
-    kept = laconic.select(as_tensors(scores), ratio=ratio)
+    kept = vprompt.select(as_tensors(scores), ratio=ratio)
     assert_well_formed(kept, scores)
     order = sorted(
         ((block, prompt) for block, values in enumerate(scores) for prompt in range(len(values))),
@@ -333,7 +333,7 @@ def test_global_selection_is_a_plain_sort(scores, ratio):
 @settings(max_examples=200, deadline=None)
 @given(SCORES, RATIOS)
 def test_local_selection_is_a_plain_sort_in_every_block(scores, ratio):
-    kept = laconic.select(as_tensors(scores), ratio=ratio, scope="local")
+    kept = vprompt.select(as_tensors(scores), ratio=ratio, scope="local")
     assert_well_formed(kept, scores)
     for index, values in zip(kept, scores, strict=True):
         count = max(1, round(ratio * len(values))) if values else 0
@@ -343,48 +343,48 @@ def test_local_selection_is_a_plain_sort_in_every_block(scores, ratio):
 
 @given(SCORES, st.sampled_from(["global", "local"]))
 def test_all_are_kept_at_ratio_one(scores, scope):
-    kept = laconic.select(as_tensors(scores), ratio=1.0, scope=scope)
+    kept = vprompt.select(as_tensors(scores), ratio=1.0, scope=scope)
     assert [index.tolist() for index in kept] == [list(range(len(values))) for values in scores]
 
 
 @settings(max_examples=50, deadline=None)
 @given(SCORES, st.floats(0.01, 1), st.floats(0.01, 1), st.sampled_from(["global", "local"]))
 def test_a_smaller_ratio_keeps_a_subset(scores, one, other, scope):
-    few, many = (laconic.select(as_tensors(scores), ratio=r, scope=scope) for r in sorted((one, other)))
+    few, many = (vprompt.select(as_tensors(scores), ratio=r, scope=scope) for r in sorted((one, other)))
     assert all(set(a.tolist()) <= set(b.tolist()) for a, b in zip(few, many, strict=True))
 
 
 def test_many_ties_are_broken_in_order():
-    kept = laconic.select([torch.ones(500) for _ in range(12)], ratio=0.3)
+    kept = vprompt.select([torch.ones(500) for _ in range(12)], ratio=0.3)
     assert [len(index) for index in kept] == [500, 500, 500, 300] + [0] * 8
     assert kept[3].tolist() == list(range(300))
 
 
 def test_scores_are_not_changed():
     scores = [torch.tensor([1.0, 3.0, 2.0])]
-    laconic.select(scores, ratio=0.5)
+    vprompt.select(scores, ratio=0.5)
     assert scores[0].tolist() == [1.0, 3.0, 2.0]
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.0001, 30, math.nan, math.inf])
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_a_ratio_out_of_range_is_named(ratio, scope):
-    with pytest.raises(LaconicError) as error:
-        laconic.select([torch.ones(3)], ratio=ratio, scope=scope)
+    with pytest.raises(VPromptError) as error:
+        vprompt.select([torch.ones(3)], ratio=ratio, scope=scope)
     assert str(ratio) in str(error.value)
 
 
 @pytest.mark.parametrize("scope", ["Global", "", "block", None])
 def test_an_unknown_scope_is_named(scope):
-    with pytest.raises(LaconicError) as error:
-        laconic.select([torch.ones(3)], scope=scope)
+    with pytest.raises(VPromptError) as error:
+        vprompt.select([torch.ones(3)], scope=scope)
     assert repr(scope) in str(error.value)
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_scores_that_are_no_numbers_name_the_block(scope):
-    with pytest.raises(LaconicError) as error:
-        laconic.select([torch.ones(3), torch.tensor([1.0, math.nan])], scope=scope)
+    with pytest.raises(VPromptError) as error:
+        vprompt.select([torch.ones(3), torch.tensor([1.0, math.nan])], scope=scope)
     assert "1" in str(error.value)
 
 
@@ -397,9 +397,9 @@ def test_scores_that_are_no_numbers_name_the_block(scope):
 def test_condensing_without_fine_tuning_is_score_select_keep(kind, scope, criterion):
     model, data = a_model("class-token", kind), some_data("class-token")
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    small = laconic.condense(model, data, ratio=0.4, criterion=criterion, scope=scope, fine_tune=False)
-    scores = laconic.score(model, data, criterion=criterion)
-    kept = laconic.select(scores, ratio=0.4, scope=scope)
+    small = vprompt.condense(model, data, ratio=0.4, criterion=criterion, scope=scope, fine_tune=False)
+    scores = vprompt.score(model, data, criterion=criterion)
+    kept = vprompt.select(scores, ratio=0.4, scope=scope)
     images = some_images("class-token", 4, seed=5, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(small(images), model.keep(kept).eval()(images))
@@ -421,7 +421,7 @@ def test_condensing_without_fine_tuning_is_score_select_keep(kind, scope, criter
 
 
 def float_model(**recipe):
-    model = attached("class-token", laconic.VPT(5, dropout=0.3)).train()
+    model = attached("class-token", vprompt.VPT(5, dropout=0.3)).train()
     model.recipe = Recipe(**recipe) if recipe else None
     return model
 
@@ -430,12 +430,12 @@ def test_condensing_fine_tunes_what_is_left_with_dropout_off():
     how = Recipe(epochs=2, batch_size=4, lr=0.01, seed=3)
     model, data = float_model(), some_data("class-token", torch.float32)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    small = laconic.condense(model, data, ratio=0.4, recipe=how)
-    kept = laconic.select(laconic.score(model, data), ratio=0.4)
+    small = vprompt.condense(model, data, ratio=0.4, recipe=how)
+    kept = vprompt.select(vprompt.score(model, data), ratio=0.4)
     by_hand = model.keep(kept)
     assert by_hand.prompts.dropout == 0.3
     by_hand.prompts.dropout = 0.0
-    laconic.fit(by_hand, data, recipe=how)
+    vprompt.fit(by_hand, data, recipe=how)
     assert [len(p) for p in small.prompts] == [len(index) for index in kept]
     assert small.prompts.dropout == 0.0
     assert small.method.prompt_dropout == 0.0
@@ -443,7 +443,7 @@ def test_condensing_fine_tunes_what_is_left_with_dropout_off():
         assert torch.equal(small.learned[name], p), name
         assert not torch.equal(p, dict(model.keep(kept).named_parameters())[name])
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert model.method == laconic.VPT(5, dropout=0.3)
+    assert model.method == vprompt.VPT(5, dropout=0.3)
     assert model.prompts.dropout == 0.3
     assert model.training
     assert small.recipe == how
@@ -452,7 +452,7 @@ def test_condensing_fine_tunes_what_is_left_with_dropout_off():
 @pytest.mark.parametrize("own", [{}, {"epochs": 7, "optimizer": "sgd", "lr": 2.0, "batch_size": 3, "seed": 11}])
 def test_the_default_recipe_is_the_models_own_for_fine_tuning(own):
     model, data = float_model(**own), some_data("class-token", torch.float32)
-    small = laconic.condense(model, data, ratio=0.2)
+    small = vprompt.condense(model, data, ratio=0.2)
     assert small.recipe == (Recipe(**own)).for_fine_tuning()
     assert small.recipe.epochs == 20
     assert model.recipe == (Recipe(**own) if own else None)
@@ -460,19 +460,19 @@ def test_the_default_recipe_is_the_models_own_for_fine_tuning(own):
 
 @pytest.mark.parametrize("arguments", [{"ratio": 0}, {"ratio": 1.5}, {"scope": "x"}, {"criterion": "x"}])
 def test_bad_arguments_of_condense(arguments):
-    with pytest.raises(LaconicError):
-        laconic.condense(a_model("class-token", "deep"), some_data("class-token"), fine_tune=False, **arguments)
+    with pytest.raises(VPromptError):
+        vprompt.condense(a_model("class-token", "deep"), some_data("class-token"), fine_tune=False, **arguments)
 
 
 def test_a_linear_probe_cannot_be_condensed():
-    with pytest.raises(LaconicError):
-        laconic.condense(attached("class-token", laconic.Linear()), some_data("class-token", torch.float32))
+    with pytest.raises(VPromptError):
+        vprompt.condense(attached("class-token", vprompt.Linear()), some_data("class-token", torch.float32))
 
 
 def test_condensing_twice_counts_from_the_condensed():
     model, data = a_model("class-token", "deep"), some_data("class-token")
-    once = laconic.condense(model, data, ratio=0.6, fine_tune=False)
-    twice = laconic.condense(once, data, ratio=0.5, fine_tune=False)
+    once = vprompt.condense(model, data, ratio=0.6, fine_tune=False)
+    twice = vprompt.condense(once, data, ratio=0.5, fine_tune=False)
     assert sum(once.prompt_counts) == 9
     assert sum(twice.prompt_counts) == round(0.5 * 9)
     assert [len(values) for values in twice.condensation.scores] == once.prompt_counts

@@ -1,4 +1,4 @@
-"""`laconic serve`: a real server and real clients, good and bad; the batcher by itself."""
+"""`vprompt serve`: a real server and real clients, good and bad; the batcher by itself."""
 
 import contextlib
 import io
@@ -23,17 +23,17 @@ import pytest
 import torch
 from PIL import Image
 
-import laconic
+import vprompt
 from conftest import run_command
-from laconic.bank import Bank
-from laconic.errors import LaconicError
-from laconic.predict import predict
-from laconic.preprocessing import Preprocessing
-from laconic.serving import Limits, Service
-from laconic.serving.batcher import Batcher, ClosedError, FullError, LateError
-from laconic.serving.decoding import MAX_SCANS
-from laconic.serving.metrics import Metrics
-from laconic.serving.server import Server, bind, serve
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.serving.bank.bank import Bank
+from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError
+from vprompt.serving.metrics import Metrics
+from vprompt.serving.predict import predict
+from vprompt.serving.requests import MAX_SCANS
+from vprompt.serving.server import Server, bind, serve
+from vprompt.serving.service import Limits, Service
+from vprompt.utils.errors import VPromptError
 
 TOKEN = "open-sesame"
 PATIENCE = 120
@@ -49,14 +49,14 @@ def adapters(tmp_path_factory, tiny_weights):
     root = tmp_path_factory.mktemp("adapters")
     squash = Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
     kinds = {
-        "birds": (laconic.VPT(num_prompts=3), 4, ["wren", "robin", "caf\udce9 \x07", "owl"], squash),
-        "pets": (laconic.VPT(num_prompts=5), 2, ["cat", "dog"], replace(squash, resize="crop")),
-        "numbers": (laconic.Linear(), 10, None, squash),
+        "birds": (vprompt.VPT(num_prompts=3), 4, ["wren", "robin", "caf\udce9 \x07", "owl"], squash),
+        "pets": (vprompt.VPT(num_prompts=5), 2, ["cat", "dog"], replace(squash, resize="crop")),
+        "numbers": (vprompt.Linear(), 10, None, squash),
     }
     for seed, (name, (method, classes, names, looks)) in enumerate(kinds.items()):
         torch.manual_seed(seed)
         options = {"num_classes": classes, "classes": names, "weights": tiny_weights, "img_size": 32}
-        model = laconic.attach("test_vit", method, **options)
+        model = vprompt.attach("test_vit", method, **options)
         model.preprocessing = looks
         torch.nn.init.normal_(model.head.weight)
         model.save_pretrained(root / name)
@@ -66,7 +66,7 @@ def adapters(tmp_path_factory, tiny_weights):
 @pytest.fixture(scope="module")
 def alone(adapters):
     """Each adapter loaded by itself."""
-    return {name: laconic.load(adapters / name).fold() for name in ("birds", "pets", "numbers")}
+    return {name: vprompt.load(adapters / name).fold() for name in ("birds", "pets", "numbers")}
 
 
 def encoded(image, format="PNG", **options):
@@ -228,10 +228,10 @@ def assert_problem(response, status, code, *words):
 
 
 def assert_same(found, wanted):
-    """An answer against `laconic.predict.Prediction`."""
-    assert found["class_name"] == laconic.data.images.printable(wanted.class_name)
+    """An answer against `vprompt.serving.predict.Prediction`."""
+    assert found["class_name"] == vprompt.utils.text.printable(wanted.class_name)
     assert found["probability"] == pytest.approx(wanted.probability, abs=1e-5)
-    assert [name for name, _ in found["top"]] == [laconic.data.images.printable(name) for name, _ in wanted.top]
+    assert [name for name, _ in found["top"]] == [vprompt.utils.text.printable(name) for name, _ in wanted.top]
     assert [value for _, value in found["top"]] == pytest.approx([value for _, value in wanted.top], abs=1e-5)
 
 
@@ -239,7 +239,7 @@ def assert_same(found, wanted):
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_answers_are_those_of_laconic_predict(server, alone, tmp_path, kind):
+def test_answers_are_those_of_vprompt_predict(server, alone, tmp_path, kind):
     path = tmp_path / "image.png"  # what a file is called says nothing
     path.write_bytes(IMAGES[kind])
     for name, model in alone.items():
@@ -464,9 +464,9 @@ def test_nothing_is_computed_for_a_client_that_left(held):
             first = pool.submit(server.ask, "birds")
             assert held.entered.acquire(timeout=PATIENCE)
             leaving = server.raw(head("/v1/predict/pets", Content_Length=len(IMAGES["png"])) + IMAGES["png"])
-            eventually(lambda: server.metric("laconic_queue_length") == 1)
+            eventually(lambda: server.metric("vprompt_queue_length") == 1)
             leaving.close()
-            eventually(lambda: server.metric('laconic_requests_total{adapter="pets",status="499"}') == 1)
+            eventually(lambda: server.metric('vprompt_requests_total{adapter="pets",status="499"}') == 1)
             held.go.set()
             assert first.result().status_code == 200
         assert server.ask("numbers").status_code == 200
@@ -493,7 +493,7 @@ def test_a_full_service_says_so_at_once(held):
         held.go.clear()
         with ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(server.ask, "birds") for _ in range(2)]
-            eventually(lambda: server.metric("laconic_under_way") == 2)
+            eventually(lambda: server.metric("vprompt_under_way") == 2)
             refused = server.ask("birds")
             assert_problem(refused, 503, "busy", "2 requests")
             assert refused.headers["Retry-After"].isdigit()
@@ -504,7 +504,7 @@ def test_a_full_service_says_so_at_once(held):
             held.go.set()
             assert [one.result().status_code for one in waiting] == [200, 200]
         assert server.ask("birds").status_code == 200
-        assert server.metric("laconic_under_way") == 0
+        assert server.metric("vprompt_under_way") == 0
 
 
 # ── failures inside ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -519,7 +519,7 @@ def test_only_the_culprit_of_a_batch_fails(held, caplog):
             assert held.entered.acquire(timeout=PATIENCE)
             names = ["birds", "numbers", "pets", "birds", "numbers", "birds", "birds", "numbers"]
             asked = [pool.submit(server.ask, name) for name in names]
-            eventually(lambda: server.metric("laconic_queue_length") == len(names))
+            eventually(lambda: server.metric("vprompt_queue_length") == len(names))
             held.go.set()
             assert first.result().status_code == 200
             for name, response in zip(names, [one.result() for one in asked], strict=True):
@@ -539,7 +539,7 @@ def test_only_the_culprit_of_a_batch_fails(held, caplog):
 def test_numbers_that_are_none_are_a_failure_of_that_adapter_alone(alone, adapters):
     bank = Bank(alone["birds"].backbone)
     bank.add("birds", adapters / "birds")
-    broken = laconic.load(adapters / "pets", alone["birds"].backbone)
+    broken = vprompt.load(adapters / "pets", alone["birds"].backbone)
     torch.nn.init.constant_(broken.head.bias, float("nan"))
     bank.add("broken", broken)
     with running(bank) as server:
@@ -554,7 +554,7 @@ def test_an_adapter_that_goes_while_it_is_asked(held, adapters):
             first = pool.submit(server.ask, "birds")
             assert held.entered.acquire(timeout=PATIENCE)
             gone, exchanged = pool.submit(server.ask, "numbers"), pool.submit(server.ask, "pets")
-            eventually(lambda: server.metric("laconic_queue_length") == 2)
+            eventually(lambda: server.metric("vprompt_queue_length") == 2)
             held.remove("numbers")
             held.remove("pets")
             held.add("pets", adapters / "birds")  # other classes
@@ -613,7 +613,7 @@ def test_many_clients_over_several_adapters_that_come_and_go(held, alone, adapte
                 over.set()
             manager.result()
         assert answered > 100
-        total = sum(server.metric(f'laconic_requests_total{{adapter="{name}",status="200"}}') for name in alone)
+        total = sum(server.metric(f'vprompt_requests_total{{adapter="{name}",status="200"}}') for name in alone)
         assert total == answered
     assert max(map(len, held.asked)) <= 7
     assert len(held.asked) < sum(map(len, held.asked))  # some were computed together
@@ -698,7 +698,7 @@ def test_an_adapter_is_added_asked_and_removed(managed, adapters):
 
 
 def test_what_cannot_be_added(managed, adapters, tmp_path, monkeypatch):
-    monkeypatch.setattr("laconic.adapter.hub.fetch", None)  # nothing is
+    monkeypatch.setattr("vprompt.model.hub.fetch", None)  # nothing is
     put = managed.client.put
     for name in (".hidden", "a b", "a%00b", "x" * 101, 'a"b'):
         assert_problem(put(f"/v1/adapters/{name}", json={"path": str(adapters / "pets")}), 422, "invalid")
@@ -715,7 +715,7 @@ def test_nothing_is_managed_unless_that_was_asked_for(strict, adapters):
         response = strict.client.request(method, "/v1/adapters/birds", content=b"{}")
         assert_problem(response, 405, "wrong_method", method)
         assert response.headers["Allow"] == "GET"
-    with pytest.raises(LaconicError, match="token"):
+    with pytest.raises(VPromptError, match="token"):
         Server(strict.service, manage=True)
 
 
@@ -734,10 +734,10 @@ def test_metrics_are_what_prometheus_reads(server):
     comment = re.compile(r"# (HELP [a-z_]+ .+|TYPE [a-z_]+ (counter|gauge|histogram))")
     for line in response.text.splitlines():
         assert (comment if line.startswith("#") else sample).fullmatch(line), line
-    assert server.metric('laconic_requests_total{adapter="",status="404"}') >= 30
-    assert server.metric('laconic_requests_total{adapter="birds",status="200"}') >= 1
-    assert server.metric('laconic_adapter_bytes{adapter="birds"}') > 0
-    for name in ("laconic_request_seconds", "laconic_batch_size"):
+    assert server.metric('vprompt_requests_total{adapter="",status="404"}') >= 30
+    assert server.metric('vprompt_requests_total{adapter="birds",status="200"}') >= 1
+    assert server.metric('vprompt_adapter_bytes{adapter="birds"}') > 0
+    for name in ("vprompt_request_seconds", "vprompt_batch_size"):
         buckets = re.findall(rf'{name}_bucket{{le="([^"]+)"}} (\d+)', response.text)
         counts = [int(count) for _, count in buckets]
         assert counts == sorted(counts)
@@ -752,7 +752,7 @@ def test_labels_are_escaped_and_go_with_their_adapters():
     metrics.count("gone", 200)
     metrics.count("", 404)
     text = metrics.text(waiting=0, under_way=0, nbytes={odd: 5})
-    assert 'laconic_requests_total{adapter="a\\"b\\\\c\\nd",status="200"} 1\n' in text
+    assert 'vprompt_requests_total{adapter="a\\"b\\\\c\\nd",status="200"} 1\n' in text
     assert "gone" not in text
     assert 'adapter="",status="404"' in text
 
@@ -806,7 +806,7 @@ def refused(port):
 
 
 def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters):
-    arguments = [sys.executable, "-m", "laconic", "serve", str(adapters / "birds"), "--port", "0"]
+    arguments = [sys.executable, "-m", "vprompt", "serve", str(adapters / "birds"), "--port", "0"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         url = listening_url(process)
@@ -816,7 +816,7 @@ def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters):
         for connection in connections:
             connection.sendall(head(Content_Length=len(data)) + data[:50])
         with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
-            eventually(lambda: "laconic_under_way 3\n" in client.get("/metrics").text)
+            eventually(lambda: "vprompt_under_way 3\n" in client.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
             eventually(lambda: refused(port))
             for connection in connections:
@@ -832,7 +832,7 @@ def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters):
 
 
 def serve_here(adapters, *arguments, during):
-    """`laconic serve` in this process, with `during(url)` in a thread once it listens."""
+    """`vprompt serve` in this process, with `during(url)` in a thread once it listens."""
     outcomes = []
 
     class Told(io.StringIO):
@@ -846,7 +846,7 @@ def serve_here(adapters, *arguments, during):
     threads = []
     out = Told()
     with contextlib.redirect_stdout(out):
-        status = laconic.cli.main(["serve", str(adapters / "birds"), "--port", "0", "--json", *arguments])
+        status = vprompt.cli.main(["serve", str(adapters / "birds"), "--port", "0", "--json", *arguments])
     for thread in threads:
         thread.join(PATIENCE)
     return status, out.getvalue(), outcomes
@@ -863,7 +863,7 @@ def test_ctrl_c_ends_with_status_130_and_json_is_only_json(adapters, capsys):
     document = json.loads(out)
     assert set(document) == {"url", "adapters"}
     assert document["adapters"] == ["birds"]
-    assert capsys.readouterr().err == "laconic: Stopped.\n"
+    assert capsys.readouterr().err == "vprompt: Stopped.\n"
 
 
 def test_a_stop_waits_no_longer_than_the_timeout(adapters):
@@ -874,7 +874,7 @@ def test_a_stop_waits_no_longer_than_the_timeout(adapters):
         port = int(url.rsplit(":", 1)[1])
         connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         connection.sendall(head(Content_Length=1000) + b"x")
-        eventually(lambda: "laconic_under_way 1\n" in httpx.get(f"{url}/metrics", trust_env=False).text)
+        eventually(lambda: "vprompt_under_way 1\n" in httpx.get(f"{url}/metrics", trust_env=False).text)
         os.kill(os.getpid(), signal.SIGTERM)
         received.append(everything(connection))
 
@@ -896,7 +896,7 @@ def places(adapters, tmp_path_factory):
     (root / "long-token").write_text("two words\n")
     (root / "binary-token").write_bytes(b"\xff\xfe")
     (root / "token").write_text(f"{TOKEN}\n")
-    other = laconic.attach(laconic.bundled.BUNDLED_BACKBONE, laconic.Linear(), num_classes=2)
+    other = vprompt.attach(vprompt.backbones.bundled.BUNDLED_BACKBONE, vprompt.Linear(), num_classes=2)
     other.save_pretrained(root / "other-backbone")
     return root
 
@@ -913,7 +913,7 @@ MISTAKES = {
     "no such port": ("BIRDS --port 65536", ["65536"]),
     "no such host": ("BIRDS --host 256.1.1.1", ["256.1.1.1", "--host"]),
     "a host that cannot be": ("BIRDS --host a..b", ["a..b", "--host"]),
-    "open to all": ("BIRDS --host 0.0.0.0", ["0.0.0.0", "--token-file", "LACONIC_TOKEN"]),
+    "open to all": ("BIRDS --host 0.0.0.0", ["0.0.0.0", "--token-file", "VPROMPT_TOKEN"]),
     "open to all, v6": ("BIRDS --host ::", ["::", "--token-file"]),
     "token file missing": ("BIRDS --token-file HERE/nowhere", ["HERE/nowhere", "--token-file"]),
     "token file empty": ("BIRDS --token-file HERE/blank-token", ["HERE/blank-token", "no token"]),
@@ -950,24 +950,24 @@ def test_a_mistake_is_one_sentence(name, adapters, places, monkeypatch):
     assert outcome.status == 1, outcome.out + outcome.err
     assert outcome.out == ""
     [sentence] = outcome.err.splitlines()
-    assert sentence.startswith("laconic: ")
+    assert sentence.startswith("vprompt: ")
     assert sentence.endswith(".")
     for word in words:
         assert filled(word) in sentence
 
 
 def test_folders_with_unusual_names_are_served_under_others(places):
-    from laconic.cli.serve import named
+    from vprompt.cli.serve import named
 
     assert named((f"fine={places / 'two words'}",)) == {"fine": str(places / "two words")}
     (places / "a=b").mkdir()
-    with pytest.raises(LaconicError, match="a=b"):
+    with pytest.raises(VPromptError, match="a=b"):
         named((str(places / "a=b"),))
     assert named((f"c={places / 'a=b'}",)) == {"c": str(places / "a=b")}
 
 
 def test_wrong_usage_of_the_command(adapters, monkeypatch):
-    monkeypatch.delenv("LACONIC_TOKEN", raising=False)
+    monkeypatch.delenv("VPROMPT_TOKEN", raising=False)
     assert run_command("serve").status == 2
     outcome = run_command("serve", adapters / "birds", "--manage", "--port", "0")
     assert outcome.status == 2
@@ -975,29 +975,29 @@ def test_wrong_usage_of_the_command(adapters, monkeypatch):
 
 
 def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
-    from laconic.cli.serve import read_token
+    from vprompt.cli.serve import read_token
 
-    monkeypatch.delenv("LACONIC_TOKEN", raising=False)
+    monkeypatch.delenv("VPROMPT_TOKEN", raising=False)
     assert read_token(None) is None
     assert read_token(str(places / "token")) == TOKEN
-    monkeypatch.setenv("LACONIC_TOKEN", "other\n")
+    monkeypatch.setenv("VPROMPT_TOKEN", "other\n")
     assert read_token(None) == "other"
     assert read_token(str(places / "token")) == TOKEN
-    monkeypatch.setenv("LACONIC_TOKEN", "")
-    with pytest.raises(LaconicError, match="LACONIC_TOKEN holds no token"):
+    monkeypatch.setenv("VPROMPT_TOKEN", "")
+    with pytest.raises(VPromptError, match="VPROMPT_TOKEN holds no token"):
         read_token(None)
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
 def test_a_missing_extra_is_a_sentence_with_the_command(package, adapters, monkeypatch):
     for name in [*sys.modules]:
-        if name.split(".")[0] == package or name in ("laconic.serving.server", "laconic.serving.app"):
+        if name.split(".")[0] == package or name in ("vprompt.serving.server", "vprompt.serving.app"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     outcome = run_command("serve", adapters / "birds", "--port", "0")
     assert outcome.status == 1
     assert package in outcome.err
-    assert "pip install 'laconic[serve]'" in outcome.err
+    assert "pip install 'vprompt[serve]'" in outcome.err
 
 
 # ── the batcher by itself ────────────────────────────────────────────────────────────────────────────────────────────

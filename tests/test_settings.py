@@ -5,15 +5,16 @@ from dataclasses import asdict, fields, replace
 import pytest
 import torch
 
-from laconic import sources
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.data import ImageDataset, open_task
-from laconic.errors import DataError, LaconicError
-from laconic.experiment import run, try_settings
-from laconic.preprocessing import Preprocessing
-from laconic.recipe import Recipe
-from laconic.runfolder import changed_settings
-from laconic.settings import CondenseSettings, Settings, setting_types, settings_from
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.data.dataset import ImageDataset
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.tasks import open_task
+from vprompt.experiments import stages as sources
+from vprompt.experiments.folder import changed_settings
+from vprompt.experiments.run import run, try_settings
+from vprompt.experiments.settings import CondenseSettings, Settings, setting_types, settings_from
+from vprompt.model.records import Recipe
+from vprompt.utils.errors import DataError, VPromptError
 
 PLAIN = Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
 TINY = {"backbone": BUNDLED_BACKBONE, "img_size": 16, "epochs": 4, "batch_size": 200, "prompts": 2}
@@ -68,7 +69,7 @@ def test_flat_names_reach_their_places():
     ],
 )
 def test_what_cannot_be_meant_is_said(values, sentence):
-    with pytest.raises(LaconicError, match=sentence):
+    with pytest.raises(VPromptError, match=sentence):
         settings_from(values)
 
 
@@ -81,7 +82,7 @@ def test_a_run_from_before_there_was_merging_goes_on(kind):
 
 
 def test_what_is_searched_on_validation_images_cannot_train_on_them():
-    with pytest.raises(LaconicError, match="validation images, so they cannot be trained on"):
+    with pytest.raises(VPromptError, match="validation images, so they cannot be trained on"):
         settings_from({"backbone": "x", "prune": True, "train_on": "train+val"})
     assert settings_from({"backbone": "x", "prune_tokens": 0.5, "prune_segments": 0.5, "train_on": "train+val"})
 

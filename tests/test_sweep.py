@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 
-import laconic
-from laconic.backbone import describe
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.catalogue import Entry, families, matching, read
-from laconic.errors import BackboneError
+import vprompt
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.catalogue import Entry, families, matching, read
+from vprompt.backbones.info import describe
+from vprompt.utils.errors import BackboneError
 
 SEQUENCE = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 STAGES = {"embed_dim": 16, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
@@ -64,7 +64,7 @@ def test_prompts_run_through_every_model(name):
         backbone = small(name)
     if name not in ENTRIES:
         with pytest.raises(BackboneError, match="is not supported; supported are"):
-            laconic.attach(backbone, num_classes=2)
+            vprompt.attach(backbone, num_classes=2)
         return
     entry = ENTRIES[name]
     found = Entry.of(name, backbone, describe(backbone), tested=True)
@@ -75,7 +75,7 @@ def test_prompts_run_through_every_model(name):
     with torch.no_grad():
         wanted = backbone.forward_head(backbone.eval().forward_features(images), pre_logits=True)
         for depth in ("deep", "shallow"):
-            model = laconic.attach(backbone, laconic.VPT(3, depth), num_classes=2).eval()
+            model = vprompt.attach(backbone, vprompt.VPT(3, depth), num_classes=2).eval()
             for prompts in model.prompts:
                 prompts.normal_()
             logits = model(images)
@@ -114,25 +114,25 @@ def test_patterns():
     assert matching(ENTRIES.values(), "resnext") == []
 
 
-def test_command(laconic_command):
-    everything = laconic_command("backbones")
+def test_command(vprompt_command):
+    everything = vprompt_command("backbones")
     assert everything.status == 0
     assert "SwinTransformerV2Cr" in everything.out
-    documents = laconic_command("backbones", "--json").document
+    documents = vprompt_command("backbones", "--json").document
     assert {family["attention"] for family in documents} >= {"EvaAttention", "RelPosAttention", "DiffAttention"}
-    (document,) = laconic_command("backbones", "vit_base_patch16_rpn_224", "--json").document
+    (document,) = vprompt_command("backbones", "vit_base_patch16_rpn_224", "--json").document
     assert (document["blocks"], document["width"], document["tested"]) == (12, "768", True)
 
 
 @pytest.mark.parametrize(("name", "words"), [("convnext_atto", "ConvNeXt is not supported"), ("nothing", "'nothing'")])
-def test_command_says_what_it_does_not_find(laconic_command, name, words):
-    outcome = laconic_command("backbones", name)
+def test_command_says_what_it_does_not_find(vprompt_command, name, words):
+    outcome = vprompt_command("backbones", name)
     assert outcome.status == 1
     assert words in outcome.err
     assert outcome.out == ""
 
 
-def test_a_model_that_the_table_does_not_have_is_looked_at(laconic_command, monkeypatch):
-    monkeypatch.setattr("laconic.catalogue.read", list)
-    (document,) = laconic_command("backbones", "test_vit", "--json").document
+def test_a_model_that_the_table_does_not_have_is_looked_at(vprompt_command, monkeypatch):
+    monkeypatch.setattr("vprompt.backbones.catalogue.read", list)
+    (document,) = vprompt_command("backbones", "test_vit", "--json").document
     assert (document["name"], document["tested"]) == ("test_vit", False)

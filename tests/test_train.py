@@ -18,16 +18,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-import laconic
-import laconic.train as training
-from laconic.batches import epoch_order
-from laconic.data import ImageDataset
-from laconic.errors import DataError, LaconicError, TrainingError
-from laconic.preprocessing import Preprocessing
-from laconic.recipe import learning_rate
-from laconic.train import History, Interrupted, evaluate, fit
+import vprompt
+import vprompt.training.trainer as training
 from processes import Script
 from reference import close, small_vit
+from vprompt.data.dataset import ImageDataset
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.model.records import learning_rate
+from vprompt.training.evaluate import evaluate
+from vprompt.training.loader import epoch_order
+from vprompt.training.trainer import History, Interrupted, fit
+from vprompt.utils.errors import DataError, TrainingError, VPromptError
 
 CLASSES = 3
 PLAIN = Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -50,11 +51,11 @@ def tensors(images=24, seed=0):
 def fresh(method=None, *, execution="prefix", num_classes=CLASSES, seed=0, **vit):
     torch.manual_seed(seed)
     backbone = small_vit(**{"depth": 2, **vit})
-    return laconic.attach(backbone, method or laconic.VPT(4), num_classes=num_classes, execution=execution)
+    return vprompt.attach(backbone, method or vprompt.VPT(4), num_classes=num_classes, execution=execution)
 
 
 def recipe(**changes):
-    return laconic.Recipe(**{"epochs": 3, "batch_size": 8, "lr": 0.01, "seed": 5, **changes})
+    return vprompt.Recipe(**{"epochs": 3, "batch_size": 8, "lr": 0.01, "seed": 5, **changes})
 
 
 def values(model):
@@ -109,7 +110,7 @@ class Noisy(Items):
 
 
 @pytest.mark.parametrize("execution", ["prefix", "published"])
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.VPT(4, "shallow"), laconic.Linear()])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.VPT(4, "shallow"), vprompt.Linear()])
 def test_it_learns_what_can_be_learned(method, execution):
     model = fresh(method, execution=execution)
     test = tensors(30, seed=99)
@@ -137,7 +138,7 @@ def test_prompts_move_and_not_only_the_head():
 
 
 def test_linear_trains_the_head_only():
-    model = fresh(laconic.Linear())
+    model = fresh(vprompt.Linear())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, tensors(), recipe=recipe())
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -197,7 +198,7 @@ def by_hand(model, data, how):
 )
 @pytest.mark.parametrize(
     "method",
-    [laconic.VPT(4, dropout=0), laconic.VPT(4, "shallow"), laconic.Linear()],
+    [vprompt.VPT(4, dropout=0), vprompt.VPT(4, "shallow"), vprompt.Linear()],
     ids=["deep", "shallow", "linear"],
 )
 def test_training_is_a_plain_loop(method, how):
@@ -211,7 +212,7 @@ def test_training_is_a_plain_loop(method, how):
 
 
 def test_the_history_holds_the_loss_and_accuracy_of_the_epoch():
-    model = fresh(laconic.VPT(4, dropout=0))
+    model = fresh(vprompt.VPT(4, dropout=0))
     before = evaluate(model, tensors(20))
     rows = fit(model, tensors(20), recipe=recipe(lr=1e-30, batch_size=6)).rows
     for row in rows:
@@ -231,13 +232,13 @@ def test_validation_changes_nothing():
 
 
 def test_validation_runs_about_ten_times_and_at_the_end():
-    model = fresh(laconic.Linear())
+    model = fresh(vprompt.Linear())
     rows = fit(model, tensors(6), tensors(6), recipe=recipe(epochs=43)).rows
     seen = [row["epoch"] for row in rows if "val_accuracy" in row]
     assert seen == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 43]
 
 
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()])
 def test_a_training_that_stops_on_its_way_goes_on_as_if_it_had_not(method, tmp_path):
     whole, parts = fresh(method), fresh(method)
     history = fit(whole, tensors(), tensors(9, 1), recipe=recipe(epochs=5))
@@ -252,17 +253,17 @@ def test_a_training_that_stops_on_its_way_goes_on_as_if_it_had_not(method, tmp_p
 
 
 def test_prompt_dropout_acts_in_training_only():
-    with_dropout, _ = trained(laconic.VPT(4, dropout=0.5), recipe=recipe())
-    without, _ = trained(laconic.VPT(4, dropout=0.0), recipe=recipe())
+    with_dropout, _ = trained(vprompt.VPT(4, dropout=0.5), recipe=recipe())
+    without, _ = trained(vprompt.VPT(4, dropout=0.0), recipe=recipe())
     assert_different(with_dropout, without)
-    model = fresh(laconic.VPT(4, dropout=0.5)).train()
-    plain = fresh(laconic.VPT(4, dropout=0.0))
+    model = fresh(vprompt.VPT(4, dropout=0.5)).train()
+    plain = fresh(vprompt.VPT(4, dropout=0.0))
     assert evaluate(model, tensors()) == evaluate(plain, tensors())
     assert model.training
 
 
 def test_bfloat16_trains_and_keeps_float32_prompts():
-    model, exact = fresh(laconic.VPT(4, dropout=0)), fresh(laconic.VPT(4, dropout=0))
+    model, exact = fresh(vprompt.VPT(4, dropout=0)), fresh(vprompt.VPT(4, dropout=0))
     start = values(model)
     history = fit(model, tensors(), recipe=recipe(precision="bf16", optimizer="sgd", lr=1.0))
     fit(exact, tensors(), recipe=recipe(optimizer="sgd", lr=1.0))
@@ -324,8 +325,8 @@ def test_same_seed_same_bits_other_seed_other_bits():
 
 def test_the_seed_reaches_dropout_and_not_only_the_order():
     how = {"epochs": 1, "batch_size": 24, "optimizer": "sgd", "lr": 1.0}
-    first, _ = trained(laconic.VPT(4, dropout=0.5), recipe=recipe(seed=1, **how))
-    other, _ = trained(laconic.VPT(4, dropout=0.5), recipe=recipe(seed=2, **how))
+    first, _ = trained(vprompt.VPT(4, dropout=0.5), recipe=recipe(seed=1, **how))
+    other, _ = trained(vprompt.VPT(4, dropout=0.5), recipe=recipe(seed=2, **how))
     assert all(float((first[n] - other[n]).norm()) > 1e-3 * float(first[n].norm()) for n in first if "prompts" in n)
 
 
@@ -347,7 +348,7 @@ def test_workers_change_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()], ids=["vpt", "linear"])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()], ids=["vpt", "linear"])
 def test_any_integer_type_of_labels_will_do(dtype, method):
     images, labels = tensors().tensors
     wanted, rows = trained(method, recipe=recipe())
@@ -362,7 +363,7 @@ def random_states():
     return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
 
 
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()], ids=["vpt", "linear"])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()], ids=["vpt", "linear"])
 @pytest.mark.parametrize("kind", [tensors, lambda: Items(tensors())], ids=["tensors", "items"])
 def test_training_and_evaluating_leave_the_global_generators_alone(kind, method):
     model = fresh(method)
@@ -377,7 +378,7 @@ def test_training_and_evaluating_leave_the_global_generators_alone(kind, method)
     assert torch.equal(before[0], torch.get_rng_state())
 
 
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()], ids=["vpt", "linear"])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()], ids=["vpt", "linear"])
 def test_same_seed_same_bits_under_random_augmentation(method):
     torch.manual_seed(1)
     first, _ = trained(method, data=Noisy(tensors()), recipe=recipe())
@@ -432,8 +433,8 @@ def test_every_epoch_trains_on_its_own_views(tmp_path):
 
 def test_a_head_alone_trains_on_every_epoch_s_views_too(tmp_path):
     data, how = in_files(tmp_path), recipe(batch_size=4, optimizer="sgd", lr=4.0, weight_decay=0.0)
-    found, rows = trained(laconic.Linear(), data=data, recipe=how)
-    model = fresh(laconic.Linear())
+    found, rows = trained(vprompt.Linear(), data=data, recipe=how)
+    model = fresh(vprompt.Linear())
     told, losses = Told(data, seed=5, epochs=3), []
     with torch.no_grad():
         features = [model.features(images) for images in told.epochs]
@@ -455,7 +456,7 @@ def test_a_head_alone_trains_on_every_epoch_s_views_too(tmp_path):
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()], ids=["vpt", "linear"])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()], ids=["vpt", "linear"])
 @pytest.mark.parametrize("step", [2, 5])
 def test_resuming_under_crops_and_flips_is_uninterrupted(step, method, tmp_path):
     data, file = in_files(tmp_path / "files"), tmp_path / "state"
@@ -544,7 +545,7 @@ def test_sigterm_is_like_ctrl_c(tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 6, 9])
 def test_a_linear_probe_is_resumed_too(step, tmp_path):
     """Its features are computed once, so the signal comes from the schedule of the loop itself."""
-    wanted, rows = trained(laconic.Linear(), recipe=recipe())
+    wanted, rows = trained(vprompt.Linear(), recipe=recipe())
     file = tmp_path / "state"
     count = 0
     rate = training.learning_rate
@@ -559,10 +560,10 @@ def test_a_linear_probe_is_resumed_too(step, tmp_path):
     training.learning_rate = counted
     try:
         with pytest.raises(Interrupted):
-            fit(fresh(laconic.Linear()), tensors(), recipe=recipe(), checkpoint=file)
+            fit(fresh(vprompt.Linear()), tensors(), recipe=recipe(), checkpoint=file)
     finally:
         training.learning_rate = rate
-    model = fresh(laconic.Linear(), seed=1)
+    model = fresh(vprompt.Linear(), seed=1)
     assert fit(model, tensors(), recipe=recipe(), checkpoint=file, resume=True).rows == rows
     assert_identical(values(model), wanted)
 
@@ -632,11 +633,11 @@ OTHER_RUNS = {
     "precision": {"recipe": recipe(precision="bf16")},
     "number-of-images": {"data": lambda: images_in_memory(images=23)},
     "other-pixels": {"data": lambda: images_in_memory(seed=1)},
-    "number-of-prompts": {"model": lambda: fresh(laconic.VPT(5))},
+    "number-of-prompts": {"model": lambda: fresh(vprompt.VPT(5))},
     "number-of-classes": {"model": lambda: fresh(num_classes=4)},
-    "shallow": {"model": lambda: fresh(laconic.VPT(8, "shallow"))},
-    "linear": {"model": lambda: fresh(laconic.Linear())},
-    "prompt-dropout": {"model": lambda: fresh(laconic.VPT(4, dropout=0.7))},
+    "shallow": {"model": lambda: fresh(vprompt.VPT(8, "shallow"))},
+    "linear": {"model": lambda: fresh(vprompt.Linear())},
+    "prompt-dropout": {"model": lambda: fresh(vprompt.VPT(4, dropout=0.7))},
     "other-backbone-weights": {"model": other_backbone},
     "other-backbone-depth": {"model": lambda: fresh(depth=3)},
 }
@@ -717,7 +718,7 @@ def test_someone_elses_safetensors_file_is_refused(tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 import torch
-import laconic.train as training
+import vprompt.training.trainer as training
 from test_train import Items, fit, fresh, recipe, tensors, values
 
 training.SAVE_EVERY_SECONDS = -1.0
@@ -822,12 +823,12 @@ dist.destroy_process_group()
 
 RUNS = {
     # 9 images in batches of 4: the last batch has one image for two processes.
-    "uneven": (laconic.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0), 9),
-    "odd-batches": (laconic.VPT(3, dropout=0), recipe(batch_size=5, optimizer="adamw", lr=0.003), 13),
-    "shallow": (laconic.VPT(3, "shallow"), recipe(batch_size=8, optimizer="sgd", lr=4.0), 17),
-    "one-image-a-step": (laconic.VPT(3, dropout=0), recipe(batch_size=1, optimizer="sgd", lr=4.0, epochs=1), 5),
-    "linear": (laconic.Linear(), recipe(batch_size=4, optimizer="sgd", lr=4.0), 9),
-    "augmented": (laconic.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0), "files"),
+    "uneven": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0), 9),
+    "odd-batches": (vprompt.VPT(3, dropout=0), recipe(batch_size=5, optimizer="adamw", lr=0.003), 13),
+    "shallow": (vprompt.VPT(3, "shallow"), recipe(batch_size=8, optimizer="sgd", lr=4.0), 17),
+    "one-image-a-step": (vprompt.VPT(3, dropout=0), recipe(batch_size=1, optimizer="sgd", lr=4.0, epochs=1), 5),
+    "linear": (vprompt.Linear(), recipe(batch_size=4, optimizer="sgd", lr=4.0), 9),
+    "augmented": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0), "files"),
 }
 
 
@@ -874,7 +875,7 @@ def a_sentence(error):
     return text
 
 
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.VPT(4, "shallow"), laconic.Linear()])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.VPT(4, "shallow"), vprompt.Linear()])
 def test_a_loss_that_is_no_number_is_reported_with_its_place(method, tmp_path):
     how = recipe(optimizer="sgd", lr=1e30)
     file = tmp_path / "state"
@@ -896,7 +897,7 @@ def test_images_that_are_no_numbers_stop_in_the_first_step():
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 1000])
-@pytest.mark.parametrize("method", [laconic.VPT(4), laconic.Linear()], ids=["vpt", "linear"])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()], ids=["vpt", "linear"])
 def test_a_label_out_of_range_is_named(method, label):
     images, labels = tensors().tensors
     labels = labels.clone()
@@ -967,7 +968,7 @@ def test_an_error_of_the_users_own_data_set_comes_through():
     model = fresh()
     torch.manual_seed(4)
     state = torch.get_rng_state()
-    with pytest.raises((OSError, LaconicError), match="disk on fire"):
+    with pytest.raises((OSError, VPromptError), match="disk on fire"):
         fit(model, Items(tensors(), before), recipe=recipe())
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import families
-import laconic
+import vprompt
 from families import blocks_of, some_images
-from laconic.analysis.cost import model_cost
-from laconic.errors import AdapterError, BackboneError, LaconicError
-from laconic.train import Interrupted
+from vprompt.model.cost import model_cost
+from vprompt.training.trainer import Interrupted
+from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
 BACKBONES = {
     "vit": families.vit,
@@ -30,13 +30,13 @@ BACKBONES = {
 }
 """Projections in one and in three, with biases in them, beside them and none; sequences and windows."""
 METHODS = {
-    "full": laconic.Full(),
-    "partial": laconic.Partial(2),
-    "bias": laconic.Bias(),
-    "adapter": laconic.Adapter(reduction=5),
-    "lora": laconic.LoRA(rank=3, alpha=4.5),
-    "side": laconic.Side(width=4),
-    "mlp": laconic.MLP(layers=3),
+    "full": vprompt.Full(),
+    "partial": vprompt.Partial(2),
+    "bias": vprompt.Bias(),
+    "adapter": vprompt.Adapter(reduction=5),
+    "lora": vprompt.LoRA(rank=3, alpha=4.5),
+    "side": vprompt.Side(width=4),
+    "mlp": vprompt.MLP(layers=3),
 }
 CLASSES = 5
 CLASSIFIERS = ("head.weight", "head.bias", "head.fc.weight", "head.fc.bias")
@@ -58,7 +58,7 @@ def shaken(model, seed=0):
 
 def attached(name, method, **options):
     torch.manual_seed(3)
-    return laconic.attach(BACKBONES[name](), METHODS[method], num_classes=CLASSES, **options)
+    return vprompt.attach(BACKBONES[name](), METHODS[method], num_classes=CLASSES, **options)
 
 
 def images(name, batch=2):
@@ -197,9 +197,9 @@ def test_as_many_numbers_are_learned_as_the_formulas_say(name, method):
 def test_a_vit_has_the_counts_of_the_textbook():
     d, f, blocks = 32, 128, 3
     block = (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
-    one = laconic.attach(families.vit(), laconic.Partial(1), num_classes=2)
+    one = vprompt.attach(families.vit(), vprompt.Partial(1), num_classes=2)
     assert one.num_learned == block + 2 * d + 2 * (d + 1)
-    bias = laconic.attach(families.vit(), laconic.Bias(), num_classes=2)
+    bias = vprompt.attach(families.vit(), vprompt.Bias(), num_classes=2)
     assert bias.num_learned == d + blocks * (3 * d + d + f + d + 2 * d) + d + 2 * (d + 1)
     assert {"tuned.blocks.0.attn.qkv.bias", "tuned.norm.bias"} <= set(bias.learned)
 
@@ -215,17 +215,17 @@ def test_parameters_that_reach_no_feature_are_not_learned():
     backbone = families.vit()
     backbone.unused = nn.Linear(3, 3)
     wanted = attached("vit", "full").num_learned
-    for method in (laconic.Full(), laconic.Bias(), laconic.Partial(3)):
-        model = laconic.attach(backbone, method, num_classes=CLASSES)
+    for method in (vprompt.Full(), vprompt.Bias(), vprompt.Partial(3)):
+        model = vprompt.attach(backbone, method, num_classes=CLASSES)
         assert not any("unused" in name or name.startswith("tuned.head") for name in model.learned)
-    assert laconic.attach(backbone, laconic.Full(), num_classes=CLASSES).num_learned == wanted
+    assert vprompt.attach(backbone, vprompt.Full(), num_classes=CLASSES).num_learned == wanted
 
 
 @torch.no_grad()
 def test_a_parameter_in_two_places_is_one_and_changes_in_both():
     backbone = families.vit()
     backbone.blocks[2].mlp = backbone.blocks[0].mlp
-    model = shaken(laconic.attach(backbone, laconic.Full(), num_classes=CLASSES))
+    model = shaken(vprompt.attach(backbone, vprompt.Full(), num_classes=CLASSES))
     shared = sum(p.numel() for p in backbone.blocks[0].mlp.parameters())
     assert model.num_learned == attached("vit", "full").num_learned - shared
     x = images("vit")
@@ -264,7 +264,7 @@ def test_training_leaves_the_backbone_as_it_was_and_detach_gives_it_back(name, m
     before = state(backbone)
     tree = {path: (type(m), m.training, set(vars(m))) for path, m in backbone.named_modules()}
     wanted = {path: p.requires_grad for path, p in backbone.named_parameters()}
-    model = laconic.attach(backbone, METHODS[method], num_classes=CLASSES)
+    model = vprompt.attach(backbone, METHODS[method], num_classes=CLASSES)
     start = {n: p.detach().clone() for n, p in model.learned.items()}
     steps(model, name=name)
     moved = {n for n, p in model.learned.items() if not torch.equal(p, start[n])}
@@ -277,8 +277,8 @@ def test_training_leaves_the_backbone_as_it_was_and_detach_gives_it_back(name, m
 
 def test_models_over_one_backbone_do_not_see_each_other():
     backbone, x = families.vit().double(), images("vit")
-    models = {key: laconic.attach(backbone, method, num_classes=CLASSES) for key, method in METHODS.items()}
-    models["vpt"] = laconic.attach(backbone, laconic.VPT(3), num_classes=CLASSES)
+    models = {key: vprompt.attach(backbone, method, num_classes=CLASSES) for key, method in METHODS.items()}
+    models["vpt"] = vprompt.attach(backbone, vprompt.VPT(3), num_classes=CLASSES)
     with torch.no_grad():
         before = {key: model.eval()(x) for key, model in models.items()}
     for changed in METHODS:
@@ -302,7 +302,7 @@ def test_a_model_moves_between_types(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_works_in_half_a_type_from_the_start(method):
-    model = laconic.attach(families.vit().bfloat16(), METHODS[method], num_classes=CLASSES)
+    model = vprompt.attach(families.vit().bfloat16(), METHODS[method], num_classes=CLASSES)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     steps(model)
 
@@ -339,7 +339,7 @@ def test_a_folded_model_learns_nothing_and_outlives_its_source(method):
 def test_folded_low_rank_updates_are_plain_weights_and_cost_nothing(name):
     model = shaken(attached(name, "lora"))
     folded = model.fold()
-    bare = laconic.attach(BACKBONES[name](), laconic.Linear(), num_classes=CLASSES)
+    bare = vprompt.attach(BACKBONES[name](), vprompt.Linear(), num_classes=CLASSES)
     assert model_cost(model).folded_gmacs == model_cost(bare).folded_gmacs
     assert model_cost(model).prefix_gmacs > model_cost(bare).prefix_gmacs
     assert {type(m) for m in folded.view.modules()} == {type(m) for m in bare.fold().view.modules()}
@@ -347,7 +347,7 @@ def test_folded_low_rank_updates_are_plain_weights_and_cost_nothing(name):
 
 def test_low_rank_updates_stay_out_of_the_backbone():
     backbone = families.vit()
-    model = laconic.attach(backbone, laconic.LoRA(), num_classes=2)
+    model = vprompt.attach(backbone, vprompt.LoRA(), num_classes=2)
     assert type(backbone.blocks[0].attn.qkv) is nn.Linear
     assert type(model.view.get_submodule("blocks.0.attn.attention.qkv")) is not nn.Linear
     assert not hasattr(backbone, "peft_config")
@@ -359,7 +359,7 @@ def test_low_rank_updates_stay_out_of_the_backbone():
 
 def test_costs_follow_closed_formulas():
     """A ViT of 3 blocks of width 32 over 16 patches of 8x8 and a class token; the last block is cut to that."""
-    bare = model_cost(laconic.attach(families.vit(), laconic.Linear(), num_classes=2))
+    bare = model_cost(vprompt.attach(families.vit(), vprompt.Linear(), num_classes=2))
     tokens, h, d = 17, 32 // 5, 32
     added = {
         "full": (0, 0),
@@ -369,7 +369,7 @@ def test_costs_follow_closed_formulas():
         "mlp": (2 * d * d,) * 2,
     }
     for method, (published, folded) in added.items():
-        found = model_cost(laconic.attach(families.vit(), METHODS[method], num_classes=2))
+        found = model_cost(vprompt.attach(families.vit(), METHODS[method], num_classes=2))
         assert found.published_gmacs == pytest.approx(bare.published_gmacs + published / 1e9, rel=1e-12)
         assert found.folded_gmacs == pytest.approx(bare.folded_gmacs + folded / 1e9, rel=1e-12)
         assert found.prompt_params == 0
@@ -390,7 +390,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(name, method, tmp_path):
     model, x = shaken(attached(name, method)), images(name)
     model.save_pretrained(tmp_path)
     generator = torch.get_rng_state()
-    again = laconic.load(tmp_path, model.backbone)
+    again = vprompt.load(tmp_path, model.backbone)
     assert torch.equal(torch.get_rng_state(), generator)
     assert again.method == METHODS[method]
     assert again.learned.keys() == model.learned.keys()
@@ -453,7 +453,7 @@ def test_tensors_that_do_not_fit_are_named(case, tmp_path):
     forge(tmp_path, change)
     before = state(model.backbone)
     with pytest.raises(AdapterError, match=match) as error:
-        laconic.load(tmp_path, model.detach())
+        vprompt.load(tmp_path, model.detach())
     assert str(error.value).endswith(".")
     assert same(state(model.backbone), before)
 
@@ -467,7 +467,7 @@ def test_a_forged_size_is_refused_before_memory_is_asked_for(method, field, tmp_
     document["method"][field] = 10**15
     config.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(AdapterError, match=str(10**15)):
-        laconic.load(tmp_path, model.detach())
+        vprompt.load(tmp_path, model.detach())
 
 
 # ── trained, stopped, resumed ────────────────────────────────────────────────────────────────────────────────────────
@@ -493,15 +493,15 @@ class Signalling(Dataset):
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "mlp"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_stopped_and_resumed_is_uninterrupted(method, optimizer, tmp_path):
-    recipe = laconic.Recipe(epochs=2, batch_size=4, seed=2, optimizer=optimizer)
+    recipe = vprompt.Recipe(epochs=2, batch_size=4, seed=2, optimizer=optimizer)
     whole = attached("vit", method)
-    history = laconic.fit(whole, Signalling(), recipe=recipe)
+    history = vprompt.fit(whole, Signalling(), recipe=recipe)
     file = tmp_path / "state"
     with pytest.raises(Interrupted):
-        laconic.fit(attached("vit", method), Signalling(at=14), recipe=recipe, checkpoint=file)
+        vprompt.fit(attached("vit", method), Signalling(at=14), recipe=recipe, checkpoint=file)
     torch.manual_seed(99)
-    other = laconic.attach(BACKBONES["vit"](), METHODS[method], num_classes=CLASSES)
-    assert laconic.fit(other, Signalling(), recipe=recipe, checkpoint=file, resume=True).rows == history.rows
+    other = vprompt.attach(BACKBONES["vit"](), METHODS[method], num_classes=CLASSES)
+    assert vprompt.fit(other, Signalling(), recipe=recipe, checkpoint=file, resume=True).rows == history.rows
     assert same(dict(other.learned), dict(whole.learned))
     for model, folder in ((whole, "whole"), (other, "other")):
         model.save_pretrained(tmp_path / folder)
@@ -513,7 +513,7 @@ def test_a_deeper_head_trains_on_features_computed_once():
     data = Signalling()
     model = attached("vit", "mlp")
     start = {n: p.detach().clone() for n, p in model.learned.items()}
-    laconic.fit(model, data, recipe=laconic.Recipe(epochs=5, batch_size=4))
+    vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=5, batch_size=4))
     assert data.fetched == 10
     assert all(not torch.equal(p, start[n]) for n, p in model.learned.items())
 
@@ -524,10 +524,10 @@ def test_a_deeper_head_trains_on_features_computed_once():
 )
 def test_the_rate_that_a_method_takes_is_recorded(method, share):
     for optimizer, default in (("adamw", 0.005), ("sgd", 5.0)):
-        model = laconic.attach(families.vit(), method or laconic.VPT(2), num_classes=CLASSES)
-        laconic.fit(model, Signalling(), recipe=laconic.Recipe(epochs=0, optimizer=optimizer))
+        model = vprompt.attach(families.vit(), method or vprompt.VPT(2), num_classes=CLASSES)
+        vprompt.fit(model, Signalling(), recipe=vprompt.Recipe(epochs=0, optimizer=optimizer))
         assert model.recipe.lr == pytest.approx(default * share, rel=1e-12)
-        laconic.fit(model, Signalling(), recipe=laconic.Recipe(epochs=0, optimizer=optimizer, lr=0.3))
+        vprompt.fit(model, Signalling(), recipe=vprompt.Recipe(epochs=0, optimizer=optimizer, lr=0.3))
         assert model.recipe.lr == 0.3
 
 
@@ -537,9 +537,9 @@ def test_a_method_learns_what_can_be_learned(method):
     labels = torch.arange(24) % 2
     bright = torch.randn(24, 3, 32, 32, generator=generator) + 1.5 * (labels - 0.5).view(-1, 1, 1, 1)
     torch.manual_seed(0)
-    model = laconic.attach(families.vit(), METHODS[method], num_classes=2, head_init="zero")
-    history = laconic.fit(
-        model, TensorDataset(bright, labels), recipe=laconic.Recipe(epochs=30, batch_size=8, lr=0.005)
+    model = vprompt.attach(families.vit(), METHODS[method], num_classes=2, head_init="zero")
+    history = vprompt.fit(
+        model, TensorDataset(bright, labels), recipe=vprompt.Recipe(epochs=30, batch_size=8, lr=0.005)
     )
     assert history.rows[-1]["accuracy"] == 1
     assert history.rows[-1]["loss"] < 0.1 * history.rows[0]["loss"]
@@ -548,7 +548,7 @@ def test_a_method_learns_what_can_be_learned(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_trains(method):
     model = attached("vit", method)
-    laconic.fit(model, Signalling(), recipe=laconic.Recipe(epochs=1, batch_size=4, precision="bf16"))
+    vprompt.fit(model, Signalling(), recipe=vprompt.Recipe(epochs=1, batch_size=4, precision="bf16"))
     assert {p.dtype for p in model.learned.values()} == {torch.float32}
 
 
@@ -558,25 +558,25 @@ def test_bfloat16_trains(method):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: laconic.Partial(0), "at least one block, not 0"),
-        (lambda: laconic.Partial(-3), "not -3"),
-        (lambda: laconic.MLP(1), "2 to 100 layers, not 1"),
-        (lambda: laconic.MLP(101), "not 101"),
-        (lambda: laconic.Adapter(reduction=0), "at least 1, not 0"),
-        (lambda: laconic.LoRA(rank=0), "at least 1 .*not 0"),
-        (lambda: laconic.LoRA(alpha=0.0), "above 0, not 0.0"),
-        (lambda: laconic.LoRA(alpha=float("nan")), "not nan"),
-        (lambda: laconic.LoRA(alpha=float("inf")), "not inf"),
-        (lambda: laconic.Side(width=0), "at least 1 .*not 0"),
+        (lambda: vprompt.Partial(0), "at least one block, not 0"),
+        (lambda: vprompt.Partial(-3), "not -3"),
+        (lambda: vprompt.MLP(1), "2 to 100 layers, not 1"),
+        (lambda: vprompt.MLP(101), "not 101"),
+        (lambda: vprompt.Adapter(reduction=0), "at least 1, not 0"),
+        (lambda: vprompt.LoRA(rank=0), "at least 1 .*not 0"),
+        (lambda: vprompt.LoRA(alpha=0.0), "above 0, not 0.0"),
+        (lambda: vprompt.LoRA(alpha=float("nan")), "not nan"),
+        (lambda: vprompt.LoRA(alpha=float("inf")), "not inf"),
+        (lambda: vprompt.Side(width=0), "at least 1 .*not 0"),
     ],
 )
 def test_nonsense_is_refused(make, match):
-    with pytest.raises(LaconicError, match=match):
+    with pytest.raises(VPromptError, match=match):
         make()
 
 
 def test_an_adapter_is_never_without_width():
-    model = laconic.attach(families.vit(), laconic.Adapter(reduction=1000), num_classes=2)
+    model = vprompt.attach(families.vit(), vprompt.Adapter(reduction=1000), num_classes=2)
     assert model.learned["tuned.blocks.0.mlp.down.weight"].shape == (1, 32)
 
 
@@ -589,17 +589,17 @@ def wrapped(backbone):
 @pytest.mark.parametrize(
     ("make", "method", "match"),
     [
-        (families.vit, laconic.Partial(99), "3 blocks, .* last 99; give"),
-        (families.BACKBONES["swin"], laconic.Partial(5), "4 blocks"),
-        (families.BACKBONES["parallel"], laconic.Adapter(), "ParallelScalingBlock has none"),
-        (lambda: wrapped(families.vit()), laconic.LoRA(), "blocks.1.attn.qkv is a Sequential"),
+        (families.vit, vprompt.Partial(99), "3 blocks, .* last 99; give"),
+        (families.BACKBONES["swin"], vprompt.Partial(5), "4 blocks"),
+        (families.BACKBONES["parallel"], vprompt.Adapter(), "ParallelScalingBlock has none"),
+        (lambda: wrapped(families.vit()), vprompt.LoRA(), "blocks.1.attn.qkv is a Sequential"),
     ],
 )
 def test_a_method_that_does_not_fit_leaves_the_backbone_alone(make, method, match):
     backbone = make().train()
     before, wanted = state(backbone), {path: p.requires_grad for path, p in backbone.named_parameters()}
-    with pytest.raises(LaconicError, match=match):
-        laconic.attach(backbone, method, num_classes=2)
+    with pytest.raises(VPromptError, match=match):
+        vprompt.attach(backbone, method, num_classes=2)
     assert all(module.training for module in backbone.modules())
     assert {path: p.requires_grad for path, p in backbone.named_parameters()} == wanted
     assert same(state(backbone), before)
@@ -611,7 +611,7 @@ def test_a_backbone_without_biases_has_none_to_learn():
         if module is not backbone.head and getattr(module, "bias", None) is not None:
             module.register_parameter("bias", None)
     with pytest.raises(BackboneError, match="no parameters that the method 'bias' could learn"):
-        laconic.attach(backbone, laconic.Bias(), num_classes=2)
+        vprompt.attach(backbone, vprompt.Bias(), num_classes=2)
 
 
 def test_lora_without_peft_says_what_to_install():
@@ -625,17 +625,17 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-import timm, laconic
+import timm, vprompt
 backbone = timm.create_model("test_vit", img_size=32)
-for method in (laconic.Full(), laconic.Adapter(), laconic.Side(), laconic.MLP(), laconic.VPT(2)):
-    laconic.attach(backbone, method, num_classes=2).fold()
+for method in (vprompt.Full(), vprompt.Adapter(), vprompt.Side(), vprompt.MLP(), vprompt.VPT(2)):
+    vprompt.attach(backbone, method, num_classes=2).fold()
 try:
-    laconic.attach(backbone, laconic.LoRA(), num_classes=2)
-except laconic.LaconicError as error:
+    vprompt.attach(backbone, vprompt.LoRA(), num_classes=2)
+except vprompt.VPromptError as error:
     print(error)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'laconic[lora]'" in found.stdout
+    assert "pip install 'vprompt[lora]'" in found.stdout
     assert found.stdout.strip().endswith(".")
 
 
@@ -643,23 +643,23 @@ except laconic.LaconicError as error:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_fit_and_eval_from_the_command_line(method, colours, tmp_path, laconic_command, monkeypatch):
+def test_fit_and_eval_from_the_command_line(method, colours, tmp_path, vprompt_command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     options = ["--backbone", "test_vit", "--img-size", "32", "--weights", str(weights(tmp_path))]
-    run = laconic_command("fit", colours, "--method", method, "--epochs", "1", "--batch-size", "8", *options)
+    run = vprompt_command("fit", colours, "--method", method, "--epochs", "1", "--batch-size", "8", *options)
     assert run.status == 0, run.err
     assert max(map(len, run.out.splitlines())) <= 80
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"-{method}-" in folder.name
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    model = laconic.load(folder)
+    model = vprompt.load(folder)
     assert result["method"] == method == model.method.name
     assert result["learned_params"] == model.num_learned
     bare = timm.create_model("test_vit", img_size=32, num_classes=0)
     assert result["backbone_params"] == sum(p.numel() for p in bare.parameters())
     assert f"{model.num_learned:,} ({100 * model.num_learned / result['backbone_params']:.2f} %)" in run.out
-    judged = laconic_command("eval", folder, colours, "--json")
+    judged = vprompt_command("eval", folder, colours, "--json")
     assert judged.status == 0, judged.err
     assert judged.document["accuracy"] == result["test_accuracy"]
 

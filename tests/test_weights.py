@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import save_for_hf
 
-import laconic
+import vprompt
 from conftest import run_command, write_classes
-from laconic.adapter import adapter as adapters
-from laconic.backbone import fingerprint
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.creation import create_backbone
-from laconic.errors import AdapterError, BackboneError, LaconicError
-from laconic.weights import _conversion, load_weights, weights_file, weights_origin
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.info import fingerprint
+from vprompt.backbones.weights import _conversion, load_weights, weights_file, weights_origin
+from vprompt.model import load as adapters
+from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
 NAME = "test_vit"
 
@@ -105,7 +105,7 @@ def test_half_precision_files_make_single_precision_models(tmp_path, source):
 
 
 def test_a_relative_path_and_no_other_weights_are_asked_for(monkeypatch, file):
-    monkeypatch.setattr("laconic.creation._require_weights", lambda name: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("vprompt.backbones.factory._require_weights", lambda name: pytest.fail("asked the Hub"))
     monkeypatch.chdir(file.parent)
     model = create_backbone(f"{NAME}.r160_in1k", weights=file.name, img_size=32)
     assert weights_file(model) == file
@@ -325,7 +325,7 @@ def test_position_embeddings_are_resized_by_timm(file, source, size):
     model = create_backbone(NAME, weights=file, img_size=size).eval()
     grid = [height // 16, width // 16]
     assert torch.equal(model.pos_embed, resample_abs_pos_embed(source.pos_embed, grid, num_prefix_tokens=1))
-    adapted = laconic.attach(NAME, laconic.VPT(2), num_classes=3, weights=file, img_size=size).eval()
+    adapted = vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, weights=file, img_size=size).eval()
     assert adapted.preprocessing.size == (height, width)
     assert adapted(torch.randn(1, 3, height, width)).shape == (1, 3)
 
@@ -343,7 +343,7 @@ def test_windows_of_a_swin_shrink_with_the_map_and_their_tables_with_them(tmp_pa
 @pytest.mark.parametrize("size", [0, -16, (32,), (0, 32), "32"])
 def test_sizes_that_cannot_be(file, size):
     refused(
-        r"could not be made with images|cannot be cut", laconic.attach, NAME, num_classes=2, weights=file, img_size=size
+        r"could not be made with images|cannot be cut", vprompt.attach, NAME, num_classes=2, weights=file, img_size=size
     )
 
 
@@ -426,7 +426,7 @@ def test_pickles_that_need_code_are_not_read(broken, name):
 
 
 def test_nothing_ever_unpickles_freely():
-    sources = [path for path in Path(laconic.__file__).parent.rglob("*.py") if path.name != "__init__.py"]
+    sources = [path for path in Path(vprompt.__file__).parent.rglob("*.py") if path.name != "__init__.py"]
     for path in sources:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"weights_only\s*=\s*(?!True)|allow_pickle\s*=\s*(?!False)|pickle\.loads?\(", text), path
@@ -570,8 +570,8 @@ def test_what_the_arrays_have_no_place_for_is_not_left_random(tmp_path, arrays):
 
 
 def test_weights_go_with_a_plain_name(file, tmp_path):
-    refused("a model object has its weights already", laconic.attach, random_model(), num_classes=2, weights=file)
-    refused("pretrained=False", laconic.attach, NAME, num_classes=2, weights=file, pretrained=False)
+    refused("a model object has its weights already", vprompt.attach, random_model(), num_classes=2, weights=file)
+    refused("pretrained=False", vprompt.attach, NAME, num_classes=2, weights=file, pretrained=False)
     save_for_hf(timm.create_model(NAME, img_size=32), tmp_path / "vit", safe_serialization=True)
     for name in (f"local-dir:{tmp_path / 'vit'}", "hf-hub:timm/test_vit.r160_in1k"):
         refused("says where the weights are", create_backbone, name, weights=file)
@@ -591,7 +591,7 @@ def mine(file, tmp_path):
 @pytest.fixture
 def adapted(mine):
     torch.manual_seed(1)
-    return laconic.attach(NAME, laconic.VPT(2), num_classes=3, weights=mine, img_size=32).eval()
+    return vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, weights=mine, img_size=32).eval()
 
 
 def config_of(folder):
@@ -612,62 +612,62 @@ def test_an_adapter_finds_its_weights_again(adapted, mine, tmp_path, monkeypatch
     adapted.save_pretrained(tmp_path / "a")
     assert config_of(tmp_path / "a")["backbone"]["weights"] == str(mine)
     monkeypatch.chdir("/")
-    again = laconic.load(tmp_path / "a")
+    again = vprompt.load(tmp_path / "a")
     assert torch.equal(logits(again), logits(adapted))
     again.save_pretrained(tmp_path / "b")
     assert config_of(tmp_path / "b") == config_of(tmp_path / "a")
     mine.rename(tmp_path / "a" / mine.name)
-    assert torch.equal(logits(laconic.load(tmp_path / "a")), logits(adapted))
+    assert torch.equal(logits(vprompt.load(tmp_path / "a")), logits(adapted))
 
 
 def test_an_adapter_whose_weights_have_gone(adapted, mine, tmp_path):
     adapted.save_pretrained(tmp_path / "a")
     mine.rename(tmp_path / "moved.safetensors")
-    sentence = refused("not there; give the file", laconic.load, tmp_path / "a", error=AdapterError)
+    sentence = refused("not there; give the file", vprompt.load, tmp_path / "a", error=AdapterError)
     assert str(mine) in sentence
     assert "weights=FILE" in sentence
     assert "--weights FILE" in sentence
-    assert torch.equal(logits(laconic.load(tmp_path / "a", weights=tmp_path / "moved.safetensors")), logits(adapted))
+    assert torch.equal(logits(vprompt.load(tmp_path / "a", weights=tmp_path / "moved.safetensors")), logits(adapted))
     model = create_backbone(NAME, weights=tmp_path / "moved.safetensors", img_size=32)
-    assert torch.equal(logits(laconic.load(tmp_path / "a", model)), logits(adapted))
-    refused("has its weights already", laconic.load, tmp_path / "a", model, weights=tmp_path / "moved.safetensors")
+    assert torch.equal(logits(vprompt.load(tmp_path / "a", model)), logits(adapted))
+    refused("has its weights already", vprompt.load, tmp_path / "a", model, weights=tmp_path / "moved.safetensors")
 
 
 def test_other_weights_are_noticed_whatever_they_are_called(adapted, mine, tmp_path):
     adapted.save_pretrained(tmp_path / "a")
     save_as(random_model(seed=1, img_size=32).state_dict(), mine)
     match = r"weights differ \(fingerprints .*weights=FILE.*--weights FILE.*backbone=model"
-    refused(match, laconic.load, tmp_path / "a", error=AdapterError)
-    refused(match, laconic.load, tmp_path / "a", weights=mine, error=AdapterError)
+    refused(match, vprompt.load, tmp_path / "a", error=AdapterError)
+    refused(match, vprompt.load, tmp_path / "a", weights=mine, error=AdapterError)
 
 
 def test_an_adapter_without_a_record_of_weights(adapted, mine, tmp_path):
     adapted.save_pretrained(tmp_path / "a")
-    for absent in (..., None):  # as laconic 0.1.0 wrote it, and as it is written where the name says it all
+    for absent in (..., None):  # as vprompt 0.1.0 wrote it, and as it is written where the name says it all
         edit_backbone(tmp_path / "a", weights=absent)
-        assert torch.equal(logits(laconic.load(tmp_path / "a", weights=mine)), logits(adapted))
+        assert torch.equal(logits(vprompt.load(tmp_path / "a", weights=mine)), logits(adapted))
     for junk in (3, [], {}):
         edit_backbone(tmp_path / "a", weights=junk)
-        refused("'backbone.weights' should be text", laconic.load, tmp_path / "a", error=AdapterError)
+        refused("'backbone.weights' should be text", vprompt.load, tmp_path / "a", error=AdapterError)
     for strange in ("", "\0", "..", "/"):
         edit_backbone(tmp_path / "a", weights=strange)
-        refused("not there; give the file", laconic.load, tmp_path / "a", error=LaconicError)
+        refused("not there; give the file", vprompt.load, tmp_path / "a", error=VPromptError)
 
 
 def test_published_weights_are_not_recorded_as_a_file(tmp_path):
     for backbone in (create_backbone(BUNDLED_BACKBONE), random_model(img_size=32)):
         assert weights_file(backbone) is None
         assert weights_origin(backbone) is None
-        laconic.attach(backbone, laconic.Linear(), num_classes=2).save_pretrained(tmp_path / "a")
+        vprompt.attach(backbone, vprompt.Linear(), num_classes=2).save_pretrained(tmp_path / "a")
         assert config_of(tmp_path / "a")["backbone"]["weights"] is None
 
 
 def test_published_weights_can_be_given_as_a_file(tmp_path):
-    model = laconic.attach(BUNDLED_BACKBONE, laconic.Linear(), num_classes=2).eval()
+    model = vprompt.attach(BUNDLED_BACKBONE, vprompt.Linear(), num_classes=2).eval()
     model.save_pretrained(tmp_path / "a")
     copy = save_as(model.backbone.state_dict(), tmp_path / "copy.safetensors")
     assert torch.equal(
-        laconic.load(tmp_path / "a", weights=copy)(torch.ones(1, 3, 64, 64)), model(torch.ones(1, 3, 64, 64))
+        vprompt.load(tmp_path / "a", weights=copy)(torch.ones(1, 3, 64, 64)), model(torch.ones(1, 3, 64, 64))
     )
 
 
@@ -700,7 +700,7 @@ def test_a_pushed_adapter_does_not_say_where_the_weights_lay(adapted, mine, tmp_
 def test_the_card_says_how_to_load(adapted, mine, tmp_path):
     adapted.save_pretrained(tmp_path / "a")
     text = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
-    assert 'laconic.load("path/to/this/folder", weights="my weights.safetensors")' in text
+    assert 'vprompt.load("path/to/this/folder", weights="my weights.safetensors")' in text
     assert str(mine.parent) not in text
     assert huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data.base_model == f"{NAME}.r160_in1k"
 
@@ -782,7 +782,9 @@ def test_a_resumed_run_must_have_the_same_weights(data, mine, tmp_path, monkeypa
 def test_an_unfinished_run_notices_that_the_file_has_changed(data, mine, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("laconic.runfolder.RunFolder.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "vprompt.experiments.folder.RunFolder.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert run_command(*fit_arguments(data, mine, out)).status == 130
     assert any((out / ".run").glob("*.safetensors"))
     before = mine.read_bytes()
@@ -814,12 +816,12 @@ def test_a_local_folder_in_the_hubs_format(tmp_path):
     source = random_model("test_vit", 3)
     save_for_hf(source, tmp_path / "vit", safe_serialization=True)
     name = f"local-dir:{tmp_path / 'vit'}"
-    model = laconic.attach(name, laconic.VPT(2), num_classes=3).eval()
+    model = vprompt.attach(name, vprompt.VPT(2), num_classes=3).eval()
     assert model.info.name == name
     assert fingerprint(model.backbone) == fingerprint(source)
     model.save_pretrained(tmp_path / "adapter")
     images = torch.randn(1, 3, 160, 160)
-    assert torch.equal(laconic.load(tmp_path / "adapter")(images), model(images))
+    assert torch.equal(vprompt.load(tmp_path / "adapter")(images), model(images))
 
 
 def test_a_hub_name_from_the_cache_without_a_network(tmp_path):
@@ -829,8 +831,8 @@ def test_a_hub_name_from_the_cache_without_a_network(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     code = (
-        "import laconic; from laconic.backbone import fingerprint;"
-        "model = laconic.attach('hf-hub:me/vit', laconic.VPT(2), num_classes=3);"
+        "import vprompt; from vprompt.backbones.info import fingerprint;"
+        "model = vprompt.attach('hf-hub:me/vit', vprompt.VPT(2), num_classes=3);"
         "print(model.info.name, fingerprint(model.backbone))"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
@@ -856,7 +858,7 @@ def test_every_module_that_converts_checkpoints_is_asked():
 
 def test_a_pushed_adapter_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     save_for_hf(random_model("test_vit", 3), tmp_path / "mine" / "vit", safe_serialization=True)
-    model = laconic.attach(f"local-dir:{tmp_path / 'mine' / 'vit'}", laconic.VPT(2), num_classes=3)
+    model = vprompt.attach(f"local-dir:{tmp_path / 'mine' / 'vit'}", vprompt.VPT(2), num_classes=3)
     pushed = {}
 
     def upload(repo_id, files, **options):
@@ -870,13 +872,13 @@ def test_a_pushed_adapter_names_no_folder_of_this_machine(tmp_path, monkeypatch)
 
 
 def test_an_adapter_from_the_hub_chooses_no_file_here(file, tmp_path, monkeypatch):
-    model = laconic.attach(NAME, laconic.VPT(2), num_classes=3, weights=file)
+    model = vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, weights=file)
     model.save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(adapters.adapter_hub, "fetch", lambda repo_id, files: tmp_path / "adapter")
     with pytest.raises(AdapterError, match="give the file"):
-        laconic.load("me/birds")
-    assert laconic.load("me/birds", weights=file).prompt_counts == model.prompt_counts
-    assert laconic.load(tmp_path / "adapter").prompt_counts == model.prompt_counts
+        vprompt.load("me/birds")
+    assert vprompt.load("me/birds", weights=file).prompt_counts == model.prompt_counts
+    assert vprompt.load(tmp_path / "adapter").prompt_counts == model.prompt_counts
 
 
 def test_patches_of_another_size_are_another_backbone(tmp_path):

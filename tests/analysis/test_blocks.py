@@ -9,19 +9,19 @@ import torch
 from torch.utils.data import TensorDataset
 
 import families
-import laconic
 import reference
-from laconic.analysis.blocks import Ablation, AdapterBlocks, Kept, Measured, blocks, kept, study
-from laconic.data import Task
-from laconic.errors import LaconicError
-from laconic.preprocessing import Preprocessing
-from laconic.report.analysis import analysis_sections, write_analysis
-from laconic.report.analysis.blocks import VIEW
-from laconic.report.document import Table
-from laconic.trained import Trained
+import vprompt
 from reference import close
+from vprompt.analysis.blocks.measure import Ablation, AdapterBlocks, Kept, Measured, blocks, kept, study
+from vprompt.analysis.blocks.report import VIEW
+from vprompt.analysis.page import analysis_sections, write_analysis
+from vprompt.data.dataset import Task
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.experiments.finished import Trained
+from vprompt.report.document import Table
+from vprompt.utils.errors import VPromptError
 
-METHODS = {"deep": laconic.VPT(4, "deep"), "shallow": laconic.VPT(4, "shallow")}
+METHODS = {"deep": vprompt.VPT(4, "deep"), "shallow": vprompt.VPT(4, "shallow")}
 
 
 def labelled(images, classes=5):
@@ -41,7 +41,7 @@ def by_hand(run, model, data, gone, *, shallow=False):
 
 def same(found, wanted):
     assert found.accuracy == wanted.accuracy
-    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)  # laconic adds up losses in float32
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)  # vprompt adds up losses in float32
 
 
 @pytest.mark.parametrize("depth", METHODS)
@@ -64,7 +64,7 @@ def test_removal_is_that_of_the_reference(name, depth):
 
 def small(method=None, **options):
     torch.manual_seed(0)
-    model = laconic.attach(reference.small_vit(**options), method or laconic.VPT(5), num_classes=2).double().eval()
+    model = vprompt.attach(reference.small_vit(**options), method or vprompt.VPT(5), num_classes=2).double().eval()
     with torch.no_grad():
         for prompts in model.prompts:
             prompts.normal_()
@@ -110,18 +110,18 @@ def test_only_what_differs_is_run(counts, runs):
 
 
 def test_key_value_prompts_stay():
-    model, data = small(laconic.E2VPT(3, 2)), some_data()
+    model, data = small(vprompt.E2VPT(3, 2)), some_data()
     with torch.no_grad():
         for prompts in model.kv_prompts:
             prompts.normal_(std=3)
-    wanted = laconic.evaluate(model.keep([torch.arange(0)] * 3), data)
+    wanted = vprompt.evaluate(model.keep([torch.arange(0)] * 3), data)
     found = blocks(model, data)
     assert (found.bare.accuracy, found.bare.loss) == (wanted.accuracy, wanted.loss)
     assert found.bare.loss != pytest.approx(by_hand(reference.logits, model, data, {0, 1, 2}).loss, rel=1e-3)
 
 
 def test_the_model_stays_as_it_was():
-    model = small(laconic.VPT(4, dropout=0.9)).train()
+    model = small(vprompt.VPT(4, dropout=0.9)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert blocks(model, some_data()) == blocks(model, some_data())
     kept(model, some_data())
@@ -169,19 +169,19 @@ def test_other_criteria_choose_otherwise():
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 1.1, float("nan")])
 def test_a_share_that_cannot_be_kept_is_refused(ratio):
-    with pytest.raises(LaconicError, match="must be above 0 and at most 1"):
+    with pytest.raises(VPromptError, match="must be above 0 and at most 1"):
         kept(small(), some_data(), ratios=[0.5, ratio])
 
 
 def test_what_cannot_be_taken_apart_is_one_sentence():
-    bare = small(laconic.Linear())
-    with pytest.raises(LaconicError, match="nothing to take away"):
+    bare = small(vprompt.Linear())
+    with pytest.raises(VPromptError, match="nothing to take away"):
         blocks(bare, some_data())
-    with pytest.raises(LaconicError, match="none to keep"):
+    with pytest.raises(VPromptError, match="none to keep"):
         kept(bare, some_data())
-    with pytest.raises(LaconicError, match=r"Images must be \(3, 32, 32\)"):
+    with pytest.raises(VPromptError, match=r"Images must be \(3, 32, 32\)"):
         blocks(small(), some_data(size=16))
-    with pytest.raises(LaconicError, match="no criterion called"):
+    with pytest.raises(VPromptError, match="no criterion called"):
         kept(small(), some_data(), criterion="fame")
 
 
@@ -240,7 +240,7 @@ def test_one_adapter_has_no_spread_and_one_task_no_tasks():
     ],
 )
 def test_adapters_that_cannot_be_compared_are_refused(adapters, words):
-    with pytest.raises(LaconicError, match=words):
+    with pytest.raises(VPromptError, match=words):
         study(adapters)
 
 
@@ -266,7 +266,7 @@ HOSTILE = "<script>alert(1)</script> | $\\frac{a}$ `x`\n\u202e" + "y" * 200
 def shown(tmp_path, adapters):
     """The pages and the tables of a study."""
     document = json.loads(json.dumps(asdict(study(adapters)), allow_nan=False))
-    files = write_analysis(tmp_path, "blocks", document, command="laconic analyze blocks")
+    files = write_analysis(tmp_path, "blocks", document, command="vprompt analyze blocks")
     assert all(file.stat().st_size > 200 for file in files)
     tables = [block for block in VIEW.tables(document) if isinstance(block, Table)]
     for table in tables:
@@ -318,15 +318,15 @@ def test_the_answer_names_the_blocks_and_judges_the_claim():
 
 
 def test_a_document_that_lacks_something_is_one_sentence():
-    with pytest.raises(LaconicError, match="run `laconic analyze blocks` again"):
+    with pytest.raises(VPromptError, match="run `vprompt analyze blocks` again"):
         analysis_sections([{"analysis": "blocks", "result": {"every": {}}}])
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_command(tmp_path, trained, laconic_command):
-    done = laconic_command("analyze", "blocks", trained.folder, "--ratios", "0.5,0.2", "--out", tmp_path, "--json")
+def test_the_command(tmp_path, trained, vprompt_command):
+    done = vprompt_command("analyze", "blocks", trained.folder, "--ratios", "0.5,0.2", "--out", tmp_path, "--json")
     assert done.status == 0, done.err
     (adapter,) = done.document["adapters"]
     assert adapter["split"] == "val"
@@ -344,16 +344,16 @@ def test_the_command(tmp_path, trained, laconic_command):
         (["--data", "/nowhere"], "/nowhere"),
     ],
 )
-def test_the_command_refuses_in_one_sentence(tmp_path, trained, laconic_command, arguments, words):
-    done = laconic_command("analyze", "blocks", trained.folder, "--out", tmp_path / "o", *arguments)
+def test_the_command_refuses_in_one_sentence(tmp_path, trained, vprompt_command, arguments, words):
+    done = vprompt_command("analyze", "blocks", trained.folder, "--out", tmp_path / "o", *arguments)
     assert done.status in (1, 2)
     assert words in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "o").exists()
 
 
-def test_the_command_wants_an_adapter(tmp_path, laconic_command):
-    assert laconic_command("analyze", "blocks").status == 2
-    empty = laconic_command("analyze", "blocks", tmp_path)
+def test_the_command_wants_an_adapter(tmp_path, vprompt_command):
+    assert vprompt_command("analyze", "blocks").status == 2
+    empty = vprompt_command("analyze", "blocks", tmp_path)
     assert empty.status == 1
     assert "no adapter with prompts" in empty.err

@@ -8,17 +8,17 @@ import pytest
 import timm
 import torch
 
-import laconic
-from laconic.analysis.cost import cost, costs, model_cost
-from laconic.analysis.count import adapter_bytes, gmacs_and_biases
-from laconic.analysis.counts import even, kept_counts, rising, with_counts
-from laconic.creation import create_backbone
-from laconic.errors import LaconicError
-from laconic.report import published
-from laconic.report.analysis import analysis_sections, write_analysis
-from laconic.report.analysis.cost import VIEW
-from laconic.report.html import html_page
-from laconic.report.markdown import markdown_page
+import vprompt
+from vprompt.analysis.cost.measure import costs
+from vprompt.analysis.cost.report import VIEW
+from vprompt.analysis.counts import even, kept_counts, rising, with_counts
+from vprompt.analysis.page import analysis_sections, write_analysis
+from vprompt.backbones.factory import create_backbone
+from vprompt.model.cost import adapter_bytes, cost, gmacs_and_biases, model_cost
+from vprompt.report import published
+from vprompt.report.html import html_page
+from vprompt.report.markdown import markdown_page
+from vprompt.utils.errors import VPromptError
 
 VIT_B, SWIN_B = "vit_base_patch16_224", "swin_base_patch4_window7_224"
 D, BLOCKS, TOKENS = 768, 12, 197
@@ -175,7 +175,7 @@ def test_shares_are_rounded_as_select_does():
     scores = [torch.rand(7) for _ in range(5)]
     for share in (0.05, 0.3, 0.5, 0.9):
         for kept in kept_counts(7, [share], 5):
-            chosen = laconic.select(scores, ratio=share, scope=kept.where)
+            chosen = vprompt.select(scores, ratio=share, scope=kept.where)
             assert sum(len(index) for index in chosen) == sum(kept.counts)
     assert [k.counts for k in kept_counts(7, [0.3], 3, shallow=True)] == [(2, 0, 0)]
 
@@ -201,7 +201,7 @@ def test_shares_are_rounded_as_select_does():
 )
 def test_numbers_that_cannot_be_meant_are_refused(arguments, words):
     options = {"prompts": [1], "originals": [2], "shares": [0.5], **arguments}
-    with pytest.raises(LaconicError, match=words):
+    with pytest.raises(VPromptError, match=words):
         costs("vit_tiny_patch16_224", **options)
 
 
@@ -230,7 +230,7 @@ def test_the_papers_example_of_the_rule():
 
 def test_condensed_rows_cost_what_such_models_cost(small):
     assert [(row.share, row.where) for row in small.condensed] == [(0.3, "local"), (0.3, "global"), (1.0, "local")]
-    model = laconic.attach("vit_tiny_patch16_224", laconic.VPT(10), num_classes=1, pretrained=False)
+    model = vprompt.attach("vit_tiny_patch16_224", vprompt.VPT(10), num_classes=1, pretrained=False)
     for row in small.condensed:
         alike = model_cost(model.keep([torch.arange(count) for count in row.counts]))
         assert (row.published_gmacs, row.prefix_gmacs, row.folded_gmacs) == (
@@ -251,17 +251,17 @@ def test_shallow_prompts_are_in_the_first_block_only():
 
 @pytest.mark.parametrize(
     "method",
-    [laconic.VPT(1), laconic.VPT(12), laconic.VPT(3, "shallow"), laconic.E2VPT(2), laconic.LoRA(2), laconic.Linear()],
+    [vprompt.VPT(1), vprompt.VPT(12), vprompt.VPT(3, "shallow"), vprompt.E2VPT(2), vprompt.LoRA(2), vprompt.Linear()],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_size_of_an_adapter_is_that_of_the_saved_file(tmp_path, method, dtype):
-    model = laconic.attach(timm.create_model("test_vit").to(dtype), method, num_classes=11)
+    model = vprompt.attach(timm.create_model("test_vit").to(dtype), method, num_classes=11)
     model.save_pretrained(tmp_path)
     assert adapter_bytes(model) == (tmp_path / "adapter_model.safetensors").stat().st_size
 
 
 def test_the_size_in_the_analysis_is_that_of_the_saved_file(tmp_path, small):
-    model = laconic.attach("vit_tiny_patch16_224", laconic.VPT(10), num_classes=7, pretrained=False)
+    model = vprompt.attach("vit_tiny_patch16_224", vprompt.VPT(10), num_classes=7, pretrained=False)
     model.save_pretrained(tmp_path)
     assert small.prompts[1].adapter_bytes == (tmp_path / "adapter_model.safetensors").stat().st_size
 
@@ -305,7 +305,7 @@ def test_hostile_names_are_text_and_gaps_are_refused(small, tmp_path):
     assert "<script" not in text
     assert "\x1b" not in text
     del found["result"]["bare_gmacs"]
-    with pytest.raises(LaconicError, match=r"analysis cost lacks .*bare_gmacs"):
+    with pytest.raises(VPromptError, match=r"analysis cost lacks .*bare_gmacs"):
         analysis_sections([found])
 
 
@@ -330,30 +330,30 @@ def test_odd_results_can_be_drawn(small, tmp_path, odd):
 QUICK = ("--prompts", "0,2", "--originals", "4", "--shares", "0.5", "--out")
 
 
-def test_the_command_prints_the_tables_and_writes_the_page(laconic_command, tmp_path):
-    found = laconic_command("analyze", "cost", "test_vit", *QUICK, tmp_path)
+def test_the_command_prints_the_tables_and_writes_the_page(vprompt_command, tmp_path):
+    found = vprompt_command("analyze", "cost", "test_vit", *QUICK, tmp_path)
     assert found.status == 0
     assert "after condensing 4 prompts per block" in found.out
     assert "of the bare" in found.err or "times the bare" in found.err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["analyses.html", "analyses.md", "cost.json", "cost.png"]
 
 
-def test_counts_may_repeat_and_the_result_is_json(laconic_command, tmp_path):
+def test_counts_may_repeat_and_the_result_is_json(vprompt_command, tmp_path):
     counts = "1,1,2,2,0,3"
-    rows = laconic_command("analyze", "cost", "test_vit", *QUICK, tmp_path, "--counts", counts, "--json").document
+    rows = vprompt_command("analyze", "cost", "test_vit", *QUICK, tmp_path, "--counts", counts, "--json").document
     assert rows["given"][0]["counts"] == [1, 1, 2, 2, 0, 3]
     assert rows["given"][1]["counts"] == [1, 1, 1, 2, 2, 2]
     assert rows["given"][0]["share"] is None
 
 
-def test_an_adapter_tells_its_counts_without_its_weights(laconic_command, tmp_path):
+def test_an_adapter_tells_its_counts_without_its_weights(vprompt_command, tmp_path):
     torch.manual_seed(0)
-    model = laconic.attach("test_vit", laconic.VPT(4), num_classes=3, pretrained=False, img_size=32)
+    model = vprompt.attach("test_vit", vprompt.VPT(4), num_classes=3, pretrained=False, img_size=32)
     data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]))
-    small = laconic.condense(model, data, ratio=0.5, fine_tune=False)
+    small = vprompt.condense(model, data, ratio=0.5, fine_tune=False)
     small.save_pretrained(tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    rows = laconic_command("analyze", "cost", "--adapter", tmp_path / "a", *QUICK, tmp_path / "out", "--json").document
+    rows = vprompt_command("analyze", "cost", "--adapter", tmp_path / "a", *QUICK, tmp_path / "out", "--json").document
     assert rows["given"][0]["counts"] == small.prompt_counts
     assert rows["given"][0]["original"] == 4
     assert rows["given"][0]["share"] == 0.5
@@ -362,7 +362,7 @@ def test_an_adapter_tells_its_counts_without_its_weights(laconic_command, tmp_pa
 
 
 def failures(tmp_path):
-    laconic.attach("test_vit", laconic.Linear(), num_classes=3, pretrained=False).save_pretrained(tmp_path / "linear")
+    vprompt.attach("test_vit", vprompt.Linear(), num_classes=3, pretrained=False).save_pretrained(tmp_path / "linear")
     return {
         "no backbone": (["vit_nope"], "'vit_nope'"),
         "words": (["test_vit", "--prompts", "few"], "--prompts"),
@@ -376,9 +376,9 @@ def failures(tmp_path):
     }
 
 
-def test_wrong_use_is_one_sentence(laconic_command, tmp_path):
+def test_wrong_use_is_one_sentence(vprompt_command, tmp_path):
     for name, (arguments, words) in failures(Path(tmp_path)).items():
-        found = laconic_command("analyze", "cost", *arguments)
+        found = vprompt_command("analyze", "cost", *arguments)
         assert found.status in (1, 2), name
         assert words in found.err, name
         assert "Traceback" not in found.err, name

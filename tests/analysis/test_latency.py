@@ -6,13 +6,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from laconic.analysis.latencies import latencies
-from laconic.errors import BackboneError, LaconicError
-from laconic.report import published
-from laconic.report.analysis import analysis_sections, write_analysis
-from laconic.report.analysis.latency import VIEW
-from laconic.report.html import html_page
-from laconic.report.markdown import markdown_page
+from vprompt.analysis.latency.measure import latencies
+from vprompt.analysis.latency.report import VIEW
+from vprompt.analysis.page import analysis_sections, write_analysis
+from vprompt.report import published
+from vprompt.report.html import html_page
+from vprompt.report.markdown import markdown_page
+from vprompt.utils.errors import BackboneError, VPromptError
 
 SMALL = {"prompts": [6, 2], "shares": [0.5, 1.0], "images": 2, "rounds": 2, "img_size": 32, "devices": ["cpu"]}
 
@@ -53,7 +53,7 @@ def test_every_configuration_is_timed_under_every_execution(measured):
 
 def test_what_is_timed_is_the_model_it_says(monkeypatch):
     """Models are told apart by what they compute: folded and published agree, and the bare backbone is timm's."""
-    import laconic.analysis.latencies as module
+    import vprompt.analysis.latency.measure as module
 
     seen = {}
 
@@ -96,7 +96,7 @@ def test_a_small_backbone_gets_the_papers_batch():
     ],
 )
 def test_numbers_that_cannot_be_meant_are_refused(arguments, words):
-    with pytest.raises(LaconicError, match=words):
+    with pytest.raises(VPromptError, match=words):
         latencies("test_vit", **{**SMALL, **arguments})
 
 
@@ -188,8 +188,8 @@ def test_odd_results_can_be_shown(result, tmp_path, odd):
 QUICK = ("--backbone", "test_vit", "--img-size", "32", "--images", "1", "--rounds", "1", "--device", "cpu")
 
 
-def test_the_command_says_how_long_before_and_prints_ratios_first(laconic_command, tmp_path):
-    found = laconic_command("analyze", "latency", *QUICK, "--prompts", "4", "--shares", "0.5,1", "--out", tmp_path)
+def test_the_command_says_how_long_before_and_prints_ratios_first(vprompt_command, tmp_path):
+    found = vprompt_command("analyze", "latency", *QUICK, "--prompts", "4", "--shares", "0.5,1", "--out", tmp_path)
     assert found.status == 0
     assert found.err.startswith("cpu: 10 models in turn, 1 round, a batch of 1 image; it will take about ")
     assert found.out.startswith("Time over the bare backbone's, from 4 prompts per block")
@@ -209,8 +209,8 @@ def test_the_command_says_how_long_before_and_prints_ratios_first(laconic_comman
         (("--backbone", "vit_nope"), "'vit_nope'"),
     ],
 )
-def test_wrong_use_is_one_sentence(laconic_command, tmp_path, arguments, words):
-    found = laconic_command("analyze", "latency", *QUICK, *arguments, "--out", tmp_path)
+def test_wrong_use_is_one_sentence(vprompt_command, tmp_path, arguments, words):
+    found = vprompt_command("analyze", "latency", *QUICK, *arguments, "--out", tmp_path)
     assert found.status == 1
     assert words in found.err
     assert found.err.strip().count("\n") == 0

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 import families
-import laconic
 import reference
-from laconic.analysis.attention import watched
-from laconic.analysis.law import fit_law
-from laconic.analysis.rank import numerical_rank, rank, singular_values, spectrum, study
-from laconic.errors import LaconicError
-from laconic.prefix import PrefixAttention
-from laconic.report.analysis import analysis_sections, write_analysis
-from laconic.report.analysis.rank import VIEW
-from laconic.report.document import Table
+import vprompt
 from reference import close
+from vprompt.analysis.attention import watched
+from vprompt.analysis.page import analysis_sections, write_analysis
+from vprompt.analysis.rank.measure import fit_law, numerical_rank, rank, singular_values, spectrum, study
+from vprompt.analysis.rank.report import VIEW
+from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.report.document import Table
+from vprompt.utils.errors import VPromptError
 
 # ── the maths ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -88,13 +87,13 @@ def test_the_rank_does_not_depend_on_the_scale_and_falls_with_epsilon():
 
 @pytest.mark.parametrize("epsilon", [1.0, -0.1, 2, math.nan, math.inf])
 def test_an_epsilon_that_means_nothing_is_refused(epsilon):
-    with pytest.raises(LaconicError, match="epsilon must be at least 0 and below 1"):
+    with pytest.raises(VPromptError, match="epsilon must be at least 0 and below 1"):
         numerical_rank(torch.eye(2), epsilon)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_entries_that_are_not_finite_are_refused(value):
-    with pytest.raises(LaconicError, match="not finite"):
+    with pytest.raises(VPromptError, match="not finite"):
         spectrum(torch.full((2, 2), value))
 
 
@@ -161,7 +160,7 @@ def test_growth_without_a_law(counts, ranks, verdict):
     ],
 )
 def test_numbers_that_no_law_can_be_fitted_to(arguments, words):
-    with pytest.raises(LaconicError, match=words):
+    with pytest.raises(VPromptError, match=words):
         fit_law(*arguments)
 
 
@@ -181,7 +180,7 @@ SEQUENCES = (
     "qwen3",
 )
 WINDOWED = ("swin", "swin-padded", "swin-three-stages", "swin2-padded", "swin-cr-non-square", "sam", "sam-rope")
-METHODS = {"deep": laconic.VPT(4, "deep"), "shallow": laconic.VPT(4, "shallow")}
+METHODS = {"deep": vprompt.VPT(4, "deep"), "shallow": vprompt.VPT(4, "shallow")}
 
 
 def matrices(model, images, prompts=None):
@@ -203,7 +202,7 @@ def first(prompts, count):
 def test_they_are_those_of_the_reference(name, depth):
     torch.manual_seed(0)
     backbone = reference.BACKBONES[name]().double()
-    model = laconic.attach(backbone, METHODS[depth], num_classes=3).eval()
+    model = vprompt.attach(backbone, METHODS[depth], num_classes=3).eval()
     images = reference.some_images(name, 2, dtype=torch.float64)
     for count in (None, 0, 1, 3, 4):
         prompts = first(model.prompts, 4 if count is None else count)
@@ -269,7 +268,7 @@ def test_every_window_has_one(monkeypatch, name, depth):
 
 def test_key_value_prompts_are_columns_and_not_part_of_the_bare_backbone():
     torch.manual_seed(0)
-    model = laconic.attach(reference.small_vit(), laconic.E2VPT(3, 2), num_classes=3).eval()
+    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(3, 2), num_classes=3).eval()
     images = reference.some_images("class-token", 2)
     assert {tuple(m.shape) for m in matrices(model, images)} == {(4, 20, 22)}
     assert {tuple(m.shape) for m in matrices(model, images, 0)} == {(4, 17, 17)}
@@ -288,12 +287,12 @@ def some_data(count=5, size=32, dtype=torch.float32):
 
 def small(method=None, dtype=torch.float64, **options):
     torch.manual_seed(0)
-    return laconic.attach(reference.small_vit(**options), method or laconic.VPT(6), num_classes=3).to(dtype).eval()
+    return vprompt.attach(reference.small_vit(**options), method or vprompt.VPT(6), num_classes=3).to(dtype).eval()
 
 
 @pytest.mark.parametrize("depth", METHODS)
 def test_all_numbers_are_means_over_numpys_decompositions(depth):
-    model, data = small(laconic.VPT(5, depth)), some_data(6, dtype=torch.float64)
+    model, data = small(vprompt.VPT(5, depth)), some_data(6, dtype=torch.float64)
     found = rank(model, data, counts=[2, 5], epsilon=(0.2, 0.05))
     assert found.images == 6
     assert [point.prompts for point in found.points] == [0.0, 2.0, 5.0]
@@ -371,7 +370,7 @@ def test_the_images_are_spread_over_the_data_and_batches_do_not_matter():
 
 
 def test_dropout_of_prompts_is_off_and_the_model_stays_as_it_was():
-    model = small(laconic.VPT(4, dropout=0.9)).train()
+    model = small(vprompt.VPT(4, dropout=0.9)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data = some_data(dtype=torch.float64)
     assert rank(model, data) == rank(model, data)
@@ -410,19 +409,19 @@ def test_progress_ends_at_the_end():
     ],
 )
 def test_arguments_out_of_range_are_one_sentence(options, words):
-    with pytest.raises(LaconicError, match=words):
+    with pytest.raises(VPromptError, match=words):
         rank(small(), some_data(dtype=torch.float64), **options)
 
 
 def test_what_cannot_be_looked_at_is_one_sentence():
-    with pytest.raises(LaconicError, match="has no prompts"):
-        rank(small(laconic.Linear()), some_data(dtype=torch.float64))
-    with pytest.raises(LaconicError, match=r"Images must be \(3, 32, 32\)"):
+    with pytest.raises(VPromptError, match="has no prompts"):
+        rank(small(vprompt.Linear()), some_data(dtype=torch.float64))
+    with pytest.raises(VPromptError, match=r"Images must be \(3, 32, 32\)"):
         rank(small(), some_data(size=16, dtype=torch.float64))
     broken = small()
     with torch.no_grad():
         broken.backbone.blocks[1].attn.qkv.weight.fill_(math.nan)
-    with pytest.raises(LaconicError, match="not finite"):
+    with pytest.raises(VPromptError, match="not finite"):
         rank(broken, some_data(dtype=torch.float64))
 
 
@@ -434,7 +433,7 @@ def test_means_and_spread_over_adapters():
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
-        model = laconic.attach(reference.small_vit(), laconic.VPT(6), num_classes=3).double().eval()
+        model = vprompt.attach(reference.small_vit(), vprompt.VPT(6), num_classes=3).double().eval()
         with torch.no_grad():
             for prompts in model.prompts:
                 prompts.normal_()
@@ -456,7 +455,7 @@ def test_means_and_spread_over_adapters():
 
 def test_adapters_trained_with_different_numbers_are_points_of_their_own():
     data = some_data(2, dtype=torch.float64)
-    found = [(str(count), rank(small(laconic.VPT(count)), data)) for count in (2, 6, 4, 8, 4)]
+    found = [(str(count), rank(small(vprompt.VPT(count)), data)) for count in (2, 6, 4, 8, 4)]
     whole = study(found)
     assert whole.varied == "trained"
     assert [(point.prompts, point.adapters) for point in whole.points] == [(0, 5), (2, 1), (4, 2), (6, 1), (8, 1)]
@@ -468,11 +467,11 @@ def test_adapters_trained_with_different_numbers_are_points_of_their_own():
 def test_adapters_that_cannot_be_compared_are_refused():
     data = some_data(1, dtype=torch.float64)
     one = rank(small(), data, counts=[1])
-    with pytest.raises(LaconicError, match="look at them one by one"):
+    with pytest.raises(VPromptError, match="look at them one by one"):
         study([("a", one), ("b", rank(small(depth=2), data, counts=[1]))])
-    with pytest.raises(LaconicError, match="look at them one by one"):
+    with pytest.raises(VPromptError, match="look at them one by one"):
         study([("a", one), ("b", rank(small(), data, counts=[1], epsilon=0.5))])
-    with pytest.raises(LaconicError, match="no adapter"):
+    with pytest.raises(VPromptError, match="no adapter"):
         study([])
 
 
@@ -487,7 +486,7 @@ def plain(found):
 
 def shown(tmp_path, document):
     """The pages and the tables of a document."""
-    files = write_analysis(tmp_path, "rank", document, command="laconic analyze rank")
+    files = write_analysis(tmp_path, "rank", document, command="vprompt analyze rank")
     assert all(file.stat().st_size > 1000 for file in files)
     tables = [block for block in VIEW.tables(document) if isinstance(block, Table)]
     for table in tables:
@@ -510,7 +509,7 @@ def test_one_adapter_is_shown(tmp_path, counts, epsilon):
 
 def test_several_adapters_with_names_that_hurt_are_shown(tmp_path):
     data = some_data(1, dtype=torch.float64)
-    found = [(HOSTILE, rank(small(laconic.VPT(count)), data)) for count in (1, 3, 8)]
+    found = [(HOSTILE, rank(small(vprompt.VPT(count)), data)) for count in (1, 3, 8)]
     page, text, tables = shown(tmp_path, plain(study(found)))
     assert "<script>" not in page
     assert "<script>" not in text
@@ -542,15 +541,15 @@ def test_the_answer_says_what_holds(verdict, words):
 
 
 def test_a_document_that_lacks_something_is_one_sentence():
-    with pytest.raises(LaconicError, match="run `laconic analyze rank` again"):
+    with pytest.raises(VPromptError, match="run `vprompt analyze rank` again"):
         analysis_sections([{"analysis": "rank", "result": {"points": []}}])
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_command(tmp_path, trained, laconic_command):
-    done = laconic_command(
+def test_the_command(tmp_path, trained, vprompt_command):
+    done = vprompt_command(
         "analyze",
         "rank",
         trained.folder,
@@ -581,16 +580,16 @@ def test_the_command(tmp_path, trained, laconic_command):
         (["--data", "/nowhere"], "/nowhere"),
     ],
 )
-def test_the_command_refuses_in_one_sentence(tmp_path, trained, laconic_command, arguments, words):
-    done = laconic_command("analyze", "rank", trained.folder, "--out", tmp_path / "o", *arguments)
+def test_the_command_refuses_in_one_sentence(tmp_path, trained, vprompt_command, arguments, words):
+    done = vprompt_command("analyze", "rank", trained.folder, "--out", tmp_path / "o", *arguments)
     assert done.status in (1, 2)
     assert words in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "o").exists()
 
 
-def test_the_command_wants_an_adapter(tmp_path, laconic_command):
-    assert laconic_command("analyze", "rank").status == 2
-    empty = laconic_command("analyze", "rank", tmp_path)
+def test_the_command_wants_an_adapter(tmp_path, vprompt_command):
+    assert vprompt_command("analyze", "rank").status == 2
+    empty = vprompt_command("analyze", "rank", tmp_path)
     assert empty.status == 1
     assert "no adapter with prompts" in empty.err

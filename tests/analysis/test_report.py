@@ -1,12 +1,12 @@
-"""`laconic report` with analyses beside the runs."""
+"""`vprompt report` with analyses beside the runs."""
 
 import json
 import shutil
 
 import pytest
 
-from laconic.analysis.cost import cost
-from laconic.cli.main import main
+from vprompt.cli.main import main
+from vprompt.model.cost import cost
 
 
 def test_analyses_beside_runs_are_sections_of_their_report(undisturbed, tmp_path, capsys):

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 import families
-import laconic
-from laconic.analysis.scores import EXACT, ablate, scores, spearman
-from laconic.cli.main import main
-from laconic.criteria import CRITERIA
-from laconic.errors import LaconicError
-from laconic.report.analysis import analysis_sections, write_analysis
-from laconic.report.html import html_page
+import vprompt
+from vprompt.analysis.page import analysis_sections, write_analysis
+from vprompt.analysis.scores.measure import EXACT, ablate, scores, spearman
+from vprompt.cli.main import main
+from vprompt.compression.criteria import CRITERIA
+from vprompt.report.html import html_page
+from vprompt.utils.errors import VPromptError
 
 FAMILIES = ["swin-padded", "eva-rope-unfused", "beit-both", "cait", "gqa-per-block"]
 LABELS = torch.tensor([0, 4, 2, 1])
@@ -32,7 +32,7 @@ def some_data(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ablation_is_leaving_out_by_hand_in_the_reference(name, depth):
     counts = None if depth == "shallow" else [2, 0, 3]
-    model = families.attached(name, laconic.VPT(3, depth), counts=counts, dtype=torch.float64)
+    model = families.attached(name, vprompt.VPT(3, depth), counts=counts, dtype=torch.float64)
     images, labels = some_data(name).tensors
     found = ablate(model, some_data(name))
 
@@ -58,21 +58,21 @@ def test_ablation_of_merged_prompts_and_beside_key_value_prompts():
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", img_size=32)
     data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
-    model = laconic.attach(backbone, laconic.E2VPT(4, 3), num_classes=3).eval()
-    small = laconic.condensation.merge(model, [torch.arange(2)] * 6)
+    model = vprompt.attach(backbone, vprompt.E2VPT(4, 3), num_classes=3).eval()
+    small = vprompt.compression.merge(model, [torch.arange(2)] * 6)
     for each in (model, small):
         found = ablate(each, data)
         for block, count in enumerate(each.prompt_counts):
             for prompt in range(count):
                 kept = [torch.arange(n) for n in each.prompt_counts]
                 kept[block] = kept[block][kept[block] != prompt]
-                rise = laconic.evaluate(each.keep(kept), data).loss - laconic.evaluate(each, data).loss
+                rise = vprompt.evaluate(each.keep(kept), data).loss - vprompt.evaluate(each, data).loss
                 assert found.rise[block][prompt] == pytest.approx(rise, abs=1e-5)
 
 
 def test_everything_is_left_as_it_was():
     torch.manual_seed(0)
-    model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(3), num_classes=3).train()
+    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3), num_classes=3).train()
     data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
     before = model.state()
     scores(model, data, data, ratios=[0.5], scopes=["global"], fine_tune_epochs=1)
@@ -100,9 +100,9 @@ def trained():
     torch.manual_seed(0)
     images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 4
     images += F.interpolate(torch.randn(4, 3, 4, 4), 32)[labels]
-    model = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(3), num_classes=4)
+    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3), num_classes=4)
     data = TensorDataset(images, labels)
-    laconic.fit(model, data, recipe=laconic.Recipe(epochs=5, lr=0.01, batch_size=16))
+    vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=5, lr=0.01, batch_size=16))
     return model, data
 
 
@@ -119,13 +119,13 @@ def test_what_is_kept_is_what_select_keeps_and_evaluate_measures(trained, found)
     for one in found.kept:
         exact = {"ablation": found.ablation.change, "ablation-signed": found.ablation.rise}
         values = [torch.tensor(block) for block in exact.get(one.criterion, found.scores.get(one.criterion))]
-        kept = laconic.select(values, ratio=one.ratio, scope=one.scope)
+        kept = vprompt.select(values, ratio=one.ratio, scope=one.scope)
         assert one.counts == tuple(map(len, kept))
-        measured = laconic.evaluate(model.keep(kept), data)
+        measured = vprompt.evaluate(model.keep(kept), data)
         assert one.accuracy == measured.accuracy
         assert one.loss == pytest.approx(measured.loss, rel=1e-4)
         assert 0 <= one.fine_tuned <= 1
-    whole = laconic.evaluate(model, data)
+    whole = vprompt.evaluate(model, data)
     assert (found.accuracy, found.loss) == (whole.accuracy, pytest.approx(whole.loss, rel=1e-4))
     assert found.ablation.images == 20
 
@@ -139,11 +139,11 @@ def test_correlations_are_over_all_prompts(found):
 
 
 def test_criteria_that_cannot_be_are_left_out():
-    shallow = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.VPT(3, "shallow"), num_classes=3)
+    shallow = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3, "shallow"), num_classes=3)
     data = TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3))
     seen = scores(shallow, data, data, ratios=[0.5], scopes=["global"])
     assert set(seen.scores) == set(CRITERIA) - {"removal", "removal-signed"}
-    windows = families.attached("swin-padded", laconic.VPT(2))
+    windows = families.attached("swin-padded", vprompt.VPT(2))
     images = families.some_images("swin-padded", 3)
     seen = scores(windows, TensorDataset(images, LABELS[:3]), TensorDataset(images, LABELS[:3]), ratios=[0.5])
     assert "cls-similarity" not in seen.scores
@@ -160,13 +160,13 @@ def test_criteria_that_cannot_be_are_left_out():
     ],
 )
 def test_bad_arguments(trained, options, words):
-    with pytest.raises(LaconicError, match=words):
+    with pytest.raises(VPromptError, match=words):
         scores(*trained, trained[1], **{"ratios": [0.5], "scopes": ["global"], "criteria": ["random"], **options})
 
 
 def test_nothing_to_score():
-    plain = laconic.attach(timm.create_model("test_vit", img_size=32), laconic.methods.Linear(), num_classes=3)
-    with pytest.raises(LaconicError, match="no prompts"):
+    plain = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.methods.linear.Linear(), num_classes=3)
+    with pytest.raises(VPromptError, match="no prompts"):
         scores(plain, TensorDataset(torch.zeros(1, 3, 32, 32), torch.tensor([0])), TensorDataset(torch.zeros(1)))
 
 
@@ -180,7 +180,7 @@ def document(found, models=2, label="a <b>task</b>, seed 0"):
 
 @pytest.mark.parametrize("models", [1, 3])
 def test_it_is_written_as_picture_page_and_text(found, models, tmp_path):
-    files = write_analysis(tmp_path, "scores", document(found, models), command="laconic analyze scores 'a&b'")
+    files = write_analysis(tmp_path, "scores", document(found, models), command="vprompt analyze scores 'a&b'")
     assert [file.name for file in files] == ["scores.json", "scores.png", "analyses.html", "analyses.md"]
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
     page, text = (tmp_path / "analyses.html").read_text(), (tmp_path / "analyses.md").read_text()
@@ -202,7 +202,7 @@ def test_scores_that_say_nothing_are_shown_as_such(found):
 def test_a_damaged_document_is_named(found):
     broken = {**document(found, 1)}
     del broken["ratios"]
-    with pytest.raises(LaconicError, match="lacks what its section shows"):
+    with pytest.raises(VPromptError, match="lacks what its section shows"):
         analysis_sections([{"analysis": "scores", "result": broken}])
 
 
@@ -257,7 +257,7 @@ def test_wrong_options_are_one_sentence(adapter, options, words, tmp_path, capsy
     assert main(["analyze", "scores", str(adapter), *base, *fast, *options]) in (1, 2)
     error = capsys.readouterr().err.splitlines()[-1]
     assert words in error
-    assert error.startswith("laconic: ")
+    assert error.startswith("vprompt: ")
 
 
 @pytest.mark.parametrize("name", ["scores", "blocks", "rank"])
@@ -276,7 +276,7 @@ def test_what_cannot_be_shared_is_said_before_anything_is_run(trained):
     model, data = trained
     uneven = model.keep([torch.arange(1 + block % 2) for block in range(len(model.prompts))])
     told = []
-    with pytest.raises(LaconicError, match="different numbers"):
+    with pytest.raises(VPromptError, match="different numbers"):
         scores(uneven, data, data, scopes=["shared"], criteria=["random"], report=lambda *done: told.append(done))
     assert not told
 

@@ -1,15 +1,15 @@
-"""`laconic analyze sweep`, `schedule` and `e2vpt` as they are typed."""
+"""`vprompt analyze sweep`, `schedule` and `e2vpt` as they are typed."""
 
 import json
 
 import pytest
 
 from conftest import run_command
-from laconic.bench.plan import load_plan
-from laconic.bench.store import open_store
-from laconic.studies import schedule
-from laconic.studies.plan import Study
 from study_runs import fill, made
+from vprompt.analysis.schedule import measure as schedule
+from vprompt.analysis.study import Study
+from vprompt.experiments.bench.plan import load_plan
+from vprompt.experiments.bench.store import open_store
 
 COMMANDS = ("sweep", "schedule", "e2vpt")
 

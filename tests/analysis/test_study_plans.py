@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.bench.cells import cells_of, tasks_of
-from laconic.bench.jobs import Job, plain, starts_from
-from laconic.bench.plan import PlanError, parse_plan
-from laconic.data.bundled import SOURCE
-from laconic.studies import e2vpt, schedule, sweep
-from laconic.studies.plan import Study, toml
+from vprompt.analysis.e2vpt import measure as e2vpt
+from vprompt.analysis.schedule import measure as schedule
+from vprompt.analysis.study import Study, toml
+from vprompt.analysis.sweep import measure as sweep
+from vprompt.data.bundled import SOURCE
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.jobs import Job, plain, starts_from
+from vprompt.experiments.bench.plan import PlanError, parse_plan
 
 KINDS = {"sweep": sweep.plan_of, "schedule": schedule.plan_of, "e2vpt": e2vpt.plan_of}
 

@@ -6,18 +6,20 @@ from dataclasses import asdict
 
 import pytest
 
-from laconic.bench.cells import cells_of, tasks_of
-from laconic.bench.jobs import to_plain_data
-from laconic.bench.schedule import follow, preview
-from laconic.bench.store import open_store
-from laconic.bench.worker import Worker
-from laconic.report.analysis import write_analysis
-from laconic.report.analysis.view import view_of
-from laconic.report.document import Table
-from laconic.studies import e2vpt, schedule, sweep
-from laconic.studies.plan import Study
-from laconic.studies.seeds import difference, over_tasks, r_squared, seeds_of
 from study_runs import fill, made
+from vprompt.analysis.e2vpt import measure as e2vpt
+from vprompt.analysis.page import write_analysis
+from vprompt.analysis.schedule import measure as schedule
+from vprompt.analysis.study import Study
+from vprompt.analysis.sweep import measure as sweep
+from vprompt.analysis.view import view_of
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.jobs import to_plain_data
+from vprompt.experiments.bench.scheduler import follow, preview
+from vprompt.experiments.bench.store import open_store
+from vprompt.experiments.bench.worker import Worker
+from vprompt.report.document import Table
+from vprompt.utils.statistics import difference, over_tasks, r_squared, seeds_of
 
 MODULES = {"sweep": sweep, "schedule": schedule, "e2vpt": e2vpt}
 TASKS = ("vtab:svhn", "synthetic:counting")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from laconic.bench import cluster as subject
-from laconic.bench.local import LocalEngine
-from laconic.bench.plan import Workers, parse_plan
-from laconic.bench.run import engine_of, overview, run_plan
-from laconic.bench.schedule import BenchError, Silent
-from laconic.bench.store import open_store
 from plans import command, environment, figures, results
+from vprompt.experiments.bench import ray as subject
+from vprompt.experiments.bench.bench import engine_of, overview, run_plan
+from vprompt.experiments.bench.local import LocalEngine
+from vprompt.experiments.bench.plan import Workers, parse_plan
+from vprompt.experiments.bench.scheduler import BenchError, Silent
+from vprompt.experiments.bench.store import open_store
 
 os.environ |= subject.VARIABLES  # Ray reads them when it is imported
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -57,7 +57,7 @@ class Place:
         return run_plan(overview(self.plan, store, estimate=False), store, engine, watch=watch)
 
     def start(self, out, *more):
-        """`laconic bench` in a process of its own."""
+        """`vprompt bench` in a process of its own."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command(self.file, out, "--engine", "ray", *more), env=self.environment, **pipes)
 
@@ -210,7 +210,7 @@ def test_ctrl_c_saves_every_training_of_a_cluster_of_its_own(place):
     driver.send_signal(signal.SIGINT)
     printed, errors = driver.communicate(timeout=60)
     assert (driver.returncode, printed) == (130, "")
-    assert errors.splitlines()[-1].startswith("laconic: Stopped with 0 of ")
+    assert errors.splitlines()[-1].startswith("vprompt: Stopped with 0 of ")
     assert "Traceback" not in errors
     assert len(list(out.glob("work/*/.run/training.safetensors"))) == 2
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))
@@ -226,5 +226,5 @@ def test_what_cannot_be_done_is_said(place, monkeypatch):
     with pytest.raises(subject.ClusterError, match=r"No Ray cluster at 127\.0\.0\.1:1 "):
         subject.RayEngine("nowhere", needs, cluster="127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(subject.ClusterError, match=r"pip install 'laconic\[ray\]'"):
+    with pytest.raises(subject.ClusterError, match=r"pip install 'vprompt\[ray\]'"):
         subject.RayEngine("nowhere", needs)

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from laconic.bench.collect import study_of
-from laconic.errors import LaconicError
-from laconic.report import benchmark
+from vprompt.experiments import report as benchmark
+from vprompt.experiments.bench.collect import study_of
+from vprompt.utils.errors import VPromptError
 
 RESULT = {
     "test_accuracy": 0.5,
@@ -57,7 +57,7 @@ def changed(**changes):
 )
 def test_what_is_no_result_is_said_and_passed_over(tmp_path, damaged):
     write(tmp_path, "damaged", damaged)
-    with pytest.raises(LaconicError, match=r"1 cannot"):
+    with pytest.raises(VPromptError, match=r"1 cannot"):
         study_of(str(tmp_path))
     write(tmp_path, "good", RESULT)
     study = study_of(str(tmp_path))

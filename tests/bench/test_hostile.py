@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from conftest import run_with_one_thread
-from laconic.bench.cells import Cell, cells_of, tasks_of
-from laconic.bench.engine import Task
-from laconic.bench.jobs import Job, plain
-from laconic.bench.local import LocalEngine, WorkerProcess
-from laconic.bench.plan import PlanError, Search, parse_plan
-from laconic.bench.store import open_store
-from laconic.bench.study import steps
-from laconic.bench.worker import Worker
-from laconic.errors import DataError
-from laconic.evaluation import Evaluation
-from laconic.experiment import try_settings
 from plans import results
+from vprompt.experiments.bench.engine import Task
+from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
+from vprompt.experiments.bench.halving import steps
+from vprompt.experiments.bench.jobs import Job, plain
+from vprompt.experiments.bench.local import LocalEngine, WorkerProcess
+from vprompt.experiments.bench.plan import PlanError, Search, parse_plan
+from vprompt.experiments.bench.store import open_store
+from vprompt.experiments.bench.worker import Worker
+from vprompt.experiments.run import try_settings
+from vprompt.training.evaluate import Evaluation
+from vprompt.utils.errors import DataError
 
 HEAD = 'tasks = ["vtab:svhn"]\nsettings = {backbone = "test_vit"}\n[[methods]]\nmethod = "linear"\n'
 
@@ -131,7 +131,7 @@ def test_memory_that_torch_does_not_get_is_said_to_be_memory(tmp_path, text):
 
 def test_a_validation_loss_that_is_no_number_is_a_divergence(tmp_path, text, monkeypatch):
     monkeypatch.setattr(
-        "laconic.experiment.evaluate", lambda *a, **k: Evaluation(accuracy=0.3, loss=float("nan"), images=3)
+        "vprompt.training.evaluate.evaluate", lambda *a, **k: Evaluation(accuracy=0.3, loss=float("nan"), images=3)
     )
     settings = replace(the_jobs(text, 0), train_on="train", test=False)
     found = try_settings(settings, tmp_path / "training.safetensors", until=1)

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 
 from conftest import run_command
-from laconic.bench.cells import cells_of, tasks_of
-from laconic.bench.collect import study_of
-from laconic.bench.engine import Event, Task
-from laconic.bench.jobs import Job, plain, to_plain_data
-from laconic.bench.local import LocalEngine
-from laconic.bench.plan import parse_plan
-from laconic.bench.schedule import Schedule, follow, preview
-from laconic.bench.store import open_store
-from laconic.bundled import BUNDLED_BACKBONE
-from laconic.experiment import run
-from laconic.settings import settings_from
 from plans import figures, results, workers
 from processes import Command
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.experiments.bench.collect import study_of
+from vprompt.experiments.bench.engine import Event, Task
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.jobs import Job, plain, to_plain_data
+from vprompt.experiments.bench.local import LocalEngine
+from vprompt.experiments.bench.plan import parse_plan
+from vprompt.experiments.bench.scheduler import Schedule, follow, preview
+from vprompt.experiments.bench.store import open_store
+from vprompt.experiments.run import run
+from vprompt.experiments.settings import settings_from
 
 
 def test_a_plan_runs_to_its_end(undisturbed):
@@ -162,7 +162,7 @@ def test_kills_at_random_moments_change_nothing(undisturbed, plan_file, tmp_path
         status, text, errors = driver.end()
         assert "Traceback" not in errors
         if status == 130:
-            assert "laconic: Stopped" in errors
+            assert "vprompt: Stopped" in errors
         end = time.monotonic() + 60
         while any(Path(f"/proc/{child}").exists() for child in left) and time.monotonic() < end:
             time.sleep(0.1)

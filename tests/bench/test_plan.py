@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from laconic.bench.cells import cells_of, tasks_of
-from laconic.bench.plan import Plan, PlanError, combinations, load_plan, parse_plan, shipped_plans
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.plan import Plan, PlanError, combinations, load_plan, parse_plan, shipped_plans
 
 BASE = """
 tasks = ["synthetic:counting"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from laconic.bench.store import BusyError, FolderStore, StoreError, claimed, open_store, seal, whole
+from vprompt.experiments.bench.store import BusyError, FolderStore, StoreError, claimed, open_store, seal, whole
 
 DOCUMENT = {"name": "a", "test_accuracy": 0.5, "classes": ["ü", "<b>"]}
 
@@ -137,7 +137,7 @@ def test_a_lock_is_let_go_on_errors(tmp_path):
 
 WRITER = """
 import resource, sys
-from laconic.bench.store import open_store
+from vprompt.experiments.bench.store import open_store
 store = open_store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 import signal

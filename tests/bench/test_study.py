@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.bench.cells import Cell
-from laconic.bench.jobs import Job, from_plain_data, identity, plain, to_plain_data
-from laconic.bench.plan import Search
-from laconic.bench.study import steps
-from laconic.settings import settings_from
+from vprompt.experiments.bench.grid import Cell
+from vprompt.experiments.bench.halving import steps
+from vprompt.experiments.bench.jobs import Job, from_plain_data, identity, plain, to_plain_data
+from vprompt.experiments.bench.plan import Search
+from vprompt.experiments.settings import settings_from
 
 VALUES = {"backbone": "test_vit", "data": "t", "epochs": 20, "train_on": "train+val", "prompts": 5}
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from benchmark_folders import SIZES, VTAB, fgvc, read_list, vtab, write_image, write_lines
-from laconic.data.benchmarks import check, find_task
+from vprompt.data.benchmarks.check import check
+from vprompt.data.benchmarks.tasks import find_task
 
 CIFAR = find_task("vtab:cifar")
 SMALL = replace(CIFAR, classes=3, **SIZES)

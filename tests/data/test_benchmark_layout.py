@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark_folders import VTAB, fgvc, read_list, vtab, write_image, write_lines
-from laconic.data.benchmarks import find_task, read_layout, recognise
-from laconic.data.benchmarks.lists import clean, read_lines, read_object
-from laconic.errors import DataError
+from vprompt.data.benchmarks.lists import clean, read_layout, read_lines, read_object, recognise
+from vprompt.data.benchmarks.tasks import find_task
+from vprompt.utils.errors import DataError
 
 CIFAR = find_task("vtab:cifar")
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-import laconic.data.images
+import vprompt.data.images
 from benchmark_folders import PLAIN, SIZES, VTAB, colours, fgvc, read_list, vtab, write_image, write_lines
-from laconic.data import load_folder, load_labelled, open_task
-from laconic.errors import DataError
+from vprompt.data.folder import load_folder
+from vprompt.data.labelled import load_labelled
+from vprompt.data.tasks import open_task
+from vprompt.utils.errors import DataError
 
 
 def refused(spec, **options):
@@ -43,9 +45,9 @@ def test_vtab_tasks_below_a_root(tmp_path, monkeypatch, spec, place):
         assert colours(dataset) == [(i % 3, i % 3) for i in range(SIZES[split])]
         assert dataset.paths == [path for path, _ in read_list(tmp_path / place, split)]
         assert dataset.in_memory
-    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    monkeypatch.setenv("VPROMPT_DATA", str(tmp_path))
     assert open_task(spec, PLAIN).fingerprint() == task.fingerprint()
-    monkeypatch.delenv("LACONIC_DATA")
+    monkeypatch.delenv("VPROMPT_DATA")
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "data").symlink_to(tmp_path, target_is_directory=True)
     monkeypatch.chdir(tmp_path / "cwd")
@@ -118,7 +120,7 @@ def test_classes_may_be_missing_from_training(tmp_path):
 
 def test_nothing_to_find(tmp_path):
     message = refused("vtab:dtd", root=tmp_path / "nowhere")
-    assert all(word in message for word in ("vtab:dtd", "nowhere/vtab-1k", "--root", "LACONIC_DATA", "vgg/data/dtd"))
+    assert all(word in message for word in ("vtab:dtd", "nowhere/vtab-1k", "--root", "VPROMPT_DATA", "vgg/data/dtd"))
     assert "vtab:cifar" in refused("vtab:cifarr", root=tmp_path)
     (tmp_path / "file").write_text("")
     assert "not found" in refused("fgvc:cub", root=tmp_path / "file")
@@ -140,7 +142,7 @@ def test_a_leak_is_refused_also_with_skip_bad(tmp_path):
     for skip_bad in (False, True):
         message = refused("vtab:cifar", root=tmp_path, skip_bad=skip_bad)
         assert f"{leaked[0][0]} is both in train800.txt and in test.txt" in message
-        assert "(1 more: laconic tasks --check vtab:cifar)" in message
+        assert "(1 more: vprompt tasks --check vtab:cifar)" in message
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -174,8 +176,8 @@ def test_images_are_decoded_once(tmp_path, monkeypatch, limit, held):
     """What fits is decoded when it is read, training images first; the rest when it is used."""
     folder = vtab(tmp_path)
     seen = []
-    render = laconic.data.images.render
-    monkeypatch.setattr(laconic.data.images, "render", lambda *given: seen.append(1) or render(*given))
+    render = vprompt.data.images.render
+    monkeypatch.setattr(vprompt.data.images, "render", lambda *given: seen.append(1) or render(*given))
     task = load_folder(folder, PLAIN, memory_limit=limit)
     assert (task.train.in_memory, task.test.in_memory) == held
     for dataset in parts(task).values():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from laconic.data.benchmarks import benchmark_tasks, find_task, transforms_of
-from laconic.errors import DataError
+from vprompt.data.benchmarks.tasks import benchmark_tasks, find_task, transforms_of
+from vprompt.utils.errors import DataError
 
 
 def test_the_suites_are_those_of_the_papers():
@@ -63,10 +63,10 @@ def test_every_task_is_found_by_its_own_names():
         ("cifar", ["vtab:cifar"]),
         ("fgvc:nabird", ["fgvc:nabirds"]),
         ("fgvc:cifar", ["fgvc:cifar"]),
-        ("vtab:", ["laconic tasks"]),
-        ("", ["laconic tasks"]),
+        ("vtab:", ["vprompt tasks"]),
+        ("", ["vprompt tasks"]),
         ("imagenet:cifar", ["imagenet", "vtab:NAME"]),
-        ("vtab:\x1b[2J", ["laconic tasks"]),
+        ("vtab:\x1b[2J", ["vprompt tasks"]),
     ],
 )
 def test_unknown_names_are_one_sentence(spec, words):

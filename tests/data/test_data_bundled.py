@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from laconic.data import load_bundled, open_task
-from laconic.errors import DataError
-from laconic.preprocessing import Preprocessing
+from vprompt.data.bundled import load_bundled
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.tasks import open_task
+from vprompt.utils.errors import DataError
 
 NATIVE = Preprocessing(size=(28, 28), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -19,7 +20,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def arrays():
-    with resources.files("laconic.bundled").joinpath("fashion_mnist.npz").open("rb") as file:
+    with resources.files("vprompt.backbones.bundled").joinpath("fashion_mnist.npz").open("rb") as file:
         return dict(np.load(file, allow_pickle=False))
 
 
@@ -70,6 +71,6 @@ def test_open_task_without_data_is_the_bundled_one(task):
 
 
 def test_the_licence_comes_with_it():
-    text = resources.files("laconic.bundled").joinpath("LICENSE.fashion-mnist").read_text()
+    text = resources.files("vprompt.backbones.bundled").joinpath("LICENSE.fashion-mnist").read_text()
     assert "MIT License" in text
     assert "2017 Zalando SE" in text

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from laconic.data import ImageDataset, Task
-from laconic.errors import DataError
-from laconic.preprocessing import Preprocessing
+from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.utils.errors import DataError
 
 PLAIN = Preprocessing(size=(6, 8), mean=(0.2, 0.5, 0.7), std=(0.5, 0.25, 0.1))
 COUNT = 7

@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from laconic.data import decode
-from laconic.data.images import MAX_PIXELS, printable, try_decode
-from laconic.data.quiet import quiet_pillow
-from laconic.errors import DataError
-from laconic.preprocessing import Preprocessing
+from vprompt.data.images import MAX_PIXELS, decode, quiet_pillow, try_decode
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import printable
 
 HEIGHT, WIDTH = 6, 9
 

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 import originals
-from laconic.data.prepare import RECIPES, prepare
-from laconic.data.prepare.contents import Item, draw
-from laconic.data.prepare.recipes import recipe_of
-from laconic.errors import DataError
 from processes import Command
+from vprompt.data.prepare.contents import Item, draw
+from vprompt.data.prepare.prepare import prepare
+from vprompt.data.prepare.registry import RECIPES, recipe_of
+from vprompt.utils.errors import DataError
 
 
 @pytest.fixture
@@ -594,7 +594,7 @@ def test_finished_folders_are_only_replaced_when_asked(source, tmp_path):
 def test_folders_of_others_are_never_replaced(source, tmp_path):
     originals.birds(source, "CUB_200_2011.tgz", "CUB_200_2011", [1, 2])
     (tmp_path / "root/CUB_200_2011/images").mkdir(parents=True)
-    with pytest.raises(DataError, match="not written by laconic"):
+    with pytest.raises(DataError, match="not written by vprompt"):
         made("fgvc:cub", source, tmp_path / "root", overwrite=True)
     assert (tmp_path / "root/CUB_200_2011/images").is_dir()
 
@@ -634,7 +634,7 @@ def test_a_disk_without_room(source, tmp_path, monkeypatch):
     originals.eurosat(source)
     root = tmp_path / "root"
     (root / ".eurosat.part").mkdir(parents=True)
-    from laconic.data.prepare import job
+    from vprompt.data.prepare import prepare as job
 
     def fill(contents, part, report):
         Path("/dev/full").write_bytes(b"x")
@@ -729,7 +729,7 @@ PINNED = ["14", "8", "1", "13"]
 
 
 def test_command(source, tmp_path, capsys):
-    from laconic.cli.main import main
+    from vprompt.cli.main import main
 
     originals.eurosat(source)
     arguments = ["prepare", "vtab:eurosat", "--source", str(source), "--root", str(tmp_path / "root")]
@@ -747,7 +747,7 @@ def test_command(source, tmp_path, capsys):
 
 
 def test_list(capsys):
-    from laconic.cli.main import main
+    from vprompt.cli.main import main
 
     assert main(["prepare", "--list"]) == 0
     text = capsys.readouterr().out

@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from laconic.data import list_images
-from laconic.errors import DataError
+from vprompt.data.scan import list_images
+from vprompt.utils.errors import DataError
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laconic.data.split import stratified
+from vprompt.data.split import stratified
 
 UNSPLIT = {"val": 16, "test": 20}
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from laconic.batches import TrainingEpoch, identity, in_order, iterate
-from laconic.data import ImageDataset, load_bundled, load_folder
-from laconic.data.images import decode
-from laconic.data.views import View
-from laconic.errors import DataError
-from laconic.preprocessing import Preprocessing
+from vprompt.data.augmentation import View
+from vprompt.data.bundled import load_bundled
+from vprompt.data.dataset import ImageDataset
+from vprompt.data.folder import load_folder
+from vprompt.data.images import decode
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.training.loader import TrainingEpoch, identity, in_order, iterate
+from vprompt.utils.errors import DataError
 
 COUNT = 12
 CPU = torch.device("cpu")

@@ -1,5 +1,0 @@
-"""Many adapters over one backbone, on one device, mixed in one batch."""
-
-from laconic.bank.bank import Bank, Entry
-
-__all__ = ["Bank", "Entry"]

@@ -1,5 +1,0 @@
-"""Tasks that are rendered, not read."""
-
-from laconic.data.synthetic.tasks import PREFIX, SIZES, load_synthetic, synthetic_names
-
-__all__ = ["PREFIX", "SIZES", "load_synthetic", "synthetic_names"]

@@ -1,1 +1,0 @@
-"""Analyses that train: each is a plan for `laconic.bench`, and a reading of its results as plain data."""

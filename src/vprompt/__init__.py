@@ -1,0 +1,118 @@
+"""Visual prompt tuning of vision transformers: train, condense, fold.
+
+>>> import vprompt
+>>> vprompt.VPT(num_prompts=10).name
+'vpt-deep'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vprompt.utils.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from vprompt.compression.condense import condense as condense
+    from vprompt.compression.prune import prune as prune
+    from vprompt.compression.score import score as score
+    from vprompt.compression.select import select as select
+    from vprompt.compression.select import select_segments as select_segments
+    from vprompt.compression.settings import PruneSettings as PruneSettings
+    from vprompt.exporters.export import export as export
+    from vprompt.exporters.exported import load_exported as load_exported
+    from vprompt.methods.adapter import Adapter as Adapter
+    from vprompt.methods.e2vpt import E2VPT as E2VPT
+    from vprompt.methods.finetune import Bias as Bias
+    from vprompt.methods.finetune import Full as Full
+    from vprompt.methods.finetune import Partial as Partial
+    from vprompt.methods.linear import MLP as MLP
+    from vprompt.methods.linear import Linear as Linear
+    from vprompt.methods.lora import LoRA as LoRA
+    from vprompt.methods.side import Side as Side
+    from vprompt.methods.vpt import VPT as VPT
+    from vprompt.model.attach import attach as attach
+    from vprompt.model.load import load as load
+    from vprompt.model.model import FoldedModel as FoldedModel
+    from vprompt.model.model import PromptedModel as PromptedModel
+    from vprompt.model.records import Recipe as Recipe
+    from vprompt.serving.bank.bank import Bank as Bank
+    from vprompt.training.evaluate import evaluate as evaluate
+    from vprompt.training.trainer import fit as fit
+    from vprompt.utils.errors import VPromptError as VPromptError
+
+# torch takes seconds to import: names are looked up where they live when they are first used.
+_HOMES = {
+    "Adapter": "methods.adapter",
+    "Bank": "serving.bank.bank",
+    "Bias": "methods.finetune",
+    "E2VPT": "methods.e2vpt",
+    "FoldedModel": "model.model",
+    "Full": "methods.finetune",
+    "Linear": "methods.linear",
+    "LoRA": "methods.lora",
+    "MLP": "methods.linear",
+    "Partial": "methods.finetune",
+    "PromptedModel": "model.model",
+    "PruneSettings": "compression.settings",
+    "Recipe": "model.records",
+    "Side": "methods.side",
+    "VPT": "methods.vpt",
+    "VPromptError": "utils.errors",
+    "attach": "model.attach",
+    "condense": "compression.condense",
+    "evaluate": "training.evaluate",
+    "export": "exporters.export",
+    "fit": "training.trainer",
+    "load": "model.load",
+    "load_exported": "exporters.exported",
+    "prune": "compression.prune",
+    "score": "compression.score",
+    "select": "compression.select",
+    "select_segments": "compression.select",
+}
+
+__all__ = [
+    "E2VPT",
+    "MLP",
+    "VPT",
+    "Adapter",
+    "Bank",
+    "Bias",
+    "FoldedModel",
+    "Full",
+    "Linear",
+    "LoRA",
+    "Partial",
+    "PromptedModel",
+    "PruneSettings",
+    "Recipe",
+    "Side",
+    "VPromptError",
+    "attach",
+    "condense",
+    "evaluate",
+    "export",
+    "fit",
+    "load",
+    "load_exported",
+    "prune",
+    "score",
+    "select",
+    "select_segments",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"vprompt.{_HOMES[name]}"), name)
+    try:
+        return import_module(f"vprompt.{name}")
+    except ModuleNotFoundError as error:
+        if error.name == f"vprompt.{name}":
+            raise AttributeError(f"module 'vprompt' has no attribute {name!r}") from None
+        raise
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

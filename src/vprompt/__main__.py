@@ -1,0 +1,7 @@
+"""`python -m vprompt`."""
+
+import sys
+
+from vprompt.cli.main import main
+
+sys.exit(main())

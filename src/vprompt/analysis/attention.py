@@ -1,0 +1,63 @@
+"""Attention matrices as the papers have them: square, over tokens and prompts together, of every block."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt.backbones.attention.base import Observer, PrefixAttention
+from vprompt.backbones.graft import graft
+from vprompt.methods.inject import deep_token_parts, shallow_token_parts
+from vprompt.methods.prompts import KVPrompts
+from vprompt.model.model import PromptedModel
+
+See = Callable[[int, Tensor], None]
+"""Is given the number of a block and its attention matrices (R, N, M): one for each image, head and window."""
+
+
+def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Callable[[Tensor], None]:
+    """The published execution of a model, which shows the attention matrices of every block as it runs.
+
+    Prompts are tokens that ask queries too, so that a matrix has a row for each of the n tokens and m prompts. In a
+    model with windows each window has a matrix of its own. Key-value prompts ask no queries: they are columns only.
+    A matrix is what values are mixed with: behind CaiT's talking heads, and the difference in differential attention.
+
+    Args:
+        model: It is not changed.
+        see: Told of the matrices, block after block.
+        prompts: Only the first m prompts of each block; all when not given. With 0 it is the bare backbone, without
+            key-value prompts as well.
+
+    Returns:
+        What to call with normalised images (B, 3, H, W).
+    """
+    kept = [torch.arange(count if prompts is None else min(prompts, count)) for count in model.prompt_counts]
+    tokens = model.prompts.select(kept).constants().eval()
+    base = model.tuned.base
+    if model.method.name == "vpt-shallow":
+        parts = shallow_token_parts(base, model.info, tokens, published=True, ours=True)
+    else:
+        kv_prompts = KVPrompts() if prompts == 0 else model.kv_prompts
+        parts = deep_token_parts(base, model.info, tokens, kv_prompts, ours=True)
+    view: Any = graft(base, parts).eval()
+    attentions = [module for module in view.modules() if isinstance(module, PrefixAttention)]
+    for block, attention in enumerate(attentions):
+        attention.observer = _shown(block, see)
+
+    @torch.no_grad()
+    def run(images_BCHW: Tensor) -> None:
+        view.forward_features(images_BCHW)
+
+    return run
+
+
+def _shown(block: int, see: See) -> Observer:
+    def observe(weights: Callable[[int], Tensor]) -> None:
+        every_RHNM = weights(sys.maxsize)
+        see(block, every_RHNM.flatten(0, 1))
+
+    return observe

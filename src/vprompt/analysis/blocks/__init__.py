@@ -1,0 +1,1 @@
+"""What each block's prompts contribute."""

@@ -1,0 +1,280 @@
+"""What the prompts of each block are worth: accuracy without them, and how many of them a selection keeps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vprompt.compression.criteria import Criterion
+from vprompt.compression.score import score
+from vprompt.compression.select import select
+from vprompt.model.model import PromptedModel
+from vprompt.training.evaluate import evaluate
+from vprompt.training.loader import ImageLabels
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import Report, part, silent
+
+RATIOS = (0.5, 0.3, 0.1)
+"""Shares of the prompts to keep, as in Fig. 7."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Accuracy (0-1) and mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A model with all its prompts, without those of one block after the other, and without any.
+
+    Args:
+        images: On which it was measured.
+        prompts: Of each block.
+        full: With all prompts.
+        without: Without the prompts of each block.
+        bare: Without prompts in any block; the head and key-value prompts stay.
+    """
+
+    images: int
+    prompts: tuple[int, ...]
+    full: Measured
+    without: tuple[Measured, ...]
+    bare: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How many prompts each block keeps of all, at one share to keep."""
+
+    ratio: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterBlocks:
+    """One adapter: its name and task, what it is without each block, what is kept at each ratio."""
+
+    name: str
+    task: str
+    split: str
+    ablation: Ablation
+    kept: tuple[Kept, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Means over adapters by block, and standard deviations; these are None for one adapter."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Adapters of one task, or all: what is lost without each block's prompts, and without any.
+
+    Args:
+        name: The task.
+        adapters: How many.
+        full: Mean accuracy with all prompts.
+        drops: Accuracy with all prompts less accuracy without those of the block.
+        rises: Mean loss without them less mean loss with all.
+        bare_drop: As `drops`, without any prompts.
+        bare_rise: As `rises`, without any prompts.
+    """
+
+    name: str
+    adapters: int
+    full: float
+    drops: Spread
+    rises: Spread
+    bare_drop: float
+    bare_rise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanKept:
+    """What blocks keep, over adapters.
+
+    Args:
+        ratio: Share of all prompts that is kept.
+        counts: Prompts that the block keeps.
+        shares: Of its prompts; of 0 prompts it keeps nothing.
+    """
+
+    ratio: float
+    counts: Spread
+    shares: Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStudy:
+    """Several adapters, block by block.
+
+    Args:
+        criterion: By which prompts were scored; None where none were.
+        adapters: Each by itself.
+        every: All of them together.
+        tasks: Those of each task together, where there are several.
+        kept: At each ratio, over all of them.
+    """
+
+    criterion: str | None
+    adapters: tuple[AdapterBlocks, ...]
+    every: Group
+    tasks: tuple[Group, ...]
+    kept: tuple[MeanKept, ...]
+
+
+def blocks(model: PromptedModel, data: ImageLabels, *, report: Report = silent) -> Ablation:
+    """Accuracy and loss of a trained model without the prompts of each block in turn.
+
+    The prompts are removed, not masked, and nothing is trained again. Key-value prompts (E²VPT) stay, and so does the
+    head. A block without prompts of its own has the numbers of the whole model. Shallow prompts belong to the first
+    block, so that without them no block has any.
+
+    Args:
+        model: With prompts; it is not changed.
+        data: What to measure on; as for `vprompt.fit`.
+        report: Told of every batch.
+
+    Raises:
+        VPromptError: If the model has no prompts.
+        DataError: If the data does not fit.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> found = blocks(model, data)
+        >>> found.images, found.prompts, len(found.without)
+        (4, (2, 2, 2, 2, 2, 2), 6)
+
+    Source: Prompt Condensation (arXiv 2305.17223), Fig. 3.
+    """
+    counts = tuple(model.prompt_counts)
+    used = [block for block, count in enumerate(counts) if count]
+    if not used:
+        raise VPromptError("The model has no prompts, so there is nothing to take away from its blocks.")
+    # With prompts in one block only, a model without them has none at all.
+    variants = [set[int](), *({block} for block in used), *([set(used)] if len(used) > 1 else [])]
+    found: list[Measured] = []
+    images = 0
+    for number, gone in enumerate(variants):
+        kept = [torch.arange(0 if block in gone else count) for block, count in enumerate(counts)]
+        measured = evaluate(model.keep(kept), data, report=part(report, number, len(variants)))
+        found.append(Measured(accuracy=measured.accuracy, loss=measured.loss))
+        images = measured.images
+    without = dict(zip(used, found[1:], strict=False))
+    return Ablation(
+        images=images,
+        prompts=counts,
+        full=found[0],
+        without=tuple(without.get(block, found[0]) for block in range(len(counts))),
+        bare=found[-1],
+    )
+
+
+def kept(
+    model: PromptedModel,
+    train: ImageLabels,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    criterion: Criterion = "taylor",
+    report: Report = silent,
+) -> tuple[Kept, ...]:
+    """How many prompts each block keeps when the best of all blocks together are chosen.
+
+    Args:
+        model: With prompts; it is not changed.
+        train: What to score on.
+        ratios: Shares of the prompts to keep.
+        criterion: See `vprompt.score`.
+        report: Told of every batch.
+
+    Raises:
+        VPromptError: If the model has no prompts, or another argument is out of range.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> [(one.ratio, sum(one.counts)) for one in kept(model, data)]
+        [(0.5, 6), (0.3, 4), (0.1, 1)]
+
+    Source: Prompt Condensation (arXiv 2305.17223), Fig. 7.
+    """
+    if not any(model.prompt_counts):
+        raise VPromptError("The model has no prompts, so there are none to keep.")
+    check_ratios(ratios)
+    scores = score(model, train, criterion=criterion, report=report)
+    return tuple(
+        Kept(ratio=ratio, counts=tuple(len(index) for index in select(scores, ratio=ratio))) for ratio in ratios
+    )
+
+
+def check_ratios(ratios: Sequence[float]) -> None:
+    """Raises a `VPromptError` for shares to keep that are not above 0 and at most 1."""
+    wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
+    if wrong:
+        raise VPromptError(f"The share of prompts to keep must be above 0 and at most 1, not {wrong[0]}.")
+
+
+def study(adapters: Sequence[AdapterBlocks], *, criterion: str | None = "taylor") -> BlockStudy:
+    """Means and standard deviations over adapters: over tasks and seeds, and of each task.
+
+    Raises:
+        VPromptError: If there are none, or they cannot be compared.
+    """
+    if not adapters:
+        raise VPromptError("There is no adapter whose blocks could be shown.")
+    if len({len(one.ablation.prompts) for one in adapters}) > 1:
+        raise VPromptError("The adapters' backbones have different numbers of blocks; look at them one by one.")
+    if len({tuple(part.ratio for part in one.kept) for one in adapters}) > 1:
+        raise VPromptError("The adapters were condensed to different shares, which have no mean.")
+    tasks = list(dict.fromkeys(one.task for one in adapters))
+    return BlockStudy(
+        criterion=criterion if adapters[0].kept else None,
+        adapters=tuple(adapters),
+        every=_group("all adapters", adapters),
+        tasks=tuple(_group(task, [one for one in adapters if one.task == task]) for task in tasks)
+        if len(tasks) > 1
+        else (),
+        kept=tuple(_mean_kept(adapters, number) for number in range(len(adapters[0].kept))),
+    )
+
+
+def _group(name: str, adapters: Sequence[AdapterBlocks]) -> Group:
+    found = [one.ablation for one in adapters]
+    return Group(
+        name=name,
+        adapters=len(found),
+        full=statistics.fmean(one.full.accuracy for one in found),
+        drops=_spread([[one.full.accuracy - less.accuracy for less in one.without] for one in found]),
+        rises=_spread([[less.loss - one.full.loss for less in one.without] for one in found]),
+        bare_drop=statistics.fmean(one.full.accuracy - one.bare.accuracy for one in found),
+        bare_rise=statistics.fmean(one.bare.loss - one.full.loss for one in found),
+    )
+
+
+def _mean_kept(adapters: Sequence[AdapterBlocks], number: int) -> MeanKept:
+    counts = [one.kept[number].counts for one in adapters]
+    shares = [
+        [mine / had if had else 0.0 for mine, had in zip(one.kept[number].counts, one.ablation.prompts, strict=True)]
+        for one in adapters
+    ]
+    return MeanKept(ratio=adapters[0].kept[number].ratio, counts=_spread(counts), shares=_spread(shares))
+
+
+def _spread(rows: Sequence[Sequence[float]]) -> Spread:
+    columns = list(zip(*rows, strict=True))
+    return Spread(
+        means=tuple(statistics.fmean(column) for column in columns),
+        stds=tuple(statistics.stdev(column) for column in columns) if len(rows) > 1 else None,
+    )

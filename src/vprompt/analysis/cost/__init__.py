@@ -1,0 +1,1 @@
+"""What prompts cost, beside the papers' tables."""

@@ -1,0 +1,283 @@
+"""What prompts cost by execution, before and after condensation, beside what the paper prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from vprompt.analysis.view import Result, View
+from vprompt.report import published
+from vprompt.report.document import Block, Body, Paragraph, Table
+from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
+from vprompt.utils.text import amount, count, gmacs, line, listed, percent
+
+Row = Mapping[str, Any]
+
+EXECUTIONS = {"published": "-", "prefix": "--", "folded": ":"}
+"""Name -> line."""
+
+
+def answer(result: Result) -> str:
+    """What most prompts cost, from where on condensing pays, and how far the paper's figures are met."""
+    bare = result["bare_gmacs"]
+    most = max(result["prompts"], key=lambda row: row["prompts"])
+    times = [f"{most[f'{name}_gmacs'] / bare:.2f}" for name in ("published", "folded")]
+    first = (
+        f"With {_prompts(result, most['prompts'])} an image costs {gmacs(most['published_gmacs'])} GMACs as published, "
+        f"{times[0]} times the bare {gmacs(bare)}; folded it costs {gmacs(most['folded_gmacs'])}, {times[1]} times."
+    )
+    verdicts = [_verdict(result, key) for key in ("rule", "published", "folded")]
+    second = (
+        f"Where {percent(result['threshold'])} % more is too much, condensing for its cost is worth it "
+        f"{verdicts[0]} by the paper's rule, {verdicts[1]} as published, {verdicts[2]} when folded."
+    )
+    return " ".join([first, second, *_against_paper(result)])
+
+
+def tables(result: Result) -> list[Block]:
+    """The paper's Table 1, its rule, what is learned, and its Table 5."""
+    found: list[Block] = [_by_prompts(result), _rule(result), _learned(result), *_condensed(result)]
+    if result["given"]:
+        found.append(_given(result))
+    if any(row["where"] == "global" for row in result["condensed"]):
+        found.append(
+            Paragraph(
+                "Global counts depend on training. Here a profile stands in for them: counts in proportion to the "
+                "place of the block, the first being number 1, for early blocks keep few."
+            )
+        )
+    return found
+
+
+def figure(result: Result) -> Figure:
+    """GMACs against prompts per block; beside it, against the share that condensation keeps."""
+    columns = 2 if result["condensed"] else 1
+    drawn, axes = side_by_side(6.0 * columns, 4.4, columns)
+    _draw_prompts(axes[0], result)
+    if columns == 2:
+        _draw_condensed(axes[1], result)
+    drawn.suptitle(short(_title(result), 60 * columns), x=0.01, ha="left", fontsize=11, parse_math=False)
+    return drawn
+
+
+def alt(result: Result) -> str:
+    """The picture in words."""
+    rows = sorted(result["prompts"], key=lambda row: row["prompts"])
+    costs = ", ".join(
+        f"{row['prompts']}: {gmacs(row['published_gmacs'])} published, {gmacs(row['folded_gmacs'])} folded"
+        for row in rows
+    )
+    return f"GMACs per image against prompts; the bare backbone {gmacs(result['bare_gmacs'])}; {costs}."
+
+
+def _title(result: Result) -> str:
+    return f"{line(result['backbone'], 60)}, {'×'.join(map(str, result['img_size']))} pixels"
+
+
+def _prompts(result: Result, number: int) -> str:
+    return f"{count(number, 'prompt')} {'per block' if result['depth'] == 'deep' else 'in all'}"
+
+
+def _verdict(result: Result, key: str) -> str:
+    rows = sorted(result["prompts"], key=lambda row: row["prompts"])
+    worth = [row["prompts"] for row in rows if row[key]["condense"]]
+    if not worth:
+        return "at none of these numbers"
+    return f"from {count(worth[0], 'prompt')} on"
+
+
+# ── what the paper prints ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _family(result: Result) -> str | None:
+    deep = result["depth"] == "deep"
+    return published.measured_family(result["backbone"], result["img_size"]) if deep else None
+
+
+def _printed_by_prompts(result: Result) -> dict[int, str]:
+    family = _family(result)
+    return {} if family is None else {number: f"{value:.1f}" for number, value in published.gmacs(family)[0].items()}
+
+
+def _printed(result: Result, row: Row) -> str | None:
+    """What the paper prints for a row of its Table 5."""
+    family = _family(result)
+    if family is None or row["share"] is None:
+        return None
+    return published.condensed_gmacs(family).get((row["original"], round(100 * row["share"]), row["where"]))
+
+
+def _against_paper(result: Result) -> list[str]:
+    said: list[str] = []
+    printed = _printed_by_prompts(result)
+    rows = [row for row in result["prompts"] if row["prompts"] in printed]
+    if rows:
+        other = [
+            f"{printed[row['prompts']]} for {row['prompts']} prompts is {gmacs(row['published_gmacs'])} here"
+            + (", cut instead of rounded" if str(row["published_gmacs"]).startswith(printed[row["prompts"]]) else "")
+            for row in rows
+            if f"{row['published_gmacs']:.1f}" != printed[row["prompts"]]
+        ]
+        said.append(_met("Table 1", len(rows), other))
+    for where in ("local", "global"):
+        pairs = [(row, _printed(result, row)) for row in result["condensed"] if row["where"] == where]
+        known = [(row, text) for row, text in pairs if text is not None]
+        if not known:
+            continue
+        gaps = [abs(row["published_gmacs_with_biases"] - float(text)) for row, text in known]
+        exact = sum(f"{row['published_gmacs_with_biases']:.2f}" == text for row, text in known)
+        name = f"Table 5, {where}, biases counted"
+        if where == "local":
+            other = [] if exact == len(known) else [f"off by at most {max(gaps):.3f}"]
+            said.append(_met(name, len(known), other, exact))
+        else:
+            said.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {max(gaps):.3f}.")
+    return ["The paper's figures, to the printed digit: " + " ".join(said)] if said else []
+
+
+def _met(name: str, many: int, other: Sequence[str], exact: int | None = None) -> str:
+    met = many - len(other) if exact is None else exact
+    return f"{name}: {'all' if met == many else met} of {many}{f' ({listed(list(other))})' if other else ''}."
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _by_prompts(result: Result) -> Table:
+    printed = _printed_by_prompts(result)
+    head = ["prompts", *(["paper"] if printed else []), "published", "prefix", "folded", "folded / bare"]
+    rows = [
+        [
+            str(row["prompts"]),
+            *([printed.get(row["prompts"], "–")] if printed else []),
+            *(gmacs(row[f"{name}_gmacs"]) for name in EXECUTIONS),
+            f"{row['folded_gmacs'] / result['bare_gmacs']:.3f}",
+        ]
+        for row in result["prompts"]
+    ]
+    each = "per block" if result["depth"] == "deep" else "in all"
+    return Table(caption=f"GMACs per image by prompts {each}, {_title(result)}", head=head, bodies=[Body(rows=rows)])
+
+
+def _rule(result: Result) -> Table:
+    keys = ("rule", "published", "folded")
+    rows = [[str(row["prompts"]), *(_extra(row[key]) for key in keys)] for row in result["prompts"]]
+    caption = (
+        f"What prompts add, and whether to condense them for it (above {percent(result['threshold'])} %); by the "
+        f"paper's rule with N = {result['tokens']} tokens, and by GMACs over the bare backbone's"
+    )
+    return Table(caption=caption, head=["prompts", "(N+P)/N - 1", "published", "folded"], bodies=[Body(rows=rows)])
+
+
+def _extra(extra: Row) -> str:
+    return f"{100 * extra['overhead']:+.1f} % {'condense' if extra['condense'] else 'leave'}"
+
+
+def _learned(result: Result) -> Table:
+    rows = [
+        [
+            str(row["prompts"]),
+            amount(row["prompt_params"]),
+            amount(row["head_params"]),
+            f"{100 * (row['prompt_params'] + row['head_params']) / result['backbone_params']:.3f}",
+            amount(row["adapter_bytes"]),
+        ]
+        for row in result["prompts"]
+    ]
+    return Table(
+        caption=f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits",
+        head=["prompts", "in prompts", "in head", "% of backbone", "bytes"],
+        bodies=[Body(rows=rows)],
+    )
+
+
+def _condensed(result: Result) -> list[Table]:
+    found: list[Table] = []
+    for original in dict.fromkeys(row["original"] for row in result["condensed"]):
+        rows = [row for row in result["condensed"] if row["original"] == original]
+        caption = f"GMACs per image after condensing {_prompts(result, original)}"
+        found.append(_table5(result, rows, caption))
+    return found
+
+
+def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
+    printed = [_printed(result, row) for row in rows]
+    known = any(text is not None for text in printed)
+    cells = [
+        [
+            "–" if row["share"] is None else f"{100 * row['share']:.3g} %",
+            row["where"],
+            amount(sum(row["counts"])),
+            *([text or "–"] if known else []),
+            gmacs(row["published_gmacs_with_biases"]),
+            *(gmacs(row[f"{name}_gmacs"]) for name in EXECUTIONS),
+        ]
+        for row, text in zip(rows, printed, strict=True)
+    ]
+    head = ["kept", "where", "prompts", *(["paper"] if known else []), "+ biases", *EXECUTIONS]
+    return Table(caption=f"{caption}; + biases: as published, each bias counted", head=head, bodies=[Body(rows=cells)])
+
+
+def _given(result: Result) -> Table:
+    counts = ", ".join(map(str, result["given"][0]["counts"]))
+    caption = f"GMACs per image with {line(counts, 400)} prompts in the blocks, and with as many spread evenly"
+    return _table5(result, result["given"], caption)
+
+
+# ── picture ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _draw_prompts(axes: Axes, result: Result) -> None:
+    rows = sorted(result["prompts"], key=lambda row: row["prompts"])
+    for (name, style), colour, marker in zip(EXECUTIONS.items(), COLOURS, MARKERS, strict=False):
+        xs, ys = [row["prompts"] for row in rows], [row[f"{name}_gmacs"] for row in rows]
+        axes.plot(xs, ys, style, color=colour, marker=marker, markersize=5, label=name, zorder=3)
+    printed = _printed_by_prompts(result)
+    seen = [row["prompts"] for row in rows if row["prompts"] in printed]
+    if seen:
+        values = [float(printed[number]) for number in seen]
+        axes.plot(seen, values, "x", color="#000000", markersize=8, label="the paper's figure", zorder=4)
+    axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, label="bare backbone", zorder=1)
+    most = max(1, rows[-1]["prompts"])
+    axes.set_xlim(-0.04 * most, 1.04 * most)
+    axes.set_xlabel("prompts per block" if result["depth"] == "deep" else "prompts in all")
+    axes.set_ylabel("GMACs per image")
+    axes.set_ylim(0, 1.08 * max(row["published_gmacs"] for row in rows))
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def _draw_condensed(axes: Axes, result: Result) -> None:
+    handles: list[Line2D] = []
+    originals = list(dict.fromkeys(row["original"] for row in result["condensed"]))
+    for number, original in enumerate(originals):
+        colour = COLOURS[number % len(COLOURS)]
+        rows = [row for row in result["condensed"] if row["original"] == original]
+        rows.sort(key=lambda row: row["share"])
+        local = [row for row in rows if row["where"] == "local"]
+        others = [row for row in rows if row["where"] == "global"]
+        for key, style in (("published_gmacs_with_biases", "-"), ("folded_gmacs", ":")):
+            axes.plot([100 * r["share"] for r in local], [r[key] for r in local], style, color=colour, marker=".")
+            places = [100 * r["share"] for r in others]
+            axes.plot(places, [r[key] for r in others], "o", color=colour, markersize=8, fillstyle="none")
+        handles.append(Line2D([], [], color=colour, label=f"of {_prompts(result, original)}"))
+        known = [(100 * r["share"], _printed(result, r)) for r in rows]
+        axes.plot([x for x, y in known if y], [float(y) for _, y in known if y], "x", color="#000000", zorder=4)
+    grey = "#555555"
+    handles += [
+        Line2D([], [], color=grey, linestyle="-", marker=".", label="published, local"),
+        Line2D([], [], color=grey, linestyle=":", marker=".", label="folded, local"),
+        Line2D([], [], color=grey, linestyle="", marker="o", fillstyle="none", markersize=8, label="global"),
+    ]
+    axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, zorder=1)
+    axes.set_xlim(0, 104)
+    axes.set_xlabel("prompts kept (%)")
+    axes.set_ylabel("GMACs per image")
+    axes.set_ylim(0, 1.08 * max(row["published_gmacs_with_biases"] for row in result["condensed"]))
+    axes.legend(handles=handles, frameon=False, fontsize=9, loc="lower right", ncols=2)
+
+
+VIEW = View(title="What prompts cost", answer=answer, tables=tables, figure=figure, alt=alt)

@@ -1,0 +1,1 @@
+"""E²VPT taken apart: its parts, sharing, lengths and pruning."""

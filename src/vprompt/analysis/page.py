@@ -1,0 +1,113 @@
+"""Analyses on disk: a JSON document and a picture each, and one page for all that lie in a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vprompt.analysis.view import NAMES, view_of
+from vprompt.report.document import Block, Code, Fold, Paragraph, Picture, Section
+from vprompt.report.html import html_page
+from vprompt.report.markdown import markdown_page
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.io import pretty_json, write_atomically, write_text
+from vprompt.utils.text import line, lines
+from vprompt.utils.version import __version__
+
+
+def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: str = "") -> list[Path]:
+    """Writes NAME.json and NAME.png, and analyses.html and analyses.md with all analyses of the folder.
+
+    Args:
+        out: The folder; an analysis of that name in it is replaced.
+        name: One of `vprompt.analysis.view.NAMES`.
+        result: Plain data.
+        command: What made it.
+
+    Returns:
+        The files.
+    """
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    document = {"analysis": name, "vprompt": __version__, "made": made, "command": command, "result": dict(result)}
+    text = pretty_json(document) + "\n"
+    picture = _png(json.loads(text))
+    write_text(out / f"{name}.json", text)
+    write_atomically(out / f"{name}.png", lambda part: part.write_bytes(picture))
+    found = read_analyses(out)
+    sections = [_section(one, picture if one["analysis"] == name else None) for one in found]
+    write_text(out / "analyses.html", html_page("Analyses", f"made {made} by vprompt {__version__}", sections))
+    write_text(out / "analyses.md", markdown_page("Analyses", sections))
+    return [out / file for file in (f"{name}.json", f"{name}.png", "analyses.html", "analyses.md")]
+
+
+def read_analyses(folder: Path) -> list[dict[str, Any]]:
+    """The documents of the analyses that lie in a folder, in the order of `NAMES`; others' files are passed over.
+
+    Raises:
+        VPromptError: If a file cannot be read, or an analysis has no result.
+    """
+    documents = (_read(folder / f"{name}.json", name) for name in NAMES if (folder / f"{name}.json").is_file())
+    return [document for document in documents if document is not None]
+
+
+def refuse_others(folder: Path, name: str) -> None:
+    """Raises a VPromptError where an analysis would replace a file that is none."""
+    path = folder / f"{name}.json"
+    if path.is_file() and _read(path, name) is None:
+        raise VPromptError(f"{path} is there already and is no analysis; choose another folder by --out.")
+
+
+def _read(path: Path, name: str) -> dict[str, Any] | None:
+    """The document of an analysis; None where the file is something else."""
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VPromptError(
+            f"{path} cannot be read ({error}); remove it, and run `vprompt analyze {name}` again."
+        ) from error
+    if not isinstance(document, dict) or document.get("analysis") != name:  # pyright: ignore[reportUnknownMemberType]
+        return None
+    if "result" not in document:
+        raise VPromptError(f"{path} has no result; remove it, and run `vprompt analyze {name}` again.")
+    return document  # pyright: ignore[reportUnknownVariableType]
+
+
+def analysis_sections(documents: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """A section for each analysis: its answer, its picture, its numbers, and how it was made.
+
+    Raises:
+        VPromptError: If a document lacks what its section shows.
+    """
+    return [_section(document) for document in documents]
+
+
+def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
+    """Of a document whose picture may have been drawn already, which is what takes time."""
+    name = document["analysis"]
+    view, result = view_of(name), document["result"]
+    try:
+        picture = Picture(png=png or _png(document), alt=line(view.alt(result), 300), file=f"{name}.png")
+        blocks: list[Block] = [Paragraph(view.answer(result)), picture, Fold("Numbers", list(view.tables(result)))]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise VPromptError(
+            f"The analysis {name} lacks what its section shows ({type(error).__name__}: {error}); run "
+            f"`vprompt analyze {name}` again."
+        ) from error
+    made = line(f"vprompt {document.get('vprompt')}, {document.get('made')}", 80)
+    command = lines(document.get("command"), 2000)
+    return Section(
+        key=f"analysis-{name}",
+        title=view.title,
+        blocks=[*blocks, Fold("Made by", [Code(f"{command}\n{made}".strip())])],
+    )
+
+
+def _png(document: Mapping[str, Any]) -> bytes:
+    figure = view_of(document["analysis"]).figure(document["result"])
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""Rank of attention against the number of prompts."""

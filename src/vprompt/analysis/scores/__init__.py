@@ -1,0 +1,1 @@
+"""Criteria against the exact effect of removing each prompt."""

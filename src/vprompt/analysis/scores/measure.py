@@ -1,0 +1,325 @@
+"""How far scores say what removing a prompt does: against exact ablation, against each other, and by what they keep."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Subset
+
+from vprompt.compression.condense import fine_tuning_recipe
+from vprompt.compression.criteria import CRITERIA, Criterion, Scope, removes
+from vprompt.compression.score import score
+from vprompt.compression.select import select
+from vprompt.data.dataset import ImageDataset
+from vprompt.methods.inject import ConstantPrefix
+from vprompt.methods.registry import without_dropout
+from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.model.records import Recipe
+from vprompt.training.evaluate import evaluate, outputs
+from vprompt.training.loader import ImageLabels, size_of
+from vprompt.training.trainer import fit
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import Report, silent
+
+EXACT = ("ablation", "ablation-signed")
+"""What the exact effects are called beside the criteria: mean absolute change of an image's loss without a prompt, and
+by how much the mean loss rises."""
+
+PerBlock = tuple[tuple[float, ...], ...]
+"""A number for each prompt, block by block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What leaving out one prompt at a time does to the loss of each image, averaged over images.
+
+    Args:
+        images: How many.
+        loss: Mean loss with all prompts.
+        rise: By how much the mean loss rises without a prompt; below zero for one that does harm.
+        change: Mean of the absolute change of an image's loss.
+    """
+
+    images: int
+    loss: float
+    rise: PerBlock
+    change: PerBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A model with its best prompts only.
+
+    Args:
+        criterion: By which they were chosen.
+        scope: See `vprompt.select`.
+        ratio: Share that was kept.
+        accuracy: On the images that it was measured on, 0-1.
+        loss: On them.
+        fine_tuned: Accuracy after fine-tuning, where that was asked for.
+        counts: Prompts per block.
+    """
+
+    criterion: str
+    scope: str
+    ratio: float
+    accuracy: float
+    loss: float
+    fine_tuned: float | None
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What criteria say of a model's prompts, and how right they are.
+
+    Args:
+        accuracy: Of the whole model, 0-1.
+        loss: Of the whole model.
+        prompt_counts: Per block.
+        scores: Criterion -> score of every prompt.
+        ablation: The exact effects.
+        agreement: Criterion -> Spearman's rank correlation with the exact rise of the loss (`rise`) and with the mean
+            absolute change (`change`), over all prompts of the model; None where all scores are the same.
+        between: Criterion -> criterion -> rank correlation.
+        kept: What is left of the model by each criterion, scope and ratio.
+    """
+
+    accuracy: float
+    loss: float
+    prompt_counts: tuple[int, ...]
+    scores: dict[str, PerBlock]
+    ablation: Ablation
+    agreement: dict[str, dict[str, float | None]]
+    between: dict[str, dict[str, float | None]]
+    kept: tuple[Kept, ...]
+
+
+def scores(
+    model: PromptedModel,
+    train: ImageLabels,
+    data: ImageLabels,
+    *,
+    criteria: Sequence[Criterion] = cast("Sequence[Criterion]", CRITERIA),
+    ratios: Sequence[float] = (0.1, 0.3, 0.5),
+    scopes: Sequence[Scope] = ("global", "local"),
+    images: int | None = 256,
+    fine_tune_epochs: int = 0,
+    seed: int = 0,
+    report: Report = silent,
+) -> Scores:
+    """Scores a trained model's prompts by every criterion and compares with leaving out each prompt in turn.
+
+    Exact ablation runs the model once for every prompt, over the images that the scores are computed on. Among what is
+    kept, `ablation` and `ablation-signed` choose by these exact effects of each prompt alone.
+
+    Args:
+        model: Trained, with prompts; it is not changed.
+        train: What to score and ablate on; as for `vprompt.fit`.
+        data: What to measure on what each criterion keeps.
+        criteria: Those to compare; what the model cannot have (attention of a class token that it lacks, removal of
+            shallow prompts) is left out.
+        ratios: Shares of the prompts to keep.
+        scopes: See `vprompt.select`.
+        images: How many of `train`, drawn at random by `seed`; None for all.
+        fine_tune_epochs: Fine-tune what each criterion keeps, on all of `train`, for so long; 0 does not.
+        seed: Of the draw, of scores that draw, and of fine-tuning.
+        report: Told of every prompt ablated and every model measured.
+
+    Raises:
+        VPromptError: If the model has no prompts, or an argument is out of range.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> found = scores(model, data, data, ratios=[0.5], scopes=["global"], criteria=["removal-signed", "random"])
+        >>> [(one.criterion, sum(one.counts)) for one in found.kept]
+        [('removal-signed', 6), ('random', 6), ('ablation', 6), ('ablation-signed', 6)]
+
+    Source: Prompt Condensation (arXiv 2305.17223), section 5 and Table 3; the ablation is ours.
+    """
+    if not any(model.prompt_counts):
+        raise VPromptError("There is nothing to score: the model has no prompts.")
+    for ratio, scope in itertools.product(ratios, scopes):
+        # What is wrong with them is said before anything is run.
+        select([torch.zeros(count) for count in model.prompt_counts], ratio=ratio, scope=scope)
+    recipe = replace(fine_tuning_recipe(model), epochs=fine_tune_epochs, seed=seed)
+    model = model.copy().eval()
+    usable: list[Criterion] = [name for name in criteria if _fits(model, name)]
+    drawn = _draw(train, images, seed)
+    done, total = 0, sum(model.prompt_counts) + (len(usable) + len(EXACT)) * len(ratios) * len(scopes)
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        report(done, total)
+
+    found = {name: score(model, drawn, criterion=name, seed=seed) for name in usable}
+    ablation = ablate(model, drawn, step=step)
+    change, rise = ([torch.tensor(block) for block in effect] for effect in (ablation.change, ablation.rise))
+    every: dict[str, list[Tensor]] = {**found, **dict(zip(EXACT, (change, rise), strict=True))}
+    flat = {name: torch.cat(values).tolist() for name, values in every.items()}
+    exact = {"rise": flat[EXACT[1]], "change": flat[EXACT[0]]}
+    whole = evaluate(model.fold(), data)
+    kept: list[Kept] = []
+    for ratio in ratios:
+        for scope in scopes:
+            for name, values in every.items():
+                kept.append(_kept(model, train, data, name, values, ratio, scope, recipe))
+                step()
+    return Scores(
+        accuracy=whole.accuracy,
+        loss=whole.loss,
+        prompt_counts=tuple(model.prompt_counts),
+        scores={name: _plain(values) for name, values in found.items()},
+        ablation=ablation,
+        agreement={name: {kind: spearman(flat[name], exact[kind]) for kind in exact} for name in found},
+        between={name: {other: spearman(flat[name], flat[other]) for other in found} for name in found},
+        kept=tuple(kept),
+    )
+
+
+def _fits(model: PromptedModel, criterion: str) -> bool:
+    if removes(criterion):
+        return model.method.name != "vpt-shallow"
+    return criterion != "cls-similarity" or model.info.class_token
+
+
+def _draw(train: ImageLabels, images: int | None, seed: int) -> ImageLabels:
+    """So many of the images, in their order."""
+    length = size_of(train)
+    if images is not None and images < 1:
+        raise VPromptError(f"There must be at least one image to score on, not {images}.")
+    if images is None or images >= length:
+        return train
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:images].sort().values
+    return train.subset(order) if isinstance(train, ImageDataset) else Subset(train, order.tolist())
+
+
+def _kept(
+    model: PromptedModel,
+    train: ImageLabels,
+    data: ImageLabels,
+    name: str,
+    values: Sequence[Tensor],
+    ratio: float,
+    scope: Scope,
+    recipe: Recipe,
+) -> Kept:
+    small = model.keep(select(values, ratio=ratio, scope=scope)).eval()
+    found = evaluate(small.fold(), data)
+    tuned = None
+    if recipe.epochs:
+        small.method, small.prompts.dropout = without_dropout(model.method), 0.0
+        fit(small, train, recipe=recipe)
+        tuned = evaluate(small.fold(), data).accuracy
+    return Kept(
+        criterion=name,
+        scope=scope,
+        ratio=ratio,
+        accuracy=found.accuracy,
+        loss=found.loss,
+        fine_tuned=tuned,
+        counts=tuple(small.prompt_counts),
+    )
+
+
+def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] = lambda: None) -> Ablation:
+    """Leaves out one prompt at a time, exactly.
+
+    Args:
+        model: With prompts.
+        data: Images and labels.
+        step: Called after every prompt.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
+        >>> found = ablate(model, torch.utils.data.TensorDataset(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 0])))
+        >>> found.images, [len(block) for block in found.rise]
+        (3, [2, 2, 2, 2, 2, 2])
+    """
+    folded = model.fold()
+    base_N = _losses(folded, data)
+    rise: list[Tensor] = []
+    change: list[Tensor] = []
+    for block, count in enumerate(model.prompt_counts):
+        effects_PN = torch.zeros(count, len(base_N), dtype=torch.float64)
+        for prompt in range(count):
+            effects_PN[prompt] = _losses(_without(model, folded, block, prompt), data) - base_N
+            step()
+        _restore(model, folded, block)
+        rise.append(effects_PN.mean(1))
+        change.append(effects_PN.abs().mean(1))
+    return Ablation(images=len(base_N), loss=float(base_N.mean()), rise=_plain(rise), change=_plain(change))
+
+
+def _without(model: PromptedModel, folded: FoldedModel, block: int, prompt: int) -> FoldedModel:
+    """The folded model without one prompt: nothing attends to it, which is the same, and quicker than folding anew."""
+    if not hasattr(folded, "prefixes"):
+        left = [torch.arange(count) for count in model.prompt_counts]
+        left[block] = left[block][left[block] != prompt]
+        return model.keep(left).fold()
+    prefix = _prefix(folded, block)
+    bias_1P = _bias(model, prefix, block)
+    bias_1P[0, prompt] = -math.inf
+    prefix.bias = bias_1P
+    return folded
+
+
+def _restore(model: PromptedModel, folded: FoldedModel, block: int) -> None:
+    if hasattr(folded, "prefixes") and model.prompt_counts[block]:
+        prefix = _prefix(folded, block)
+        prefix.register_buffer("bias", _bias(model, prefix, block) if model.prompts.merged else None)
+
+
+def _prefix(folded: FoldedModel, block: int) -> ConstantPrefix:
+    return cast("ConstantPrefix", folded.prefixes[block])
+
+
+def _bias(model: PromptedModel, prefix: ConstantPrefix, block: int) -> Tensor:
+    """A new bias of a block's prefix, key-value prompts included, as it is when nothing is left out."""
+    keys = cast("Tensor", prefix.keys)
+    bias_1P = keys.new_zeros(1, keys.shape[2])
+    if (own := model.prompts.bias(block)) is not None:
+        bias_1P[:, : own.shape[1]] = own
+    return bias_1P
+
+
+def _losses(model: FoldedModel, data: ImageLabels) -> Tensor:
+    """Loss of every image, in float64."""
+    found = [F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in outputs(model, data)]
+    return torch.cat(found).cpu()
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Rank correlation of two lists, equal values sharing their mean rank; None where it is not defined.
+
+    Example:
+        >>> spearman([1, 2, 3], [10, 30, 20]), spearman([1, 1], [2, 3])
+        (0.5, None)
+    """
+    a, b = (_ranks(values) for values in (one, other))
+    a, b = a - a.mean(), b - b.mean()
+    size = math.sqrt(float((a * a).sum() * (b * b).sum())) if len(a) else 0.0
+    return round(float((a * b).sum()) / size, 12) if size else None
+
+
+def _ranks(values: Sequence[float]) -> Tensor:
+    found = torch.tensor(values, dtype=torch.float64)
+    _, inverse, counts = found.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse] if len(values) else found
+
+
+def _plain(values: Sequence[Tensor]) -> PerBlock:
+    """As numbers that a file need not hold to the last bit."""
+    return tuple(tuple(float(f"{value:.6g}") for value in block.tolist()) for block in values)

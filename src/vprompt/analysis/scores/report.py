@@ -1,0 +1,193 @@
+"""How right each criterion is, shown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vprompt.analysis.view import Result, View
+from vprompt.report.document import Block, Body, Paragraph, Table
+from vprompt.report.plots import COLOURS, MARKERS, side_by_side
+from vprompt.utils.text import count, line
+
+EXACT = ("ablation", "ablation-signed")
+
+
+def _answer(result: Result) -> str:
+    found = _correlations(result, "rise")
+    best = max(found, key=lambda name: _mean(found[name]), default=None)
+    if best is None:
+        return "No criterion could be compared."
+    taylor = f", taylor's {_mean(found['taylor']):.2f}" if "taylor" in found and best != "taylor" else ""
+    ratio = min(result["ratios"])
+    drops = _drops(result, "global" if "global" in result["scopes"] else result["scopes"][0])
+    at = {name: _mean(drops[name][ratio]) for name in drops if name not in EXACT}
+    keeps = max(at, key=lambda name: at[name])
+    return (
+        f"Over {count(len(result['models']), 'model')}, the scores of {line(best)} go with what leaving out one prompt "
+        f"does to the loss: rank correlation {_mean(found[best]):.2f}{taylor}. At {100 * ratio:g} % kept, without "
+        f"fine-tuning, {line(keeps)} is the best, {100 * at[keeps]:+.1f} points against all prompts"
+        + (f" (taylor {100 * at['taylor']:+.1f})." if "taylor" in at and keeps != "taylor" else ".")
+    )
+
+
+def _tables(result: Result) -> Sequence[Block]:
+    rise, change = _correlations(result, "rise"), _correlations(result, "change")
+    rows = [[line(name), _spread(rise[name]), _spread(change[name])] for name in rise]
+    blocks: list[Block] = [
+        Paragraph(
+            "Exact ablation leaves out one prompt at a time. Rise: by how much the mean loss rises without it. Change: "
+            "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
+            "correlation over a model's prompts."
+        ),
+        Table(
+            caption="Rank correlation of scores with exact ablation",
+            head=["Criterion", "Rise", "Change"],
+            bodies=[Body(rows=rows)],
+        ),
+    ]
+    tuned = any(one["fine_tuned"] is not None for model in result["models"] for one in model["kept"])
+    for scope in result["scopes"]:
+        for key, words in (("accuracy", "not fine-tuned"), *([("fine_tuned", "fine-tuned")] if tuned else [])):
+            drops = _drops(result, scope, key)
+            head = ["Criterion", *(f"{100 * ratio:g} %" for ratio in result["ratios"])]
+            rows = [[line(n), *(_spread(drops[n][r], 100) for r in result["ratios"])] for n in drops]
+            caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
+            blocks.append(Table(caption=caption, head=head, bodies=[Body(rows=rows)]))
+    names = list(rise)
+    rows = [[line(a), *(_hundredths(_between(result, a, b)) for b in names)] for a in names]
+    numbers = [str(number + 1) for number in range(len(names))]
+    rows = [[f"{number} {row[0]}", *row[1:]] for number, row in zip(numbers, rows, strict=True)]
+    blocks.append(
+        Table(
+            caption="Rank correlation of scores with each other, times 100",
+            head=["", *numbers],
+            bodies=[Body(rows=rows)],
+        )
+    )
+    rows = [
+        [line(model["label"], 40), str(sum(model["prompt_counts"])), f"{100 * model['accuracy']:.1f}"]
+        for model in result["models"]
+    ]
+    caption = f"Models, and their accuracy on the {result['split']} images (%)"
+    blocks.append(Table(caption=caption, head=["Model", "Prompts", "Accuracy"], bodies=[Body(rows=rows)]))
+    return blocks
+
+
+def _figure(result: Result) -> Figure:
+    figure, (left, right) = side_by_side(10.4, 4.4, 2)
+    _draw_correlations(left, result)
+    scope = "global" if "global" in result["scopes"] else result["scopes"][0]
+    _draw_kept(right, result, scope)
+    return figure
+
+
+def _draw_correlations(axes: Axes, result: Result) -> None:
+    rise, change = _correlations(result, "rise"), _correlations(result, "change")
+    names = sorted(rise, key=lambda name: _mean(rise[name]))
+    for number, (found, label) in enumerate(((rise, "rise of the mean loss"), (change, "mean absolute change"))):
+        places = [row + 0.14 - 0.28 * number for row in range(len(names))]
+        values = [_mean(found[name]) for name in names]
+        errors = [_std(found[name]) or 0.0 for name in names]
+        axes.errorbar(
+            values,
+            places,
+            xerr=errors,
+            fmt=MARKERS[number],
+            color=COLOURS[number],
+            markersize=5,
+            capsize=2,
+            linewidth=1,
+            label=label,
+        )
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    axes.set_yticks(range(len(names)), [line(name, 24) for name in names], parse_math=False)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(-1.05, 1.05)
+    axes.set_xlabel("rank correlation with exact ablation")
+    axes.grid(axis="x", color="#EEEEEE", zorder=0)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+
+
+def _draw_kept(axes: Axes, result: Result, scope: str) -> None:
+    drops = _drops(result, scope)
+    for number, name in enumerate(drops):
+        ratios = [100 * ratio for ratio in result["ratios"]]
+        values = [100 * _mean(drops[name][ratio]) for ratio in result["ratios"]]
+        exact = name in EXACT
+        axes.plot(
+            ratios,
+            values,
+            color="#000000" if exact else "#888888" if name == "random" else COLOURS[number % 6],
+            linestyle=("--", ":")[EXACT.index(name)] if exact else "-" if number < 6 else "-.",
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            linewidth=1.3,
+            label=line(name, 24),
+        )
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set_xlabel("prompts kept (%)")
+    axes.set_ylabel(f"accuracy against all prompts\n(points, {scope}, not fine-tuned)")
+    axes.set_xticks([100 * ratio for ratio in result["ratios"]])
+    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _alt(result: Result) -> str:
+    rise = _correlations(result, "rise")
+    return "Rank correlation of each criterion with exact ablation, and accuracy by what each keeps: " + ", ".join(
+        f"{line(name)} {_mean(rise[name]):.2f}" for name in rise
+    )
+
+
+def _correlations(result: Result, kind: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for model in result["models"]:
+        for name, values in model["agreement"].items():
+            found.setdefault(name, [])
+            if values[kind] is not None:
+                found[name].append(values[kind])
+    return {name: values for name, values in found.items() if values}
+
+
+def _between(result: Result, one: str, other: str) -> list[float]:
+    values = [model["between"].get(one, {}).get(other) for model in result["models"]]
+    return [value for value in values if value is not None]
+
+
+def _drops(result: Result, scope: str, key: str = "accuracy") -> dict[str, dict[float, list[float]]]:
+    """Criterion -> ratio -> accuracy against all prompts, a value for every model."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for model in result["models"]:
+        for one in model["kept"]:
+            if one["scope"] == scope and one[key] is not None:
+                place = found.setdefault(one["criterion"], {ratio: [] for ratio in result["ratios"]})
+                place[one["ratio"]].append(one[key] - model["accuracy"])
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _hundredths(values: Sequence[float]) -> str:
+    return f"{100 * _mean(values):.0f}" if values else "–"
+
+
+def _spread(values: Sequence[float], times: float = 1) -> str:
+    if not values:
+        return "–"
+    form = ".1f" if times > 1 else ".2f"
+    spread = _std(values)
+    return f"{times * _mean(values):{form}}" + ("" if spread is None else f" ± {times * spread:{form}}")
+
+
+VIEW = View(title="How right scores are", answer=_answer, tables=_tables, figure=_figure, alt=_alt)

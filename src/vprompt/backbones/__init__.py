@@ -1,0 +1,1 @@
+"""timm: what its models are like, how they are made, and their attention with prompts."""

@@ -1,0 +1,124 @@
+"""Backbones by name: timm makes them and loads their weights; what goes wrong becomes one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from torch import nn
+
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
+from vprompt.backbones.info import BackboneInfo, describe
+from vprompt.backbones.meta import shapes_only
+from vprompt.backbones.weights import check_weights_file, load_weights
+from vprompt.utils.errors import BackboneError
+
+
+def can_create(name: str) -> bool:
+    """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
+    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
+
+
+def create_backbone(
+    name: str,
+    *,
+    pretrained: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+) -> nn.Module:
+    """Makes a timm model by name.
+
+    Args:
+        name: Any name that `timm.create_model` takes, `hf-hub:` and `local-dir:` included.
+        pretrained: Load the weights, from timm's cache, the Hub or the package.
+        img_size: Input size in pixels (one number, or height and width) where it should differ from the
+            pre-training size; timm resizes position embeddings and relative position tables.
+        weights: File with other weights than those that the name stands for: safetensors, a PyTorch checkpoint in
+            timm's or the original layout, or a `.npz` file of Google's ViT. What images must look like still comes
+            with the name and its tag, and the model has no classifier.
+
+    Raises:
+        BackboneError: If timm knows no such model, or its weights cannot be had.
+    """
+    if not can_create(name):
+        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
+        hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
+        raise BackboneError(f"timm has no model called {name!r}{hint}.")
+    if weights is not None:
+        return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
+    if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
+        _require_weights(name)
+    return _create(name, img_size, pretrained=pretrained)
+
+
+def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
+    if not pretrained:
+        raise BackboneError(f"pretrained=False asks for no weights, and weights= for those in {file}; leave one out.")
+    if ":" in name:
+        raise BackboneError(
+            f"The name {name!r} says where the weights are, and weights= gives {file}; leave that out, or give timm's "
+            "name of the architecture."
+        )
+    check_weights_file(file)
+    source = {"file": str(file), "custom_load": file.suffix.lower() == ".npz"}
+    model = _create(name, img_size, pretrained=False, num_classes=0, pretrained_cfg_overlay=source)
+    load_weights(model, file, name)
+    return model
+
+
+def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -> nn.Module:
+    try:
+        if img_size is not None:
+            height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+            # A model that takes any size keeps none; what its configuration says is then what images are brought to.
+            overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
+            options.update(img_size=(height, width), pretrained_cfg_overlay=overlay)
+        return timm.create_model(name, **options)
+    except Exception as error:  # timm, the Hub and the file system each raise their own
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        size = "" if img_size is None else f" with images of {img_size} pixels"
+        raise BackboneError(
+            f"The backbone {name!r} could not be made{size} ({type(error).__name__}: {reason}); check the name"
+            f"{' and the size' if size else ''}."
+        ) from error
+
+
+def _require_weights(name: str) -> None:
+    """Asks for the weights' whereabouts first: timm takes a minute to find out that the Hub cannot be reached."""
+    if name.startswith("hf-hub:"):
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        _require_reachable(name, repository, "config.json", revision or None)
+    if ":" in name:
+        return
+    try:
+        config: Any = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise BackboneError(f"timm has no weights called {name!r} ({error}).") from error
+    if config is not None and not config.file and config.hf_hub_id:
+        _require_reachable(name, config.hf_hub_id, config.hf_hub_filename or "model.safetensors", None)
+
+
+def _require_reachable(name: str, repository: str, file: str, revision: str | None) -> None:
+    try:
+        # timm takes the older file where the newer is not there.
+        cached = (try_to_load_from_cache(repository, name, revision=revision) for name in (file, "pytorch_model.bin"))
+        if any(isinstance(path, str) for path in cached):
+            return
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+    except Exception as error:  # the Hub's own errors and the network's have no common base
+        if getattr(getattr(error, "response", None), "status_code", None) is not None:
+            return  # it can be reached; timm knows other places to look
+        raise BackboneError(
+            f"The weights of the backbone {name!r} are not in the cache, and the Hub cannot be reached to get them "
+            f"({type(error).__name__}); check the network, or use the bundled backbone {BUNDLED_BACKBONE!r}, which "
+            "needs no download."
+        ) from error
+
+
+def describe_name(name: str, *, img_size: int | tuple[int, int] | None = None) -> BackboneInfo:
+    """Describes a backbone before its weights are there; arguments and errors as those of `create_backbone`."""
+    with shapes_only():
+        return describe(create_backbone(name, pretrained=False, img_size=img_size))

@@ -1,0 +1,264 @@
+"""What we need to know of a timm model: its blocks, widths, pooling, input, and a fingerprint of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from torch import nn
+
+from vprompt.backbones.attention.registry import adapter_for
+from vprompt.backbones.supported import CUTTABLE, ENTRIES, SEQUENCES, WINDOWS
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.utils.errors import BackboneError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSite:
+    """Where a block's attention stands in the model.
+
+    Args:
+        path: Dotted path of the block.
+        attention: Dotted path of its attention; the block's own where the block is its attention.
+        entry: Dotted path of what a token passes before attention; None where it passes nothing.
+        width: D, the width of a token.
+    """
+
+    path: str
+    attention: str
+    entry: str | None
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneInfo:
+    """A backbone as prompts see it.
+
+    Args:
+        name: What `create_backbone` makes it by (timm's name with its tag, or hf-hub: or local-dir: and the
+            place), or the class of a model that timm did not make.
+        blocks: In forward order.
+        stages: Dotted path of the stages, or of the blocks of the only one, where blocks see windows of a map of tokens
+            (Swin, SAM); None where they see one sequence.
+        patch_size: Height and width in pixels.
+        num_prefix_tokens: Class, distillation and register tokens at the front of the sequence.
+        class_token: Whether the first of them is a class token.
+        pooling: How tokens become one feature: `"token"`, `"avg"`, ... as timm calls it, or `"attention"`.
+        num_features: Width of the pooled feature.
+        leading_tokens: How many tokens from the front the pooling reads, where it reads no others; else None.
+        attended: How many tokens a query sees at most, without prompts.
+        any_size: Whether it takes images of other sizes than that of `preprocessing` as they come.
+        preprocessing: What the model was trained to see.
+    """
+
+    name: str
+    blocks: tuple[BlockSite, ...]
+    stages: str | None
+    patch_size: tuple[int, int]
+    num_prefix_tokens: int
+    class_token: bool
+    pooling: str
+    num_features: int
+    leading_tokens: int | None
+    attended: int
+    any_size: bool
+    preprocessing: Preprocessing
+
+    @property
+    def widths(self) -> list[int]:
+        """D_l for every block."""
+        return [block.width for block in self.blocks]
+
+
+def describe(model: nn.Module) -> BackboneInfo:
+    """Reads what prompts need to know of a timm model.
+
+    Args:
+        model: A model made by timm, or an instance of one of its supported classes.
+
+    Raises:
+        BackboneError: If its class, or the class of a block or of an attention in it, is not supported.
+
+    Example:
+        >>> import timm
+        >>> info = describe(timm.create_model("vit_tiny_patch16_224"))
+        >>> len(info.blocks), info.widths[0], info.patch_size, info.leading_tokens
+        (12, 192, (16, 16), 1)
+    """
+    timm_model: Any = model
+    stages = next((path for cls, path in WINDOWS.items() if isinstance(model, cls)), None)
+    blocks = _window_blocks(timm_model, stages) if stages is not None else _sequence_blocks(model)
+    leading = 0 if stages is not None else SEQUENCES[_sequence_class(model)].leading(timm_model)
+    embed: Any = model.get_submodule(patch_embed_path(model))
+    preprocessing, patch = _preprocessing(model, embed), _patch_size(embed)
+    patches = (preprocessing.size[0] // patch[0]) * (preprocessing.size[1] // patch[1])
+    info = BackboneInfo(
+        name=_name(model),
+        blocks=tuple(_site(path, block) for path, block in blocks),
+        stages=stages,
+        patch_size=patch,
+        num_prefix_tokens=leading,
+        class_token=leading > 0 and getattr(model, "cls_token", getattr(embed, "cls_token", None)) is not None,
+        pooling=_pooling(timm_model),
+        num_features=timm_model.head_hidden_size,
+        leading_tokens=_leading_tokens(timm_model, blocks[-1][1], leading),
+        attended=leading + patches if stages is None else max(_window_area(block) or patches for _, block in blocks),
+        any_size=not getattr(embed, "strict_img_size", False),
+        preprocessing=preprocessing,
+    )
+    if getattr(model, "in_chans", 3) != 3:
+        raise BackboneError(f"The backbone takes images of {timm_model.in_chans} channels; vprompt's have 3 (RGB).")
+    if info.pooling == "":
+        raise BackboneError(
+            f"The {type(model).__name__} has no pooling, so there is no feature to classify; make it with "
+            "global_pool='avg' or 'token'."
+        )
+    _check_size(info, embed)
+    return info
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all weights but the classifier's, first 16 hex digits.
+
+    Two models with the same fingerprint give the same features; the type in which weights are held counts.
+    """
+    digest = hashlib.sha256()
+    skipped = classifier_parameters(model)
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if id(tensor) in skipped:
+            continue
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def classifier_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters of a timm model's own classifier, which vprompt never uses."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    return {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Numbers in a timm model without its classifier.
+
+    Example:
+        >>> import timm
+        >>> num_parameters(timm.create_model("vit_base_patch16_224"))
+        85798656
+    """
+    left_out = classifier_parameters(model)
+    return sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+
+
+def patch_embed_path(model: nn.Module) -> str:
+    """Dotted path of what makes patches of an image in a timm model."""
+    return next((name for name in ("patch_embed", "embeds") if hasattr(model, name)), "encoder.patch_embed")
+
+
+def _sequence_class(model: nn.Module) -> type[nn.Module]:
+    found = next((cls for cls in SEQUENCES if isinstance(model, cls)), None)
+    if found is None:
+        known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWS))
+        raise BackboneError(
+            f"The model class {type(model).__name__} is not supported; supported are timm's {known} "
+            "(`vprompt backbones` lists the models)."
+        )
+    return found
+
+
+def _sequence_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    path = SEQUENCES[_sequence_class(model)].blocks
+    return [(f"{path}.{name}", block) for name, block in model.get_submodule(path).named_children()]
+
+
+def _window_blocks(model: nn.Module, stages: str) -> list[tuple[str, nn.Module]]:
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in model.get_submodule(stages).named_children():
+        if hasattr(child, "blocks"):
+            within = child.get_submodule("blocks").named_children()
+            found += [(f"{stages}.{name}.blocks.{number}", block) for number, block in within]
+        else:
+            found.append((f"{stages}.{name}", child))
+    return found
+
+
+def _window_area(block: Any) -> int:
+    """Tokens in a window; 0 where the whole map is one."""
+    size = block.window_size
+    return size[0] * size[1] if isinstance(size, tuple) else size**2
+
+
+def _site(path: str, block: nn.Module) -> BlockSite:
+    if type(block) not in ENTRIES:
+        known = ", ".join(sorted({cls.__name__ for cls in ENTRIES}))
+        raise BackboneError(f"The block class {type(block).__name__} is not supported; supported are {known}.")
+    entry = ENTRIES[type(block)]
+    attention = getattr(block, "attn", block)
+    adapter_for(attention)
+    projection: Any = getattr(block, "in_proj", None) or getattr(attention, "qkv", None) or attention.q_proj
+    return BlockSite(
+        path=path,
+        attention=path if attention is block else f"{path}.attn",
+        entry=None if entry is None else f"{path}.{entry}",
+        width=projection.in_features if hasattr(projection, "in_features") else projection.weight.shape[1],
+    )
+
+
+def _name(model: nn.Module) -> str:
+    config: Any = getattr(model, "pretrained_cfg", None)
+    if not config or not config.get("architecture"):
+        return type(model).__name__
+    if config.get("source") == "hf-hub" and config.get("hf_hub_id"):
+        return f"hf-hub:{config['hf_hub_id']}"
+    if config.get("source") == "local-dir" and config.get("file"):
+        return f"local-dir:{config['file']}"
+    return f"{config['architecture']}.{config['tag']}" if config.get("tag") else config["architecture"]
+
+
+def _pooling(model: Any) -> str:
+    if getattr(model, "attn_pool", None) is not None:
+        return "attention"
+    pool = getattr(model, "global_pool", None)
+    return pool if isinstance(pool, str) else model.head.global_pool.pool_type
+
+
+def _leading_tokens(model: Any, last_block: nn.Module, leading: int) -> int | None:
+    if not leading or _pooling(model) != "token" or type(last_block) not in CUTTABLE:
+        return None
+    return leading if isinstance(model, VisionTransformerDistilled) else 1
+
+
+def _check_size(info: BackboneInfo, embed: Any) -> None:
+    """A fixed size may leave a margin of pixels that no patch covers; a free one may not."""
+    size, patch = info.preprocessing.size, info.patch_size
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    free = not embed.strict_img_size
+    if any(pixels < side or (free and pixels % side) for pixels, side in zip(size, patch, strict=True)):
+        raise BackboneError(
+            f"The image size {'x'.join(map(str, size))} cannot be cut into patches of {'x'.join(map(str, patch))} "
+            "pixels."
+        )
+
+
+def _patch_size(embed: Any) -> tuple[int, int]:
+    """In pixels, also behind a convolutional stem."""
+    size = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+    return int(size[0]), int(size[1])
+
+
+def _preprocessing(model: nn.Module, embed: Any) -> Preprocessing:
+    config = resolve_model_data_config(model)
+    size = getattr(embed, "img_size", None) or config["input_size"][1:]
+    return Preprocessing(
+        size=(int(size[0]), int(size[1])),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )

@@ -1,0 +1,251 @@
+"""Weights from a file: read and converted by timm, never by code in the file, and every tensor accounted for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import timm
+import torch
+from timm.models import deit, load_state_dict
+from torch import Tensor, nn
+
+from vprompt.utils.errors import BackboneError
+
+_SWIN_BUFFERS = ("relative_position_index", "attn_mask")
+"""What original Swin files hold beside weights, so that their names alone tell nothing."""
+
+_KINDS = "a .safetensors file, a PyTorch checkpoint, or a .npz file of Google's ViT"
+
+
+def check_weights_file(file: Path) -> None:
+    """Looks at a weights file from outside.
+
+    Raises:
+        BackboneError: If there is none, or nothing in it.
+    """
+    if os.path.isdir(file):  # unlike Path.is_dir, never raises
+        raise BackboneError(f"{file} is a folder; give the file with the weights in it.")
+    if not os.path.exists(file):
+        raise BackboneError(f"There is no weights file {file}; check the path.")
+    if os.path.getsize(file) == 0:
+        raise BackboneError(f"The weights file {file} is empty (0 bytes); download or save it again.")
+
+
+def load_weights(model: nn.Module, file: Path, name: str) -> None:
+    """Fills a backbone that timm made, without its classifier, from a file.
+
+    timm converts from the layouts that it knows (original Swin, DeiT, BEiT, DINOv2, CLIP and others, Google's `.npz`)
+    and resizes what depends on the input size. A classifier in the file is left out.
+
+    Args:
+        model: Made by timm with `num_classes=0`; changed in place.
+        file: A `.safetensors` file, a PyTorch checkpoint, or a `.npz` file.
+        name: What the backbone is called, for messages.
+
+    Raises:
+        BackboneError: If the file cannot be read without running code, or is not of exactly this backbone.
+    """
+    if file.suffix.lower() == ".npz":
+        _load_arrays(model, file, name)
+    else:
+        state = _read(file)
+        _check_patches(state, model, file, name)
+        state = _converted(state, model, file, name)
+        _check_fit(state, model.state_dict(), file, name)
+        model.load_state_dict(state)
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BackboneError(
+                f"{key!r} in the weights file {file} has values that are NaN or infinite; give another."
+            )
+
+
+def weights_file(model: nn.Module) -> Path | None:
+    """The file that a timm model has its weights from, where that is not the one its name stands for."""
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    file, tag = config.get("file"), config.get("tag")
+    if not file or config.get("source") == "local-dir":
+        return None
+    architecture = config.get("architecture", "")
+    with contextlib.suppress(RuntimeError):  # a tag of the user's own
+        registered = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+        if registered is not None and registered.file == file:
+            return None
+    return Path(file).absolute()
+
+
+def weights_origin(model: nn.Module) -> dict[str, str] | None:
+    """Name and SHA-256 (first 16 hex digits) of `weights_file`, for the record; None where there is no such file.
+
+    Raises:
+        BackboneError: If the file is not there any more.
+    """
+    file = weights_file(model)
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as stream:
+            return {"file": file.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()[:16]}
+    except OSError as error:
+        raise BackboneError(f"The weights file {file} cannot be read any more ({error.strerror}).") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's unpickler about pickle protocols that it then refuses
+            return load_state_dict(str(file), weights_only=True)
+    except Exception as error:  # timm, torch, safetensors and the file system each raise their own
+        cause, reason = error.__cause__, f" ({_reason(error)})"
+        if isinstance(cause, pickle.UnpicklingError):
+            if needed := re.search(r"GLOBAL ([\w.]+)", str(cause)):
+                raise BackboneError(
+                    f"The weights file {file} is a pickle that runs code when it is read ({needed[1]}), and vprompt "
+                    "runs none; give the tensors alone, best as .safetensors."
+                ) from error
+            reason = ""
+        raise BackboneError(
+            f"The weights file {file} is damaged or of no known kind{reason}; give {_KINDS}."
+        ) from error
+
+
+def _check_patches(state: Mapping[str, Any], model: nn.Module, file: Path, name: str) -> None:
+    """Refuses patches of another size: timm would resample them, and make another backbone of it."""
+    key = "patch_embed.proj.weight"
+    wanted = model.state_dict().get(key)
+    found = next((value for other, value in state.items() if other.endswith(key) and isinstance(value, Tensor)), None)
+    if wanted is None or found is None or found.ndim != 4 or found.shape[2:] == wanted.shape[2:]:
+        return
+    config: Any = model.pretrained_cfg
+    if "flexi" not in config["architecture"]:
+        there, here = ("×".join(map(str, tensor.shape[2:])) for tensor in (found, wanted))
+        _refuse(file, name, f"their patches are {there} pixels, and its {here}")
+
+
+def _converted(state: dict[str, Any], model: nn.Module, file: Path, name: str) -> dict[str, Any]:
+    """What the file holds in the layout of the model, without a classifier."""
+    config: Any = model.pretrained_cfg
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm prints while it converts DINOv3, and resizes tables with warnings
+            return _headless(_conversion(config["architecture"])(state, model), model)
+    except Exception as error:  # what a conversion raises on weights of something else has no common base
+        if not state.keys() & {f"layers.0.blocks.0.attn.{buffer}" for buffer in _SWIN_BUFFERS}:
+            _check_fit(_headless(state, model), model.state_dict(), file, name)
+        _refuse(
+            file, name, f"timm cannot convert them to it, as if they were of another size ({_reason(error)})", error
+        )
+
+
+def _headless(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    config: Any = model.pretrained_cfg
+    classifiers = config.get("classifier") or ()
+    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    dropped = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
+    if "siglip" in config["architecture"] and getattr(model, "attn_pool", None) is None:
+        dropped += [
+            key for key in state if key.startswith("attn_pool.")
+        ]  # the same file for models that do not pool so
+    return {key: value for key, value in state.items() if key not in dropped}
+
+
+def _conversion(architecture: str) -> Callable[[dict[str, Any], nn.Module], dict[str, Any]]:
+    """timm's own conversion of checkpoints of an architecture, with the settings that timm calls it with."""
+    module = sys.modules[timm.model_entrypoint(architecture).__module__]
+    names = ("checkpoint_filter_fn", "checkpoint_filter_fn_classifier")
+    convert = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    if convert is None:
+        return lambda state, model: state
+    if module is deit:
+        return partial(convert, adapt_layer_scale=True)
+    if "flexi" in architecture:
+        return partial(convert, interpolation="bilinear", antialias=False)
+    if "radio" in architecture:
+        corners = architecture.endswith(("base_patch16_radio_v3", "huge_patch16_radio_v3"))
+        return partial(convert, interpolation="bilinear", antialias=False, align_corners=corners)
+    return convert
+
+
+def _check_fit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Path, name: str) -> None:
+    missing = [key for key in wanted if key not in state]
+    extra = [key for key in state if key not in wanted]
+    if missing and extra:
+        _refuse(file, name, f"they lack {missing[0]!r}, and have {extra[0]!r}, which it does not have")
+    if missing:
+        _refuse(file, name, f"they lack {missing[0]!r}")
+    if extra:
+        _refuse(file, name, f"they have {extra[0]!r}, which it does not have")
+    for key, tensor in wanted.items():
+        value = state[key]
+        if not isinstance(value, Tensor):
+            _refuse(file, name, f"{key!r} is no tensor")
+        if value.shape != tensor.shape:
+            there, here = ("×".join(map(str, shape)) or "one number" for shape in (value.shape, tensor.shape))
+            sized = ", which may come from another image size, to which timm does not fit it" if "pos" in key else ""
+            _refuse(file, name, f"{key!r} is {there} in the file, and {here} in the backbone{sized}")
+        if tensor.is_floating_point() and not value.is_floating_point():
+            _refuse(file, name, f"{key!r} is of type {value.dtype}, not floating point")
+
+
+def _load_arrays(model: nn.Module, file: Path, name: str) -> None:
+    """Loads Google's arrays by timm; what it leaves alone shows by the NaN that it held before."""
+    load: Any = getattr(model, "load_pretrained", None)
+    if load is None:
+        raise BackboneError(
+            f"timm reads no .npz file for the backbone {name!r}, only for plain ViTs; give a .safetensors file or a "
+            f"PyTorch checkpoint instead of {file}."
+        )
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+    try:
+        blocks = _count_blocks(file)
+        load(str(file))
+    except KeyError as error:
+        _refuse(file, name, f"they lack {str(error.args[0]).removesuffix(' is not a file in the archive')!r}", error)
+    except RuntimeError as error:  # torch, of shapes
+        _refuse(file, name, _reason(error), error)
+    except Exception as error:  # numpy, zipfile and the file system each raise their own
+        raise BackboneError(
+            f"The weights file {file} is damaged, or no .npz file of Google's ViT ({_reason(error)}); give {_KINDS}."
+        ) from error
+    depth = len(model.get_submodule("blocks"))  # pyright: ignore[reportArgumentType] - an nn.Sequential
+    if blocks != depth:
+        _refuse(file, name, f"they have {blocks} blocks, and it has {depth}")
+    unset = [key for key, tensor in model.state_dict().items() if bool(torch.isnan(tensor).all())]
+    if unset:
+        _refuse(file, name, f"they lack {unset[0]!r}")
+
+
+def _count_blocks(file: Path) -> int:
+    """How many transformer blocks there are in Google's arrays, one by one or stacked."""
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        names: list[str] = arrays.files
+        for name in names:
+            if name.endswith("Transformer/encoderblock/LayerNorm_0/scale"):
+                return len(arrays[name])
+    return len({found[1] for name in names if (found := re.search(r"Transformer/encoderblock_(\d+)/", name))})
+
+
+def _refuse(file: Path, name: str, why: str, cause: Exception | None = None) -> NoReturn:
+    raise BackboneError(
+        f"The weights in {file} are not those of the backbone {name!r}: {why}; give weights of this backbone, or the "
+        "name of theirs."
+    ) from cause
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__

@@ -1,0 +1,85 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from vprompt.utils.errors import VPromptError
+
+
+class UsageError(VPromptError):
+    """A command line that cannot be meant."""
+
+
+class Command(Protocol):
+    """A parsed command line that can be run."""
+
+    def run(self) -> None:
+        """Does what was asked and prints it."""
+        ...
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that means the same in every working directory."""
+    return None if path is None else os.path.abspath(path)
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document on standard output."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not unicode, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole_first: bool = False
+) -> None:
+    """Prints a table on standard output, numbers to the right, as narrow as its text; text is never markup.
+
+    Args:
+        title: Stands above it.
+        columns: Their heads.
+        rows: Their cells.
+        whole_first: Let the other columns be folded first where the terminal is narrow.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        right = bool(rows) and all(_numeric(row[number]) for row in rows)
+        # A number may end in an ellipsis on a narrow terminal, but never silently; text goes on in the next line.
+        if right:
+            table.add_column(Text(column), justify="right", overflow="ellipsis", no_wrap=True)
+        else:
+            table.add_column(Text(column), overflow="fold", no_wrap=whole_first and not number)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=sys.stdout)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def print_note(text: str) -> None:
+    """Prints a line on standard error."""
+    sys.stderr.write(text + "\n")
+
+
+def percent(share: float | None) -> str:
+    """A share of one as a percentage, or a dash.
+
+    Example:
+        >>> percent(0.875), percent(None)
+        ('87.5 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _numeric(cell: str) -> bool:
+    return cell in ("", "-", "–") or cell.lstrip("+-")[:1].isdigit()

@@ -1,0 +1,248 @@
+"""`vprompt prepare`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from vprompt.data.benchmarks.lists import Problem
+    from vprompt.data.benchmarks.tasks import BenchmarkTask
+    from vprompt.data.prepare.registry import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """A task of VTAB-1k or FGVC in its usual layout, from the original archives; nothing is downloaded."""
+
+    task: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TASK]")] = None
+    """Such as vtab:cifar or fgvc:cub."""
+    source: Path | None = None
+    """Folder with the original archives or an unpacked copy of them; also the root of a torchvision data set."""
+    root: Path | None = None
+    """Folder that the task's own folder is written into."""
+    lists: Path | None = None
+    """Folder with published lists that say which images to use for what, where they name the original files."""
+    accept_changed: bool = False
+    """Go on where a hash or the number of images is not the known one; source.json records it."""
+    overwrite: bool = False
+    """Replace a folder that this command has written."""
+    list: bool = False
+    """Print what each task needs and where that can be had, and do nothing else."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Prepares one task and prints what was written, or prints the table of tasks."""
+        from vprompt.data.prepare.prepare import prepare
+        from vprompt.data.prepare.registry import RECIPES
+
+        if self.list:
+            self._show(RECIPES)
+            return
+        if self.task is None or self.source is None or self.root is None:
+            raise UsageError(
+                "Say what to prepare: vprompt prepare TASK --source DIR --root DIR (--list shows the tasks)."
+            )
+        done = prepare(
+            self.task,
+            source=self.source,
+            root=self.root,
+            lists=self.lists,
+            accept_changed=self.accept_changed,
+            overwrite=self.overwrite,
+            show=True,
+        )
+        if self.json:
+            print_json(asdict(done))
+            return
+        counts = [str(done.classes), *(str(done.images[part]) for part in ("train", "val", "test"))]
+        print_table(done.folder, ["classes", "training images", "validation", "test"], [counts])
+        print_note(f"Parts: {done.parts}.")
+        if done.note:
+            print_note(done.note)
+
+    def _show(self, recipes: tuple[Recipe, ...]) -> None:
+        if self.json:
+            print_json([_as_json(recipe) for recipe in recipes])
+            return
+        # No table: names and addresses are copied from here.
+        for recipe in recipes:
+            lines = [f"needs  {need}" for need in _needs(recipe)]
+            lines.append(f"from   {recipe.where}" if recipe.read else f"cannot be prepared: {recipe.where}")
+            sys.stdout.write("\n    ".join([recipe.spec, *lines]) + "\n")
+        print_note("Tested on small stand-ins in the documented formats; no reader has met the real archives yet.")
+
+
+def _needs(recipe: Recipe) -> list[str]:
+    """The files and packages that a task is made from."""
+    package = [f"the Python package {recipe.needs}"] if recipe.needs else []
+    return [*(piece.text() for piece in recipe.pieces.values()), *package]
+
+
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "task": recipe.spec,
+        "supported": recipe.read is not None,
+        "files": [[*piece.names] for piece in recipe.pieces.values()],
+        "where": recipe.where,
+        "needs": recipe.needs or None,
+        "folder": recipe.folder or None,
+    }
+
+
+_NARROW = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """The benchmark tasks of VTAB-1k and FGVC, and which of them are on this machine."""
+
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds them; $VPROMPT_DATA, or else data, when left out."""
+    suite: Literal["vtab", "fgvc"] | None = None
+    """Only the tasks of one benchmark."""
+    check: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
+    """Look at every image of a task (vtab:cifar), or of a folder with such lists, and say all that is wrong."""
+    hashes: bool = False
+    """With --check: compare the bytes of training and test images, and with a manifest.json beside the lists."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Looks and prints."""
+        if self.hashes and self.check is None:
+            raise UsageError("--hashes belongs to --check TASK.")
+        if self.check is not None:
+            self._check(self.check)
+            return
+        from vprompt.data.benchmarks.places import data_root
+        from vprompt.data.benchmarks.tasks import benchmark_tasks
+        from vprompt.data.synthetic.tasks import synthetic_names
+        from vprompt.utils.text import printable
+
+        found = [(task, _State.of(task, self.root)) for task in benchmark_tasks(self.suite)]
+        if self.json:
+            print_json([_document(task, state) for task, state in found])
+            return
+        for group in dict.fromkeys(task.group for task, _ in found):
+            _print_group(group, [(task, state) for task, state in found if task.group == group])
+        here = sum(state.folder is not None for _, state in found)
+        print_note(f"{here} of {len(found)} are in {printable(str(data_root(self.root)))}; --root looks elsewhere.")
+        print_note(f"Rendered, with nothing to get: {', '.join(synthetic_names())}.")
+        print_note("Images are train/val/test. Prompts are those of VPT-Deep on ViT-B/16, by each public source.")
+        if any(state.problems for _, state in found):
+            print_note("What differs, or is wrong: vprompt tasks --check TASK.")
+
+    def _check(self, spec: str) -> None:
+        from vprompt.data.benchmarks.check import check
+        from vprompt.data.benchmarks.places import locate
+        from vprompt.utils.progress import bar
+        from vprompt.utils.text import printable
+
+        if spec.startswith(("synthetic:", "bundled:")):
+            raise DataError(f"{printable(spec)} comes with vprompt and lies in no folder; there is nothing to check.")
+        place = locate(spec, self.root)
+        if place is None:
+            raise DataError(f"{printable(spec)} is no folder with lists of images; `vprompt tasks` says what there is.")
+        with bar("reading images") as report:
+            problems = check(place.folder, place.task, hashes=self.hashes, progress=report)
+        fatal = [problem for problem in problems if problem.severity == "fatal"]
+        if self.json:
+            print_json(
+                {
+                    "task": spec,
+                    "folder": printable(str(place.folder)),
+                    "usable": not fatal,
+                    "problems": [asdict(problem) for problem in problems],
+                }
+            )
+        else:
+            for problem in problems:
+                print(f"{problem.severity}: {problem.sentence}")  # noqa: T201
+        what = printable(spec) if str(place.folder) == spec else f"{printable(spec)} in {printable(str(place.folder))}"
+        if fatal:
+            raise DataError(f"{what} cannot be used: {_count(fatal, 'fatal problem')}.")
+        print_note(f"{what} can be used: {_count(problems, 'difference')}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What is known of a task on this machine, by its lists alone."""
+
+    folder: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @staticmethod
+    def of(task: BenchmarkTask, root: str | None) -> _State:
+        from vprompt.data.benchmarks.check import check_lists
+        from vprompt.data.benchmarks.lists import read_layout
+        from vprompt.data.benchmarks.places import find_task_folder
+        from vprompt.utils.text import printable
+
+        folder = find_task_folder(task, root)
+        if folder is None:
+            return _State()
+        return _State(folder=printable(str(folder)), problems=tuple(check_lists(read_layout(folder, task), task)))
+
+    @property
+    def word(self) -> str:
+        if self.folder is None:
+            return "not found"
+        fatal = sum(problem.severity == "fatal" for problem in self.problems)
+        if fatal:
+            return f"unusable: {fatal}"
+        return f"differs: {len(self.problems)}" if self.problems else "found"
+
+
+def _print_group(group: str, found: list[tuple[BenchmarkTask, _State]]) -> None:
+    title = "FGVC" if group == "fgvc" else f"VTAB-1k, {group}"
+    # A terminal too narrow for the columns gets two lines for each task.
+    if shutil.get_terminal_size().columns < _NARROW:
+        print(f"\n{title}")  # noqa: T201
+        for task, state in found:
+            print(f"{task.spec}: {state.word}")  # noqa: T201
+            print(f"  {task.classes} classes, {_prompts(task)} prompts")  # noqa: T201
+            print(f"  {_sizes(task)} images")  # noqa: T201
+        return
+    print_table(
+        title,
+        ["task", "classes", "images", "prompts", "here"],
+        [[task.spec, str(task.classes), _sizes(task), _prompts(task), state.word] for task, state in found],
+        whole_first=True,
+    )
+
+
+def _document(task: BenchmarkTask, state: _State) -> dict[str, object]:
+    return {
+        "task": task.spec,
+        "title": task.title,
+        "group": task.group,
+        "classes": task.classes,
+        "images": {"train": task.train, "val": task.val, "test": task.test},
+        "prompts": list(task.prompts),
+        "source": task.source,
+        "state": state.word.partition(":")[0],
+        "folder": state.folder,
+        "problems": [asdict(problem) for problem in state.problems],
+    }
+
+
+def _sizes(task: BenchmarkTask) -> str:
+    return f"{task.train}/{task.val}/{task.test}"
+
+
+def _prompts(task: BenchmarkTask) -> str:
+    return " or ".join(str(count) for count in task.prompts)
+
+
+def _count(problems: list[Problem], what: str) -> str:
+    return f"{len(problems)} {what}{'s' * (len(problems) != 1)}"

@@ -1,0 +1,131 @@
+"""`vprompt export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
+
+if TYPE_CHECKING:
+    from vprompt.exporters.export import Int8
+    from vprompt.exporters.exported import Exported
+    from vprompt.model.model import FoldedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An adapter and its backbone as one model for another runtime, compared with the original before it is done."""
+
+    adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+    """Folder of the adapter, or its Hub id."""
+    format: Literal["pt2", "onnx", "openvino", "executorch"]
+    """pt2: PyTorch without vprompt. onnx: ONNX Runtime and many others. openvino: Intel. executorch: phones."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The file; named after the adapter and put into the working directory when left out."""
+    images: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE")] = ()
+    """Image files or folders to compare the file with the original on; those of --int8 or bundled
+    images when left out."""
+    int8: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Make it an int8 model: images to calibrate with (openvino) and to compare on, a folder or as for `vprompt eval`.
+    Where they have labels, the training split is used, and the accuracy before and after is that of the test split."""
+    eval: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Measure the accuracy before and after int8 on these labelled images instead; on their test split, if there is."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    split_seed: int = 0
+    """Cuts the splits that a folder does not have; as given to `fit`."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        """Loads, folds, exports, prints."""
+        from vprompt.exporters.base import FORMATS
+        from vprompt.exporters.export import export
+        from vprompt.model.load import load
+        from vprompt.utils.progress import bar
+
+        if self.eval is not None and self.int8 is None:
+            raise UsageError("--eval measures what int8 costs; give the images to calibrate with, too: --int8 DATA.")
+        suffix = FORMATS[self.format]
+        name = Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
+        out = Path(name + suffix) if self.out is None else self.out
+        if out.suffix.lower() != suffix:
+            raise UsageError(f"The name of an {self.format} file ends in {suffix}, which {out} does not.")
+        model = load(self.adapter, weights=self.weights).fold()
+        int8 = None if self.int8 is None else self._int8(model, self.int8)
+        with bar("exporting") as report:
+            exported = export(model, out, images=self.images, int8=int8, adapter=name, report=report)
+        if self.json:
+            print_json({"path": str(out), "bytes": exported.bytes, **asdict(exported.about)})
+        else:
+            _show(exported)
+
+    def _int8(self, model: FoldedModel, data: str) -> Int8:
+        """The images to calibrate with, and those to measure the accuracy on, where there are labels."""
+        from vprompt.data.labelled import load_labelled
+        from vprompt.exporters.export import Int8
+        from vprompt.utils.errors import DataError
+        from vprompt.utils.text import printable
+
+        def labelled(spec: str, split: Literal["auto", "train"]):  # noqa: ANN202 - what load_labelled returns
+            return load_labelled(
+                spec, model.preprocessing, model.class_names, root=self.root, split=split, split_seed=self.split_seed
+            )
+
+        calibration = None
+        try:
+            calibration = labelled(data, "train")[0]
+        except DataError:
+            if not Path(data).is_dir():
+                raise
+        spec = self.eval if calibration is None or self.eval is not None else data
+        if spec is None:
+            return Int8(calibration=calibration or [data])
+        images, split, _ = labelled(spec, "auto")
+        if split == "train":
+            raise DataError(
+                f"{printable(spec)} has training images only, on which int8 is calibrated; give others: --eval DATA."
+            )
+        return Int8(calibration=calibration or [data], labelled=images, data=Path(spec).name, split=split)
+
+
+def _show(exported: Exported) -> None:
+    about = exported.about
+    assert about.comparison is not None
+    print_table(
+        str(exported.path),
+        ["format", "numbers", "MB", "images compared", "largest difference", "allowed"],
+        [
+            [
+                exported.format.name,
+                about.precision,
+                f"{exported.bytes / 1e6:.1f}",
+                str(about.comparison.images),
+                f"{about.comparison.largest:.1e}",
+                f"{about.comparison.tolerance * about.comparison.scale:.1e}",
+            ]
+        ],
+    )
+    cost = about.quantisation
+    if cost is None:
+        return
+    print_note(f"Calibrated on {cost.calibration_images} images; the difference is that of float32, before int8.")
+    print_table(
+        "int8",
+        ["same class", "accuracy before", "after", "images", "split"],
+        [
+            [
+                percent(cost.same_class),
+                percent(cost.accuracy_before),
+                percent(cost.accuracy_after),
+                str(cost.images or "-"),
+                cost.split or "-",
+            ]
+        ],
+    )

@@ -1,0 +1,109 @@
+"""Entry point of the command: which command, and what becomes of an error."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from vprompt.cli.analyze import Analyze
+from vprompt.cli.backbones import Backbones
+from vprompt.cli.bench import Bench
+from vprompt.cli.compare import Compare
+from vprompt.cli.condense import Condense
+from vprompt.cli.console import Command, UsageError
+from vprompt.cli.cost import Cost
+from vprompt.cli.data import Prepare, Tasks
+from vprompt.cli.demo import Demo
+from vprompt.cli.export import Export
+from vprompt.cli.fit import Fit
+from vprompt.cli.predict import Eval, Predict
+from vprompt.cli.report import Report
+from vprompt.cli.serve import Serve
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.version import __version__
+
+DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, fold.
+
+Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`."""
+
+Commands = (
+    Annotated[Fit, tyro.conf.subcommand("fit", prefix_name=False)]
+    | Annotated[Condense, tyro.conf.subcommand("condense", prefix_name=False)]
+    | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
+    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
+    | Annotated[Serve, tyro.conf.subcommand("serve", prefix_name=False)]
+    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
+    | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    | Annotated[Analyze, tyro.conf.subcommand("analyze", prefix_name=False)]
+    | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
+    | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
+    | Annotated[Tasks, tyro.conf.subcommand("tasks", prefix_name=False)]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+    | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]
+)
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    0: done. 1: a problem that a sentence explains. 2: wrong usage. 130: Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A class name that the terminal has no letters for must not end the command.
+            stream.reconfigure(errors="backslashreplace")
+    if arguments in (["--version"], ["-V"]):
+        print(f"vprompt {__version__}")  # noqa: T201
+        return 0
+    try:
+        command: Command = tyro.cli(
+            Commands,  # pyright: ignore[reportArgumentType]
+            prog="vprompt",
+            description=DESCRIPTION,
+            args=arguments or ["--help"],
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+    except BrokenPipeError:
+        return _unread()
+    return run(command)
+
+
+def run(command: Command) -> int:
+    """Runs one command and turns what goes wrong into a sentence and an exit status."""
+    try:
+        command.run()
+    except UsageError as error:
+        return _say(str(error), 2)
+    except VPromptError as error:
+        return _say(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "Stopped.", INTERRUPTED)
+    except BrokenPipeError:
+        return _unread()
+    except MemoryError:
+        return _say("There is not enough memory; try a smaller --batch-size.", 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
+    return 0
+
+
+def _unread() -> int:
+    """The reader of our output has gone; nothing is left to say, not even when Python closes the stream."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"vprompt: {sentence}", file=sys.stderr)  # noqa: T201
+    return status

@@ -1,0 +1,81 @@
+"""`vprompt report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vprompt.cli.console import UsageError, print_json, print_note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the results of a benchmark as one HTML page that needs nothing else, and as Markdown, CSV and LaTeX; what
+    `vprompt analyze` left in its folder follows in sections of its own."""
+
+    runs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+    """Where `vprompt bench` wrote to; or a folder with results of `fit`, `condense` or `compare` in it."""
+    plan: str | None = None
+    """Which plan, where several were run there."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for report.html, report.md, report.csv and report.tex; RUNS itself when left out."""
+    json: bool = False
+    """Print the aggregated numbers as JSON."""
+
+    def run(self) -> None:
+        """Collects, writes, says where."""
+        from vprompt.analysis.page import analysis_sections, read_analyses
+        from vprompt.experiments import report as benchmark
+        from vprompt.experiments.bench.collect import study_of
+        from vprompt.report.document import Picture
+        from vprompt.utils.io import write_atomically, write_text
+
+        if self.runs == "" or self.out == "":
+            raise UsageError("An empty name is no folder; give the folder that the results are in.")
+        if self.out is None and "://" in self.runs:
+            raise UsageError("The results are not on this machine; give a folder for the report by --out.")
+        study = study_of(self.runs, plan=self.plan)
+        out = Path(self.out or self.runs)
+        more = [] if "://" in self.runs else analysis_sections(read_analyses(Path(self.runs)))
+        texts = {
+            "html": benchmark.page(study, more),
+            "md": benchmark.markdown(study, more),
+            "csv": benchmark.csv_rows(study),
+            "tex": benchmark.latex(study),
+        }
+        for ending, text in texts.items():
+            write_text(out / f"report.{ending}", text)
+        for picture in (block for section in more for block in section.blocks if isinstance(block, Picture)):
+            write_atomically(out / picture.file, partial(Path.write_bytes, data=picture.png))
+        states = [cell["state"] for cell in study["cells"]]
+        counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
+        if self.json:
+            files = [str(out / f"report.{ending}") for ending in texts]
+            print_json({"name": study["name"], **counts, "methods": _rows(study), "files": files})
+            return
+        print_note(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")
+        print_note(f"In {out}: {', '.join(f'report.{ending}' for ending in texts)}. Open report.html in a browser.")
+
+
+def _rows(study: dict[str, object]) -> list[dict[str, object]]:
+    """Mean and spread of every method on every task, and over them."""
+    from dataclasses import asdict
+
+    from vprompt.experiments.report.aggregate import aggregate
+
+    found = aggregate(study)
+    labels = list(dict.fromkeys(label for label, _ in found.tasks))
+    return [
+        {
+            "method": label,
+            "tasks": {task: asdict(spread) for (one, task), spread in found.tasks.items() if one == label},
+            "groups": {group: asdict(spread) for (one, group), spread in found.groups.items() if one == label},
+            "group_mean": asdict(found.group_mean[label]),
+            "plain_mean": asdict(found.plain_mean[label]),
+        }
+        for label in labels
+    ]

@@ -1,0 +1,154 @@
+"""`vprompt serve`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from vprompt.cli.console import UsageError, print_json, print_note
+from vprompt.utils.errors import VPromptError
+
+if TYPE_CHECKING:
+    import socket
+
+
+TOKEN_VARIABLE = "VPROMPT_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Answer images over HTTP with many adapters on one backbone, until Ctrl-C or SIGTERM."""
+
+    adapters: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+    """Folders of adapters, or their Hub ids. Each is asked for by its last name, or by NAME where given as
+    NAME=ADAPTER."""
+    host: str = "127.0.0.1"
+    """Where to listen; anywhere but on this machine itself a token is needed."""
+    port: int = 8000
+    """0 takes a free one."""
+    token_file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """File with the token that clients must show; $VPROMPT_TOKEN when left out."""
+    manage: bool = False
+    """Let clients with the token add adapters from folders of this machine, and remove any."""
+    max_batch: int = 32
+    """Asks (an image and an adapter) computed together."""
+    max_wait_ms: float = 5.0
+    """Milliseconds that the first ask waits for others."""
+    max_queue: int = 128
+    """Requests under way at once; more are refused."""
+    max_bytes: int = 10 * 2**20
+    """Size of an image file."""
+    max_pixels: int = 50_000_000
+    """Width times height of an image."""
+    timeout: float = 30.0
+    """Seconds for a request to come in, as many for its answer; a stop waits as long for those under way."""
+    device: str | None = None
+    """Where to compute, such as cuda; the CPU when left out."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
+    json: bool = False
+    """Print address and adapters as JSON when the service listens."""
+
+    def run(self) -> None:
+        """Loads, listens, serves, stops."""
+        if not self.adapters:
+            raise UsageError("There is no adapter to serve: vprompt serve ADAPTER ...")
+        token = read_token(self.token_file)
+        if self.manage and token is None:
+            raise UsageError(f"--manage needs a token; give --token-file FILE or set {TOKEN_VARIABLE}.")
+        bind = _bind()
+        from vprompt.serving.bank.bank import Bank
+        from vprompt.serving.server import Server, serve
+        from vprompt.serving.service import Limits, Service
+        from vprompt.utils.devices import device_named
+
+        limits = Limits(
+            max_batch=self.max_batch,
+            max_wait_ms=self.max_wait_ms,
+            max_queue=self.max_queue,
+            max_bytes=self.max_bytes,
+            max_pixels=self.max_pixels,
+            timeout=self.timeout,
+        )
+        places = named(self.adapters)
+        device = None if self.device is None else device_named(self.device)
+        with bind(self.host, self.port, guarded=token is not None) as listener:
+            bank = Bank.load(places, weights=self.weights, device=device)
+            service = Service(bank, limits)
+            server = Server(
+                service, token=token, manage=self.manage, listening=lambda: self._announce(listener, [*places])
+            )
+            try:
+                serve(server, listener)
+            finally:
+                if not service.close(self.timeout):
+                    # Python cannot end while a thread computes.
+                    print_note("vprompt: A prediction did not come to an end and was given up.")
+                    os._exit(1)
+
+    def _announce(self, listener: socket.socket, names: list[str]) -> None:
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if self.json:
+            print_json({"url": url, "adapters": names})
+        else:
+            print_note(f"Listening on {url}, serving {', '.join(names)}. Ctrl-C stops.")
+
+
+def named(adapters: tuple[str, ...]) -> dict[str, str]:
+    """The adapters by the names they are asked for.
+
+    Raises:
+        VPromptError: If an address cannot hold a name, or two have the same.
+
+    Example:
+        >>> named(("runs/birds", "pets=me/vit-pets"))
+        {'birds': 'runs/birds', 'pets': 'me/vit-pets'}
+    """
+    from vprompt.serving.service import check_name
+
+    found: dict[str, str] = {}
+    for text in adapters:
+        name, equals, place = text.partition("=")
+        if not equals or os.path.isdir(text):
+            name, place = Path(os.path.abspath(text)).name, text
+        if check_name(name) in found:
+            raise VPromptError(f"Two adapters would be called {name!r}; name one of them: NAME={place}.")
+        found[name] = place
+    return found
+
+
+def read_token(file: str | None) -> str | None:
+    """The token in a file or in the environment, or None where neither is given.
+
+    Raises:
+        VPromptError: If it cannot be read, or no header could hold it.
+    """
+    if file is not None:
+        where = f"The file {file}"
+        try:
+            token = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise VPromptError(f"The token cannot be read from {file} ({reason}); check --token-file.") from error
+    elif TOKEN_VARIABLE in os.environ:
+        where, token = TOKEN_VARIABLE, os.environ[TOKEN_VARIABLE].strip()
+    else:
+        return None
+    if not token or not all("!" <= c <= "~" for c in token):
+        raise VPromptError(f"{where} holds no token: that is one line of visible ASCII characters without spaces.")
+    return token
+
+
+def _bind() -> Any:
+    try:
+        from vprompt.serving.server import bind
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("fastapi", "uvicorn", "starlette", "pydantic"):
+            raise
+        raise VPromptError(f"vprompt serve needs {error.name}; install it: pip install 'vprompt[serve]'.") from error
+    return bind

@@ -1,0 +1,152 @@
+"""How much to prune: the choices there are, and which of two that were tried is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vprompt.utils.errors import VPromptError
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares that are tried for prompts and for segments; 0 prunes none."""
+
+TRAININGS = 6
+"""What scoring, search and all trainings may cost, in trainings of the whole schedule, the first one included."""
+
+LOW = 0.01
+"""Cross-entropy that is as good as none."""
+
+FEWEST = 16
+"""So many choices are looked at even where validation data is plenty and training short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How much to prune; what that comes to depends on how many prompts and segments there are.
+
+    Args:
+        tokens: Share of the prompts to remove, 0 to below 1.
+        segments: Share of the segments of the prompts that stay to remove, 0 to below 1.
+
+    Raises:
+        VPromptError: If a share is out of range.
+    """
+
+    tokens: float = 0.0
+    segments: float = 0.0
+
+    def __post_init__(self) -> None:
+        for share, what in ((self.tokens, "prompts"), (self.segments, "segments")):
+            if not 0 <= share < 1:
+                raise VPromptError(f"The share of {what} to prune must be at least 0 and below 1, not {share}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What came of a choice on validation data.
+
+    Args:
+        choice: What was pruned.
+        kept: What stays: the mean of the share of the prompts, which cost time, and of their numbers, which are stored.
+        epochs: How long it was trained after rewinding; 0 for the trained prompts without their pruned part.
+        accuracy: On validation data, 0 to 1; 0 where the training diverged.
+        loss: Mean cross-entropy there; None where it is no number.
+    """
+
+    choice: Choice
+    kept: float
+    epochs: int
+    accuracy: float
+    loss: float | None
+
+
+def grid(tokens: float | None = None, segments: float | None = None) -> list[Choice]:
+    """All choices of `SHARES`, or those with a given share of one kind or both.
+
+    Example:
+        >>> len(grid()), len(grid(tokens=0.5)), grid(0.5, 0.0)
+        (100, 10, [Choice(tokens=0.5, segments=0.0)])
+    """
+    return [
+        Choice(tokens=t, segments=s)
+        for t in (SHARES if tokens is None else (tokens,))
+        for s in (SHARES if segments is None else (segments,))
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a search may do.
+
+    Args:
+        looks: Choices to evaluate as trained.
+        trainings: Choices to train on the whole schedule.
+    """
+
+    looks: int
+    trainings: int
+
+    @staticmethod
+    def of(choices: int, *, epochs: int, train: int, val: int) -> Budget:
+        """For so many choices, epochs and images, so that all of it costs at most `TRAININGS`.
+
+        Scoring takes two passes over the training images, a forward pass a third of a training step.
+
+        Example:
+            >>> Budget.of(100, epochs=100, train=800, val=200)
+            Budget(looks=100, trainings=3)
+        """
+        look = max(1, val) / (3 * train * epochs)
+        looks = min(choices, max(FEWEST, int(0.5 / look)))
+        left = TRAININGS - 1 - 2 / epochs - looks * look
+        return Budget(looks=looks, trainings=max(1, min(3, int(left / (1 + look)))))
+
+
+def spread(ordered: Sequence[Choice], number: int) -> list[Choice]:
+    """So many of the choices, at equal distances, the first and the last among them.
+
+    Example:
+        >>> [choice.tokens for choice in spread(grid(segments=0.0), 4)]
+        [0.0, 0.3, 0.6, 0.9]
+    """
+    if len(ordered) <= number:
+        return list(ordered)
+    return [ordered[round(n * (len(ordered) - 1) / (number - 1))] for n in range(number)]
+
+
+def best_of_each_size(trials: Sequence[Trial], number: int, *, saving: float) -> list[Choice]:
+    """So many choices, those that keep most first: the best one of each group of neighbouring sizes.
+
+    Without training again, trials of different sizes say little of each other: they all lose by what they lack.
+    """
+    ordered = sorted(trials, key=lambda trial: (-trial.kept, trial.choice.tokens))
+    number = min(number, len(ordered))
+    if not number:
+        return []
+    edges = [round(n * len(ordered) / number) for n in range(number + 1)]
+    return [ranked(ordered[a:b], saving=saving)[0].choice for a, b in pairwise(edges)]
+
+
+def ranked(trials: Sequence[Trial], *, saving: float) -> list[Trial]:
+    """The trials, the best first: by the logarithm of the loss less `saving` times the share removed, then by accuracy.
+
+    With a few hundred images the loss tells choices apart that accuracy, in steps of half a point, does not. Losses
+    below `LOW` are equal.
+
+    Example:
+        >>> half = Trial(choice=Choice(tokens=0.5), kept=0.5, epochs=1, accuracy=0.80, loss=1.01)
+        >>> none = Trial(choice=Choice(), kept=1.0, epochs=1, accuracy=0.80, loss=1.0)
+        >>> ranked([none, half], saving=0.08)[0] is half, ranked([none, half], saving=0.0)[0] is half
+        (True, False)
+    """
+
+    def price(trial: Trial) -> tuple[float, float, float]:
+        if trial.loss is None:
+            return math.inf, 0.0, trial.kept
+        # Rounded, so that equal losses are not told apart by the last bit.
+        worth = round(math.log(max(trial.loss, LOW)) - saving * (1 - trial.kept), 12)
+        return worth, -trial.accuracy, trial.kept
+
+    return sorted(trials, key=price)

@@ -1,0 +1,114 @@
+"""Algorithm 1 of Prompt Condensation as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from vprompt.compression.criteria import Criterion, Scope
+from vprompt.compression.merge import check_merge
+from vprompt.compression.merge import merge as merged
+from vprompt.compression.score import score
+from vprompt.compression.select import select
+from vprompt.methods.registry import without_dropout
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import Condensation, Recipe
+from vprompt.training.loader import ImageLabels
+from vprompt.training.trainer import fit
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import bar
+
+
+def condense(
+    model: PromptedModel,
+    train: ImageLabels,
+    val: ImageLabels | None = None,
+    *,
+    ratio: float = 0.3,
+    criterion: Criterion = "taylor",
+    scope: Scope = "global",
+    merge: bool = False,
+    fine_tune: bool = True,
+    recipe: Recipe | None = None,
+    scores: Sequence[Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> PromptedModel:
+    """Scores the prompts of a trained model, keeps the best, removes the others, and fine-tunes what is left.
+
+    Args:
+        model: A trained model with prompts; it is not changed.
+        train: What to score and fine-tune on; as for `vprompt.fit`.
+        val: As for `vprompt.fit`.
+        ratio: Share of the prompts to keep, above 0 and up to 1.
+        criterion: See `vprompt.score`.
+        scope: See `vprompt.select`.
+        merge: Merge the other prompts of a block into those that stay, instead of dropping them; see
+            `vprompt.compression.merge`.
+        fine_tune: False stops after the removal.
+        recipe: For the fine-tuning; see `fine_tuning_recipe` when not given. Prompt dropout is off in any case.
+        scores: Use these scores instead of computing them.
+        checkpoint: As for `vprompt.fit`.
+        resume: As for `vprompt.fit`.
+        progress: Show bars on standard error.
+
+    Returns:
+        A new model in eval mode over the same backbone; `condensation` on it holds the scores and the choice.
+
+    Raises:
+        VPromptError: If the model has no prompts, an argument is out of range, or its prompts cannot be merged.
+
+    Example:
+        >>> import timm, torch, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(5), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> sum(condense(model, data, ratio=0.3, fine_tune=False).prompt_counts)
+        9
+
+    Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1.
+    """
+    if not any(model.prompt_counts):
+        raise VPromptError("There is nothing to condense: the model has no prompts.")
+    if merge:
+        check_merge(model)
+    recipe = recipe or fine_tuning_recipe(model)
+    if scores is None:
+        with bar("scoring", enabled=progress) as report:
+            scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)
+    kept = select(scores, ratio=ratio, scope=scope)
+    small = merged(model, kept) if merge else model.keep(kept)
+    small.method = without_dropout(small.method)
+    small.prompts.dropout = 0.0
+    small.condensation = Condensation(
+        criterion=criterion,
+        scope=scope,
+        ratio=ratio,
+        merge=merge,
+        scores=tuple(tuple(values.tolist()) for values in scores),
+        kept=tuple(tuple(index.tolist()) for index in kept),
+    )
+    if fine_tune:
+        fit(
+            small,
+            train,
+            val,
+            recipe=recipe,
+            checkpoint=checkpoint,
+            resume=resume,
+            progress=progress,
+            label="fine-tuning",
+        )
+    return small.eval()
+
+
+def fine_tuning_recipe(model: PromptedModel) -> Recipe:
+    """The recipe a model was trained with, at a tenth of the rate for 20 epochs; that of a condensed model as it is.
+
+    A pruned model was trained, not fine-tuned.
+    """
+    recipe = model.recipe or Recipe()
+    tuned = model.condensation is not None and model.pruning is None
+    return recipe if tuned else recipe.for_fine_tuning()

@@ -1,0 +1,92 @@
+"""By what prompts can be scored; without torch, as commands list it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from vprompt.utils.errors import VPromptError
+
+if TYPE_CHECKING:
+    from vprompt.backbones.info import BackboneInfo
+
+
+Criterion = Literal[
+    "taylor",
+    "taylor-signed",
+    "removal",
+    "removal-signed",
+    "pseudo-label",
+    "feature-change",
+    "cls-similarity",
+    "magnitude",
+    "random",
+]
+
+CRITERIA: tuple[str, ...] = get_args(Criterion)
+
+Scope = Literal["global", "local", "shared"]
+
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """A criterion that one pass forward and backward gives, to first order.
+
+    Args:
+        of: What changes: the loss with the labels, the loss with the labels that the model itself predicts, or the
+            pooled features.
+        along: What is done to the prompt: `"scaling"` it to zero, or its `"removal"` from attention.
+        signed: Whether images cancel.
+    """
+
+    of: Literal["loss", "predicted-loss", "features"] = "loss"
+    along: Literal["scaling", "removal"] = "scaling"
+    signed: bool = False
+
+
+GRADIENTS: Mapping[str, Gradient] = {
+    "taylor": Gradient(),
+    "taylor-signed": Gradient(signed=True),
+    "removal": Gradient(along="removal"),
+    "removal-signed": Gradient(along="removal", signed=True),
+    "pseudo-label": Gradient(of="predicted-loss"),
+    "feature-change": Gradient(of="features"),
+}
+
+
+def removes(criterion: str) -> bool:
+    """Whether a criterion is about the removal of whole deep prompts."""
+    return criterion in GRADIENTS and GRADIENTS[criterion].along == "removal"
+
+
+def check_name(criterion: str) -> None:
+    """Raises a `VPromptError` for a criterion that there is not."""
+    if criterion not in CRITERIA:
+        raise VPromptError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
+
+
+def check_segments_by(criterion: str) -> None:
+    """Raises a `VPromptError` for a criterion that says nothing of the segments of prompts."""
+    if removes(criterion) or criterion == "cls-similarity":
+        raise VPromptError(f"The criterion {criterion!r} is about whole prompts; use 'taylor' for segments.")
+
+
+def check_method(criterion: str, method: str) -> None:
+    """Raises a `VPromptError` for a criterion that says nothing of the prompts of a method."""
+    if method == "vpt-shallow" and removes(criterion):
+        raise VPromptError(
+            f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
+        )
+
+
+def check_criterion(criterion: str, info: BackboneInfo) -> None:
+    """Raises a `VPromptError` for a criterion that there is not, or not on this backbone."""
+    check_name(criterion)
+    if criterion == "cls-similarity" and not info.class_token:
+        raise VPromptError(
+            f"The criterion 'cls-similarity' needs a class token among the prompts' tokens, and {info.name} has none "
+            "there; use 'taylor'."
+        )

@@ -1,0 +1,110 @@
+"""Prompts that go are merged into those that stay, instead of being dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vprompt.methods.inject import attention_at
+from vprompt.methods.prompts import Prompts
+from vprompt.model.model import PromptedModel
+from vprompt.utils.errors import VPromptError
+
+ROUNDS = 20
+"""Of k-means; it has long ended by then."""
+
+
+@torch.no_grad()
+def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
+    """A copy in which the prompts of a block are clustered by their keys; each cluster becomes one prompt.
+
+    The kept prompts are where k-means starts, so that their number stays. The prompt of a cluster is the mean of its
+    members as the norm before attention, if any, leaves them, and attention counts it as often as there were members
+    (the logarithm of their number is added to its logits): members whose keys are the same are merged exactly, up to
+    what that norm does to their mean. A block that keeps none loses all.
+
+    Args:
+        model: With deep prompts, whole (no segments pruned).
+        kept: One index tensor per block, as `vprompt.select` returns.
+
+    Returns:
+        A model with as many prompts per block as are kept.
+
+    Raises:
+        VPromptError: If the prompts are shallow, or segments of them were pruned.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(4), num_classes=2)
+        >>> small = merge(model, [torch.tensor([0, 2])] * 6)
+        >>> small.prompt_counts, sum(small.prompts.copies[0])
+        ([2, 2, 2, 2, 2, 2], 4)
+    """
+    check_merge(model)
+    small = model.keep(kept)
+    values: list[Tensor] = []
+    copies: list[list[int]] = []
+    for block, chosen in enumerate(kept):
+        prompts_PD = model.prompts.dense(block)
+        number_P = torch.tensor(model.prompts.copies[block], device=prompts_PD.device)
+        index = chosen.to(prompts_PD.device)
+        if not len(index):
+            values.append(prompts_PD[:0].clone())
+            copies.append([])
+            continue
+        attention = attention_at(model.backbone, model.info, block)
+        keys_1HPd = attention.key_values(prompts_PD.unsqueeze(0)).keys
+        member_P = _clusters(keys_1HPd[0].transpose(0, 1).flatten(1).float(), number_P, index)
+        normed = model.info.blocks[block].entry is not None
+        merged_KD, number_K = _means(prompts_PD, number_P, member_P, len(index), normed=normed)
+        values.append(merged_KD)
+        copies.append(number_K.tolist())
+    return small.copy(prompts=Prompts(values, dropout=model.prompts.dropout, copies=copies))
+
+
+def check_merge(model: PromptedModel) -> None:
+    """Raises a `VPromptError` for a model whose prompts cannot be merged."""
+    if model.method.name == "vpt-shallow":
+        raise VPromptError(
+            "Shallow prompts cannot be merged: they change from block to block, and so do their keys; drop them."
+        )
+    if model.prompts.num_segments > 1:
+        raise VPromptError("Prompts whose segments were pruned cannot be merged; drop them.")
+
+
+def _clusters(keys_PA: Tensor, number_P: Tensor, start_K: Tensor) -> Tensor:
+    """The cluster (P,) of every prompt by k-means over its key; a prompt that counts twice pulls twice."""
+    centres_KA = keys_PA[start_K]
+    member_P = torch.cdist(keys_PA, centres_KA).argmin(1)
+    member_P[start_K] = torch.arange(len(start_K), device=keys_PA.device)  # also where two kept keys are the same
+    for _ in range(ROUNDS):
+        weights_KP = _one_hot(member_P, len(start_K)) * number_P
+        total_K1 = weights_KP.sum(1, keepdim=True)
+        means_KA = weights_KP.to(keys_PA.dtype) @ keys_PA / total_K1.clamp(min=1)
+        centres_KA = torch.where(total_K1 > 0, means_KA, centres_KA)
+        nearest_P = torch.cdist(keys_PA, centres_KA).argmin(1)
+        # A cluster never loses its last member, so that as many prompts are left as are kept.
+        if len(nearest_P.unique()) < len(start_K) or torch.equal(nearest_P, member_P):
+            break
+        member_P = nearest_P
+    return member_P
+
+
+def _means(
+    prompts_PD: Tensor, number_P: Tensor, member_P: Tensor, clusters: int, *, normed: bool
+) -> tuple[Tensor, Tensor]:
+    """The prompt (K, D) of every cluster, and how many it stands for (K,)."""
+    weights_KP = _one_hot(member_P, clusters) * number_P
+    share_KP = (weights_KP / weights_KP.sum(1, keepdim=True)).to(prompts_PD.dtype)
+    if not normed:
+        return share_KP @ prompts_PD, weights_KP.sum(1)
+    length_P1 = prompts_PD.std(1, correction=0, keepdim=True).clamp(min=1e-12)
+    # As long as its members are on average: the norm does not mind, but what is trained next does.
+    return (share_KP @ (prompts_PD / length_P1)) * (share_KP @ length_P1), weights_KP.sum(1)
+
+
+def _one_hot(member_P: Tensor, clusters: int) -> Tensor:
+    """(K, P) int64: 1 where a prompt is in a cluster."""
+    return (member_P == torch.arange(clusters, device=member_P.device)[:, None]).long()

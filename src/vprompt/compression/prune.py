@@ -1,0 +1,91 @@
+"""E²VPT's pruning as one call: score, search how much to prune, rewind, train what is left."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vprompt.compression.search import Pruned, Search
+from vprompt.compression.settings import PruneSettings
+from vprompt.methods.prompts import check_segments
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import Recipe
+from vprompt.training.loader import ImageLabels
+from vprompt.utils.distributed import is_main_process
+from vprompt.utils.errors import VPromptError
+
+
+def prune(
+    model: PromptedModel,
+    train: ImageLabels,
+    val: ImageLabels | None = None,
+    *,
+    early: Mapping[str, Tensor] | None = None,
+    rewind_epoch: int = 0,
+    settings: PruneSettings | None = None,
+    recipe: Recipe | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Pruned:
+    """Removes the prompts, and the segments of prompts, that are worth least, and trains the rest from an early state.
+
+    How much to remove is searched on validation data: every choice is evaluated as trained; then the size is bisected,
+    at the price of three trainings. With the first training, and scoring, that is less than six.
+
+    Args:
+        model: A trained model with prompts; it is not changed.
+        train: What to score and train on; as for `vprompt.fit`.
+        val: What the search is decided on; not needed where both shares are given.
+        early: What `model.state()` was at `rewind_epoch`; training goes on from the trained values when not given.
+        rewind_epoch: Epoch of `early`, for the record; 0 is before the first step.
+        settings: How to prune.
+        recipe: How to train; that of the model when not given.
+        folder: Keeps the state of the search, so that it can be resumed.
+        resume: Go on with the search in `folder`.
+        progress: Show bars on standard error.
+
+    Returns:
+        A `Pruned`.
+
+    Raises:
+        VPromptError: If the model has no prompts or an argument is out of range.
+        TrainingError: If `folder` holds another search.
+        Interrupted: On Ctrl-C, after the state was saved.
+
+    Example:
+        >>> import timm, torch, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.E2VPT(4), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> early = model.state()
+        >>> _ = vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=1))
+        >>> found = prune(model, data, early=early, settings=PruneSettings(tokens=0.5, segments=0.25))
+        >>> sum(found.model.prompt_counts), sum(p.numel() for p in found.model.prompts)
+        (12, 576)
+
+    Source: E²VPT (arXiv 2307.13770), section 3.3; bisection instead of a search over all choices.
+    """
+    settings = settings or PruneSettings()
+    if not any(model.prompt_counts):
+        raise VPromptError("There is nothing to prune: the model has no prompts that pass the projections.")
+    check_segments(settings.num_segments, model.info.widths)
+    if model.prompts.num_segments not in (1, settings.num_segments):
+        raise VPromptError(
+            f"Segments of this model were pruned before, of {model.prompts.num_segments} a prompt; give num_segments "
+            "as then."
+        )
+    recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor)
+    if recipe.epochs < 1:
+        raise VPromptError("What is left after pruning is trained again, which takes at least one epoch.")
+    if settings.searched and val is None:
+        raise VPromptError("The search for how much to prune needs validation data; give both shares instead.")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())  # where training will move its backbone
+    place = None if folder is None else Path(folder)
+    if place is not None and not resume and is_main_process():
+        shutil.rmtree(place, ignore_errors=True)
+    return Search(model, train, val, early, rewind_epoch, settings, recipe, place, progress).run()

@@ -1,0 +1,139 @@
+"""How much each prompt matters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vprompt.compression.criteria import GRADIENTS, Criterion, check_criterion, check_method, check_segments_by
+from vprompt.compression.gradients import class_similarity, gradient_effects
+from vprompt.methods.prompts import check_segments
+from vprompt.model.model import PromptedModel
+from vprompt.training.loader import ImageLabels, check_batch, in_order, iterate, size_of
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import Report, silent
+
+
+def score(
+    model: PromptedModel,
+    data: ImageLabels,
+    *,
+    criterion: Criterion = "taylor",
+    segments: int | None = None,
+    shared: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+    workers: int = 0,
+    report: Report = silent,
+) -> list[Tensor]:
+    """Scores every prompt, or every segment of it; higher means more worth keeping.
+
+    - `taylor`: how much the loss would change if the prompt were zeroed, to first order, per sample and then averaged:
+      mean over i of |<dL_i/dp, p>|. It is the expected sensitivity E|dL/dm| to a mask m = 1 that the prompt is
+      multiplied with. One forward and backward pass over the data.
+    - `taylor-signed`: by how much the loss would rise, so that images cancel and a harmful prompt is below zero: mean
+      over i of -<dL_i/dp, p>.
+    - `removal`, `removal-signed`: the same for removing the prompt from attention, which is what condensing does,
+      instead of zeroing it: the derivative by a bias that is added to its logits. Norms before attention undo the
+      length of a prompt, so that the derivative by it says little of what its removal does. Deep prompts only.
+    - `pseudo-label`: as `taylor`, with the labels that the model itself predicts. The labels of the data are not read.
+    - `feature-change`: how far the pooled features would move if the prompt were zeroed, to first order: the mean
+      over i of the length of their change, along one random direction per image (from `seed`). Without labels.
+    - `cls-similarity`: mean attention that the class token pays to the prompt, over heads and images (shallow: and over
+      blocks). One forward pass.
+    - `magnitude`: Euclidean norm. `random`: uniform, from `seed`. Both without a look at the data.
+
+    The model is left as it was, and prompt dropout is off.
+
+    Args:
+        model: A prompted model.
+        data: Usually the training set; as for `vprompt.fit`.
+        criterion: One of the above.
+        segments: R, to score each of the R segments (contiguous channels) of every prompt instead of the whole.
+        shared: Score one mask for all blocks that have prompts: what the blocks say is added up, image by image for
+            the Taylor scores, and each block is given the sum.
+        batch_size: Images per pass; does not change the scores.
+        seed: For `random` and `feature-change`.
+        workers: Processes that load a data set which is not ours.
+        report: Told of every batch.
+
+    Returns:
+        One float32 tensor (P_l,) on the CPU for every block, or (P_l, R) for segments.
+
+    Raises:
+        VPromptError: If the criterion is unknown, needs a class token that the backbone has not, or says nothing of
+            segments; if prompts cannot be cut into so many; if blocks that share have different numbers of prompts.
+        DataError: If the data does not fit.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
+        >>> [len(scores) for scores in score(model, data)]
+        [2, 2, 2, 2, 2, 2]
+
+    Source: Prompt Condensation (arXiv 2305.17223), equations 13-16 and section 5.3; masks: E²VPT (arXiv 2307.13770),
+    section 3.3.
+    """
+    check_criterion(criterion, model.info)
+    if segments is not None:
+        check_segments(segments, model.info.widths)
+        check_segments_by(criterion)
+    check_method(criterion, model.method.name)
+    if shared and len(set(filter(None, model.prompt_counts))) > 1:
+        raise VPromptError("Blocks with different numbers of prompts cannot share a mask.")
+    found = _scores(model, data, criterion, segments or 1, shared, batch_size, seed, workers, report)
+    return found if segments is not None else [scores.squeeze(1) for scores in found]
+
+
+def _scores(
+    model: PromptedModel,
+    data: ImageLabels,
+    criterion: Criterion,
+    segments: int,
+    shared: bool,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    report: Report,
+) -> list[Tensor]:
+    """Scores (P_l, R)."""
+    sizes = [(count, segments) for count in model.prompt_counts]
+    if criterion == "magnitude":
+        cut = [model.prompts.dense(block).detach().float() for block in range(len(sizes))]
+        return _added([p.view(len(p), segments, p.shape[1] // segments).norm(dim=2).cpu() for p in cut], shared)
+    if criterion == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return _added([torch.rand(*size, generator=generator) for size in sizes], shared)
+    kind = GRADIENTS.get(criterion)
+    run = class_similarity(model) if kind is None else gradient_effects(model, kind, segments=segments, seed=seed)
+    device, length = next(model.parameters()).device, size_of(data)
+    sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+    batches = in_order(length, batch_size)
+    training = model.training
+    model.eval()
+    try:
+        with run as effects:
+            done = 0
+            for images, labels in iterate(data, batches, device=device, workers=workers):
+                check_batch(images, labels, model)
+                found = effects(images, labels)
+                if shared:
+                    found = dict.fromkeys(found, torch.stack(list(found.values())).sum(0)) if found else found
+                for block, effect_BPR in found.items():
+                    summed = (effect_BPR if kind is None or kind.signed else effect_BPR.abs()).sum(0)
+                    sums[block] += summed.double().cpu()
+                done += len(labels)
+                report(done, length)
+    finally:
+        model.train(training)
+    return [(total / length).float() for total in sums]
+
+
+def _added(scores: list[Tensor], shared: bool) -> list[Tensor]:
+    """The scores, or their sum for every block that has any."""
+    used = [values for values in scores if len(values)]
+    if not shared or not used:
+        return scores
+    total = torch.stack(used).sum(0)
+    return [total if len(values) else values for values in scores]

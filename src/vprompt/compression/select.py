@@ -1,0 +1,109 @@
+"""Which prompts to keep, given their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vprompt.compression.criteria import SCOPES, Scope
+from vprompt.utils.errors import VPromptError
+
+
+def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "global") -> list[Tensor]:
+    """Chooses the prompts with the highest scores.
+
+    Equal scores go to the earlier block, then to the earlier prompt.
+
+    Args:
+        scores: One tensor (P_l,) per block.
+        ratio: Share to keep, above 0 and up to 1; rounded to whole prompts, at least one.
+        scope: `"global"` keeps the best over all blocks together, so that blocks end with different counts, possibly
+            none; `"local"` keeps the share in every block; `"shared"` keeps the same prompts in every block that has
+            any, those with the highest sums of scores.
+
+    Returns:
+        One int64 tensor of indices, rising, for every block.
+
+    Raises:
+        VPromptError: If the ratio or the scope is out of range, a score is not a number, or blocks that share their
+            choice have different numbers of prompts.
+
+    Example:
+        >>> scores = [torch.tensor([3.0, 1.0]), torch.tensor([2.0, 9.0])]
+        >>> [kept.tolist() for kept in select(scores, ratio=0.5)]
+        [[0], [1]]
+        >>> [kept.tolist() for kept in select(scores, ratio=0.25)]
+        [[], [1]]
+
+    Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1; shared: E²VPT (arXiv 2307.13770), section 3.3.
+    """
+    found = _comparable(scores, ratio, scope, "prompts")
+    return [mask.nonzero().flatten() for mask in _best(found, ratio, scope)]
+
+
+def select_segments(scores: Sequence[Tensor], *, ratio: float = 0.5, scope: Scope = "global") -> list[Tensor]:
+    """Chooses the segments with the highest scores; every prompt keeps its best one at least.
+
+    Args:
+        scores: One tensor (P_l, R) per block.
+        ratio: Share of the segments to keep, above 0 and up to 1.
+        scope: As for `select`.
+
+    Returns:
+        One mask (P_l, R) for every block.
+
+    Raises:
+        VPromptError: As for `select`.
+
+    Example:
+        >>> select_segments([torch.tensor([[3.0, 1.0], [0.2, 0.1], [4.0, 5.0]])], ratio=0.67)[0].tolist()
+        [[True, False], [True, False], [True, True]]
+
+    Source: E²VPT (arXiv 2307.13770), section 3.3.
+    """
+    found = _comparable(scores, ratio, scope, "segments")
+    firm = [values.masked_fill(_best_of_each(values), torch.inf).flatten() for values in found]
+    return [mask.view(values.shape) for mask, values in zip(_best(firm, ratio, scope), found, strict=True)]
+
+
+def _comparable(scores: Sequence[Tensor], ratio: float, scope: Scope, what: str) -> list[Tensor]:
+    """The scores by which to choose, on the CPU: where blocks share their choice, the sum in each."""
+    if not 0 < ratio <= 1:
+        raise VPromptError(f"The ratio of {what} to keep must be above 0 and at most 1, not {ratio}.")
+    if scope not in SCOPES:
+        raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
+    for block, values in enumerate(scores):
+        if not bool(torch.isfinite(values).all()):
+            raise VPromptError(f"The scores of block {block} are not all numbers; the model or its data is broken.")
+    found = [values.cpu() for values in scores]
+    used = [values for values in found if len(values)]
+    if scope != "shared" or not used:
+        return found
+    if len({values.shape for values in used}) > 1:
+        raise VPromptError("Blocks with different numbers of prompts cannot share a choice; use the scope 'global'.")
+    total = torch.stack(used).sum(0)
+    return [total if len(values) else values for values in found]
+
+
+def _best(scores: Sequence[Tensor], ratio: float, scope: Scope) -> list[Tensor]:
+    """Masks of the highest of each block's scores (N_l,), or of all together."""
+    if scope != "global":
+        return [_highest(values, ratio) for values in scores]
+    counts = [len(values) for values in scores]
+    return list(_highest(torch.cat(list(scores)), ratio).split(counts))
+
+
+def _highest(values: Tensor, ratio: float) -> Tensor:
+    """A mask of the highest values: as many as the ratio says, but at least one, and all that are infinite."""
+    keep = max(1, round(ratio * len(values)), int(values.isinf().sum()))
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[values.sort(descending=True, stable=True).indices[:keep]] = True
+    return mask
+
+
+def _best_of_each(values_PR: Tensor) -> Tensor:
+    """A mask (P, R) of the highest value of each row."""
+    mask = torch.zeros(values_PR.shape, dtype=torch.bool)
+    return mask.scatter(1, values_PR.argmax(1, keepdim=True), True) if len(values_PR) else mask

@@ -1,0 +1,275 @@
+"""Whether a task's lists and images can be used, and whether they are the benchmark's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vprompt.data.benchmarks.lists import (
+    FILES,
+    UNION,
+    Layout,
+    Problem,
+    clean,
+    differs,
+    fatal,
+    read_layout,
+    remedy,
+    some,
+)
+from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
+from vprompt.data.images import try_decode
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.threads import in_threads
+from vprompt.utils.text import printable
+
+# Small, so that JPEG files are read whole but not decoded at full size.
+_THUMBNAIL = Preprocessing(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
+
+
+def check(
+    folder: str | Path,
+    task: BenchmarkTask | None,
+    *,
+    images: bool = True,
+    hashes: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
+    """Everything that is wrong with a task's folder, or differs from the benchmark.
+
+    Args:
+        folder: Where the lists lie.
+        task: What it is said to be; None for a task of the user's own, which is compared with nothing.
+        images: Decode every image; without it, files are only looked for.
+        hashes: Compare the bytes of all images with each other, and with a `manifest.json` (an object from relative
+            paths to SHA-256 in hexadecimal) if there is one.
+        progress: Called with (done, total) while images are decoded.
+
+    Raises:
+        DataError: `task` is None and the folder has no lists.
+    """
+    layout = read_layout(Path(folder), task)
+    missing = check_files(layout, task)
+    problems = [*check_lists(layout, task), *missing.values()]
+    present = [path for path in _paths(layout) if path not in missing]
+    if images:
+        problems += _check_images(layout.folder, present, task, progress)
+    if hashes:
+        problems += check_hashes(layout, present)
+    return problems
+
+
+def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
+    """What the lists alone tell, without a look at any image."""
+    problems = [*layout.problems, *_twice(layout), *_leaks(layout), *_union(layout)]
+    if task is not None:
+        problems += _compared(layout, task)
+    return problems + _untrained(layout, task)
+
+
+def check_files(layout: Layout, task: BenchmarkTask | None) -> dict[str, Problem]:
+    """By path the listed files that are not there, or are no files."""
+    found: dict[str, Problem] = {}
+    for path in _paths(layout):
+        if (wrong := _missing(layout.folder / path)) is not None:
+            found[path] = fatal(path, f"{printable(path)} {wrong}", _replace(task))
+    return found
+
+
+def _paths(layout: Layout) -> list[str]:
+    listed = (*layout.splits.values(), layout.union or ())
+    return list(dict.fromkeys(path for pairs in listed for path, _ in pairs))
+
+
+def _missing(file: Path) -> str | None:
+    try:
+        mode = os.stat(file).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is listed but does not exist"
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    except ValueError:
+        return "is listed, but no file can be called that"
+    return None if stat.S_ISREG(mode) else "is not a regular file"
+
+
+def _check_images(
+    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Callable[[int, int], None] | None
+) -> list[Problem]:
+    problems: list[Problem] = []
+    decoded = in_threads(lambda path: try_decode(folder / path, _THUMBNAIL), paths)
+    for done, (path, found) in enumerate(zip(paths, decoded, strict=True), start=1):
+        if isinstance(found, str):
+            problems.append(fatal(path, f"{printable(path)} {found}", _replace(task)))
+        if progress is not None:
+            progress(done, len(paths))
+    return problems
+
+
+def _replace(task: BenchmarkTask | None) -> str:
+    return "put the image there, or take it off the list" if task is None else remedy(task)
+
+
+def _twice(layout: Layout) -> list[Problem]:
+    """Images that one list has more than once: with two classes it is wrong, with one it only counts double."""
+    problems: list[Problem] = []
+    for split, pairs in layout.splits.items():
+        name = FILES[layout.kind][split]
+        labels: dict[str, int] = {}
+        for (path, label), where in zip(pairs, layout.where[split], strict=True):
+            before = labels.setdefault(path, label)
+            if before != label:
+                classes = f"{layout.classes[before]} and {layout.classes[label]}"
+                wrong = f"{name} lists {printable(path)} twice, as {classes}"
+                problems.append(fatal(where, wrong, "keep the right one"))
+        often = [path for path, count in Counter(pairs).items() if count > 1]
+        if often:
+            listed = some(printable(path) for path, _ in often)
+            problems.append(differs(name, f"{name} lists some images more than once: {listed}"))
+    return problems
+
+
+def _leaks(layout: Layout) -> list[Problem]:
+    """Images in two splits: what is learned from or chosen by must not be tested on."""
+    problems: list[Problem] = []
+    names = FILES[layout.kind]
+    paths = {split: {path for path, _ in pairs} for split, pairs in layout.splits.items()}
+    for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
+        for path in sorted(paths.get(one, set()) & paths.get(other, set())):
+            wrong = f"{printable(path)} is both in {names[one]} and in {names[other]}"
+            problems.append(fatal(names[other], wrong, "take it off one of them"))
+    known = paths.get("train", set()) | paths.get("val", set())
+    union = {path for path, _ in layout.union or ()} - known
+    return problems + [
+        fatal(UNION, f"{printable(path)} is both in {UNION} and in {names['test']}", "take it off one of them")
+        for path in sorted(union & paths.get("test", set()))
+    ]
+
+
+def _union(layout: Layout) -> list[Problem]:
+    if layout.union is None or not {"train", "val"} <= set(layout.splits):
+        return []
+    parts = {*layout.splits["train"], *layout.splits["val"]}
+    union = set(layout.union)
+    if union == parts:
+        return []
+    if not {path for path, _ in union} & {path for path, _ in parts}:
+        # A common copy keeps the images once more in a folder of their own: then only the classes can be compared.
+        labels = [Counter(label for _, label in pairs) for pairs in (layout.union, parts)]
+        if labels[0] == labels[1]:
+            return []
+    more, less = len(union - parts), len(parts - union)
+    return [
+        differs(
+            UNION,
+            f"{UNION} is not {FILES['vtab']['train']} and {FILES['vtab']['val']} together: {more} of its lines are in "
+            f"neither, and {less} of theirs are not in it",
+        )
+    ]
+
+
+def _compared(layout: Layout, task: BenchmarkTask) -> list[Problem]:
+    """Numbers of images and classes against the benchmark's."""
+    suite = SUITE_TITLES[task.suite]
+    problems: list[Problem] = []
+    for split, pairs in layout.splits.items():
+        wanted: int = getattr(task, split)
+        if len(pairs) != wanted:
+            name = FILES[layout.kind][split]
+            problems.append(differs(name, f"{name} lists {len(pairs)} images; {suite} has {wanted}"))
+    if len(layout.classes) != task.classes and any(layout.splits.values()):
+        sentence = f"The lists have {len(layout.classes)} classes; {suite} has {task.classes}"
+        problems.append(differs("classes", sentence))
+    return problems
+
+
+def _untrained(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
+    """Classes that nothing can be learned about."""
+    sizes = {split: len(pairs) for split, pairs in layout.splits.items()}
+    if task is not None and task.suite == "vtab" and sizes == {"train": task.train, "val": task.val, "test": task.test}:
+        return []  # VTAB-1k draws its images from all at once, so that some tasks are like that
+    trained = {label for _, label in layout.splits.get("train", ())}
+    without = [name for label, name in enumerate(layout.classes) if label not in trained]
+    if not without or not trained:
+        return []
+    name = FILES[layout.kind]["train"]
+    what = f"The class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
+    names = "" if len(without) == 1 else f": {some(without)}"
+    return [differs(name, f"{what} no training image{names}")]
+
+
+MANIFEST = "manifest.json"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
+    """Compares the bytes of the files at `paths` with each other and with the manifest, if there is one."""
+    expected, problems = _manifest(layout.folder)
+    wanted = list(dict.fromkeys([*paths, *expected]))
+    hashes = dict(zip(wanted, in_threads(lambda path: _sha256(layout.folder / path), wanted), strict=True))
+    for path, hashed in expected.items():
+        found = hashes[path]
+        if found is None:
+            wrong = f"{printable(path)} stands in {MANIFEST} but cannot be read"
+            problems.append(fatal(path, wrong, "get it anew"))
+        elif found != hashed:
+            wrong = f"{printable(path)} is not the file that {MANIFEST} has the hash of"
+            problems.append(fatal(path, wrong, "get it anew, or correct the manifest"))
+    return problems + _same_bytes(layout, hashes)
+
+
+def _same_bytes(layout: Layout, hashes: dict[str, str | None]) -> list[Problem]:
+    test = {hashed: path for path, _ in layout.splits.get("test", ()) if (hashed := hashes.get(path)) is not None}
+    problems: list[Problem] = []
+    for split in ("train", "val"):
+        for path in dict.fromkeys(path for path, _ in layout.splits.get(split, ())):
+            other = test.get(hashes.get(path) or "")
+            if other is not None and other != path:
+                name = FILES[layout.kind][split]
+                sentence = (
+                    f"The images {printable(path)} ({name}) and {printable(other)} (test) are the same, byte for byte"
+                )
+                problems.append(differs(path, sentence))
+    return problems
+
+
+def _manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
+    file = folder / MANIFEST
+    if not file.exists():
+        return {}, []
+    hint = "write an object from relative paths to SHA-256 in hexadecimal"
+    try:
+        document: Any = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}, [fatal(MANIFEST, f"{MANIFEST} cannot be read as JSON", hint)]
+    if not isinstance(document, dict):
+        return {}, [fatal(MANIFEST, f"{MANIFEST} is no object", hint)]
+    expected: dict[str, str] = {}
+    problems: list[Problem] = []
+    for key, value in document.items():
+        path, reason = clean(folder, str(key))
+        hashed = value.strip().lower().removeprefix("sha256:") if isinstance(value, str) else ""
+        if path is None:
+            wrong = f"{MANIFEST} names {printable(str(key))!r}, which {reason}"
+            problems.append(fatal(MANIFEST, wrong, hint))
+        elif not _SHA256.fullmatch(hashed):
+            problems.append(fatal(MANIFEST, f"{MANIFEST} gives {printable(path)} something that is no SHA-256", hint))
+        else:
+            expected[path] = hashed
+    return expected, problems
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,116 @@
+"""Where a benchmark task lies on disk: from `vtab:NAME` or `fgvc:NAME` to a folder below a root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vprompt.data.benchmarks.lists import recognise
+from vprompt.data.benchmarks.tasks import BenchmarkTask, Suite, find_task, fold, suite_of
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import printable
+
+ROOT_VARIABLE = "VPROMPT_DATA"
+
+_ABOVE: dict[Suite, tuple[str, ...]] = {"vtab": ("vtab-1k", "vtab"), "fgvc": ("fgvc",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A folder with lists of images.
+
+    Args:
+        folder: Where they lie.
+        task: The benchmark's task that it is said to be; None for a user's own.
+        kind: The layout that it must have.
+        spec: What the user wrote.
+    """
+
+    folder: Path
+    task: BenchmarkTask | None
+    kind: Suite
+    spec: str
+
+    @property
+    def name(self) -> str:
+        """A short name of the task."""
+        return self.task.name if self.task is not None else printable(self.folder.resolve().name)
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that benchmark tasks are looked for in: `root`, or else `$VPROMPT_DATA`, or else `data`."""
+    return Path(root if root is not None else os.environ.get(ROOT_VARIABLE) or "data")
+
+
+def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
+    """The folder that `spec` stands for; None for a path to a folder without lists of images.
+
+    Args:
+        spec: `vtab:NAME`, `fgvc:NAME` (of the benchmark, or of a folder of the user's own) or a path.
+        root: See `data_root`.
+
+    Raises:
+        DataError: A named task is not to be found; the message says where it was looked for and can be had.
+    """
+    suite = suite_of(spec)
+    if suite is None:
+        return place_at(spec)
+    name = str(spec).partition(":")[2].strip()
+    task: BenchmarkTask | None = None
+    unknown: DataError | None = None
+    try:
+        task = find_task(str(spec))
+    except DataError as error:
+        unknown = error
+    place = data_root(root)
+    names = (name,) if task is None else task.folder_names
+    # A name is not a path: nothing outside the root is found.
+    folder = find_folder(place, suite, names) if fold(name) and not {"/", "\\"} & set(name) else None
+    if folder is not None:
+        return Place(folder=folder, task=task, kind=recognise(folder) or suite, spec=str(spec))
+    looked = ", ".join(printable(str(path)) for path in (place, *(place / above for above in _ABOVE[suite])))
+    if task is None:
+        assert unknown is not None
+        raise DataError(f"{printable(str(unknown)).removesuffix('.')} (no folder of that name is in {looked}).")
+    raise DataError(
+        f"The task {task.spec} was not found: no folder {' or '.join(names)} is in {looked}; give the folder above it "
+        f"by --root or {ROOT_VARIABLE}, or get the data: {task.source}."
+    )
+
+
+def place_at(folder: str | Path) -> Place | None:
+    """A folder of the user's own; None if it has no lists of images."""
+    kind = recognise(Path(folder))
+    return None if kind is None else Place(folder=Path(folder), task=None, kind=kind, spec=str(folder))
+
+
+def find_task_folder(task: BenchmarkTask, root: str | Path | None = None) -> Path | None:
+    """Where a task of the benchmark lies below the root, if it does."""
+    return find_folder(data_root(root), task.suite, task.folder_names)
+
+
+def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:
+    """A folder with one of these names, in the root or in a suite's folder there.
+
+    One with lists of images comes first, and then one whose name is written just so.
+    """
+    wanted = {fold(name) for name in names}
+    above = {fold(name) for name in _ABOVE[suite]}
+    top = _folders(root)
+    places = [*top, *(inner for folder in top if fold(folder.name) in above for inner in _folders(folder))]
+    # VTAB's flowers may lie beside FGVC's: what has the other suite's lists is not meant.
+    found = [folder for folder in places if fold(folder.name) in wanted and recognise(folder) in (suite, None)]
+    return min(found, key=lambda folder: (recognise(folder) is None, folder.name not in names), default=None)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if os.path.isdir(entry.path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise DataError(f"The folder {printable(str(folder))} cannot be read: {problem}.") from error

@@ -1,0 +1,229 @@
+"""Images with labels, in memory or on disk, and a task made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vprompt.data.augmentation import View
+from vprompt.data.images import decode
+from vprompt.data.preprocessing import Augment, Preprocessing
+from vprompt.data.threads import in_threads
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import printable
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Labelled images: uint8 pixels held in memory, or files decoded on each access.
+
+    Args:
+        labels: Class numbers (N,).
+        preprocessing: What the pixels went through, or will.
+        pixels: uint8 (M, 3, H, W), with `rows` (N,) saying which belong to this dataset; all of them by default.
+        root: The folder that `paths` are relative to; needed when there are no `pixels`.
+        paths: Relative paths of the N files.
+        augment: What training sees, see `with_augment`; all else sees the images as they are.
+
+    Raises:
+        ValueError: Neither pixels nor files are given, or their numbers do not fit the labels.
+
+    Example:
+        >>> plain = Preprocessing(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> dataset = ImageDataset(torch.tensor([0, 1]), plain, pixels=torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+        >>> image, label = dataset[1]
+        >>> float(image.max()), label
+        (-1.0, 1)
+    """
+
+    labels: Tensor
+    preprocessing: Preprocessing
+    paths: list[str] | None
+    augment: Augment
+
+    def __init__(
+        self,
+        labels: Tensor,
+        preprocessing: Preprocessing,
+        *,
+        pixels: Tensor | None = None,
+        rows: Tensor | None = None,
+        root: Path | None = None,
+        paths: Sequence[str] | None = None,
+        augment: Augment = "none",
+    ) -> None:
+        self.labels = labels.to(torch.int64)
+        self.preprocessing = preprocessing
+        self.paths = None if paths is None else list(paths)
+        self.augment = augment
+        self._store = pixels
+        self._root = root
+        self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
+        if pixels is None and (root is None or paths is None):
+            raise ValueError("an image dataset needs pixels, or root and paths")
+        if pixels is not None and (pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, *preprocessing.size)):
+            raise ValueError(f"pixels must be uint8 (N, 3, {preprocessing.size[0]}, {preprocessing.size[1]})")
+        if pixels is not None and len(self._rows) != len(labels):
+            raise ValueError(f"{len(self._rows)} images but {len(labels)} labels")
+        if paths is not None and len(paths) != len(labels):
+            raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
+        if augment not in ("none", "crop-flip"):
+            raise DataError(f"Images are augmented by 'none' or 'crop-flip', not {augment!r}.")
+        if augment != "none" and (root is None or paths is None):
+            raise DataError("Only images in files can be augmented, because crops are cut from the originals.")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded pixels are held, rather than decoded on each access."""
+        return self._store is not None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        pixels = self._decoded(number) if self._store is None else self._store[self._rows[number]]
+        return self.preprocessing.normalise(pixels), int(self.labels[number])
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """The uint8 pixels (B, 3, H, W) of the images at `indices` (B,), decoded in threads if they are not held.
+
+        Raises:
+            DataError: A file has gone or changed since it was checked.
+        """
+        if self._store is not None:
+            return self._store[self._rows[indices]]
+        return self._all_decoded([(int(i), None) for i in indices])
+
+    def training_pixels(self, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """What an epoch of a training sees: as `pixels`, or with `"crop-flip"` a random view of each image.
+
+        The view of an image depends on the seed, the epoch and the image's number, and on nothing else.
+
+        Raises:
+            DataError: A file has gone or changed since it was checked.
+        """
+        if self.augment == "none":
+            return self.pixels(indices)
+        numbers = [int(i) for i in indices]
+        return self._all_decoded([(i, View.drawn(seed=seed, epoch=epoch, index=i)) for i in numbers])
+
+    def with_augment(self, augment: Augment) -> ImageDataset:
+        """The same images, to train on as they are (`"none"`), or on random crops, half of them mirrored.
+
+        For `"crop-flip"` an image is resized to `size / 0.875` and a part of the size is cut out where chance says; the
+        files are decoded anew in every epoch. Evaluation and scoring see the images as they are, and the fingerprint
+        stays the same: it tells data apart, not what is done with them.
+
+        Raises:
+            DataError: The images are not in files, so that there are no originals to cut from.
+
+        Source: VPT (arXiv 2203.12119), its appendix on FGVC.
+        """
+        return self._with(self.labels, self._store, self._rows, self.paths, augment)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
+        """The images at `indices`, in that order; pixels in memory are shared, not copied."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        paths = None if self.paths is None else [self.paths[int(i)] for i in chosen]
+        rows = self._rows if self._store is None else self._rows[chosen]
+        return self._with(self.labels[chosen], self._store, rows, paths, self.augment)
+
+    def joined(self, other: ImageDataset) -> ImageDataset:
+        """These images and those of another part of the same task; pixels in one memory are shared, not copied."""
+        store, rows = self._store, None
+        if self._store is not None and other._store is not None:
+            if self._store is other._store:
+                rows = torch.cat([self._rows, other._rows])
+            else:
+                store = torch.cat([self._store[self._rows], other._store[other._rows]])
+        paths = None if self.paths is None or other.paths is None else [*self.paths, *other.paths]
+        return self._with(torch.cat([self.labels, other.labels]), store, rows, paths, self.augment)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with the data: pixels and labels, or paths, file sizes and labels."""
+        digest = hashlib.sha256(self.labels.cpu().numpy().astype("<i8").tobytes())
+        digest.update(repr(tuple(self.preprocessing.size)).encode())
+        if self._store is not None:
+            for rows in self._rows.split(256):
+                digest.update(self._store[rows].numpy().tobytes())
+        else:
+            root, paths = self._files()
+            for path in paths:
+                digest.update(os.fsencode(path) + b"\0" + str(_size_in_bytes(root, path)).encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+    def _with(
+        self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
+    ) -> ImageDataset:
+        return ImageDataset(
+            labels, self.preprocessing, pixels=store, rows=rows, root=self._root, paths=paths, augment=augment
+        )
+
+    def _decoded(self, number: int, view: View | None = None) -> Tensor:
+        root, paths = self._files()
+        return decode(root / paths[number], self.preprocessing, view=view)
+
+    def _all_decoded(self, wanted: Sequence[tuple[int, View | None]]) -> Tensor:
+        decoded = torch.empty((len(wanted), 3, *self.preprocessing.size), dtype=torch.uint8)
+        for row, image in enumerate(in_threads(lambda pair: self._decoded(*pair), wanted)):
+            decoded[row] = image
+        return decoded
+
+    def _files(self) -> tuple[Path, list[str]]:
+        # The constructor has checked it: without pixels there are files.
+        assert self._root is not None
+        assert self.paths is not None
+        return self._root, self.paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learned and tested: classes, and images for training, validation and test.
+
+    Args:
+        name: A short name, such as the folder's.
+        source: What the user asked for, such as a folder or `bundled:fashion-mnist`.
+        classes: The class with label `i` is `classes[i]`.
+        preprocessing: The same for all images.
+        train: Images to learn from.
+        val: Images to choose by, if there are any.
+        test: Images to read once, at the end, if there are any.
+        skipped: One sentence per file, class or folder that was left out.
+        differences: One sentence for each way in which the data are not those of the benchmark that they are named
+            after.
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    train: ImageDataset
+    val: ImageDataset | None
+    test: ImageDataset | None
+    skipped: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with the classes or with any split's data."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
+            digest.update(f"\0{name}\0{split.fingerprint() if split is not None else 'none'}".encode())
+        return digest.hexdigest()[:16]
+
+
+def _size_in_bytes(root: Path, path: str) -> int:
+    try:
+        return (root / path).stat().st_size
+    except OSError as error:
+        problem = (error.strerror or "it is gone").lower()
+        raise DataError(f"{printable(path)} can no longer be read ({problem}); put it back or start anew.") from error

@@ -1,0 +1,132 @@
+"""Structured tasks that are specified by their factors, rendered here: nothing to download, the same everywhere."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.images import render
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.synthetic.counting import COUNTS, picture
+from vprompt.data.synthetic.draws import Draws
+from vprompt.data.synthetic.dsprites import FACTORS, Factors, sprites
+from vprompt.data.threads import in_threads
+from vprompt.utils.errors import DataError
+
+PREFIX = "synthetic:"
+
+SIZES = (800, 200, 2000)
+"""Training, validation and test images of every task."""
+
+SEED = 20_231
+
+CHUNK = 100
+"""Sprites drawn at once: few enough to stay in the processor's cache."""
+
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""(N, 64, 64) or (N, 64, 64, 3), and the labels."""
+
+
+def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
+    """Renders a task: 800 training, 200 validation and 2,000 test images of 64 x 64 pixels, no two of them equal.
+
+    `synthetic:dsprites-orientation` and `synthetic:dsprites-location` ask for one factor of a sprite of unknown shape,
+    in 16 classes, as VTAB-1k does: the angle, or the place from left to right. `synthetic:counting` asks for the number
+    of objects, 3 to 10, as CLEVR's counting task does.
+
+    Args:
+        spec: One of `synthetic_names`.
+        preprocessing: How the images are resized, and later normalised.
+
+    Raises:
+        DataError: There is no such task.
+
+    Example:
+        >>> plain = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> task = load_synthetic("synthetic:counting", plain)
+        >>> len(task.train), len(task.test), task.classes[0]
+        (800, 2000, '3 objects')
+    """
+    if spec not in _TASKS:
+        raise DataError(f"There is no synthetic task {spec}; there are {', '.join(synthetic_names())}.")
+    draw, classes = _TASKS[spec]
+    images, labels = draw()
+    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
+    pictures = (Image.fromarray(image) for image in images)
+    for row, rendered in enumerate(in_threads(lambda image: render(image, preprocessing), pictures)):
+        pixels[row] = rendered
+    ends = np.cumsum([0, *SIZES])
+    splits = [
+        ImageDataset(
+            torch.from_numpy(labels[a:b].copy()), preprocessing, pixels=pixels, rows=torch.arange(int(a), int(b))
+        )
+        for a, b in itertools.pairwise(ends)
+    ]
+    return Task(
+        name=spec.removeprefix(PREFIX),
+        source=spec,
+        classes=classes,
+        preprocessing=preprocessing,
+        train=splits[0],
+        val=splits[1],
+        test=splits[2],
+    )
+
+
+def synthetic_names() -> tuple[str, ...]:
+    """The specs of all tasks that are rendered."""
+    return tuple(_TASKS)
+
+
+@functools.cache
+def _orientation() -> Images:
+    # As in the original, no model can be perfect: squares look the same after a quarter turn and ellipses after a half,
+    # and the last angle, in class 15, is the first one again, which is in class 0.
+    return _sprites(1, lambda factors: factors[2] * 2 // 5)
+
+
+@functools.cache
+def _location() -> Images:
+    return _sprites(2, lambda factors: factors[3] // 2)
+
+
+def _sprites(stream: int, label: Callable[[Factors], int]) -> Images:
+    draws, wanted = Draws(SEED + stream), sum(SIZES)
+    seen: dict[bytes, tuple[NDArray[np.uint8], int]] = {}
+    while len(seen) < wanted:
+        some: list[Factors] = []
+        for _ in range(CHUNK):
+            shape, scale, angle, x, y = (draws.below(number) for number in FACTORS)
+            some.append((shape, scale, angle, x, y))
+        for factors, image in zip(some, sprites(some), strict=True):
+            seen.setdefault(image.tobytes(), (image, label(factors)))
+    images, labels = zip(*list(seen.values())[:wanted], strict=True)
+    return np.stack(images), np.array(labels)
+
+
+@functools.cache
+def _counting() -> Images:
+    draws = Draws(SEED + 3)
+    labels = [draws.below(len(COUNTS)) for _ in range(sum(SIZES))]
+    return np.stack([picture(COUNTS[label], draws) for label in labels]), np.array(labels)
+
+
+def _angles() -> Iterator[str]:
+    """What the 40 angles from 0 to a whole turn become in 16 classes."""
+    for label in range(16):
+        inside = [angle for angle in range(40) if angle * 2 // 5 == label]
+        yield f"{360 * inside[0] / 39:.0f} to {360 * inside[-1] / 39:.0f} degrees"
+
+
+_TASKS: dict[str, tuple[Callable[[], Images], tuple[str, ...]]] = {
+    "synthetic:dsprites-orientation": (_orientation, tuple(_angles())),
+    "synthetic:dsprites-location": (_location, tuple(f"x {2 * label} to {2 * label + 1}" for label in range(16))),
+    "synthetic:counting": (_counting, tuple(f"{count} objects" for count in COUNTS)),
+}

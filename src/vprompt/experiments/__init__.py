@@ -1,0 +1,1 @@
+"""Runs on disk, benchmarks over many of them, comparisons and the demo."""

@@ -1,0 +1,177 @@
+"""A plan from its file to its results."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vprompt.experiments.bench.engine import Engine
+from vprompt.experiments.bench.estimate import seconds_of
+from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
+from vprompt.experiments.bench.halving import Outcome
+from vprompt.experiments.bench.jobs import Job
+from vprompt.experiments.bench.plan import Plan
+from vprompt.experiments.bench.scheduler import BenchError, Schedule, Watch, preview
+from vprompt.experiments.bench.store import Store, open_store
+from vprompt.experiments.bench.tasks import why_missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """What a plan will do.
+
+    Args:
+        plan: The plan.
+        tasks: Its tasks, without optional ones that are not there.
+        left_out: Optional tasks that are not there, and why.
+        missing: Other tasks that are not there, and why: their runs will fail.
+        cells: What it makes: a number for each task, method and seed.
+        jobs: What is to be run for that, as far as can be told.
+        done: Names of those that are done.
+        seconds: Expected of each job that is not, on one worker of this machine; empty where it was not estimated.
+    """
+
+    plan: Plan
+    tasks: Sequence[str]
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+    missing: dict[str, str] = field(default_factory=dict[str, str])
+    cells: Sequence[Cell]
+    jobs: Sequence[Job]
+    done: frozenset[str]
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def overview(plan: Plan, store: Store, *, root: str | None = None, threads: int = 1, estimate: bool = True) -> Overview:
+    """Looks at what a plan asks for, what of it is done, and how long the rest will take.
+
+    Args:
+        plan: The plan.
+        store: Where its results are, or will be.
+        root: Folder that holds the benchmarks' tasks.
+        threads: Of one worker.
+        estimate: Measure this machine for that, about a second for each backbone.
+
+    Raises:
+        PlanError: If the plan cannot be meant.
+    """
+    tasks, optional = tasks_of(plan)
+    left_out = {task: why for task in optional if (why := why_missing(task, root))}
+    missing = {task: why for task in tasks if (why := why_missing(task, root))}
+    tasks = [*tasks, *(task for task in optional if task not in left_out)]
+    cells = cells_of(plan, tasks, root=root)
+    jobs, done = preview(cells, store)
+    todo = [job for job in jobs if not done[job.name]]
+    return Overview(
+        plan=plan,
+        tasks=tasks,
+        left_out=left_out,
+        missing=missing,
+        cells=cells,
+        jobs=jobs,
+        done=frozenset(name for name, is_done in done.items() if is_done),
+        seconds=seconds_of(todo, threads=threads) if estimate else {},
+    )
+
+
+@contextlib.contextmanager
+def engine_of(
+    plan: Plan,
+    address: str,
+    *,
+    kind: str = "local",
+    workers: int | None = None,
+    cluster: str | None = None,
+    rehearse: bool = False,
+) -> Generator[Engine]:
+    """The workers that do a plan's jobs, ended afterwards.
+
+    Args:
+        plan: Says what a worker may use.
+        address: Of the store.
+        kind: `"local"` or `"ray"`.
+        workers: How many, instead of what the plan says; one by default.
+        cluster: Address of a Ray cluster; one on this machine when not given.
+        rehearse: See `Worker`.
+    """
+    if kind == "ray":
+        from vprompt.experiments.bench.ray import RayEngine
+
+        engine: Engine = RayEngine(address, plan.workers, workers=workers, cluster=cluster, rehearse=rehearse)
+    else:
+        from vprompt.experiments.bench.local import LocalEngine
+
+        number = workers or plan.workers.number or 1
+        engine = LocalEngine(address, workers=number, rehearse=rehearse, threads=threads_of(number))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def run_plan(
+    found: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
+) -> list[Outcome]:
+    """Does all of a plan that is not done; returns what came of each cell, in the overview's order.
+
+    Raises:
+        BenchError: If something is wrong that would make all jobs fail.
+        KeyboardInterrupt: On Ctrl-C; the same call goes on later.
+    """
+    if not found.cells:
+        raise BenchError(f"The plan {found.plan.name} has no task that is there.")
+    store.keep_plan(found.plan.name, found.plan.text)
+    retries = found.plan.workers.retries
+    return Schedule(found.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
+
+
+@contextlib.contextmanager
+def rehearsal(store: Store) -> Generator[Store]:
+    """A store of its own beside another, gone afterwards, in which nothing is taken for done."""
+    if "://" in store.address:
+        yield open_store(f"{store.address}/rehearsal")
+        return
+    Path(store.address).mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".rehearsal-", dir=store.address)
+    try:
+        yield open_store(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def threads_of(workers: int) -> int:
+    """Threads of one of several workers on this machine: the cores, or what OMP_NUM_THREADS says, shared out."""
+    return max(1, torch.get_num_threads() // workers)
+
+
+def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
+    """The result of a plan as plain data: every cell with its accuracy, or why there is none.
+
+    `changed_images` names tasks whose images changed between their runs.
+    """
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, set[str]] = {}
+    for cell, outcome in zip(found.cells, outcomes, strict=True):
+        result = store.result(outcome.run.name) if outcome.run is not None and outcome.failure is None else None
+        if result is not None and "provenance" in result:
+            seen.setdefault(cell.task, set()).add(result["provenance"]["data"]["fingerprint"])
+        rows.append(
+            {
+                "task": cell.task,
+                "method": cell.method,
+                "seed": cell.seed,
+                "test_accuracy": None if result is None else result.get("test_accuracy"),
+                "result": None if outcome.run is None else outcome.run.name,
+                "failure": outcome.failure,
+                "chosen": None if outcome.search is None else outcome.search["chosen"],
+            }
+        )
+    changed = [task for task, fingerprints in seen.items() if len(fingerprints) > 1]
+    about = {"plan": found.plan.name, "results": store.address, "left_out": found.left_out}
+    return {**about, "changed_images": changed, "cells": rows}

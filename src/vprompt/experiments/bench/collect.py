@@ -1,0 +1,259 @@
+"""The results of a plan, or of whatever runs lie in a folder, as plain data for a report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.plan import Plan, parse_plan
+from vprompt.experiments.bench.scheduler import follow
+from vprompt.experiments.bench.store import Store, open_store
+from vprompt.experiments.bench.tasks import about_task
+from vprompt.experiments.folder import PLACES
+from vprompt.model.cost import cost
+from vprompt.utils.errors import VPromptError
+
+Document = dict[str, Any]
+
+_ELSEWHERE = ("data", "method", "prompts", "condense", "ratio", "recipe", "seed", *PLACES)
+"""Settings that a label has already, that the task or seed say, or that change no number."""
+
+
+def study_of(address: str, *, plan: str | None = None) -> Document:
+    """Everything that a report says, from results alone.
+
+    Args:
+        address: Results of `vprompt bench`; or a folder with results of `fit`, `condense` or `compare` somewhere in it.
+        plan: Which, where several were run there.
+
+    Returns:
+        `name`, `title`, `description`, `source`, `plan` (its text), `hours_planned`, `tasks`, `methods`, `seeds`,
+        `backbone`, `cells` (each with `state` and `result`), `made`.
+
+    Raises:
+        VPromptError: If there is nothing there, or several plans and none is named.
+    """
+    store = open_store(address)
+    plans = store.plans()
+    if plan is not None and plan not in plans:
+        there = f"it has {', '.join(plans)}" if plans else "there is none"
+        raise VPromptError(f"No plan called {plan} was run in {address}; {there}.")
+    if len(plans) > 1 and plan is None:
+        raise VPromptError(f"Several plans were run in {address}: {', '.join(plans)}; say which by --plan.")
+    if plans:
+        name = plan or next(iter(plans))
+        return _of_plan(parse_plan(plans[name], name=name), store)
+    return _of_folder(address, store)
+
+
+def cells_in(plan: Plan, store: Store) -> list[Document]:
+    """What is known of every cell of a plan from the results in a store.
+
+    Returns:
+        For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result` and
+        `search`; without optional tasks of which nothing is there.
+
+    Raises:
+        PlanError: If the plan cannot be meant.
+    """
+    tasks, optional = tasks_of(plan)
+    cells: list[Document] = []
+    for cell in cells_of(plan, [*tasks, *optional]):
+        outcome, result = follow(cell, store)
+        state = "missing" if outcome is None else "failed" if outcome.failure else "finished"
+        cells.append(
+            {
+                "task": cell.task,
+                "method": cell.method,
+                "seed": cell.seed,
+                "state": state,
+                "failure": None if outcome is None else outcome.failure,
+                "result": result or None,
+                "search": None if outcome is None else outcome.search,
+            }
+        )
+    # An optional task of which nothing is there was left out.
+    seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
+    return [cell for cell in cells if cell["task"] in seen]
+
+
+def _of_plan(plan: Plan, store: Store) -> Document:
+    return _document(
+        cells_in(plan, store),
+        name=plan.name,
+        title=plan.title or plan.name,
+        description=" ".join(plan.description.split()),
+        source=plan.source,
+        plan=plan.text,
+        hours_planned=plan.hours,
+        methods=[
+            {"label": method.label, "method": method.settings.get("method", "vpt-deep")} for method in plan.methods
+        ],
+        seeds=list(plan.seeds),
+    )
+
+
+def _of_folder(address: str, store: Store) -> Document:
+    """Runs without a plan: those of a store, or every result.json below a folder."""
+    results = [found for name in sorted(store.finished()) if (found := store.result(name)) is not None]
+    results = [found for found in results if found.get("until") is None and found.get("test_accuracy") is not None]
+    results, unread = [found for found in results if _usable(found)], list[str]()
+    if not results and "://" not in address:
+        results, unread = _below(Path(address))
+    if not results:
+        damaged = f" that can be read ({len(unread)} cannot)" if unread else ""
+        raise VPromptError(f"There are no results in {address}{damaged}; give the folder that they were written to.")
+    cells: list[Document] = []
+    for label, result in _labelled(results):
+        cell = {"task": result["provenance"]["data"]["source"], "method": label, "seed": result["seed"]}
+        cells.append({**cell, "state": "finished", "failure": None, "result": result, "search": None})
+    name = Path(address).name or "runs"
+    labels = dict.fromkeys((cell["method"], cell["result"]["method"]) for cell in cells)
+    return _document(
+        cells,
+        name=name,
+        title=name,
+        description="",
+        source="",
+        plan="",
+        hours_planned=None,
+        methods=[{"label": label, "method": method} for label, method in labels],
+        seeds=sorted({cell["seed"] for cell in cells}),
+        unread=unread,
+    )
+
+
+def _document(cells: Sequence[Document], **about: Any) -> Document:
+    first: dict[str, Document] = {}
+    for cell in cells:
+        if cell["result"] is not None:
+            first.setdefault(cell["task"], cell["result"])
+    tasks = [_task(task, first.get(task)) for task in dict.fromkeys(cell["task"] for cell in cells)]
+    backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    shown = [{**cell, "result": _without_places(cell["result"])} for cell in cells]
+    return {**about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
+
+
+def _without_places(result: Document | None) -> Document | None:
+    """A result without where its images lay: that is no part of what was run, and nobody else's business."""
+    if result is None:
+        return None
+    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in PLACES}}
+
+
+def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
+    data = {} if result is None else result["provenance"]["data"]
+    differences = _list(data.get("differences"))
+    about = about_task(spec)
+    return {
+        **about,
+        "task": spec,
+        "comparable": about["benchmark"] is not None and result is not None and not differences,
+        "differences": differences,
+        "classes": _list(data.get("classes")),
+        "images": dict(images) if isinstance(images := data.get("images"), Mapping) else {},
+    }
+
+
+def _backbone(results: Mapping[str, Document]) -> Document:
+    """What is known of the backbone that all have, from a result of each."""
+    if len(results) != 1:
+        name = f"several ({', '.join(sorted(results))})" if results else None
+        return {"name": name, "parameters": None, "bare_gmacs": None}
+    [result] = results.values()
+    name, size = result["backbone"], result["settings"].get("img_size")
+    try:
+        bare = cost(name, [0], img_size=size if type(size) is int else None)[0].published_gmacs
+    except VPromptError:
+        bare = None
+    return {"name": name, "parameters": result.get("backbone_params"), "bare_gmacs": bare}
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    """What a run without a plan is called: its method, its prompts, and what became of them."""
+    settings = result["settings"]
+    parts = [result["method"]]
+    if "prompts" in settings and settings.get("method") in ("vpt-deep", "vpt-shallow", "e2vpt"):
+        parts.append(f"{settings['prompts']} prompts")
+    kept = settings.get("condense", settings.get("ratio"))
+    if isinstance(kept, int | float):
+        parts.append(f"condensed to {100 * kept:g} %")
+    if settings.get("prune") is not None:
+        parts.append("pruned")
+    return ", ".join(parts)
+
+
+def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
+    """Results and what their methods are called: by more of their settings where two would be called the same."""
+    alike: dict[str, list[Document]] = {}
+    for result in results:
+        alike.setdefault(_label(result), []).append(result)
+    found: list[tuple[str, Document]] = []
+    for label, runs in alike.items():
+        settings = [_flat(run["settings"]) for run in runs]
+        keys = [key for one in settings for key in one]
+        differ = [key for key in dict.fromkeys(keys) if len({repr(one.get(key)) for one in settings}) > 1]
+        collide = max(Counter(map(_place, runs)).values()) > 1
+        said = [key for key in differ if collide or key == "backbone"]
+        seen = Counter[tuple[str, Any, str]]()
+        for run, one in zip(runs, settings, strict=True):
+            name = ", ".join([label, *(f"{key.replace('_', ' ')} {_value(one.get(key))}" for key in said)])
+            seen[*_place(run), name] += 1
+            again = seen[*_place(run), name]
+            found.append((f"{name}, run {again}" if again > 1 else name, run))
+    return found
+
+
+def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
+    return result["provenance"]["data"]["source"], result["seed"]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What can tell two runs of one method on one task apart."""
+    recipe = settings.get("recipe")
+    every = {**settings, **(recipe if isinstance(recipe, Mapping) else {})}
+    return {key: value for key, value in every.items() if key not in _ELSEWHERE}
+
+
+def _value(value: Any) -> str:
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _below(folder: Path) -> tuple[list[Document], list[str]]:
+    """Every result.json below a folder, called by its own folder, and those that are none."""
+    results: list[Document] = []
+    unread: list[str] = []
+    for path in sorted(folder.rglob("result.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError):
+            document = None
+        name = str(path.parent.relative_to(folder))
+        if _usable(document):
+            results.append({**document, "name": name})
+        else:
+            unread.append(str(path.relative_to(folder)))
+    return results, unread
+
+
+def _usable(document: Any) -> TypeGuard[Document]:
+    """Whether this is what a run writes, as far as a report must be able to rely on it."""
+    if not isinstance(document, Mapping):
+        return False
+    texts = [document.get(key) for key in ("method", "backbone")]
+    provenance, settings, seed = (document.get(key) for key in ("provenance", "settings", "seed"))
+    data = provenance.get("data") if isinstance(provenance, Mapping) else None
+    source = data.get("source") if isinstance(data, Mapping) else None
+    return (
+        isinstance(settings, Mapping) and type(seed) is int and all(isinstance(text, str) for text in [*texts, source])
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else []

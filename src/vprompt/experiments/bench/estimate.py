@@ -1,0 +1,113 @@
+"""How long a plan will take: multiply-accumulates of its jobs over what this machine does in a second."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.meta import shapes_only
+from vprompt.experiments.bench.jobs import Job
+from vprompt.experiments.bench.tasks import split_sizes
+from vprompt.experiments.stages import augment_of
+from vprompt.methods.linear import Linear
+from vprompt.methods.vpt import VPT
+from vprompt.model.attach import attach
+from vprompt.model.cost import model_cost
+
+BACKWARD = {"full": 2.0, "bias": 1.0}
+"""Backward passes over the forward one: twice where weights learn, once where only what comes before them does."""
+
+CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
+"""Of one step at most, and of all steps about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """10^9 multiply-accumulates of a job, and the seconds that it takes besides."""
+
+    gmacs: float
+    seconds: float = 1.0
+
+
+def work_of(job: Job) -> Work:
+    """What a job costs: forward and backward passes of its training, of what follows it, and of evaluation."""
+    settings, recipe = job.settings, job.settings.recipe
+    train, val, test = split_sizes(settings.data, settings.root)
+    learning = train + val if settings.train_on == "train+val" else train
+    forward = _gmacs(settings.backbone, settings.img_size, settings.method, settings.prompts)
+    step = forward * (1 + BACKWARD.get(settings.method, 1.0))
+    epochs = recipe.epochs if job.until is None else job.until
+    passes = 0.0 if job.first is not None else float(epochs)
+    total = learning * passes * step
+    if settings.method in ("linear", "mlp") and augment_of(settings) == "none":
+        total = learning * forward  # features are computed once
+    if settings.condense is not None:
+        total += learning * step * (1 + (settings.fine_tune_epochs if settings.fine_tune else 0))
+    if settings.prune is not None:
+        total += learning * step * (1 + recipe.epochs * (4 if settings.prune.searched else 1))
+    read = (val if settings.train_on == "train" else 0) + (test if settings.test and job.until is None else 0)
+    return Work(gmacs=total + forward * read)
+
+
+@functools.cache
+def _gmacs(backbone: str, img_size: int | None, method: str, prompts: int) -> float:
+    """Of one image's forward pass while training."""
+    with shapes_only():
+        bare = create_backbone(backbone, pretrained=False, img_size=img_size)
+    kind = (
+        Linear() if method not in ("vpt-deep", "vpt-shallow", "e2vpt") or not prompts else VPT(prompts, _depth(method))
+    )
+    cost = model_cost(attach(bare, kind, num_classes=1))
+    return cost.prefix_gmacs
+
+
+def _depth(method: str) -> Literal["deep", "shallow"]:
+    return "shallow" if method == "vpt-shallow" else "deep"
+
+
+@functools.cache
+def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> float:
+    """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
+    weights.
+    """
+    model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), VPT(10), num_classes=10)
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    device = next(model.parameters()).device
+    step = 2 * _gmacs(backbone, img_size, "vpt-deep", 10)
+    size = max(1, min(64, round(CALIBRATION_GMACS / step)))
+    images = torch.randn(size, 3, *model.preprocessing.size, device=device)
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    model.train()
+    before, times = torch.get_num_threads(), list[float]()
+    torch.set_num_threads(threads)
+    try:
+        # The first steps also wake the machine up.
+        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = F.cross_entropy(model(images).float(), labels)
+            loss.backward()
+            float(loss.detach())  # waits for the device
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    return step * size / statistics.median(times)
+
+
+def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
+    """Expected seconds of every job on one worker of this machine, by name."""
+    found: dict[str, float] = {}
+    for job in jobs:
+        settings, work = job.settings, work_of(job)
+        speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
+        found[job.name] = work.seconds + work.gmacs / speed
+    return found

@@ -1,0 +1,121 @@
+"""From a plan to its cells: one for every task, method and seed, with all its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vprompt.experiments.bench.jobs import OF_CONDENSING, OF_METHODS
+from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search
+from vprompt.experiments.bench.tasks import paper_prompts, task_names
+from vprompt.experiments.settings import Settings, settings_from
+from vprompt.utils.errors import VPromptError
+
+PROTOCOL = {"train_on": "train+val"}
+"""What the runs of a plan do unless it says otherwise: what served to choose settings is trained on in the end."""
+
+AFTERWARDS = frozenset(
+    (
+        *("condense", *OF_CONDENSING),
+        *("prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch"),
+    )
+)
+"""Settings of what follows the training; they are chosen after those of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of the table that a plan makes: a method on a task with a seed.
+
+    Args:
+        task: Spec.
+        method: Label.
+        seed: Of the run.
+        values: Flat settings, without what a search chooses.
+        search: How that is chosen; None where nothing is.
+    """
+
+    task: str
+    method: str
+    seed: int
+    values: Mapping[str, Any]
+    search: Search | None = None
+
+    def settings(self, **others: Any) -> Settings:
+        """The settings of a run of this cell, with some that differ."""
+        return settings_from({**self.values, **others})
+
+
+def cells_of(plan: Plan, tasks: Sequence[str], *, root: str | None = None) -> list[Cell]:
+    """All cells of a plan on some tasks: task by task, method by method, seed by seed.
+
+    Args:
+        plan: The plan.
+        tasks: What `tasks_of` gives, or fewer.
+        root: Folder that holds the benchmarks' tasks.
+
+    Raises:
+        PlanError: If the settings of a cell do not go together.
+    """
+    cells = [_cell(plan, method, task, seed, root) for task in tasks for method in plan.methods for seed in plan.seeds]
+    for cell in cells:
+        if cell.seed != plan.seeds[0]:
+            continue  # what goes with one seed goes with all
+        try:
+            _try(cell)
+        except VPromptError as error:
+            raise PlanError(f"In the plan {plan.name}, {cell.method} on {cell.task}: {error}") from error
+    return cells
+
+
+def tasks_of(plan: Plan) -> tuple[list[str], list[str]]:
+    """The tasks of a plan and its optional ones; `vtab`, `vtab:structured` and so on stand for all tasks of theirs.
+
+    Raises:
+        PlanError: If it has settings for a task that is none of them.
+    """
+    both = plan.tasks, plan.optional_tasks
+    tasks, optional = (list(dict.fromkeys(name for entry in part for name in task_names(entry))) for part in both)
+    for own in (plan.task, *(method.task for method in plan.methods)):
+        if unknown := next((name for name in own if name not in (*tasks, *optional)), None):
+            raise PlanError(
+                f"In the plan {plan.name}, there are settings for {unknown!r}, which is none of its tasks; write each "
+                "task as it is in the list."
+            )
+    return tasks, [name for name in optional if name not in tasks]
+
+
+def _cell(plan: Plan, method: MethodPlan, task: str, seed: int, root: str | None) -> Cell:
+    values: dict[str, Any] = {**PROTOCOL, **plan.settings}
+    values |= plan.task.get(task, {})
+    values |= method.settings
+    values |= method.task.get(task, {})
+    if values.get("prompts") == "paper":
+        values["prompts"] = paper_prompts(task)
+    if method.share is not None:
+        values["prompts"] = max(1, round(values.get("prompts", Settings.prompts) * method.share))
+    space = method.space if method.space is not None else plan.search.space if plan.search else {}
+    search = None
+    space = _own(space, values.get("method", Settings.method), method.share)
+    if method.search and space:
+        search = replace(plan.search, space=space) if plan.search else Search(space=space)
+    values |= {"data": task, "root": root, "seed": seed}
+    return Cell(task=task, method=method.label, seed=seed, values=values, search=search)
+
+
+def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -> dict[str, tuple[Any, ...]]:
+    """A search space without what a method does not read, and with its share of the prompts."""
+    unread = {name for names in OF_METHODS.values() for name in names} - set(OF_METHODS.get(method, ()))
+    found = {name: tuple(choices) for name, choices in space.items() if name not in unread}
+    if share is not None and "prompts" in found:
+        found["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in found["prompts"]))
+    return found
+
+
+def _try(cell: Cell) -> None:
+    """Raises what is wrong with the settings of a cell, and with every value that a search would try alone."""
+    cell.settings()
+    for name, choices in (cell.search.space if cell.search else {}).items():
+        for choice in choices:
+            cell.settings(**{name: choice})

@@ -1,0 +1,183 @@
+"""What a cell of a plan asks for, step by step: choosing settings, the first stage that several share, the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vprompt.experiments.bench.grid import AFTERWARDS, Cell
+from vprompt.experiments.bench.jobs import Job, plain, starts_from
+from vprompt.experiments.bench.plan import Search, combinations
+from vprompt.experiments.settings import Settings
+
+Found = Mapping[str, dict[str, Any]]
+"""Name of a job -> its result, or `{"failed": sentence}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a cell: the run whose result is its number, or the sentence that says why there is none."""
+
+    run: Job | None = None
+    failure: str | None = None
+    search: dict[str, Any] | None = None
+
+
+def steps(cell: Cell) -> Generator[list[Job], Found, Outcome]:
+    """Yields the jobs that a cell needs next, is sent what came of them, and returns its outcome.
+
+    What it asks for depends on nothing but the results it is sent, so that it can be followed again from results on
+    disk.
+
+    Example:
+        >>> cell = Cell(task="t", method="PC", seed=0, values={"backbone": "test_vit", "data": "t", "condense": 0.3})
+        >>> asked = steps(cell)
+        >>> [job.settings.condense for job in next(asked)]
+        [None]
+    """
+    chosen: dict[str, Any] = {}
+    record: dict[str, Any] | None = None
+    if cell.search is not None:
+        try:
+            chosen, record = yield from _choose(cell, cell.search)
+        except _UntriedError as error:
+            return Outcome(failure=str(error))
+        if not chosen:
+            why = next((f" The first: {trial['failed']}" for trial in record["trials"] if "failed" in trial), "")
+            return Outcome(failure=f"No choice of its settings could be trained.{why}", search=record)
+    outcome = yield from _run(plain(cell.settings(**chosen)))
+    return replace(outcome, search=record)
+
+
+class _UntriedError(Exception):
+    """A choice could not be tried for a reason that may pass; without it, another one would be chosen."""
+
+
+def _require(found: Found, names: Mapping[int, str], choices: Sequence[dict[str, Any]]) -> None:
+    for number, name in names.items():
+        if "failed" in found[name] and found[name].get("again"):
+            shown = ", ".join(f"{key} {value}" for key, value in choices[number].items())
+            raise _UntriedError(
+                f"Its settings cannot be chosen before all of them were tried ({shown}): {found[name]['failed']}"
+            )
+
+
+def _run(settings: Settings) -> Generator[list[Job], Found, Outcome]:
+    """One whole run, after the stage that it shares with others."""
+    first = starts_from(settings)
+    if first is not None:
+        found = yield [first]
+        if failure := found[first.name].get("failed"):
+            return Outcome(failure=f"Its first stage failed: {failure}")
+    job = Job(settings=settings, first=None if first is None else first.name)
+    found = yield [job]
+    return Outcome(run=job, failure=found[job.name].get("failed"))
+
+
+def _choose(cell: Cell, search: Search) -> Generator[list[Job], Found, tuple[dict[str, Any], dict[str, Any]]]:
+    """The settings that validate best: first those of the training, then, with these, those of what follows it."""
+    training = {name: choices for name, choices in search.space.items() if name not in AFTERWARDS}
+    after = {name: choices for name, choices in search.space.items() if name in AFTERWARDS}
+    trials: list[dict[str, Any]] = []
+    chosen: dict[str, Any] = {}
+    if training:
+        values = {name: value for name, value in cell.values.items() if name not in AFTERWARDS}
+        chosen = yield from _halve(replace(cell, values=values), search, combinations(training), trials)
+    if after and (chosen or not training):
+        chosen = yield from _compare(cell, search, [{**chosen, **choice} for choice in combinations(after)], trials)
+    record = {"space": {name: list(choices) for name, choices in search.space.items()}, "by": search.by}
+    return chosen, {**record, "seed": search.seed, "trials": trials, "chosen": chosen}
+
+
+def _halve(
+    cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
+) -> Generator[list[Job], Found, dict[str, Any]]:
+    """Successive halving: all choices share the schedule, and the worse of them do not get to its end."""
+    settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
+    going = list(range(len(choices)))
+    records: list[dict[str, Any]] = [
+        {"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices
+    ]
+    trials += records
+    longest = max(one.recipe.epochs for one in settings)  # a search may try several
+    shares = {max(1, round(share * longest)): share for share in sorted(search.rungs)}
+    for share in [*(share for until, share in shares.items() if until < longest), 1.0]:
+        if len(choices) > 1 and len(going) == 1:
+            break
+        untils = {number: _until(settings[number].recipe.epochs, share) for number in going}
+        jobs = {number: Job(settings=settings[number], until=until) for number, until in untils.items()}
+        found = yield list(jobs.values())
+        _require(found, {number: job.name for number, job in jobs.items()}, choices)
+        results = {number: found[job.name] for number, job in jobs.items()}
+        for number, result in results.items():
+            records[number] |= _seen(result, untils[number])
+        alive = [number for number in going if _rank(results[number], search) < (math.inf,)]
+        alive.sort(key=lambda number: (_rank(results[number], search), number))
+        keep = math.ceil(len(alive) * search.keep) if share < 1 else 1
+        going = sorted(alive[: max(1, keep)])
+        if not going:
+            return {}
+    for number, record in enumerate(records):
+        record["stopped"] = number != going[0] and record["epochs"] < settings[number].recipe.epochs
+    return dict(choices[going[0]])
+
+
+def _until(epochs: int, share: float) -> int:
+    """The epoch that ends a share of a training."""
+    return min(epochs, max(1, round(share * epochs)))
+
+
+def _compare(
+    cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
+) -> Generator[list[Job], Found, dict[str, Any]]:
+    """Whole runs side by side, for what cannot be judged before its end."""
+    settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
+    firsts = [starts_from(one) for one in settings]
+    shared = {first.name: first for first in firsts if first is not None}
+    found = (yield list(shared.values())) if shared else {}
+    _require(found, {number: first.name for number, first in enumerate(firsts) if first is not None}, choices)
+    good: list[int] = []
+    for number, first in enumerate(firsts):
+        if first is not None and (why := found[first.name].get("failed")):
+            trials.append({"settings": choices[number], **_seen({"failed": why}, 0), "stopped": False})
+        else:
+            good.append(number)
+    if not good:
+        return {}
+    jobs = {
+        number: Job(settings=settings[number], first=None if first is None else first.name)
+        for number in good
+        for first in [firsts[number]]
+    }
+    found = yield list(jobs.values())
+    _require(found, {number: job.name for number, job in jobs.items()}, choices)
+    ranks = {number: _rank(found[job.name], search) for number, job in jobs.items()}
+    best = min(ranks, key=lambda number: (ranks[number], number))
+    for number, job in jobs.items():
+        seen = _seen(found[job.name], settings[number].recipe.epochs)
+        trials.append({"settings": choices[number], **seen, "stopped": False})
+    return dict(choices[best]) if ranks[best] < (math.inf,) else {}
+
+
+def _to_choose(search: Search) -> dict[str, Any]:
+    """What a training is told that serves to choose: validation images are kept out of it, test images are not read."""
+    return {"train_on": "train", "test": False, "seed": search.seed}
+
+
+def _seen(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    seen = {"epochs": epochs, "val_accuracy": result.get("val_accuracy")}
+    if result.get("seconds") is not None:
+        seen["seconds"] = result["seconds"]
+    if why := result.get("failed") or result.get("diverged"):
+        seen["failed"] = why
+    return seen
+
+
+def _rank(result: Mapping[str, Any], search: Search) -> tuple[float, ...]:
+    """Smaller is better; what diverged or failed comes last, at infinity."""
+    accuracy, loss = result.get("val_accuracy"), result.get("val_loss")
+    if accuracy is None or loss is None or not math.isfinite(loss):
+        return (math.inf,)
+    return (-accuracy, loss) if search.by == "accuracy" else (loss, -accuracy)

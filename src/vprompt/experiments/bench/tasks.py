@@ -1,0 +1,104 @@
+"""What a plan needs to know of its tasks before any image is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vprompt.data.benchmarks.lists import read_layout
+from vprompt.data.benchmarks.places import locate
+from vprompt.data.benchmarks.tasks import BenchmarkTask, benchmark_tasks, find_task
+from vprompt.data.scan import UNSPLIT, scan
+from vprompt.data.synthetic.tasks import PREFIX, SIZES, synthetic_names
+from vprompt.experiments.bench.plan import PlanError
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import printable
+
+GROUPS = {
+    "vtab": benchmark_tasks("vtab"),
+    "vtab:natural": benchmark_tasks("vtab", "natural"),
+    "vtab:specialized": benchmark_tasks("vtab", "specialized"),
+    "vtab:structured": benchmark_tasks("vtab", "structured"),
+    "fgvc": benchmark_tasks("fgvc"),
+}
+"""What stands for several tasks in a plan."""
+
+
+def task_names(entry: str) -> list[str]:
+    """The tasks that an entry of a plan stands for: itself, or all of a suite (`vtab`) or group (`vtab:structured`).
+
+    Example:
+        >>> task_names("vtab:specialized")[:2], task_names("synthetic:counting")
+        (['vtab:patch_camelyon', 'vtab:eurosat'], ['synthetic:counting'])
+    """
+    if entry.lower() in GROUPS:
+        return [task.spec for task in GROUPS[entry.lower()]]
+    task = known(entry)
+    return [entry if task is None else task.spec]  # one task has one name, or its runs would have two
+
+
+def known(spec: str) -> BenchmarkTask | None:
+    """The benchmark's task that a spec names, if it names one."""
+    try:
+        return find_task(spec) if spec.lower().startswith(("vtab:", "fgvc:")) else None
+    except DataError:
+        return None
+
+
+def paper_prompts(task: str) -> int:
+    """How many prompts the VPT paper gave each block on a task; of two public sources, the first.
+
+    Raises:
+        PlanError: If the papers say nothing of it.
+
+    Example:
+        >>> paper_prompts("vtab:svhn")
+        50
+    """
+    found = known(task)
+    if found is None:
+        raise PlanError(f'The papers say nothing of {task}: prompts = "paper" is for the tasks of VTAB-1k and FGVC.')
+    return found.prompts[0]
+
+
+def why_missing(spec: str, root: str | None) -> str | None:
+    """Why a task's images cannot be found, in a sentence; None where they are there."""
+    if spec.startswith(("bundled:", PREFIX)):
+        return None if spec == "bundled:fashion-mnist" or spec in synthetic_names() else f"There is no task {spec}."
+    try:
+        if locate(spec, root) is None:
+            scan(Path(spec))
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def split_sizes(spec: str | None, root: str | None) -> tuple[int, int, int]:
+    """About how many training, validation and test images a task has, without reading any."""
+    if spec is None or spec.startswith("bundled:"):
+        return 800, 200, 2000
+    if spec.startswith(PREFIX):
+        return SIZES
+    try:
+        if (place := locate(spec, root)) is not None:
+            lists = read_layout(place.folder, place.task, kind=place.kind).splits
+            train, val, test = (len(lists.get(split, ())) for split in ("train", "val", "test"))
+            return train, val, test
+        splits = scan(Path(spec)).splits
+    except DataError:
+        task = known(spec)
+        return (800, 200, 2000) if task is None else (task.train, task.val, task.test)
+    sizes = {split: sum(map(len, classes.values())) for split, classes in splits.items()}
+    if UNSPLIT in sizes:
+        return tuple(round(sizes[UNSPLIT] * share) for share in (0.64, 0.16, 0.2))  # pyright: ignore[reportReturnType]
+    return sizes.get("train", 0), sizes.get("val", 0), sizes.get("test", 0)
+
+
+def about_task(spec: str) -> dict[str, Any]:
+    """What a task is called in a report, and whose published numbers stand beside it."""
+    task = known(spec)
+    if task is None:
+        structured = spec.startswith(PREFIX)
+        title = printable(spec.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1])
+        return {"title": title, "group": "structured" if structured else "other", "published": None, "benchmark": None}
+    return {"title": task.title, "group": task.group, "published": task.name, "benchmark": task.suite}

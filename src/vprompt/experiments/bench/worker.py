@@ -1,0 +1,161 @@
+"""What does a job: keeps backbone and images from one job to the next, and leaves a whole result or none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vprompt.data.dataset import Task
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.experiments.bench.jobs import Job, from_plain_data, identity
+from vprompt.experiments.bench.store import BusyError, Store, StoreError, claimed, open_store
+from vprompt.experiments.folder import RESULT
+from vprompt.experiments.run import run, try_settings
+from vprompt.experiments.settings import CondenseSettings, Settings
+from vprompt.experiments.stages import Sources
+from vprompt.utils.errors import DivergedError, VPromptError
+from vprompt.utils.progress import Report, silent
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of the system that only writing meets, and all jobs would."""
+
+REFUSED = (errno.EACCES, errno.EPERM)
+"""Errors that images meet as well, which is then the fault of one task alone."""
+
+NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+"""What torch says on a CPU, where it has no error of its own for that, and the system."""
+
+
+class KeptSources(Sources):
+    """Keeps the last backbone and the last task."""
+
+    def __init__(self) -> None:
+        self._backbone: tuple[object, nn.Module] | None = None
+        self._task: tuple[object, Task] | None = None
+
+    def backbone(self, settings: Settings) -> nn.Module:
+        """See `Sources`."""
+        key = (settings.backbone, settings.img_size, settings.weights)
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = None  # two large backbones might not fit
+            self._backbone = (key, super().backbone(settings))
+        return self._backbone[1]
+
+    def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
+        """See `Sources`."""
+        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing)
+        if self._task is None or self._task[0] != key:
+            self._task = None
+            self._task = (key, super().task(settings, preprocessing, report))
+        return self._task[1]
+
+
+class Worker:
+    """Does jobs one after the other.
+
+    Args:
+        address: Of the store.
+        name: What it is called in results.
+        rehearse: Leave empty results without doing anything, to see that all else works.
+    """
+
+    def __init__(self, address: str, name: str, *, rehearse: bool = False) -> None:
+        self.store: Store = open_store(address)
+        self.name = name
+        self.rehearse = rehearse
+        self.sources = KeptSources()
+
+    def do(self, document: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
+        """Does a job and leaves its result in the store.
+
+        Args:
+            document: What `to_plain_data` made of the job.
+            report: Told how far the training is.
+
+        Returns:
+            `state`: `"finished"`, `"failed"` (with `failure`, a sentence, and `for_all`, whether other jobs would fail
+            likewise), or `"busy"` when another process is at work on it.
+
+        Raises:
+            Interrupted: When it was told to stop; the job goes on later from where it was.
+        """
+        job = from_plain_data(document)
+        try:
+            with claimed(self.store.scratch(job.work)):
+                if self.store.result(job.name) is None:
+                    self._do(job, report)
+            return {"state": "finished"}
+        except BusyError:
+            return {"state": "busy"}
+        except Exception as error:  # whatever it is, the jobs that follow can go on
+            return self._failed(job, error)
+
+    def _do(self, job: Job, report: Report) -> None:
+        scratch = self.store.scratch(job.work)
+        about = {"name": job.name, "run": identity(job.settings), "until": job.until}
+        place = {"host": platform.node(), "worker": self.name}
+        if self.rehearse:
+            seen = {"val_accuracy": 0.0, "val_loss": 0.0, "rehearsed": True}
+            self.store.publish(job.name, {**about, **seen, "by": place, "finished": _now()})
+            return
+        if job.until is not None:
+            found = try_settings(
+                job.settings,
+                scratch / "training.safetensors",
+                until=job.until,
+                progress=report,
+                sources=self.sources,
+            )
+            self.store.publish(job.name, {**about, **found, "by": place, "finished": _now()})
+            return
+        self.store.reclaim(job.name)
+        trained = None if job.first is None else self.store.adapter(job.first)
+        if trained is not None and not (trained / RESULT).exists():
+            trained = None  # somebody removed it, as adapters are large: this run then trains by itself
+        result = run(job.settings, scratch, resume=True, progress=report, trained=trained, sources=self.sources)
+        self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, scratch)
+
+    def _failed(self, job: Job, error: Exception) -> dict[str, Any]:
+        sentence = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in sentence for words in NO_MEMORY):
+            sentence = "There is not enough memory."
+        elif not isinstance(error, VPromptError):
+            sentence = f"Something unexpected went wrong ({type(error).__name__}: {error})."
+        if no_room := _no_room(error, self.store.scratch(job.work).parent.parent):
+            sentence = f"Nothing can be written to {self.store.address} ({no_room})."
+        failed = {"state": "failed", "failure": sentence, "for_all": bool(no_room) or isinstance(error, StoreError)}
+        failed["again"] = not isinstance(error, DivergedError)
+        if not failed["for_all"]:
+            try:
+                about = {"name": job.name, "failure": sentence, "again": failed["again"], "failed": _now()}
+                self.store.fail(job.name, about | {"traceback": traceback.format_exception(error)})
+            except (OSError, StoreError):
+                failed["for_all"] = True
+        return failed
+
+
+def _no_room(error: BaseException | None, root: Path) -> str:
+    """What the system says of a disk that is full or must not be written to; nothing where that is not at fault."""
+    while error is not None:
+        # Libraries that write files themselves only hand on the words of the system.
+        number = error.errno if isinstance(error, OSError) else next(iter(re.findall(r"os error (\d+)", str(error))), 0)
+        place = error.filename if isinstance(error, OSError) else None
+        ours = isinstance(place, str) and Path(place).is_relative_to(root)
+        if int(number or 0) in (NO_ROOM + REFUSED if ours else NO_ROOM):
+            return os.strerror(int(number or 0)).lower()
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

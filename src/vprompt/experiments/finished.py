@@ -1,0 +1,175 @@
+"""Adapters that runs left, found again together with the images that they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.tasks import open_task
+from vprompt.experiments.folder import RESULT
+from vprompt.model.load import load
+from vprompt.model.model import PromptedModel
+from vprompt.utils.errors import AdapterError, BackboneError, DataError, TrainingError, VPromptError
+from vprompt.utils.io import read_json
+from vprompt.utils.progress import bar
+
+CONFIG = "adapter_config.json"
+
+Split = Literal["auto", "train", "val", "test"]
+"""Which images of a task; auto: those to validate on, or those to test on where none are left that were not learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """An adapter and its task.
+
+    Args:
+        folder: Of the adapter; its name on the Hub where it has none here.
+        result: What its run wrote beside it; empty where it wrote nothing.
+        model: In eval mode.
+        task: The images it was trained on.
+    """
+
+    folder: str
+    result: dict[str, Any]
+    model: PromptedModel
+    task: Task
+
+    def split(self, name: Split) -> ImageDataset:
+        """Images of the task.
+
+        Raises:
+            DataError: If there are none of that kind.
+        """
+        name = self.split_name(name)
+        found: ImageDataset | None = getattr(self.task, name)
+        if found is None:
+            raise DataError(f"{self.task.source} has no {name} images; choose another --split.")
+        return found
+
+    def split_name(self, name: Split) -> Split:
+        """What `"auto"` stands for here; other names as they are."""
+        if name != "auto":
+            return name
+        learned = self.result.get("settings", {}).get("train_on") == "train+val"
+        return "test" if learned or self.task.val is None else "val"
+
+    @property
+    def label(self) -> str:
+        """The task, and the seed where it is known."""
+        seed = self.result.get("seed")
+        return self.task.source if seed is None else f"{self.task.source}, seed {seed}"
+
+
+def find_adapters(places: Sequence[str]) -> list[str]:
+    """The adapters at some places: folders of adapters, folders with such below them, or ids on the Hub.
+
+    Of a folder with several, those that have prompts and all they were trained with.
+
+    Raises:
+        VPromptError: If there is none at one of them.
+    """
+    if not all(places):
+        raise VPromptError("An empty name is no folder; give the folder of an adapter, or one with adapters in it.")
+    found: list[str] = []
+    for place in places:
+        root = Path(place)
+        if not root.is_dir() or (root / CONFIG).exists():
+            found.append(place)
+            continue
+        below = [path.parent for path in sorted(root.rglob(CONFIG)) if not _hidden(path.relative_to(root))]
+        whole = [folder for folder in below if _is_whole(folder)]
+        if not whole:
+            there = f"; the {len(below)} adapters in it have no prompts, or not all of them" if below else ""
+            raise VPromptError(f"There is no adapter with prompts in {place}{there}. Train one: vprompt fit --out DIR.")
+        found += map(str, whole)
+    return list(dict.fromkeys(found))
+
+
+def open_trained(
+    places: Sequence[str],
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    weights: str | None = None,
+    progress: bool = False,
+) -> Iterator[Trained]:
+    """Loads adapters one after the other, each with the images that it was trained on.
+
+    Args:
+        places: See `find_adapters`.
+        data: The images instead of those that the run names in its result; as `vprompt fit` takes them.
+        root: Folder that holds the benchmarks' tasks, instead of the run's.
+        weights: The backbone's weights, where `vprompt.load` cannot find them by itself.
+        progress: Show a bar while images are read.
+
+    Raises:
+        AdapterError: If an adapter is damaged.
+        DataError: If it is not known what an adapter was trained on.
+    """
+    backbone: nn.Module | None = None
+    kept: tuple[object, Task] | None = None
+    for folder in find_adapters(places):
+        model = _load(folder, backbone, weights)
+        backbone = model.backbone
+        if not any(model.prompt_counts) and not len(model.kv_prompts):
+            raise VPromptError(f"The adapter {folder} has no prompts; there is nothing to analyse.")
+        result = _result_of(folder)
+        settings = result["settings"]
+        if data is None and "data" not in settings:
+            raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
+        spec = settings["data"] if data is None else data
+        options: dict[str, Any] = {"root": root or settings.get("root"), "split_seed": settings.get("split_seed", 0)}
+        options["skip_bad"] = settings.get("skip_bad", False)
+        key = (spec, tuple(options.items()), model.preprocessing)
+        if kept is None or kept[0] != key:
+            kept = None  # two large tasks might not fit
+            with bar("reading images", enabled=progress) as report:
+                kept = (key, open_task(spec, model.preprocessing, progress=report, **options))
+        task = kept[1]
+        if model.classes is not None and model.classes != task.classes:
+            raise DataError(f"The classes of {task.source} are not those of the adapter {folder}; give its own data.")
+        yield Trained(folder=folder, result=result, model=model, task=task)
+
+
+def _load(folder: str, backbone: nn.Module | None, weights: str | None) -> PromptedModel:
+    """An adapter, on the backbone of the one before it where that fits."""
+    if backbone is not None:
+        try:
+            return load(folder, backbone)
+        except (AdapterError, BackboneError):
+            pass
+    return load(folder, weights=weights)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an adapter has prompts and all that it was trained with; one that cannot be read says so when loaded."""
+    try:
+        config = read_json(folder / CONFIG)
+    except VPromptError:
+        return True
+    removed = config.get("condensation") is not None or config.get("pruning") is not None
+    counts = config.get("prompt_counts")
+    return not removed and (not isinstance(counts, list) or any(counts))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _result_of(folder: str) -> dict[str, Any]:
+    """What an adapter's run wrote beside it, and its settings, empty where there is nothing."""
+    path = Path(folder) / RESULT
+    try:
+        result = read_json(path) if path.is_file() else {}
+    except TrainingError as error:
+        raise AdapterError(
+            f"{path} is damaged; remove it, and say by --data what the adapter was trained on."
+        ) from error
+    settings = result.get("settings")
+    return {**result, "settings": settings if isinstance(settings, dict) else {}}

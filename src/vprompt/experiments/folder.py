@@ -1,0 +1,135 @@
+"""The output folder of a run: claimed at the start, whole at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import MEANS
+from vprompt.utils.distributed import is_main_process
+from vprompt.utils.errors import TrainingError
+from vprompt.utils.io import read_json, write_json
+
+RESULT = "result.json"
+
+STATE = ".run"
+"""Folder with the state of an unfinished run, inside its output folder."""
+
+PLACES = ("root", *MEANS)
+"""Settings that say where data lie, or how the work is done: that may change between a run and its continuation."""
+
+ADDED: Mapping[str, Any] = {"merge": False}
+"""Settings that runs of earlier versions do not name, and what they did."""
+
+OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
+
+
+class RunFolder:
+    """Where a run keeps its state while it goes on, hidden, and leaves adapter and result.json when it is done.
+
+    Args:
+        out: The folder.
+        settings: What the run does, as plain data; a resumed run must have the same.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out = out
+        self.document: dict[str, Any] = json.loads(json.dumps(settings))
+        self.is_main = is_main_process()
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage keeps its state."""
+        return self.out / STATE / f"{stage}.safetensors"
+
+    def place(self, stage: str) -> Path:
+        """Folder of a stage whose state is more than one file."""
+        return self.out / STATE / stage
+
+    def claim(self, *, resume: bool) -> dict[str, Any] | None:
+        """Makes the folder this run's own; returns the result when resuming a run that is finished.
+
+        Raises:
+            TrainingError: If something else is in the way.
+        """
+        if (self.out / RESULT).exists():
+            return self._finished(resume)
+        if not self.is_main:
+            return None
+        out, settings = self.out, self.out / STATE / "settings.json"
+        if out.exists() and not out.is_dir():
+            raise TrainingError(f"The output folder {out} is a file; choose another --out.")
+        if any((out / STATE).glob("*.safetensors")):
+            if not resume:
+                raise TrainingError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out.")
+            self._compare(read_json(settings), "unfinished")
+        elif not settings.exists() and (taken := [name for name in OWN_FILES if (out / name).exists()]):
+            raise TrainingError(f"{out} has a {taken[0]} that this run would overwrite; choose another --out.")
+        try:
+            write_json(settings, self.document)
+        except OSError as error:
+            raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
+        return None
+
+    def abandon(self, *, diverged: bool) -> None:
+        """After an error: forgets a run that nothing was saved of, or that is not worth going on with."""
+        state = self.out / STATE
+        if not self.is_main or not state.exists() or (any(state.glob("*.safetensors")) and not diverged):
+            return
+        shutil.rmtree(state)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
+        """Writes the adapter, then the result, then forgets the state."""
+        if not self.is_main:
+            return
+        model.save_pretrained(self.out)
+        write_json(self.out / RESULT, result)
+        self._tidy()
+
+    def _finished(self, resume: bool) -> dict[str, Any]:
+        if not resume:
+            raise TrainingError(f"{self.out} holds a finished run; choose another --out (its numbers are in {RESULT}).")
+        result = read_json(self.out / RESULT)
+        self._compare(result.get("settings"), "finished")
+        self._tidy()
+        return result
+
+    def _tidy(self) -> None:
+        """Removes the state, and what a kill in the middle of writing may have left."""
+        if not self.is_main:
+            return
+        shutil.rmtree(self.out / STATE, ignore_errors=True)
+        for name in OWN_FILES:
+            for part in self.out.glob(f".{name}.*.part"):
+                part.unlink(missing_ok=True)
+
+    def _compare(self, earlier: object, state: str) -> None:
+        if changed := changed_settings(earlier, self.document):
+            raise TrainingError(
+                f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
+                "another --out."
+            )
+
+
+def changed_settings(earlier: object, now: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ from earlier ones; those in a group, as a recipe, by their own names.
+
+    Example:
+        >>> changed_settings({"prompts": 5, "recipe": {"lr": 1.0}}, {"prompts": 5, "recipe": {"lr": 0.1}})
+        ['lr']
+    """
+    known: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
+    found: set[str] = set()
+    for key, value in now.items():
+        if key in PLACES:
+            continue
+        if isinstance(value, dict):
+            found.update(changed_settings(known.get(key), value))
+        elif known.get(key, ADDED.get(key)) != value:
+            found.add(key)
+    return sorted(found)

@@ -1,0 +1,103 @@
+"""Every run as a line of CSV, for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vprompt.experiments.report.provenance import flat
+from vprompt.experiments.report.search import trials_of
+from vprompt.experiments.report.study import Model, Run, Study, read
+from vprompt.utils.text import line
+
+_FACTS = {
+    "data": "data.source",
+    "data_fingerprint": "data.fingerprint",
+    "backbone": "settings.backbone",
+    "backbone_fingerprint": "backbone_fingerprint",
+    "weights_sha256": "weights.sha256",
+    "size": "preprocessing.size",
+    "mean": "preprocessing.mean",
+    "std": "preprocessing.std",
+    "resize": "preprocessing.resize",
+    "optimizer": "settings.recipe.optimizer",
+    "lr": "settings.recipe.lr",
+    "weight_decay": "settings.recipe.weight_decay",
+    "batch_size": "settings.recipe.batch_size",
+    "device": "device",
+    "vprompt": "versions.vprompt",
+    "torch": "versions.torch",
+}
+
+
+def csv_rows(document: Mapping[str, Any]) -> str:
+    """One line a run with all that a spreadsheet wants; arguments and errors as those of `page`.
+
+    Text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
+    study = read(document)
+    rows = [{name: _cell(value) for name, value in _row(study, run).items()} for run in study.runs]
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def _row(study: Study, run: Run) -> dict[str, Any]:
+    facts = flat(run.facts)
+    search = run.search or {}
+    return {
+        "study": study.name,
+        "task": line(run.task.key),
+        "title": run.task.title,
+        "group": run.task.group,
+        "method": run.method.label,
+        "seed": run.seed if isinstance(run.seed, int) else line(run.seed),
+        "state": run.state,
+        "failure": run.failure,
+        **_model(run.model),
+        **{f"before_{name}": value for name, value in _model(run.before).items()},
+        "backbone_params": study.backbone_params,
+        "seconds": run.seconds,
+        "trials": len(trials_of(search)) if run.search else None,
+        "chosen": json.dumps(search.get("chosen"), default=str) if run.search else None,
+        **{name: facts.get(key) for name, key in _FACTS.items()},
+        "result": run.name,
+    }
+
+
+def _model(model: Model | None) -> dict[str, Any]:
+    losses = [] if model is None else model.losses
+    counts = None if model is None else model.prompt_counts
+    return {
+        "test_accuracy": model and model.test_accuracy,
+        "val_accuracy": model and model.val_accuracy,
+        "converged": model and model.converged,
+        "epochs": model and len(model.epochs),
+        "final_loss": losses[-1] if losses else None,
+        "prompts": model and model.prompts,
+        "prompts_per_block": None if counts is None else " ".join(map(str, counts)),
+        "learned_params": model and model.learned_params,
+        "folded_gmacs": model and model.gmacs,
+        "published_gmacs": model and model.published_gmacs,
+        "training_seconds": model and model.training_seconds,
+    }
+
+
+def _cell(value: Any) -> str | int | float:
+    """Numbers as they are, whole ones without a point; text that begins like a formula with an apostrophe."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) > 1 else value
+    if isinstance(value, int):
+        return value
+    text = line(value, 600)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "'") else text

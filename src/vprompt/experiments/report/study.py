@@ -1,0 +1,272 @@
+"""A study as typed values: the one place where the plain document is read, and where odd values become None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, cast
+
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import line, lines, number, paragraphs, share
+
+State = Literal["finished", "failed", "missing"]
+
+GROUPS = {
+    "natural": "Natural",
+    "specialized": "Specialized",
+    "structured": "Structured",
+    "fgvc": "FGVC",
+    "other": "Other",
+}
+"""Groups of tasks in the order in which they are shown, and their titles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task: its key in the study, what it is called, and how it stands to the published one."""
+
+    key: str
+    title: str
+    group: str
+    published: str | None
+    comparable: bool
+    differences: tuple[str, ...]
+    classes: int
+    images: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method: its key in the study and what it is called."""
+
+    key: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The numbers of one trained model, as a result has them."""
+
+    test_accuracy: float | None
+    val_accuracy: float | None
+    prompt_counts: tuple[int, ...] | None
+    learned_params: float | None
+    gmacs: float | None
+    published_gmacs: float | None
+    training_seconds: float | None
+    converged: bool | None
+    epochs: tuple[Mapping[str, Any], ...]
+
+    @property
+    def prompts(self) -> float | None:
+        """In all blocks."""
+        return None if self.prompt_counts is None else float(sum(self.prompt_counts))
+
+    @property
+    def losses(self) -> list[float | None]:
+        """Of every epoch."""
+        return [number(row.get("loss")) for row in self.epochs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One cell of the study: a task, a method and a seed, and what came of it."""
+
+    task: Task
+    method: Method
+    seed: Any
+    state: State
+    failure: str = ""
+    model: Model | None = None
+    before: Model | None = None
+    seconds: float | None = None
+    name: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    search: Mapping[str, Any] | None = None
+
+    @property
+    def unconverged(self) -> bool:
+        """Whether a training of it had not converged, also that before prompts were removed."""
+        trained = [model for model in (self.before, self.model) if model is not None and model.epochs]
+        return any(model.converged is False for model in trained)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Of the training and of what came before it."""
+        known = [model.training_seconds for model in (self.before, self.model) if model is not None]
+        times = [time for time in known if time is not None]
+        return sum(times) if times else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All there is to report."""
+
+    name: str
+    title: str
+    description: list[str]
+    source: str
+    plan: str
+    hours_planned: float | None
+    made: str
+    tasks: list[Task]
+    methods: list[Method]
+    seeds: list[Any]
+    backbone: str
+    backbone_params: float | None
+    bare_gmacs: float | None
+    runs: list[Run]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> dict[str, list[Task]]:
+        """Tasks by group, in the order of `GROUPS`."""
+        found = {group: [task for task in self.tasks if task.group == group] for group in GROUPS}
+        return {group: tasks for group, tasks in found.items() if tasks}
+
+    @property
+    def finished(self) -> list[Run]:
+        """Runs that have a result."""
+        return [run for run in self.runs if run.model is not None]
+
+
+_Named = TypeVar("_Named", Task, Method)
+
+
+def read(document: Mapping[str, Any]) -> Study:
+    """Reads a study.
+
+    Args:
+        document: As a bench writes it.
+
+    Returns:
+        Every cell of tasks × methods × seeds once, in that order; those that the document lacks are missing.
+
+    Raises:
+        DataError: If a task, method or seed is named twice, or a cell is of none of them.
+    """
+    tasks = _unlike([_task(entry) for entry in document["tasks"]], "title")
+    methods = [Method(key=str(entry["label"]), label=line(entry["label"], 60)) for entry in document["methods"]]
+    methods = _unlike(methods, "label")
+    seeds = list(document["seeds"])
+    for kind, keys in (("task", [t.key for t in tasks]), ("method", [m.key for m in methods]), ("seed", seeds)):
+        for key in keys:
+            if keys.count(key) > 1:
+                raise DataError(f"The study names the {kind} {line(key)} twice; name each once.")
+    cells: dict[tuple[str, str, Any], Mapping[str, Any]] = {}
+    known = {(task.key, method.key, seed) for task in tasks for method in methods for seed in seeds}
+    for cell in document["cells"]:
+        place = (str(cell["task"]), str(cell["method"]), cell["seed"])
+        if place not in known or place in cells:
+            where = f"{line(place[0])}, {line(place[1])}, seed {line(place[2])}"
+            raise DataError(f"The study has a run too many ({where}); give one for each task, method and seed of it.")
+        cells[place] = cell
+    backbone = _mapping(document.get("backbone"))
+    return Study(
+        name=line(document.get("name") or "study", 80),
+        title=line(document.get("title") or document.get("name") or "study", 160),
+        description=paragraphs(document.get("description")),
+        source=line(document.get("source") or "", 300),
+        plan=lines(document.get("plan")),
+        hours_planned=number(document.get("hours_planned")),
+        made=line(document.get("made") or "", 40),
+        tasks=tasks,
+        methods=methods,
+        seeds=seeds,
+        backbone=line(backbone.get("name") or "unknown", 120),
+        backbone_params=number(backbone.get("parameters")),
+        bare_gmacs=number(backbone.get("bare_gmacs")),
+        runs=[
+            _run(task, method, seed, cells.get((task.key, method.key, seed), {}))
+            for task in tasks
+            for method in methods
+            for seed in seeds
+        ],
+        unread=tuple(line(name, 120) for name in document.get("unread") or ()),
+    )
+
+
+def _unlike(entries: Sequence[_Named], name: str) -> list[_Named]:
+    """Entries that are all called something else: folders may have one name, and long names may begin alike."""
+    shown: set[str] = set()
+    found: list[_Named] = []
+    for entry in entries:
+        called = before = str(getattr(entry, name))
+        number = 1
+        while called in shown:
+            number += 1
+            called = f"{before} ({number})"
+        shown.add(called)
+        found.append(replace(entry, **{name: called}))
+    return found
+
+
+def _task(entry: Mapping[str, Any]) -> Task:
+    group = entry.get("group")
+    classes = entry.get("classes")
+    return Task(
+        key=str(entry["task"]),
+        title=line(entry.get("title") or entry["task"], 60),
+        group=group if group in GROUPS else "other",
+        published=None if entry.get("published") is None else str(entry["published"]),
+        comparable=bool(entry.get("comparable")) and not entry.get("differences"),
+        differences=tuple(line(sentence, 400) for sentence in entry.get("differences") or ()),
+        classes=len(cast("list[Any]", classes)) if isinstance(classes, list | tuple) else 0,
+        images={name: number(value) for name, value in _mapping(entry.get("images")).items()},
+    )
+
+
+def _run(task: Task, method: Method, seed: Any, cell: Mapping[str, Any]) -> Run:
+    result = _mapping(cell.get("result"))
+    state = cell.get("state")
+    if state == "finished" and result:
+        provenance = dict(_mapping(result.get("provenance")))
+        data = {key: value for key, value in _mapping(provenance.pop("data", None)).items() if key != "classes"}
+        before = _mapping(result.get("before"))
+        return Run(
+            task=task,
+            method=method,
+            seed=seed,
+            state="finished",
+            model=_model(result),
+            before=_model(before) if before else None,
+            seconds=_positive(result.get("seconds")),
+            name=line(result.get("name") or "", 200),
+            facts={"settings": result.get("settings"), **provenance, "data": data},
+            search=_mapping(cell.get("search")) or None,
+        )
+    failed = state == "failed"
+    failure = line(cell.get("failure") or "It failed without saying why.", 600) if failed else ""
+    search = _mapping(cell.get("search")) or None
+    return Run(
+        task=task, method=method, seed=seed, state="failed" if failed else "missing", failure=failure, search=search
+    )
+
+
+def _model(result: Mapping[str, Any]) -> Model:
+    counts = result.get("prompt_counts")
+    whole = isinstance(counts, list | tuple) and all(
+        type(c) is int and 0 <= c < 10**9 for c in cast("list[Any]", counts)
+    )
+    rows = result.get("epochs")
+    converged = result.get("converged")
+    return Model(
+        test_accuracy=share(result.get("test_accuracy")),
+        val_accuracy=share(result.get("val_accuracy")),
+        prompt_counts=tuple(cast("list[int]", counts)) if whole else None,
+        learned_params=_positive(result.get("learned_params")),
+        gmacs=_positive(result.get("folded_gmacs")),
+        published_gmacs=_positive(result.get("published_gmacs")),
+        training_seconds=_positive(result.get("training_seconds")),
+        converged=converged if isinstance(converged, bool) else None,
+        epochs=tuple(_mapping(row) for row in cast("list[Any]", rows)) if isinstance(rows, list | tuple) else (),
+    )
+
+
+def _positive(value: Any) -> float | None:
+    found = number(value)
+    return found if found is not None and found >= 0 else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

@@ -1,0 +1,256 @@
+"""A whole run: data, training, condensation, one look at the test data, adapter and result on disk; resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vprompt.backbones.factory import describe_name
+from vprompt.backbones.weights import weights_origin
+from vprompt.compression.condense import fine_tuning_recipe
+from vprompt.compression.criteria import check_criterion, check_method
+from vprompt.compression.merge import check_merge
+from vprompt.compression.search import Pruned
+from vprompt.data.dataset import Task
+from vprompt.experiments.folder import RESULT, RunFolder
+from vprompt.experiments.settings import CondenseSettings, Settings
+from vprompt.experiments.stages import REPORT_KEYS, Sources, Stages, preprocessing_of
+from vprompt.methods.prompts import check_segments
+from vprompt.model.attach import attach
+from vprompt.model.load import load
+from vprompt.model.model import PromptedModel
+from vprompt.training.evaluate import evaluate
+from vprompt.training.trainer import History
+from vprompt.utils.errors import DataError, DivergedError, VPromptError
+from vprompt.utils.io import read_json
+from vprompt.utils.progress import Report
+
+
+def run(
+    settings: Settings,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool | Report = False,
+    trained: Path | None = None,
+    sources: Sources | None = None,
+) -> dict[str, Any]:
+    """Trains, condenses or prunes if asked, evaluates, and writes adapter and result.json to a folder.
+
+    Under `torchrun`, every process calls it and the first one writes.
+
+    Args:
+        settings: What to do.
+        out: Where to; must not hold a run yet unless `resume`.
+        resume: Go on with the unfinished run in `out`, or start it where there is none; a finished one is left alone.
+        progress: Show bars on standard error, or report the training to this.
+        trained: Folder of the finished run of the same settings without condensing or pruning, whose training is
+            then not done again; see `first_stage`.
+        sources: Where backbone and images come from; made anew when not given.
+
+    Returns:
+        The document in result.json.
+
+    Raises:
+        VPromptError: Or one of its kinds, whatever goes wrong that a sentence explains.
+        Interrupted: On Ctrl-C; the run can be resumed.
+    """
+    sources = sources or Sources()
+    folder = RunFolder(out, asdict(settings))
+    if (finished := folder.claim(resume=resume)) is not None:
+        return finished
+    with _abandoning(folder):
+        stages, model = _prepare(settings, folder, progress, sources)
+        recipe = settings.recipe
+        facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
+        origin = weights_origin(model.backbone)
+        if settings.condense is None and settings.prune is None:
+            return stages.finish(model, stages.train(model, recipe, "training"), facts, origin)
+        early = None
+        if trained is not None:
+            early, history, before = _take_over(model, trained, stages.task)
+        elif settings.prune is not None:
+            history = stages.train_and_record(model, recipe, settings.rewind_epoch)
+            before = stages.report(model, history)
+        else:
+            history = stages.train(model, recipe, "training")
+            before = None
+        if settings.prune is not None:
+            found = stages.prune(model, recipe, settings.prune, settings.rewind_epoch, early)
+            facts |= {"before": before, "pruning": _pruning_facts(found)}
+            return stages.finish(found.model, found.history or history, facts, origin)
+        assert settings.condense is not None
+        fine_tuning = recipe.for_fine_tuning(epochs=settings.fine_tune_epochs)
+        small, tuning = stages.condense(model, settings.condense, fine_tuning)
+        return stages.finish(small, tuning, {"before": before or stages.report(model, history), **facts}, origin)
+
+
+def first_stage(settings: Settings) -> Settings | None:
+    """The training that a condensing or pruning run starts from and may share with others; None where it cannot."""
+    if settings.condense is None and (settings.prune is None or settings.rewind_epoch):
+        return None  # values to rewind to, other than the initial ones, are recorded while training
+    return replace(settings, condense=None, prune=None)
+
+
+def try_settings(
+    settings: Settings,
+    checkpoint: Path,
+    *,
+    until: int,
+    progress: bool | Report = False,
+    sources: Sources | None = None,
+) -> dict[str, Any]:
+    """Trains up to an epoch of the recipe's and validates, to choose settings by; goes on from its checkpoint.
+
+    The schedule is that of the whole training, so that going on later is the same as never having stopped. Test images
+    are not read.
+
+    Args:
+        settings: What to train; neither condensed nor pruned.
+        checkpoint: File with the state of the training.
+        until: How many epochs.
+        progress: See `run`.
+        sources: See `run`.
+
+    Returns:
+        `val_accuracy` and `val_loss` after that epoch, the `epochs` done, `seconds` in all; with `diverged`, a
+        sentence, and no figures, where a loss became no number.
+
+    Raises:
+        DataError: If there are no validation images.
+    """
+    sources = sources or Sources()
+    folder = RunFolder(checkpoint.parent, asdict(settings))
+    stages, model = _prepare(settings, folder, progress, sources)
+    if stages.val is None:
+        raise DataError(f"{stages.task.source} has no validation images to choose settings by.")
+    try:
+        history = stages.train(model, settings.recipe, "training", checkpoint=checkpoint, until=until)
+    except DivergedError as error:
+        return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": str(error)}
+    found = evaluate(model, stages.val)
+    if not math.isfinite(found.loss):
+        why = f"The loss on the validation images became {found.loss}."
+        return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": why}
+    return {
+        "val_accuracy": found.accuracy,
+        "val_loss": found.loss,
+        "epochs": len(history.rows),
+        "seconds": round(history.seconds, 1),
+        "data_fingerprint": stages.task.fingerprint(),
+    }
+
+
+def _prepare(
+    settings: Settings, folder: RunFolder, progress: bool | Report, sources: Sources
+) -> tuple[Stages, PromptedModel]:
+    """Looks at the data before any weights are fetched, but after weights that are here already."""
+    info = describe_name(settings.backbone, img_size=settings.img_size)
+    given = None if settings.weights is None else sources.backbone(settings)
+    preprocessing = preprocessing_of(settings, info)
+    if settings.condense is not None:
+        check_criterion(settings.criterion, info)
+    if settings.prune is not None:
+        check_criterion(settings.prune.criterion, info)
+        check_segments(settings.prune.num_segments, info.widths)
+    stages = Stages(folder, settings, preprocessing, progress, sources)
+    if settings.prune is not None and settings.prune.searched and stages.val is None:
+        raise DataError(
+            "There are no validation images on which to search how much to prune; give --prune-tokens and "
+            "--prune-segments."
+        )
+    backbone: nn.Module = sources.backbone(settings) if given is None else given
+    torch.manual_seed(settings.recipe.seed)
+    model = attach(
+        backbone,
+        settings.make_method(),
+        num_classes=len(stages.task.classes),
+        head_init=settings.head_init,
+        classes=stages.task.classes,
+        preprocessing=preprocessing,
+    )
+    return stages, model
+
+
+def _take_over(
+    model: PromptedModel, trained: Path, task: Task
+) -> tuple[dict[str, torch.Tensor], History, dict[str, Any]]:
+    """Gives a model the values of its finished training; returns the initial ones, and what is known of it."""
+    result = read_json(trained / RESULT)
+    if result["provenance"]["data"]["fingerprint"] != task.fingerprint():
+        raise DataError(
+            f"The images of {task.source} have changed since the training in {trained}; remove that to train anew."
+        )
+    early = model.state()
+    found = load(trained, model.backbone)
+    model.restore(found.state())
+    model.recipe = found.recipe
+    before = {key: result[key] for key in REPORT_KEYS if key in result}
+    return early, History(rows=before["epochs"], seconds=before["training_seconds"]), before
+
+
+def run_condense(
+    settings: CondenseSettings, out: Path, *, resume: bool = False, progress: bool | Report = False
+) -> dict[str, Any]:
+    """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
+    folder = RunFolder(out, asdict(settings))
+    if (finished := folder.claim(resume=resume)) is not None:
+        return finished
+    with _abandoning(folder):
+        model = load(settings.adapter, weights=settings.weights)
+        check_criterion(settings.criterion, model.info)
+        check_method(settings.criterion, model.method.name)
+        if settings.merge:
+            check_merge(model)
+        origin = weights_origin(model.backbone)
+        stages = Stages(folder, settings, model.preprocessing, progress, Sources())
+        if model.classes is not None and model.classes != stages.task.classes:
+            raise DataError(
+                f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
+                "that it was trained on."
+            )
+        earlier = _earlier_report(settings.adapter, stages.task)  # first: a damaged one is said before any work
+        recipe = replace(fine_tuning_recipe(model), epochs=settings.fine_tune_epochs, seed=settings.seed)
+        small, history = stages.condense(model, settings.ratio, recipe)
+        before = earlier or stages.report(model, History())
+        facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
+        return stages.finish(small, history, facts, origin)
+
+
+@contextmanager
+def _abandoning(folder: RunFolder) -> Generator[None]:
+    """Lets a run that fails before anything was saved leave nothing in the way of the next one."""
+    try:
+        yield
+    except VPromptError as error:
+        folder.abandon(diverged=isinstance(error, DivergedError))
+        raise
+
+
+def _pruning_facts(found: Pruned) -> dict[str, Any]:
+    """What the search came to, and everything it tried."""
+    record = found.model.pruning
+    return {
+        "tokens": 0.0 if record is None else record.tokens,
+        "segments": 0.0 if record is None else record.segments,
+        "trainings": round(1 + found.trainings, 2),
+        "trials": [asdict(trial) for trial in found.trials],
+    }
+
+
+def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
+    """The numbers that the adapter's own run left beside it, if that run was on the same data."""
+    path = Path(adapter) / RESULT
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    if result.get("provenance", {}).get("data", {}).get("fingerprint") != task.fingerprint():
+        return None
+    return {key: result[key] for key in REPORT_KEYS if key in result}

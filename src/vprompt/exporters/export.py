@@ -1,0 +1,268 @@
+"""The outputs of an exported file beside those of the model it was made from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt.data.bundled import bundled_images
+from vprompt.data.dataset import ImageDataset
+from vprompt.data.images import decode
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.scan import list_images
+from vprompt.exporters.base import Format, format_of, quiet
+from vprompt.exporters.exported import Exported, load_exported
+from vprompt.exporters.metadata import Comparison, Quantisation, describe_export
+from vprompt.exporters.program import capture
+from vprompt.model.classifier import Classifier
+from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.training.evaluate import evaluate
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.io import written_together
+from vprompt.utils.progress import Report, silent
+from vprompt.utils.text import printable
+
+TOLERANCE = 1e-4
+"""The largest difference of two logits that is taken for rounding, as a share of the largest logit."""
+
+BATCHES = (1, 3, 8)
+"""Sizes of the batches that are compared; all others are of the last size."""
+
+
+def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) of two models for the same images in the same batches, the sizes of which change."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    rest, number = images_NCHW, 0
+    with torch.inference_mode():
+        while len(rest):
+            size = BATCHES[min(number, len(BATCHES) - 1)]
+            batch, rest, number = rest[:size], rest[size:], number + 1
+            pairs.append((first(batch), second(batch)))
+    return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+
+def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERANCE) -> Comparison:
+    """How far the logits of an exported file are from those of the model.
+
+    Raises:
+        VPromptError: If that is more than rounding, or a class is named that is not the model's first. Classes whose
+            logits are closer than the tolerance are all its first.
+
+    Example:
+        >>> compare(torch.tensor([[1.0, -4.0]]), torch.tensor([[1.0001, -4.0]])).scale
+        4.0
+    """
+    largest, scale = float((eager_NC - exported_NC).abs().max()), float(eager_NC.abs().max())
+    if not largest <= tolerance * scale:
+        raise VPromptError(
+            f"The exported file does not compute what the model does: logits differ by up to {largest:.2g}, and "
+            f"{tolerance * scale:.2g} is allowed ({tolerance:g} of the largest); nothing was written."
+        )
+    chosen_N = eager_NC.gather(1, exported_NC.argmax(1, keepdim=True))[:, 0]
+    other = int((chosen_N < eager_NC.amax(1) - tolerance * scale).sum())
+    if other:
+        raise VPromptError(
+            f"The exported file names another class than the model for {other} of {len(eager_NC)} images; nothing was "
+            "written."
+        )
+    return Comparison(images=len(eager_NC), largest=largest, scale=scale, tolerance=tolerance)
+
+
+def same_class(eager_NC: Tensor, exported_NC: Tensor) -> float:
+    """Share of the images for which both name the same class, 0 to 1."""
+    return float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean())
+
+
+MOST_COMPARED = 64
+"""Images that are compared at most; of more, some from all over the list."""
+
+MOST_CALIBRATING = 300
+"""Images that the ranges of int8 values come from at most."""
+
+BUNDLED = 32
+"""How many of the bundled images are compared where no others are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """What a model in int8 is made and judged with.
+
+    Args:
+        calibration: Images that the ranges of values come from: files and folders, or a data set; at most 300 are
+            taken, from all over.
+        labelled: Other images, with labels, to measure the accuracy before and after.
+        data: What these are called, for the record.
+        split: Which split of it they are, for the record.
+    """
+
+    calibration: Sequence[str | Path] | ImageDataset
+    labelled: ImageDataset | None = None
+    data: str | None = None
+    split: str | None = None
+
+
+def export(
+    model: PromptedModel | FoldedModel,
+    path: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    int8: Int8 | None = None,
+    adapter: str | None = None,
+    report: Report = silent,
+) -> Exported:
+    """Writes a model as a file that other runtimes take, and compares it with the model before it is called done.
+
+    The file takes normalised float32 images `images` (B, 3, H, W) and gives `logits` (B, C), for any number of images
+    up to the format's largest. What images must look like, the names of the classes and where all of it comes from are
+    in the file, or in one beside it.
+
+    Args:
+        model: What to export; prompted ones are folded. It is not changed.
+        path: The file; its end says the format: `.pt2`, `.onnx`, `.xml` (OpenVINO) or `.pte` (ExecuTorch). An
+            export that is there is replaced, any other file is not.
+        images: Image files and folders to compare on; those of `int8` when there are none, or else bundled ones.
+        int8: Make an int8 model with these images (`.onnx` and `.xml`).
+        adapter: What the adapter is called, for the record.
+        report: Told of every step.
+
+    Returns:
+        The finished file, ready to run.
+
+    Raises:
+        VPromptError: If the format's packages are missing, the model cannot be converted, or the file's logits differ
+            from the model's by more than `vprompt.exporters.export.TOLERANCE`. Then nothing is left behind.
+
+    Example:
+        >>> import tempfile, timm, torch, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     exported = export(model, f"{folder}/model.pt2")
+        >>> exported(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
+    """
+    path = Path(path)
+    format = format_of(path)
+    format.require(format.to_write)
+    if int8 is not None:
+        _refuse_int8(format)
+    _refuse_others(path, format)
+    folded = _plain(model)
+    looks, source = folded.preprocessing, images or (() if int8 is None else int8.calibration)
+    seen_NCHW = looks.normalise(_pixels(source, looks, MOST_COMPARED))
+    report(0, 3)
+    converted = _converted(folded, format)
+    about = describe_export(folded, adapter, ("torch", "timm", *(name.partition(".")[0] for name in format.to_write)))
+    report(1, 3)
+    with written_together(path, format.companions(path)) as part:
+        format.save(converted, part, about.to_text())
+        eager_NC, exported_NC = paired_logits(folded, load_exported(part), seen_NCHW)
+        about = replace(about, comparison=compare(eager_NC, exported_NC))
+        report(2, 3)
+        if int8 is not None:
+            ranges_NCHW = looks.normalise(_pixels(int8.calibration, looks, MOST_CALIBRATING))
+            converted, tool = _quantised(format, converted, ranges_NCHW, part.parent)
+            format.save(converted, part, about.to_text())
+            exported_NC = paired_logits(folded, load_exported(part), seen_NCHW)[1]
+            cost = Quantisation(
+                tool=tool,
+                calibration_images=len(ranges_NCHW) if format.calibrates else 0,
+                same_class=same_class(eager_NC, exported_NC),
+            )
+            about = replace(about, precision="int8", quantisation=_judged(folded, part, int8, cost))
+        format.save(converted, part, about.to_text())
+        if not torch.equal(paired_logits(folded, load_exported(part), seen_NCHW)[1], exported_NC):
+            raise VPromptError(f"{printable(path.name)} does not give the same logits twice; nothing was written.")
+    report(3, 3)
+    return load_exported(path)
+
+
+def _refuse_int8(format: Format) -> None:
+    if not format.int8:
+        raise VPromptError(f"vprompt makes int8 models as onnx and openvino, not as {format.name}; choose one of them.")
+    if format.calibrates:
+        format.require(["nncf"])
+
+
+def _refuse_others(path: Path, format: Format) -> None:
+    """Raises a VPromptError where a file would be replaced that is no export of ours."""
+    there = [file for file in (path, *format.companions(path)) if file.exists()]
+    if not there:
+        return
+    try:
+        load_exported(path)
+    except VPromptError as error:
+        raise VPromptError(
+            f"{printable(str(there[0]))} is there already and is no export of vprompt's; remove it, or choose another "
+            "name."
+        ) from error
+
+
+def _plain(model: PromptedModel | FoldedModel) -> FoldedModel:
+    """The folded model on the CPU in float32."""
+    folded = model.fold() if isinstance(model, PromptedModel) else model
+    held = folded.state_dict().values()
+    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held):
+        return folded
+    return copy.deepcopy(folded).cpu().float()
+
+
+def _pixels(source: Sequence[str | Path] | ImageDataset, preprocessing: Preprocessing, most: int) -> Tensor:
+    """At most so many images of a data set, files or folders, uint8 (N, 3, H, W); bundled ones when there are none."""
+    if isinstance(source, ImageDataset):
+        return source.pixels(torch.tensor(_spread(len(source), most)))
+    if not source:
+        return bundled_images(preprocessing, BUNDLED)
+    files = list_images(source)
+    return torch.stack([decode(files[number], preprocessing) for number in _spread(len(files), most)])
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, from all over."""
+    taken = min(count, most)
+    return [number * count // taken for number in range(taken)]
+
+
+def _converted(model: FoldedModel, format: Format) -> Any:
+    try:
+        with quiet():
+            return format.convert(capture(model, max_batch=format.max_batch))
+    except Exception as error:  # every exporter raises its own
+        raise VPromptError(
+            f"{model.info.name} cannot be converted to {format.name} ({_reason(error)}); choose another format."
+        ) from error
+
+
+def _quantised(format: Format, converted: Any, images_NCHW: Tensor, folder: Path) -> tuple[Any, str]:
+    """The model in int8, and the tool."""
+    try:
+        with quiet():
+            return format.quantised(converted, [image.numpy() for image in images_NCHW.split(1)], folder)
+    except VPromptError:
+        raise
+    except Exception as error:  # every tool raises its own
+        raise VPromptError(f"The {format.name} model cannot be made int8 ({_reason(error)}).") from error
+
+
+def _judged(model: FoldedModel, part: Path, int8: Int8, cost: Quantisation) -> Quantisation:
+    """What int8 cost, with the accuracy before and after where there are labels."""
+    if int8.labelled is None:
+        return cost
+    before, after = evaluate(model, int8.labelled), evaluate(load_exported(part), int8.labelled)
+    return replace(
+        cost,
+        data=int8.data,
+        split=int8.split,
+        images=before.images,
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -1,0 +1,127 @@
+"""An exported model, read back and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+from vprompt.exporters.base import Format, format_of, quiet
+from vprompt.exporters.metadata import About, read_about
+from vprompt.model.classifier import Classifier
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.text import printable
+
+if TYPE_CHECKING:
+    from vprompt.exporters.base import Run
+
+
+class Exported(Classifier):
+    """A model in a file of another format; needs neither the adapter nor the backbone. Made by `load_exported`.
+
+    Attributes:
+        path: The file.
+        format: Its format.
+        about: What the file says of itself.
+    """
+
+    def __init__(self, path: Path, format: Format, about: About, run: Run) -> None:
+        super().__init__()
+        self.path = path
+        self.format = format
+        self.about = about
+        self.classes = about.classes
+        self.preprocessing = about.preprocessing
+        self._run = run
+        self.eval()
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are."""
+        return self.about.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """The processor."""
+        return torch.device("cpu")
+
+    @property
+    def any_size(self) -> bool:
+        """The image's size is part of the file."""
+        return False
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file and of what lies beside it."""
+        files = (self.path, *self.format.companions(self.path))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32.
+
+        Raises:
+            VPromptError: If the file cannot be run on them.
+        """
+        images = images_BCHW.detach().float().contiguous()
+        wanted = (3, *self.preprocessing.size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
+            raise VPromptError(f"{_shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
+        try:
+            found = [self._run(part.numpy()) for part in images.split(self.format.max_batch)]
+        except Exception as error:  # every runtime raises its own
+            _fail(self.path, error)
+        logits = torch.cat([torch.from_numpy(part) for part in found])
+        if logits.shape != (len(images), self.num_classes):
+            raise VPromptError(
+                f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "
+                f"{self.num_classes} classes: it is damaged; export the adapter again."
+            )
+        return logits
+
+
+def load_exported(path: str | Path) -> Exported:
+    """Opens what `vprompt.export` wrote; no code in it is run, and nothing is unpickled.
+
+    Args:
+        path: A `.pt2`, `.onnx`, `.xml` (OpenVINO) or `.pte` file, with the file beside it that belongs to it.
+
+    Raises:
+        VPromptError: If there is no such file, it is damaged, vprompt did not write it, or a package is missing.
+
+    Example:
+        >>> load_exported("no/such/model.onnx")
+        Traceback (most recent call last):
+        vprompt.utils.errors.VPromptError: There is no exported file no/such/model.onnx; check the path.
+    """
+    path = Path(path)
+    format = format_of(path)
+    if not path.is_file():
+        raise VPromptError(f"There is no exported file {_shown(path)}; check the path.")
+    format.require(format.to_read)
+    try:
+        with quiet():
+            text, ready = format.read(path)
+            if text is None:
+                raise VPromptError(
+                    f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
+                )
+            about = read_about(text, _shown(path))
+            return Exported(path, format, about, ready())
+    except VPromptError:
+        raise
+    except Exception as error:  # a damaged file can raise almost anything in a library that reads it
+        _fail(path, error)
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
+
+
+def _fail(path: Path, error: Exception) -> NoReturn:
+    reason = printable(" ".join(str(error).split()))[:160] or type(error).__name__
+    raise VPromptError(
+        f"{_shown(path)} cannot be run: it is damaged, or its library is of another version ({reason}); export the "
+        "adapter again."
+    ) from error

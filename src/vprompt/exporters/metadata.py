@@ -1,0 +1,176 @@
+"""What goes along with an exported model: all that is needed to use it, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from vprompt.backbones.info import fingerprint
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.model.model import FoldedModel
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import Reader, parse
+from vprompt.utils.version import __version__
+
+FORMAT_VERSION = 1
+"""Version of this description; a newer one is refused."""
+
+KEY = "vprompt"
+"""What the description is called in files that hold several texts."""
+
+Precision = Literal["float32", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The file's outputs beside those of the model that it was made from, in float32.
+
+    Args:
+        images: How many real images both saw.
+        largest: The largest difference of two logits.
+        scale: The largest logit, without its sign.
+        tolerance: What `largest / scale` may be.
+    """
+
+    images: int
+    largest: float
+    scale: float
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """What int8 cost.
+
+    Args:
+        tool: What quantised.
+        calibration_images: How many images the ranges of values come from; 0 where they are found while it runs.
+        same_class: Share of the compared images whose most probable class stayed, 0 to 1.
+        data: What the accuracy was measured on, or None where it was not.
+        split: Which split of it.
+        images: How many images it was measured on.
+        accuracy_before: Of the float32 model, 0 to 1.
+        accuracy_after: Of the int8 model on the same images.
+    """
+
+    tool: str
+    calibration_images: int
+    same_class: float
+    data: str | None = None
+    split: str | None = None
+    images: int = 0
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """The description of an exported model.
+
+    Args:
+        format_version: Version of this description.
+        vprompt_version: What exported it.
+        adapter: Name of the adapter's folder, or its id on the Hub, where it was saved.
+        method: Name of the method.
+        backbone: Name of the backbone.
+        fingerprint: Of the backbone's weights, as `vprompt.backbones.info.fingerprint` gives it.
+        prompt_counts: Prompts of every block.
+        preprocessing: What images must look like.
+        classes: Names of the classes in the order of the logits, or None.
+        num_classes: How many logits there are.
+        precision: In which numbers it computes.
+        libraries: Versions of what took part.
+        comparison: Beside the model before it was exported.
+        quantisation: What int8 cost, or None.
+    """
+
+    format_version: int
+    vprompt_version: str
+    adapter: str | None
+    method: str
+    backbone: str
+    fingerprint: str
+    prompt_counts: tuple[int, ...]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    num_classes: int
+    precision: Precision
+    libraries: dict[str, str]
+    comparison: Comparison | None
+    quantisation: Quantisation | None
+
+    def to_text(self) -> str:
+        """JSON in one line of printable ASCII, which every format can hold; names of classes are escaped."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+class _Reader(Reader):
+    """Of the description in an exported file."""
+
+    def fail(self, problem: str) -> NoReturn:
+        raise VPromptError(f"What {self.where} says of itself is damaged: {problem}; export the adapter again.")
+
+
+def describe_export(model: FoldedModel, adapter: str | None, libraries: tuple[str, ...]) -> About:
+    """The description of a model that is about to be exported."""
+    return About(
+        format_version=FORMAT_VERSION,
+        vprompt_version=__version__,
+        adapter=adapter,
+        method=model.method.name,
+        backbone=_without_folders(model.info.name),
+        fingerprint=fingerprint(model.backbone),
+        prompt_counts=tuple(model.prompt_counts),
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        num_classes=model.num_classes,
+        precision="float32",
+        libraries={"python": platform.python_version(), **{name: _version(name) for name in libraries}},
+        comparison=None,
+        quantisation=None,
+    )
+
+
+def read_about(text: str | bytes, where: str) -> About:
+    """Reads and checks a description; keys that it does not know are passed over.
+
+    Raises:
+        VPromptError: If it is damaged, or of a newer version of vprompt.
+    """
+    reader = _Reader(where)
+    try:
+        document = parse(text)
+    except ValueError as error:
+        reader.fail(f"it is not valid JSON ({error})")
+    if not isinstance(document, dict):
+        reader.fail("it is no JSON object")
+    version_found = reader.value(document.get("format_version"), int, "'format_version'")  # pyright: ignore[reportUnknownArgumentType]
+    if version_found > FORMAT_VERSION:
+        raise VPromptError(
+            f"{where} was exported by a newer vprompt (format {version_found}, this one reads up to "
+            f"{FORMAT_VERSION}); upgrade vprompt (pip install --upgrade vprompt)."
+        )
+    about = About(**reader.entries(document, About, ""))
+    looks, classes = about.preprocessing, about.classes
+    if min(looks.size) < 1 or min(looks.std) <= 0:
+        reader.fail("'preprocessing' has a size or a deviation that cannot be")
+    if about.num_classes < 1 or len(classes or range(about.num_classes)) != about.num_classes:
+        reader.fail(f"there are {len(classes or ())} names for {about.num_classes} classes")
+    return about
+
+
+def _without_folders(name: str) -> str:
+    """Where files lie on this machine is nobody's business."""
+    place, _, path = name.partition(":")
+    return f"{place}:{Path(path).name}" if place == "local-dir" else name
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,249 @@
+"""What is learned: the prompts of every block, as tokens or as keys and values, and how a batch gets them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vprompt.utils.errors import VPromptError
+
+Share = Literal["key-value", "heads", "none"]
+"""What key-value prompts have in common; see `KVPrompts`."""
+
+
+def init_bound(patch_size: tuple[int, int], width: int) -> float:
+    """Bound v of the uniform(-v, v) initialisation of prompts, sqrt(6 / (3·ph·pw + D)).
+
+    Args:
+        patch_size: Height and width of a patch in pixels.
+        width: D of the first stage.
+
+    Example:
+        >>> init_bound((16, 16), 768)
+        0.0625
+
+    Source: VPT (arXiv 2203.12119), section 4.
+    """
+    return math.sqrt(6.0 / (3 * patch_size[0] * patch_size[1] + width))
+
+
+def check_segments(number: int, widths: Sequence[int]) -> None:
+    """Raises a `VPromptError` for prompts of some width that cannot be cut into that many equal segments."""
+    width = next((width for width in widths if number < 1 or width % number), None)
+    if width is not None:
+        raise VPromptError(
+            f"Prompts of {width} channels cannot be cut into {number} equal segments; choose a divisor of {width} "
+            "(--num-segments)."
+        )
+
+
+class Prompts(nn.ParameterList):
+    """One learned parameter (P_l, D_l) for every block, in forward order; P_l may be 0 and may differ.
+
+    Where segments were pruned, a block's parameter holds the kept ones only, (K_l, D_l / R); `dense` is what the block
+    is given. Where prompts were merged, one stands for several: it counts as often in attention.
+
+    Args:
+        values: The prompts of each block, or their kept segments.
+        dropout: Probability of prompt dropout while training; every sample gets a mask of its own.
+        segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are kept; all of them
+            when not given.
+        copies: By block how many prompts each one stands for, P_l whole numbers; 1 when not given.
+
+    Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[Tensor],
+        *,
+        dropout: float = 0.0,
+        segments: Sequence[Tensor] | None = None,
+        copies: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
+        super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
+        self.dropout = dropout
+        self.recorded: dict[int, tuple[Tensor, ...]] | None = None
+        self.records_bias = False
+        self.counts = [len(v) for v in (values if segments is None else segments)]
+        """P_l for every block."""
+        self.num_segments = 1 if segments is None else segments[0].shape[1]
+        """R; 1 where prompts are whole."""
+        for block, mask_PR in enumerate(segments or ()):
+            # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
+            places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
+            self.register_buffer(f"places_{block}", places)
+        self.copies = [list(numbers) for numbers in copies or ([1] * count for count in self.counts)]
+        """By block, how many prompts each one stands for."""
+        self.merged = any(number > 1 for numbers in self.copies for number in numbers)
+        """Whether some prompt stands for several."""
+        self.num_tokens = [sum(numbers) for numbers in self.copies]
+        """By block, how many tokens its prompts are as the papers run them: each as often as it counts."""
+        for block, numbers in enumerate(self.copies if self.merged else ()):
+            self.register_buffer(f"copies_{block}", torch.tensor(numbers, device=values[block].device).long())
+
+    @staticmethod
+    def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:
+        """Draws prompts from uniform(-bound, bound) with torch's global generator."""
+        drawn = [torch.empty(p, width).uniform_(-bound, bound) for p, width in zip(counts, widths, strict=True)]
+        return Prompts(drawn, dropout=dropout)
+
+    def dense(self, block: int) -> Tensor:
+        """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
+        if self.num_segments == 1:
+            return self[block]
+        kept_Kw, rows = self[block], self.counts[block] * self.num_segments
+        scattered = kept_Kw.new_zeros(rows, kept_Kw.shape[1]).index_copy(0, self._places(block), kept_Kw)
+        return scattered.view(self.counts[block], self.num_segments * kept_Kw.shape[1])
+
+    def segments(self, block: int) -> Tensor:
+        """Which segments (P, R) of one block's prompts are kept."""
+        mask_S = torch.zeros(self.counts[block] * self.num_segments, dtype=torch.bool, device=self[block].device)
+        mask_S[self._places(block) if self.num_segments > 1 else slice(None)] = True
+        return mask_S.view(-1, self.num_segments)
+
+    def bias(self, block: int) -> Tensor | None:
+        """What attention adds to the logits of one block's prompts, (1, P); None where that is nothing."""
+        if not self.merged:
+            return None
+        precise = torch.promote_types(self[block].dtype, torch.float32)
+        return self.get_buffer(f"copies_{block}").to(precise).log().unsqueeze(0)
+
+    def constants(self) -> Prompts:
+        """A copy as plain values: nothing to learn, no dropout, every prompt whole."""
+        blocks = range(len(self))
+        values = [self.dense(block).detach().clone() for block in blocks]
+        return Prompts(values, copies=self.copies).requires_grad_(False)
+
+    def _places(self, block: int) -> Tensor:
+        return self.get_buffer(f"places_{block}")
+
+    def take(self, block: int, batch: int) -> Tensor:
+        """The prompts of one block for a batch.
+
+        Returns:
+            (1, P, D) where one set serves the whole batch; (B, P, D) under dropout and inside `per_sample`.
+        """
+        prompts_1PD = self.dense(block).unsqueeze(0)
+        if self.recorded is not None:
+            (leaf_BPD,) = self.record(block, batch, prompts_1PD)
+            return leaf_BPD
+        if self.training and self.dropout > 0 and self.counts[block]:
+            return F.dropout(prompts_1PD.expand(batch, -1, -1), self.dropout)
+        return prompts_1PD
+
+    def as_tokens(self, block: int, batch: int) -> Tensor:
+        """The prompts of one block as tokens, (1 or B, num_tokens, D): each as often as it counts."""
+        prompts_bPD = self.take(block, batch)
+        if not self.merged:
+            return prompts_bPD
+        copies_P, tokens = self.get_buffer(f"copies_{block}"), sum(self.copies[block])
+        return prompts_bPD.repeat_interleave(copies_P, dim=1, output_size=tokens)
+
+    def record(self, block: int, batch: int, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are kept by block."""
+        assert self.recorded is not None
+        leaves = tuple(t.detach().expand(batch, *t.shape[1:]).clone().requires_grad_() for t in shared)
+        self.recorded[block] = leaves
+        return leaves
+
+    @contextmanager
+    def per_sample(self, *, with_bias: bool = False) -> Generator[dict[int, tuple[Tensor, ...]]]:
+        """Inside, every sample has its own copy of what prompts are to it, so that gradients are per sample.
+
+        Args:
+            with_bias: Record the bias of the logits as well, which keeps attention from running fused.
+
+        Yields:
+            A dict block -> leaves of the latest forward pass: prompts (B, P, D) where they ride as tokens; keys and
+            values (B, H, P, d), and that bias (B, P) if asked for, where they are a prefix.
+        """
+        self.recorded, self.records_bias = {}, with_bias
+        try:
+            yield self.recorded
+        finally:
+            self.recorded = None
+
+    def select(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> Prompts:
+        """A copy that holds only some of the prompts, and of those only some segments.
+
+        Args:
+            kept: Indices of the prompts that stay, for each block.
+            segments: For each block a mask (number of prompts that stay, R); those they have when not given.
+        """
+        indices = [index.to(p.device) for p, index in zip(self, kept, strict=True)]
+        values = [self.dense(block).detach()[index] for block, index in enumerate(indices)]
+        if segments is None and self.num_segments > 1:
+            segments = [self.segments(block)[index] for block, index in enumerate(indices)]
+        copies = [[mine[place] for place in index.tolist()] for mine, index in zip(self.copies, kept, strict=True)]
+        if segments is None:
+            return Prompts([v.clone() for v in values], dropout=self.dropout, copies=copies)
+        masks = [mask.to(v.device) for v, mask in zip(values, segments, strict=True)]
+        values = [v.reshape(*m.shape, v.shape[1] // m.shape[1])[m] for v, m in zip(values, masks, strict=True)]
+        return Prompts(values, dropout=self.dropout, segments=masks, copies=copies)
+
+    def extra_repr(self) -> str:
+        """Counts and dropout, for print(model)."""
+        return f"counts={self.counts}, dropout={self.dropout}"
+
+
+class KVPrompts(nn.ParameterList):
+    """Prompts that are keys and values from the start: one learned parameter for every block, or none at all.
+
+    They join the keys and values of an attention layer as they are: behind its projections and norms, at no position,
+    without dropout.
+
+    Args:
+        values: By block, of shape (H, n, d), (2, n, d) or (2, H, n, d) as `share` says; H heads of width d, keys first.
+        share: `"key-value"`: keys and values are the same; `"heads"`: all heads have the same; `"none"`.
+
+    Source: E²VPT (arXiv 2307.13770), section 3.2.
+    """
+
+    def __init__(self, values: Sequence[Tensor] = (), share: Share = "key-value") -> None:
+        super().__init__(nn.Parameter(value) for value in values)
+        self.share: Share = share
+
+    @staticmethod
+    def initial(count: int, heads: Sequence[tuple[int, int]], share: Share) -> KVPrompts:
+        """Draws `count` prompts a block from uniform(-v, v), v = sqrt(6 / (n·d)), with torch's global generator.
+
+        Args:
+            count: n; with 0 there are none.
+            heads: Number and width of the heads of each block.
+            share: See the class.
+        """
+        drawn: list[Tensor] = []
+        for number, width in heads if count else ():
+            shape = {"key-value": (number,), "heads": (2,), "none": (2, number)}[share]
+            bound = math.sqrt(6.0 / (count * width))
+            drawn.append(torch.empty(*shape, count, width).uniform_(-bound, bound))
+        return KVPrompts(drawn, share)
+
+    @property
+    def count(self) -> int:
+        """n, the prompts of a block."""
+        return self[0].shape[-2] if len(self) else 0
+
+    def take(self, block: int, heads: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values (1, H, n, d) of one block; None where there are none. `heads` matters where all share."""
+        if not len(self):
+            return None
+        value = self[block]
+        if self.share == "key-value":
+            return value.unsqueeze(0), value.unsqueeze(0)
+        keys, values = value.unbind(0)
+        if self.share == "heads":
+            keys, values = (t.unsqueeze(0).expand(heads, -1, -1) for t in (keys, values))
+        return keys.unsqueeze(0), values.unsqueeze(0)
+
+    def extra_repr(self) -> str:
+        """Count and sharing, for print(model)."""
+        return f"count={self.count}, share={self.share!r}"

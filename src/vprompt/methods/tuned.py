@@ -1,0 +1,55 @@
+"""What a method learns in or beside a backbone, and the view of the backbone in which it is in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vprompt.methods.side import SideNetwork
+
+
+class Tuning(nn.Module):
+    """Learned parameters under the paths of the backbone, and a view of the backbone that runs with them.
+
+    The view stays out of the module tree: of what is in it, only the learned parameters are this module's.
+
+    Args:
+        base: The view; the backbone itself where nothing in it is changed.
+        learned: Dotted path -> parameter that the view uses.
+        side: The network beside the backbone, if there is one.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> [name for name, _ in Tuning(net, {"deep.down.bias": net.bias}).named_parameters()]
+        ['deep.down.bias']
+    """
+
+    def __init__(
+        self, base: nn.Module, learned: Mapping[str, nn.Parameter] | None = None, side: SideNetwork | None = None
+    ) -> None:
+        super().__init__()
+        self.__dict__["_base"] = base
+        self.side = side
+        for path, parameter in (learned or {}).items():
+            holder, (*parents, name) = self, path.split(".")
+            for step in parents:
+                if step not in dict(holder.named_children()):
+                    holder.add_module(step, nn.Module())
+                holder = holder.get_submodule(step)
+            holder.register_parameter(name, parameter)
+
+    @property
+    def base(self) -> Any:
+        """The view of the backbone: a timm model."""
+        return self.__dict__["_base"]
+
+    def finish(self, features_BF: Tensor, images_BCHW: Tensor) -> Tensor:
+        """The model's features of images, of those that the backbone gives."""
+        return features_BF if self.side is None else self.side.mix(features_BF, images_BCHW)
+
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Takes copies of values, one for each parameter, in their type."""
+        for name, parameter in self.named_parameters():
+            parameter.data = values[name].detach().to(parameter.device, copy=True)

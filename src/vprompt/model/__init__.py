@@ -1,0 +1,1 @@
+"""A backbone with a method: attach, run, fold, save, load, count."""

@@ -1,0 +1,104 @@
+"""From a backbone and a method to a model that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.info import describe
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.e2vpt import E2VPT
+from vprompt.methods.inject import attention_at
+from vprompt.methods.linear import HeadInit, initial_head
+from vprompt.methods.prompts import KVPrompts, Prompts, init_bound
+from vprompt.methods.registry import Method
+from vprompt.methods.vpt import VPT
+from vprompt.model.model import Execution, PromptedModel
+from vprompt.utils.errors import BackboneError, VPromptError
+
+
+def attach(
+    backbone: str | nn.Module,
+    method: Method | None = None,
+    *,
+    num_classes: int,
+    execution: Execution = "prefix",
+    head_init: HeadInit = "paper",
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    img_size: int | tuple[int, int] | None = None,
+) -> PromptedModel:
+    """Puts prompts, or what another method learns, and a head on a frozen vision transformer.
+
+    Prompts are drawn from uniform(-v, v) (see `vprompt.methods.prompts.init_bound`) with torch's global generator: call
+    `torch.manual_seed` to repeat.
+
+    Args:
+        backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
+        method: What to attach; `VPT()`, deep with 50 prompts, when not given.
+        num_classes: At least 1.
+        execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
+        head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
+            -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training. Of a
+            deeper head, its last layer.
+        classes: Names of the classes.
+        preprocessing: What images must look like; the backbone's own when not given.
+        pretrained: With a name: load its weights.
+        weights: With a name: file with other weights than those that the name stands for; see
+            `vprompt.backbones.factory.create_backbone`.
+        img_size: With a name: input size in pixels (one number, or height and width), where it should differ from the
+            pre-training size.
+
+    Returns:
+        A `PromptedModel` in training mode.
+
+    Raises:
+        BackboneError: If the backbone cannot be made or is not supported.
+        VPromptError: If another argument is out of range.
+
+    Example:
+        >>> import timm, torch
+        >>> model = attach(timm.create_model("test_vit"), VPT(num_prompts=4), num_classes=3)
+        >>> model(torch.zeros(2, 3, 160, 160)).shape, model.prompt_counts
+        (torch.Size([2, 3]), [4, 4, 4, 4, 4, 4])
+
+    Source: VPT (arXiv 2203.12119).
+    """
+    if num_classes < 1:
+        raise VPromptError(f"A classifier needs at least one class, not {num_classes}.")
+    method = VPT() if method is None else method
+    if isinstance(backbone, str):
+        backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
+    elif img_size is not None:
+        raise BackboneError("img_size goes with a backbone's name; a model object has its input size already.")
+    elif weights is not None:
+        raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
+    info = describe(backbone)
+    prompts = Prompts.initial(
+        method.initial_counts(len(info.blocks)),
+        info.widths,
+        bound=init_bound(info.patch_size, info.widths[0]),
+        dropout=method.prompt_dropout,
+    )
+    kv_prompts = None
+    if isinstance(method, E2VPT) and method.num_kv_prompts:
+        heads = [attention_at(backbone, info, block).head_shape for block in range(len(info.blocks))]
+        kv_prompts = KVPrompts.initial(method.num_kv_prompts, heads, method.share)
+    head = initial_head(method, info.num_features, num_classes, head_init)
+    like = next(backbone.parameters())
+    model = PromptedModel(
+        backbone,
+        method,
+        prompts,
+        head,
+        kv_prompts=kv_prompts,
+        execution=execution,
+        classes=classes,
+        preprocessing=preprocessing,
+    )
+    return model.to(device=like.device, dtype=like.dtype).train()

@@ -1,0 +1,243 @@
+"""An adapter's configuration: what it holds, how it is written, and how every field of it is checked."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn, cast
+
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.base import Promptless
+from vprompt.methods.e2vpt import E2VPT
+from vprompt.methods.linear import MLP
+from vprompt.methods.registry import Method, method_from_config, method_to_config
+from vprompt.methods.vpt import VPT
+from vprompt.model.records import Condensation, Pruning, Recipe
+from vprompt.utils.errors import AdapterError, VPromptError
+from vprompt.utils.io import pretty_json
+from vprompt.utils.serialization import Reader, parse, show
+
+FORMAT_VERSION = 1
+"""Version of the two files' layout; a newer one is refused."""
+
+_REDO = "save or download the adapter again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedBackbone:
+    """The backbone that an adapter was trained on.
+
+    Args:
+        name: As `vprompt.backbones.info.describe` gives it.
+        fingerprint: As `vprompt.backbones.info.fingerprint` gives it.
+        img_size: Height and width of its input in pixels.
+        weights: The file that its weights came from, where that is not the one its name stands for; a path, or a
+            name without one.
+    """
+
+    name: str
+    fingerprint: str
+    img_size: tuple[int, int]
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """All of an adapter but its tensors.
+
+    Args:
+        format_version: Version of the files' layout.
+        vprompt_version: What wrote them.
+        method: What is attached.
+        backbone: What it is attached to.
+        preprocessing: What images must look like.
+        classes: Names of the classes, or None.
+        num_classes: How many classes there are.
+        prompt_counts: P_l for every block.
+        widths: D_l for every block.
+        condensation: What was scored and kept, or None.
+        recipe: How it was trained, or None.
+        tensors_sha256: SHA-256 of the tensors' file, in hex.
+        num_segments: R, into which prompts are cut of which only some segments are there; 1 where they are whole.
+        pruning: What was pruned, or None.
+        merged: Whether some prompt stands for several, so that the tensors say for how many each does.
+    """
+
+    format_version: int
+    vprompt_version: str
+    method: Method
+    backbone: AdaptedBackbone
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    num_classes: int
+    prompt_counts: tuple[int, ...]
+    widths: tuple[int, ...]
+    condensation: Condensation | None
+    recipe: Recipe | None
+    tensors_sha256: str
+    num_segments: int = 1
+    pruning: Pruning | None = None
+    merged: bool = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Name -> shape of every tensor of the adapter; None where the backbone decides.
+
+        What is tuned in the backbone, named `tuned.` and its place there, is not among them: it decides on that itself.
+        """
+        found: dict[str, tuple[int | None, ...]] = {}
+        for n, (count, width) in enumerate(zip(self.prompt_counts, self.widths, strict=True)):
+            if count and self.num_segments == 1:
+                found[f"prompts.{n}"] = (count, width)
+            elif count:
+                found[f"prompts.{n}"] = (None, width // self.num_segments)
+                found[f"segments.{n}"] = (count, self.num_segments)
+            if count and self.merged:
+                found[f"copies.{n}"] = (count,)
+        if isinstance(self.method, E2VPT) and self.method.num_kv_prompts:
+            leading = {"key-value": (None,), "heads": (2,), "none": (2, None)}[self.method.share]
+            shape = (*leading, self.method.num_kv_prompts, None)
+            found |= {f"kv_prompts.{n}": shape for n in range(len(self.widths))}
+        last = "head."
+        if isinstance(self.method, MLP):
+            last = "head.classifier."
+            for n in range(self.method.layers - 1):
+                found |= {f"head.hidden.{n}.weight": (None, None), f"head.hidden.{n}.bias": (None,)}
+        return {**found, f"{last}weight": (self.num_classes, None), f"{last}bias": (self.num_classes,)}
+
+
+def write_config(config: AdapterConfig) -> str:
+    """The configuration as JSON text with sorted keys, lists of plain values on one line.
+
+    Raises:
+        AdapterError: If a value is none that JSON can hold.
+    """
+    document = {**asdict(config), "method": method_to_config(config.method)}
+    try:
+        text = pretty_json(document, sort=True) + "\n"
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
+            text = pretty_json(document, sort=True, ascii_only=True) + "\n"
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"The adapter's configuration cannot be written as JSON: {error}.") from error
+    return text
+
+
+def read_config(text: str | bytes, where: str) -> AdapterConfig:
+    """Reads and checks a configuration; keys that it does not know are a warning.
+
+    Args:
+        text: JSON.
+        where: The file's path, for messages.
+
+    Raises:
+        AdapterError: If the text is no JSON object, is of a newer format, lacks a key, or has a value that cannot be.
+    """
+    try:
+        document = parse(text)
+    except ValueError as error:
+        raise AdapterError(f"{where} is damaged: it is not valid JSON ({error}); {_REDO}.") from error
+    if not isinstance(document, dict):
+        raise AdapterError(f"{where} should hold a JSON object, not {show(document)}; {_REDO}.")
+    reader = _Reader(where)
+    config = reader.config(cast("dict[str, Any]", document))
+    _check(config, reader)
+    if reader.unknown:
+        known = f"this version of vprompt does not know: {', '.join(sorted(reader.unknown))}"
+        warnings.warn(f"{where} has keys that {known}. They are ignored.", stacklevel=3)
+    return config
+
+
+class _Reader(Reader):
+    """Of an adapter's configuration."""
+
+    beside = frozenset({"method.name"})
+    may_lack = (
+        Recipe,
+        AdaptedBackbone,
+        AdapterConfig,
+        Condensation,
+    )  # a recipe is a record: not all was there at first
+
+    def fail(self, problem: str) -> NoReturn:
+        raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
+
+    def config(self, document: dict[str, Any]) -> AdapterConfig:
+        version = self.value(document.get("format_version"), int, "'format_version'")
+        if version > FORMAT_VERSION:
+            raise AdapterError(
+                f"{self.where} has format version {version}, and this vprompt reads versions up to {FORMAT_VERSION}; "
+                "upgrade vprompt (pip install --upgrade vprompt) to load it."
+            )
+        if version < 1:
+            self.fail(f"'format_version' should be at least 1, not {version}")
+        return AdapterConfig(**self.entries(document, AdapterConfig, ""))
+
+    def value(self, value: Any, hint: Any, at: str) -> Any:
+        return self.method(value, at) if hint == Method else super().value(value, hint, at)
+
+    def method(self, value: object, at: str) -> Method:
+        if not isinstance(value, dict):
+            self.fail(f"{at} should be an object, not {show(value)}")
+        document = cast("dict[str, Any]", value)
+        try:
+            method, _ = method_from_config(document)
+        except (VPromptError, TypeError, ValueError) as error:
+            name, known = document.get("name"), "upgrade vprompt if the adapter is newer, or"
+            self.fail(f"the method {show(name)} cannot be made: {str(error).rstrip('.')}; {known}")
+        self.entries(document, type(method), "method")
+        if method.name != document.get("name"):
+            self.fail(f"'method.name' is {show(document.get('name'))}, but its settings are those of {method.name!r}")
+        return method
+
+
+def _check(config: AdapterConfig, reader: _Reader) -> None:
+    """What must hold between the values, and within them beyond their types."""
+    counts, method, looks = config.prompt_counts, config.method, config.preprocessing
+    shallow = isinstance(method, VPT) and method.depth == "shallow"
+    misplaced = (isinstance(method, Promptless) and any(counts)) or (shallow and any(counts[1:]))
+    checks = [
+        (config.num_classes >= 1, f"'num_classes' should be at least 1, not {config.num_classes}"),
+        (
+            config.classes is None or len(config.classes) == config.num_classes,
+            f"there are {len(config.classes or ())} names in 'classes' for {config.num_classes} classes",
+        ),
+        (len(config.widths) >= 1 and min(config.widths) >= 1, "'widths' should have a number above 0 for every block"),
+        (
+            len(counts) == len(config.widths) and min(counts, default=0) >= 0,
+            f"'prompt_counts' should have a number of at least 0 for each of the {len(config.widths)} blocks",
+        ),
+        (not (shallow and config.merged), "'merged' is nothing that shallow prompts can be"),
+        (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
+        (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
+        (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),
+        (min(config.backbone.img_size) >= 1, "'backbone.img_size' should be above 0"),
+        (min(looks.size) >= 1, "'preprocessing.size' should be above 0"),
+        (min(looks.std) > 0, "'preprocessing.std' should be above 0"),
+        (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
+        (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and an epoch of at least 0 or none"),
+        (
+            config.num_segments >= 1 and all(width % config.num_segments == 0 for width in config.widths),
+            f"'num_segments' should cut prompts into equal parts, which {config.num_segments} does not",
+        ),
+    ]
+    for holds, problem in checks:
+        if not holds:
+            reader.fail(problem)
+
+
+def _condensation_fits(config: AdapterConfig) -> bool:
+    record = config.condensation
+    if record is None:
+        return True
+    if not len(record.scores) == len(record.kept) == len(config.widths):
+        return False
+    return all(0 <= i < len(s) for s, kept in zip(record.scores, record.kept, strict=True) for i in kept)
+
+
+def _pruning_fits(config: AdapterConfig) -> bool:
+    record = config.pruning
+    if record is None:
+        return True
+    shares = 0 <= record.tokens < 1 and 0 <= record.segments < 1
+    return shares and (record.rewind_epoch is None or record.rewind_epoch >= 0)

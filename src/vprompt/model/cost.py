@@ -1,0 +1,180 @@
+"""Multiply-accumulates and parameters of a backbone with prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.meta import QuickShapes, on_meta, shapes_only
+from vprompt.methods.linear import Linear, MLPHead
+from vprompt.methods.vpt import VPT
+from vprompt.model.attach import attach
+from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.utils.errors import VPromptError
+
+_SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def gmacs(model: PromptedModel | FoldedModel) -> float:
+    """10^9 multiply-accumulates of what the classifier sees of one image, counted as the model runs."""
+    return gmacs_and_biases(model)[0]
+
+
+def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
+    """10^9 multiply-accumulates of one image without the classifier, and 10^9 additions of linear layers' biases.
+
+    Args:
+        model: On the meta device, or it runs for real.
+    """
+    biases = 0
+
+    def addmm(bias: Sequence[int], rows: Sequence[int], columns: Sequence[int], **_: Any) -> int:
+        nonlocal biases
+        biases += rows[0] * columns[1]
+        return 2 * rows[0] * rows[1] * columns[1]
+
+    model.requires_grad_(False)
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, *model.preprocessing.size, device=parameter.device, dtype=parameter.dtype)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm: addmm})
+    with QuickShapes(), counter, torch.no_grad():
+        features = model.features(image)
+        if isinstance(model.head, MLPHead):
+            model.head.represent(features)
+    return counter.get_total_flops() / 2e9, biases / 1e9
+
+
+def adapter_bytes(model: PromptedModel) -> int:
+    """Size of the file of tensors that `model.save_pretrained` writes; pruned segments' masks are not counted.
+
+    The card and the configuration beside it take a few thousand bytes more.
+
+    Example:
+        >>> import timm, vprompt
+        >>> adapter_bytes(vprompt.attach(timm.create_model("test_vit"), vprompt.VPT(1), num_classes=2))
+        2648
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(model.learned.items()):  # as safetensors has them
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _SAFETENSORS_TYPES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Cost of one image under each execution, in 10^9 multiply-accumulates, without the classifier.
+
+    Args:
+        prompts: Prompts over all blocks, divided by the blocks that have any.
+        published_gmacs: Prompts as tokens through every block, as the papers run and count them.
+        prefix_gmacs: Prompts as keys and values computed for this one image; a larger batch shares that part.
+        folded_gmacs: Prompts as constants, and the last block cut to what the pooling reads.
+        prompt_params: Learned numbers in the prompts.
+    """
+
+    prompts: float
+    published_gmacs: float
+    prefix_gmacs: float
+    folded_gmacs: float
+    prompt_params: int
+
+
+def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_size: int | None = None) -> list[Cost]:
+    """Costs of a backbone with different numbers of prompts; needs no weights and no download.
+
+    Args:
+        backbone: A timm name.
+        prompts: Prompts per block (deep), or in all (shallow); 0 is the bare backbone.
+        shallow: Count shallow instead of deep prompts.
+        img_size: Input size in pixels where it should differ from the pre-training size.
+
+    Returns:
+        One `Cost` per entry of `prompts`.
+
+    Raises:
+        BackboneError: If the backbone is unknown or not supported.
+        VPromptError: If a number of prompts is negative.
+
+    Example:
+        >>> plain, prompted = cost("vit_base_patch16_224", [0, 50])
+        >>> round(plain.published_gmacs, 2), round(prompted.published_gmacs, 2), round(prompted.folded_gmacs, 2)
+        (17.56, 22.22, 16.51)
+
+    Source: Prompt Condensation (arXiv 2305.17223), Table 1, whose "GFLOPs" are multiply-accumulates.
+    """
+    if prompts:
+        check_prompts(prompts)
+    with shapes_only():
+        model = create_backbone(backbone, pretrained=False, img_size=img_size)
+    depth = "shallow" if shallow else "deep"
+    methods = {count: VPT(count, depth) if count else Linear() for count in prompts}
+    return [replace(model_cost(attach(model, methods[n], num_classes=1)), prompts=n) for n in prompts]
+
+
+def model_cost(model: PromptedModel) -> Cost:
+    """Cost of a model as it stands, with whatever its method added, and whatever count of prompts each block has.
+
+    Args:
+        model: On any device; it is not run.
+    """
+    counts = model.prompt_counts
+    used = sum(count > 0 for count in counts)
+    found = executions(model)
+    return Cost(
+        prompts=sum(counts) / used if used else 0,
+        published_gmacs=found.published_gmacs,
+        prefix_gmacs=found.prefix_gmacs,
+        folded_gmacs=found.folded_gmacs,
+        prompt_params=sum(p.numel() for p in model.prompts),
+    )
+
+
+class Executions(NamedTuple):
+    """What every execution costs, under the names that `Cost` and `CondensedCost` give it."""
+
+    published_gmacs: float
+    published_gmacs_with_biases: float
+    prefix_gmacs: float
+    folded_gmacs: float
+
+
+def executions(model: PromptedModel) -> Executions:
+    """MACs of a model in each of its executions."""
+    meta = on_meta(model)
+    published, biases = gmacs_and_biases(meta.copy(execution="published").eval())
+    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), _folded_gmacs(meta)
+    return Executions(published, published + biases, prefix, folded)
+
+
+def folded_gmacs(model: PromptedModel) -> float:
+    """10^9 multiply-accumulates of one image once the model is folded, without the classifier; it is not run.
+
+    Example:
+        >>> import timm
+        >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
+        16.51
+    """
+    return _folded_gmacs(on_meta(model))
+
+
+def _folded_gmacs(meta: PromptedModel) -> float:
+    with QuickShapes():  # folding runs parts of the blocks
+        return gmacs(meta.fold())
+
+
+def check_prompts(prompts: Sequence[int]) -> None:
+    """Raises a VPromptError for numbers of prompts that cannot be counted."""
+    if not prompts:
+        raise VPromptError("There is nothing to count: give at least one number of prompts, such as 0 or 50.")
+    if any(count < 0 for count in prompts):
+        raise VPromptError(f"Numbers of prompts must be at least 0, not {min(prompts)}.")

@@ -1,0 +1,222 @@
+"""Adapters on disk and on the Hub: all that was learned in one file, all else readable beside it.
+
+A folder holds `adapter_config.json`, `adapter_model.safetensors` and `README.md`. The configuration is written last and
+names the SHA-256 of the tensors, so a half-written adapter never looks finished.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.backbones.factory import can_create, create_backbone
+from vprompt.backbones.info import BackboneInfo, describe, fingerprint
+from vprompt.methods.e2vpt import E2VPT
+from vprompt.methods.inject import attention_at
+from vprompt.methods.linear import Head, empty_head
+from vprompt.methods.prompts import KVPrompts, Prompts
+from vprompt.methods.registry import learned_shapes
+from vprompt.model import hub as adapter_hub
+from vprompt.model.config import FORMAT_VERSION, AdapterConfig, read_config
+from vprompt.model.model import Execution, PromptedModel
+from vprompt.model.save import push_adapter, save_adapter
+from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, read_bytes, read_tensors
+from vprompt.utils.errors import AdapterError, BackboneError
+
+__all__ = ["FORMAT_VERSION", "load", "push_adapter", "save_adapter"]
+
+
+def load(
+    source: str | Path,
+    backbone: nn.Module | None = None,
+    *,
+    weights: str | Path | None = None,
+    execution: Execution = "prefix",
+) -> PromptedModel:
+    """Puts a saved adapter on its backbone.
+
+    Args:
+        source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub.
+        backbone: The timm model the adapter was trained on; made by name when not given. It is not changed.
+        weights: File with the backbone's weights, as `vprompt.attach` takes it; when not given, the file that the
+            adapter was trained with, beside the adapter or where it was (never for an adapter from the Hub), or else
+            the weights that the name stands for.
+        execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
+
+    Returns:
+        A `PromptedModel` in eval mode; its logits are those of the saved one, bit for bit.
+
+    Raises:
+        AdapterError: If there is no adapter, a file of it is damaged, or the backbone is not the one it was trained on.
+        BackboneError: If the backbone cannot be made or is not supported.
+
+    Example:
+        >>> load("no/such/folder")
+        Traceback (most recent call last):
+        vprompt.utils.errors.AdapterError: There is no folder 'no/such/folder', and that is no id on the Hub...
+    """
+    if backbone is not None and weights is not None:
+        raise BackboneError("weights goes with a backbone made by name; a model object has its weights already.")
+    folder = _find(source)
+    config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    tensors = read_tensors(folder / TENSORS_FILE, config)
+    mine = os.path.isdir(source)
+    model = _make_backbone(config, folder, weights, mine=mine) if backbone is None else backbone
+    _check_backbone(config, model, by_name=backbone is None)
+    return _assemble(config, tensors, model, execution, folder).eval()
+
+
+def _find(source: str | Path) -> Path:
+    """The folder of an adapter, fetched from the Hub where need be."""
+    if os.path.isdir(source):  # unlike Path.is_dir, never raises
+        return Path(source)
+    if os.path.exists(source):
+        raise AdapterError(f"{source} is a file; give the folder that holds {CONFIG_FILE}.")
+    if isinstance(source, Path):
+        raise AdapterError(f"There is no folder {str(source)!r}; check the path.")
+    if not adapter_hub.is_hub_id(source):
+        raise AdapterError(
+            f"There is no folder {source!r}, and that is no id on the Hub ('user/name'); check the path."
+        )
+    return adapter_hub.fetch(source, [CONFIG_FILE, TENSORS_FILE])
+
+
+def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, mine: bool) -> nn.Module:
+    name, size = config.backbone.name, config.backbone.img_size
+    if not can_create(name):
+        raise AdapterError(
+            f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
+            "give the model object: vprompt.load(..., backbone=model)."
+        )
+    return create_backbone(name, img_size=size, weights=_recorded(config, folder, mine) if weights is None else weights)
+
+
+def _recorded(config: AdapterConfig, folder: Path, mine: bool) -> Path | None:
+    """The weights file that the adapter was trained with: beside the adapter, or where it was then.
+
+    Where it was then is looked at only for a folder of the user's own: no adapter from the Hub chooses files here.
+    """
+    if config.backbone.weights is None:
+        return None
+    recorded = Path(config.backbone.weights)
+    for file in (folder / recorded.name, recorded) if mine else ():
+        if os.path.isfile(file):
+            return file
+    raise AdapterError(
+        f"The adapter in {folder} was trained with the backbone's weights in {recorded}, which is not there; give the "
+        "file: vprompt.load(..., weights=FILE), or --weights FILE on the command line."
+    )
+
+
+def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool) -> None:
+    info, wanted = describe(backbone), config.backbone
+    pair = f"The adapter was trained on {wanted.name!r} and the backbone is {info.name!r}:"
+    if len(info.widths) != len(config.widths):
+        raise AdapterError(
+            f"{pair} {len(config.widths)} blocks there, {len(info.widths)} here; give the same backbone."
+        )
+    if tuple(info.widths) != config.widths:
+        block = next(b for b, pair in enumerate(zip(info.widths, config.widths, strict=True)) if pair[0] != pair[1])
+        there, here = config.widths[block], info.widths[block]
+        raise AdapterError(f"{pair} block {block} is {there} wide there, {here} here; give the same backbone.")
+    if info.preprocessing.size != wanted.img_size:
+        there, here = ("×".join(map(str, size)) for size in (wanted.img_size, info.preprocessing.size))
+        raise AdapterError(
+            f"{pair} it took images of {there} pixels there, {here} here; make the backbone with "
+            f"img_size={wanted.img_size if wanted.img_size[0] != wanted.img_size[1] else wanted.img_size[0]}."
+        )
+    found = fingerprint(backbone)
+    if found != wanted.fingerprint:
+        todo = (
+            "give the weights it was trained on: vprompt.load(..., weights=FILE), --weights FILE on the command line, "
+            "or vprompt.load(..., backbone=model)"
+            if by_name
+            else "give the backbone with the weights it was trained on"
+        )
+        raise AdapterError(f"{pair} their weights differ (fingerprints {wanted.fingerprint} and {found}); {todo}.")
+
+
+def _assemble(
+    config: AdapterConfig, tensors: dict[str, Tensor], backbone: nn.Module, execution: Execution, folder: Path
+) -> PromptedModel:
+    info = describe(backbone)
+    file = folder / TENSORS_FILE
+    head = _head_of(config, tensors, info.num_features, file)
+    tuned = {name.removeprefix(TUNED): tensor for name, tensor in tensors.items() if name.startswith(TUNED)}
+    _check_tuned(config, tuned, backbone, info, file)
+    parts = config.num_segments
+    values = [tensors.get(f"prompts.{n}", head.weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
+    masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in range(len(values))]
+    copies = [tensors.get(f"copies.{n}", torch.zeros(0)).tolist() for n in range(len(values))]
+    kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
+    share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
+    for block, prompts in enumerate(kv):
+        _check_heads(prompts, attention_at(backbone, info, block).head_shape, share, f"block {block} in {folder}")
+    model = PromptedModel(
+        backbone,
+        config.method,
+        Prompts(
+            values,
+            dropout=config.method.prompt_dropout,
+            segments=masks if parts > 1 else None,
+            copies=copies if config.merged else None,
+        ),
+        head,
+        kv_prompts=KVPrompts(kv, share),
+        tuned=tuned,
+        execution=execution,
+        classes=config.classes,
+        preprocessing=config.preprocessing,
+    )
+    model.condensation, model.pruning, model.recipe = config.condensation, config.pruning, config.recipe
+    return model.to(device=next(backbone.parameters()).device)
+
+
+def _head_of(config: AdapterConfig, tensors: dict[str, Tensor], features: int, file: Path) -> Head:
+    head = empty_head(config.method, features, config.num_classes)
+    values = {name: tensors[f"head.{name}"] for name, _ in head.named_parameters()}
+    for name, empty in head.named_parameters():
+        if values[name].shape[-1] != empty.shape[-1]:
+            raise AdapterError(
+                f"The head in {file} reads {values[name].shape[-1]} features, and the backbone gives {features}; give "
+                "the backbone it was trained on."
+            )
+        if values[name].shape != empty.shape:
+            raise AdapterError(_unfit(f"head.{name}", values[name].shape, empty.shape, file))
+    head.load_state_dict(values, assign=True)
+    return head.requires_grad_()
+
+
+def _check_tuned(
+    config: AdapterConfig, tuned: dict[str, Tensor], backbone: nn.Module, info: BackboneInfo, file: Path
+) -> None:
+    """Raises an AdapterError for tensors other than the method learns in this backbone."""
+    wanted, method = learned_shapes(config.method, backbone, info), config.method.name
+    redo = "save or download the adapter again"
+    if missing := sorted(wanted.keys() - tuned.keys()):
+        raise AdapterError(f"{file} lacks the tensor {TUNED + missing[0]!r} that the method {method!r} learns; {redo}.")
+    if extra := sorted(tuned.keys() - wanted.keys()):
+        raise AdapterError(
+            f"{file} has a tensor {TUNED + extra[0]!r} that the method {method!r} does not learn; {redo}."
+        )
+    for name, tensor in tuned.items():
+        if tensor.shape != wanted[name]:
+            raise AdapterError(_unfit(TUNED + name, tensor.shape, wanted[name], file))
+
+
+def _unfit(name: str, found: torch.Size, wanted: torch.Size, file: Path) -> str:
+    there, here = ("×".join(map(str, shape)) for shape in (found, wanted))
+    return f"{name!r} in {file} has the shape {there}, not {here}; give the backbone the adapter was trained on."
+
+
+def _check_heads(prompts: Tensor, heads: tuple[int, int], share: str, where: str) -> None:
+    """Raises an AdapterError for key-value prompts of other heads than the backbone's."""
+    found = prompts.shape[-1] if share == "heads" else (prompts.shape[-3], prompts.shape[-1])
+    if found != (heads[1] if share == "heads" else heads):
+        raise AdapterError(
+            f"The key-value prompts of {where} are of shape {'×'.join(map(str, prompts.shape))}, and the backbone has "
+            f"{heads[0]} heads of width {heads[1]} there; give the backbone the adapter was trained on."
+        )

@@ -1,0 +1,358 @@
+"""A frozen backbone with prompts and a head: what is learned, copied, removed, folded, saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.freezing import Original
+from vprompt.backbones.graft import graft
+from vprompt.backbones.info import BackboneInfo, describe
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.inject import (
+    LearnedPrefix,
+    constant_prefixes,
+    deep_token_parts,
+    no_prefix,
+    prefix_parts,
+    shallow_token_parts,
+)
+from vprompt.methods.linear import Head
+from vprompt.methods.prompts import KVPrompts, Prompts, check_segments
+from vprompt.methods.registry import Method, folded, tuning_for
+from vprompt.methods.tuned import Tuning
+from vprompt.methods.vpt import VPT
+from vprompt.model.classifier import Classifier
+from vprompt.utils.errors import VPromptError
+
+if TYPE_CHECKING:
+    from vprompt.model.records import Condensation, Pruning, Recipe
+
+
+Execution = Literal["prefix", "published"]
+
+
+class _Adapted(Classifier):
+    """What a learned and a folded model have in common: a backbone, a head, and a view of the backbone that runs.
+
+    The view stays out of the module tree: it owns nothing, everything in it is reached through the module's children.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        info: BackboneInfo,
+        tuned: Tuning,
+        head: Head,
+        method: Method,
+        classes: tuple[str, ...] | None,
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tuned = tuned
+        self.head = head
+        self.info = info
+        self.method = method
+        self.classes = classes
+        self.preprocessing = preprocessing
+        self._original = Original.of(backbone)
+        backbone.requires_grad_(False).eval()
+        tuned.base.eval()
+
+    def _install(self, parts: Mapping[str, nn.Module]) -> None:
+        self.__dict__["_view"] = graft(self.tuned.base, parts)
+
+    @contextmanager
+    def exchanged(self, parts: Mapping[str, nn.Module]) -> Generator[None]:
+        """Inside, the model runs with other parts in its view, by their paths there."""
+        before = self.view
+        self.__dict__["_view"] = graft(before, parts)
+        try:
+            yield
+        finally:
+            self.__dict__["_view"] = before
+
+    @property
+    def view(self) -> Any:
+        """The backbone with what is learned in place: a timm model that shares all other weights with `backbone`."""
+        return self.__dict__["_view"]
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are."""
+        return self.head.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where images go."""
+        return next(self.parameters()).device
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it takes images of other sizes than that of `preprocessing` as they come."""
+        return self.info.any_size
+
+    @property
+    def attentions(self) -> list[PrefixAttention]:
+        """Our attention of every block, in forward order; the published execution runs timm's own where it can."""
+        return [module for module in self.view.modules() if isinstance(module, PrefixAttention)]
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+        features_BF = self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
+        return self.tuned.finish(features_BF, images_BCHW)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
+        return self.head(self.features(images_BCHW))
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets prompts and head to training; the backbone always stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def detach(self) -> nn.Module:
+        """Gives the backbone back as it was before `attach`, bit for bit.
+
+        This model is of no further use, nor are others over the same backbone.
+        """
+        self._original.restore(self.backbone)
+        return self.backbone
+
+
+class PromptedModel(_Adapted):
+    """A frozen timm backbone with learned prompts, or what another method learns, and a head; made by `vprompt.attach`.
+
+    The backbone is never changed: what is learned acts in a view of it that shares its weights.
+
+    Args:
+        backbone: The timm model; its weights are shared, not copied.
+        method: What to attach.
+        prompts: One parameter (P_l, D_l) per block.
+        head: The classifier.
+        kv_prompts: Key-value prompts, where the method has any.
+        tuned: Values of what the method learns in the backbone, by name; its initial ones when not given.
+        execution: `"prefix"` runs deep prompts as keys and values (the same function, faster); `"published"` as
+            tokens through every block, as the papers do.
+        classes: Names of the classes, in the order of the logits.
+        preprocessing: What images must look like; the backbone's own when not given.
+
+    Attributes:
+        backbone: The timm model, plain as ever.
+        prompts: `prompts[l]` is the parameter (P_l, D_l) of block l; where segments were pruned, the kept ones.
+        kv_prompts: `kv_prompts[l]` is the parameter of block l, in the shape that `KVPrompts` says;
+            empty for other methods than `E2VPT`.
+        tuned: What the method learns in or beside the backbone, under the backbone's names; nothing for prompts.
+        head: `torch.nn.Linear`, or `vprompt.methods.linear.MLPHead` for `MLP`.
+        condensation: What `condense` or `prune` scored and kept, or None.
+        pruning: What `prune` took away, or None.
+        recipe: The recipe this model was last trained with, or None.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        method: Method,
+        prompts: Prompts,
+        head: Head,
+        *,
+        kv_prompts: KVPrompts | None = None,
+        tuned: Mapping[str, Tensor] | None = None,
+        execution: Execution = "prefix",
+        classes: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        info = describe(backbone)
+        names = None if classes is None else tuple(classes)
+        if names is not None and len(names) != head.out_features:
+            raise VPromptError(f"There are {len(names)} class names for {head.out_features} classes.")
+        if execution not in ("prefix", "published"):
+            raise VPromptError(f"Execution is 'prefix' or 'published', not {execution!r}.")
+        # Before the backbone is frozen: a method that does not fit it must leave it alone.
+        tuning = tuning_for(method, backbone, info, tuned)
+        super().__init__(backbone, info, tuning, head, method, names, preprocessing or info.preprocessing)
+        self.prompts = prompts
+        self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
+        self.execution: Execution = execution
+        self.condensation: Condensation | None = None
+        self.pruning: Pruning | None = None
+        self.recipe: Recipe | None = None
+        self._install(self._parts())
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
+        return self.prompts.counts
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that training changes: prompts, what is tuned in the backbone, and the head."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.") and p.requires_grad}
+
+    @property
+    def num_learned(self) -> int:
+        """How many numbers training changes."""
+        return sum(p.numel() for p in self.learned.values())
+
+    def copy(self, *, prompts: Prompts | None = None, execution: Execution | None = None) -> PromptedModel:
+        """A model of its own over the same backbone: what is learned is copied, the backbone's weights shared.
+
+        Args:
+            prompts: Use these instead of a copy of the prompts.
+            execution: Run it this way instead.
+        """
+        twin = PromptedModel(
+            self.backbone,
+            self.method,
+            prompts if prompts is not None else copy.deepcopy(self.prompts),
+            copy.deepcopy(self.head),
+            kv_prompts=copy.deepcopy(self.kv_prompts),
+            tuned=dict(self.tuned.named_parameters()),
+            execution=execution or self.execution,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+        )
+        twin.condensation, twin.pruning, twin.recipe = self.condensation, self.pruning, self.recipe
+        return twin.train(self.training)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all learned values as they are now, by name; `restore` puts them back.
+
+        Where segments were pruned, it also says which, under the names of buffers.
+        """
+        places = {f"prompts.{name}": buffer.clone() for name, buffer in self.prompts.named_buffers()}
+        return {name: p.detach().clone() for name, p in self.learned.items()} | places
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Sets all learned values to those that `state` recorded.
+
+        Raises:
+            VPromptError: If they are those of another model.
+        """
+        mine, learned = self.state(), self.learned
+        fixed = mine.keys() - learned.keys()
+        if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in state.items()} or any(
+            not torch.equal(mine[name], state[name].to(mine[name].device)) for name in fixed
+        ):
+            raise VPromptError("The recorded values are not those of this model: names, shapes or segments differ.")
+        for name, parameter in learned.items():
+            parameter.copy_(state[name])
+
+    def keep(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> PromptedModel:
+        """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
+
+        Args:
+            kept: One index tensor per block, as `vprompt.select` returns.
+            segments: One mask (P_l, R) per block for the prompts that are kept, as `vprompt.select_segments` returns:
+                which segments of them stay; the channels of the others become zeros that are neither learned nor saved.
+
+        Raises:
+            VPromptError: If the indices or masks do not fit the prompts.
+        """
+        if len(kept) != len(self.prompts):
+            raise VPromptError(f"There are {len(kept)} index tensors for {len(self.prompts)} blocks.")
+        for block, (index, count) in enumerate(zip(kept, self.prompt_counts, strict=True)):
+            if len(index) and (int(index.min()) < 0 or int(index.max()) >= count):
+                raise VPromptError(f"Block {block} has {count} prompts; the indices to keep go beyond them.")
+            if len(index.unique()) != len(index):
+                raise VPromptError(f"The indices to keep in block {block} name a prompt twice.")
+        if segments is not None:
+            segments = self._checked(segments, kept)
+        small = self.copy(prompts=self.prompts.select(kept, segments))
+        small.condensation = small.pruning = None  # they told of other prompts
+        return small
+
+    def _checked(self, segments: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
+        """Masks that fit the prompts to keep, without the segments that these lack already."""
+        if len(segments) != len(kept):
+            raise VPromptError(f"There are {len(segments)} masks of segments for {len(kept)} blocks.")
+        found: list[Tensor] = []
+        for block, (mask_PR, index) in enumerate(zip(segments, kept, strict=True)):
+            if mask_PR.dtype != torch.bool or mask_PR.ndim != 2 or len(mask_PR) != len(index):
+                raise VPromptError(
+                    f"Block {block} needs a mask of booleans ({len(index)}, R) for the prompts it keeps."
+                )
+            if not bool(mask_PR.any(1).all()):
+                raise VPromptError(f"A prompt of block {block} would keep no segment; remove it whole.")
+            check_segments(mask_PR.shape[1], self.info.widths)
+            if self.prompts.num_segments not in (1, mask_PR.shape[1]):
+                raise VPromptError(
+                    f"Segments were pruned before, {self.prompts.num_segments} to a prompt; {mask_PR.shape[1]} do not "
+                    "fit these."
+                )
+            held_PR = self.prompts.segments(block)[index.to(self.prompts[block].device)]
+            found.append(mask_PR.to(held_PR.device) & held_PR)
+        return found
+
+    @torch.no_grad()
+    def fold(self) -> FoldedModel:
+        """The same function for inference: prompts as constant keys and values, LoRA merged, nothing learned.
+
+        Shallow prompts ask queries in every block, so they stay tokens. With class-token pooling the last block
+        computes the class token only.
+
+        Returns:
+            A `FoldedModel` over the same backbone; this model stays usable.
+        """
+        return FoldedModel(self)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes adapter_config.json, adapter_model.safetensors and README.md; see `save_adapter`."""
+        from vprompt.model.save import save_adapter
+
+        save_adapter(self, Path(directory))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the adapter to the Hugging Face Hub; see `vprompt.model.save.push_adapter`."""
+        from vprompt.model.save import push_adapter
+
+        return push_adapter(self, repo_id, **options)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        base = self.tuned.base
+        if _rides_as_tokens(self.method):
+            published = self.execution == "published"
+            return shallow_token_parts(base, self.info, self.prompts, published=published)
+        if self.execution == "published":
+            return deep_token_parts(base, self.info, self.prompts, self.kv_prompts)
+        return prefix_parts(base, self.info, lambda block: LearnedPrefix(self.prompts, self.kv_prompts, block))
+
+
+class FoldedModel(_Adapted):
+    """A model for inference only: what was learned is constant. Made by `PromptedModel.fold`."""
+
+    def __init__(self, source: PromptedModel) -> None:
+        head = copy.deepcopy(source.head).requires_grad_(False)
+        info, method, looks = source.info, source.method, source.preprocessing
+        tuned = folded(method, source.backbone, info, source.tuned)
+        super().__init__(source.backbone, info, tuned, head, method, source.classes, looks)
+        self.counts = tuple(source.prompt_counts)
+        if _rides_as_tokens(source.method):
+            self.tokens = source.prompts.constants()
+            parts = shallow_token_parts(self.tuned.base, self.info, self.tokens, published=False)
+        else:
+            found = constant_prefixes(self.tuned.base, self.info, source.prompts, source.kv_prompts)
+            self.prefixes = nn.ModuleList(found)
+            constants = [prefix if len(prefix) else no_prefix for prefix in found]
+            parts = prefix_parts(self.tuned.base, self.info, lambda block: constants[block])
+        self._install(parts)
+        self.eval()
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
+        return list(self.counts)
+
+
+def _rides_as_tokens(method: Method) -> bool:
+    return isinstance(method, VPT) and method.depth == "shallow"

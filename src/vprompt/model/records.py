@@ -1,0 +1,152 @@
+"""How to train: one recipe type for every method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vprompt.utils.errors import VPromptError
+
+DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
+
+MEANS = ("workers", "cache_gb", "grad_checkpointing")
+"""What of a recipe says how the work is done, not what comes out; it may change between a run and its continuation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of a training; the schedule is linear warm-up, then cosine to zero, stepped at every batch.
+
+    Args:
+        epochs: Passes over the training data; 0 leaves the model as it is.
+        batch_size: Images per step, over all processes.
+        optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
+        lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.005
+            for AdamW and 5.0 for SGD; of which `fit` takes the method's share (`lr_factor`): all of it for prompts,
+            biases and a linear head, 0.04 for full fine-tuning, 0.2 for `Partial` and `MLP`, 0.4 for the others.
+        weight_decay: Not applied to the bias of the head.
+        warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
+        momentum: For SGD.
+        precision: `"fp32"`, or `"bf16"` for autocast.
+        seed: Seeds the order of the images and prompt dropout.
+        workers: Processes that load a data set which is not held in memory.
+        cache_gb: What enters the first block in which something is learned is computed once for every image and kept,
+            if it takes no more than so many gigabytes (10^9 bytes); 0 computes it anew in every epoch. Not for images
+            that are augmented, or come from a data set that is neither ours nor a `TensorDataset`.
+        grad_checkpointing: Compute the blocks' activations again in the backward pass instead of keeping them: less
+            memory, more time, the same numbers.
+
+    Raises:
+        VPromptError: If a value is out of range.
+
+    Example:
+        >>> Recipe(epochs=10, optimizer="sgd", lr=2.5, batch_size=128).peak_lr
+        1.25
+
+    Source: VPT (arXiv 2203.12119), appendix A.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float | None = None
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    momentum: float = 0.9
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    workers: int = 0
+    cache_gb: float = 2.0
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.epochs >= 0, f"epochs must be at least 0, not {self.epochs}"),
+            (self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}"),
+            (self.optimizer in DEFAULT_LR, f"the optimizer is 'adamw' or 'sgd', not {self.optimizer!r}"),
+            (self.lr is None or 0 < self.lr < math.inf, f"the learning rate must be above 0, not {self.lr}"),
+            (self.weight_decay >= 0, f"weight decay must be at least 0, not {self.weight_decay}"),
+            (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
+            (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
+            (self.precision in ("fp32", "bf16"), f"the precision is 'fp32' or 'bf16', not {self.precision!r}"),
+            (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
+            (self.workers >= 0, f"the number of workers must be at least 0, not {self.workers}"),
+            (0 <= self.cache_gb < math.inf, f"the cache takes at least 0 gigabytes, not {self.cache_gb}"),
+        ]
+        for holds, problem in checks:
+            if not holds:
+                raise VPromptError(f"In the recipe, {problem}.")
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate in force."""
+        base = DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+        return base * self.batch_size / 256 if self.optimizer == "sgd" else base
+
+    def with_rate(self, share: float) -> Recipe:
+        """The same recipe with its learning rate spelt out: as given, or a share of the default.
+
+        Example:
+            >>> Recipe().with_rate(0.1).lr, Recipe(lr=0.3).with_rate(0.1).lr
+            (0.0005, 0.3)
+        """
+        return self if self.lr is not None else replace(self, lr=DEFAULT_LR[self.optimizer] * share)
+
+    def for_fine_tuning(self, *, epochs: int = 20, lr_factor: float = 0.1) -> Recipe:
+        """The recipe with which condensed prompts are fine-tuned: fewer epochs at a tenth of the rate.
+
+        Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1 and section 5.1.
+        """
+        base = DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+        return replace(self, epochs=epochs, lr=base * lr_factor)
+
+
+def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float:
+    """Rate of step `step` (from 0) of `total`: a linear rise over the share `warmup`, then half a cosine to zero.
+
+    Example:
+        >>> [round(learning_rate(s, 10, peak=1.0, warmup=0.2), 3) for s in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.5, 0.038]
+    """
+    rising = round(total * warmup)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensation:
+    """Why each prompt stayed: what `condense` scored and chose, saved with the adapter.
+
+    Args:
+        criterion: Name of the score.
+        scope: `"global"`, `"local"` or `"shared"`.
+        ratio: Share of the prompts that was kept.
+        merge: Whether the others of a block were merged into those that were kept.
+        scores: Score of every prompt there was, block by block.
+        kept: Indices of the kept prompts, block by block.
+    """
+
+    criterion: str
+    scope: str
+    ratio: float
+    scores: tuple[tuple[float, ...], ...]
+    kept: tuple[tuple[int, ...], ...]
+    merge: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What `prune` took away and how the rest was trained, saved with the adapter beside the `Condensation`.
+
+    Args:
+        tokens: Share of the prompts that is gone, 0 to below 1.
+        segments: Share of the other prompts' segments that is gone, 0 to below 1.
+        rewind_epoch: Epoch after which the values were recorded that the rest was trained from; None where it was not
+            trained again, or from where it was.
+    """
+
+    tokens: float
+    segments: float
+    rewind_epoch: int | None

@@ -1,0 +1,147 @@
+"""Saving an adapter to a folder, and pushing it to the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save
+
+from vprompt.backbones.factory import can_create
+from vprompt.backbones.info import fingerprint
+from vprompt.backbones.weights import weights_file
+from vprompt.model import hub as adapter_hub
+from vprompt.model.card import card
+from vprompt.model.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
+from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, tensors_of
+from vprompt.utils.errors import AdapterError
+from vprompt.utils.io import write_atomically, write_text
+from vprompt.utils.version import __version__
+
+if TYPE_CHECKING:
+    from vprompt.model.model import PromptedModel
+
+CARD_FILE = "README.md"
+
+
+def save_adapter(model: PromptedModel, directory: str | Path) -> None:
+    """Writes adapter_model.safetensors, README.md and, last, adapter_config.json; an adapter there is replaced.
+
+    Args:
+        model: What it learned is saved, in the type it is held in; the backbone is named, not saved.
+        directory: Made where missing; other files in it are left alone.
+
+    Raises:
+        AdapterError: If a number is not finite, or the files cannot be written.
+
+    Example:
+        >>> import tempfile, timm, torch
+        >>> backbone = timm.create_model("test_vit", img_size=32)
+        >>> model = vprompt.attach(backbone, vprompt.VPT(num_prompts=4), num_classes=3).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_adapter(model, folder)
+        ...     again = load(folder, backbone=backbone)
+        >>> images = torch.rand(1, 3, 32, 32)
+        >>> torch.equal(again(images), model(images))
+        True
+    """
+    file = weights_file(model.backbone)
+    _save(model, Path(directory), model.info.name, None if file is None else str(file))
+
+
+def push_adapter(
+    model: PromptedModel,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload an adapter of vprompt",
+) -> str:
+    """Uploads the three files of an adapter to the Hugging Face Hub as one commit.
+
+    Args:
+        model: What to upload.
+        repo_id: `user/name`; made where missing.
+        private: Where the repository is made: keep it private.
+        token: The one that `hf auth login` stored when not given.
+        revision: Branch, made where missing; main when not given.
+        commit_message: One line.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        AdapterError: If the model cannot be saved, or the Hub does not take it.
+
+    Example:
+        >>> push_adapter(model, "me/birds")  # doctest: +SKIP
+        'https://huggingface.co/me/birds'
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, weights = Path(temporary), weights_file(model.backbone)
+        # Where files lie on this machine is nobody's business.
+        place, _, path = model.info.name.partition(":")
+        name = f"{place}:{Path(path).name}" if place == "local-dir" else model.info.name
+        _save(model, folder, name, None if weights is None else weights.name)
+        files = {file: folder / file for file in (CONFIG_FILE, TENSORS_FILE, CARD_FILE)}
+        return adapter_hub.upload(
+            repo_id, files, private=private, token=token, revision=revision, commit_message=commit_message
+        )
+
+
+def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | None) -> None:
+    tensors = tensors_of(model)
+    data = save(tensors, metadata={"format": "pt"})
+    config = _config_of(model, hashlib.sha256(data).hexdigest(), backbone, weights)
+    text = write_config(config)
+    try:
+        read_config(text, CONFIG_FILE)
+        check_tensors(tensors, config, TENSORS_FILE)
+    except AdapterError as error:
+        raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
+    try:
+        write_atomically(directory / TENSORS_FILE, lambda part: _write_bytes(part, data))
+        write_text(directory / CARD_FILE, _card_of(model, config))
+        write_text(directory / CONFIG_FILE, text)
+    except OSError as error:
+        raise AdapterError(f"The adapter could not be written to {directory} ({error}).") from error
+
+
+def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights: str | None) -> AdapterConfig:
+    return AdapterConfig(
+        format_version=FORMAT_VERSION,
+        vprompt_version=__version__,
+        method=model.method,
+        backbone=AdaptedBackbone(
+            name=backbone,
+            fingerprint=fingerprint(model.backbone),
+            img_size=model.info.preprocessing.size,
+            weights=weights,
+        ),
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        num_classes=model.head.out_features,
+        prompt_counts=tuple(model.prompt_counts),
+        widths=tuple(model.info.widths),
+        condensation=model.condensation,
+        num_segments=model.prompts.num_segments,
+        merged=model.prompts.merged,
+        pruning=model.pruning,
+        recipe=model.recipe,
+        tensors_sha256=tensors_sha256,
+    )
+
+
+def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
+    pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
+    published = pretrained.get("hf_hub_id") if config.backbone.weights is None else None
+    base_model = published or config.backbone.name
+    known = can_create(config.backbone.name)
+    return card(config, base_model=str(base_model), known_to_timm=known, learned=model.num_learned)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

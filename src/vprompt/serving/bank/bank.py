@@ -1,0 +1,336 @@
+"""The bank: adapters by name over one backbone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.backbones.attention.functional import KeyValue
+from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.info import describe, fingerprint
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.e2vpt import E2VPT
+from vprompt.methods.inject import ConstantPrefix
+from vprompt.methods.linear import MLP, Linear
+from vprompt.methods.lora import LoRA
+from vprompt.methods.registry import Method
+from vprompt.methods.vpt import VPT
+from vprompt.model.load import load
+from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.serving.bank.routing import route
+from vprompt.serving.bank.view import MixedView
+from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a bank says of one adapter.
+
+    Args:
+        name: What it is asked by.
+        classes: Names of its classes, where it knows them.
+        num_classes: How many logits it gives.
+        preprocessing: What its images must look like.
+        method: Name of its method.
+        prompt_counts: Prompts by block.
+        nbytes: What the bank holds for it, in bytes, beside the backbone.
+        source: Folder or Hub id; None for a model that was given.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None
+    num_classes: int
+    preprocessing: Preprocessing
+    method: str
+    prompt_counts: tuple[int, ...]
+    nbytes: int
+    source: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """An adapter as it is run: by its prefixes and head in the common pass, or by a model of its own."""
+
+    entry: Entry
+    head: nn.Module
+    prefixes: tuple[KeyValue | None, ...] = ()
+    alone: nn.Module | None = None
+
+
+class Bank:
+    """Many adapters over one backbone, mixed in one batch.
+
+    Deep prompts, key-value prompts and heads alone (`VPT` deep, `E2VPT`, `Linear`, `MLP`), folded, share one forward
+    pass, whatever their counts, blocks and numbers of classes: everything but attention runs on the whole batch, and
+    what lies below an adapter's first prompts is computed once for an image that several ask about. What changes the
+    backbone otherwise (shallow prompts, LoRA and the other baselines) runs over the same weights in a pass of its own.
+
+    Adapters may be added and removed while other threads ask: a call goes on with those it began with.
+
+    Args:
+        backbone: A timm name, or a timm model, which is frozen and not changed.
+        pretrained: With a name: load its weights.
+        weights: With a name: file with its weights.
+        img_size: With a name: input size in pixels.
+        device: Where to run; where the backbone is when not given.
+
+    Raises:
+        BackboneError: If the backbone cannot be made or is not supported.
+
+    Example:
+        >>> import timm, vprompt
+        >>> backbone = timm.create_model("test_vit", img_size=32)
+        >>> bank = Bank(backbone)
+        >>> _ = bank.add("birds", vprompt.attach(backbone, vprompt.VPT(4), num_classes=3))
+        >>> _ = bank.add("cars", vprompt.attach(backbone, vprompt.VPT(9), num_classes=5))
+        >>> [tuple(logits.shape) for logits in bank(torch.zeros(2, 3, 32, 32), ["cars", "birds"])]
+        [(5,), (3,)]
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        img_size: int | tuple[int, int] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if isinstance(backbone, str):
+            backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
+        elif img_size is not None or weights is not None:
+            raise VPromptError("img_size and weights go with a backbone's name; a model object has both already.")
+        self.info = describe(backbone)
+        self.backbone = backbone.requires_grad_(False).eval()
+        if device is not None:
+            self.backbone.to(device)
+        self._view = MixedView(self.backbone, self.info)
+        self._held: dict[str, _Held] = {}
+        self._changing = threading.Lock()
+
+    @staticmethod
+    def load(
+        adapters: Mapping[str, str | Path],
+        *,
+        weights: str | Path | None = None,
+        device: str | torch.device | None = None,
+    ) -> Bank:
+        """A bank of saved adapters; the backbone is made as the first of them says.
+
+        Args:
+            adapters: Name -> folder or Hub id; at least one.
+            weights: File with the backbone's weights; see `vprompt.load`.
+            device: Where to run.
+
+        Raises:
+            VPromptError: If there is none, or one of them cannot be read or is of another backbone.
+        """
+        if not adapters:
+            raise VPromptError("A bank needs at least one adapter to know its backbone; or give Bank() the backbone.")
+        bank: Bank | None = None
+        for name, source in adapters.items():
+            if bank is None:
+                bank = Bank(load(source, weights=weights).backbone, device=device)
+            bank.add(name, source)
+        return cast("Bank", bank)
+
+    def add(self, name: str, adapter: str | Path | PromptedModel) -> Entry:
+        """Takes an adapter in.
+
+        Args:
+            name: What it is asked by; none that is there already.
+            adapter: Folder, Hub id, or a model, which stays as it is; of the same backbone.
+
+        Raises:
+            VPromptError: If the name is taken or empty, or the adapter cannot be read.
+            AdapterError: If it is of another backbone.
+        """
+        if not name:
+            raise VPromptError("An adapter in a bank needs a name.")
+        self._check_free(name)
+        if isinstance(adapter, PromptedModel):
+            self._check_backbone(name, adapter)
+            held = self._hold(name, adapter, None)
+        else:
+            # Without gradients, and apart from the others: nobody waits for the disk.
+            held = self._hold(name, load(adapter, backbone=self.backbone), str(adapter))
+        with self._changing:
+            self._check_free(name)
+            self._held = {**self._held, name: held}
+        return held.entry
+
+    def remove(self, name: str) -> None:
+        """Gives an adapter up; calls that have begun still answer.
+
+        Raises:
+            UnknownAdapterError: If there is none of that name.
+        """
+        with self._changing:
+            if name not in self._held:
+                raise self._unknown(name, self._held)
+            self._held = {other: held for other, held in self._held.items() if other != name}
+
+    def __getitem__(self, name: str) -> Entry:
+        held = self._held
+        if name not in held:
+            raise self._unknown(name, held)
+        return held[name].entry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images_BCHW: Tensor,
+        adapters: Sequence[str],
+        *,
+        rows: Sequence[int] | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Tensor | UnknownAdapterError]:
+        """Answers requests, each of them an image and an adapter.
+
+        Args:
+            images_BCHW: Normalised images (B, 3, H, W), each as its adapter's `preprocessing` says.
+            adapters: The name of the adapter of each request.
+            rows: The image of each request; one request for each image, in order, when not given.
+            return_exceptions: An unknown adapter stands as `UnknownAdapterError` in its place, and the others are
+                answered.
+
+        Returns:
+            The logits (C,) of each request in float32.
+
+        Raises:
+            UnknownAdapterError: If an adapter is not there and exceptions are not returned; nothing is computed then.
+            DataError: If images, names and rows do not go together.
+        """
+        held = self._held
+        self._check_requests(images_BCHW, adapters, rows)
+        rows = range(len(adapters)) if rows is None else rows
+        answers: list[Tensor | UnknownAdapterError | None] = [None] * len(adapters)
+        places: dict[str, dict[int, list[int]]] = {}
+        for place, (name, row) in enumerate(zip(adapters, rows, strict=True)):
+            if name in held:
+                places.setdefault(name, {}).setdefault(int(row), []).append(place)
+            elif return_exceptions:
+                answers[place] = self._unknown(name, held)
+            else:
+                raise self._unknown(name, held)
+        like = next(self.backbone.parameters())
+        images_BCHW = images_BCHW.to(like.device, like.dtype)
+        for name, logits in self._logits(images_BCHW, {name: held[name] for name in places}, places):
+            for mine, wanted in zip(logits, places[name].values(), strict=True):
+                for place in wanted:
+                    answers[place] = mine
+        return cast("list[Tensor | UnknownAdapterError]", answers)
+
+    def _logits(
+        self, images_BCHW: Tensor, held: Mapping[str, _Held], places: Mapping[str, Mapping[int, object]]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The logits (n, C) of each adapter, of the images it was asked about."""
+        together = [name for name, one in held.items() if one.alone is None]
+        if together:
+            prefixes = [held[name].prefixes for name in together]
+            way = route(
+                [list(places[name]) for name in together],
+                [[prefix is not None for prefix in mine] for mine in prefixes],
+                shared=self._view.shares,
+            )
+            features_RF = self._view.features(images_BCHW, way, prefixes)
+            for name, mine in zip(together, way.rows, strict=True):
+                yield name, held[name].head(features_RF[list(mine)]).float()
+        for name, one in held.items():
+            if one.alone is not None:
+                yield name, one.alone(images_BCHW[list(places[name])]).float()
+
+    @torch.no_grad()
+    def _hold(self, name: str, model: PromptedModel, source: str | None) -> _Held:
+        # Merging low-rank updates would need the weights once more for every adapter.
+        own: PromptedModel | FoldedModel
+        own = model.copy().eval() if isinstance(model.method, LoRA) else model.fold()
+        like = next(self.backbone.parameters())
+        head, counts = own.head.to(like.device, like.dtype), tuple(model.prompt_counts)
+        prefixes: tuple[KeyValue | None, ...] = ()
+        alone: nn.Module | None = None
+        if isinstance(own, FoldedModel) and _shares_a_pass(model.method):
+            every = cast("Iterable[ConstantPrefix]", own.prefixes.to(like.device, like.dtype))
+            prefixes = tuple(prefix.constant() for prefix in every)
+            tensors = [t for prefix in prefixes if prefix is not None for t in prefix if t is not None]
+            tensors += list(head.parameters())
+        else:
+            alone = own.to(like.device, like.dtype)
+            shared = {id(t) for t in (*self.backbone.parameters(), *self.backbone.buffers())}
+            tensors = [t for t in (*alone.parameters(), *alone.buffers()) if id(t) not in shared]
+        entry = Entry(
+            name=name,
+            classes=model.classes,
+            num_classes=model.head.out_features,
+            preprocessing=model.preprocessing,
+            method=model.method.name,
+            prompt_counts=counts,
+            nbytes=sum(t.numel() * t.element_size() for t in tensors),
+            source=source,
+        )
+        return _Held(entry=entry, head=head, prefixes=prefixes, alone=alone)
+
+    def _check_free(self, name: str) -> None:
+        if name in self._held:
+            raise VPromptError(f"The bank holds an adapter called {name!r} already; remove it first.")
+
+    def _check_backbone(self, name: str, model: PromptedModel) -> None:
+        if model.backbone is self.backbone:
+            return
+        if not _shares_a_pass(model.method):
+            raise AdapterError(
+                f"The model for {name!r} has a backbone object of its own; attach it to the bank's (bank.backbone), or "
+                "save it and add the folder."
+            )
+        mine, its = fingerprint(self.backbone), fingerprint(model.backbone)
+        if mine != its or describe(model.backbone).preprocessing.size != self.info.preprocessing.size:
+            raise AdapterError(
+                f"The model for {name!r} is over another backbone ({model.info.name}, weights {its}) than the bank's "
+                f"({self.info.name}, weights {mine})."
+            )
+
+    def _check_requests(self, images_BCHW: Tensor, adapters: Sequence[str], rows: Sequence[int] | None) -> None:
+        if isinstance(adapters, str):
+            raise DataError("Give the name of an adapter for every request, not one name.")
+        asked = len(images_BCHW) if rows is None else len(rows)
+        if asked != len(adapters):
+            kind = "images" if rows is None else "rows"
+            raise DataError(f"There are {len(adapters)} adapters for {asked} {kind}; each request needs one of both.")
+        size = self.info.preprocessing.size
+        if not images_BCHW.is_floating_point() or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
+            raise DataError(
+                "Images must be float and normalised, (B, 3, H, W); these are "
+                f"{images_BCHW.dtype} {tuple(images_BCHW.shape)}."
+            )
+        if tuple(images_BCHW.shape[2:]) != size and not self.info.any_size:
+            raise DataError(
+                f"Images must be {size[0]} x {size[1]} for this backbone, not {images_BCHW.shape[2]} x "
+                f"{images_BCHW.shape[3]}."
+            )
+        wrong = next((row for row in rows or () if not 0 <= row < len(images_BCHW)), None)
+        if wrong is not None:
+            raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")
+
+    def _unknown(self, name: str, held: Mapping[str, _Held]) -> UnknownAdapterError:
+        known = ", ".join(map(repr, list(held)[:10])) + (", ..." if len(held) > 10 else "")
+        return UnknownAdapterError(f"There is no adapter called {name!r} in the bank; there is {known or 'none'}.")
+
+
+def _shares_a_pass(method: Method) -> bool:
+    """Whether a method acts on the network by prefixes and a head alone."""
+    return isinstance(method, E2VPT | Linear | MLP) or (isinstance(method, VPT) and method.depth == "deep")

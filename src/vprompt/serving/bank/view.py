@@ -1,0 +1,126 @@
+"""A view of a backbone whose attention gives the rows of a batch different prefixes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.attention.functional import KeyValue
+from vprompt.backbones.graft import graft
+from vprompt.backbones.info import BackboneInfo
+from vprompt.backbones.supported import FIXED_BATCH
+from vprompt.methods.inject import prefix_parts
+from vprompt.serving.bank.routing import Route
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trip:
+    """One forward pass: its route, which rows come from which by block, and the prefixes of its adapters by block."""
+
+    route: Route
+    spread: Sequence[Tensor | None]
+    prefixes: Sequence[Sequence[KeyValue | None]]
+
+
+class _Traffic(threading.local):
+    """What a thread is computing now, so that several may run at once."""
+
+    trip: Trip | None = None
+    prefix: KeyValue | None = None
+
+
+class _Rows(nn.Module):
+    """A block before which rows that part ways become several.
+
+    Args:
+        block: What computes the block.
+        number: Which block it is.
+        traffic: What is computed now.
+    """
+
+    def __init__(self, block: nn.Module, number: int, traffic: _Traffic) -> None:
+        super().__init__()
+        self.block = block
+        self.number = number
+        self.traffic = traffic
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """(rows before, ...) to (rows, ...); takes what the block takes."""
+        index = cast("Trip", self.traffic.trip).spread[self.number]
+        return self.block(x if index is None else x.index_select(0, index), *arguments, **options)
+
+
+class _Groups(nn.Module):
+    """Attention that is run adapter by adapter, each over its own prefix.
+
+    Args:
+        attention: Asks `traffic` for its prefix.
+        number: Which block it is of.
+        traffic: What is computed now.
+    """
+
+    def __init__(self, attention: PrefixAttention, number: int, traffic: _Traffic) -> None:
+        super().__init__()
+        self.attention = attention
+        self.number = number
+        self.traffic = traffic
+        self.num_queries = attention.num_queries
+
+    def forward(self, x: Tensor, *arguments: Any, images: int | None = None, **options: Any) -> Tensor:
+        """As the attention; with `images`, the rows are windows, so many images of them."""
+        trip = cast("Trip", self.traffic.trip)
+        groups, windows = trip.route.groups[self.number], x.shape[0] // images if images else 1
+        found: list[Tensor] = []
+        for group in groups:
+            self.traffic.prefix = None if group.adapter is None else trip.prefixes[group.adapter][self.number]
+            mine = {} if images is None else {"images": group.stop - group.start}
+            part = x if len(groups) == 1 else x[group.start * windows : group.stop * windows]
+            found.append(self.attention(part, *arguments, **mine, **options))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class MixedView:
+    """A backbone that computes the features of many adapters' images in one pass.
+
+    Args:
+        backbone: The timm model, frozen.
+        info: Its description.
+    """
+
+    def __init__(self, backbone: nn.Module, info: BackboneInfo) -> None:
+        self.shares = not isinstance(backbone, tuple(FIXED_BATCH))
+        """Whether requests about one image may share what lies below their prompts."""
+        traffic = self._traffic = _Traffic()
+
+        def prefix(attention: PrefixAttention, batch: int) -> KeyValue | None:
+            return traffic.prefix
+
+        parts = prefix_parts(
+            backbone, info, lambda block: prefix, around=lambda block, attention: _Groups(attention, block, traffic)
+        )
+        rows = {path: _Rows(part, block, traffic) for block, (path, part) in enumerate(parts.items())}
+        self._view: Any = graft(backbone, rows)
+
+    def features(self, images_BCHW: Tensor, route: Route, prefixes: Sequence[Sequence[KeyValue | None]]) -> Tensor:
+        """Pooled features (rows, F), in the order behind the last block of the route.
+
+        Args:
+            images_BCHW: Normalised images.
+            route: The way through the blocks.
+            prefixes: For every adapter of the route and every block, its keys and values, or None.
+        """
+        device = images_BCHW.device
+        spread = [None if index is None else torch.tensor(index, device=device) for index in route.spread]
+        self._traffic.trip = Trip(route=route, spread=spread, prefixes=prefixes)
+        try:
+            if route.images != tuple(range(len(images_BCHW))):
+                images_BCHW = images_BCHW[torch.tensor(route.images, device=device)]
+            return self._view.forward_head(self._view.forward_features(images_BCHW), pre_logits=True)
+        finally:
+            self._traffic.trip = self._traffic.prefix = None

@@ -1,0 +1,188 @@
+"""Requests of many clients, computed together: a queue with a limit, and threads that empty it in batches."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+class RefusedError(Exception):
+    """An item that is not computed."""
+
+
+class FullError(RefusedError):
+    """Too many items wait already."""
+
+
+class ClosedError(RefusedError):
+    """The batcher takes no more items."""
+
+
+class LateError(RefusedError):
+    """The item's deadline passed before it was its turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting(Generic[T, R]):
+    item: T
+    deadline: float
+    submitted: float
+    future: Future[R] = field(default_factory=Future)
+
+
+class Batcher(Generic[T, R]):
+    """Hands items to `compute` in batches, from threads of its own, and each result or error to whom it belongs.
+
+    Where a batch fails as a whole it is halved until only the item that fails is alone; the others get their results.
+
+    Args:
+        compute: Gets 1 to `max_batch` items, returns for each a result or an exception, in order.
+        max_batch: Items in a batch.
+        max_wait: Seconds that an item waits for others to share its batch with.
+        max_queue: Items that may wait.
+        threads: How many batches are computed at once.
+        observe: Told the size of every batch that is computed.
+
+    Example:
+        >>> batcher = Batcher(lambda items: [item * item for item in items], max_batch=8)
+        >>> [future.result() for future in batcher.submit([2, 3])]
+        [4, 9]
+        >>> batcher.close(timeout=1)
+        True
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[T]], Sequence[R | Exception]],
+        *,
+        max_batch: int = 1,
+        max_wait: float = 0.0,
+        max_queue: int = 128,
+        threads: int = 1,
+        observe: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self._compute = compute
+        self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
+        self._observe = observe
+        self._queue: deque[_Waiting[T, R]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        # Daemons: a computation that never ends must not keep the process from ending.
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return len(self._queue)
+
+    def submit(self, items: Sequence[T], *, deadline: float = float("inf")) -> list[Future[R]]:
+        """Queues items, all or none; cancelling a future takes its item out.
+
+        Args:
+            items: What to compute.
+            deadline: In the time of `time.monotonic`; an item whose turn comes later is dropped with `LateError`.
+
+        Raises:
+            FullError: If they do not fit in the queue.
+            ClosedError: After `close`.
+        """
+        now = time.monotonic()
+        with self._changed:
+            if self._closed:
+                raise ClosedError
+            if len(self._queue) + len(items) > self._max_queue:
+                self._queue = deque(one for one in self._queue if not one.future.cancelled())
+            if len(self._queue) + len(items) > self._max_queue:
+                raise FullError
+            added = [_Waiting[T, R](item, deadline, now) for item in items]
+            self._queue.extend(added)
+            self._changed.notify_all()
+        return [one.future for one in added]
+
+    def close(self, timeout: float) -> bool:
+        """Takes no more items, computes what waits, and tells whether that was done in `timeout` seconds.
+
+        What still waits then is given up with `ClosedError`; a batch that is being computed is left to itself.
+        """
+        until = time.monotonic() + timeout
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        with self._changed:
+            left = list(self._queue)
+            self._queue.clear()
+        for one in left:
+            if one.future.set_running_or_notify_cancel():
+                one.future.set_exception(ClosedError())
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
+                self._settle(batch)
+                # Nothing of a batch must live on while the thread waits for the next.
+                del batch
+
+    def _next(self) -> list[_Waiting[T, R]] | None:
+        """The next batch, without those whose client has gone or whose time is over; None at the end."""
+        with self._changed:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            until = self._queue[0].submitted + self._max_wait
+            while 0 < len(self._queue) < self._max_batch and not self._closed:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            taken: list[_Waiting[T, R]] = []
+            late: list[_Waiting[T, R]] = []
+            now = time.monotonic()
+            while self._queue and len(taken) < self._max_batch:
+                one = self._queue.popleft()
+                if one.future.set_running_or_notify_cancel():
+                    (taken if now < one.deadline else late).append(one)
+        for one in late:
+            one.future.set_exception(LateError())
+        return taken
+
+    def _settle(self, batch: Sequence[_Waiting[T, R]]) -> None:
+        outcome = self._computed(batch)
+        if isinstance(outcome, Exception) and len(batch) > 1:
+            # Its traceback holds on to the failed computation, which may have failed for want of memory.
+            del outcome
+            half = len(batch) // 2
+            self._settle(batch[:half])
+            self._settle(batch[half:])
+            return
+        results = [outcome] if isinstance(outcome, Exception) else outcome
+        for one, result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                one.future.set_exception(result)
+            else:
+                one.future.set_result(result)
+
+    def _computed(self, batch: Sequence[_Waiting[T, R]]) -> Sequence[R | Exception] | Exception:
+        """A result or an exception for each, or why there is none at all."""
+        self._observe(len(batch))
+        try:
+            results = self._compute([one.item for one in batch])
+        except Exception as error:
+            return error
+        if len(results) == len(batch):
+            return results
+        return RuntimeError(f"{len(results)} results came for {len(batch)} items")

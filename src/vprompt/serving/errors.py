@@ -1,0 +1,61 @@
+"""What can go wrong with a request: a code for programs, a sentence for people, and the HTTP status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vprompt.utils.errors import VPromptError
+
+STATUS = {
+    "broken_image": 400,
+    "bad_token": 401,
+    "wrong_host": 403,
+    "unknown_adapter": 404,
+    "not_found": 404,
+    "wrong_method": 405,
+    "too_slow": 408,
+    "client_gone": 499,
+    "refused": 409,
+    "too_many_bytes": 413,
+    "not_an_image": 415,
+    "too_many_pixels": 422,
+    "invalid": 422,
+    "failed": 500,
+    "busy": 503,
+    "stopping": 503,
+    "timeout": 503,
+}
+"""HTTP status by code; 499 is only ever counted, for the client is not there to read it."""
+
+RETRY_SECONDS = 1
+"""What `Retry-After` says to whom the service had no time for."""
+
+
+class RequestError(VPromptError):
+    """Why a request, or one adapter's share of it, has no answer.
+
+    Args:
+        code: One of `STATUS`.
+        message: A sentence.
+
+    Example:
+        >>> RequestError("busy", "Ask again.").status
+        503
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = STATUS[code]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is answered."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What HTTP wants said with the status."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {"Retry-After": str(RETRY_SECONDS)} if self.status == 503 else {}

@@ -1,0 +1,143 @@
+"""What happens to every request, whatever it asks: token, counting, errors as JSON, and bodies that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vprompt.serving.errors import RequestError
+from vprompt.serving.service import Service
+from vprompt.utils.text import printable
+
+OPEN = ("/health",)
+"""Paths that need no token."""
+
+COUNTED = "/v1/predict"
+"""Requests below this path are counted and timed."""
+
+LINGER_SECONDS = 1.0
+"""How long a client that is refused may go on sending: closing at once would cost it the answer."""
+
+_LOG = logging.getLogger("vprompt.serving")
+
+
+class Gate:
+    """ASGI middleware around the application.
+
+    Args:
+        app: What it guards.
+        service: Where requests are counted.
+        token: What clients must show, or None.
+        local: Refuse requests that are addressed to another host than this machine by its own names. A web page that
+            has its host's name resolved to 127.0.0.1 could otherwise ask and read the answers.
+    """
+
+    def __init__(self, app: ASGIApp, *, service: Service, token: str | None, local: bool) -> None:
+        self._app = app
+        self._service = service
+        self._token = token
+        self._local = local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        exchange = _Exchange(scope, receive, send)
+        await self._answer(scope, exchange)
+        if scope["path"].startswith(COUNTED):
+            for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
+                self._service.metrics.count(adapter, status)
+            self._service.metrics.took(time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        try:
+            self._check(scope)
+            await self._app(scope, exchange.receive, exchange.send)
+            return
+        except RequestError as problem:
+            answer = problem
+        except asyncio.CancelledError:
+            # The server's patience with requests under way is over.
+            answer = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
+        except Exception:
+            _LOG.exception("A request failed.")
+            answer = RequestError("failed", "The request failed; the service's log says why.")
+        if exchange.status == 0:
+            await response(answer)(scope, exchange.receive, exchange.send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "localhost")
+        if self._local and not is_local(host):
+            raise RequestError("wrong_host", f"This service is not called {printable(host[:100])!r}.")
+        if self._token is None or scope["path"] in OPEN:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Bytes, for compare_digest takes no other text than ASCII.
+        same = hmac.compare_digest(given.strip().encode(), self._token.encode())
+        if scheme.lower() != "bearer" or not same:
+            raise RequestError(
+                "bad_token", "This needs the header 'Authorization: Bearer TOKEN' with the service's token."
+            )
+
+
+def is_local(host: str) -> bool:
+    """Whether a Host header names this machine as only it is called by itself.
+
+    Example:
+        >>> [is_local(host) for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "example.org", "10.0.0.1:8000")]
+        [True, True, True, False, False]
+    """
+    name = host.lower().partition("]")[0].lstrip("[") if host.startswith("[") else host.lower().partition(":")[0]
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def response(problem: RequestError) -> JSONResponse:
+    """A problem as an HTTP response."""
+    return JSONResponse(problem.body, status_code=problem.status, headers=problem.headers)
+
+
+class _Exchange:
+    """One request and its response, seen from between server and application."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        headers = Headers(scope=scope)
+        self.unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self.status = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self.unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.unread:
+                MutableHeaders(scope=message)["Connection"] = "close"
+        elif self.unread and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.unread:
+                    await self.receive()

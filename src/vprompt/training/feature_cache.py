@@ -1,0 +1,203 @@
+"""What never changes between epochs, computed once for every image: what enters the first block that learns."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from vprompt.data.dataset import ImageDataset
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import Recipe
+from vprompt.model.split import Split
+from vprompt.training.loader import ImageLabels, augmentation, check_batch, in_order, iterate, size_of
+from vprompt.training.precision import attention_for_training, autocast
+from vprompt.utils.distributed import unanimous
+from vprompt.utils.errors import DataError
+
+FEATURES = 128
+"""Images whose features are computed at once where only the head learns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """What a training runs on instead of images and the whole model.
+
+    Args:
+        data: Items are what was computed of an image, and its label.
+        above: What is trained on them: gives logits.
+        with_images: Whether it takes the images as well.
+    """
+
+    data: TensorDataset
+    above: nn.Module
+    with_images: bool
+
+    @property
+    def rows(self) -> Tensor:
+        """What was computed, (N, ...)."""
+        return self.data.tensors[0]
+
+
+def cached(
+    model: PromptedModel, data: ImageLabels, recipe: Recipe, *, processes: int, tell: Callable[[int], None]
+) -> Cache | None:
+    """Computes once for every image, in order, what lies below the first block in which something is learned.
+
+    Whether that is done depends on the arguments alone (but for a full disk), not on how far a training is: a resumed
+    one ends with the same bits.
+
+    Args:
+        model: The model, on its device.
+        data: The images.
+        recipe: Says how often they are looked at, and how much may be kept; pooled features always are.
+        processes: How many do the same at once; all of them keep everything, or none.
+        tell: Called with the number of images that are done; may raise to stop.
+
+    Returns:
+        None where nothing is to be gained, or it is too much to keep.
+    """
+    head_only = all(name.startswith("head.") for name in model.learned)
+    unknown = not isinstance(data, TensorDataset | ImageDataset)
+    if augmentation(data) is not None or (not head_only and (recipe.epochs < 2 or not recipe.cache_gb or unknown)):
+        return None
+    with ExitStack() as stack:
+        if not head_only:  # features deserve full precision: they are computed but once
+            stack.enter_context(attention_for_training(model, recipe))
+            stack.enter_context(autocast(model, recipe))
+        blank = _blank(model, data)
+        split = None if blank is None else Split(model, blank)
+        if split is None or not split.blocks:
+            return None
+        rows = _room(split, size_of(data), recipe, processes)
+        # In batches as large as those of the training, most backends compute the same bits as there.
+        batch = FEATURES if head_only else math.ceil(recipe.batch_size / processes)
+        return None if rows is None else _filled(split, rows, model, data, recipe, batch, tell)
+
+
+def _blank(model: PromptedModel, data: ImageLabels) -> Tensor | None:
+    """An image (1, 3, H, W) of the size of the others, without looking at them; None if they do not fit the model."""
+    size, like = model.preprocessing.size, next(model.parameters())
+    if isinstance(data, ImageDataset):
+        size = data.preprocessing.size
+    elif isinstance(data, TensorDataset):
+        size = tuple(data.tensors[0].shape[2:])
+    blank = like.new_zeros(1, 3, *size)
+    try:
+        check_batch(blank, torch.zeros(1).long(), model)
+    except DataError:
+        return None  # which is said of the images when they come
+    return blank
+
+
+def _room(split: Split, length: int, recipe: Recipe, processes: int) -> Tensor | None:
+    row = split.sample[0]
+    size = length * row.numel() * row.element_size()
+    allowed = split.whole or size <= recipe.cache_gb * 1e9
+    rows = empty_rows(length, row.shape, row.dtype, processes=processes) if allowed else None
+    if unanimous(rows is not None):
+        return rows
+    why = "there is no room for it" if allowed else f"no more than {recipe.cache_gb:g} may be (cache_gb)"
+    warnings.warn(
+        f"The first {split.blocks} blocks learn nothing, but to compute them only once {size / 1e9:.2g} GB would have "
+        f"to be kept, and {why}; they are computed anew in every epoch.",
+        stacklevel=2,
+    )
+    return None
+
+
+def _filled(
+    split: Split,
+    rows: Tensor,
+    model: PromptedModel,
+    data: ImageLabels,
+    recipe: Recipe,
+    batch: int,
+    tell: Callable[[int], None],
+) -> Cache:
+    found: list[Tensor] = []
+    device, done = next(model.parameters()).device, 0
+    for images, labels in iterate(data, in_order(len(rows), batch), device=device, workers=recipe.workers):
+        check_batch(images, labels, model)
+        rows[done : done + len(labels)] = split.below(images)
+        found.append(labels.cpu())
+        done += len(labels)
+        tell(done)
+    return Cache(data=TensorDataset(rows, torch.cat(found)), above=split.above(), with_images=split.needs_images)
+
+
+SHARE = 4
+"""At most one part in so many of the free memory is taken, and of the free disk."""
+
+
+def empty_rows(length: int, shape: Sequence[int], dtype: torch.dtype, *, processes: int = 1) -> Tensor | None:
+    """A tensor (length, *shape) to be filled: in memory, or mapped to a file that vanishes with it, however that ends.
+
+    The file has no name, so that the system removes it even after a kill; it lies where `tempfile` puts its own
+    (`$TMPDIR`).
+
+    Args:
+        length: How many rows.
+        shape: Of a row.
+        dtype: Of its numbers.
+        processes: How many on this machine do the same now.
+
+    Returns:
+        The tensor, not initialised; None where neither memory nor disk has room.
+
+    Example:
+        >>> rows = empty_rows(5, (2, 3), torch.float32)
+        >>> rows.shape
+        torch.Size([5, 2, 3])
+    """
+    size = length * math.prod(shape) * dtype.itemsize
+    if size * processes * SHARE <= free_memory():
+        return torch.empty(length, *shape, dtype=dtype)
+    raw = _in_file(size) if size * processes * SHARE <= shutil.disk_usage(tempfile.gettempdir()).free else None
+    return None if raw is None else raw.view(dtype).view(length, *shape)
+
+
+def free_memory() -> int:
+    """Bytes that can be had without harm to others, as far as the system says; 0 where it does not."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+    try:  # a container may have less
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):
+        return free
+    return max(0, min(free, limit - used))
+
+
+def _in_file(size: int) -> Tensor | None:
+    """Bytes mapped to a temporary file, all of it claimed beforehand; None where the system refuses."""
+    try:
+        with tempfile.TemporaryFile(prefix="vprompt-") as file:
+            _claim(file.fileno(), size)
+            return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
+    except OSError:
+        return None
+
+
+def _claim(descriptor: int, size: int) -> None:
+    """Takes the room on the disk: writing to a mapped file for which there is none ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    blank = bytes(2**20)
+    for start in range(0, size, len(blank)):
+        os.write(descriptor, blank[: size - start])

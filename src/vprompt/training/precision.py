@@ -1,0 +1,31 @@
+"""In which precision a training runs, and with which kernel of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import Recipe
+
+
+def autocast(model: PromptedModel, recipe: Recipe) -> torch.autocast:
+    """The precision of forward passes, as a context."""
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
+@contextmanager
+def attention_for_training(model: PromptedModel, recipe: Recipe) -> Generator[None]:
+    """Plain attention for short sequences in bf16 on a CPU, where the fused kernel's backward pass takes longer.
+
+    Measured: plain is 1.4 times as fast with 65 tokens and 1.5 times with windows of 49, fused 1.3 times as fast with
+    197 tokens.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    plain = on_cpu and recipe.precision == "bf16" and model.info.attended <= 128
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        yield

@@ -1,0 +1,110 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from vprompt.utils.errors import TrainingError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path` and puts it in its place in one step, flushed to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp makes private files
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[Path]:
+    """A path of the same name in a hidden folder beside; what is written there is moved to its place at the end.
+
+    The file itself comes last. If anything goes wrong before, nothing is left behind.
+
+    Args:
+        path: The file.
+        companions: Files beside it that may be written, too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        yield Path(folder) / path.name
+        for target in (*companions, path):
+            part = Path(folder) / target.name
+            if part.exists():
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                part.replace(target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a JSON object atomically, indented."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def pretty_json(value: object, *, sort: bool = False, ascii_only: bool = False, pad: str = "\n") -> str:
+    """JSON with one entry per line, but lists of plain values on one line.
+
+    Args:
+        value: Plain data.
+        sort: Whether keys are sorted.
+        ascii_only: Whether all other letters are escaped.
+        pad: How every line begins.
+
+    Example:
+        >>> print(pretty_json({"b": [1, 2], "a": {"c": None}}))
+        {
+          "b": [1, 2],
+          "a": {
+            "c": null
+          }
+        }
+    """
+    inner = pad + "  "
+
+    def within(part: object) -> str:
+        return pretty_json(part, sort=sort, ascii_only=ascii_only, pad=inner)
+
+    if isinstance(value, Mapping) and value:
+        pairs = list(cast("Mapping[str, Any]", value).items())
+        lines = [f"{json.dumps(k)}: {within(v)}" for k, v in (sorted(pairs) if sort else pairs)]
+        return "{" + inner + f",{inner}".join(lines) + pad + "}"
+    items = cast("list[Any]", value) if isinstance(value, list | tuple) else []
+    if any(isinstance(item, Mapping | list | tuple) for item in items):
+        return "[" + inner + f",{inner}".join(map(within, items)) + pad + "]"
+    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that a run wrote.
+
+    Raises:
+        TrainingError: If it is damaged.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TrainingError(f"{path} is damaged or cannot be read; choose another --out.") from error
+    if not isinstance(document, dict):
+        raise TrainingError(f"{path} is damaged; choose another --out.")
+    return document

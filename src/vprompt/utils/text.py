@@ -1,0 +1,159 @@
+"""Text and numbers from data, made fit to be shown: one line, no control characters, never endless."""
+
+from __future__ import annotations
+
+import math
+import string
+import unicodedata
+from typing import Any
+
+LARGEST = 1e15
+"""Numbers beyond it mean nothing here, and would overflow in a picture."""
+
+
+def line(value: Any, most: int = 120) -> str:
+    """Any value as one line of at most `most` characters; what does not print is written as an escape.
+
+    Direction overrides count as what does not print: they would change how the text around them reads.
+
+    Example:
+        >>> line("a\\n\\u202eb"), line("x" * 9, 5), line(None)
+        ('a \\\\u202eb', 'xxxx…', '–')
+    """
+    if value is None:
+        return "–"
+    text = value if isinstance(value, str) else str(value)
+    text = " ".join(text[: 8 * most].split()) + " " * (len(text) > 8 * most)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def lines(value: Any, most: int = 20_000) -> str:
+    """Text of several lines, each as `line` would show it but with its spaces."""
+    text = value.expandtabs(4) if isinstance(value, str) else ""
+    rows = [
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in row)
+        for row in text[:most].splitlines()
+    ]
+    return "\n".join([*rows, *["…"] * (len(text) > most)])
+
+
+def paragraphs(value: Any) -> list[str]:
+    """The paragraphs of a text, which empty lines part."""
+    blocks = value.replace("\r\n", "\n").split("\n\n") if isinstance(value, str) else []
+    return [line(block, 4000) for block in blocks if block.strip()]
+
+
+def number(value: Any) -> float | None:
+    """A finite number of sensible size, or None.
+
+    Example:
+        >>> number(0.5), number(float("nan")), number("0.5"), number(True)
+        (0.5, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LARGEST and math.isfinite(value) else None
+
+
+def share(value: Any) -> float | None:
+    """A number between 0 and 1, or None."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, without the sign.
+
+    Example:
+        >>> percent(0.7055)
+        '70.5'
+    """
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def spread(mean: float | None, std: float | None) -> str:
+    """Mean ± standard deviation of a share, in percent."""
+    return percent(mean) if mean is None or std is None else f"{percent(mean)} ± {percent(std)}"
+
+
+def amount(value: float | None) -> str:
+    """A number of things, whole where it is.
+
+    Example:
+        >>> amount(48010), amount(80.25), amount(None)
+        ('48,010', '80.2', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.1f}"
+
+
+def gmacs(value: float | None) -> str:
+    """Multiply-accumulates in thousand millions."""
+    return "–" if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time that reads well.
+
+    Example:
+        >>> duration(45), duration(5000), duration(360_000)
+        ('45 s', '83 min', '100.0 h')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
+def count(many: int, noun: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> count(1, "seed"), count(2000, "run")
+        ('1 seed', '2,000 runs')
+    """
+    return f"{many:,} {noun}{'s' * (many != 1)}"
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Names in a sentence; those with commas are parted by semicolons.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(["a", "b", "c"], 2)
+        ('a, b and c', 'a, b and 1 more')
+    """
+    between = "; " if any("," in name for name in names) else ", "
+    if len(names) > most:
+        return f"{between.join(names[:most])} and {len(names) - most:,} more"
+    return names[0] if len(names) == 1 else f"{between.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def printable(name: str) -> str:
+    """Escapes what a terminal or a UTF-8 file cannot hold: control characters and undecodable bytes of file names."""
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in name)
+
+
+_ESCAPES = {
+    **{c: f"\\{c}" for c in string.punctuation if c not in "-,/';?%"},
+    "<": "&lt;",
+    ">": "&gt;",
+    "&": "&amp;",
+    '"': "&quot;",
+    "@": "&#64;",
+    ":": "&#58;",
+    ".": "&#46;",
+}
+"""Everything that could be markup in a line of Markdown, links that GitHub makes of plain text included."""
+
+
+def escape(text: str) -> str:
+    """Text from data as it can stand in a line of Markdown: never markup, never more than one line."""
+    return "".join(_ESCAPES.get(c, c) for c in printed(text))
+
+
+def printed(text: str) -> str:
+    """Text in which what does not print is written as an escape, so that it is one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
