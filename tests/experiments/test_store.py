@@ -174,3 +174,19 @@ def test_results_of_the_first_version_are_read():
     assert name == "synthetic-counting-linear-s0-e363c7ac606fdbf0"
     assert store.result(name)["test_accuracy"] == 0.208
     assert store.result(name)["provenance"]["versions"]["laconic"] == "0.1.0"
+
+
+def test_a_kill_before_the_result_leaves_the_adapter_to_be_taken_back(store, monkeypatch):
+    """Whatever moment it comes at: with the result there, nothing is left in the folder for unfinished runs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_document", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.publish("a", DOCUMENT, an_adapter(store, "a"))
+    assert store.result("a") is None
+    with store.locked("a") as folder:
+        assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_path", lambda name: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                store.publish("a", DOCUMENT, folder)
+        assert not folder.exists()

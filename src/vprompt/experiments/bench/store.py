@@ -63,15 +63,21 @@ class Store:
         return document if document is not None and document.get("name") == name else None
 
     def publish(self, name: str, document: Document, adapter: Path | None = None) -> None:
-        """Puts a run's adapter and then its result in their places; the folder `adapter` is used up."""
+        """Puts a run's adapter and then its result in their places; the folder `adapter` is moved away."""
+        place = self.here / "adapters" / name
         if adapter is not None:
-            self._publish_adapter(name, adapter)
+            with self._reached():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(place, ignore_errors=True)
+                os.replace(adapter, place)
+            if not self.is_folder:
+                self._upload(name, place)
         self._write_document(f"results/{name}.json", document)
         with self._reached():
             if self.fs.exists(failure := self._path(f"failures/{name}.json")):
                 self.fs.rm_file(failure)
-        if adapter is not None:
-            shutil.rmtree(adapter, ignore_errors=True)
+        if not self.is_folder:
+            shutil.rmtree(place, ignore_errors=True)
 
     def adapter(self, name: str) -> Path:
         """A folder on this machine with the adapter and the result of a finished run."""
@@ -133,14 +139,7 @@ class Store:
                 self.fs.rm(self.root, recursive=True)
         shutil.rmtree(self.here, ignore_errors=True)
 
-    def _publish_adapter(self, name: str, adapter: Path) -> None:
-        if self.is_folder:
-            place = self.here / "adapters" / name
-            with self._reached():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(place, ignore_errors=True)
-                os.replace(adapter, place)
-            return
+    def _upload(self, name: str, adapter: Path) -> None:
         for file in sorted(adapter.rglob("*")):
             relative = file.relative_to(adapter)
             if file.is_file() and not any(part.startswith(".") for part in relative.parts):
