@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,11 +56,11 @@ class ClusterError(VPromptError):
 
 @dataclass(eq=False, kw_only=True)
 class _Seat:
-    """An actor as the driver sees it: its process, if it has had one, and whether that is in the pool."""
+    """An actor as the driver sees it: its last process, if it has had one, and whether that is in the pool."""
 
     name: str
     actor: Any
-    pid: int = 0
+    process: str = ""
     host: str = ""
     ready: bool = False
     affinity: str = ""
@@ -142,7 +143,7 @@ class RayEngine:
                 event: Event = self.pool.get_next_unordered(timeout=0 if events else seconds)
             except TimeoutError:
                 break
-            except self.ray.exceptions.RayError as error:
+            except self.ray.exceptions.RayActorError as error:
                 event = self._lost(error)
             del self._running[event.name]
             events.append(event)
@@ -209,8 +210,10 @@ class RayEngine:
                     f"{about['host']} has vprompt {about['version']} and this machine {__version__}; install the same "
                     "everywhere."
                 )
-            if not seat.ready and about["pid"] != seat.pid:
-                seat.pid, seat.host, seat.ready = about["pid"], about["host"], True
+            if not seat.ready and about["process"] == seat.process:
+                self.ray.kill(seat.actor, no_restart=False)  # only the network failed; its job is another's now
+            elif not seat.ready:
+                seat.process, seat.host, seat.ready = about["process"], about["host"], True
                 self.pool.push(seat)
             progress: Event | None = about["progress"]
             if progress is not None and self._running.get(progress.name) is seat:
@@ -225,7 +228,6 @@ class RayEngine:
         for idle in self._take_idle():
             if idle is not seat:
                 self.pool.push(idle)
-        self.ray.kill(seat.actor, no_restart=False)  # only the network may have failed
         why = f"its Ray worker on {seat.host} was ended or cannot be reached"
         return Event(name=name, kind="lost", worker=seat.name, why=why)
 
@@ -257,6 +259,7 @@ class Overseer:
     def __init__(self, address: str, name: str, folder: str, rehearse: bool, threads: int) -> None:
         name = f"{name} on {platform.node()}"
         self.engine = LocalEngine(address, name=name, rehearse=rehearse, threads=threads)
+        self.process = uuid.uuid4().hex
         self.progress: Event | None = None
         with contextlib.suppress(OSError):
             os.chdir(folder)
@@ -265,12 +268,15 @@ class Overseer:
     def ping(self, seconds: float) -> dict[str, Any]:
         """Who this is and how far its job is, after some seconds."""
         time.sleep(seconds)
-        about = {"pid": os.getpid(), "host": platform.node(), "version": __version__}
+        about = {"process": self.process, "host": platform.node(), "version": __version__}
         return {**about, "progress": self.progress}
 
     def do(self, assignment: Assignment) -> Event:
         """Has the process do a job, and returns what became of it."""
-        self.engine.submit(assignment)
+        try:
+            self.engine.submit(assignment)
+        except OSError as error:
+            return Event(name=assignment.name, kind="lost", why=f"no process could be started ({error.strerror})")
         while True:
             for event in self.engine.poll(60.0):
                 if event.kind != "progress":
