@@ -21,6 +21,9 @@ from vprompt.utils.serialization import Reader, parse, show
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""
 
+_OLD_VERSION = "laconic_version"
+"""The key `vprompt_version` of adapters written before the library had its name."""
+
 _REDO = "save or download the adapter again"
 
 
@@ -171,6 +174,9 @@ class _Reader(Reader):
             )
         if version < 1:
             self.fail(f"'format_version' should be at least 1, not {version}")
+        if _OLD_VERSION in document:
+            document = {"vprompt_version": document[_OLD_VERSION], **document}
+            del document[_OLD_VERSION]
         return AdapterConfig(**self.entries(document, AdapterConfig, ""))
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
