@@ -6,8 +6,10 @@ command gets its page by itself.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import posixpath
@@ -76,13 +78,30 @@ def api_pages() -> dict[str, str]:
         index += f"\n## {module}\n\n| name | |\n|---|---|\n"
         for name in names:
             pages[f"api/{module}.{name}.md"] = f"::: {module}.{name}\n"
-            index += f"| [`{name}`]({module}.{name}.md) | {first_line(getattr(importlib.import_module(module), name))} |\n"
+            index += f"| [`{name}`]({module}.{name}.md) | {first_line(docstring(module, name))} |\n"
     return {"api/index.md": index, **pages}
 
 
-def first_line(value: object) -> str:
-    """The first sentence of a docstring, for a table."""
-    paragraph, _, _ = (value.__doc__ or "").strip().partition("\n\n")
+def docstring(module: str, name: str) -> str:
+    """The docstring of a public name; of what is neither class nor function, the text below its assignment."""
+    value = getattr(importlib.import_module(module), name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return inspect.getdoc(value) or ""
+    body = ast.parse(inspect.getsource(importlib.import_module(module))).body
+    for statement, below in zip(body, [*body[1:], None], strict=True):
+        match statement, below:
+            case ast.ImportFrom(module=str(home), names=names), _ if name in [alias.name for alias in names]:
+                return docstring(home, name)
+            case ast.Assign(targets=[ast.Name(id=assigned)]), ast.Expr(ast.Constant(str(text))) if assigned == name:
+                return inspect.cleandoc(text)
+            case _:
+                pass
+    return ""
+
+
+def first_line(text: str) -> str:
+    """The first paragraph of a docstring, for a table."""
+    paragraph, _, _ = text.partition("\n\n")
     return " ".join(paragraph.split()).replace("|", "\\|")
 
 

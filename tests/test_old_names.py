@@ -69,7 +69,9 @@ def test_results_are_reported(place, tmp_path):
     assert outcome.status == 0, outcome.err
     with (tmp_path / place / "report.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
-    result = json.loads(next((tmp_path / place).glob("result*/*.json" if place == "runs" else "result.json")).read_text())
+    result = json.loads(
+        next((tmp_path / place).glob("result*/*.json" if place == "runs" else "result.json")).read_text()
+    )
     assert float(row["test_accuracy"]) == result["test_accuracy"] == {"runs": 0.208, "prompts": 1.0}[place]
 
 
