@@ -1,4 +1,4 @@
-"""The house: few rooms, imports that only go down, no circle between files; `make check` holds the order of the rooms."""
+"""Few rooms, imports that only go down, no circle between files; `make check` holds the order of the rooms."""
 
 import re
 import sys
