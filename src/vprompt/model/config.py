@@ -21,8 +21,8 @@ from vprompt.utils.serialization import Reader, parse, show
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""
 
-_OLD_VERSION = "laconic_version"
-"""The key `vprompt_version` of adapters written before the library had its name."""
+OLD_VERSION = "laconic_version"
+"""Key of `vprompt_version` in files that were written under the library's first name."""
 
 _REDO = "save or download the adapter again"
 
@@ -174,9 +174,9 @@ class _Reader(Reader):
             )
         if version < 1:
             self.fail(f"'format_version' should be at least 1, not {version}")
-        if _OLD_VERSION in document:
-            document = {"vprompt_version": document[_OLD_VERSION], **document}
-            del document[_OLD_VERSION]
+        if OLD_VERSION in document:
+            document = {"vprompt_version": document[OLD_VERSION], **document}
+            del document[OLD_VERSION]
         return AdapterConfig(**self.entries(document, AdapterConfig, ""))
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
