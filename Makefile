@@ -44,8 +44,9 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache --no-logo
 
+# Not with --quiet: it silences the warnings that make a strict build fail.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(READY)
 	$(BIN)/python benchmarks/inference.py --rounds 5
