@@ -112,9 +112,22 @@ def command_pages() -> dict[str, str]:
     for command, text in commands():
         place = f"{'-'.join(command)}.md"
         title = f"vprompt {' '.join(command)}"
-        pages[f"commands/{place}"] = f"---\nhide: [toc]\n---\n\n# {title}\n\n```text\n{text}```\n"
+        body = f"# {title}\n\n```text\n{text}```\n"
+        if "--method NAME --help" in " ".join(text.split()):
+            body += "\n## Options of methods\n" + "".join(method_options(*command))
+        pages[f"commands/{place}"] = f"---\nhide: [toc]\n---\n\n{body}"
         index += f"| [`{title}`]({place}) |\n"
     return {"commands/index.md": index, **pages}
+
+
+def method_options(*command: str) -> Iterator[str]:
+    """A section for the options of each method, for a command that has those of the one it is given."""
+    from vprompt.methods.registry import METHODS
+
+    for name in METHODS.names():
+        text = re.sub(r"^ +-{20,}\n", "", help_text(*command, "--method", name), flags=re.MULTILINE)
+        panel = re.search(rf"^ {re.escape(name)} options\n(.*?)(?=^ \w|\Z)", text, re.MULTILINE | re.DOTALL)
+        yield f"\n### {name}\n\n" + (f"```text\n{panel[1].rstrip()}\n```\n" if panel else "None.\n")
 
 
 def linked(markdown: str, source: str, page: str) -> str:

@@ -44,7 +44,10 @@ def test_every_command_has_a_page(pages):
     assert [command[0] for command in commands if len(command) == 1] == names
     assert any(command[0] == "analyze" and len(command) == 2 for command in commands)
     assert all(text.startswith(f"usage: vprompt {' '.join(command)} ") for command, text in commands.items())
-    assert {f"commands/{'-'.join(command)}.md" for command in commands} <= pages.command_pages().keys()
+    texts = pages.command_pages()
+    assert {f"commands/{'-'.join(command)}.md" for command in commands} <= texts.keys()
+    assert "### lora\n\n```text\n" in texts["commands/fit.md"]
+    assert "--rank" in texts["commands/fit.md"].partition("### lora\n")[2]
 
 
 def test_links_of_root_pages_lead_to_the_site(pages):
