@@ -4,13 +4,16 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from conftest import run_command
+from vprompt.cli.main import commands
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -67,6 +70,16 @@ def test_examples_import_what_there_is(page):
             assert [name for name in names.split(", ") if not hasattr(there, name)] == []
         for name in re.findall(r"\bvprompt\.(\w+)", block):
             assert hasattr(importlib.import_module("vprompt"), name), name
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_commands_can_be_meant(page):
+    text = page.read_text("utf-8").replace("\\\n", "")
+    for line in re.findall(r"^    vprompt (.+)$", text, flags=re.MULTILINE):
+        arguments = shlex.split(line, comments=True)
+        tyro.cli(
+            commands(arguments), args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+        )
 
 
 def test_contributing_names_files_that_exist():
