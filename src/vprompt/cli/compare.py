@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import IMAGES, OUTPUT, data_name, pruning_options, settings_options
 from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
@@ -19,7 +20,6 @@ from vprompt.utils.serialization import Option, options_of
 from vprompt.utils.text import duration
 
 if TYPE_CHECKING:
-    from vprompt.experiments.bench.engine import Event
     from vprompt.experiments.bench.jobs import Job
 
 METHODS_SHOWN = "linear,vpt-shallow,vpt-deep,pc,e2vpt"
@@ -101,7 +101,7 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
     return command(CompareCommand, own, groups)
 
 
-class Lines:
+class Lines(Watch):
     """A line on standard error for each run, with the time that the others are likely to take."""
 
     def __init__(self) -> None:
@@ -113,13 +113,10 @@ class Lines:
             self.number += 1
             print_note(f"[{self.number}] {event.name}")
 
-    def settled(self, job: Job, found: Mapping[str, Any]) -> None:
+    def settled(self, job: Job, result: Mapping[str, Any]) -> None:
         """Tells of a run that has ended."""
-        seconds = f" ({duration(found['seconds'])})" if found.get("seconds") is not None else ""
-        print_note(f"failed: {found['failed']}" if "failed" in found else f"done: {job.name}{seconds}")
-
-    def tick(self) -> None:
-        """Time has passed."""
+        seconds = f" ({duration(result['seconds'])})" if result.get("seconds") is not None else ""
+        print_note(f"failed: {result['failed']}" if "failed" in result else f"done: {job.name}{seconds}")
 
 
 def _names(text: str) -> list[str]:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from vprompt.experiments.bench.store import BusyError, FolderStore, StoreError, claimed, open_store, seal, whole
+from vprompt.experiments.bench.store import StoreError, open_store, verified, with_checksum
+from vprompt.experiments.folder import BusyError, locked
 
 DOCUMENT = {"name": "a", "test_accuracy": 0.5, "classes": ["ü", "<b>"]}
 
@@ -40,7 +41,7 @@ def test_what_was_published_is_there(store):
     assert (store.adapter("a") / "adapter_model.safetensors").read_bytes() == b"weights"
     store.publish("a", {**DOCUMENT, "test_accuracy": 0.6}, None)
     assert store.result("a")["test_accuracy"] == 0.6
-    store.keep_plan("p", "seeds = 3")
+    store.write_plan("p", "seeds = 3")
     assert store.plans() == {"p": "seeds = 3"}
 
 
@@ -77,9 +78,9 @@ def test_bytes_that_are_no_text_are_none(store):
 
 
 def test_the_checksum_covers_everything():
-    assert whole(json.dumps(seal(DOCUMENT))) == seal(DOCUMENT)
+    assert verified(json.dumps(with_checksum(DOCUMENT))) == with_checksum(DOCUMENT)
     for key in DOCUMENT:
-        assert whole(json.dumps(seal(DOCUMENT) | {key: 1})) is None
+        assert verified(json.dumps(with_checksum(DOCUMENT) | {key: 1})) is None
 
 
 def test_half_written_files_are_no_results(store):
@@ -94,20 +95,23 @@ def test_half_written_files_are_no_results(store):
 
 def test_an_adapter_without_its_result_goes_back_to_work(tmp_path):
     """A kill between the two steps of `publish` costs nothing."""
-    store = FolderStore(tmp_path)
+    store = open_store(str(tmp_path))
     an_adapter(store, "a")
     (tmp_path / "adapters").mkdir()
     os.replace(store.scratch("a"), store.adapter("a"))
-    store.reclaim("a")
-    assert (store.scratch("a") / "result.json").exists()
-    assert not store.adapter("a").exists()
-    store.reclaim("a")
-    store.publish("a", DOCUMENT, store.scratch("a"))
+    with store.locked("a") as folder:
+        assert folder == store.scratch("a")
+        assert (folder / "result.json").exists()
+        assert not store.adapter("a").exists()
+    with store.locked("a") as folder:
+        store.publish("a", DOCUMENT, folder)
     assert (store.adapter("a") / "result.json").exists()
+    with store.locked("a") as folder:  # it is finished
+        assert not folder.exists()
 
 
 def _hold(folder, ready, end):
-    with claimed(folder):
+    with locked(folder):
         ready.set()
         end.wait()
 
@@ -118,20 +122,20 @@ def test_one_process_at_a_time(tmp_path):
     other = context.Process(target=_hold, args=(tmp_path / "work" / "a", ready, end))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(BusyError, match="Another process is at work on a"), claimed(tmp_path / "work" / "a"):
+    with pytest.raises(BusyError, match="Another process is at work on a"), locked(tmp_path / "work" / "a"):
         pass
-    with claimed(tmp_path / "work" / "b"):
+    with locked(tmp_path / "work" / "b"):
         pass
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    with claimed(tmp_path / "work" / "a"):
+    with locked(tmp_path / "work" / "a"):
         pass
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_lock_is_let_go_on_errors(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), claimed(tmp_path / "a"):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "a"):
             raise ZeroDivisionError
 
 
@@ -161,3 +165,28 @@ def test_an_address_that_means_nothing_is_refused():
         open_store("nonsense://x")
     with pytest.raises(StoreError, match=r"cannot be used|cannot be kept"):
         open_store("s3://no-such-bucket-here/runs").finished()
+
+
+def test_results_of_the_first_version_are_read():
+    """Under the name that the library had then."""
+    store = open_store(os.path.join(os.path.dirname(__file__), "old_store"))
+    (name,) = store.finished()
+    assert name == "synthetic-counting-linear-s0-e363c7ac606fdbf0"
+    assert store.result(name)["test_accuracy"] == 0.208
+    assert store.result(name)["provenance"]["versions"]["laconic"] == "0.1.0"
+
+
+def test_a_kill_before_the_result_leaves_the_adapter_to_be_taken_back(store, monkeypatch):
+    """Whatever moment it comes at: with the result there, nothing is left in the folder for unfinished runs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_document", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.publish("a", DOCUMENT, an_adapter(store, "a"))
+    assert store.result("a") is None
+    with store.locked("a") as folder:
+        assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_path", lambda name: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                store.publish("a", DOCUMENT, folder)
+        assert not folder.exists()

@@ -18,7 +18,7 @@ from plans import figures, results, workers
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.experiments.bench.collect import study_of
-from vprompt.experiments.bench.engine import Event, Task
+from vprompt.experiments.bench.engine import Assignment, Event
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.jobs import Job, to_plain_data
 from vprompt.experiments.bench.local import LocalEngine
@@ -249,7 +249,7 @@ def test_what_fails_for_good_is_said_and_not_tried_again(text, tmp_path):
 def test_the_engine_names_the_signal_that_killed_a_worker(tmp_path):
     engine = LocalEngine(str(tmp_path), workers=1)
     job = Job(settings=settings_from({"backbone": BUNDLED_BACKBONE, "data": "bundled:fashion-mnist"}).resolved())
-    engine.submit(Task(name=job.name, document=to_plain_data(job)))
+    engine.submit(Assignment(name=job.name, document=to_plain_data(job)))
     os.kill(engine.workers[0].process.pid, signal.SIGKILL)
     end, events = time.monotonic() + 60, []
     while not any(event.kind == "lost" for event in events) and time.monotonic() < end:

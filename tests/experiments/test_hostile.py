@@ -10,7 +10,7 @@ import torch
 
 from conftest import run_with_one_thread
 from plans import results
-from vprompt.experiments.bench.engine import Task
+from vprompt.experiments.bench.engine import Assignment
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import steps
 from vprompt.experiments.bench.jobs import Job
@@ -34,13 +34,15 @@ def the_jobs(text, number):
 def test_what_a_worker_sent_before_it_died_is_not_lost():
     ours, theirs = multiprocessing.Pipe()
     worker = object.__new__(WorkerProcess)
-    worker.name, worker.connection, worker.task = "worker 0", ours, Task(name="a", document={})
+    worker.name, worker.connection, worker.assignment = "worker 0", ours, Assignment(name="a", document={})
+    worker.process = multiprocessing.get_context("spawn").Process(target=int)
+    worker.process.start()
     theirs.send(("done", {"state": "finished"}))
     theirs.close()
     assert [event.kind for event in worker.read()] == ["done"]
-    assert worker.task is None
-    with pytest.raises((EOFError, OSError)):
-        worker.read()
+    assert worker.assignment is None
+    assert worker.ended
+    assert worker.read() == []
     assert LocalEngine("", workers=1).free() == 1
 
 
@@ -131,7 +133,7 @@ def test_memory_that_torch_does_not_get_is_said_to_be_memory(tmp_path, text):
 
 def test_a_validation_loss_that_is_no_number_is_a_divergence(tmp_path, text, monkeypatch):
     monkeypatch.setattr(
-        "vprompt.training.evaluate.evaluate", lambda *a, **k: Evaluation(accuracy=0.3, loss=float("nan"), images=3)
+        "vprompt.experiments.run.evaluate", lambda *a, **k: Evaluation(accuracy=0.3, loss=float("nan"), images=3)
     )
     settings = replace(the_jobs(text, 0), train_on="train", test=False)
     found = try_settings(settings, tmp_path / "training.safetensors", until=1)
