@@ -72,13 +72,13 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
 
 
 def _model(model: Model | None) -> dict[str, Any]:
-    losses = [] if model is None else model.losses
+    losses = () if model is None else model.losses
     counts = None if model is None else model.prompt_counts
     return {
         "test_accuracy": model and model.test_accuracy,
         "val_accuracy": model and model.val_accuracy,
         "converged": model and model.converged,
-        "epochs": model and len(model.epochs),
+        "epochs": model and len(model.losses),
         "final_loss": losses[-1] if losses else None,
         "prompts": model and model.prompts,
         "prompts_per_block": None if counts is None else " ".join(map(str, counts)),

@@ -1,4 +1,4 @@
-"""Where the results come from: every setting of every run once, data, weights, versions; and what does not match."""
+"""Settings and provenance: every setting of every run once, data, weights, versions; and what does not match."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from vprompt.experiments.report.study import Run, Study
-from vprompt.report.document import Block, Body, Cell, Fold, Section, Table, Warn
+from vprompt.report.document import Block, Fold, Section, Table, Warn, simple_table
 from vprompt.utils.text import amount, count, duration, line, listed, percent
 
 _SAME = {
@@ -32,16 +32,16 @@ def section(study: Study) -> Section:
         ("method", lambda run: run.method.label),
         ("task", lambda run: run.task.title),
         ("task and method", lambda run: f"{run.task.title}, {run.method.label}"),
-        ("run", lambda run: f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"),
+        ("run", lambda run: run.title),
     ]
     for kind, name in kinds:
         groups: dict[str, list[dict[str, str]]] = {}
         for run in runs:
             groups.setdefault(name(run), []).append(facts[id(run)])
-        mine = [key for key in left if kind == "run" or all(_one(key, group) for group in groups.values())]
-        left = [key for key in left if key not in mine]
-        if mine:
-            blocks += _tables(kind, mine, {name: group[0] for name, group in groups.items()})
+        shared = [key for key in left if kind == "run" or all(_agree(key, group) for group in groups.values())]
+        left = [key for key in left if key not in shared]
+        if shared:
+            blocks.append(_table(kind, shared, {name: group[0] for name, group in groups.items()}))
     blocks += [_tasks(study), Fold("Every run", [_runs(study)])]
     return Section(key="origin", title="Settings and provenance", blocks=blocks)
 
@@ -80,7 +80,7 @@ def warnings(study: Study) -> list[str]:
                     f"The runs of {task.title} differ in their {what} ({len(values)} kinds); do not compare them."
                 )
     odd = [
-        f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"
+        run.title
         for run in study.finished
         if run.model is not None and run.model.test_accuracy is None and run.model.val_accuracy is None
     ]
@@ -100,39 +100,33 @@ def _at(facts: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _one(key: str, group: Sequence[Mapping[str, str]]) -> bool:
+def _agree(key: str, group: Sequence[Mapping[str, str]]) -> bool:
     return len({facts.get(key) for facts in group}) == 1
 
 
-def _tables(kind: str, keys: Sequence[str], groups: Mapping[str, Mapping[str, str]]) -> list[Block]:
+def _table(kind: str, keys: Sequence[str], groups: Mapping[str, Mapping[str, str]]) -> Block:
     """A row for each setting where all runs have it in common, or else one for each of what it goes with."""
     if kind == "all runs":
-        rows: list[list[Cell | str]] = [[key, next(iter(groups.values())).get(key, "–")] for key in keys]
-        table = Table(caption="Common to all runs", head=["Setting", "Value"], bodies=[Body(rows=rows)], words=True)
-        return [table if len(rows) <= 8 else Fold(f"Common to all runs ({len(rows)} settings)", [table])]
+        rows = [[key, next(iter(groups.values())).get(key, "–")] for key in keys]
+        table = simple_table("Common to all runs", ["Setting", "Value"], rows, words=True)
+        return table if len(rows) <= 8 else Fold(f"Common to all runs ({len(rows)} settings)", [table])
     rows = [[name, *(facts.get(key, "–") for key in keys)] for name, facts in groups.items()]
-    head = [kind.capitalize(), *keys]
-    table = Table(caption=f"What goes with the {kind}", head=head, bodies=[Body(rows=rows)], words=True)
-    return [table if len(rows) <= 30 else Fold(f"What goes with the {kind}", [table])]
+    table = simple_table(f"What goes with the {kind}", [kind.capitalize(), *keys], rows, words=True)
+    return table if len(rows) <= 30 else Fold(table.caption, [table])
 
 
 def _tasks(study: Study) -> Table:
-    rows: list[list[Cell | str]] = []
+    rows: list[list[str]] = []
     for task in study.tasks:
-        names = ("train", "val", "test")
-        cells = [amount(task.images.get(name)) for name in names]
-        rows.append([task.title, line(task.key, 80), *cells, str(task.classes) if task.classes else "–"])
-    head = ["Task", "Name", "Train", "Val", "Test", "Classes"]
-    return Table(caption="Tasks and their images", head=head, bodies=[Body(rows=rows)])
+        images = [amount(task.images.get(name)) for name in ("train", "val", "test")]
+        rows.append([task.title, line(task.key, 80), *images, str(task.classes) if task.classes else "–"])
+    return simple_table("Tasks and their images", ["Task", "Name", "Train", "Val", "Test", "Classes"], rows)
 
 
 def _runs(study: Study) -> Table:
-    rows: list[list[Cell | str]] = []
+    rows: list[list[str]] = []
     for run in study.runs:
-        model = run.model
-        test, val = (None, None) if model is None else (model.test_accuracy, model.val_accuracy)
+        test, val = (None, None) if run.model is None else (run.model.test_accuracy, run.model.val_accuracy)
         state = run.state + " †" * run.unconverged
-        where = f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"
-        rows.append([where, state, percent(test), percent(val), duration(run.seconds), run.name or "–"])
-    head = ["Run", "State", "Test, %", "Val, %", "Took", "Result"]
-    return Table(caption="Every run", head=head, bodies=[Body(rows=rows)], words=True)
+        rows.append([run.title, state, percent(test), percent(val), duration(run.seconds), run.name or "–"])
+    return simple_table("Every run", ["Run", "State", "Test, %", "Val, %", "Took", "Result"], rows, words=True)
