@@ -1,4 +1,4 @@
-"""Reports as plain values: sections of blocks, which HTML, Markdown and LaTeX each write in their way; nothing is escaped."""
+"""Reports as plain values: sections of blocks that HTML, Markdown and LaTeX write in their way; nothing is escaped."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts side by side with one legend of the numbers of styles and their names; their values are also in a table."""
+    """Charts side by side, and a legend of numbers of styles and their names; their values are also in a table."""
 
     charts: Sequence[Chart]
     legend: Sequence[tuple[int, str]] = ()

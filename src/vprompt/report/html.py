@@ -23,13 +23,13 @@ def html_page(title: str, made: str, sections: Sequence[Section]) -> str:
         made: What it is and when it was made, in a line below.
         sections: Its content, linked from its top.
     """
-    pages = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    pages.filters |= {"kind": _kind, "as_cell": as_cell, "base64": _base64, "svg": svg, "key": key}
+    pages = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+    pages.trim_blocks = pages.lstrip_blocks = True
+    tools = {"kind": _kind, "as_cell": as_cell, "base64": _base64, "svg": svg, "key": key}
     # The style sheet is our own file, the only text that goes in as it is.
     style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
-    return pages.get_template("page.html").render(title=title, made=made, sections=sections, style=style) + "\n"
+    template = pages.get_template("page.html")
+    return template.render(title=title, made=made, sections=sections, style=style, **tools) + "\n"
 
 
 def _kind(block: Block) -> str:

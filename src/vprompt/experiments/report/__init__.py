@@ -2,7 +2,6 @@
 
 from vprompt.experiments.report.aggregate import Aggregates, Spread, aggregate
 from vprompt.experiments.report.csv import csv_rows
-
 from vprompt.experiments.report.page import latex, markdown, page
 
 __all__ = ["Aggregates", "Spread", "aggregate", "csv_rows", "latex", "markdown", "page"]

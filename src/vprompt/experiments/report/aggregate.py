@@ -75,7 +75,7 @@ def on_task(study: Study, method: Method, task: Task) -> Spread:
 
 
 def over_groups(study: Study, method: Method, groups: Sequence[Sequence[Task]]) -> Spread:
-    """The mean of the means over groups of tasks of the accuracy of a method; with one group, the mean over its tasks."""
+    """The mean of a method's mean accuracies over groups of tasks; with one group, the mean over its tasks."""
     means = [[_seeds(study, method, task) for task in tasks] for tasks in groups]
     lacking = sum(seeds.mean is None for tasks in means for seeds in tasks)
     return _spread(over_tasks([over_tasks(tasks) for tasks in means]), lacking)

@@ -52,9 +52,7 @@ def curve_of(run: Run) -> tuple[list[tuple[float, float]], float | None]:
 def _curve(run: Run, most: int) -> Curve:
     points, join = curve_of(run)
     name = f"{run.method.label}, seed {run.seed}" + (" (had not converged)" if run.unconverged else "")
-    return Curve(
-        name=name, points=thin(points, most), style=run.method.style, dashed=run.unconverged, join=join
-    )
+    return Curve(name=name, points=thin(points, most), style=run.method.style, dashed=run.unconverged, join=join)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
