@@ -1,4 +1,4 @@
-"""The results of a plan, or of whatever runs lie in a folder, as plain data for a report."""
+"""Collection of results, of a plan or of the runs in a folder, as plain data for a report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from vprompt.utils.errors import VPromptError
 
 Document = dict[str, Any]
 
-_ELSEWHERE = ("data", "method", "prompts", "condense", "ratio", "recipe", "seed", *PLACES)
+_ELSEWHERE = ("data", "method", "name", "prompts", "condense", "ratio", "seed", *PLACES)
 """Settings that a label has already, that the task or seed say, or that change no number."""
+
+_OLD, _NEW = "laconic", "vprompt"
+"""What the package was called when older results were written, and is now."""
 
 
 def study_of(address: str, *, plan: str | None = None) -> Document:
@@ -52,7 +55,7 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
 
 
 def cells_in(plan: Plan, store: Store) -> list[Document]:
-    """What is known of every cell of a plan from the results in a store.
+    """The cells of a plan, with what a store has of each.
 
     Returns:
         For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result` and
@@ -65,21 +68,34 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     cells: list[Document] = []
     for cell in cells_of(plan, [*tasks, *optional]):
         outcome, result = follow(cell, store)
-        state = "missing" if outcome is None else "failed" if outcome.failure else "finished"
-        cells.append(
-            {
-                "task": cell.task,
-                "method": cell.method,
-                "seed": cell.seed,
-                "state": state,
-                "failure": None if outcome is None else outcome.failure,
-                "result": result or None,
-                "search": None if outcome is None else outcome.search,
-            }
-        )
+        failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
+        state = "missing" if outcome is None else "failed" if failure else "finished"
+        found = _renamed(result) if result else None
+        cells.append(_cell(cell.task, cell.method, cell.seed, state, found, failure=failure, search=search))
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
     return [cell for cell in cells if cell["task"] in seen]
+
+
+def _cell(task: str, method: str, seed: int, state: str, result: Document | None, **more: Any) -> Document:
+    cell = {"task": task, "method": method, "seed": seed, "state": state, "result": result}
+    return {**cell, "failure": None, "search": None, **more}
+
+
+def _renamed(result: Document) -> Document:
+    """A result of any version with the names of this one."""
+
+    def renamed(part: Any) -> Any:
+        return _NEW + part.removeprefix(_OLD) if isinstance(part, str) and part.startswith(f"{_OLD}_") else part
+
+    provenance, settings = result.get("provenance"), result.get("settings")
+    result = {**result, "backbone": renamed(result.get("backbone"))}
+    if isinstance(settings, Mapping):
+        result["settings"] = {key: renamed(value) if key == "backbone" else value for key, value in settings.items()}
+    if isinstance(provenance, Mapping) and isinstance(versions := provenance.get("versions"), Mapping):
+        versions = {_NEW if package == _OLD else package: version for package, version in versions.items()}
+        result["provenance"] = {**provenance, "versions": versions}
+    return result
 
 
 def _of_plan(plan: Plan, store: Store) -> Document:
@@ -100,18 +116,18 @@ def _of_plan(plan: Plan, store: Store) -> Document:
 
 def _of_folder(address: str, store: Store) -> Document:
     """Runs without a plan: those of a store, or every result.json below a folder."""
-    results = [found for name in sorted(store.finished()) if (found := store.result(name)) is not None]
-    results = [found for found in results if found.get("until") is None and found.get("test_accuracy") is not None]
-    results, unread = [found for found in results if _usable(found)], list[str]()
+    results = [result for name in sorted(store.finished()) if (result := store.result(name)) is not None]
+    results = [result for result in results if result.get("until") is None and result.get("test_accuracy") is not None]
+    results, unread = [result for result in results if _usable(result)], list[str]()
     if not results and "://" not in address:
         results, unread = _below(Path(address))
     if not results:
         damaged = f" that can be read ({len(unread)} cannot)" if unread else ""
         raise VPromptError(f"There are no results in {address}{damaged}; give the folder that they were written to.")
-    cells: list[Document] = []
-    for label, result in _labelled(results):
-        cell = {"task": result["provenance"]["data"]["source"], "method": label, "seed": result["seed"]}
-        cells.append({**cell, "state": "finished", "failure": None, "result": result, "search": None})
+    cells = [
+        _cell(result["provenance"]["data"]["source"], label, result["seed"], "finished", result)
+        for label, result in _labelled([_renamed(result) for result in results])
+    ]
     name = Path(address).name or "runs"
     labels = dict.fromkeys((cell["method"], cell["result"]["method"]) for cell in cells)
     return _document(
@@ -177,13 +193,15 @@ def _backbone(results: Mapping[str, Document]) -> Document:
 
 def _label(result: Mapping[str, Any]) -> str:
     """What a run without a plan is called: its method, its prompts, and what became of them."""
-    settings = result["settings"]
+    settings = _flat(result["settings"])
+    models = [model for model in (result.get("before"), result) if isinstance(model, Mapping)]
+    counts = [count for model in models for count in _list(model.get("prompt_counts"))]
     parts = [result["method"]]
-    if "prompts" in settings and settings.get("method") in ("vpt-deep", "vpt-shallow", "e2vpt"):
+    if "prompts" in settings and (any(counts) or not counts):
         parts.append(f"{settings['prompts']} prompts")
-    kept = settings.get("condense", settings.get("ratio"))
-    if isinstance(kept, int | float):
-        parts.append(f"condensed to {100 * kept:g} %")
+    retained = settings.get("condense", settings.get("ratio"))
+    if isinstance(retained, int | float):
+        parts.append(f"condensed to {100 * retained:g} %")
     if settings.get("prune") is not None:
         parts.append("pruned")
     return ", ".join(parts)
@@ -194,20 +212,20 @@ def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
     alike: dict[str, list[Document]] = {}
     for result in results:
         alike.setdefault(_label(result), []).append(result)
-    found: list[tuple[str, Document]] = []
+    labelled: list[tuple[str, Document]] = []
     for label, runs in alike.items():
-        settings = [_flat(run["settings"]) for run in runs]
-        keys = [key for one in settings for key in one]
-        differ = [key for key in dict.fromkeys(keys) if len({repr(one.get(key)) for one in settings}) > 1]
+        settings = [{k: v for k, v in _flat(run["settings"]).items() if k not in _ELSEWHERE} for run in runs]
+        keys = dict.fromkeys(key for mapping in settings for key in mapping)
+        differ = [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
         collide = max(Counter(map(_place, runs)).values()) > 1
-        said = [key for key in differ if collide or key == "backbone"]
+        shown = [key for key in differ if collide or key == "backbone"]
         seen = Counter[tuple[str, Any, str]]()
-        for run, one in zip(runs, settings, strict=True):
-            name = ", ".join([label, *(f"{key.replace('_', ' ')} {_value(one.get(key))}" for key in said)])
+        for run, mapping in zip(runs, settings, strict=True):
+            name = ", ".join([label, *(f"{key.replace('_', ' ')} {_value(mapping.get(key))}" for key in shown)])
             seen[*_place(run), name] += 1
             again = seen[*_place(run), name]
-            found.append((f"{name}, run {again}" if again > 1 else name, run))
-    return found
+            labelled.append((f"{name}, run {again}" if again > 1 else name, run))
+    return labelled
 
 
 def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
@@ -215,10 +233,11 @@ def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What can tell two runs of one method on one task apart."""
-    recipe = settings.get("recipe")
-    every = {**settings, **(recipe if isinstance(recipe, Mapping) else {})}
-    return {key: value for key, value in every.items() if key not in _ELSEWHERE}
+    """Settings with those of their parts, such as the recipe, beside the others."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= value if isinstance(value, Mapping) and key != "prune" else {key: value}
+    return flat
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The report of a study as an HTML page, as Markdown and, of its accuracies, as LaTeX."""
+"""The report of a study as an HTML page and as Markdown, its runs as CSV and its accuracies as LaTeX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vprompt.experiments.report import accuracy, blocks, cost, provenance, search, summary, training
+from vprompt.experiments.report.runs import runs_table
 from vprompt.experiments.report.study import Study, read
+from vprompt.report.csv import csv_table
 from vprompt.report.document import Code, Paragraph, Section, simple_table
 from vprompt.report.html import html_page
 from vprompt.report.latex import escaped, latex_table
@@ -33,6 +35,12 @@ def markdown(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
     """The report of a study as Markdown; arguments and errors as those of `page`."""
     study = read(document)
     return markdown_page(study.title, [*sections(study), *more])
+
+
+def csv_rows(document: Mapping[str, Any]) -> str:
+    """Every run of a study as a line of CSV; arguments and errors as those of `page`."""
+    table = runs_table(read(document))
+    return csv_table(table) if table.head else ""
 
 
 def latex(document: Mapping[str, Any]) -> str:
