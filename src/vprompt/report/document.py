@@ -142,6 +142,7 @@ class Chart:
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
         alt: For who cannot see it.
+        rule: Where a vertical line stands, and what it stands for.
         dots: What it shows; or
         curves: What it shows; or
         bars: What it shows.
@@ -151,7 +152,8 @@ class Chart:
     title: str
     x: str
     y: str
-    alt: str
+    alt: str = ""
+    rule: tuple[float, str] | None = None
     dots: Sequence[Dot] = ()
     curves: Sequence[Curve] = ()
     bars: Sequence[Bar] = ()

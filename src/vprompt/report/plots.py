@@ -14,13 +14,12 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vprompt.report.document import Bar, Chart, Curve, Dot
+from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
 from vprompt.utils.text import line
 
@@ -45,6 +44,12 @@ _VARIABLES = {
 """The colours of a picture as those of the page's style sheet, which has others for a dark screen and for paper."""
 
 
+_TIP = "tip:"
+"""Begins the group id of what has a text where it is hovered."""
+
+_STEPS = (1, 2, 2.5, 5, 10)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One model in a plot of accuracy against prompts: its name, all its prompts, its accuracy (0-1)."""
@@ -54,107 +59,110 @@ class Point:
     accuracy: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One method in a plot of what accuracy costs.
-
-    Args:
-        name: Of the method.
-        learned_params: Numbers that training changes.
-        milliseconds: Per image; None where it was not measured.
-        accuracy: Mean over the seeds, 0-1.
-        std: Its standard deviation; None with one seed.
-    """
-
-    name: str
-    learned_params: float
-    milliseconds: float | None
-    accuracy: float
-    std: float | None
-
-
 def plot_accuracy(path: Path, points: Sequence[Point], *, title: str) -> None:
     """Draws accuracy against the number of prompts in all blocks, a marker per model, as PNG."""
-    figure, (axes,) = side_by_side(6.4, 4.0, 1)
-    label(axes, title, "prompts in all blocks", "test accuracy (%)")
-    for number, point in enumerate(points):
-        name = f"{short(point.name)} ({100 * point.accuracy:.1f} %)"
-        draw_dot(axes, Dot(name=name, x=point.prompts, y=100 * point.accuracy, style=number), size=70)
-    axes.margins(0.08)
-    for text in axes.legend(frameon=False, fontsize=9, loc="best").get_texts():
-        text.set_parse_math(False)
-    _save(figure, path)
+    dots = [Dot(name=p.name, x=p.prompts, y=100 * p.accuracy, style=style) for style, p in enumerate(points)]
+    legend = [(dot.style, f"{short(dot.name)} ({dot.y:.1f} %)") for dot in dots]
+    chart = Chart(title=title, x="prompts in all blocks", y="test accuracy (%)", dots=dots)
+    save_png(path, Charts([chart], legend))
 
 
 def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: str) -> None:
     """Draws how many prompts each block had and how many it kept, as PNG."""
-    figure, (axes,) = side_by_side(6.4, 3.4, 1)
-    label(axes, short(title, 40), "block", "prompts")
-    had, has = draw_bars(axes, [Bar(before=b, retained=k) for b, k in zip(before, kept, strict=True)])
-    axes.bar_label(has, fontsize=8 if len(kept) <= 12 else 5, padding=1)
-    labels = [f"before ({sum(before)})", f"kept ({sum(kept)})"]
-    axes.legend([had, has], labels, frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    _save(figure, path)
+    bars = [Bar(before=b, retained=k) for b, k in zip(before, kept, strict=True)]
+    title = f"{short(title, 40)} ({sum(kept)} of {sum(before)})"
+    save_png(path, Charts([Chart(title=title, x="block", y="prompts", bars=bars)]))
 
 
-def plot_comparison(
-    path: Path, trials: Sequence[Trial], *, title: str, bare_milliseconds: float | None = None, split: str = "test"
-) -> None:
-    """Draws accuracy against learned parameters and, beside it, against time per image, as PNG.
-
-    Args:
-        path: Where to.
-        trials: One point each, with its name in a legend below.
-        title: Stands above.
-        bare_milliseconds: Where the bare backbone's line stands.
-        split: Which accuracy it is.
-    """
-    figure, (left, right) = side_by_side(11.0, 4.6, 2)
-    right.sharey(left)
-    left.set(xlabel="learned parameters", ylabel=f"{split} accuracy (%)")
-    right.set(xlabel="time per image, folded (ms)")
-    for style, trial in enumerate(trials):
-        y, error = 100 * trial.accuracy, None if trial.std is None else 100 * trial.std
-        for axes, x in ((left, trial.learned_params), (right, trial.milliseconds)):
-            if x is not None:
-                draw_dot(axes, Dot(name=short(trial.name, 24), x=x, y=y, error=error, style=style))
-    fit_percent(left, [100 * (trial.accuracy + side * (trial.std or 0)) for trial in trials for side in (-1, 1)])
-    log_axis(left, [trial.learned_params for trial in trials])
-    times = [trial.milliseconds for trial in trials if trial.milliseconds is not None]
-    if bare_milliseconds is not None:
-        right.axvline(bare_milliseconds, color=SOFT, linestyle="--", linewidth=1, zorder=1)
-        above = right.get_xaxis_transform()
-        right.text(bare_milliseconds, 1.01, "bare backbone", transform=above, ha="center", fontsize=8, color=SOFT)
-        times.append(bare_milliseconds)
-    if times:
-        low, high = _limits(times, least=0.2 * max(times))
-        right.set_xlim(max(low, 0.0), high)
-    figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11, parse_math=False)
-    legend_below(figure, left.get_legend_handles_labels()[0])
-    _save(figure, path)
+def save_png(path: Path, charts: Charts, *, title: str = "") -> None:
+    """Writes charts side by side as a PNG file, with their legend below and a title above."""
+    columns = len(charts.charts)
+    figure, panels = side_by_side(6.4 if columns == 1 else 5.5 * columns, 4.4, columns)
+    for axes, chart in zip(panels, charts.charts, strict=True):
+        draw(axes, chart)
+    if title:
+        figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11, parse_math=False)
+    if charts.legend:
+        styles = [(*_style(style), short(name)) for style, name in charts.legend]
+        legend_below(figure, [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in styles])
+    write_atomically(path, lambda part: figure.savefig(part, format="png"))
 
 
-def draw_dot(axes: Axes, dot: Dot, *, size: float = 50) -> None:
-    """Draws a point with its error bar."""
-    colour, marker = _style(dot.style)
-    axes.errorbar(dot.x, dot.y, yerr=dot.error, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=2)
-    axes.scatter(dot.x, dot.y, s=size, color=colour, marker=marker, label=dot.name, gid=_tip(dot.name), zorder=3)
+def svg(chart: Chart) -> Markup:
+    """A chart as SVG to stand in a page: text stays text, and the colours are the page's own."""
+    # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
+    figure = Figure(figsize=(4.6, 3.2))
+    axes = figure.add_axes((0.15, 0.15, 0.82, 0.75))
+    dress(axes)
+    draw(axes, chart)
+    stream = io.BytesIO()
+    # The salt keeps ids apart from those of other pictures of the page, and the same from one time to the next.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.alt}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(stream.getvalue())
+    for element in list(root.iter()):
+        _clean(element)
+    root.attrib = {"class": "chart", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": chart.alt}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def draw_dots(axes: Axes, dots: Sequence[Dot], *, log: bool = False) -> None:
-    """Draws at least one point and fits the axes; the horizontal one is logarithmic if `log` and all are above 0."""
+def _clean(element: ElementTree.Element) -> None:
+    """Leaves what a page needs of an element of matplotlib's: no namespaces, clipping or needless digits."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.text, element.tail = (element.text if element.tag in ("text", "tspan") else None), None
+    for child in list(element):
+        if child.tag.rpartition("}")[2] in ("metadata", "style", "clipPath"):
+            element.remove(child)
+    attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items() if name != "clip-path"}
+    for name in {"d", "x", "y", "transform"} & attributes.keys():
+        attributes[name] = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", attributes[name])
+    if "style" in attributes:
+        attributes["style"] = re.sub(r"#[0-9a-f]{6}", lambda c: _VARIABLES.get(c[0], c[0]), attributes["style"])
+    if element.tag == "g" and (name := attributes.pop("id", "")).startswith(_TIP):
+        title = ElementTree.Element("title")
+        title.text = name.removeprefix(_TIP)
+        element.insert(0, title)
+    element.attrib = attributes
+
+
+def draw(axes: Axes, chart: Chart) -> None:
+    """Draws a chart into axes."""
+    axes.set(xlabel=chart.x, ylabel=chart.y)
+    axes.set_title(short(chart.title, 52), loc="left", fontsize=11, parse_math=False)
+    if chart.rule is not None:
+        place, name = chart.rule
+        axes.axvline(place, color=SOFT, linestyle="--", linewidth=1, zorder=1)
+        axes.text(place, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color=SOFT)
+    if chart.dots:
+        _draw_dots(axes, chart.dots, log=chart.log)
+    if chart.curves:
+        _draw_curves(axes, chart.curves)
+    if chart.bars:
+        _draw_bars(axes, chart.bars)
+
+
+def _draw_dots(axes: Axes, dots: Sequence[Dot], *, log: bool) -> None:
     for dot in dots:
-        draw_dot(axes, dot, size=35)
-    fit_percent(axes, [dot.y + side * (dot.error or 0.0) for dot in dots for side in (-1, 1)])
+        colour, marker = _style(dot.style)
+        axes.errorbar(dot.x, dot.y, yerr=dot.error, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=2)
+        axes.scatter(dot.x, dot.y, s=40, color=colour, marker=marker, gid=_tip(dot.name), zorder=3)
+    low, high = _limits([dot.y + side * (dot.error or 0.0) for dot in dots for side in (-1, 1)], least=2.0)
+    axes.set_ylim(low, high)
+    axes.set_yticks([value for value in axes.get_yticks() if low <= value <= min(high, 100)])
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
     if log and all(dot.x > 0 for dot in dots):
-        log_axis(axes, [dot.x for dot in dots])
+        low, high = _limits([math.log10(dot.x) for dot in dots], least=1.0)
+        axes.set(xscale="log", xlim=(10**low, 10**high))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 3.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.margins(x=0.08)
-        _plain_ticks(axes.xaxis)
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Draws curves over whole numbers; the vertical axis is logarithmic where values span over two powers of ten."""
+def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+    """The vertical axis is logarithmic where values span over two powers of ten."""
     for curve in curves:
         colour, marker = _style(curve.style)
         xs, ys = zip(*curve.points, strict=True)
@@ -164,32 +172,31 @@ def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
         if after and not only:
             axes.plot(*after[0], "o", markersize=5, markerfacecolor="white", markeredgecolor=colour)
     heights = [y for curve in curves for _, y in curve.points]
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    _plain_ticks(axes.yaxis)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=_STEPS))
     if min(heights) > 0 and max(heights) > 100 * min(heights):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(tick))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
         axes.set_ylim(min(0.0, *heights), 1.04 * max(0.0, *heights) or 1.0)
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
 
 
-def draw_bars(axes: Axes, bars: Sequence[Bar]) -> tuple[BarContainer, BarContainer]:
-    """Draws for every block how many there were, pale, and how many are left, with their standard deviation."""
+def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
+    """Pale bars for how many there were, and before them how many are left: with a deviation, or in figures."""
     blocks = range(len(bars))
-    before = axes.bar(blocks, [bar.before for bar in bars], color=PALE, zorder=2)
+    axes.bar(blocks, [bar.before for bar in bars], color=PALE, zorder=2)
     retained = axes.bar(blocks, [bar.retained for bar in bars], color=[_style(bar.style)[0] for bar in bars], zorder=3)
     for block, (bar, patch) in enumerate(zip(bars, retained, strict=True)):
         patch.set_gid(_tip(f"block {block}: {bar.retained:.1f} of {bar.before:.1f}"))
         if bar.std:
             low, high = max(0.0, bar.retained - bar.std), bar.retained + bar.std
             axes.plot([block, block], [low, high], color="black", lw=1, zorder=4)
-    every = math.ceil(len(bars) / 12)
-    axes.set_xticks(list(blocks)[::every], [str(block) for block in blocks[::every]])
-    most = max(max(bar.before, bar.retained + (bar.std or 0.0)) for bar in bars)
-    axes.set_ylim(0, 1.12 * max(1.0, most))
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    return before, retained
+    if all(bar.std is None for bar in bars):
+        axes.bar_label(retained, [tick(bar.retained) for bar in bars], padding=1, fontsize=8 if len(bars) <= 12 else 5)
+    axes.set_xticks(blocks[:: math.ceil(len(bars) / 12)])
+    axes.set_ylim(0, 1.12 * max(1.0, *(max(bar.before, bar.retained + (bar.std or 0.0)) for bar in bars)))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=_STEPS))
 
 
 def tick(value: float, _: int | None = None) -> str:
@@ -203,29 +210,6 @@ def tick(value: float, _: int | None = None) -> str:
         if abs(value) >= least:
             return f"{value / size:.4g}{unit}"
     return f"{value:.6g}" if abs(value) > 1e-12 else "0"
-
-
-def fit_percent(axes: Axes, values: Sequence[float]) -> None:
-    """Fits the vertical axis to values in percent, at least two points wide, without a tick above 100."""
-    low, high = _limits(values, least=2.0)
-    axes.set_ylim(low, high)
-    axes.set_yticks([value for value in axes.get_yticks() if low <= value <= min(high, 100)])
-    axes.yaxis.set_major_formatter(FuncFormatter(tick))
-
-
-def log_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Makes the horizontal axis logarithmic with ticks that read as 20k and 3M, some of them whatever the range."""
-    axes.set_xscale("log")
-    low, high = _limits([math.log10(value) for value in values], least=1.0)
-    axes.set_xlim(10**low, 10**high)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(tick))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _plain_ticks(axis: Axis) -> None:
-    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(tick))
 
 
 def _limits(values: Sequence[float], *, least: float) -> tuple[float, float]:
@@ -277,64 +261,5 @@ def dress(axes: Axes) -> None:
     axes.grid(axis="y", color=GRID, zorder=0)
 
 
-def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Writes the title and the names of the axes."""
-    axes.set(xlabel=x, ylabel=y)
-    axes.set_title(short(title, 52), loc="left", fontsize=11, parse_math=False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda part: figure.savefig(part, format="png"))
-
-
-def svg(chart: Chart) -> Markup:
-    """A chart as SVG to stand in a page: text stays text, and the colours are the page's own."""
-    # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
-    figure = Figure(figsize=(4.6, 3.2))
-    axes = figure.add_axes((0.15, 0.15, 0.83, 0.75))
-    dress(axes)
-    label(axes, chart.title, chart.x, chart.y)
-    if chart.dots:
-        draw_dots(axes, chart.dots, log=chart.log)
-    if chart.curves:
-        draw_curves(axes, chart.curves)
-    if chart.bars:
-        draw_bars(axes, chart.bars)
-    return to_svg(figure, chart.alt)
-
-
-def to_svg(figure: Figure, alt: str) -> Markup:
-    """A figure as SVG; its artists whose group id begins with `tip:` say the rest of it where they are hovered."""
-    stream = io.BytesIO()
-    # The salt keeps ids apart from those of other pictures of the page, and the same from one time to the next.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(stream.getvalue())
-    for parent in list(root.iter()):
-        parent.tag = parent.tag.rpartition("}")[2]
-        parent.text, parent.tail = (parent.text if parent.tag in ("text", "tspan") else None), None
-        for child in [child for child in parent if child.tag.rpartition("}")[2] in ("metadata", "style", "clipPath")]:
-            parent.remove(child)
-        parent.attrib = _attributes(parent)
-        if (tip := parent.attrib.get("id", "")).startswith("tip:"):
-            title = ElementTree.Element("title")
-            title.text = tip.removeprefix("tip:")
-            parent.insert(0, title)
-        if parent.tag == "g":
-            parent.attrib.pop("id", None)
-    root.attrib = {"class": "chart", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": alt}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
 def _tip(text: str) -> str:
-    return f"tip:{line(text, 300)}"
-
-
-def _attributes(element: ElementTree.Element) -> dict[str, str]:
-    """Attributes without namespaces, clipping and needless digits, in the colours of the page."""
-    attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items() if name != "clip-path"}
-    for name in {"d", "x", "y", "transform"} & attributes.keys():
-        attributes[name] = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", attributes[name])
-    if "style" in attributes:
-        attributes["style"] = re.sub(r"#[0-9a-f]{6}", lambda c: _VARIABLES.get(c[0], c[0]), attributes["style"])
-    return attributes
+    return _TIP + line(text, 300)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vprompt.report.document import Block, Paragraph, Picture, Section, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
-from vprompt.report.plots import Trial, plot_comparison
+from vprompt.report.plots import save_png
 from vprompt.utils.text import count, duration, gmacs, percent
 
 Row = dict[str, Any]
@@ -87,23 +87,34 @@ def markdown(document: Row) -> str:
 
 
 def draw(document: Row, path: Path) -> bool:
-    """Draws the picture where there is an accuracy to show, and says whether there is."""
-    trials = [
-        Trial(
-            name=row["method"],
-            learned_params=row["learned_params"],
-            milliseconds=row["milliseconds"],
-            accuracy=accuracy,
-            std=row["test_std"],
-        )
-        for row in document["rows"]
-        if (accuracy := _accuracy(row, document)) is not None
-    ]
-    if trials:
-        split = "test" if _tested(document) else "validation"
+    """Draws accuracy against learned parameters and time where there is an accuracy, and says whether there is."""
+    rows = [row for row in document["rows"] if _accuracy(row, document) is not None]
+    sizes, times = (_dots(document, rows, key) for key in ("learned_params", "milliseconds"))
+    if not rows:
+        return False
+    y = f"{'test' if _tested(document) else 'validation'} accuracy (%)"
+    charts = [Chart(title="", x="learned parameters", y=y, dots=sizes, log=True)]
+    if times:
         bare = document["bare"].get("milliseconds")
-        plot_comparison(path, trials, title=title(document), bare_milliseconds=bare, split=split)
-    return bool(trials)
+        rule = None if bare is None else (bare, "bare backbone")
+        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, dots=times, rule=rule))
+    save_png(path, Charts(charts, [(style, row["method"]) for style, row in enumerate(rows)]), title=title(document))
+    return True
+
+
+def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Dot]:
+    """The accuracies of the methods against something that was measured of them."""
+    return [
+        Dot(
+            name=row["method"],
+            x=row[key],
+            y=100 * (_accuracy(row, document) or 0.0),
+            error=None if row["test_std"] is None else 100 * row["test_std"],
+            style=style,
+        )
+        for style, row in enumerate(rows)
+        if row[key] is not None
+    ]
 
 
 def _tested(document: Row) -> bool:
