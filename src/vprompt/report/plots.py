@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -127,12 +128,15 @@ def _clean(element: ElementTree.Element) -> None:
 
 def draw(axes: Axes, chart: Chart) -> None:
     """Draws a chart into axes."""
-    axes.set(xlabel=chart.x, ylabel=chart.y)
-    axes.set_title(short(chart.title, 52), loc="left", fontsize=11, parse_math=False)
+    plain: dict[str, Any] = {"parse_math": False}
+    axes.set_xlabel(chart.x, **plain)
+    axes.set_ylabel(chart.y, **plain)
+    axes.set_title(short(chart.title, 52), loc="left", fontsize=11, **plain)
     if chart.rule is not None:
         place, name = chart.rule
         axes.axvline(place, color=SOFT, linestyle="--", linewidth=1, zorder=1)
-        axes.text(place, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color=SOFT)
+        above = axes.get_xaxis_transform()
+        axes.text(place, 1.01, name, transform=above, ha="center", fontsize=8, color=SOFT, **plain)
     if chart.dots:
         _draw_dots(axes, chart.dots, log=chart.log)
     if chart.curves:
@@ -144,7 +148,7 @@ def draw(axes: Axes, chart: Chart) -> None:
 def _draw_dots(axes: Axes, dots: Sequence[Dot], *, log: bool) -> None:
     for dot in dots:
         colour, marker = _style(dot.style)
-        axes.errorbar(dot.x, dot.y, yerr=dot.error, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=2)
+        axes.errorbar(dot.x, dot.y, yerr=dot.error, fmt="none", color=colour, elinewidth=1, capsize=3, zorder=2)
         axes.scatter(dot.x, dot.y, s=40, color=colour, marker=marker, gid=_tip(dot.name), zorder=3)
     low, high = _limits([dot.y + side * (dot.error or 0.0) for dot in dots for side in (-1, 1)], least=2.0)
     axes.set_ylim(low, high)
@@ -170,7 +174,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.plot(xs, ys, "--" if curve.dashed else "-", marker=only, color=colour, lw=1.1, gid=_tip(curve.name))
         after = [] if curve.join is None else [point for point in curve.points if point[0] > curve.join]
         if after and not only:
-            axes.plot(*after[0], "o", markersize=5, markerfacecolor="white", markeredgecolor=colour)
+            axes.plot(*after[0], "o", markersize=5, color=colour, markerfacecolor="white")
     heights = [y for curve in curves for _, y in curve.points]
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=_STEPS))
     if min(heights) > 0 and max(heights) > 100 * min(heights):
