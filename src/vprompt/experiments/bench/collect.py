@@ -102,7 +102,7 @@ def _of_plan(plan: Plan, store: Store) -> Document:
     return _document(
         cells_in(plan, store),
         name=plan.name,
-        title=plan.title or plan.name,
+        title=plan.title,
         description=" ".join(plan.description.split()),
         source=plan.source,
         plan=plan.text,
@@ -128,23 +128,19 @@ def _of_folder(address: str, store: Store) -> Document:
         _cell(result["provenance"]["data"]["source"], label, result["seed"], "finished", result)
         for label, result in _labelled([_renamed(result) for result in results])
     ]
-    name = Path(address).name or "runs"
     labels = dict.fromkeys((cell["method"], cell["result"]["method"]) for cell in cells)
     return _document(
         cells,
-        name=name,
-        title=name,
-        description="",
-        source="",
-        plan="",
-        hours_planned=None,
+        name=Path(address).name or "runs",
         methods=[{"label": label, "method": method} for label, method in labels],
         seeds=sorted({cell["seed"] for cell in cells}),
         unread=unread,
     )
 
 
-def _document(cells: Sequence[Document], **about: Any) -> Document:
+def _document(cells: Sequence[Document], *, name: str, title: str = "", **about: Any) -> Document:
+    """The whole document, from its cells and what only a plan knows."""
+    plan = {"name": name, "title": title or name, "description": "", "source": "", "plan": "", "hours_planned": None}
     first: dict[str, Document] = {}
     for cell in cells:
         if cell["result"] is not None:
@@ -153,7 +149,7 @@ def _document(cells: Sequence[Document], **about: Any) -> Document:
     backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
     made = datetime.now(UTC).isoformat(timespec="seconds")
     shown = [{**cell, "result": _without_places(cell["result"])} for cell in cells]
-    return {**about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
+    return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
 
 
 def _without_places(result: Document | None) -> Document | None:
@@ -178,7 +174,7 @@ def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
 
 
 def _backbone(results: Mapping[str, Document]) -> Document:
-    """What is known of the backbone that all have, from a result of each."""
+    """The backbone that all have, from a result of each."""
     if len(results) != 1:
         name = f"several ({', '.join(sorted(results))})" if results else None
         return {"name": name, "parameters": None, "bare_gmacs": None}
