@@ -22,7 +22,7 @@ def document(rows, bare=None):
         "backbone": "x",
         "bare": {"milliseconds": bare},
         "rows": rows,
-        "settings": {"seeds": 1, "settings": {"data": None}},
+        "settings": {"seeds": 1, "values": {}},
     }
 
 
@@ -56,9 +56,8 @@ def test_without_an_accuracy_there_is_no_picture(tmp_path):
 
 def test_what_is_not_known_is_a_dash():
     unknown = dict.fromkeys(("folded_gmacs", "time_ratio", "training_seconds", "prompts", "learned_share"))
-    rows = [row("a", std=None) | unknown | {"converged": 1, "runs": 1, "failed": []}]
-    recipe = {"epochs": 1, "optimizer": "adamw"}
-    settings = {"data": None, "recipe": recipe, "prompts": 3, "prune": None}
-    study = document(rows) | {"settings": {"seeds": 1, "settings": settings, "rates": {}}}
+    rows = [row("a", std=None) | unknown | {"converged": 1, "runs": 1, "failed": [], "pruned": False}]
+    settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}
+    study = document(rows) | {"settings": settings}
     line = next(line for line in markdown(study).splitlines() if line.startswith("| a "))
     assert line == "| a | 78.0 ± – | 70.0 | 1 of 1 | – | 2,000 | – | – | 1.4 | – | – |"

@@ -14,13 +14,14 @@ from vprompt.experiments.bench.plan import Plan, parse_plan
 from vprompt.experiments.bench.scheduler import follow
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import about_task
-from vprompt.experiments.folder import PLACES
+from vprompt.experiments.settings import place_settings, upgraded
+from vprompt.methods.registry import METHODS
 from vprompt.model.cost import cost
 from vprompt.utils.errors import VPromptError
 
 Document = dict[str, Any]
 
-_ELSEWHERE = ("data", "method", "name", "prompts", "condense", "ratio", "seed", *PLACES)
+_ELSEWHERE = ("data", "method", "prompts", "condense", "seed", *place_settings())
 """Settings that a label has already, that the task or seed say, or that change no number."""
 
 _OLD, _NEW = "laconic", "vprompt"
@@ -70,7 +71,7 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
         outcome, result = follow(cell, store)
         failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
         state = "missing" if outcome is None else "failed" if failure else "finished"
-        found = _renamed(result) if result else None
+        found = _current(result) if result else None
         cells.append(_cell(cell.task, cell.method, cell.seed, state, found, failure=failure, search=search))
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
@@ -82,20 +83,18 @@ def _cell(task: str, method: str, seed: int, state: str, result: Document | None
     return {**cell, "failure": None, "search": None, **more}
 
 
-def _renamed(result: Document) -> Document:
-    """A result of any version with the names of this one."""
+def _current(result: Document) -> Document:
+    """A result of any version as this one would write it: the names of the package, and flat settings."""
 
-    def renamed(part: Any) -> Any:
-        return _NEW + part.removeprefix(_OLD) if isinstance(part, str) and part.startswith(f"{_OLD}_") else part
+    def renamed(name: Any) -> Any:
+        return _NEW + name.removeprefix(_OLD) if isinstance(name, str) and name.startswith(f"{_OLD}_") else name
 
-    provenance, settings = result.get("provenance"), result.get("settings")
-    result = {**result, "backbone": renamed(result.get("backbone"))}
-    if isinstance(settings, Mapping):
-        result["settings"] = {key: renamed(value) if key == "backbone" else value for key, value in settings.items()}
-    if isinstance(provenance, Mapping) and isinstance(versions := provenance.get("versions"), Mapping):
-        versions = {_NEW if package == _OLD else package: version for package, version in versions.items()}
-        result["provenance"] = {**provenance, "versions": versions}
-    return result
+    settings, provenance = upgraded(result["settings"]), dict(result["provenance"])
+    if "backbone" in settings:
+        settings["backbone"] = renamed(settings["backbone"])
+    if isinstance(versions := provenance.get("versions"), Mapping):
+        provenance["versions"] = {_NEW if package == _OLD else package: versions[package] for package in versions}
+    return {**result, "backbone": renamed(result["backbone"]), "settings": settings, "provenance": provenance}
 
 
 def _of_plan(plan: Plan, store: Store) -> Document:
@@ -126,7 +125,7 @@ def _of_folder(address: str, store: Store) -> Document:
         raise VPromptError(f"There are no results in {address}{damaged}; give the folder that they were written to.")
     cells = [
         _cell(result["provenance"]["data"]["source"], label, result["seed"], "finished", result)
-        for label, result in _labelled([_renamed(result) for result in results])
+        for label, result in _labelled([_current(result) for result in results])
     ]
     labels = dict.fromkeys((cell["method"], cell["result"]["method"]) for cell in cells)
     return _document(
@@ -156,7 +155,8 @@ def _without_places(result: Document | None) -> Document | None:
     """A result without where its images lay: that is no part of what was run, and nobody else's business."""
     if result is None:
         return None
-    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in PLACES}}
+    places = place_settings()
+    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in places}}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
@@ -189,13 +189,11 @@ def _backbone(results: Mapping[str, Document]) -> Document:
 
 def _label(result: Mapping[str, Any]) -> str:
     """What a run without a plan is called: its method, its prompts, and what became of them."""
-    settings = _flat(result["settings"])
-    models = [model for model in (result.get("before"), result) if isinstance(model, Mapping)]
-    counts = [count for model in models for count in _list(model.get("prompt_counts"))]
-    parts = [result["method"]]
-    if "prompts" in settings and (any(counts) or not counts):
+    settings = result["settings"]
+    parts, method = [result["method"]], str(settings.get("method"))
+    if "prompts" in settings and method in METHODS and "prompts" in METHODS.get(method).options:
         parts.append(f"{settings['prompts']} prompts")
-    retained = settings.get("condense", settings.get("ratio"))
+    retained = settings.get("condense")
     if isinstance(retained, int | float):
         parts.append(f"condensed to {100 * retained:g} %")
     if settings.get("prune") is not None:
@@ -210,7 +208,7 @@ def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
         alike.setdefault(_label(result), []).append(result)
     labelled: list[tuple[str, Document]] = []
     for label, runs in alike.items():
-        settings = [{k: v for k, v in _flat(run["settings"]).items() if k not in _ELSEWHERE} for run in runs]
+        settings = [{k: v for k, v in run["settings"].items() if k not in _ELSEWHERE} for run in runs]
         keys = dict.fromkeys(key for mapping in settings for key in mapping)
         differ = [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
         collide = max(Counter(map(_place, runs)).values()) > 1
@@ -226,14 +224,6 @@ def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
 
 def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
     return result["provenance"]["data"]["source"], result["seed"]
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with those of their parts, such as the recipe, beside the others."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= value if isinstance(value, Mapping) and key != "prune" else {key: value}
-    return flat
 
 
 def _value(value: Any) -> str:

@@ -52,7 +52,7 @@ def tables(document: Row) -> list[Table]:
 def title(document: Row) -> str:
     """What was compared, in a line; of an absolute path, the last name."""
     settings = document["settings"]
-    data = document["data"] or settings["settings"]["data"] or "the bundled task"
+    data = document["data"] or settings["values"].get("data") or "the bundled task"
     data = Path(data).name if Path(data).is_absolute() else data
     return f"{data} on {document['backbone']}, {count(settings['seeds'], 'seed')}"
 
@@ -60,9 +60,8 @@ def title(document: Row) -> str:
 def markdown(document: Row) -> str:
     """The text of compare.md: what was run, one table, what failed, the picture."""
     rows: list[Row] = document["rows"]
-    settings = document["settings"]["settings"]
-    recipe = settings["recipe"]
-    training = f"{count(recipe['epochs'], 'epoch')} of {recipe['optimizer']}, {settings['prompts']} prompts"
+    settings = document["settings"]["values"]
+    training = f"{count(settings['epochs'], 'epoch')} of {settings['optimizer']}"
     if rates := document["settings"]["rates"]:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     blocks: list[Block] = [
@@ -71,11 +70,11 @@ def markdown(document: Row) -> str:
         ),
         _table("", {**_ACCURACY, **_LEARNED, **_COST}, rows),
     ]
-    if settings["prune"] is not None and any(row["method"] == "e2vpt" for row in rows):
+    if pruned := [row["method"] for row in rows if row["pruned"]]:
         blocks.append(
             Paragraph(
-                "How much of e2vpt was pruned was decided on the validation images; its training time is that of one "
-                "training times what the search cost in passes over the images."
+                f"How much of {', '.join(pruned)} was pruned was decided on the validation images; its training "
+                "time is that of one training times what the search cost in passes over the images."
             )
         )
     blocks += _failures(document)
