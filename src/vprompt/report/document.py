@@ -11,7 +11,7 @@ class Cell:
     """One cell of a table.
 
     Args:
-        text: What it says.
+        text: Its content.
         note: A remark about it, smaller.
         best: Whether it is the best of its column.
         muted: Whether it stands for something that is not there.
@@ -125,7 +125,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """How many there were, how many are left, and the standard deviation of the latter."""
+    """A bar of a chart: how many there were, how many are left, and the standard deviation of the latter."""
 
     before: float
     retained: float
@@ -143,9 +143,9 @@ class Chart:
         y: Label of the vertical axis.
         alt: For who cannot see it.
         rule: Where a vertical line stands, and what it stands for.
-        dots: What it shows; or
-        curves: What it shows; or
-        bars: What it shows.
+        dots: Its content; or
+        curves: Its content; or
+        bars: Its content.
         log: Whether the horizontal axis of dots is logarithmic, where all are above 0.
     """
 

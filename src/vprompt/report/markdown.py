@@ -49,10 +49,10 @@ def escaped(text: str) -> str:
     """
     parts: list[str] = []
     end = 0
-    for found in _MARKUP.finditer(text):
-        digits = found[0].rstrip(".)") if found[0][0].isdigit() else ""
-        parts += [printed(text[end : found.start()]), digits, _mark(found[0].removeprefix(digits))]
-        end = found.end()
+    for markup in _MARKUP.finditer(text):
+        digits = markup[0].rstrip(".)") if markup[0][0].isdigit() else ""
+        parts += [printed(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
+        end = markup.end()
     return "".join([*parts, printed(text[end:])])
 
 

@@ -260,7 +260,7 @@ def side_by_side(width: float, height: float, columns: int) -> tuple[Figure, lis
 
 
 def dress(axes: Axes) -> None:
-    """How all our axes look: no frame, faint lines to read values by."""
+    """Removes the frame of axes and draws faint lines to read values by."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, zorder=0)
 

@@ -104,7 +104,7 @@ def family_of(backbone: str) -> str | None:
 
 
 def rows(family: str, tasks: Iterable[str]) -> list[PublishedRow]:
-    """What is published of a family on some tasks.
+    """The published rows of a family on some tasks.
 
     Args:
         family: As `family_of` gives it.

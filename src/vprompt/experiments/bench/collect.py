@@ -25,11 +25,11 @@ _ELSEWHERE = ("data", "method", "prompts", "condense", "seed", *place_settings()
 """Settings that a label has already, that the task or seed say, or that change no number."""
 
 _OLD, _NEW = "laconic", "vprompt"
-"""What the package was called when older results were written, and is now."""
+"""The name of the package in older results, and today."""
 
 
 def study_of(address: str, *, plan: str | None = None) -> Document:
-    """Everything that a report says, from results alone.
+    """The document of a report, from results alone.
 
     Args:
         address: Results of `vprompt bench`; or a folder with results of `fit`, `condense` or `compare` somewhere in it.
@@ -71,8 +71,8 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
         outcome, result = follow(cell, store)
         failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
         state = "missing" if outcome is None else "failed" if failure else "finished"
-        found = _current(result) if result else None
-        cells.append(_cell(cell.task, cell.method, cell.seed, state, found, failure=failure, search=search))
+        current = _current(result) if result else None
+        cells.append(_cell(cell.task, cell.method, cell.seed, state, current, failure=failure, search=search))
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
     return [cell for cell in cells if cell["task"] in seen]

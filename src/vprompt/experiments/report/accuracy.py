@@ -24,11 +24,11 @@ class Column:
     mean: bool = True
 
     def value(self, study: Study, method: Method) -> Spread:
-        """What a method reaches in it."""
+        """The accuracy of a method in it."""
         return over_groups(study, method, self.groups) if self.mean else on_task(study, method, self.groups[0][0])
 
     def published(self, row: published.PublishedRow) -> float | None:
-        """What is published; None where a task of it is not one of a benchmark."""
+        """The published number; None where a task of it is not one of a benchmark."""
         groups = [[task.published for task in tasks if task.published is not None] for tasks in self.groups]
         if [len(names) for names in groups] != [len(tasks) for tasks in self.groups]:
             return None
@@ -45,7 +45,7 @@ class Layout:
 
 
 class Publications:
-    """What is published on the tasks of a study, and where.
+    """Published numbers on the tasks of a study, and their sources.
 
     Args:
         study: Its backbone decides the family; for one without published numbers, that of ViT-B/16.

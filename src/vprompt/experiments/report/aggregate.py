@@ -103,7 +103,7 @@ def _seeds(study: Study, method: Method, task: Task) -> Seeds:
 
 
 def accuracy(run: Run, metric: Metric) -> float | None:
-    """What a run counts with."""
+    """The accuracy of a run that counts."""
     if run.model is None:
         return None
     return run.model.test_accuracy if metric == "test" else run.model.val_accuracy

@@ -1,4 +1,4 @@
-"""How many prompts every block kept, beside how many it had."""
+"""Prompts that every block kept, beside those that it had."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def tables(document: Row) -> list[Table]:
 
 
 def title(document: Row) -> str:
-    """What was compared, in a line; of an absolute path, the last name."""
+    """The data, the backbone and the number of seeds in a line; of an absolute path, the last name."""
     settings = document["settings"]
     data = document["data"] or settings["values"].get("data") or "the bundled task"
     data = Path(data).name if Path(data).is_absolute() else data

@@ -63,8 +63,8 @@ def latex(document: Mapping[str, Any]) -> str:
 
 
 def sections(study: Study) -> list[Section]:
-    """What there is to say of a study; sections without anything to show are left out."""
-    every = [
+    """The sections of the report of a study; those without anything to show are left out."""
+    parts = [
         summary.section(study),
         accuracy.section(study),
         cost.section(study),
@@ -76,7 +76,7 @@ def sections(study: Study) -> list[Section]:
         _failures(study),
         Section(key="plan", title="Plan", blocks=[Code(study.plan)]) if study.plan else None,
     ]
-    return [section for section in every if section is not None]
+    return [section for section in parts if section is not None]
 
 
 def _failures(study: Study) -> Section:

@@ -15,18 +15,16 @@ _SAME = {
     "preprocessing": "normalisation or resizing",
     "backbone_fingerprint": "backbone weights",
 }
-"""What the runs of one task must have in common to be compared, and what it is called."""
+"""The facts that the runs of one task must share to be compared, and their names."""
 
 
 def section(study: Study) -> Section:
     """Settings and provenance of all runs, compactly: what is common to all, then what goes with method and task."""
     runs = study.finished
     facts = {id(run): flat(run.facts) for run in runs}
-    keys = list(
-        dict.fromkeys(key for run in runs for key in facts[id(run)] if not key.endswith("seed") or "split" in key)
-    )
+    keys = dict.fromkeys(key for run in runs for key in facts[id(run)])
+    left = [key for key in keys if not key.endswith("seed") or "split" in key]
     blocks: list[Block] = [Warn(sentence) for sentence in warnings(study)]
-    left = keys
     kinds: list[tuple[str, Callable[[Run], str]]] = [
         ("all runs", lambda _: "all"),
         ("method", lambda run: run.method.label),
@@ -53,30 +51,30 @@ def flat(facts: Mapping[str, Any], above: str = "") -> dict[str, str]:
         >>> flat({"recipe": {"lr": 0.1, "seed": 0}, "mean": [0.5, 0.5]})
         {'recipe.lr': '0.1', 'recipe.seed': '0', 'mean': '0.5, 0.5'}
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key, value in facts.items():
         name = f"{above}{line(key, 60)}"
         if isinstance(value, Mapping) and value:
-            found |= flat(cast("Mapping[str, Any]", value), f"{name}.")
+            texts |= flat(cast("Mapping[str, Any]", value), f"{name}.")
         elif isinstance(value, list | tuple):
             entries = cast("Sequence[Any]", value)
-            found[name] = line(", ".join(line(entry, 60) for entry in entries[:12]) or "none", 160)
+            texts[name] = line(", ".join(line(entry, 60) for entry in entries[:12]) or "none", 160)
             if len(entries) > 12:
-                found[name] += f" and {len(entries) - 12:,} more"
+                texts[name] += f" and {len(entries) - 12:,} more"
         else:
-            found[name] = line(value, 160)
-    return found
+            texts[name] = line(value, 160)
+    return texts
 
 
 def warnings(study: Study) -> list[str]:
     """Sentences about runs of one task that cannot be compared with one another."""
-    found: list[str] = []
+    sentences: list[str] = []
     for task in study.tasks:
         runs = [run for run in study.finished if run.task is task]
         for key, what in _SAME.items():
             values = {json.dumps(_at(run.facts, key), sort_keys=True, default=str) for run in runs}
             if len(values) > 1:
-                found.append(
+                sentences.append(
                     f"The runs of {task.title} differ in their {what} ({len(values)} kinds); do not compare them."
                 )
     odd = [
@@ -85,12 +83,12 @@ def warnings(study: Study) -> list[str]:
         if run.model is not None and run.model.test_accuracy is None and run.model.val_accuracy is None
     ]
     if odd:
-        found.append(f"{count(len(odd), 'finished run')} without an accuracy: {listed(odd, 5)}.")
+        sentences.append(f"{count(len(odd), 'finished run')} without an accuracy: {listed(odd, 5)}.")
     if study.unread:
-        found.append(
+        sentences.append(
             f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
         )
-    return found
+    return sentences
 
 
 def _at(facts: Mapping[str, Any], key: str) -> Any:

@@ -1,4 +1,4 @@
-"""The search for hyper-parameters: what was tried, what was stopped early, what was chosen."""
+"""Search for hyper-parameters: the trials, those that were stopped early, and those that were chosen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def section(study: Study) -> Section | None:
 
 
 def trials_of(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What was tried."""
+    """The trials of a search."""
     trials = search.get("trials")
     return [t for t in cast("list[Any]", trials) if isinstance(t, Mapping)] if isinstance(trials, list) else []
 

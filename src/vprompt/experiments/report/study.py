@@ -277,8 +277,8 @@ def _model(result: Mapping[str, Any]) -> Model:
 
 
 def _positive(value: Any) -> float | None:
-    found = number(value)
-    return found if found is not None and found >= 0 else None
+    finite = number(value)
+    return finite if finite is not None and finite >= 0 else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What was compared and what came of it, in sentences that are computed."""
+"""Summary of a study in sentences that are computed: the methods compared, their progress, and the best of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vprompt.utils.text import amount, count, gmacs, listed, percent, spread
 
 
 def section(study: Study) -> Section:
-    """The first thing to read."""
+    """The first section: description, summary and warnings."""
     description = [Paragraph(text) for text in study.description]
     warned = [Warn(sentence) for sentence in warnings(study)]
     return Section(key="summary", title="Summary", blocks=[*description, Bullets(sentences(study)), *warned])
 
 
 def sentences(study: Study) -> list[str]:
-    """What was compared, how much of it is there, and who is best."""
+    """The methods compared, how much of it is there, and which is best."""
     groups = ", ".join(f"{len(tasks)} {GROUPS[group]}" for group, tasks in study.groups.items())
     groups = f" ({groups})" if len(study.groups) > 1 else ""
     methods = listed([method.label for method in study.methods], 12)

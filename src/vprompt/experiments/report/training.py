@@ -1,4 +1,4 @@
-"""How the trainings went: loss curves, what had not converged, and the time spent."""
+"""Loss curves, trainings that had not converged, and the time spent."""
 
 from __future__ import annotations
 
