@@ -97,3 +97,29 @@ def test_backbones_are_told_apart_and_none_stands_for_all(tmp_path):
         "vpt-deep, 5 prompts, backbone one",
         "vpt-deep, 5 prompts, backbone two",
     ]
+
+
+def test_results_of_versions_under_the_old_name_are_those_of_the_same_backbone_and_package(tmp_path):
+    for name, package in (("old", "laconic"), ("new", "vprompt")):
+        backbone = f"{package}_vit_tiny_patch8_64.tiny_imagenet"
+        write(
+            tmp_path,
+            name,
+            changed(
+                backbone=backbone,
+                settings__backbone=backbone,
+                provenance__data__source=name,
+                provenance__versions={package: "0.1.0", "torch": "2.9.0"},
+            ),
+        )
+    study = study_of(str(tmp_path))
+    assert study["backbone"]["name"] == "vprompt_vit_tiny_patch8_64.tiny_imagenet"
+    assert study["backbone"]["bare_gmacs"] > 0
+    assert [method["label"] for method in study["methods"]] == ["vpt-deep, 5 prompts"]
+    assert [cell["result"]["provenance"]["versions"]["vprompt"] for cell in study["cells"]] == ["0.1.0"] * 2
+    assert "laconic" not in benchmark.csv_rows(study) + benchmark.page(study)
+
+
+def test_results_of_methods_without_prompts_are_called_by_no_number_of_them(tmp_path):
+    write(tmp_path, "linear", changed(method="linear", settings__method="linear"))
+    assert [method["label"] for method in study_of(str(tmp_path))["methods"]] == ["linear"]

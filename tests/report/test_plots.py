@@ -1,102 +1,17 @@
-"""Timing that compares, and pictures that show what they should."""
+"""Pictures that show what they should, as PNG and as SVG."""
 
-import threading
-from statistics import median
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from vprompt.model.latency import latency
-from vprompt.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept
-
-IMAGES = torch.zeros(4, 3, 8, 8)
-
-
-def work(times):
-    matrix = torch.randn(200, 200)
-
-    def run(images):
-        for _ in range(times):
-            matrix @ matrix
-        return images
-
-    return run
-
-
-# ── latency ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_first_variant_is_what_others_are_compared_with():
-    found = latency({"b": work(4), "a": work(1), "c": work(40)}, IMAGES, rounds=5)
-    assert list(found) == ["b", "a", "c"]
-    assert found["b"].ratio == 1.0
-    assert found["b"].spread == (1.0, 1.0)
-    assert found["c"].ratio > 2  # ten times the work
-    assert found["c"].milliseconds > 2 * found["b"].milliseconds > 0
-    assert found["c"].spread[0] <= found["c"].ratio <= found["c"].spread[1]
-
-
-def test_every_round_asks_each_variant_in_turn_and_the_first_round_does_not_count():
-    asked, threads, modes = [], set(), set()
-
-    def variant(name):
-        def run(images):
-            asked.append(name)
-            threads.add(torch.get_num_threads())
-            modes.add(torch.is_inference_mode_enabled())
-            assert images is IMAGES
-            return images
-
-        return run
-
-    latency({"a": variant("a"), "b": variant("b")}, IMAGES, rounds=3)
-    assert asked == ["a", "b"] * 4
-    assert threads == {1}
-    assert modes == {True}
-
-
-def test_the_number_of_threads_is_as_before():
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before + 1)
-        latency({"a": work(1)}, IMAGES, rounds=1)
-        assert torch.get_num_threads() == before + 1
-
-        def fails(images):
-            raise RuntimeError("no")
-
-        with pytest.raises(RuntimeError, match="no"):
-            latency({"a": fails}, IMAGES, rounds=1)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_waiting_does_not_count_on_a_cpu():
-    pause = threading.Event()
-
-    def waits(images):
-        pause.wait(0.05)
-        return images
-
-    found = latency({"works": work(1), "waits": waits}, IMAGES, rounds=3)
-    assert found["waits"].milliseconds < 50 / len(IMAGES) / 2  # processor time, not the clock on the wall
-
-
-def test_milliseconds_are_per_image():
-    few, many = torch.zeros(2, 1), torch.zeros(64, 1)
-    a, b = (
-        median(latency({"a": work(20)}, images, rounds=5)["a"].milliseconds for _ in range(3)) for images in (few, many)
-    )
-    assert a > 8 * b  # the same work, 32 times as many images
-
-
-# ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
+from vprompt.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept, save_png, svg
 
 POINTS = [
     Point(name="linear probe", prompts=0, accuracy=0.71),
@@ -192,3 +107,84 @@ def test_a_legend_below_is_whole_and_no_higher_than_it_must_be(width):
     assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
     rows = {round(text.get_window_extent().y0) for text in legend.get_texts()}
     assert len(rows) == {3.0: 5, 4.5: 3, 7.0: 2, 15.0: 1}[width]
+
+
+HOSTILE = [
+    "</text><script>alert(1)</script>",
+    '"><a href="javascript:x">',
+    r"$\frac{a}$ & <b>",
+    "url(http://x.y/z)",
+    "_x",
+]
+
+
+def charts(name):
+    """A chart of each kind in which every text is `name`."""
+    words = {"title": name, "x": name, "y": name, "alt": name}
+    dots = [Dot(name=name, x=10.0 ** (3 + n), y=50.0 + n, error=0.5, style=n) for n in range(9)]
+    curve = Curve(name=name, points=[(1.0, 2.0), (2.0, 0.001), (3.0, 0.5)], join=2.0, dashed=True)
+    return [
+        Chart(**words, dots=dots, rule=(2e4, name)),
+        Chart(**words, dots=dots, log=True),
+        Chart(**words, curves=[curve, Curve(name=name, points=[(1.0, 1.0)], style=1)]),
+        Chart(**words, bars=[Bar(before=10, retained=4, std=2.0), Bar(before=10, retained=0.0)]),
+        Chart(**words, bars=[Bar(before=10, retained=4)] * 40),
+    ]
+
+
+@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("name", HOSTILE)
+def test_svg_has_text_that_stays_text_and_refers_to_nothing_else(name, kind):
+    text = svg(charts(name)[kind])
+    root = ElementTree.fromstring(text)
+    elements = list(root.iter())
+    assert {element.tag for element in elements} <= {"svg", "defs", "g", "path", "use", "text", "title"}
+    written = {element.text for element in elements if element.tag == "text"}
+    assert name in written  # as text, not as outlines
+    assert "$" in name or not any("mathdefault" in part for part in written)
+    assert root.attrib["aria-label"] == name
+    links = [value for element in elements for key, value in element.attrib.items() if key.endswith("href")]
+    ids = {element.attrib["id"] for element in elements if "id" in element.attrib}
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    for element in elements:
+        assert element.attrib.keys() <= {
+            *("id", "style", "d", "x", "y", "transform", "href"),
+            *("class", "viewBox", "role", "aria-label"),
+        }
+        assert re.fullmatch(r"[-\w .#%:;,()']*", element.attrib.get("style", ""))
+        assert "url" not in element.attrib.get("style", "")
+
+
+def test_svg_has_the_colours_of_the_page_and_no_background():
+    text = "".join(svg(chart) for chart in charts("a"))
+    assert set(re.findall(r"#[0-9a-fA-F]{6}", text)) == set()
+    assert {f"var(--c{n})" for n in range(6)} <= set(re.findall(r"var\(--\w+\)", text))
+    background = next(path for path in ElementTree.fromstring(svg(charts("a")[0])).iter("path"))
+    assert "fill: none" in background.attrib["style"]
+
+
+def test_svg_is_the_same_each_time_and_ids_are_not_those_of_another_picture():
+    one, other = (svg(chart) for chart in charts("a")[:2])
+    assert one == svg(charts("a")[0])
+    ids = [set(re.findall(r' id="(\w+)"', svg(charts(name)[0]))) for name in ("a", "b")]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    assert one != other
+
+
+def test_what_is_hovered_says_its_name():
+    titles = [title.text for title in ElementTree.fromstring(svg(charts("a & b")[3])).iter("title")]
+    assert titles == ["block 0: 4.0 of 10.0", "block 1: 0.0 of 10.0"]
+    titles = [title.text for title in ElementTree.fromstring(svg(charts("a & b")[0])).iter("title")]
+    assert titles == ["a & b"] * 9
+
+
+def test_charts_side_by_side_have_one_legend(tmp_path):
+    save_png(tmp_path / "a.png", Charts(charts("$x$ <b>")[:3], [(0, "$x$"), (1, "_y")]), title="$a_$ " * 60)
+    assert pixels(tmp_path / "a.png").shape[1] > 2000
+
+
+def test_single_values_have_room_and_ticks():
+    chart = Chart(title="", x="x", y="y", dots=[Dot(name="a", x=7690.0, y=80.0)], log=True)
+    texts = [text.text for text in ElementTree.fromstring(svg(chart)).iter("text")]
+    assert {"10k", "80"} <= set(texts)

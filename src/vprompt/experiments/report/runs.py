@@ -1,17 +1,14 @@
-"""Every run as a line of CSV, for a spreadsheet."""
+"""Every run as a row of a table with all that a spreadsheet wants."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from vprompt.experiments.report.provenance import flat
 from vprompt.experiments.report.search import trials_of
-from vprompt.experiments.report.study import Model, Run, Study, read
-from vprompt.utils.text import line
+from vprompt.experiments.report.study import Model, Run, Study
+from vprompt.report.document import Table, simple_table
 
 _FACTS = {
     "data": "data.source",
@@ -23,29 +20,22 @@ _FACTS = {
     "mean": "preprocessing.mean",
     "std": "preprocessing.std",
     "resize": "preprocessing.resize",
-    "optimizer": "settings.recipe.optimizer",
-    "lr": "settings.recipe.lr",
-    "weight_decay": "settings.recipe.weight_decay",
-    "batch_size": "settings.recipe.batch_size",
+    "optimizer": "settings.optimizer",
+    "lr": "settings.lr",
+    "weight_decay": "settings.weight_decay",
+    "batch_size": "settings.batch_size",
     "device": "device",
     "vprompt": "versions.vprompt",
     "torch": "versions.torch",
 }
+"""Column -> where its value stands in the settings and the provenance of a run."""
 
 
-def csv_rows(document: Mapping[str, Any]) -> str:
-    """One line a run with all that a spreadsheet wants; arguments and errors as those of `page`.
-
-    Text that a spreadsheet would take for a formula has an apostrophe before it.
-    """
-    study = read(document)
-    rows = [{name: _cell(value) for name, value in _row(study, run).items()} for run in study.runs]
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return out.getvalue()
+def runs_table(study: Study) -> Table:
+    """One row a run; nothing at all, not even a head, for a study without runs."""
+    rows = [_row(study, run) for run in study.runs]
+    texts = [[_text(value) for value in row.values()] for row in rows]
+    return simple_table("Every run", list(rows[0]) if rows else [], texts)
 
 
 def _row(study: Study, run: Run) -> dict[str, Any]:
@@ -53,11 +43,11 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
     search = run.search or {}
     return {
         "study": study.name,
-        "task": line(run.task.key),
+        "task": run.task.key,
         "title": run.task.title,
         "group": run.task.group,
         "method": run.method.label,
-        "seed": run.seed if isinstance(run.seed, int) else line(run.seed),
+        "seed": run.seed,
         "state": run.state,
         "failure": run.failure,
         **_model(run.model),
@@ -72,13 +62,13 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
 
 
 def _model(model: Model | None) -> dict[str, Any]:
-    losses = [] if model is None else model.losses
+    losses = () if model is None else model.losses
     counts = None if model is None else model.prompt_counts
     return {
         "test_accuracy": model and model.test_accuracy,
         "val_accuracy": model and model.val_accuracy,
         "converged": model and model.converged,
-        "epochs": model and len(model.epochs),
+        "epochs": model and len(model.losses),
         "final_loss": losses[-1] if losses else None,
         "prompts": model and model.prompts,
         "prompts_per_block": None if counts is None else " ".join(map(str, counts)),
@@ -89,15 +79,11 @@ def _model(model: Model | None) -> dict[str, Any]:
     }
 
 
-def _cell(value: Any) -> str | int | float:
-    """Numbers as they are, whole ones without a point; text that begins like a formula with an apostrophe."""
+def _text(value: Any) -> str:
+    """Numbers as they are, whole ones without a point."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) > 1 else value
-    if isinstance(value, int):
-        return value
-    text = line(value, 600)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "'") else text
+    whole = isinstance(value, float) and value.is_integer() and abs(value) > 1
+    return str(int(value) if whole else value)
