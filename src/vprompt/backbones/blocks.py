@@ -1,4 +1,4 @@
-"""Blocks of timm that run our attention: whole, for their first tokens only, or in windows."""
+"""Blocks of timm around an attention wrapper: for their first tokens only, or in windows."""
 
 from __future__ import annotations
 
