@@ -15,8 +15,8 @@ from vprompt.backbones.attention.registry import wrapper_for
 from vprompt.backbones.blocks import LeadingTokensBlock, WindowBlock
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
-from vprompt.methods.prompts import KVPrompts, Prompts
-from vprompt.methods.tokens import TokenBlock, TokenStages
+from vprompt.methods.layers.prompts import KVPrompts, Prompts
+from vprompt.methods.layers.tokens import TokenBlock, TokenStages
 
 Around = Callable[[int, PrefixAttention], nn.Module]
 """What stands where the attention of a block would: something that calls it, and tells its `num_queries`."""
