@@ -11,17 +11,15 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.export import ExportedProgram
-
-from vprompt.exporters.base import Format
+from vprompt.exporters.base import FORMATS, Format
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import write_text
 from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+    from torch.export import ExportedProgram
 
     from vprompt.exporters.base import Run
 
@@ -30,6 +28,7 @@ class ExecuTorch(Format):
     """Two files: the program, and its description as JSON that names the program's SHA-256."""
 
     name = "executorch"
+    summary = "phones"
     suffix = ".pte"
     extra = "executorch"
     to_write = to_read = ("executorch.runtime",)
@@ -37,6 +36,7 @@ class ExecuTorch(Format):
 
     def convert(self, program: ExportedProgram) -> bytes:
         """The program for the portable runtime, as much of it as possible by XNNPACK."""
+        import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -76,6 +76,7 @@ class ExecuTorch(Format):
 
 
 def _runner(path: Path) -> Run:
+    import torch
     from executorch.runtime import Runtime
 
     with _silent():
@@ -93,13 +94,13 @@ def _runner(path: Path) -> Run:
 def _silent() -> Generator[None]:
     """Closes standard error, on which the runtime tells what processor it found."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(before, 2)
+        os.close(before)
         os.close(nowhere)
 
 
@@ -115,6 +116,8 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Attention in operators that XNNPACK has; PyTorch's own way guards against rows that see nothing."""
+    import torch
+
     assert not is_causal
     assert not enable_gqa
     logits = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT
@@ -125,4 +128,4 @@ def _attention(
     return logits.softmax(-1) @ v
 
 
-FORMAT = ExecuTorch()
+FORMATS.register(ExecuTorch())

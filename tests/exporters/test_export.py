@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -16,18 +18,18 @@ from PIL import Image
 
 import families
 import vprompt
-import vprompt.exporters.openvino  # before OpenVINO itself, which would report its use
+import vprompt.exporters.formats.openvino  # before OpenVINO itself, which would report its use
 from conftest import COLOURS, run_command, write_classes, write_images
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.images import decode
+from vprompt.exporters.base import FORMATS
 from vprompt.exporters.export import Int8, compare
-from vprompt.exporters.pt2_archive import text_of
+from vprompt.exporters.formats.pt2 import text_of
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.utils.errors import VPromptError
 
 HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426", "]]>\\u0041")
 """Names that XML, JSON, C strings and terminals each trip over."""
-SUFFIX = {"pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}
 
 
 def attached(backbone, method, *, counts=None, copies=None, classes=HOSTILE):
@@ -76,7 +78,7 @@ class Exports:
     def __call__(self, name):
         if name not in self.made:
             model = MODELS[name]()
-            path = self.folder / name.replace(" ", "-") / f"bird s{SUFFIX[name.split()[1]]}"
+            path = self.folder / name.replace(" ", "-") / f"bird s{FORMATS.get(name.split()[1]).suffix}"
             vprompt.export(model, path, adapter="birds é")
             self.made[name] = model, path
         return self.made[name]
@@ -149,12 +151,10 @@ def test_onnx_runs_without_vprompt(exports):
 def test_the_weights_of_a_large_onnx_model_lie_beside_it(exports, tmp_path, monkeypatch):
     import onnx_ir
 
-    from vprompt.exporters.onnx import FORMAT
-
     path = exports("deep onnx")[1]
     whole, large = vprompt.load_exported(path), tmp_path / "large.onnx"
-    monkeypatch.setattr("vprompt.exporters.onnx.MOST_BYTES", 1000)
-    FORMAT.save(onnx_ir.load(path), large, whole.about.to_text())
+    monkeypatch.setattr("vprompt.exporters.formats.onnx.MOST_BYTES", 1000)
+    FORMATS.get("onnx").save(onnx_ir.load(path), large, whole.about.to_text())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(vprompt.load_exported(large)(images), whole(images))
@@ -184,6 +184,80 @@ def test_images_of_another_size_are_refused(exports):
     for images in (torch.zeros(1, 3, 16, 16), torch.zeros(3, 32, 32), torch.zeros(0, 3, 32, 32)):
         with pytest.raises(VPromptError, match="takes images"):
             exported(images)
+
+
+@pytest.mark.parametrize("suffix", [format.suffix for format in FORMATS])
+def test_files_written_under_the_old_name_of_the_library_are_read(suffix):
+    """`laconic/` holds one export of each format by version 0.1.0, which was called laconic."""
+    exported = vprompt.load_exported(Path(__file__).parent / "laconic" / f"laconic{suffix}")
+    assert (exported.about.vprompt_version, exported.classes) == ("0.1.0", ("blue", "red"))
+    images = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    torch.testing.assert_close(exported(images), torch.tensor([[1.0235, 0.0771], [1.0910, 0.2238]]), atol=2e-4, rtol=0)
+
+
+def test_new_files_do_not_have_the_old_name(exports):
+    for name in ("deep pt2", "deep onnx", "deep openvino", "merged executorch"):
+        for file in exports(name)[1].parent.iterdir():
+            names = zipfile.ZipFile(file).namelist() if ".pt2" in file.name else []
+            assert b"laconic" not in file.read_bytes() + "".join(names).encode()
+
+
+def test_a_format_of_another_file(tmp_path):
+    """A format is one file; this one is outside the package, and nothing in the package knows it."""
+    plugin = tmp_path / "torchscript.py"
+    plugin.write_text(
+        '''
+from vprompt.exporters.base import FORMATS, Format
+
+
+class TorchScript(Format):
+    """TorchScript, with the description as an extra file."""
+
+    name, summary, suffix = "torchscript", "C++ programs with libtorch", ".ts"
+
+    def convert(self, program):
+        import torch
+
+        example = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
+        return torch.jit.trace(program.module(check_guards=False), torch.zeros(2, *example.shape[1:]))
+
+    def save(self, converted, path, about):
+        import torch
+
+        torch.jit.save(converted, path, _extra_files={"about": about})
+
+    def read(self, path):
+        import torch
+
+        texts = {"about": ""}
+        module = torch.jit.load(path, _extra_files=texts)
+        return texts["about"] or None, lambda: lambda images: module(torch.from_numpy(images)).detach().numpy()
+
+
+FORMATS.register(TorchScript())
+'''
+    )
+    script = f"""
+import timm, torch, vprompt
+from vprompt.cli.main import main
+model = vprompt.attach(timm.create_model("test_vit", img_size=32, depth=1), vprompt.VPT(2), num_classes=3).eval()
+vprompt.export(model, {str(tmp_path / "model.ts")!r})
+exported = vprompt.load_exported({str(tmp_path / "model.ts")!r})
+images = torch.rand(5, 3, 32, 32)
+torch.testing.assert_close(exported(images), model(images).detach(), rtol=1e-4, atol=1e-4)
+main(["export", "--help"])
+"""
+    environment = {**os.environ, "VPROMPT_PLUGINS": str(plugin), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torchscript: C++ programs with libtorch." in done.stdout
+
+
+def test_help_needs_no_slow_library():
+    script = "import sys, vprompt.cli.main as m\ntry: m.main(['export', '--help'])\nfinally: print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1]
+    assert not [name for name in ("torch", "timm", "onnx", "openvino", "executorch") if f"'{name}'" in loaded]
 
 
 # ── the comparison ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -397,7 +471,7 @@ def test_no_code_in_an_archive_is_run(exports, tmp_path):
         with pytest.raises(VPromptError, match="could run code"):
             vprompt.load_exported(tmp_path / "evil.pt2")
     rewritten(path, tmp_path / "same.pt2", lambda name, content: content)
-    assert text_of(tmp_path / "same.pt2", "vprompt.json")
+    assert text_of(tmp_path / "same.pt2")
 
 
 # ── int8 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
