@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import write_atomically
 
+_METADATA = "vprompt"
+"""The key of the plain facts in a file's metadata."""
+_OLD_METADATA = "laconic"
+"""The same in files written before the library had its name."""
+
 
 def save_checkpoint(
     path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
@@ -26,7 +31,7 @@ def save_checkpoint(
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value.detach().cpu().contiguous()
-    metadata = {"vprompt": json.dumps(facts, allow_nan=False)}
+    metadata = {_METADATA: json.dumps(facts, allow_nan=False)}
     write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
@@ -50,7 +55,8 @@ def load_checkpoint(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["vprompt"])
+            metadata = file.metadata()
+            facts = json.loads(metadata[_METADATA if _METADATA in metadata else _OLD_METADATA])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
