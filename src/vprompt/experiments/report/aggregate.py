@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from vprompt.experiments.report.study import Model, Run, Study, read
+from vprompt.utils.statistics import mean, std
 
 Metric = Literal["test", "validation"]
 
@@ -129,13 +129,13 @@ def over_tasks(table: Sequence[Sequence[Run]], metric: Metric, weights: Sequence
 def mean_of(runs: Sequence[Run], quantity: Callable[[Model], float | None]) -> float | None:
     """The mean of a quantity over the runs that have it."""
     values = [value for run in runs if run.model is not None and (value := quantity(run.model)) is not None]
-    return statistics.fmean(values) if values else None
+    return mean(values)
 
 
 def _spread(values: Sequence[float], runs: Sequence[Run], lacking: int = 0, seeds: int | None = None) -> Spread:
     return Spread(
-        mean=statistics.fmean(values) if values else None,
-        std=statistics.stdev(values) if len(values) > 1 else None,
+        mean=mean(values),
+        std=std(values),
         n=len(values),
         runs=len(runs) if seeds is None else seeds,
         failed=sum(run.state == "failed" for run in runs),

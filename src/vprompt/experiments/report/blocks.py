@@ -9,6 +9,7 @@ from vprompt.experiments.report.study import Run, Study
 from vprompt.report import charts
 from vprompt.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
 from vprompt.report.html import Markup
+from vprompt.utils.statistics import std
 from vprompt.utils.text import count, percent
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
@@ -48,7 +49,7 @@ def bar_of(pairs: Sequence[tuple[int, int]]) -> charts.Bar:
     return charts.Bar(
         before=statistics.fmean(pair[0] for pair in pairs),
         kept=statistics.fmean(after),
-        std=statistics.stdev(after) if len(after) > 1 else None,
+        std=std(after),
     )
 
 

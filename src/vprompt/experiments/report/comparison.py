@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.report.plots import Trial, plot_comparison
-from vprompt.utils.text import escape
+from vprompt.utils.text import duration, escape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +140,7 @@ def _gmacs(value: float | None) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return "-" if seconds is None else duration(seconds)
 
 
 Columns = dict[str, Callable[[dict[str, Any]], str]]
