@@ -68,11 +68,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     Args:
         labels: Class numbers (N,).
-        preprocessing: What the pixels went through, or will.
+        preprocessing: Gives the size of the pixels, and how they are normalised.
         pixels: uint8 (M, 3, H, W), with `rows` (N,) saying which belong to this dataset; all of them by default.
         root: The folder that `paths` are relative to, or what reads them; needed when there are no `pixels`.
         paths: Relative paths or names of the N files.
-        augment: What training sees, see `with_augment`; all else sees the images as they are.
+        augment: The views that training takes, see `with_augment`; all else takes the images as they are.
 
     Raises:
         ValueError: Neither pixels nor files are given, or their numbers do not fit the labels.
@@ -147,7 +147,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self._all_decoded([(int(i), None) for i in indices])
 
     def training_pixels(self, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
-        """What an epoch of a training sees: as `pixels`, or with `"crop-flip"` a random view of each image.
+        """The pixels for one epoch of a training: as `pixels`, or with `"crop-flip"` a random view of each image.
 
         The view of an image depends on the seed, the epoch and the image's number, and on nothing else.
 
@@ -231,7 +231,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned and tested: classes, and images for training, validation and test.
+    """Classes, and images for training, validation and test.
 
     Args:
         name: A short name, such as the folder's.

@@ -1,4 +1,4 @@
-"""One image file as the uint8 pixels that a backbone's preprocessing asks for."""
+"""Decoding: an image file as uint8 RGB pixels of the size that a backbone takes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def try_decode(source: Source, preprocessing: Preprocessing, view: View | None =
 def read_pixels(
     source: Source, preprocessing: Preprocessing, view: View | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Like `decode`, for callers that tell what can be wrong with an image apart.
+    """Like `decode`, for callers that distinguish what can be wrong with an image.
 
     Args:
         source: As for `decode`.
@@ -100,7 +100,7 @@ def read_pixels(
         max_pixels: Refuse more by the header, at most `MAX_PIXELS`.
 
     Raises:
-        NotAnImageError: It is of no format that pictures come in.
+        NotAnImageError: It is in no image format.
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
@@ -111,7 +111,7 @@ def read_pixels(
 
 
 def probe(source: Source) -> str | None:
-    """What is wrong with an image as far as its header tells; it completes the sentence `FILE ...`."""
+    """Reads the header of an image only; returns what is wrong (it completes the sentence `FILE ...`), or None."""
     try:
         with _opened(source, MAX_PIXELS):
             return None
@@ -161,7 +161,7 @@ def render_arrays(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Te
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Only formats that pictures come in: Pillow would otherwise also start Ghostscript and read fonts."""
+    """Image formats only: Pillow would otherwise also start Ghostscript and read fonts."""
     Image.init()
     wanted = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
     return tuple(name for name in wanted if name in Image.OPEN)
@@ -256,7 +256,7 @@ class UnusableImageError(ValueError):
 
 
 class NotAnImageError(UnusableImageError):
-    """A file of no format that pictures come in."""
+    """A file in no image format."""
 
 
 class TooManyPixelsError(UnusableImageError):

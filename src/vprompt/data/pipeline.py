@@ -160,7 +160,7 @@ class Checked:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, with the names of the files."""
+        """The bad images with their names, in words."""
         return [f"file {printable(name)} {reason}" for name, reason in self.bad.items()]
 
     def usable(self, splits: Mapping[str, Sequence[Item]]) -> Splits:

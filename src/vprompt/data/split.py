@@ -68,5 +68,5 @@ def stratified(
 
 
 def place(seed: int, file: str) -> bytes:
-    """What files are ordered by before they are cut: a hash of the seed and the path."""
+    """The key that files are sorted by before they are cut: a hash of the seed and the path."""
     return hashlib.sha256(f"{seed}\0".encode() + os.fsencode(file)).digest()

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing, so that a file is either whole or not there; text and JSON."""
 
 from __future__ import annotations
 

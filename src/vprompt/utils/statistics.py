@@ -84,7 +84,7 @@ def over_tasks(table: Sequence[Seeds]) -> Seeds:
 
 
 def difference(first: Seeds, second: Seeds) -> Seeds:
-    """How much larger the first is, seed by seed: what seeds share drops out of the spread.
+    """The first minus the second, seed by seed: what seeds share drops out of the spread.
 
     Example:
         >>> difference(seeds_of([0.75, 1.0]), seeds_of([0.5, None])).values

@@ -60,7 +60,7 @@ class DataSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         ...
 
     def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:

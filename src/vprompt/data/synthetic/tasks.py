@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vprompt.data.dataset import Task
-from vprompt.data.pipeline import load
-from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import Item, Listing
 from vprompt.data.synthetic.counting import COUNTS, picture
 from vprompt.data.synthetic.draws import Draws
@@ -32,8 +29,8 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """(N, 64, 64) or (N, 64, 64, 3), and the labels."""
 
 
-def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
-    """Renders a task: 800 training, 200 validation and 2,000 test images of 64 x 64 pixels, no two of them equal.
+def synthetic_listing(spec: str) -> Listing:
+    """Draws a task: 800 training, 200 validation and 2,000 test images of 64 x 64 pixels, no two of them equal.
 
     `synthetic:dsprites-orientation` and `synthetic:dsprites-location` ask for one factor of a sprite of unknown shape,
     in 16 classes, as VTAB-1k does: the angle, or the place from left to right. `synthetic:counting` asks for the number
@@ -41,22 +38,15 @@ def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
 
     Args:
         spec: One of `synthetic_names`.
-        preprocessing: How the images are resized, and later normalised.
 
     Raises:
         DataError: There is no such task.
 
     Example:
-        >>> plain = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        >>> task = load_synthetic("synthetic:counting", plain)
-        >>> len(task.train), len(task.test), task.classes[0]
+        >>> listing = synthetic_listing("synthetic:counting")
+        >>> len(listing.splits["train"]), len(listing.splits["test"]), listing.classes[0]
         (800, 2000, '3 objects')
     """
-    return load(synthetic_listing(spec), preprocessing)
-
-
-def synthetic_listing(spec: str) -> Listing:
-    """The images of a task that is rendered; an error names those that there are."""
     if spec not in _TASKS:
         raise DataError(f"There is no synthetic task {spec}; there are {', '.join(synthetic_names())}.")
     draw, classes = _TASKS[spec]
