@@ -11,12 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vprompt.model.records import MEANS
+from vprompt.model.records import Recipe
 from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import write_atomically
+from vprompt.utils.serialization import options_of
 
 STATE = {"step", "sums", "history"}
 """The entries of the progress of a training."""
+
+MEANS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
+"""The settings of a recipe that say how the work is done; they may change when a run goes on."""
 
 
 def save_checkpoint(
@@ -99,5 +103,5 @@ def load_checkpoint(
 
 
 def _without_means(fact: Any) -> Any:
-    """A fact without how the work is done, which may change when a run goes on."""
+    """A fact of a run without `MEANS`."""
     return {key: value for key, value in fact.items() if key not in MEANS} if isinstance(fact, dict) else fact  # pyright: ignore

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
-from vprompt.methods.registry import method_to_config
+from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
@@ -157,9 +157,9 @@ class _Run:
         self.train_data = train
         self.facts = {
             "recipe": asdict(recipe),
-            "method": method_to_config(model.method),
+            "method": to_config(model.method),
             "prompt_counts": model.prompt_counts,
-            "copies": model.prompts.copies if model.prompts.merged else None,
+            "copies": model.prompts.multiplicity if model.prompts.merged else None,
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
             "data": None if checkpoint is None else identity(train),
