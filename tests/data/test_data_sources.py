@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,22 @@ def test_bad_images_are_named_and_can_be_skipped(spec):
     task = open_task(spec, PLAIN, skip_bad=True)
     assert len(task.skipped) == 1
     assert sum(map(len, (task.train, task.val, task.test))) == 50
+
+
+def test_it_may_define_the_classes(spec):
+    task = load(replace(find_listing(spec), classes=("cat", "bee", "ant")), PLAIN)
+    assert task.classes == ("cat", "bee", "ant")
+    assert [len(part) for part in (task.train, task.val, task.test)] == [32, 8, 10]
+    assert all(label == 2 - red for red, label in colours(task.train))
+
+
+def test_images_to_test_on_alone_are_no_task(spec):
+    listing = find_listing(spec)
+    alone = replace(listing, splits={"test": listing.splits[UNSPLIT]})
+    with pytest.raises(DataError, match="class ant is in test but not in train"):
+        load(alone, PLAIN)
+    with pytest.raises(DataError, match="no class with usable images to learn from"):
+        load(alone, PLAIN, skip_bad=True)
 
 
 def test_a_plan_knows_it(spec):

@@ -183,12 +183,12 @@ def test_nothing_else_is_augmented(lazy, held):
         assert torch.equal(dataset.training_pixels(every, seed=0, epoch=0), dataset.pixels(every))
 
 
-def test_parts_and_unions_are_augmented_like_the_whole(held):
+def test_parts_and_unions_are_augmented_like_the_whole(held, root):
     dataset = held.with_augment("crop-flip")
     part = dataset.subset([4, 2])
     assert part.augment == dataset.joined(part).augment == "crop-flip"
     view = View.drawn(seed=0, epoch=0, index=1)
-    expected = decode(held._root / held.paths[2], held.preprocessing, view=view)
+    expected = decode(root / held.paths[2], held.preprocessing, view=view)
     assert torch.equal(part.training_pixels(torch.tensor([1]), seed=0, epoch=0)[0], expected)
 
 

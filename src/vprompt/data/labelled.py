@@ -17,6 +17,7 @@ from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
 SplitChoice = Literal["auto", "train", "val", "test", "all"]
+"""Images to read: those of one split, `all`, or (`auto`) those of the last of train, val and test that is there."""
 
 
 def load_labelled(

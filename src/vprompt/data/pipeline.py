@@ -56,7 +56,8 @@ def load(
         problems += _drop_unusable(splits, listed_classes(listing, splits))
         refuse(listing, problems, skip_bad)
         _require_classes(listing, splits)
-    parts = (("train", "val"), ("test",)) if fixed else (tuple(splits),)
+    learned = tuple(split for split in splits if split != "test")
+    parts = (learned, ("test",)) if fixed else (tuple(splits),)
     groups = [[item.name for split in part for item in splits.get(split, ())] for part in parts]
     checked = check(listing, groups, preprocessing, memory_limit, progress, decode_all=skip_bad or not fixed)
     refuse(listing, checked.problems, skip_bad)
@@ -126,7 +127,7 @@ def _drop_unusable(splits: Splits, listed: Mapping[str, set[str]]) -> list[str]:
             if name not in present:
                 where = "" if split == UNSPLIT else f" in {split}"
                 problems.append(f"class {printable(name)} has no usable image{where}")
-            elif name not in listed[train]:
+            elif name not in listed.get(train, ()):
                 problems.append(f"class {printable(name)} is in {split} but not in train")
         splits[split] = [item for item in items if item.label in known]
         if not splits[split] and split != train:

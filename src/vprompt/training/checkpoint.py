@@ -16,6 +16,11 @@ from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import write_atomically
 from vprompt.utils.serialization import options_of
 
+_METADATA = "vprompt"
+"""The key of the plain facts in a file's metadata."""
+_OLD_METADATA = "laconic"
+"""The same in files written before the library had its name."""
+
 STATE = {"step", "sums", "history"}
 """The entries of the progress of a training."""
 
@@ -46,7 +51,7 @@ def save_checkpoint(
         for key, value in slots.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value.detach().cpu().contiguous()
-    metadata = {"vprompt": json.dumps({"run": run, "state": state}, allow_nan=False)}
+    metadata = {_METADATA: json.dumps({"run": run, "state": state}, allow_nan=False)}
     write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
@@ -69,7 +74,8 @@ def load_checkpoint(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["vprompt"])
+            metadata = file.metadata()
+            facts = json.loads(metadata[_METADATA if _METADATA in metadata else _OLD_METADATA])
             saved, state = dict(facts["run"]), dict(facts["state"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         if set(state) != STATE:
