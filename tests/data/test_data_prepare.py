@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -430,7 +431,7 @@ def test_what_cannot_be_prepared_says_why(spec, source, tmp_path):
 
 def test_unknown_tasks_and_sources(source, tmp_path):
     refuse("vtab:cifra", source, tmp_path / "root", "vtab:cifar")
-    refuse("nothing", source, tmp_path / "root", "--list")
+    refuse("nothing", source, tmp_path / "root", "vprompt tasks")
     refuse("vtab:dtd", source / "not", tmp_path / "root", "does not exist")
     (source / "file").write_text("x")
     refuse("vtab:dtd", source / "file", tmp_path / "root", "folder")
@@ -634,12 +635,12 @@ def test_a_disk_without_room(source, tmp_path, monkeypatch):
     originals.eurosat(source)
     root = tmp_path / "root"
     (root / ".eurosat.part").mkdir(parents=True)
-    from vprompt.data.prepare import prepare as job
+    job = importlib.import_module("vprompt.data.prepare.prepare")
 
-    def fill(contents, part, report):
+    def fill(*given):
         Path("/dev/full").write_bytes(b"x")
 
-    monkeypatch.setattr(job, "write_vtab", fill)
+    monkeypatch.setattr(job, "write_task", fill)
     refuse("vtab:eurosat", source, root, "no room", str(root))
 
 
