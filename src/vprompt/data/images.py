@@ -21,19 +21,11 @@ from torch import Tensor
 
 from vprompt.data.augmentation import View
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
-
-IMAGE_SUFFIXES = frozenset(
-    "." + name
-    for name in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
-    )
-)
-"""Lower-case endings of files that count as images."""
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels by their header are refused before they are decoded."""
@@ -112,29 +104,33 @@ def read_pixels(
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
-    try:
-        with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            _refuse_bombs(image, max_pixels)
-            _draft(image, preprocessing, view)
-            image.load()
-            return render(_upright(image), preprocessing, view)
-    except (MemoryError, DataError):
-        raise
-    # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
-    except Exception as error:
-        raise _unusable(error, max_pixels) from error
+    with _opened(source, max_pixels) as image:
+        _draft(image, preprocessing, view)
+        image.load()
+        return render(_upright(image), preprocessing, view)
 
 
 def probe(source: Source) -> str | None:
     """What is wrong with an image as far as its header tells; it completes the sentence `FILE ...`."""
     try:
+        with _opened(source, MAX_PIXELS):
+            return None
+    except UnusableImageError as error:
+        return str(error)
+
+
+@contextmanager
+def _opened(source: Source, max_pixels: int) -> Generator[Image.Image]:
+    """An image whose header was read; what goes wrong with it, also in the block, is an `UnusableImageError`."""
+    try:
         with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            _refuse_bombs(image, MAX_PIXELS)
+            _refuse_bombs(image, max_pixels)
+            yield image
     except (MemoryError, DataError):
         raise
+    # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
-        return str(_unusable(error, MAX_PIXELS))
-    return None
+        raise _unusable(error, max_pixels) from error
 
 
 def render(image: Image.Image, preprocessing: Preprocessing, view: View | None = None) -> Tensor:
@@ -152,6 +148,15 @@ def render(image: Image.Image, preprocessing: Preprocessing, view: View | None =
     if view is not None and view.mirrored:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
+
+
+def render_arrays(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Turns images (N, H, W) or (N, H, W, 3) into uint8 pixels (N, 3, height, width), as `render` does each."""
+    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
+    rendered = in_threads(lambda image: render(Image.fromarray(image), preprocessing), images)
+    for row, image in enumerate(rendered):
+        pixels[row] = image
+    return pixels
 
 
 @functools.cache

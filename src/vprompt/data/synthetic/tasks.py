@@ -7,17 +7,15 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.images import render
+from vprompt.data.dataset import Task
+from vprompt.data.pipeline import load
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.sources.base import Item, Listing
 from vprompt.data.synthetic.counting import COUNTS, picture
 from vprompt.data.synthetic.draws import Draws
 from vprompt.data.synthetic.dsprites import FACTORS, Factors, sprites
-from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 
 PREFIX = "synthetic:"
@@ -54,29 +52,25 @@ def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
         >>> len(task.train), len(task.test), task.classes[0]
         (800, 2000, '3 objects')
     """
+    return load(synthetic_listing(spec), preprocessing)
+
+
+def synthetic_listing(spec: str) -> Listing:
+    """The images of a task that is rendered; an error names those that there are."""
     if spec not in _TASKS:
         raise DataError(f"There is no synthetic task {spec}; there are {', '.join(synthetic_names())}.")
     draw, classes = _TASKS[spec]
     images, labels = draw()
-    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
-    pictures = (Image.fromarray(image) for image in images)
-    for row, rendered in enumerate(in_threads(lambda image: render(image, preprocessing), pictures)):
-        pixels[row] = rendered
-    ends = np.cumsum([0, *SIZES])
-    splits = [
-        ImageDataset(
-            torch.from_numpy(labels[a:b].copy()), preprocessing, pixels=pixels, rows=torch.arange(int(a), int(b))
-        )
-        for a, b in itertools.pairwise(ends)
-    ]
-    return Task(
+    items = [Item(str(number), classes[label]) for number, label in enumerate(labels)]
+    ends = itertools.accumulate(SIZES, initial=0)
+    parts = zip(("train", "val", "test"), itertools.pairwise(ends), strict=True)
+    return Listing(
         name=spec.removeprefix(PREFIX),
         source=spec,
+        where=spec,
+        splits={split: items[start:end] for split, (start, end) in parts},
+        rendered=lambda: images,
         classes=classes,
-        preprocessing=preprocessing,
-        train=splits[0],
-        val=splits[1],
-        test=splits[2],
     )
 
 
