@@ -164,7 +164,7 @@ def test_classes_without_training_images_are_named(folder):
     write_lines(folder / "train800.txt", [(path, 0) for path, _ in read_list(folder, "train")])
     (folder / "train800val200.txt").unlink()
     (folder / "classes.txt").write_text("ant\nbee\ncat\n")
-    assert found(folder, "differs") == ["2 classes have no training image: bee, cat."]
+    assert found(folder, "differs") == ["2 classes have no training image: bee and cat."]
     assert found(folder, "differs", replace(SMALL, classes=30, test=7))[-1] == (
         "29 classes have no training image: bee, cat, 3, 4, 5, 6, 7, 8, 9, 10 and 19 more."
     )

@@ -1,4 +1,4 @@
-"""Whether a task's lists and images can be used, and whether they are the benchmark's."""
+"""A check of a task's lists and images: can they be used, and are they the benchmark's."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from vprompt.data.benchmarks.lists import (
     fatal,
     read_layout,
     remedy,
-    some,
 )
 from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
 from vprompt.data.images import try_decode
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.threads import in_threads
-from vprompt.utils.text import printable
+from vprompt.utils.text import listed, printable
 
 # Small, so that JPEG files are read whole but not decoded at full size.
 _THUMBNAIL = Preprocessing(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
@@ -67,7 +66,7 @@ def check(
 
 
 def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
-    """What the lists alone tell, without a look at any image."""
+    """Problems that the lists alone tell, without a look at any image."""
     problems = [*layout.problems, *_twice(layout), *_leaks(layout), *_union(layout)]
     if task is not None:
         problems += _compared(layout, task)
@@ -131,8 +130,8 @@ def _twice(layout: Layout) -> list[Problem]:
                 problems.append(fatal(where, wrong, "keep the right one"))
         often = [path for path, count in Counter(pairs).items() if count > 1]
         if often:
-            listed = some(printable(path) for path, _ in often)
-            problems.append(differs(name, f"{name} lists some images more than once: {listed}"))
+            images = listed([printable(path) for path, _ in often], 10)
+            problems.append(differs(name, f"{name} lists some images more than once: {images}"))
     return problems
 
 
@@ -201,7 +200,7 @@ def _untrained(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
         return []
     name = FILES[layout.kind]["train"]
     what = f"The class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
-    names = "" if len(without) == 1 else f": {some(without)}"
+    names = "" if len(without) == 1 else f": {listed(without, 10)}"
     return [differs(name, f"{what} no training image{names}")]
 
 
