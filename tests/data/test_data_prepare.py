@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import sys
@@ -495,6 +496,30 @@ def test_links_in_a_tar_are_not_followed(source, tmp_path):
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
     refuse("vtab:dtd", source, tmp_path / "root", Path(gone).name)
+
+
+def test_lists_cannot_name_files_outside(source, tmp_path):
+    originals.birds(source, "CUB_200_2011.tgz", "CUB_200_2011", [1, 2])
+    with tarfile.open(source / "CUB_200_2011.tgz") as opened:
+        opened.extractall(source, filter="data")
+    (source / "CUB_200_2011.tgz").unlink()
+    (source / "secret.jpg").write_bytes(originals.jpeg(7))
+    lists = source / "CUB_200_2011/images.txt"
+    lists.write_text(lists.read_text().replace("001.Bird 0/b_1.jpg", "../../secret.jpg"))
+    refuse("fgvc:cub", source, tmp_path / "root", "../../secret.jpg")
+    lists.write_text(lists.read_text().replace("../../secret.jpg", str(source / "secret.jpg")))
+    refuse("fgvc:cub", source, tmp_path / "root", "secret.jpg")
+
+
+@pytest.mark.parametrize(
+    ("spec", "build"),
+    [("vtab:eurosat", originals.eurosat), ("vtab:dtd", originals.dtd), ("vtab:smallnorb_azi", originals.smallnorb)],
+)
+def test_archives_that_hold_more_than_there_is_room_for(spec, build, source, tmp_path, monkeypatch):
+    build(source)
+    usage = shutil.disk_usage(tmp_path)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    refuse(spec, source, tmp_path / "root", "no room")
 
 
 def test_pickled_arrays_are_not_loaded(source, tmp_path):
