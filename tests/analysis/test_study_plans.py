@@ -12,7 +12,7 @@ from vprompt.analysis.study import Study, toml
 from vprompt.analysis.sweep import measure as sweep
 from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.grid import cells_of, tasks_of
-from vprompt.experiments.bench.jobs import Job, plain, starts_from
+from vprompt.experiments.bench.jobs import Job, starts_from
 from vprompt.experiments.bench.plan import PlanError, parse_plan
 
 KINDS = {"sweep": sweep.plan_of, "schedule": schedule.plan_of, "e2vpt": e2vpt.plan_of}
