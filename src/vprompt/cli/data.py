@@ -12,10 +12,11 @@ import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
 from vprompt.utils.errors import DataError
+from vprompt.utils.progress import bar
+from vprompt.utils.text import count, printable
 
 if TYPE_CHECKING:
     from vprompt.data.benchmarks.check import State
-    from vprompt.data.benchmarks.lists import Problem
     from vprompt.data.benchmarks.tasks import BenchmarkTask
     from vprompt.data.prepare.registry import Recipe
 
@@ -101,6 +102,7 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 _NARROW = 80
+"""Columns of a terminal that the table of tasks needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class Tasks:
     """Print the result as JSON."""
 
     def run(self) -> None:
-        """Looks and prints."""
+        """Prints the table of tasks, or checks one of them."""
         if self.hashes and self.check is None:
             raise UsageError("--hashes belongs to --check TASK.")
         if self.check is not None:
@@ -129,7 +131,6 @@ class Tasks:
         from vprompt.data.benchmarks.places import data_root
         from vprompt.data.benchmarks.tasks import benchmark_tasks
         from vprompt.data.synthetic.tasks import synthetic_names
-        from vprompt.utils.text import printable
 
         rows = [(task, state_of(task, self.root)) for task in benchmark_tasks(self.suite)]
         if self.json:
@@ -147,8 +148,6 @@ class Tasks:
     def _check(self, spec: str) -> None:
         from vprompt.data.benchmarks.check import check
         from vprompt.data.benchmarks.places import locate
-        from vprompt.utils.progress import bar
-        from vprompt.utils.text import printable
 
         if spec.startswith(("synthetic:", "bundled:")):
             raise DataError(f"{printable(spec)} comes with vprompt and lies in no folder; there is nothing to check.")
@@ -172,8 +171,8 @@ class Tasks:
                 print(f"{problem.severity}: {problem.sentence}")  # noqa: T201
         what = printable(spec) if str(place.folder) == spec else f"{printable(spec)} in {printable(str(place.folder))}"
         if fatal:
-            raise DataError(f"{what} cannot be used: {_count(fatal, 'fatal problem')}.")
-        print_note(f"{what} can be used: {_count(problems, 'difference')}.")
+            raise DataError(f"{what} cannot be used: {count(len(fatal), 'fatal problem')}.")
+        print_note(f"{what} can be used: {count(len(problems), 'difference')}.")
 
 
 def _print_group(group: str, rows: list[tuple[BenchmarkTask, State]]) -> None:
@@ -195,8 +194,6 @@ def _print_group(group: str, rows: list[tuple[BenchmarkTask, State]]) -> None:
 
 
 def _document(task: BenchmarkTask, state: State) -> dict[str, object]:
-    from vprompt.utils.text import printable
-
     return {
         "task": task.spec,
         "title": task.title,
@@ -217,7 +214,3 @@ def _sizes(task: BenchmarkTask) -> str:
 
 def _prompts(task: BenchmarkTask) -> str:
     return " or ".join(str(count) for count in task.prompts)
-
-
-def _count(problems: list[Problem], what: str) -> str:
-    return f"{len(problems)} {what}{'s' * (len(problems) != 1)}"

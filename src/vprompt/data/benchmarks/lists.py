@@ -55,13 +55,13 @@ class Layout:
     """A task as its lists have it.
 
     Args:
-        folder: Where they lie.
-        kind: Which layout it is.
+        folder: Has the lists.
+        kind: The layout.
         splits: For each split whose list is there its images as (path relative to the folder, label).
         where: For each split where these stand: file and line.
         union: The images of `UNION`, if it is there.
         classes: The class with label `i` is `classes[i]`; all are different and printable.
-        problems: What is wrong with the lists themselves.
+        problems: Findings in the lists themselves.
     """
 
     folder: Path
@@ -92,8 +92,8 @@ def read_layout(folder: Path, task: BenchmarkTask | None, *, kind: Suite | None 
     """Reads the lists of a folder.
 
     Args:
-        folder: Where the lists lie.
-        task: The benchmark's task that this is said to be, if any.
+        folder: Has the lists.
+        task: The benchmark's task that this should be, if any.
         kind: The layout to expect where the folder does not tell.
 
     Raises:

@@ -23,7 +23,7 @@ class Place:
 
     Args:
         folder: Has the lists.
-        task: The benchmark's task that it is said to be; None for a user's own.
+        task: The benchmark's task that it should be; None for a user's own.
         kind: The layout that it must have.
         spec: The user's words for it.
     """

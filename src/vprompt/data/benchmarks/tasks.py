@@ -80,7 +80,7 @@ class BenchmarkTask:
 
     @property
     def source(self) -> str:
-        """Where the data can be had, as the end of a sentence."""
+        """Source of the data, as the end of a sentence."""
         return f"the images come from {self.site}, and {_LISTS[self.suite]}"
 
     @property

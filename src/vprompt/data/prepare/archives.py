@@ -217,14 +217,14 @@ def unpack(path: Path, target: Path) -> None:
 
 
 def leaves(name: str) -> bool:
-    """Whether a relative path may lead out of its folder, on any system.
+    """True for a path that may lead out of the folder that it is relative to, on any system.
 
     Example:
         >>> leaves("a/./b.jpg"), leaves("a/../../b.jpg"), leaves("C:\\\\b.jpg"), leaves("/b.jpg")
         (False, True, True, True)
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")) is True
+    return path.is_absolute() or ".." in path.parts or any(part.endswith(":") for part in path.parts[:1])
 
 
 @contextmanager

@@ -44,8 +44,8 @@ class Contents:
         items: In a fixed order.
         read: Gives the bytes of the image of that name as PNG, JPEG or whatever the original has; fastest where names
             are read in their own order.
-        parts: Where training, validation and test images come from.
-        drawn: Whether vprompt has drawn any part itself.
+        parts: Origin of training, validation and test images.
+        drawn: True if vprompt has drawn any part itself.
     """
 
     classes: tuple[str, ...]

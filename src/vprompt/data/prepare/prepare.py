@@ -41,11 +41,11 @@ class Prepared:
     """A folder that was written.
 
     Args:
-        folder: Where it is.
+        folder: Its path.
         classes: Number of classes.
         images: Number of images of each part.
-        parts: Where training, validation and test images come from.
-        note: What to know about scores, if anything.
+        parts: Origin of training, validation and test images.
+        note: A warning about scores; empty if there is none.
     """
 
     folder: str
@@ -72,7 +72,7 @@ def prepare(
     Args:
         spec: Such as `vtab:cifar`.
         source: Folder with the original archives, or an unpacked copy; also the root of a torchvision data set.
-        root: Where the task's folder is written.
+        root: Folder that the task's own folder is written into; originals are unpacked there for a while.
         lists: Folder with published lists that say which images to use for what.
         accept_changed: Go on where a hash or the number of images is not the known one; it is recorded.
         overwrite: Replace a folder that was written by this function.
@@ -236,7 +236,7 @@ def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report)
 
 
 _SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
-"""How the files of the two formats begin whose bytes are kept."""
+"""First bytes of the two formats whose files are written as they are."""
 
 
 def as_jpeg_or_png(data: bytes, name: str) -> tuple[str, bytes]:

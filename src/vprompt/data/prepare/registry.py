@@ -20,12 +20,12 @@ from vprompt.utils.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one task is prepared.
+    """Recipe of one task.
 
     Args:
         spec: The task: `vtab:cifar`.
         read: Makes contents of its pieces; None where the task cannot be prepared.
-        images: How many images the original has in the parts that are used.
+        images: Number of images that the original has in the parts that are used.
         where: The `site`, if it is not the task's.
         needs: A Python package that vprompt does not bring.
         folder: The name of the folder that is written, if it is not the task's.
@@ -52,7 +52,7 @@ class Recipe:
 
     @property
     def site(self) -> str:
-        """Where the pieces can be had, or why the task cannot be prepared."""
+        """Address of the pieces, or the reason why the task cannot be prepared."""
         return self.where or self.task.site
 
 
@@ -87,7 +87,6 @@ def _read_pieces() -> dict[str, dict[str, Piece]]:
 
 
 _PIECES = _read_pieces()
-
 
 RECIPES = (
     Recipe(
