@@ -697,6 +697,14 @@ def test_published_json_lists(source, tmp_path):
         refuse("fgvc:cub", source, tmp_path / "other", word, lists=given)
         path.write_text(whole)
 
+    (given / "images").mkdir()
+    for name in names:
+        (given / "images" / name).parent.mkdir(exist_ok=True)
+        (given / "images" / name).touch()
+    beside = made("fgvc:cub", source, tmp_path / "root", lists=given, overwrite=True)[0]
+    assert json.loads((beside / "train.json").read_text()) == {name: truth[name][0] for name in lists["train"]}
+    shutil.rmtree(given / "images")
+
     broken(lambda rows: json.dumps(rows | {"images/train/000123.jpg": 1}), "000123.jpg")
     broken(lambda rows: json.dumps(rows | {lists["test"][0]: 1}), "twice")
     broken(lambda rows: json.dumps(rows | {lists["train"][0]: 3}), "class")
@@ -705,7 +713,7 @@ def test_published_json_lists(source, tmp_path):
     broken(lambda rows: "{", "object")
     broken(lambda rows: "{}", "no image")
     (given / "val.json").unlink()
-    refuse("fgvc:cub", source, tmp_path / "other", "val.json", "does not exist", lists=given)
+    refuse("fgvc:cub", source, tmp_path / "other", "val.json is missing", lists=given)
 
 
 def test_text_lists(source, tmp_path):
@@ -725,6 +733,10 @@ def test_text_lists(source, tmp_path):
     refuse("vtab:dtd", source, tmp_path / "other", "000000.jpg", "renamed", lists=given)
     (given / "test.txt").write_text("banded/banded_0001.jpg\n")
     refuse("vtab:dtd", source, tmp_path / "other", "Line 1", lists=given)
+    for file in given.iterdir():
+        file.rename(file.with_suffix(".json"))
+    (given / "train800.json").rename(given / "train.json")
+    refuse("vtab:dtd", source, tmp_path / "other", "train800.txt", lists=given)
 
 
 # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -88,18 +88,17 @@ def recognise(folder: Path) -> Suite | None:
     return None
 
 
-def read_layout(folder: Path, task: BenchmarkTask | None, *, kind: Suite | None = None) -> Layout:
+def read_layout(folder: Path, task: BenchmarkTask | None) -> Layout:
     """Reads the lists of a folder.
 
     Args:
         folder: Has the lists.
-        task: The benchmark's task that this should be, if any.
-        kind: The layout to expect where the folder does not tell.
+        task: The benchmark's task that this should be, if any; its layout is expected where the folder does not tell.
 
     Raises:
-        DataError: The folder has neither layout, and none is expected.
+        DataError: The folder has neither layout, and is not of the benchmark.
     """
-    kind = recognise(folder) or kind or (task.suite if task is not None else None)
+    kind = recognise(folder) or (task.suite if task is not None else None)
     if kind is None:
         raise DataError(
             f"{printable(str(folder))} has no lists of images; put {', '.join(FILES['vtab'].values())} or "

@@ -24,13 +24,11 @@ class Place:
     Args:
         folder: Has the lists.
         task: The benchmark's task that it should be; None for a user's own.
-        kind: The layout that it must have.
         spec: The user's words for it.
     """
 
     folder: Path
     task: BenchmarkTask | None
-    kind: Suite
     spec: str
 
     @property
@@ -67,7 +65,7 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
     # A name is not a path: nothing outside the root is found.
     folder = find_folder(place, suite, names) if fold(name) and not {"/", "\\"} & set(name) else None
     if folder is not None:
-        return Place(folder=folder, task=task, kind=recognise(folder) or suite, spec=str(spec))
+        return Place(folder=folder, task=task, spec=str(spec))
     searched = ", ".join(printable(str(path)) for path in (place, *(place / above for above in _ABOVE[suite])))
     if task is None:
         raise DataError(f"{printable(unknown).removesuffix('.')} (no folder of that name is in {searched}).")
@@ -79,8 +77,7 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
 
 def place_at(folder: str | Path) -> Place | None:
     """A folder of the user's own; None if it has no lists of images."""
-    kind = recognise(Path(folder))
-    return None if kind is None else Place(folder=Path(folder), task=None, kind=kind, spec=str(folder))
+    return None if recognise(Path(folder)) is None else Place(folder=Path(folder), task=None, spec=str(folder))
 
 
 def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vprompt.data.benchmarks.lists import read_lines, read_object
+from vprompt.data.benchmarks.lists import FILES, read_layout
+from vprompt.data.benchmarks.tasks import BenchmarkTask
 from vprompt.data.prepare.archives import leaves
 from vprompt.data.split import place
 from vprompt.utils.errors import DataError
@@ -199,7 +200,7 @@ def _place(item: Item) -> bytes:
     return place(SPLIT_SEED, item.name)
 
 
-def listed(contents: Contents, folder: Path, files: Mapping[str, str]) -> Contents:
+def listed(contents: Contents, folder: Path, task: BenchmarkTask) -> Contents:
     """The images that published lists name, in the parts that they give them.
 
     Labels stay those of the original: the lists may number the classes in another way, but must tell them apart alike.
@@ -207,11 +208,20 @@ def listed(contents: Contents, folder: Path, files: Mapping[str, str]) -> Conten
     Args:
         contents: All images of the task.
         folder: Has the list files.
-        files: The name of the list of each part.
+        task: The task.
 
     Raises:
         DataError: A list is missing or wrong, or names what the original does not have.
     """
+    layout, files = read_layout(folder, task), FILES[task.suite]
+    if layout.kind != task.suite:
+        raise DataError(
+            f"{printable(str(folder))} has lists of another benchmark; those of {task.spec} are called "
+            f"{', '.join(files.values())}."
+        )
+    fatal = next((problem for problem in layout.problems if problem.severity == "fatal"), None)
+    if fatal is not None:
+        raise DataError(f"In {printable(str(folder))}: {fatal.sentence}")
     originals = {item.name: item for item in contents.items}
     by_file: dict[str, str | None] = {}
     for name in originals:
@@ -219,11 +229,13 @@ def listed(contents: Contents, folder: Path, files: Mapping[str, str]) -> Conten
         bare = PurePosixPath(name).name
         by_file[bare] = None if bare in by_file else name
     items: dict[str, Item] = {}
-    numbers: dict[str, int] = {}
+    labels: dict[int, int] = {}
     for part in PARTS:
-        for name, number in _entries(folder / files[part]):
-            item = originals.get(name) or originals.get(by_file.get(name) or "")
-            where = printable(str(folder / files[part]))
+        where = printable(str(folder / files[part]))
+        for name, label in layout.splits[part]:
+            # Lists that lie beside a folder of images are read with its name in front.
+            below = name.partition("/")[2]
+            item = originals.get(name) or originals.get(below) or originals.get(by_file.get(name) or "")
             if item is None:
                 raise DataError(
                     f"{where} names {printable(name)}, which the original does not have; lists of images that were "
@@ -231,26 +243,13 @@ def listed(contents: Contents, folder: Path, files: Mapping[str, str]) -> Conten
                 )
             if item.name in items:
                 raise DataError(f"The lists in {printable(str(folder))} name {printable(name)} twice; correct them.")
-            if numbers.setdefault(number, item.label) != item.label:
+            if labels.setdefault(label, item.label) != item.label:
                 raise DataError(
                     f"{where} gives {printable(name)} a class that the original does not; the lists belong to "
                     "something else."
                 )
             items[item.name] = item._replace(part=part)
-    if len(set(numbers.values())) != len(numbers):
+    if len(set(labels.values())) != len(labels):
         raise DataError(f"The lists in {printable(str(folder))} have two numbers for one class; correct them.")
     given = ", ".join(files[part] for part in PARTS)
     return replace(contents, items=list(items.values()), parts=f"the lists {given} that were given", drawn=False)
-
-
-def _entries(path: Path) -> list[tuple[str, str]]:
-    """The paths and classes of one published list."""
-    where = printable(str(path))
-    if not path.exists():
-        raise DataError(f"The list {where} does not exist; put it there, or leave --lists away.")
-    entries, problems = (read_object if path.suffix == ".json" else read_lines)(path)
-    if problems:
-        raise DataError(f"In {printable(str(path.parent))}: {problems[0].sentence}")
-    if not entries:
-        raise DataError(f"The list {where} names no image; correct it.")
-    return [(entry.path, entry.label) for entry in entries]

@@ -96,7 +96,7 @@ def prepare(
             counted = len(contents.items)
             _check(recipe, contents, accept_changed=accept_changed)
         if lists is not None:
-            contents = listed(contents, lists, files)
+            contents = listed(contents, lists, recipe.task)
         elif recipe.task.suite == "vtab":
             contents = vtab_1k(contents)
         drawn = {part: sum(item.part == part for item in contents.items) for part in PARTS}
