@@ -34,7 +34,9 @@ def attached(backbone, method, *, counts=None, copies=None, classes=HOSTILE):
     model = vprompt.attach(backbone, method, num_classes=len(classes), classes=classes)
     torch.manual_seed(1)
     if counts is not None:
-        prompts = Prompts([torch.randn(n, w) for n, w in zip(counts, model.info.widths, strict=True)], multiplicity=copies)
+        prompts = Prompts(
+            [torch.randn(n, w) for n, w in zip(counts, model.info.widths, strict=True)], multiplicity=copies
+        )
         model = model.copy(prompts=prompts)
     with torch.no_grad():
         for parameter in (*model.prompts, *model.head.parameters()):

@@ -18,7 +18,7 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.cli.main import main
 from vprompt.compression.merge import merge
-from vprompt.experiments.settings import Settings
+from vprompt.experiments.settings import settings_from
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.utils.errors import AdapterError, VPromptError
 
@@ -269,7 +269,7 @@ def test_what_removal_says_nothing_of(criterion):
     with pytest.raises(VPromptError, match="whole prompts"):
         vprompt.score(deep, TensorDataset(images, labels), criterion=criterion, segments=4)
     with pytest.raises(VPromptError, match="deep prompts"):
-        Settings(backbone="test_vit", method="vpt-shallow", condense=0.5, criterion=criterion)
+        settings_from({"backbone": "test_vit", "method": "vpt-shallow", "condense": 0.5, "criterion": criterion})
 
 
 def test_scoring_leaves_no_trace():
@@ -458,7 +458,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_run():
     with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
         vprompt.condense(shallow, data, merge=True)
     with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
-        Settings(backbone="test_vit", method="vpt-shallow", condense=0.5, merge=True)
+        settings_from({"backbone": "test_vit", "method": "vpt-shallow", "condense": 0.5, "merge": True})
     deep = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
     halved = deep.keep([torch.arange(2)] * 6, [torch.tensor([[True, False]] * 2)] * 6)
     with pytest.raises(VPromptError, match="segments were pruned"):

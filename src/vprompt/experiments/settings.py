@@ -112,7 +112,7 @@ class Settings:
     root: str | None = field(default=None, metadata=PLACE)
     backbone: str
     weights: str | None = None
-    method: Method = field(default_factory=VPT, metadata={"nested": True})
+    method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
     head_init: Literal["zero", "paper"] = "zero"
     condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
     prune: Pruning | None = field(

@@ -14,7 +14,7 @@ from vprompt.utils.serialization import Option, build, flat, options_of
 M = TypeVar("M", bound=Method)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Kind:
     """A name on the command line and in files, and the method that it stands for.
 

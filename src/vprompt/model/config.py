@@ -129,7 +129,7 @@ class _Reader(Reader):
     """Of an adapter's configuration."""
 
     beside = frozenset({"method.name"})
-    may_lack = (Recipe, AdaptedBackbone, AdapterConfig, Condensation, Method)  # not all was there at first
+    may_lack = (Recipe, AdaptedBackbone, AdapterConfig, Condensation)  # not all was there at first
 
     def fail(self, problem: str) -> NoReturn:
         raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")

@@ -18,6 +18,10 @@ import msgspec
 from vprompt.utils.errors import VPromptError
 
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", NoneType: "nothing"}
+"""Types in words, of a file."""
+
+_SETTING_WORDS = {**_WORDS, str: "text in quotes", float: "a number"}
+"""Types in words, of a setting that a user gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ def options_of(kind: type) -> dict[str, Option]:
     """The options of a configuration dataclass and of those nested in it, by their flat names.
 
     A field's metadata may hold `flag` (its flat name) and `place`. A nested configuration that may be None has `when`,
-    the options that call for it, and may have `switch`, an option of its own that does so.
+    the options that call for it, and may have `switch`, an option of its own that does so. A field that is
+    `polymorphic`, of one of several dataclasses, is left to others.
 
     Example:
         >>> from vprompt.model.records import Recipe
@@ -54,12 +59,12 @@ def options_of(kind: type) -> dict[str, Option]:
     found: dict[str, Option] = {}
     hints, words = get_type_hints(kind), _documented(kind)
     for entry in fields(kind):
+        if entry.metadata.get("polymorphic"):
+            continue
         if (nested := _nested(hints[entry.name])) is not None:
             if (switch := entry.metadata.get("switch")) is not None:
                 found[switch] = Option(flag=switch, type=bool, default=False, help=words.get(entry.name, ""))
             found |= {flag: option for flag, option in options_of(nested).items() if flag not in found}
-            continue
-        if entry.metadata.get("nested"):
             continue
         flag = entry.metadata.get("flag", entry.name)
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
@@ -88,13 +93,15 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
     hints = get_type_hints(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
+        if entry.metadata.get("polymorphic"):
+            continue
         if _nested(hints[entry.name]) is not None:
             if value is None:
                 continue
             if (switch := entry.metadata.get("switch")) is not None:
                 found[switch] = True
             found |= flat(value, places=places)
-        elif not entry.metadata.get("nested") and (places or not entry.metadata.get("place")):
+        elif places or not entry.metadata.get("place"):
             found[entry.metadata.get("flag", entry.name)] = msgspec.to_builtins(value)
     return found
 
@@ -112,7 +119,7 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
     """
     given, hints = dict(ready), get_type_hints(kind)
     for entry in fields(kind):
-        if entry.name in given:
+        if entry.name in given or entry.metadata.get("polymorphic"):
             continue
         if (nested := _nested(hints[entry.name])) is not None:
             when = entry.metadata.get("when")
@@ -152,8 +159,8 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     """
     try:
         return msgspec.convert(value, hint)
-    except msgspec.ValidationError:
-        raise VPromptError(f"The setting {name} takes {_wanted(hint)}, not {value!r}.") from None
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        raise VPromptError(f"The setting {name} takes {_wanted(hint, _SETTING_WORDS)}, not {value!r}.") from None
 
 
 class Reader:
@@ -198,7 +205,7 @@ class Reader:
             return None if value is None and optional else self.instance(value, nested, at)
         try:
             typed_value = msgspec.convert(value, hint)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             inner = re.search(r"at `\$(.+)`$", str(error))
             place, wrong, kind = _inside(value, hint, inner[1] if inner else "")
             self.fail(f"{at}{place} should be {_wanted(kind)}, not {show(wrong)}")
@@ -247,16 +254,18 @@ def _is_union(hint: Any) -> bool:
     return get_origin(hint) in (Union, UnionType)
 
 
-def _wanted(hint: Any) -> str:
+def _wanted(hint: Any, words: Mapping[Any, str] = _WORDS) -> str:
     """A type hint in words."""
     if _is_union(hint):
-        return " or ".join(_wanted(kind) for kind in get_args(hint))
+        # A file that may lack a value is not told that it may.
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType or words is not _WORDS]
+        return " or ".join(_wanted(kind, words) for kind in kinds)
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is tuple:
         inner = get_args(hint)
         return "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)} values"
-    return "an object" if get_origin(hint) is not None else _WORDS.get(hint, repr(hint))
+    return "an object" if get_origin(hint) is not None else words.get(hint, repr(hint))
 
 
 def _inside(value: Any, hint: Any, place: str) -> tuple[str, Any, Any]:
@@ -279,7 +288,7 @@ def _inside(value: Any, hint: Any, place: str) -> tuple[str, Any, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     try:
         msgspec.convert(value, hint)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return False
     return True
 

@@ -22,6 +22,7 @@ class MLPHead(nn.Module):
         layers: How many layers in all, the classifier included.
 
     Example:
+        >>> import torch
         >>> MLPHead(4, 2, 3)(torch.zeros(1, 4)).shape
         torch.Size([1, 2])
     """
