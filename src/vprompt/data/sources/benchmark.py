@@ -35,7 +35,7 @@ def lists_in(folder: Path) -> Listing | None:
 
 def _listing(place: Place) -> Listing:
     """The lists of a place, and how they differ from the benchmark's; an error gives the first problem."""
-    layout = read_layout(place.folder, place.task, kind=place.kind)
+    layout = read_layout(place.folder, place.task)
     problems = check_lists(layout, place.task)
     fatal = [problem.sentence for problem in problems if problem.severity == "fatal"]
     where = printable(str(place.folder))

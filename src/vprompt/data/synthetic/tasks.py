@@ -103,7 +103,7 @@ def _counting() -> Images:
 
 
 def _angles() -> Iterator[str]:
-    """What the 40 angles from 0 to a whole turn become in 16 classes."""
+    """Names of the 16 classes that the 40 angles from 0 to a whole turn fall into."""
     for label in range(16):
         inside = [angle for angle in range(40) if angle * 2 // 5 == label]
         yield f"{360 * inside[0] / 39:.0f} to {360 * inside[-1] / 39:.0f} degrees"
