@@ -1,4 +1,4 @@
-"""What happens to every request, whatever it asks: token, counting, errors as JSON, and bodies that nobody reads."""
+"""ASGI middleware around every request: host and token, counting, errors as JSON, and bodies that nobody reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import ipaddress
 import logging
 import time
 
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +27,9 @@ COUNTED = "/v1/predict"
 
 LINGER_SECONDS = 1.0
 """How long a client that is refused may go on sending: closing at once would cost it the answer."""
+
+BEARER = HTTPBearer(auto_error=False)
+"""Reads a token from a request; also how openapi.json names it."""
 
 _LOG = logging.getLogger("vprompt.serving")
 
@@ -61,31 +66,29 @@ class Gate:
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
-            self._check(scope)
+            await self._check(Request(scope))
             await self._app(scope, exchange.receive, exchange.send)
             return
-        except RequestError as problem:
-            answer = problem
+        except RequestError as error:
+            problem = error
         except asyncio.CancelledError:
             # The server's patience with requests under way is over.
-            answer = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
+            problem = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
         except Exception:
             _LOG.exception("A request failed.")
-            answer = RequestError("failed", "The request failed; the service's log says why.")
+            problem = RequestError("failed", "The request failed; the service's log says why.")
         if exchange.status == 0:
-            await response(answer)(scope, exchange.receive, exchange.send)
+            await as_response(problem)(scope, exchange.receive, exchange.send)
 
-    def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "localhost")
+    async def _check(self, request: Request) -> None:
+        host = request.headers.get("host", "localhost")
         if self._local and not is_local(host):
             raise RequestError("wrong_host", f"This service is not called {printable(host[:100])!r}.")
-        if self._token is None or scope["path"] in OPEN:
+        if self._token is None or request.scope["path"] in OPEN:
             return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = await BEARER(request)
         # Bytes, for compare_digest takes no other text than ASCII.
-        same = hmac.compare_digest(given.strip().encode(), self._token.encode())
-        if scheme.lower() != "bearer" or not same:
+        if given is None or not hmac.compare_digest(given.credentials.strip().encode(), self._token.encode()):
             raise RequestError(
                 "bad_token", "This needs the header 'Authorization: Bearer TOKEN' with the service's token."
             )
@@ -93,6 +96,8 @@ class Gate:
 
 def is_local(host: str) -> bool:
     """Whether a Host header names this machine as only it is called by itself.
+
+    Starlette's TrustedHostMiddleware takes a list of names; loopback addresses are 2^24.
 
     Example:
         >>> [is_local(host) for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "example.org", "10.0.0.1:8000")]
@@ -105,7 +110,7 @@ def is_local(host: str) -> bool:
         return False
 
 
-def response(problem: RequestError) -> JSONResponse:
+def as_response(problem: RequestError) -> JSONResponse:
     """A problem as an HTTP response."""
     return JSONResponse(problem.body, status_code=problem.status, headers=problem.headers)
 

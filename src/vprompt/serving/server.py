@@ -1,4 +1,4 @@
-"""The process that listens: where, for how long it waits on clients, and how it stops."""
+"""HTTP server of the service: the address, its patience with clients, and how it stops."""
 
 from __future__ import annotations
 

@@ -176,6 +176,11 @@ class Bank:
                 raise self._unknown(name, self._held)
             self._held = {other: held for other, held in self._held.items() if other != name}
 
+    @property
+    def entries(self) -> list[Entry]:
+        """What the bank says of its adapters, all at one moment."""
+        return [adapter.entry for adapter in self._held.values()]
+
     def __getitem__(self, name: str) -> Entry:
         held = self._held
         if name not in held:
