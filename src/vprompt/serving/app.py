@@ -1,9 +1,11 @@
-"""HTTP interface of the service: its routes, and how they answer."""
+"""HTTP interface of the service: its routes, how they read what is sent, and how they answer."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import fastapi
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -11,11 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vprompt.serving.bank.bank import Entry
 from vprompt.serving.errors import RequestError
 from vprompt.serving.middleware import BEARER, Gate, as_response
-from vprompt.serving.requests import check_image_type, read_body, while_connected
 from vprompt.serving.schema import (
     IMAGE_BODY,
     SOURCE_BODY,
@@ -23,6 +25,7 @@ from vprompt.serving.schema import (
     Answers,
     Details,
     FailedAnswer,
+    Fault,
     Health,
     Source,
     failures,
@@ -35,6 +38,12 @@ from vprompt.utils.version import __version__
 PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
 
 MAX_SOURCE_BYTES = 64 * 1024
+"""Size of a document that tells where an adapter lies."""
+
+IMAGES = ("image/", "application/octet-stream")
+"""How content types that are taken begin."""
+
+T = TypeVar("T")
 
 open_routes, guarded_routes, managing_routes = APIRouter(), APIRouter(), APIRouter()
 
@@ -103,8 +112,14 @@ async def predict_several(request: Request, service: Served, adapter: Names, top
     if len(names) > service.limits.max_queue:
         raise RequestError("invalid", f"Ask at most {service.limits.max_queue} adapters at once, not {len(names)}.")
     answers = await _exchange(service, request, names, top)
-    pairs = zip(names, answers, strict=True)
-    return Answers(answers=[FailedAnswer.of(n, a) if isinstance(a, RequestError) else a for n, a in pairs])
+    return Answers(
+        answers=[
+            FailedAnswer(adapter=printable(name[:100]), error=Fault.of(answer))
+            if isinstance(answer, RequestError)
+            else answer
+            for name, answer in zip(names, answers, strict=True)
+        ]
+    )
 
 
 @guarded_routes.get("/v1/adapters", response_model=Adapters, responses=failures(401, 403))
@@ -134,7 +149,7 @@ async def metrics(service: Served) -> PlainTextResponse:
 )
 async def add(request: Request, service: Served, adapter: Name) -> Entry:
     """Adds an adapter from a folder on the server."""
-    body = await read_body(request, max_bytes=MAX_SOURCE_BYTES, timeout=service.limits.timeout)
+    body = await _read_body(request, max_bytes=MAX_SOURCE_BYTES, timeout=service.limits.timeout)
     try:
         source = Source.model_validate_json(body)
     except ValidationError as error:
@@ -152,10 +167,10 @@ async def _exchange(service: Service, request: Request, adapters: list[str], top
     """Reads the image and asks; leaves what is to be counted in the request's state."""
     try:
         with service.place():
-            check_image_type(request)
+            _check_image_type(request)
             limits = service.limits
-            image = await read_body(request, max_bytes=limits.max_bytes, timeout=limits.timeout)
-            answers = await while_connected(request, service.predict(image, adapters, top=top))
+            image = await _read_body(request, max_bytes=limits.max_bytes, timeout=limits.timeout)
+            answers = await _while_connected(request, service.predict(image, adapters, top=top))
     except RequestError as problem:
         request.state.answers = [(name, problem.status) for name in adapters if name in service.bank]
         raise
@@ -164,6 +179,75 @@ async def _exchange(service: Service, request: Request, adapters: list[str], top
         for name, answer in zip(adapters, answers, strict=True)
     ]
     return answers
+
+
+def _check_image_type(request: Request) -> None:
+    """Refuses what is no image by its headers; a request without a content type passes.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    content_type = request.headers.get("content-type", IMAGES[0]).strip().lower()
+    if not content_type.startswith(IMAGES):
+        raise RequestError(
+            "not_an_image",
+            "Send the image's bytes as the body with 'Content-Type: image/jpeg' (or other image types, or "
+            f"application/octet-stream), not as {content_type[:100]!r}.",
+        )
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
+
+
+async def _read_body(request: Request, *, max_bytes: int, timeout: float) -> bytes:
+    """The whole body.
+
+    Args:
+        request: Whose body was not read yet.
+        max_bytes: Refuse longer ones, by their header where it tells.
+        timeout: Seconds for all of it.
+
+    Raises:
+        RequestError: If it is too long, too slow, or the client goes away.
+    """
+    too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {max_bytes} bytes.")
+    # The server has checked that these are digits, and not too many.
+    if int(request.headers.get("content-length", "0")) > max_bytes:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_long
+    except TimeoutError:
+        raise RequestError("too_slow", f"The body did not come in within {timeout:g} seconds.") from None
+    except ClientDisconnect:
+        raise RequestError("client_gone", "The client closed the connection.") from None
+    return bytes(body)
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Awaits `work`, which is cancelled when the client goes away; the body must have been read.
+
+    Raises:
+        RequestError: If it went away.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise RequestError("client_gone", "The client closed the connection.")
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vprompt.utils.errors import VPromptError
 
 STATUS = {
@@ -27,9 +25,6 @@ STATUS = {
 }
 """HTTP status by code; 499 is only ever counted, for the client is not there to read it."""
 
-RETRY_SECONDS = 1
-"""`Retry-After` for those whom the service had no time for."""
-
 
 class RequestError(VPromptError):
     """Reason why a request, or one adapter's share of it, has no answer.
@@ -47,15 +42,3 @@ class RequestError(VPromptError):
         super().__init__(message)
         self.code = code
         self.status = STATUS[code]
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The document that is answered."""
-        return {"error": {"code": self.code, "message": str(self)}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers that HTTP asks for with the status."""
-        if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
-        return {"Retry-After": str(RETRY_SECONDS)} if self.status == 503 else {}

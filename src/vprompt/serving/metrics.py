@@ -21,67 +21,54 @@ class Metrics:
     The label `adapter` only ever has names of adapters that are there, or "": nobody can make series by asking for
     names that do not exist, and those of an adapter that is removed go with it.
 
+    Attributes:
+        answers: One for each adapter that was asked, or one of a request that came to none ("").
+        seconds: Time of each request.
+        batches: Size of each batch.
+        queue: Asks that wait.
+        under_way: Requests that are not answered yet.
+
     Example:
         >>> metrics = Metrics()
-        >>> metrics.count("birds", 200)
-        >>> print(metrics.text(waiting=0, under_way=0, nbytes={"birds": 512}).splitlines()[2])
+        >>> metrics.answers.labels("birds", 200).inc()
+        >>> print(metrics.text({"birds": 512}).splitlines()[2])
         vprompt_requests_total{adapter="birds",status="200"} 1.0
     """
 
     def __init__(self) -> None:
         registry = self._registry = _Registry()
         self._exposing = threading.Lock()
-        self._answers = Counter(
+        self.answers = Counter(
             "vprompt_requests_total",
             "Answers of POST /v1/predict by adapter and HTTP status.",
             ("adapter", "status"),
             registry=registry,
         )
-        self._seconds = Histogram(
+        self.seconds = Histogram(
             "vprompt_request_seconds",
             "From a request's head to the end of its answer.",
             buckets=SECONDS,
             registry=registry,
         )
-        self._batches = Histogram(
+        self.batches = Histogram(
             "vprompt_batch_size", "Asks (an image and an adapter) computed together.", buckets=SIZES, registry=registry
         )
-        self._waiting = Gauge("vprompt_queue_length", "Asks that wait to be computed.", registry=registry)
-        self._under_way = Gauge("vprompt_under_way", "Predictions that are not answered yet.", registry=registry)
+        self.queue = Gauge("vprompt_queue_length", "Asks that wait to be computed.", registry=registry)
+        self.under_way = Gauge("vprompt_under_way", "Predictions that are not answered yet.", registry=registry)
         self._nbytes = Gauge(
             "vprompt_adapter_bytes", "Memory of an adapter beside the backbone.", ("adapter",), registry=registry
         )
 
-    def count(self, adapter: str, status: int) -> None:
-        """Counts the answer of one adapter, or that of a request that came to none ("")."""
-        self._answers.labels(adapter, status).inc()
-
-    def took(self, seconds: float) -> None:
-        """Counts a request's time."""
-        self._seconds.observe(seconds)
-
-    def batch(self, size: int) -> None:
-        """Counts a batch."""
-        self._batches.observe(size)
-
-    def text(self, *, waiting: int, under_way: int, nbytes: Mapping[str, int]) -> str:
-        """The exposition, version 0.0.4.
-
-        Args:
-            waiting: Asks that wait to be computed.
-            under_way: Requests that are not answered yet.
-            nbytes: Size of each adapter that is there.
-        """
+    def text(self, nbytes: Mapping[str, int]) -> str:
+        """The exposition, version 0.0.4, with the size of each adapter that is there."""
         with self._exposing:
-            self._waiting.set(waiting)
-            self._under_way.set(under_way)
             self._nbytes.clear()
             for adapter, size in nbytes.items():
                 self._nbytes.labels(adapter).set(size)
-            samples = [sample.labels for metric in self._answers.collect() for sample in metric.samples]
-            for adapter, status in {(labels["adapter"], labels["status"]) for labels in samples}:
+            series = {tuple(sample.labels.values()) for metric in self.answers.collect() for sample in metric.samples}
+            for adapter, status in series:
                 if adapter and adapter not in nbytes:
-                    self._answers.remove(adapter, status)
+                    self.answers.remove(adapter, status)
             return generate_latest(self._registry).decode()
 
 

@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import ipaddress
 import logging
-import time
 
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vprompt.serving.errors import RequestError
+from vprompt.serving.schema import Failure, Fault
 from vprompt.serving.service import Service
 from vprompt.utils.text import printable
 
@@ -27,6 +27,9 @@ COUNTED = "/v1/predict"
 
 LINGER_SECONDS = 1.0
 """How long a client that is refused may go on sending: closing at once would cost it the answer."""
+
+RETRY_SECONDS = 1
+"""`Retry-After` for those whom the service had no time for."""
 
 BEARER = HTTPBearer(auto_error=False)
 """Reads a token from a request; also how openapi.json names it."""
@@ -56,13 +59,14 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
-        exchange = _Exchange(scope, receive, send)
-        await self._answer(scope, exchange)
-        if scope["path"].startswith(COUNTED):
-            for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
-                self._service.metrics.count(adapter, status)
-            self._service.metrics.took(time.monotonic() - started)
+        exchange, metrics = _Exchange(scope, receive, send), self._service.metrics
+        if not scope["path"].startswith(COUNTED):
+            await self._answer(scope, exchange)
+            return
+        with metrics.seconds.time():
+            await self._answer(scope, exchange)
+        for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
+            metrics.answers.labels(adapter, status).inc()
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
@@ -112,7 +116,8 @@ def is_local(host: str) -> bool:
 
 def as_response(problem: RequestError) -> JSONResponse:
     """A problem as an HTTP response."""
-    return JSONResponse(problem.body, status_code=problem.status, headers=problem.headers)
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(problem.status)
+    return JSONResponse(Failure(error=Fault.of(problem)).model_dump(), status_code=problem.status, headers=headers)
 
 
 class _Exchange:

@@ -18,6 +18,11 @@ class Fault(BaseModel):
     code: str
     message: str
 
+    @classmethod
+    def of(cls, problem: RequestError) -> Fault:
+        """The fault that an error stands for."""
+        return cls(code=problem.code, message=str(problem))
+
 
 class Failure(BaseModel):
     """The body of every answer with a status from 400 on."""
@@ -30,11 +35,6 @@ class FailedAnswer(BaseModel):
 
     adapter: str
     error: Fault
-
-    @classmethod
-    def of(cls, adapter: str, problem: RequestError) -> FailedAnswer:
-        """The problem of one adapter."""
-        return cls(adapter=printable(adapter[:100]), error=Fault(code=problem.code, message=str(problem)))
 
 
 class Answers(BaseModel):

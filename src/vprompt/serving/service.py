@@ -95,8 +95,10 @@ class Service:
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
             max_queue=limits.max_queue,
-            observe=self.metrics.batch,
+            observe=self.metrics.batches.observe,
         )
+        self.metrics.queue.set_function(lambda: self._asking.waiting)
+        self.metrics.under_way.set_function(lambda: self._under_way)
 
     @contextlib.contextmanager
     def place(self) -> Generator[None]:
@@ -184,8 +186,7 @@ class Service:
 
     def exposition(self) -> str:
         """The metrics as text."""
-        nbytes = {entry.name: entry.nbytes for entry in self.bank.entries}
-        return self.metrics.text(waiting=self._asking.waiting, under_way=self._under_way, nbytes=nbytes)
+        return self.metrics.text({entry.name: entry.nbytes for entry in self.bank.entries})
 
     def close(self, timeout: float) -> bool:
         """Answers what waits and stops the threads; False where they did not come to an end in `timeout` seconds."""
