@@ -60,6 +60,7 @@ class Answer:
 class _Ask:
     image: Tensor
     entry: Entry
+    top: int
 
 
 class Service:
@@ -90,7 +91,7 @@ class Service:
             max_queue=limits.max_queue,
             threads=min(4, os.cpu_count() or 1),
         )
-        self._asking: Batcher[_Ask, Tensor] = Batcher(
+        self._asking: Batcher[_Ask, Answer] = Batcher(
             self._compute,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
@@ -152,10 +153,10 @@ class Service:
             [images] = await self._results(self._decoding, [(image, preprocessings)], deadline)
             if isinstance(images, RequestError):
                 raise images
-            asks = [_Ask(images[entry.preprocessing], entry) for entry in entries]
-            for entry, logits_C in zip(entries, await self._results(self._asking, asks, deadline), strict=True):
-                failed = isinstance(logits_C, RequestError)
-                answers[entry.name] = logits_C if failed else _answer(entry, logits_C, top)
+            asks = [_Ask(images[entry.preprocessing], entry, top) for entry in entries]
+            answers |= zip(
+                [entry.name for entry in entries], await self._results(self._asking, asks, deadline), strict=True
+            )
         return [answers[name] for name in adapters]
 
     async def add(self, name: str, folder: Path) -> Entry:
@@ -195,8 +196,8 @@ class Service:
         decoding = self._decoding.close(timeout)
         return self._asking.close(max(0.0, until - time.monotonic())) and decoding
 
-    def _compute(self, asks: Sequence[_Ask]) -> list[Tensor | Exception]:
-        """Logits for each; runs in the thread of the bank."""
+    def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
+        """An answer for each; runs in the thread of the bank."""
         images = {id(ask.image): ask.image for ask in asks}
         rows = {key: row for row, key in enumerate(images)}
         logits = self.bank(
@@ -205,23 +206,22 @@ class Service:
             rows=[rows[id(ask.image)] for ask in asks],
             return_exceptions=True,
         )
-        return [self._checked(ask.entry, logits_C) for ask, logits_C in zip(asks, logits, strict=True)]
+        return [self._answer(ask, logits_C) for ask, logits_C in zip(asks, logits, strict=True)]
 
-    def _checked(self, entry: Entry, logits_C: Tensor | UnknownAdapterError) -> Tensor | RequestError:
-        """The logits, unless the adapter is no longer the one that was asked for: its classes would be wrong."""
+    def _answer(self, ask: _Ask, logits_C: Tensor | UnknownAdapterError) -> Answer | RequestError:
+        entry, name = ask.entry, printable(ask.entry.name)
         if isinstance(logits_C, UnknownAdapterError):
             return self._unknown(entry.name)
-        name = printable(entry.name)
-        try:
-            same = self.bank[entry.name] == entry
-        except UnknownAdapterError:
-            same = False
-        if not same:
+        # Another adapter under the same name has other classes.
+        if self.bank.get(entry.name) != entry:
             return RequestError("busy", f"The adapter {name!r} was exchanged meanwhile; ask again.")
         logits_C = logits_C.cpu()
         if not bool(logits_C.isfinite().all()):
             return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
-        return logits_C
+        [best] = most_probable(logits_C[None], ask.top)
+        names = entry.classes
+        top = tuple((str(index) if names is None else printable(names[index]), value) for index, value in best)
+        return Answer(adapter=entry.name, class_index=best[0][0], class_name=top[0][0], probability=top[0][1], top=top)
 
     async def _results(self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float) -> list[R | RequestError]:
         """The result of each item, or why it has none; the items of a caller that is cancelled are taken back."""
@@ -303,11 +303,3 @@ def check_name(name: str) -> str:
             "'-', no '.' first (name=FOLDER on the command line)."
         )
     return name
-
-
-def _answer(entry: Entry, logits_C: Tensor, top: int) -> Answer:
-    [ranked] = most_probable(logits_C[None], top)
-    names = entry.classes
-    named = tuple((str(index) if names is None else printable(names[index]), value) for index, value in ranked)
-    index, probability = ranked[0]
-    return Answer(adapter=entry.name, class_index=index, class_name=named[0][0], probability=probability, top=named)
