@@ -986,16 +986,34 @@ def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
         read_token(None)
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_extra_is_a_sentence_with_the_command(package, adapters, monkeypatch):
+    users = [f"vprompt.serving.{name}" for name in ("server", "app", "service", "metrics")]
     for name in [*sys.modules]:
-        if name.split(".")[0] == package or name in ("vprompt.serving.server", "vprompt.serving.app"):
+        if name.split(".")[0] == package or name in users:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     outcome = run_command("serve", adapters / "birds", "--port", "0")
     assert outcome.status == 1
     assert package in outcome.err
     assert "pip install 'vprompt[serve]'" in outcome.err
+
+
+WEB = ("fastapi", "starlette", "uvicorn")
+
+
+@pytest.mark.parametrize(
+    ("module", "packages"),
+    [
+        ("vprompt.serving.predict", (*WEB, "prometheus_client")),
+        ("vprompt.serving.bank.bank", (*WEB, "prometheus_client")),
+        ("vprompt.serving.service", WEB),
+        ("vprompt.cli.main", (*WEB, "prometheus_client", "torch")),
+    ],
+)
+def test_what_needs_no_extra_imports_none(module, packages):
+    code = f"import sys; sys.modules.update(dict.fromkeys({packages})); import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ── the batcher by itself ────────────────────────────────────────────────────────────────────────────────────────────
