@@ -1,4 +1,4 @@
-"""HTTP interface of the service: its routes, how they read what is sent, and how they answer."""
+"""HTTP interface of the service: its routes, and how they answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from vprompt.serving.bank.bank import Entry
 from vprompt.serving.errors import RequestError
@@ -36,9 +35,6 @@ from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
 
 PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
-
-MAX_SOURCE_BYTES = 64 * 1024
-"""Size of a document that tells where an adapter lies."""
 
 IMAGES = ("image/", "application/octet-stream")
 """How content types that are taken begin."""
@@ -149,9 +145,8 @@ async def metrics(service: Served) -> PlainTextResponse:
 )
 async def add(request: Request, service: Served, adapter: Name) -> Entry:
     """Adds an adapter from a folder on the server."""
-    body = await _read_body(request, max_bytes=MAX_SOURCE_BYTES, timeout=service.limits.timeout)
     try:
-        source = Source.model_validate_json(body)
+        source = Source.model_validate_json(await request.body())
     except ValidationError as error:
         raise RequestError("invalid", 'The body must be JSON: {"path": FOLDER}.') from error
     return await service.add(adapter, Path(source.path))
@@ -168,8 +163,7 @@ async def _exchange(service: Service, request: Request, adapters: list[str], top
     try:
         with service.place():
             _check_image_type(request)
-            limits = service.limits
-            image = await _read_body(request, max_bytes=limits.max_bytes, timeout=limits.timeout)
+            image = await request.body()
             answers = await _while_connected(request, service.predict(image, adapters, top=top))
     except RequestError as problem:
         request.state.answers = [(name, problem.status) for name in adapters if name in service.bank]
@@ -196,35 +190,6 @@ def _check_image_type(request: Request) -> None:
         )
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
-
-
-async def _read_body(request: Request, *, max_bytes: int, timeout: float) -> bytes:
-    """The whole body.
-
-    Args:
-        request: Whose body was not read yet.
-        max_bytes: Refuse longer ones, by their header where it tells.
-        timeout: Seconds for all of it.
-
-    Raises:
-        RequestError: If it is too long, too slow, or the client goes away.
-    """
-    too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {max_bytes} bytes.")
-    # The server has checked that these are digits, and not too many.
-    if int(request.headers.get("content-length", "0")) > max_bytes:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise too_long
-    except TimeoutError:
-        raise RequestError("too_slow", f"The body did not come in within {timeout:g} seconds.") from None
-    except ClientDisconnect:
-        raise RequestError("client_gone", "The client closed the connection.") from None
-    return bytes(body)
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

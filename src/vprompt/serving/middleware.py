@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: host and token, counting, errors as JSON, and bodies that nobody reads."""
+"""ASGI middleware around every request: host and token, limits on its body, counting, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ OPEN = ("/health",)
 COUNTED = "/v1/predict"
 """Requests below this path are counted and timed."""
 
+MAX_OTHER_BYTES = 64 * 1024
+"""Size of a body that is no image."""
+
 LINGER_SECONDS = 1.0
 """How long a client that is refused may go on sending: closing at once would cost it the answer."""
 
@@ -42,7 +45,7 @@ class Gate:
 
     Args:
         app: What it guards.
-        service: Where requests are counted.
+        service: Its limits are kept, and its requests counted.
         token: What clients must show, or None.
         local: Refuse requests that are addressed to another host than this machine by its own names. A web page that
             has its host's name resolved to 127.0.0.1 could otherwise ask and read the answers.
@@ -59,10 +62,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange, metrics = _Exchange(scope, receive, send), self._service.metrics
+        limits, metrics = self._service.limits, self._service.metrics
         if not scope["path"].startswith(COUNTED):
-            await self._answer(scope, exchange)
+            await self._answer(scope, _Exchange(scope, receive, send, MAX_OTHER_BYTES, limits.timeout))
             return
+        exchange = _Exchange(scope, receive, send, limits.max_bytes, limits.timeout)
         with metrics.seconds.time():
             await self._answer(scope, exchange)
         for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
@@ -121,33 +125,57 @@ def as_response(problem: RequestError) -> JSONResponse:
 
 
 class _Exchange:
-    """One request and its response, seen from between server and application."""
+    """One request and its response between server and application.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    A body is no longer than allowed, whatever its header says, and comes in time; what is not read of it when the
+    response ends is thrown away for a while.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int, timeout: float) -> None:
         self._receive, self._send = receive, send
+        self._max_bytes, self._timeout = max_bytes, timeout
+        self._deadline = asyncio.get_running_loop().time() + timeout
         headers = Headers(scope=scope)
-        self.unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        # The server has checked that these are digits, and not too many.
+        self._size = int(headers.get("content-length", "0"))
+        self._came = 0
+        self._unread = "transfer-encoding" in headers or self._size > 0
         self.status = 0
 
     async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self.unread = False
+        if not self._unread:
+            return await self._receive()
+        too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {self._max_bytes} bytes.")
+        if self._size > self._max_bytes:
+            raise too_long
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._next()
+        except TimeoutError:
+            raise RequestError("too_slow", f"The body did not come in within {self._timeout:g} seconds.") from None
+        if message["type"] == "http.disconnect":
+            raise RequestError("client_gone", "The client closed the connection.")
+        self._came += len(message.get("body", b""))
+        if self._came > self._max_bytes:
+            raise too_long
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.unread:
+            if self._unread:
                 MutableHeaders(scope=message)["Connection"] = "close"
-        elif self.unread and not message.get("more_body", False):
+        elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await self._linger()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while self._unread:
+                        await self._next()
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
-    async def _linger(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while self.unread:
-                    await self.receive()
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._unread = False
+        return message
