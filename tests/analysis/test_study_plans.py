@@ -12,7 +12,7 @@ from vprompt.analysis.study import Study, toml
 from vprompt.analysis.sweep import measure as sweep
 from vprompt.data.bundled import SOURCE
 from vprompt.experiments.bench.grid import cells_of, tasks_of
-from vprompt.experiments.bench.jobs import Job, plain, starts_from
+from vprompt.experiments.bench.jobs import Job, starts_from
 from vprompt.experiments.bench.plan import PlanError, parse_plan
 
 KINDS = {"sweep": sweep.plan_of, "schedule": schedule.plan_of, "e2vpt": e2vpt.plan_of}
@@ -88,9 +88,10 @@ def test_a_sweep_trains_and_condenses_to_the_same_counts():
     assert (found["VPT-Deep"].prompts, found["VPT-Deep"].condense, found["VPT-Deep"].recipe.epochs) == (30, None, 9)
     assert (found["From scratch 10 %"].prompts, found["From scratch 50 %"].prompts) == (3, 15)
     tuned, as_trained = found["PC 10 %"], found["PC 10 %, not fine-tuned"]
-    assert (tuned.prompts, tuned.condense, tuned.fine_tune, tuned.fine_tune_epochs) == (30, 0.1, True, 4)
-    assert (as_trained.condense, as_trained.fine_tune) == (0.1, False)
-    full = Job(settings=plain(found["VPT-Deep"])).name
+    assert (tuned.method.num_prompts, tuned.condense.ratio, tuned.condense.fine_tune) == (30, 0.1, True)
+    assert tuned.condense.fine_tune_epochs == 4
+    assert (as_trained.condense.ratio, as_trained.condense.fine_tune) == (0.1, False)
+    full = Job(settings=found["VPT-Deep"].resolved()).name
     assert {starts_from(one).name for label, one in found.items() if label.startswith("PC")} == {full}
 
 
@@ -145,7 +146,7 @@ def test_ablations_differ_from_the_default_in_one_thing():
         "Segments -5 %": (0.0, 0.05),
         "Segments -50 %": (0.0, 0.5),
     }
-    first = Job(settings=plain(default)).name
+    first = Job(settings=default.resolved()).name
     assert {starts_from(one).name for one in found.values() if one.prune} == {first}
 
 

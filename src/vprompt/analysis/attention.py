@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vprompt.backbones.attention.base import Observer, PrefixAttention
 from vprompt.backbones.graft import graft
-from vprompt.methods.inject import deep_token_parts, shallow_token_parts
-from vprompt.methods.prompts import KVPrompts
+from vprompt.methods.layers.inject import deep_token_parts, shallow_token_parts
+from vprompt.methods.layers.prompts import KVPrompts
 from vprompt.model.model import PromptedModel
 
 See = Callable[[int, Tensor], None]
@@ -38,7 +38,7 @@ def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Ca
     kept = [torch.arange(count if prompts is None else min(prompts, count)) for count in model.prompt_counts]
     tokens = model.prompts.select(kept).constants().eval()
     base = model.tuned.base
-    if model.method.name == "vpt-shallow":
+    if model.method.riding == "tokens":
         parts = shallow_token_parts(base, model.info, tokens, published=True, ours=True)
     else:
         kv_prompts = KVPrompts() if prompts == 0 else model.kv_prompts

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vprompt.utils.errors import VPromptError
@@ -21,6 +22,16 @@ class Command(Protocol):
     def run(self) -> None:
         """Does what was asked and prints it."""
         ...
+
+
+@contextmanager
+def resumable(out: object) -> Generator[None]:
+    """Says of a command that is stopped by Ctrl-C how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        again = f"{error} Go on with the same command and --resume (in {out})."
+        raise KeyboardInterrupt(again.strip()) from error
 
 
 def absolute(path: str | None) -> str | None:

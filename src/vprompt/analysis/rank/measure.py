@@ -351,7 +351,7 @@ def _spectra(
         done += len(labels)
         report(done, len(indices))
     counts = [min(count, own) for own in model.prompt_counts]
-    if model.method.name == "vpt-shallow":
+    if model.method.riding == "tokens":
         counts = [counts[0]] * len(counts)
     ranks = {name: tuple(block.mean(block.ranks[name]) for block in sums) for name in epsilons}
     longest = max(len(block.cumulative) for block in sums)

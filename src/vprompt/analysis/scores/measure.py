@@ -18,8 +18,7 @@ from vprompt.compression.criteria import CRITERIA, Criterion, Scope, removes
 from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
-from vprompt.methods.inject import ConstantPrefix
-from vprompt.methods.registry import without_dropout
+from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.evaluate import evaluate, outputs
@@ -189,7 +188,7 @@ def scores(
 
 def _fits(model: PromptedModel, criterion: str) -> bool:
     if removes(criterion):
-        return model.method.name != "vpt-shallow"
+        return model.method.riding != "tokens"
     return criterion != "cls-similarity" or model.info.class_token
 
 
@@ -218,7 +217,7 @@ def _kept(
     found = evaluate(small.fold(), data)
     tuned = None
     if recipe.epochs:
-        small.method, small.prompts.dropout = without_dropout(model.method), 0.0
+        small.method, small.prompts.dropout = model.method.without_dropout(), 0.0
         fit(small, train, recipe=recipe)
         tuned = evaluate(small.fold(), data).accuracy
     return Kept(

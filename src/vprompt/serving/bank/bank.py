@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,14 +15,10 @@ from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.inject import ConstantPrefix
-from vprompt.methods.linear import MLP, Linear
-from vprompt.methods.lora import LoRA
-from vprompt.methods.registry import Method
-from vprompt.methods.vpt import VPT
+from vprompt.methods.base import Method
+from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.load import load
-from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.model.model import PromptedModel
 from vprompt.serving.bank.routing import route
 from vprompt.serving.bank.view import MixedView
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
@@ -264,17 +260,13 @@ class Bank:
 
     @torch.no_grad()
     def _prepare(self, name: str, model: PromptedModel, source: str | None) -> _Adapter:
+        together = _shares_a_pass(model.method)
         # Merging low-rank updates would need the weights once more for every adapter.
-        own = model.copy().eval() if isinstance(model.method, LoRA) else model.fold()
-        prefixes: tuple[KeyValue | None, ...] = ()
-        if isinstance(own, FoldedModel) and _shares_a_pass(model.method):
-            parts, alone = nn.ModuleList([own.head, own.prefixes]), None
-        else:
-            parts = alone = own
+        own = model.fold() if together or not model.method.merges_weights else model.copy().eval()
+        prefixes = cast("nn.ModuleList", own.prefixes) if together else nn.ModuleList()
+        parts = nn.ModuleList([own.head, prefixes]) if together else own
         like = next(self.backbone.parameters())
         parts.to(like.device, like.dtype)
-        if alone is None:
-            prefixes = tuple(prefix.constant() for prefix in cast("Iterable[ConstantPrefix]", own.prefixes))
         shared = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
         tensors = [tensor for tensor in (*parts.parameters(), *parts.buffers()) if id(tensor) not in shared]
         entry = Entry(
@@ -287,7 +279,12 @@ class Bank:
             nbytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             source=source,
         )
-        return _Adapter(entry=entry, head=own.head, prefixes=prefixes, model=alone)
+        return _Adapter(
+            entry=entry,
+            head=own.head,
+            prefixes=tuple(cast("ConstantPrefix", prefix).constant() for prefix in prefixes),
+            model=None if together else own,
+        )
 
     def _check_free(self, name: str) -> None:
         if name in self._adapters:
@@ -338,4 +335,4 @@ def _unknown(name: str, adapters: Mapping[str, object]) -> UnknownAdapterError:
 
 def _shares_a_pass(method: Method) -> bool:
     """Whether a method acts on the network by prefixes and a head alone."""
-    return isinstance(method, E2VPT | Linear | MLP) or (isinstance(method, VPT) and method.depth == "deep")
+    return not method.tunes_backbone and method.riding != "tokens"
