@@ -143,8 +143,8 @@ def show(document: dict[str, Any], out: Path) -> None:
     from vprompt.experiments.report.comparison import tables, title
 
     first, *others = tables(document)
-    print_table(f"{title(document)}\n\n{first.title}", first.columns, first.rows)
+    print_table(f"{title(document)}\n\n{first.caption}", first.head, first.texts)
     for table in others:
-        print_table(table.title, table.columns, table.rows, whole_first=True)
+        print_table(table.caption, table.head, table.texts, whole_first=True)
     files = ", ".join(name for name in ("compare.json", "compare.md", "compare.png") if (out / name).exists())
     print_note(f"In {out}: {files}, and every run's adapter. More: vprompt report {out}")
