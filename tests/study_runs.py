@@ -3,12 +3,48 @@
 import math
 import random
 from dataclasses import replace
+from importlib import import_module
 
+from vprompt.analysis.e2vpt import E2VPTAblations
+from vprompt.analysis.options import Condensing, Training
+from vprompt.analysis.schedule import Schedule
+from vprompt.analysis.sweep import Sweep
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.halving import steps
 from vprompt.experiments.bench.jobs import identity
 
 BLOCKS, WIDTH = 12, 192
+
+
+def _condensing(kind, training, options):
+    names = ("prompts", "criterion", "scope")
+    condensing = Condensing(**{name: options.pop(name) for name in names if name in options})
+    return kind(training=training or Training(), condensing=condensing, **options)
+
+
+def sweep_of(training=None, **options):
+    """Options of the analysis, those of its groups among them."""
+    return _condensing(Sweep, training, options)
+
+
+def schedule_of(training=None, **options):
+    """Options of the analysis, those of its groups among them."""
+    return _condensing(Schedule, training, options)
+
+
+def e2vpt_of(training=None, **options):
+    """Options of the analysis."""
+    return E2VPTAblations(training=training or Training(), **options)
+
+
+def plan_of(options):
+    """The plan of an analysis that trains."""
+    return import_module(f"{type(options).__module__}.measure").plan_of(options)
+
+
+def read(options, store):
+    """Its result."""
+    return import_module(f"{type(options).__module__}.measure").read(options, store)
 
 
 def accuracy(settings, chance):

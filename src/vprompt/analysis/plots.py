@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vprompt.analysis.view import Result
+from vprompt.analysis.base import Result
 from vprompt.report.document import Block, Bullets, Paragraph, Warn
 from vprompt.report.plots import legend_below
 from vprompt.utils.text import count, line, listed

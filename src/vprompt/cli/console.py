@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Protocol, Union
 
 from vprompt.utils.errors import VPromptError
 
@@ -21,6 +21,19 @@ class Command(Protocol):
     def run(self) -> None:
         """Does what was asked and prints it."""
         ...
+
+
+def subcommands(commands: Mapping[str, type]) -> Any:
+    """The type of which tyro makes one of several subcommands.
+
+    Args:
+        commands: Name -> dataclass of its options.
+    """
+    import tyro
+
+    return Union[  # noqa: UP007 - of any number
+        tuple(Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands.items())
+    ]
 
 
 def absolute(path: str | None) -> str | None:

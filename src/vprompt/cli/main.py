@@ -6,16 +6,16 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Any
 
 import tyro
 
-from vprompt.cli.analyze import Analyze
+from vprompt.cli.analyze import analyze_command
 from vprompt.cli.backbones import Backbones
 from vprompt.cli.bench import Bench
 from vprompt.cli.compare import Compare
 from vprompt.cli.condense import Condense
-from vprompt.cli.console import Command, UsageError
+from vprompt.cli.console import Command, UsageError, subcommands
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
@@ -31,23 +31,29 @@ DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, f
 
 Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`."""
 
-Commands = (
-    Annotated[Fit, tyro.conf.subcommand("fit", prefix_name=False)]
-    | Annotated[Condense, tyro.conf.subcommand("condense", prefix_name=False)]
-    | Annotated[Eval, tyro.conf.subcommand("eval", prefix_name=False)]
-    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
-    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
-    | Annotated[Serve, tyro.conf.subcommand("serve", prefix_name=False)]
-    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
-    | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
-    | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
-    | Annotated[Analyze, tyro.conf.subcommand("analyze", prefix_name=False)]
-    | Annotated[Cost, tyro.conf.subcommand("cost", prefix_name=False)]
-    | Annotated[Backbones, tyro.conf.subcommand("backbones", prefix_name=False)]
-    | Annotated[Tasks, tyro.conf.subcommand("tasks", prefix_name=False)]
-    | Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
-    | Annotated[Demo, tyro.conf.subcommand("demo", prefix_name=False)]
-)
+
+def commands() -> Any:
+    """All commands, as what the parser makes one of."""
+    return subcommands(
+        {
+            "fit": Fit,
+            "condense": Condense,
+            "eval": Eval,
+            "predict": Predict,
+            "export": Export,
+            "serve": Serve,
+            "compare": Compare,
+            "bench": Bench,
+            "report": Report,
+            "analyze": analyze_command(),
+            "cost": Cost,
+            "backbones": Backbones,
+            "tasks": Tasks,
+            "prepare": Prepare,
+            "demo": Demo,
+        }
+    )
+
 
 INTERRUPTED = 130
 
@@ -67,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command: Command = tyro.cli(
-            Commands,  # pyright: ignore[reportArgumentType]
+            commands(),
             prog="vprompt",
             description=DESCRIPTION,
             args=arguments or ["--help"],
@@ -75,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except BrokenPipeError:
         return _unread()
+    except VPromptError as error:
+        return _say(str(error), 1)
     return run(command)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vprompt.analysis.view import Result, View
+from vprompt.analysis.base import Result, View
 from vprompt.report.document import Block, Body, Cell, Table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import count, line, percent

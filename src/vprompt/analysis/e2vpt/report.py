@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vprompt.analysis.base import Result, View
 from vprompt.analysis.plots import accuracy, caveats, change, every, hollow_handle, origin, signed, title_of
-from vprompt.analysis.view import Result, View
 from vprompt.report.document import Block, Body, Fold, Table
 from vprompt.report.plots import COLOURS, MARKERS, legend_below
 from vprompt.utils.text import amount, line

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vprompt.analysis.view import Result, View
+from vprompt.analysis.base import Result, View
 from vprompt.report import published
 from vprompt.report.document import Block, Body, Table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from vprompt.analysis.view import Result, View
+from vprompt.analysis.base import Result, View
 from vprompt.report.document import Block, Body, Table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.text import amount, line, percent

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vprompt.analysis.base import Result, View
 from vprompt.analysis.plots import accuracy, caveats, change, draw, every, legend, origin, panel_title, panels, title_of
-from vprompt.analysis.view import Result, View
 from vprompt.report.document import Block, Body, Fold, Paragraph, Table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count, duration

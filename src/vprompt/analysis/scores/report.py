@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vprompt.analysis.view import Result, View
+from vprompt.analysis.base import Result, View
 from vprompt.report.document import Block, Body, Paragraph, Table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.text import count, line

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vprompt.analysis.base import Result, View
 from vprompt.analysis.plots import (
     METHODS,
     accuracy,
@@ -22,7 +23,6 @@ from vprompt.analysis.plots import (
     signed,
     title_of,
 )
-from vprompt.analysis.view import Result, View
 from vprompt.report.document import Block, Body, Fold, Table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count
