@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+
 from vprompt.analysis.base import analyses, in_order
+from vprompt.analysis.plots import STYLE
 from vprompt.report.document import Block, Code, Fold, Paragraph, Picture, Section
 from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
@@ -108,7 +111,8 @@ def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
 
 
 def _png(document: Mapping[str, Any]) -> bytes:
-    figure = analyses.get(document["analysis"]).view().figure(document["result"])
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    with rc_context(STYLE):
+        figure = analyses.get(document["analysis"]).view().figure(document["result"])
+        figure.savefig(stream, format="png")
     return stream.getvalue()
