@@ -12,6 +12,7 @@ import torch
 import families
 import reference
 import vprompt
+from vprompt.methods.layers.prompts import Prompts
 from vprompt.serving.bank.routing import route
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
 
@@ -115,7 +116,7 @@ def test_every_method_has_its_place():
 def test_merged_and_pruned_prompts():
     backbone = reference.small_vit()
     model = randomised(vprompt.attach(backbone, vprompt.VPT(4), num_classes=3), 0)
-    prompts = vprompt.methods.prompts.Prompts([p.detach().clone() for p in model.prompts], copies=[[1, 3, 1, 2]] * 3)
+    prompts = Prompts([p.detach().clone() for p in model.prompts], multiplicity=[[1, 3, 1, 2]] * 3)
     models = {"merged": model.copy(prompts=prompts).eval(), "whole": model}
     masks = [torch.tensor([[True, False], [True, True]])] * 3
     models["segments"] = model.keep([torch.tensor([0, 2])] * 3, masks).eval()

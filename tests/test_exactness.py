@@ -16,7 +16,7 @@ import reference
 import vprompt
 from reference import BACKBONES, attached, close, is_shallow, learned, loss_weights, some_images
 from vprompt.backbones.attention.functional import attend
-from vprompt.methods.prompts import Prompts, init_bound
+from vprompt.methods.layers.prompts import Prompts, init_bound
 from vprompt.utils.errors import BackboneError, VPromptError
 
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-4}

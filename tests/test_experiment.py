@@ -31,6 +31,7 @@ from vprompt.data.folder import load_folder
 from vprompt.experiments import folder as runfolder
 from vprompt.experiments import run as experiment
 from vprompt.experiments import stages as sources
+from vprompt.experiments.settings import settings_from
 from vprompt.utils.errors import TrainingError
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
@@ -670,7 +671,7 @@ def test_a_damaged_state_is_named(colours, tmp_path, monkeypatch, file):
 
 def test_run_from_python_gives_the_document_that_it_writes(noise, tmp_path, capfd):
     settings = experiment.Settings(
-        data=str(noise), backbone=BUNDLED_BACKBONE, method="linear", recipe=vprompt.Recipe(epochs=1)
+        data=str(noise), backbone=BUNDLED_BACKBONE, method=vprompt.Linear(), recipe=vprompt.Recipe(epochs=1)
     )
     result = experiment.run(settings, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")) == result
@@ -688,7 +689,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read():
     accepted = []
     for change in bad:
         try:
-            experiment.Settings(**{"backbone": BUNDLED_BACKBONE, **change})
+            settings_from({"backbone": BUNDLED_BACKBONE, **change})
         except vprompt.VPromptError:
             continue
         accepted.append(change)

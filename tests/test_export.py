@@ -22,7 +22,7 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.data.images import decode
 from vprompt.exporters.export import Int8, compare
 from vprompt.exporters.pt2_archive import text_of
-from vprompt.methods.prompts import Prompts
+from vprompt.methods.layers.prompts import Prompts
 from vprompt.utils.errors import VPromptError
 
 HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426", "]]>\\u0041")
@@ -34,7 +34,9 @@ def attached(backbone, method, *, counts=None, copies=None, classes=HOSTILE):
     model = vprompt.attach(backbone, method, num_classes=len(classes), classes=classes)
     torch.manual_seed(1)
     if counts is not None:
-        prompts = Prompts([torch.randn(n, w) for n, w in zip(counts, model.info.widths, strict=True)], copies=copies)
+        prompts = Prompts(
+            [torch.randn(n, w) for n, w in zip(counts, model.info.widths, strict=True)], multiplicity=copies
+        )
         model = model.copy(prompts=prompts)
     with torch.no_grad():
         for parameter in (*model.prompts, *model.head.parameters()):

@@ -12,7 +12,7 @@ import reference
 import vprompt
 from families import BACKBONES
 from reference import close, loss_weights, some_images
-from vprompt.methods.prompts import KVPrompts
+from vprompt.methods.layers.prompts import KVPrompts
 from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
 SHARES = ("key-value", "heads", "none")

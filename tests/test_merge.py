@@ -18,8 +18,8 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.cli.main import main
 from vprompt.compression.merge import merge
-from vprompt.experiments.settings import Settings
-from vprompt.methods.prompts import Prompts
+from vprompt.experiments.settings import settings_from
+from vprompt.methods.layers.prompts import Prompts
 from vprompt.utils.errors import AdapterError, VPromptError
 
 LABELS = torch.tensor([0, 4, 2, 1])
@@ -56,7 +56,7 @@ def test_counting_is_repeating_in_every_execution_and_for_gradients(name):
         close(logits, wanted, 1e-10)
         mine = torch.autograd.grad(loss_weights(logits).sum(), [p for p in several.prompts if len(p)])
         theirs = torch.autograd.grad(loss_weights(wanted).sum(), [p for p in repeated.prompts if len(p)])
-        used = [numbers for numbers in several.prompts.copies if numbers]
+        used = [numbers for numbers in several.prompts.multiplicity if numbers]
         for found, true, number in zip(mine, theirs, used, strict=True):
             close(found, pooled(true, number), 1e-9)
     close(several.fold()(images), wanted, 1e-10)
@@ -75,10 +75,10 @@ def test_counting_under_autocast_and_bfloat16_is_near(name):
 
 
 def test_a_count_of_one_adds_nothing_to_what_runs():
-    prompts = Prompts([torch.randn(3, 4)], copies=[[1, 1, 1]])
+    prompts = Prompts([torch.randn(3, 4)], multiplicity=[[1, 1, 1]])
     assert not prompts.merged
     assert prompts.bias(0) is None
-    assert prompts.copies == [[1, 1, 1]]
+    assert prompts.multiplicity == [[1, 1, 1]]
     assert prompts.num_tokens == [3]
     assert not list(prompts.buffers())
 
@@ -146,7 +146,7 @@ def test_saved_and_loaded_counts_are_the_same_bit_for_bit(segments, tmp_path):
     images = some_images("beit-both", 3)
     several.save_pretrained(tmp_path / "a")
     again = vprompt.load(tmp_path / "a", backbone=several.backbone)
-    assert again.prompts.copies == several.prompts.copies
+    assert again.prompts.multiplicity == several.prompts.multiplicity
     with torch.no_grad():
         assert torch.equal(again(images), several(images))
         assert torch.equal(again.fold()(images), several.fold()(images))
@@ -269,7 +269,7 @@ def test_what_removal_says_nothing_of(criterion):
     with pytest.raises(VPromptError, match="whole prompts"):
         vprompt.score(deep, TensorDataset(images, labels), criterion=criterion, segments=4)
     with pytest.raises(VPromptError, match="deep prompts"):
-        Settings(backbone="test_vit", method="vpt-shallow", condense=0.5, criterion=criterion)
+        settings_from({"backbone": "test_vit", "method": "vpt-shallow", "condense": 0.5, "criterion": criterion})
 
 
 def test_scoring_leaves_no_trace():
@@ -401,7 +401,7 @@ def test_prompts_that_are_the_same_are_merged_exactly():
     model = model.copy(prompts=Prompts(values))
     small = merge(model, [torch.arange(3)] * 6)
     assert small.prompt_counts == [3] * 6
-    assert all(sorted(numbers) == [2, 2, 3] for numbers in small.prompts.copies)
+    assert all(sorted(numbers) == [2, 2, 3] for numbers in small.prompts.multiplicity)
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     close(small(images), model(images), 1e-3)  # up to the epsilon of the norm, which length does not leave alone
     assert not torch.allclose(model.keep([torch.arange(3)] * 6)(images), model(images), rtol=1e-2, atol=1e-2)
@@ -416,8 +416,8 @@ def test_merging_keeps_the_numbers_per_block_and_all_prompts(name):
     small = merge(model, kept)
     assert small.prompt_counts == [len(index) for index in kept]
     for block, index in enumerate(kept):
-        assert sum(small.prompts.copies[block]) == (6 if len(index) else 0)
-        assert min(small.prompts.copies[block], default=1) >= 1
+        assert sum(small.prompts.multiplicity[block]) == (6 if len(index) else 0)
+        assert min(small.prompts.multiplicity[block], default=1) >= 1
     images = some_images(name, 2, dtype=torch.float64)
     close(small.copy(execution="published").eval()(images), small.eval()(images), 1e-10)
     close(small.fold()(images), small(images), 1e-10)
@@ -441,7 +441,7 @@ def test_condense_merges_and_says_so(tmp_path):
     recipe = vprompt.Recipe(epochs=2, batch_size=4)
     small = vprompt.condense(model, data, ratio=0.25, scope="local", merge=True, recipe=recipe)
     assert small.prompt_counts == [1] * 6
-    assert small.prompts.copies == [[4]] * 6
+    assert small.prompts.multiplicity == [[4]] * 6
     assert small.condensation.merge
     small.save_pretrained(tmp_path)
     again = vprompt.load(tmp_path, backbone=backbone)
@@ -458,7 +458,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_run():
     with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
         vprompt.condense(shallow, data, merge=True)
     with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
-        Settings(backbone="test_vit", method="vpt-shallow", condense=0.5, merge=True)
+        settings_from({"backbone": "test_vit", "method": "vpt-shallow", "condense": 0.5, "merge": True})
     deep = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
     halved = deep.keep([torch.arange(2)] * 6, [torch.tensor([[True, False]] * 2)] * 6)
     with pytest.raises(VPromptError, match="segments were pruned"):

@@ -27,7 +27,7 @@ from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
 from vprompt.compression.select import select_segments
 from vprompt.compression.settings import PruneSettings
-from vprompt.methods.prompts import Prompts
+from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.records import Pruning, Recipe
 from vprompt.model.tensors import TENSORS_FILE
 from vprompt.utils.errors import AdapterError, TrainingError, VPromptError

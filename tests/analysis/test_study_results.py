@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from study_runs import e2vpt_of, fill, made, plan_of, read, schedule_of, sweep_of
+from study_runs import e2vpt_of, fill, made, plan_of, prompts_of, read, schedule_of, sweep_of
 from vprompt.analysis.base import analyses
 from vprompt.analysis.e2vpt.measure import PARTS
 from vprompt.analysis.options import Training
@@ -111,7 +111,7 @@ def test_the_bend_is_nothing_on_a_straight_line_and_what_a_kink_is(tmp_path):
         store = open_store(str(tmp_path / name))
 
         def make(job, table=table):
-            prompts = 0 if job.settings.method == "linear" else job.settings.prompts
+            prompts = prompts_of(job.settings)[0]
             return {**made(job), "test_accuracy": table[prompts]}
 
         fill(plan, store, make)
@@ -136,7 +136,7 @@ def test_times_are_shares_of_the_training_before(tmp_path):
     def make(job):
         result = {**made(job), "training_seconds": 40.0}
         if job.settings.condense is not None:
-            tuned = 10.0 + 10.0 * job.settings.recipe.seed if job.settings.fine_tune else 0.0
+            tuned = 10.0 + 10.0 * job.settings.recipe.seed if job.settings.condense.fine_tune else 0.0
             result |= {"scoring_seconds": 1.0, "training_seconds": tuned}
             result["before"]["training_seconds"] = 40.0
         return result
@@ -192,11 +192,11 @@ def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
 
     def make(job):
         settings = job.settings
-        if settings.prompts == 10 and settings.recipe.seed == 1:
+        if prompts_of(settings)[0] == 10 and settings.recipe.seed == 1:
             return "The loss is <b>no number</b>."
         if settings.condense is not None and settings.recipe.seed == 2:
             return None
-        return made(job, converged=settings.method == "linear" or settings.condense is not None)
+        return made(job, converged=settings.method.name == "linear" or settings.condense is not None)
 
     fill(plan, store, make)
     found = read(options, store)

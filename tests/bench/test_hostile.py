@@ -13,7 +13,7 @@ from plans import results
 from vprompt.experiments.bench.engine import Task
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import steps
-from vprompt.experiments.bench.jobs import Job, plain
+from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.local import LocalEngine, WorkerProcess
 from vprompt.experiments.bench.plan import PlanError, Search, parse_plan
 from vprompt.experiments.bench.store import open_store
@@ -28,7 +28,7 @@ HEAD = 'tasks = ["vtab:svhn"]\nsettings = {backbone = "test_vit"}\n[[methods]]\n
 def the_jobs(text, number):
     plan = parse_plan(text, name="tiny")
     cell = cells_of(plan, tasks_of(plan)[0])[number]
-    return plain(cell.settings())
+    return cell.settings().resolved()
 
 
 def test_what_a_worker_sent_before_it_died_is_not_lost():

@@ -20,7 +20,7 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.experiments.bench.collect import study_of
 from vprompt.experiments.bench.engine import Event, Task
 from vprompt.experiments.bench.grid import cells_of, tasks_of
-from vprompt.experiments.bench.jobs import Job, plain, to_plain_data
+from vprompt.experiments.bench.jobs import Job, to_plain_data
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import parse_plan
 from vprompt.experiments.bench.scheduler import Schedule, follow, preview
@@ -248,7 +248,7 @@ def test_what_fails_for_good_is_said_and_not_tried_again(text, tmp_path):
 
 def test_the_engine_names_the_signal_that_killed_a_worker(tmp_path):
     engine = LocalEngine(str(tmp_path), workers=1)
-    job = Job(settings=plain(settings_from({"backbone": BUNDLED_BACKBONE, "data": "bundled:fashion-mnist"})))
+    job = Job(settings=settings_from({"backbone": BUNDLED_BACKBONE, "data": "bundled:fashion-mnist"}).resolved())
     engine.submit(Task(name=job.name, document=to_plain_data(job)))
     os.kill(engine.workers[0].process.pid, signal.SIGKILL)
     end, events = time.monotonic() + 60, []

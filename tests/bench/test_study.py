@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vprompt.experiments.bench.grid import Cell
 from vprompt.experiments.bench.halving import steps
-from vprompt.experiments.bench.jobs import Job, from_plain_data, identity, plain, to_plain_data
+from vprompt.experiments.bench.jobs import Job, from_plain_data, identity, to_plain_data
 from vprompt.experiments.bench.plan import Search
 from vprompt.experiments.settings import settings_from
 
@@ -39,7 +39,7 @@ def seen(accuracy, loss=1.0):
 
 def test_without_a_search_there_is_one_run():
     asked, _, outcome = follow(cell(), lambda job: seen(None))
-    assert [job.settings for job in asked] == [plain(cell().settings())]
+    assert [job.settings for job in asked] == [cell().settings().resolved()]
     assert outcome.run == asked[0]
     assert outcome.failure is None
 
@@ -202,7 +202,7 @@ OTHER = [
 
 
 def job(**values):
-    return Job(settings=plain(settings_from({**VALUES, **values})))
+    return Job(settings=settings_from({**VALUES, **values}).resolved())
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
@@ -228,7 +228,7 @@ def test_names_are_file_names():
 def test_jobs_travel(values):
     import json
 
-    sent = Job(settings=plain(settings_from({**VALUES, **values})), until=3, first="x")
+    sent = Job(settings=settings_from({**VALUES, **values}).resolved(), until=3, first="x")
     received = from_plain_data(json.loads(json.dumps(to_plain_data(sent))))
     assert received == sent
     assert identity(received.settings) == identity(sent.settings)

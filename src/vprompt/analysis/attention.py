@@ -11,18 +11,12 @@ from torch import Tensor
 
 from vprompt.backbones.attention.base import Observer, PrefixAttention
 from vprompt.backbones.graft import graft
-from vprompt.methods.inject import deep_token_parts, shallow_token_parts
-from vprompt.methods.prompts import KVPrompts
+from vprompt.methods.layers.inject import deep_token_parts, shallow_token_parts
+from vprompt.methods.layers.prompts import KVPrompts
 from vprompt.model.model import PromptedModel
 
 ShowMatrices = Callable[[int, Tensor], None]
 """Is given the number of a block and its attention matrices (R, N, M): one for each image, head and window."""
-
-
-def riding(method: Any) -> str:
-    """Whether a method's prompts are `"tokens"` that pass through all blocks, a `"prefix"` in each, or `"nothing"`."""
-    known = {"vpt-shallow": "tokens", "vpt-deep": "prefix", "e2vpt": "prefix"}
-    return getattr(method, "riding", None) or known.get(method.name, "nothing")
 
 
 def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = None) -> Callable[[Tensor], None]:
@@ -44,7 +38,7 @@ def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = No
     retained = [torch.arange(count if prompts is None else min(prompts, count)) for count in model.prompt_counts]
     tokens = model.prompts.select(retained).constants().eval()
     base = model.tuned.base
-    if riding(model.method) == "tokens":
+    if model.method.riding == "tokens":
         parts = shallow_token_parts(base, model.info, tokens, published=True, ours=True)
     else:
         kv_prompts = KVPrompts() if prompts == 0 else model.kv_prompts

@@ -160,7 +160,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condensing:
+class Condensation:
     """What is condensed, and how."""
 
     prompts: int | Literal["paper"] = 20

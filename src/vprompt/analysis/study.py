@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import tomli_w
 
 from vprompt.analysis.base import Host, Study
 from vprompt.analysis.options import Training
@@ -104,39 +105,12 @@ def make_plan(
     }
     if len(training.lrs) > 1:
         document["search"] = {"rungs": list(RUNGS), "space": {"lr": list(training.lrs)}}
-    return parse_plan(toml(document), name=study.name)
-
-
-def toml(document: Mapping[str, Any]) -> str:
-    """Plain data as TOML: text, numbers, true and false, lists and tables of these.
-
-    Example:
-        >>> print(toml({"a": [0.5, "x"], "b": {"c": True}, "d": [{"e": 2}]}), end="")
-        a = [0.5, "x"]
-        b = {c = true}
-        d = [
-            {e = 2},
-        ]
-    """
-    return "".join(f"{key} = {_value(value)}\n" for key, value in document.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_value(entry)}' for key, entry in value.items())}}}"
-    if isinstance(value, list):
-        entries: list[str] = [_value(entry) for entry in value]
-        rows = any(isinstance(entry, dict) for entry in value)
-        return "[\n" + "".join(f"    {row},\n" for row in entries) + "]" if rows else f"[{', '.join(entries)}]"
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise PlanError(f"The name {value!a} is not text; a plan can only have names that are.") from None
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    text = tomli_w.dumps(document)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PlanError(f"The tasks {training.tasks!a} are not text; a plan can only have names that are.") from None
+    return parse_plan(text, name=study.name)
 
 
 RunResult = Mapping[str, Any]

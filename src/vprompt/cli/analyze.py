@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import tyro
 
 from vprompt.analysis.base import Analysis, Host, in_order
 from vprompt.analysis.options import Training
 from vprompt.cli.bench import complain, overview_document, run_overview, show_overview
-from vprompt.cli.console import UsageError, print_json, print_note, print_table, subcommands
+from vprompt.cli.console import UsageError, print_json, print_note, print_table
 from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
@@ -49,15 +52,21 @@ class Analyze:
             raise terminal.failure
 
 
-def analyze_command() -> type[Analyze]:
-    """`Analyze` with a subcommand for every analysis there is.
+def analyze_command(arguments: Sequence[str]) -> type[Analyze]:
+    """`Analyze` with a subcommand for every analysis there is; without any where another command was typed.
 
     Raises:
         VPromptError: If a plugin cannot be loaded.
     """
-    kinds = subcommands({analysis.name: analysis for analysis in in_order()})
+    if arguments and arguments[0] != "analyze":
+        return Analyze
+    kinds = tuple(Annotated[(kind, tyro.conf.subcommand(kind.name, prefix_name=False))] for kind in in_order())
     return make_dataclass(
-        "Analyze", [("analysis", kinds)], bases=(Analyze,), namespace={"__doc__": Analyze.__doc__}, frozen=True
+        "Analyze",
+        [("analysis", Union[kinds])],  # noqa: UP007 - of any number
+        bases=(Analyze,),
+        namespace={"__doc__": Analyze.__doc__},
+        frozen=True,
     )
 
 

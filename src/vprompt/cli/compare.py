@@ -1,94 +1,129 @@
-"""`vprompt compare`."""
+"""The command `vprompt compare`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.cli.console import UsageError, print_json, print_note, print_table
-from vprompt.cli.fit import Images, Pruning, UnseededTraining, data_name, flat_settings
+from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
+from vprompt.cli.fit import IMAGES, OUTPUT, data_name, pruning_options, settings_options
+from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.experiments.settings import Condensing, setting_types
+from vprompt.methods.registry import METHODS
+from vprompt.model.records import Recipe
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import Option, options_of
+from vprompt.utils.text import duration
+
+if TYPE_CHECKING:
+    from vprompt.experiments.bench.engine import Event
+    from vprompt.experiments.bench.jobs import Job
+
+METHODS_SHOWN = "linear,vpt-shallow,vpt-deep,pc,e2vpt"
+
+_OWN = {
+    "methods": Option(
+        flag="methods",
+        type=str,
+        default=METHODS_SHOWN,
+        help="What to compare, separated by commas: names that `fit --method` takes, and pc (Prompt Condensation), "
+        "which condenses the run of vpt-deep.",
+    ),
+    "seeds": Option(
+        flag="seeds", type=int, default=3, help="How many runs of each: seeds 0, 1, ...; all share the splits."
+    ),
+    "rates": Option(
+        flag="rates",
+        type=str,
+        default="",
+        help="Learning rates of some methods (METHOD=RATE,...), such as full=0.0005,lora=0.002; the others have --lr, "
+        "or their own default.",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class CompareCommand:
     """Train several methods with several seeds each: accuracy, learned parameters and time in one table and plot."""
-
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder; the bundled task when left out."""
-    methods: str = "linear,vpt-shallow,vpt-deep,pc,e2vpt"
-    """What to compare, separated by commas: names that `fit --method` takes, and pc (Prompt Condensation), which
-    condenses the run of vpt-deep."""
-    seeds: int = 3
-    """How many runs of each: seeds 0, 1, ...; all share the splits."""
-    backbone: str = BUNDLED_BACKBONE
-    """timm name of the vision transformer."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT) instead of
-    the published ones."""
-    img_size: int | None = None
-    """Input size in pixels, where it should differ from the backbone's own."""
-    prompts: int = 20
-    """Prompts per block (deep, E2VPT), or in all (shallow)."""
-    kv_prompts: int = 5
-    """E2VPT: prompts per block that are keys and values from the start."""
-    share: Literal["key-value", "heads", "none"] = "key-value"
-    """E2VPT: what those have in common: keys and values are the same, all heads have the same, or nothing."""
-    ratio: float = 0.3
-    """pc: share of the prompts to keep."""
-    fine_tune_epochs: int = 20
-    """pc: epochs of fine-tuning after that."""
-    rates: Annotated[str, tyro.conf.arg(metavar="METHOD=RATE,...")] = ""
-    """Learning rates of some methods, such as full=0.0005,lora=0.002; the others have --lr, or their own default."""
-    pruning: Pruning = Pruning(prune=True)
-    """Of e2vpt alone."""
-    training: UnseededTraining = UnseededTraining()
-    images: Images = Images()
-    out: str | None = None
-    """Folder for the runs, compare.json, compare.md and compare.png; runs/DATA-compare when left out."""
-    resume: bool = False
-    """Go on with the comparison in --out, also with more methods or seeds; finished runs are read, not run again."""
-    json: bool = False
-    """Print the result as JSON."""
 
     def run(self) -> None:
         """Runs, measures, writes, prints."""
         from vprompt.experiments.compare import Comparison, compare
-        from vprompt.experiments.settings import settings_from
 
-        if self.data == "" or self.out == "":
+        asked = values_of(self, {**_OWN, **OUTPUT, "ratio": None})
+        values = values_of(self, setting_types()) | {"condense": asked["ratio"]}
+        if values["data"] == "" or asked["out"] == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A comparison runs in one process; start it without torchrun.")
-        settings = settings_from(flat_settings(self))
-        methods = tuple(name.strip() for name in self.methods.split(",")) if self.methods.strip() else ()
-        comparison = Comparison(
-            methods=methods, seeds=self.seeds, ratio=self.ratio, rates=_rates(self.rates), settings=settings
-        )
-        out = Path(self.out) if self.out is not None else self.default_out()
-        try:
-            found = compare(comparison, out, resume=self.resume, progress=True)
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"{error} Go on with the same command and --resume (in {out}).".strip()) from error
-        if self.json:
-            print_json(found)
+        methods = tuple(_names(asked["methods"]))
+        comparison = Comparison(methods=methods, seeds=asked["seeds"], rates=_rates(asked["rates"]), values=values)
+        out = Path("runs") / f"{data_name(values['data'])}-compare" if asked["out"] is None else Path(asked["out"])
+        with resumable(out):
+            document = compare(comparison, out, resume=asked["resume"], progress=True, watch=Lines())
+        if asked["json"]:
+            print_json(document)
         else:
-            show(found, out)
-        failed = [f"{row['method']}, seed {one['seed']}" for row in found["rows"] for one in row["failed"]]
-        if failed:
+            show(document, out)
+        if failed := [f"{row['method']}, seed {run['seed']}" for row in document["rows"] for run in row["failed"]]:
             raise VPromptError(
-                f"{len(failed)} of {len(found['runs'])} runs failed ({'; '.join(failed)}); --resume tries them again "
-                "and reads the others. Remove the folder of a damaged run first."
+                f"{len(failed)} of {len(document['runs'])} runs failed ({'; '.join(failed)}); --resume tries them "
+                "again and reads the others."
             )
 
-    def default_out(self) -> Path:
-        """A folder named after the data."""
-        return Path("runs") / f"{data_name(self.data)}-compare"
+
+def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
+    """The command `compare` with the options of all methods that a command line names.
+
+    Args:
+        arguments: The command line, not parsed yet.
+    """
+    names = [name for name in _names(chosen(arguments, "--methods", METHODS_SHOWN)) if name in METHODS]
+    methods = {flag: option for name in names for flag, option in METHODS.get(name).options.items()}
+    condensing = options_of(Condensing)
+    ratio = replace(condensing["condense"], flag="ratio", type=float, default=0.3, help="pc: share of prompts to keep.")
+    recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
+    groups = {
+        "compared": group("compared", methods, doc="Options of the methods that are compared."),
+        "condensing": group(
+            "condensing",
+            {"ratio": ratio, **{name: option for name, option in condensing.items() if name != "condense"}},
+            doc="Condensing of pc.",
+        ),
+        "pruning": pruning_options(prune=True),
+        "training": group("training", recipe, doc="Training of every run."),
+        "images": group("images", settings_options(*IMAGES), doc="Reading of images."),
+    }
+    own = {**settings_options("data", "backbone", "weights", "head_init", "img_size"), **_OWN, **OUTPUT}
+    return command(CompareCommand, own, groups)
+
+
+class Lines:
+    """A line on standard error for each run, with the time that the others are likely to take."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def event(self, event: Event) -> None:
+        """Tells of a run that starts."""
+        if event.kind == "started":
+            self.number += 1
+            print_note(f"[{self.number}] {event.name}")
+
+    def settled(self, job: Job, found: Mapping[str, Any]) -> None:
+        """Tells of a run that has ended."""
+        seconds = f" ({duration(found['seconds'])})" if found.get("seconds") is not None else ""
+        print_note(f"failed: {found['failed']}" if "failed" in found else f"done: {job.name}{seconds}")
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text.strip() else []
 
 
 def _rates(text: str) -> dict[str, float]:
@@ -114,4 +149,4 @@ def show(document: dict[str, Any], out: Path) -> None:
     for table in others:
         print_table(table.title, table.columns, table.rows, whole_first=True)
     files = ", ".join(name for name in ("compare.json", "compare.md", "compare.png") if (out / name).exists())
-    print_note(f"In {out}: {files}, and every run in METHOD/seedN.")
+    print_note(f"In {out}: {files}, and every run's adapter. More: vprompt report {out}")

@@ -1,80 +1,48 @@
-"""`vprompt condense`."""
+"""The command `vprompt condense`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from vprompt.cli.console import absolute
-from vprompt.cli.fit import show_result
-from vprompt.compression.criteria import Criterion, Scope
+from vprompt.cli.console import resumable
+from vprompt.cli.fit import OUTPUT, show_result
+from vprompt.cli.options import command, values_of
+from vprompt.experiments.settings import CondenseSettings, Condensing
 from vprompt.utils.distributed import is_main_process
+from vprompt.utils.serialization import Option, build, options_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condense:
+class CondenseCommand:
     """Score the prompts of a trained adapter, keep the best, fine-tune them, and save the smaller adapter."""
-
-    adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folder of the adapter, or its Hub id."""
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """The image folder or task it was trained on; the bundled task when left out."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
-    ratio: float = 0.3
-    """Share of the prompts to keep."""
-    criterion: Criterion = "taylor"
-    """What makes a prompt worth keeping: what zeroing it (taylor) or removing it does to the loss, to the loss with
-    the model's own labels (pseudo-label) or to the features; attention of the class token; length; chance."""
-    scope: Scope = "global"
-    """Choose over all blocks together, inside every block, or the same for all blocks."""
-    merge: bool = False
-    """Merge the other prompts of a block into those that stay, instead of dropping them."""
-    fine_tune: bool = True
-    """Fine-tune the kept prompts, at a tenth of the learning rate of the adapter's training."""
-    fine_tune_epochs: int = 20
-    """Epochs of that fine-tuning."""
-    seed: int = 0
-    """Seeds order and random scores."""
-    split_seed: int = 0
-    """Cuts the splits that a folder does not have; as given to `fit`."""
-    skip_bad: bool = False
-    """Go on without images and classes that cannot be used, and say how many."""
-    out: Path
-    """Folder for the smaller adapter and result.json."""
-    resume: bool = False
-    """Go on with the run in --out, or start it where there is none."""
-    json: bool = False
-    """Print the result as JSON."""
 
     def run(self) -> None:
         """Scores, keeps, fine-tunes, evaluates, saves."""
         from vprompt.experiments.run import run_condense
-        from vprompt.experiments.settings import CondenseSettings
 
-        settings = CondenseSettings(
-            adapter=self.adapter,
-            weights=absolute(self.weights),
-            data=self.data,
-            root=self.root,
-            ratio=self.ratio,
-            criterion=self.criterion,
-            scope=self.scope,
-            merge=self.merge,
-            fine_tune=self.fine_tune,
-            fine_tune_epochs=self.fine_tune_epochs,
-            seed=self.seed,
-            split_seed=self.split_seed,
-            skip_bad=self.skip_bad,
-        )
-        try:
-            result = run_condense(settings, self.out, resume=self.resume, progress=is_main_process())
-        except KeyboardInterrupt as error:
-            again = f"Go on with the same command and --resume (in {self.out})."
-            raise KeyboardInterrupt(f"{error} {again}".strip()) from error
-        show_result(result, self.out, as_json=self.json)
+        values, asked = values_of(self, _OPTIONS), values_of(self, OUTPUT)
+        settings = build(CondenseSettings, {**values, "condense": values["ratio"]})
+        out: Path = asked["out"]
+        with resumable(out):
+            result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process())
+        show_result(result, out, as_json=asked["json"])
+
+
+_HOW = options_of(Condensing)
+_RATIO = replace(_HOW["condense"], flag="ratio", type=float, default=0.3, help="Share of the prompts to keep.")
+_OWN = options_of(CondenseSettings)
+_FIRST = {name: _OWN[name] for name in ("adapter", "data", "root", "weights")}
+_LAST = {name: _OWN[name] for name in ("seed", "split_seed", "skip_bad")}
+_OPTIONS: dict[str, Option] = {
+    **_FIRST,
+    "ratio": _RATIO,
+    **{name: option for name, option in _HOW.items() if name != "condense"},
+    **_LAST,
+}
+_OUT = {
+    **OUTPUT,
+    "out": replace(OUTPUT["out"], type=Path, default=MISSING, help="Folder for the smaller adapter and result.json."),
+}
+
+Condense = command(CondenseCommand, {**_OPTIONS, **_OUT}, {})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, Union
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from vprompt.utils.errors import VPromptError
 
@@ -23,17 +24,14 @@ class Command(Protocol):
         ...
 
 
-def subcommands(commands: Mapping[str, type]) -> Any:
-    """The type of which tyro makes one of several subcommands.
-
-    Args:
-        commands: Name -> dataclass of its options.
-    """
-    import tyro
-
-    return Union[  # noqa: UP007 - of any number
-        tuple(Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands.items())
-    ]
+@contextmanager
+def resumable(out: object) -> Generator[None]:
+    """Says of a command that is stopped by Ctrl-C how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        again = f"{error} Go on with the same command and --resume (in {out})."
+        raise KeyboardInterrupt(again.strip()) from error
 
 
 def absolute(path: str | None) -> str | None:

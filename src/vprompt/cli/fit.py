@@ -1,214 +1,102 @@
-"""`vprompt fit`."""
+"""The command `vprompt fit`: options from the run's settings, and the tables of its result."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.cli.console import UsageError, absolute, percent, print_json, print_note, print_table
-from vprompt.compression.criteria import Criterion, Scope
+from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
+from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
+from vprompt.methods.registry import METHODS
+from vprompt.model.records import Recipe
 from vprompt.utils.distributed import is_main_process
+from vprompt.utils.serialization import Option, options_of
+
+IMAGES = ("root", "resize", "augment", "split_seed", "skip_bad")
+"""Settings of how images are read."""
+
+OUTPUT = {
+    "out": Option(
+        flag="out", type=str | None, default=None, help="Folder for what comes out; named after the run when left out."
+    ),
+    "resume": Option(
+        flag="resume", type=bool, default=False, help="Go on with the run in --out, or start it where there is none."
+    ),
+    "json": Option(flag="json", type=bool, default=False, help="Print the result as JSON."),
+}
+"""Options of all commands that leave a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnseededTraining:
-    """How to train every run."""
-
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Images per step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """SGD as in the VPT paper, or AdamW, which needs less search."""
-    lr: float | None = None
-    """Peak learning rate; 0.005 for adamw, 5.0 (times batch size / 256) for sgd. Of that, full takes 0.04, partial
-    and mlp 0.2, adapter, lora and side 0.4, and the others all."""
-    weight_decay: float = 1e-4
-    """Weight decay of what is learned, but for the bias of the head."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster on GPUs and on recent CPUs."""
-    workers: int = 0
-    """Processes that load images which do not fit in memory."""
-    cache_gb: float = 2.0
-    """What enters the first block with something to learn is computed once an image and kept, up to so many
-    gigabytes, unless images are augmented; 0 to compute it in every epoch."""
-    grad_checkpointing: bool = False
-    """Use less memory and more time: compute activations again in the backward pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training(UnseededTraining):
-    """How to train."""
-
-    seed: int = 0
-    """Seeds initial values, order and dropout; equal seeds give equal numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """How images are read."""
-
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
-    resize: Literal["squash", "crop"] | None = None
-    """squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre. When left out,
-    crop for FGVC's tasks and squash for all others."""
-    augment: Literal["none", "crop-flip"] | None = None
-    """crop-flip: train on random crops, half of them mirrored. When left out, only for FGVC's tasks."""
-    split_seed: int = 0
-    """Cuts the splits that a folder does not have."""
-    skip_bad: bool = False
-    """Go on without images and classes that cannot be used, and say how many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """Pruning after training, as E2VPT does: what is worth least goes, the rest is trained from an early state."""
-
-    prune: bool = False
-    """Prune prompts, and segments of the prompts that stay; how much is searched on the validation images, at the
-    price of about four more trainings."""
-    prune_tokens: float | None = None
-    """Prune this share of the prompts (0.5 halves them), not one that is searched for."""
-    prune_segments: float | None = None
-    """Prune this share of the segments of the prompts that stay, not one that is searched for."""
-    num_segments: int = 16
-    """Segments that a prompt is cut into; must divide the width of the backbone."""
-    saving: float = 0.08
-    """Share of the validation loss that removing all prompts would be worth: with 0.08, half may cost 4 % of it."""
-    rewind_epoch: int = 0
-    """Train what is left from where it was after this epoch; 0 is before the first step."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is anything to do."""
-        return self.prune or self.prune_tokens is not None or self.prune_segments is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
+class FitCommand:
     """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present."""
-
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder; or a task: vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when left
-    out."""
-    backbone: str = BUNDLED_BACKBONE
-    """timm name of the vision transformer."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT) instead of
-    the published ones."""
-    method: Literal[
-        "vpt-deep",
-        "vpt-shallow",
-        "e2vpt",
-        "linear",
-        "mlp",
-        "full",
-        "partial",
-        "bias",
-        "adapter",
-        "lora",
-        "side",
-    ] = "vpt-deep"
-    """What to learn on the frozen backbone."""
-    prompts: int = 20
-    """Prompts per block (deep, E2VPT), or in all (shallow)."""
-    kv_prompts: int = 5
-    """E2VPT: prompts per block that are keys and values from the start."""
-    share: Literal["key-value", "heads", "none"] = "key-value"
-    """E2VPT: what those have in common: keys and values are the same, all heads have the same, or nothing."""
-    layers: int = 2
-    """mlp: layers of the head."""
-    blocks: int = 1
-    """partial: how many of the last blocks are learned."""
-    reduction: int = 8
-    """adapter: width of a block over that of its bottleneck."""
-    rank: int = 8
-    """lora: rank of the updates."""
-    side_width: int = 32
-    """side: channels of the first layer."""
-    head_init: Literal["zero", "paper"] = "zero"
-    """How the head starts: zeros, or the VPT paper's random values, which suit its SGD and high rates."""
-    condense: float | None = None
-    """After training, keep this share of the prompts (0.3 keeps 30 %) and fine-tune them."""
-    fine_tune: bool = True
-    """Fine-tune condensed prompts."""
-    fine_tune_epochs: int = 20
-    """Epochs of that fine-tuning."""
-    criterion: Criterion = "taylor"
-    """What makes a prompt worth keeping; see `vprompt condense --help`."""
-    scope: Scope = "global"
-    """Choose over all blocks together, inside every block, or the same for all blocks."""
-    merge: bool = False
-    """Merge the other prompts of a block into those that stay, instead of dropping them."""
-    pruning: Pruning = Pruning()
-    img_size: int | None = None
-    """Input size in pixels, where it should differ from the backbone's own."""
-    training: Training = Training()
-    images: Images = Images()
-    out: str | None = None
-    """Folder for adapter and result.json; named after the run when left out."""
-    resume: bool = False
-    """Go on with the run in --out, or start it where there is none."""
-    json: bool = False
-    """Print the result as JSON."""
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
         from vprompt.experiments.run import run
-        from vprompt.experiments.settings import settings_from
 
-        settings = settings_from(flat_settings(self))
-        if self.merge and self.condense is None:
+        settings = settings_from(values := values_of(self, setting_types()))
+        asked = values_of(self, OUTPUT)
+        if values["merge"] and settings.condense is None:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
-        if self.data == "" or self.out == "":
+        if settings.data == "" or asked["out"] == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
-        out = Path(self.out) if self.out is not None else self.default_out()
-        try:
-            result = run(settings, out, resume=self.resume, progress=is_main_process())
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"{error} Go on with the same command and --resume (in {out}).".strip()) from error
-        show_result(result, out, as_json=self.json)
-
-    def default_out(self) -> Path:
-        """A folder whose name tells the runs apart that a user is likely to make side by side."""
-        data = data_name(self.data)
-        sizes = {
-            "vpt-deep": [f"p{self.prompts}"],
-            "vpt-shallow": [f"p{self.prompts}"],
-            "e2vpt": [f"p{self.prompts}", f"kv{self.kv_prompts}"],
-            "mlp": [f"l{self.layers}"],
-            "partial": [f"b{self.blocks}"],
-            "adapter": [f"r{self.reduction}"],
-            "lora": [f"r{self.rank}"],
-            "side": [f"w{self.side_width}"],
-        }
-        parts = [data, self.method, *sizes.get(self.method, [])]
-        if self.condense is not None:
-            parts.append(f"keep{self.condense:g}{'-merged' * self.merge}")
-        if self.pruning.wanted:
-            parts.append("pruned")
-        return Path("runs") / "-".join([*parts, f"seed{self.training.seed}"])
+        out = default_out(settings) if asked["out"] is None else Path(asked["out"])
+        with resumable(out):
+            result = run(settings, out, resume=asked["resume"], progress=is_main_process())
+        show_result(result, out, as_json=asked["json"])
 
 
-def flat_settings(command: object) -> dict[str, Any]:
-    """The settings among a command's options, also those in its groups, by their flat names."""
-    from vprompt.experiments.settings import setting_types
+def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
+    """The command `fit` with the options of the method that a command line names.
 
-    known, flat = setting_types(), dict[str, Any]()
-    for field in fields(command):  # pyright: ignore[reportArgumentType]
-        value = getattr(command, field.name)
-        if is_dataclass(value):
-            flat |= flat_settings(value)
-        elif field.name in known:
-            flat[field.name] = absolute(value) if field.name == "weights" else value
-    return flat
+    Args:
+        arguments: The command line, not parsed yet.
+    """
+    name = chosen(arguments, "--method", DEFAULT_METHOD)
+    kind = METHODS.get(name if name in METHODS else DEFAULT_METHOD)
+    help_method = "Method of adaptation; each has options of its own: vprompt fit --method NAME --help."
+    options = {
+        **settings_options("data", "backbone", "weights"),
+        "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
+        **settings_options("head_init", "train_on", "img_size"),
+        **OUTPUT,
+    }
+    groups = {
+        kind.name: group(kind.name, kind.options, doc=f"Options of the method {kind.name}."),
+        "condensing": group("condensing", options_of(Condensing), doc="Condensing after training."),
+        "pruning": pruning_options(),
+        "training": group("training", options_of(Recipe), doc="Training."),
+        "images": group("images", settings_options(*IMAGES), doc="Reading of images."),
+    }
+    return command(FitCommand, options, groups)
+
+
+def settings_options(*names: str) -> dict[str, Option]:
+    """Some of the options of `Settings`; the backbone is the bundled one where none is given."""
+    options = options_of(Settings)
+    options = {**options, "backbone": replace(options["backbone"], default=BUNDLED_BACKBONE)}
+    return {name: options[name] for name in names}
+
+
+def pruning_options(*, prune: bool = False) -> type:
+    """How to prune, as a group of options; criterion and scope are those of condensing.
+
+    Args:
+        prune: The default of --prune.
+    """
+    switch = replace(options_of(Settings)["prune"], default=prune)
+    own = {name: option for name, option in options_of(Pruning).items() if name not in options_of(Condensing)}
+    return group("pruning", {"prune": switch, **own}, doc="Pruning after training, as E2VPT does.")
+
+
+def default_out(settings: Settings) -> Path:
+    """A folder whose name tells the runs apart that a user is likely to make side by side."""
+    return Path("runs") / "-".join([data_name(settings.data), *settings.words()])
 
 
 def data_name(data: str | None) -> str:

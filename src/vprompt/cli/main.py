@@ -6,21 +6,21 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Union
 
 import tyro
 
 from vprompt.cli.analyze import analyze_command
 from vprompt.cli.backbones import Backbones
 from vprompt.cli.bench import Bench
-from vprompt.cli.compare import Compare
+from vprompt.cli.compare import compare_command
 from vprompt.cli.condense import Condense
-from vprompt.cli.console import Command, UsageError, subcommands
+from vprompt.cli.console import Command, UsageError
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
 from vprompt.cli.export import Export
-from vprompt.cli.fit import Fit
+from vprompt.cli.fit import fit_command
 from vprompt.cli.predict import Eval, Predict
 from vprompt.cli.report import Report
 from vprompt.cli.serve import Serve
@@ -31,29 +31,24 @@ DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, f
 
 Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`."""
 
-
-def commands() -> Any:
-    """All commands, as what the parser makes one of."""
-    return subcommands(
-        {
-            "fit": Fit,
-            "condense": Condense,
-            "eval": Eval,
-            "predict": Predict,
-            "export": Export,
-            "serve": Serve,
-            "compare": Compare,
-            "bench": Bench,
-            "report": Report,
-            "analyze": analyze_command(),
-            "cost": Cost,
-            "backbones": Backbones,
-            "tasks": Tasks,
-            "prepare": Prepare,
-            "demo": Demo,
-        }
-    )
-
+COMMANDS = {
+    "fit": fit_command,
+    "condense": Condense,
+    "eval": Eval,
+    "predict": Predict,
+    "export": Export,
+    "serve": Serve,
+    "compare": compare_command,
+    "bench": Bench,
+    "report": Report,
+    "analyze": analyze_command,
+    "cost": Cost,
+    "backbones": Backbones,
+    "tasks": Tasks,
+    "prepare": Prepare,
+    "demo": Demo,
+}
+"""Name -> the command, or what makes it of a command line, where its options depend on others."""
 
 INTERRUPTED = 130
 
@@ -73,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command: Command = tyro.cli(
-            commands(),
+            commands(arguments),
             prog="vprompt",
             description=DESCRIPTION,
             args=arguments or ["--help"],
@@ -84,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VPromptError as error:
         return _say(str(error), 1)
     return run(command)
+
+
+def commands(arguments: Sequence[str]) -> Any:
+    """All commands as one union of types, which tyro parses."""
+    kinds = {name: kind if isinstance(kind, type) else kind(arguments) for name, kind in COMMANDS.items()}
+    return Union[  # noqa: UP007
+        tuple(Annotated[(kind, tyro.conf.subcommand(name, prefix_name=False))] for name, kind in kinds.items())
+    ]
 
 
 def run(command: Command) -> int:

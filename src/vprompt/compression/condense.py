@@ -12,7 +12,6 @@ from vprompt.compression.merge import check_merge
 from vprompt.compression.merge import merge as merged
 from vprompt.compression.score import score
 from vprompt.compression.select import select
-from vprompt.methods.registry import without_dropout
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Condensation, Recipe
 from vprompt.training.loader import ImageLabels
@@ -80,7 +79,7 @@ def condense(
             scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)
     kept = select(scores, ratio=ratio, scope=scope)
     small = merged(model, kept) if merge else model.keep(kept)
-    small.method = without_dropout(small.method)
+    small.method = small.method.without_dropout()
     small.prompts.dropout = 0.0
     small.condensation = Condensation(
         criterion=criterion,

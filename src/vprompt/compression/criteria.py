@@ -10,6 +10,7 @@ from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.base import Method
 
 
 Criterion = Literal[
@@ -74,9 +75,9 @@ def check_segments_by(criterion: str) -> None:
         raise VPromptError(f"The criterion {criterion!r} is about whole prompts; use 'taylor' for segments.")
 
 
-def check_method(criterion: str, method: str) -> None:
+def check_riding(criterion: str, method: Method) -> None:
     """Raises a `VPromptError` for a criterion that says nothing of the prompts of a method."""
-    if method == "vpt-shallow" and removes(criterion):
+    if method.riding == "tokens" and removes(criterion):
         raise VPromptError(
             f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
         )

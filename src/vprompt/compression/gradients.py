@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vprompt.backbones.attention.base import Observer
 from vprompt.compression.criteria import Gradient
-from vprompt.methods.inject import attention_at
+from vprompt.methods.layers.inject import attention_at
 from vprompt.model.model import PromptedModel
 
 Effects = Callable[[Tensor, Tensor], dict[int, Tensor]]
@@ -35,7 +35,7 @@ def gradient_effects(model: PromptedModel, kind: Gradient, *, segments: int, see
     - Features: with u drawn from N(0, I) for each image, the mean of |u . J d| is sqrt(2 / pi) times the length of the
       change J d of the features.
     """
-    tokens = model.method.name == "vpt-shallow"
+    tokens = model.method.riding == "tokens"
     run = model if tokens or model.execution == "prefix" else model.copy(execution="prefix").eval()
     removal = kind.along == "removal"
     used = [block for block, count in enumerate(run.prompt_counts) if count]
@@ -121,7 +121,7 @@ def _products(gradient: Tensor, change: Tensor) -> Tensor:
 def class_similarity(model: PromptedModel) -> Generator[Effects]:
     """The class token's attention to each prompt, (B, P, 1) by block of the prompts."""
     watched = model.copy(execution="prefix").eval()
-    shallow = watched.method.name == "vpt-shallow"
+    shallow = watched.method.riding == "tokens"
     # A prefix stands before all tokens; prompts among the tokens stand behind the leading ones.
     first = model.info.num_prefix_tokens if shallow else 0
     seen: dict[int, Tensor] = {}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vprompt.methods.inject import attention_at
-from vprompt.methods.prompts import Prompts
+from vprompt.methods.layers.inject import attention_at
+from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.model import PromptedModel
 from vprompt.utils.errors import VPromptError
 
@@ -39,20 +39,20 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
         >>> import timm, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(4), num_classes=2)
         >>> small = merge(model, [torch.tensor([0, 2])] * 6)
-        >>> small.prompt_counts, sum(small.prompts.copies[0])
+        >>> small.prompt_counts, sum(small.prompts.multiplicity[0])
         ([2, 2, 2, 2, 2, 2], 4)
     """
     check_merge(model)
     small = model.keep(kept)
     values: list[Tensor] = []
-    copies: list[list[int]] = []
+    multiplicity: list[list[int]] = []
     for block, chosen in enumerate(kept):
         prompts_PD = model.prompts.dense(block)
-        number_P = torch.tensor(model.prompts.copies[block], device=prompts_PD.device)
+        number_P = torch.tensor(model.prompts.multiplicity[block], device=prompts_PD.device)
         index = chosen.to(prompts_PD.device)
         if not len(index):
             values.append(prompts_PD[:0].clone())
-            copies.append([])
+            multiplicity.append([])
             continue
         attention = attention_at(model.backbone, model.info, block)
         keys_1HPd = attention.key_values(prompts_PD.unsqueeze(0)).keys
@@ -60,13 +60,13 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
         normed = model.info.blocks[block].entry is not None
         merged_KD, number_K = _means(prompts_PD, number_P, member_P, len(index), normed=normed)
         values.append(merged_KD)
-        copies.append(number_K.tolist())
-    return small.copy(prompts=Prompts(values, dropout=model.prompts.dropout, copies=copies))
+        multiplicity.append(number_K.tolist())
+    return small.copy(prompts=Prompts(values, dropout=model.prompts.dropout, multiplicity=multiplicity))
 
 
 def check_merge(model: PromptedModel) -> None:
     """Raises a `VPromptError` for a model whose prompts cannot be merged."""
-    if model.method.name == "vpt-shallow":
+    if model.method.riding == "tokens":
         raise VPromptError(
             "Shallow prompts cannot be merged: they change from block to block, and so do their keys; drop them."
         )

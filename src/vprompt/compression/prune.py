@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vprompt.compression.search import Pruned, Search
 from vprompt.compression.settings import PruneSettings
-from vprompt.methods.prompts import check_segments
+from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.loader import ImageLabels

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vprompt.compression.criteria import GRADIENTS, Criterion, check_criterion, check_method, check_segments_by
+from vprompt.compression.criteria import GRADIENTS, Criterion, check_criterion, check_riding, check_segments_by
 from vprompt.compression.gradients import class_similarity, gradient_effects
-from vprompt.methods.prompts import check_segments
+from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, check_batch, in_order, iterate, size_of
 from vprompt.utils.errors import VPromptError
@@ -79,7 +79,7 @@ def score(
     if segments is not None:
         check_segments(segments, model.info.widths)
         check_segments_by(criterion)
-    check_method(criterion, model.method.name)
+    check_riding(criterion, model.method)
     if shared and len(set(filter(None, model.prompt_counts))) > 1:
         raise VPromptError("Blocks with different numbers of prompts cannot share a mask.")
     found = _scores(model, data, criterion, segments or 1, shared, batch_size, seed, workers, report)

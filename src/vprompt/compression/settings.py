@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vprompt.compression.choices import grid
 from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_segments_by
@@ -14,9 +14,10 @@ class PruneSettings:
     """How to prune.
 
     Args:
-        tokens: Share of the prompts to remove, 0 to below 1; searched on validation data when not given.
-        segments: Share of the segments of the prompts that stay; searched when not given.
-        num_segments: R, into which a prompt is cut; must divide every width of the backbone.
+        tokens: Prune this share of the prompts (0.5 halves them), 0 to below 1; searched on validation data when not
+            given.
+        segments: Prune this share of the segments of the prompts that stay; searched when not given.
+        num_segments: Segments that a prompt is cut into; must divide the widths of the backbone.
         criterion: See `vprompt.score`.
         scope: See `vprompt.select`; `"shared"` is one mask for all blocks.
         saving: Share of the validation loss that removing all prompts would be worth: with 0.08, half of them may
@@ -26,8 +27,8 @@ class PruneSettings:
         VPromptError: If a value is out of range.
     """
 
-    tokens: float | None = None
-    segments: float | None = None
+    tokens: float | None = field(default=None, metadata={"flag": "prune_tokens"})
+    segments: float | None = field(default=None, metadata={"flag": "prune_segments"})
     num_segments: int = 16
     criterion: Criterion = "taylor"
     scope: Scope = "global"

@@ -1,14 +1,13 @@
-"""What the runs of one method come to: means over its seeds, and the size and time of its models."""
+"""Comparison of methods: a plan of the benchmark with one task, and a table of accuracy, size and time."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,31 @@ from torch import nn
 
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import num_parameters
-from vprompt.cli.console import print_note
-from vprompt.experiments.folder import RESULT, changed_settings
+from vprompt.experiments.bench.bench import overview, run_plan
+from vprompt.experiments.bench.grid import AFTERWARDS
+from vprompt.experiments.bench.inline import InlineEngine
+from vprompt.experiments.bench.plan import MethodPlan, Plan
+from vprompt.experiments.bench.scheduler import Watch
+from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.report.comparison import draw, markdown
-from vprompt.experiments.run import run, run_condense
-from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.methods.registry import METHOD_NAMES
+from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from
+from vprompt.methods.registry import METHODS
+from vprompt.methods.vpt import VPT
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.latency import latency
 from vprompt.model.load import load
 from vprompt.model.model import FoldedModel
-from vprompt.utils.errors import BackboneError, DataError, TrainingError, VPromptError
-from vprompt.utils.io import read_json, write_json, write_text
+from vprompt.utils.errors import DataError, TrainingError, VPromptError
+from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
+from vprompt.utils.serialization import options_of
+
+CONDENSED = "pc"
+"""Label of Prompt Condensation: the condensed run of VPT-Deep."""
+
+DOCUMENT = "compare.json"
+
+BUNDLED_TASK = "bundled:fashion-mnist"
 
 GMACS_PER_CALL = 40.0
 """About a second on one thread of a processor."""
@@ -128,48 +139,33 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
 
 
-CONDENSED, TRAINED = "pc", "vpt-deep"
-"""Prompt Condensation, and what it condenses."""
-
-PRUNED = "e2vpt"
-"""What pruning is a part of."""
-
-SETTINGS = "settings.json"
-
-SHARED = ("data", "root", "backbone", "weights", "img_size", "resize", "augment", "split_seed", "skip_bad")
-
-REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
-
-NEEDED = (*REPORTED, "training_seconds", "provenance", "seconds")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Which methods are compared, and how each is trained.
+    """Methods that are compared, and how each is trained.
 
     Args:
-        methods: Names that `Settings` takes, and `pc`, the condensed run of `vpt-deep`.
-        seeds: How many: 0, 1, ... The splits are the same for all.
-        ratio: Share of the prompts that `pc` keeps.
-        rates: Peak learning rates of some methods, by name; the others have that of `settings`.
-        settings: Of every run, but for its method and the seed of its recipe; its pruning is that of `e2vpt`.
+        methods: Names of methods, and `pc`, the condensed run of VPT-Deep.
+        seeds: Number of runs of each: seeds 0, 1, ... The splits are the same for all.
+        rates: Peak learning rates of some methods, by name.
+        values: Settings of every run by flat name, without method and seed. Of what they say of condensing only `pc`
+            takes notice, of pruning only methods that it is a part of.
 
     Raises:
         VPromptError: If a method is not known or given twice, or a setting is out of range.
 
     Example:
-        >>> Comparison(methods=("linear", "pc"), settings=Settings(backbone="test_vit")).seeds
-        3
+        >>> plan = Comparison(methods=("linear", "pc"), values={"backbone": "test_vit", "condense": 0.3}).plan()
+        >>> [method.label for method in plan.methods], plan.seeds
+        (['linear', 'pc'], (0, 1, 2))
     """
 
     methods: tuple[str, ...]
     seeds: int = 3
-    ratio: float = 0.3
-    rates: dict[str, float] = field(default_factory=dict)
-    settings: Settings
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    values: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        known = (*METHOD_NAMES, CONDENSED)
+        known = (*METHODS.names(), CONDENSED)
         if not self.methods:
             raise VPromptError(f"There is no method to compare; there are {', '.join(known)}.")
         for method in self.methods:
@@ -178,73 +174,69 @@ class Comparison:
             if self.methods.count(method) > 1:
                 raise VPromptError(f"The method {method!r} is given twice; name each once.")
         for method, rate in self.rates.items():
-            if method not in METHOD_NAMES:
+            if method not in METHODS:
                 raise VPromptError(f"No method that is trained is called {method!r}; give rates to others.")
             if not 0 < rate < float("inf"):
                 raise VPromptError(f"The learning rate of {method} must be above 0, not {rate}.")
         if self.seeds < 1:
             raise VPromptError(f"A comparison needs at least one seed, not {self.seeds}.")
         for method in self.methods:
-            settings_of(self, method, self.seeds - 1, Path())
+            self.settings_of(method)
 
     @property
-    def trained_methods(self) -> list[str]:
-        """Those that run, in that order: what `pc` condenses also where it is not shown."""
-        methods = [method for method in self.methods if method != CONDENSED]
-        if CONDENSED in self.methods:
-            methods += [CONDENSED] if TRAINED in methods else [TRAINED, CONDENSED]
-        return methods
+    def task(self) -> str:
+        """The task that all are trained on; a folder by its whole path."""
+        data = self.values.get("data")
+        return BUNDLED_TASK if data is None else os.path.abspath(data) if os.path.isdir(data) else data
+
+    def values_of(self, method: str) -> dict[str, Any]:
+        """The settings that one method adds to those of all, by flat name."""
+        name = VPT().name if method == CONDENSED else method
+        values = {"method": name} | {k: v for k, v in self.values.items() if k in METHODS.get(name).options}
+        after = options_of(Condensing) if method == CONDENSED else {"prune": None, **options_of(Pruning)}
+        if method == CONDENSED or METHODS.get(name).method.prunes:
+            values |= {key: value for key, value in self.values.items() if key in after and value is not None}
+        return values | ({"lr": self.rates[name]} if name in self.rates else {})
+
+    def settings_of(self, method: str) -> Settings:
+        """The settings of a method's runs, but for their seed."""
+        return settings_from({**self._common, **self.values_of(method)})
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        own = {flag for kind in METHODS for flag in kind.options}
+        return {k: v for k, v in self.values.items() if k not in own | AFTERWARDS and v is not None}
+
+    def plan(self) -> Plan:
+        """The plan of all its runs."""
+        return Plan(
+            name="compare",
+            title="Comparison of methods",
+            tasks=(self.task,),
+            seeds=tuple(range(self.seeds)),
+            settings={"train_on": "train"} | {k: v for k, v in self._common.items() if k not in ("data", "root")},
+            methods=tuple(MethodPlan(label=name, settings=self.values_of(name)) for name in self.methods),
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run of a comparison: its result, or the sentence that says why there is none."""
-
-    method: str
-    seed: int
-    result: dict[str, Any] = field(default_factory=dict)
-    failure: str | None = None
-
-
-def run_folder(out: Path, method: str, seed: int) -> Path:
-    """Where a comparison in `out` keeps one of its runs."""
-    return out / method / f"seed{seed}"
-
-
-def settings_of(comparison: Comparison, method: str, seed: int, out: Path) -> Settings | CondenseSettings:
-    """What one run does; the place for what only one method has."""
-    common = comparison.settings
-    if method != CONDENSED:
-        prune = common.prune if method == PRUNED else None
-        recipe = replace(common.recipe, seed=seed, lr=comparison.rates.get(method, common.recipe.lr))
-        return replace(common, method=method, prune=prune, recipe=recipe)
-    return CondenseSettings(
-        adapter=os.path.abspath(run_folder(out, TRAINED, seed)),
-        weights=common.weights,
-        data=common.data,
-        root=common.root,
-        ratio=comparison.ratio,
-        criterion=common.criterion,
-        scope=common.scope,
-        merge=common.merge,
-        fine_tune=common.fine_tune,
-        fine_tune_epochs=common.fine_tune_epochs,
-        seed=seed,
-        split_seed=common.split_seed,
-        skip_bad=common.skip_bad,
-    )
-
-
-def compare(comparison: Comparison, out: Path, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
+def compare(
+    comparison: Comparison,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
     """Makes every run that is not there yet, measures one model of each method, and writes compare.json.
 
-    A run that fails is reported, and the others go on.
+    A run that fails is reported, and the others go on. The folder is a benchmark's: `vprompt report` reads it.
 
     Args:
-        comparison: What to run.
-        out: Folder for the runs (METHOD/seedK) and the document; must be empty unless `resume`.
-        resume: Go on with the comparison in `out`, also with other methods or more seeds; finished runs are read.
-        progress: Say on standard error which run it is, and show its bars.
+        comparison: Methods and settings.
+        out: Folder for the runs and the document; must be empty unless `resume`.
+        resume: Go on with the comparison in `out`, also with other methods, seeds or settings; finished runs are read.
+        progress: Show bars on standard error.
+        watch: Told of every run.
 
     Returns:
         The document in compare.json: `rows`, one per method (accuracies and their sample standard deviation as shares
@@ -254,169 +246,93 @@ def compare(comparison: Comparison, out: Path, *, resume: bool = False, progress
         VPromptError: Or one of its kinds, if no run can go well: the data, the backbone or the folder is at fault.
         KeyboardInterrupt: On Ctrl-C; the comparison can be resumed.
     """
-    started = time.monotonic()
-    settings = comparison.settings
-    describe_name(settings.backbone, img_size=settings.img_size)
-    _claim(comparison, out, resume=resume)
-    try:
-        runs = _run_all(comparison, out, progress=progress)
-    except VPromptError:
-        _abandon(out)
-        raise
-    shown = [found for found in runs if found.method in comparison.methods]
-    finished = [found for found in shown if found.failure is None]
-    _require_same_data(finished, out)
-    origin = finished[0].result["provenance"] if finished else None
-    firsts = {found.method: run_folder(out, found.method, found.seed) for found in reversed(finished)}
-    measured = measure(_make_backbone(comparison), firsts, progress=progress) if firsts else Measured()
+    started, values = time.monotonic(), comparison.values
+    describe_name(values["backbone"], img_size=values.get("img_size"))
+    _check_folder(out, resume=resume)
+    store, plan, root = open_store(str(out)), comparison.plan(), values.get("root")
+    found = overview(plan, store, root=root, estimate=False)
+    for why in found.missing.values():
+        raise DataError(why)
+    engine = InlineEngine(store.address, progress=progress)
+    outcomes = run_plan(found, store, engine, watch=watch)
+    runs = [
+        _run_of(store, cell.method, cell.seed, None if outcome.run is None else outcome.run.name, outcome.failure)
+        for cell, outcome in zip(found.cells, outcomes, strict=True)
+    ]
+    finished = [run for run in runs if run["failed"] is None]
+    if len({run["result"]["provenance"]["data"]["fingerprint"] for run in finished}) > 1:
+        raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
+    origin = finished[0]["result"]["provenance"] if finished else None
+    folders = {run["method"]: Path(run["folder"]) for run in reversed(finished)}
+    measured = measure(_backbone_of(values), folders, progress=progress) if folders else Measured()
     document = {
         "data": None if origin is None else origin["data"]["source"],
-        "backbone": settings.backbone,
+        "backbone": values["backbone"],
         "bare": measured.bare,
-        "rows": [_row(method, shown, measured) for method in comparison.methods],
-        "runs": [_record(found, out) for found in shown],
-        "settings": asdict(comparison),
+        "rows": [_row(method, runs, measured) for method in comparison.methods],
+        "runs": [_record(run) for run in runs],
+        "settings": {**vars(comparison), "values": {k: v for k, v in values.items() if v is not None}},
         "provenance": origin,
         "seconds": round(time.monotonic() - started, 1),
     }
     document = json.loads(json.dumps(document))
-    write_json(out / "compare.json", document)
+    write_json(out / DOCUMENT, document)
     write_text(out / "compare.md", markdown(document))
     if not draw(document, out / "compare.png"):
         (out / "compare.png").unlink(missing_ok=True)
     return document
 
 
-def _claim(comparison: Comparison, out: Path, *, resume: bool) -> None:
-    """Makes the folder this comparison's own; one with other methods or seeds may go on in it."""
+def _check_folder(out: Path, *, resume: bool) -> None:
+    """Raises a TrainingError for a folder that holds something else, or a comparison that is not to be resumed."""
     if out.exists() and not out.is_dir():
         raise TrainingError(f"The output folder {out} is a file; choose another --out.")
-    record, mine = out / SETTINGS, _settings_document(comparison)
-    if out.exists() and any(path.suffix != ".part" for path in out.iterdir()):
-        if not resume:
-            hint = "add --resume to go on with it, or " if record.exists() else ""
-            what = "a comparison" if record.exists() else "files already"
-            raise TrainingError(f"{out} holds {what}; {hint}choose another --out.")
-        if not record.exists():
-            raise TrainingError(f"{out} holds something that is no comparison; choose another --out.")
-        known = read_json(record)
-        both = {part: {key: mine[part][key] for key in mine[part] if key in known.get(part, {})} for part in mine}
-        if changed := changed_settings(known, both):
-            raise TrainingError(
-                f"The comparison in {out} has other settings ({', '.join(changed)}); give the same, or choose another "
-                "--out."
-            )
-        mine = {part: {**known.get(part, {}), **mine[part]} for part in mine}
-    try:
-        write_json(record, mine)
-    except OSError as error:
-        raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
+    if not out.exists() or not any(out.iterdir()):
+        return
+    ours = (out / "plans" / "compare.toml").exists()
+    if not ours:
+        what = "something that is no comparison" if resume else "files already"
+        raise TrainingError(f"{out} holds {what}; choose another --out.")
+    if not resume:
+        raise TrainingError(f"{out} holds a comparison; add --resume to go on with it, or choose another --out.")
 
 
-def _settings_document(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """What all runs have in common, and what each method's are told, but for the seed; other methods may join them."""
-    common = {key: value for key, value in asdict(comparison.settings).items() if key in SHARED}
-    methods: dict[str, Any] = {}
-    for method in comparison.trained_methods:
-        methods[method] = asdict(settings_of(comparison, method, 0, Path()))
-        methods[method].pop("adapter", None)  # where the comparison lies does not matter
-    return json.loads(json.dumps({"shared": common, "methods": methods}))
+def _run_of(store: Store, method: str, seed: int, name: str | None, failure: str | None) -> dict[str, Any]:
+    """One run: its result and folder, or the sentence that says why there is none."""
+    result = store.result(name) if name is not None and failure is None else None
+    if result is None and failure is None:
+        failure = f"The result of {method}, seed {seed} has gone."
+    folder = None if name is None or result is None else str(store.adapter(name))
+    return {"method": method, "seed": seed, "failed": failure, "folder": folder, "result": result}
 
 
-def _abandon(out: Path) -> None:
-    """After an error that all runs share: where nothing was trained, nothing is left in the way."""
-    for folder in out.iterdir():
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    if [path.name for path in out.iterdir()] == [SETTINGS]:
-        shutil.rmtree(out)
+def _backbone_of(values: Mapping[str, Any]) -> nn.Module:
+    return create_backbone(values["backbone"], img_size=values.get("img_size"), weights=values.get("weights"))
 
 
-def _run_all(comparison: Comparison, out: Path, *, progress: bool) -> list[Run]:
-    """All runs, seed by seed; those that `pc` condenses also where they are not shown."""
-    jobs = [(method, seed) for seed in range(comparison.seeds) for method in comparison.trained_methods]
-    runs: list[Run] = []
-    for number, (method, seed) in enumerate(jobs):
-        if progress:
-            hidden = "" if method in comparison.methods else f" (for {CONDENSED})"
-            todo = [job for job in jobs[number:] if not (run_folder(out, *job) / RESULT).exists()]
-            left = _time_left(todo, runs) if (method, seed) in todo else " (finished)"
-            print_note(f"[{number + 1}/{len(jobs)}] {method}{hidden}, seed {seed}{left}")
-        base = next((r for r in runs if method == CONDENSED and (r.method, r.seed) == (TRAINED, seed)), None)
-        if base is not None and base.failure is not None:
-            failure = f"There is nothing to condense, {TRAINED} of the same seed failed: {base.failure}"
-            runs.append(Run(method=method, seed=seed, failure=failure))
-        else:
-            runs.append(_run_one(comparison, method, seed, out, progress=progress))
-        if progress and runs[-1].failure is not None:
-            print_note(f"failed: {runs[-1].failure}")
-    return runs
-
-
-def _run_one(comparison: Comparison, method: str, seed: int, out: Path, *, progress: bool) -> Run:
-    folder, settings = run_folder(out, method, seed), settings_of(comparison, method, seed, out)
-    try:
-        if isinstance(settings, Settings):
-            result = run(settings, folder, resume=True, progress=progress)
-        else:
-            result = run_condense(settings, folder, resume=True, progress=progress)
-        if missing := [key for key in NEEDED if key not in result]:
-            raise TrainingError(f"{folder / RESULT} is damaged: there is no {missing[0]} in it.")
-    except DataError:  # the same for all
-        raise
-    except (VPromptError, MemoryError, torch.OutOfMemoryError) as error:
-        if isinstance(error, BackboneError):
-            _make_backbone(comparison)  # where that fails too, no method is at fault
-        sentence = str(error) if isinstance(error, VPromptError) else "There is not enough memory."
-        return Run(method=method, seed=seed, failure=sentence)
-    return Run(method=method, seed=seed, result=result)
-
-
-def _time_left(jobs: Sequence[tuple[str, int]], runs: Sequence[Run]) -> str:
-    """What the runs so far let one expect of those still to come; nothing while there is none."""
-    seconds: dict[str, list[float]] = {}
-    for found in runs:
-        if found.failure is None:
-            seconds.setdefault(found.method, []).append(found.result["seconds"])
-    if not seconds:
-        return ""
-    known = {method: statistics.fmean(values) for method, values in seconds.items()}
-    left = sum(known.get(method, statistics.fmean(known.values())) for method, _ in jobs)
-    shown = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
-    return f" (about {shown} left)"
-
-
-def _require_same_data(finished: Sequence[Run], out: Path) -> None:
-    """Runs that were made at different times may have seen different images in the same folder."""
-    seen = {found.result["provenance"]["data"]["fingerprint"] for found in finished if found.failure is None}
-    if len(seen) > 1:
-        raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
-
-
-def _make_backbone(comparison: Comparison) -> torch.nn.Module:
-    settings = comparison.settings
-    return create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
-
-
-def _row(method: str, runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
-    mine = [found for found in runs if found.method == method]
-    good = [found for found in mine if found.failure is None]
-    failed = [{"seed": found.seed, "failed": found.failure} for found in mine if found.failure is not None]
+def _row(method: str, runs: Sequence[dict[str, Any]], measured: Measured) -> dict[str, Any]:
+    own = [run for run in runs if run["method"] == method]
+    failed = [{"seed": run["seed"], "failed": run["failed"]} for run in own if run["failed"] is not None]
+    results = [run["result"] for run in own if run["failed"] is None]
     if method in measured.failures:
-        failed.append({"seed": good[0].seed, "failed": measured.failures[method]})
-    return {"method": method, **summary([found.result for found in good], measured, method), "failed": failed}
+        failed.append({"seed": results[0]["seed"], "failed": measured.failures[method]})
+    pruned = any("pruning" in result for result in results)
+    return {"method": method, **summary(results, measured, method), "pruned": pruned, "failed": failed}
 
 
-def _record(found: Run, out: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"method": found.method, "seed": found.seed, "failed": found.failure}
-    facts["folder"] = str(run_folder(out, found.method, found.seed))
-    if found.failure is not None:
+REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
+
+
+def _record(run: dict[str, Any]) -> dict[str, Any]:
+    """A run in the document."""
+    facts = {key: run[key] for key in ("method", "seed", "failed", "folder")}
+    if run["failed"] is not None:
         return facts
-    origin = found.result["provenance"]
+    result, origin = run["result"], run["result"]["provenance"]
     return {
         **facts,
-        **{key: found.result[key] for key in REPORTED},
-        "training_seconds": training_seconds(found.result),
+        **{key: result[key] for key in REPORTED},
+        "training_seconds": training_seconds(result),
         "provenance": {
             "data_fingerprint": origin["data"]["fingerprint"],
             **{key: origin[key] for key in ("backbone_fingerprint", "weights", "versions", "device")},

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vprompt.experiments.settings import changed_settings
 from vprompt.model.model import PromptedModel
-from vprompt.model.records import MEANS
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import read_json, write_json
@@ -18,12 +17,6 @@ RESULT = "result.json"
 
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
-
-PLACES = ("root", *MEANS)
-"""Settings that say where data lie, or how the work is done: that may change between a run and its continuation."""
-
-ADDED: Mapping[str, Any] = {"merge": False}
-"""Settings that runs of earlier versions do not name, and what they did."""
 
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
 
@@ -114,22 +107,3 @@ class RunFolder:
                 f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
                 "another --out."
             )
-
-
-def changed_settings(earlier: object, now: dict[str, Any]) -> list[str]:
-    """Names of the settings that differ from earlier ones; those in a group, as a recipe, by their own names.
-
-    Example:
-        >>> changed_settings({"prompts": 5, "recipe": {"lr": 1.0}}, {"prompts": 5, "recipe": {"lr": 0.1}})
-        ['lr']
-    """
-    known: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
-    found: set[str] = set()
-    for key, value in now.items():
-        if key in PLACES:
-            continue
-        if isinstance(value, dict):
-            found.update(changed_settings(known.get(key), value))
-        elif known.get(key, ADDED.get(key)) != value:
-            found.add(key)
-    return sorted(found)

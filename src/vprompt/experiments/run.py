@@ -15,14 +15,14 @@ from torch import nn
 from vprompt.backbones.factory import describe_name
 from vprompt.backbones.weights import weights_origin
 from vprompt.compression.condense import fine_tuning_recipe
-from vprompt.compression.criteria import check_criterion, check_method
+from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
 from vprompt.data.dataset import Task
 from vprompt.experiments.folder import RESULT, RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
 from vprompt.experiments.stages import REPORT_KEYS, Sources, Stages, preprocessing_of
-from vprompt.methods.prompts import check_segments
+from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.attach import attach
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
@@ -63,7 +63,7 @@ def run(
         Interrupted: On Ctrl-C; the run can be resumed.
     """
     sources = sources or Sources()
-    folder = RunFolder(out, asdict(settings))
+    folder = RunFolder(out, settings.to_flat())
     if (finished := folder.claim(resume=resume)) is not None:
         return finished
     with _abandoning(folder):
@@ -77,24 +77,24 @@ def run(
         if trained is not None:
             early, history, before = _take_over(model, trained, stages.task)
         elif settings.prune is not None:
-            history = stages.train_and_record(model, recipe, settings.rewind_epoch)
+            history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
             before = stages.report(model, history)
         else:
             history = stages.train(model, recipe, "training")
             before = None
         if settings.prune is not None:
-            found = stages.prune(model, recipe, settings.prune, settings.rewind_epoch, early)
+            found = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
             facts |= {"before": before, "pruning": _pruning_facts(found)}
             return stages.finish(found.model, found.history or history, facts, origin)
         assert settings.condense is not None
-        fine_tuning = recipe.for_fine_tuning(epochs=settings.fine_tune_epochs)
+        fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
         small, tuning = stages.condense(model, settings.condense, fine_tuning)
         return stages.finish(small, tuning, {"before": before or stages.report(model, history), **facts}, origin)
 
 
 def first_stage(settings: Settings) -> Settings | None:
     """The training that a condensing or pruning run starts from and may share with others; None where it cannot."""
-    if settings.condense is None and (settings.prune is None or settings.rewind_epoch):
+    if settings.condense is None and (settings.prune is None or settings.prune.rewind_epoch):
         return None  # values to rewind to, other than the initial ones, are recorded while training
     return replace(settings, condense=None, prune=None)
 
@@ -127,7 +127,7 @@ def try_settings(
         DataError: If there are no validation images.
     """
     sources = sources or Sources()
-    folder = RunFolder(checkpoint.parent, asdict(settings))
+    folder = RunFolder(checkpoint.parent, settings.to_flat())
     stages, model = _prepare(settings, folder, progress, sources)
     if stages.val is None:
         raise DataError(f"{stages.task.source} has no validation images to choose settings by.")
@@ -156,7 +156,7 @@ def _prepare(
     given = None if settings.weights is None else sources.backbone(settings)
     preprocessing = preprocessing_of(settings, info)
     if settings.condense is not None:
-        check_criterion(settings.criterion, info)
+        check_criterion(settings.condense.criterion, info)
     if settings.prune is not None:
         check_criterion(settings.prune.criterion, info)
         check_segments(settings.prune.num_segments, info.widths)
@@ -170,7 +170,7 @@ def _prepare(
     torch.manual_seed(settings.recipe.seed)
     model = attach(
         backbone,
-        settings.make_method(),
+        settings.method,
         num_classes=len(stages.task.classes),
         head_init=settings.head_init,
         classes=stages.task.classes,
@@ -200,14 +200,15 @@ def run_condense(
     settings: CondenseSettings, out: Path, *, resume: bool = False, progress: bool | Report = False
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
-    folder = RunFolder(out, asdict(settings))
+    condensing = settings.condense
+    folder = RunFolder(out, settings.to_flat())
     if (finished := folder.claim(resume=resume)) is not None:
         return finished
     with _abandoning(folder):
         model = load(settings.adapter, weights=settings.weights)
-        check_criterion(settings.criterion, model.info)
-        check_method(settings.criterion, model.method.name)
-        if settings.merge:
+        check_criterion(condensing.criterion, model.info)
+        check_riding(condensing.criterion, model.method)
+        if condensing.merge:
             check_merge(model)
         origin = weights_origin(model.backbone)
         stages = Stages(folder, settings, model.preprocessing, progress, Sources())
@@ -217,8 +218,8 @@ def run_condense(
                 "that it was trained on."
             )
         earlier = _earlier_report(settings.adapter, stages.task)  # first: a damaged one is said before any work
-        recipe = replace(fine_tuning_recipe(model), epochs=settings.fine_tune_epochs, seed=settings.seed)
-        small, history = stages.condense(model, settings.ratio, recipe)
+        recipe = replace(fine_tuning_recipe(model), epochs=condensing.fine_tune_epochs, seed=settings.seed)
+        small, history = stages.condense(model, condensing, recipe)
         before = earlier or stages.report(model, History())
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
         return stages.finish(small, history, facts, origin)

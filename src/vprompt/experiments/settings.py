@@ -1,93 +1,126 @@
-"""What a run does, as plain data: two runs with equal settings on equal data end with equal numbers."""
+"""Settings of a run, as plain data: two runs with equal settings on equal data end with equal numbers."""
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
-from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_method, check_name
+from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_riding
 from vprompt.compression.settings import PruneSettings
-from vprompt.data.preprocessing import Augment, Resize
-from vprompt.methods.base import Promptless
-from vprompt.methods.linear import HeadInit
-from vprompt.methods.prompts import Share
-from vprompt.methods.registry import Method, method_from_name
+from vprompt.methods.base import Method
+from vprompt.methods.registry import METHODS, to_flat
+from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import Option, build, check_known, flat, options_of, typed
 
 TrainOn = Literal["train", "train+val"]
 
+DEFAULT_METHOD = VPT().name
+
+PLACE = {"place": True}
+"""Metadata of a setting that says where data lie, or how the work is done, not what comes out."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run does; two runs with equal settings on equal data end with equal numbers.
+class Condensing:
+    """Prompt Condensation after training: score, keep the best, fine-tune them.
 
     Args:
-        data: Image folder, a task such as `vtab:svhn` or `synthetic:counting`, or None for the bundled task.
-        root: Folder that holds the benchmarks' tasks; see `vprompt.data.open_task`.
-        backbone: timm name.
-        weights: File with other weights than those that the name stands for; see `vprompt.backbones.factory`.
-        method: One of `vprompt.methods.registry.METHOD_NAMES`.
-        prompts: Prompts per block (deep, E2VPT) or in all (shallow).
-        kv_prompts: Key-value prompts per block, for E2VPT.
-        share: What those have in common; see `vprompt.E2VPT`.
-        layers: Of the head, for `mlp`.
-        blocks: How many of the last are learned, for `partial`.
-        reduction: For `adapter`; see `vprompt.Adapter`.
-        rank: For `lora`; see `vprompt.LoRA`.
-        side_width: For `side`; see `vprompt.Side`.
-        head_init: See `vprompt.attach`.
-        condense: Share of the prompts to keep after training; None keeps all.
-        fine_tune: Whether condensed prompts are fine-tuned.
-        fine_tune_epochs: For how long.
-        criterion: See `vprompt.score`.
-        scope: See `vprompt.select`.
-        merge: See `vprompt.condense`.
-        prune: How to prune after training, by the criterion and scope in it; None does not.
-        rewind_epoch: Epoch of the training after which the values are recorded that pruned prompts are trained from; 0
-            is before the first step.
-        recipe: How to train.
-        resize: How images are brought to the backbone's size; the task's own way when not given (`"crop"` for FGVC,
-            `"squash"` for all others).
-        augment: What is done to training images at random: `"crop-flip"`, `"none"`, or the task's own when not given.
-        train_on: `"train+val"` trains on the validation images as well, once they have served to choose settings; no
-            validation accuracy is reported then.
-        test: Whether the test images are read, at the end; not by runs that serve to choose.
-        img_size: Input size in pixels where it should differ from the backbone's own.
-        split_seed: Cuts the splits that a folder does not have; apart from the recipe's seed, so that several seeds
-            share their splits.
-        skip_bad: Go on without images that cannot be used.
+        ratio: After training, keep this share of the prompts (0.3 keeps 30 %) and fine-tune them.
+        fine_tune: Fine-tune the prompts that stay, at a tenth of the learning rate.
+        fine_tune_epochs: Epochs of that fine-tuning.
+        criterion: Measure of a prompt's importance: what zeroing it (taylor) or removing it does to the loss, to the
+            loss with the model's own labels (pseudo-label) or to the features; attention of the class token; length;
+            chance.
+        scope: Choose over all blocks together, inside every block, or the same for all blocks.
+        merge: Merge the other prompts of a block into those that stay, instead of dropping them.
+
+    Raises:
+        VPromptError: If a value is out of range.
     """
 
-    data: str | None = None
-    root: str | None = None
-    backbone: str
-    weights: str | None = None
-    method: str = "vpt-deep"
-    prompts: int = 20
-    kv_prompts: int = 5
-    share: Share = "key-value"
-    layers: int = 2
-    blocks: int = 1
-    reduction: int = 8
-    rank: int = 8
-    side_width: int = 32
-    head_init: HeadInit = "zero"
-    condense: float | None = None
+    ratio: float = field(metadata={"flag": "condense", "off": True})
     fine_tune: bool = True
     fine_tune_epochs: int = 20
     criterion: Criterion = "taylor"
     scope: Scope = "global"
     merge: bool = False
-    prune: PruneSettings | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise VPromptError(f"The share of prompts to keep must be above 0 and at most 1, not {self.ratio}.")
+        check_name(self.criterion)
+        if self.scope not in SCOPES:
+            raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {self.scope!r}.")
+        Recipe(epochs=self.fine_tune_epochs)
+
+    def check(self, method: Method) -> None:
+        """Raises a `VPromptError` for a method whose prompts cannot be condensed so."""
+        if method.riding == "nothing":
+            raise VPromptError(f"The method {method.name!r} has no prompts to condense; leave out --condense.")
+        check_riding(self.criterion, method)
+        if self.merge and method.riding == "tokens":
+            raise VPromptError("Shallow prompts cannot be merged; leave out --merge.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(PruneSettings):
+    """Pruning after training, as E²VPT does: the least important prompts and segments go, the rest is trained again.
+
+    Args:
+        rewind_epoch: Train what is left from where it was after this epoch; 0 is before the first step.
+    """
+
     rewind_epoch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a run: data, backbone, method, recipe, compression.
+
+    Args:
+        data: Image folder; or a task: vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when
+            left out.
+        root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
+        backbone: timm name of the vision transformer.
+        weights: Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT)
+            instead of the published ones.
+        method: Method of adaptation.
+        head_init: Start of the head: zeros, or the VPT paper's random values, which suit its SGD and high rates.
+        condense: Condensing after training.
+        prune: Prune prompts, and segments of the prompts that stay; how much is searched on the validation images, at
+            the price of about four more trainings.
+        recipe: Training.
+        resize: squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre. When left
+            out, crop for FGVC's tasks and squash for all others.
+        augment: crop-flip: train on random crops, half of them mirrored. When left out, only for FGVC's tasks.
+        train_on: train+val trains on the validation images as well, once they have served to choose settings; no
+            validation accuracy is reported then.
+        test: Read the test images at the end; runs that serve to choose do not.
+        img_size: Input size in pixels, where it should differ from the backbone's own.
+        split_seed: Cuts the splits that a folder does not have.
+        skip_bad: Go on without images and classes that cannot be used, and say how many.
+
+    Raises:
+        VPromptError: If a value is out of range, or two do not go together.
+    """
+
+    data: str | None = None
+    root: str | None = field(default=None, metadata=PLACE)
+    backbone: str
+    weights: str | None = None
+    method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
+    head_init: Literal["zero", "paper"] = "zero"
+    condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
+    prune: Pruning | None = field(
+        default=None, metadata={"switch": "prune", "when": ("prune", "prune_tokens", "prune_segments")}
+    )
     recipe: Recipe = field(default_factory=Recipe)
-    resize: Resize | None = None
-    augment: Augment | None = None
+    resize: Literal["squash", "crop"] | None = None
+    augment: Literal["none", "crop-flip"] | None = None
     train_on: TrainOn = "train"
     test: bool = True
     img_size: int | None = None
@@ -95,8 +128,8 @@ class Settings:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.make_method(), Promptless) and self.condense is not None:
-            raise VPromptError(f"The method {self.method!r} has no prompts to condense; leave out --condense.")
+        if self.condense is not None:
+            self.condense.check(self.method)
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.resize not in ("squash", "crop", None):
@@ -107,114 +140,119 @@ class Settings:
             raise VPromptError(f"A run trains on 'train' or on 'train+val', not on {self.train_on!r}.")
         if self.img_size is not None and self.img_size < 1:
             raise VPromptError(f"The image size must be at least 1 pixel, not {self.img_size}.")
-        _check_condensing(self.condense, self.criterion, self.scope)
-        if self.condense is not None:
-            check_method(self.criterion, self.make_method().name)
-            if self.merge and self.method == "vpt-shallow":
-                raise VPromptError("Shallow prompts cannot be merged; leave out --merge.")
-        self.recipe.for_fine_tuning(epochs=self.fine_tune_epochs)
 
-    def _check_pruning(self, prune: PruneSettings) -> None:
+    def _check_pruning(self, prune: Pruning) -> None:
         if self.condense is not None:
             raise VPromptError("Prompts are condensed or pruned, not both; leave out --condense or --prune.")
-        if not sum(self.make_method().initial_counts(1)):
+        if not sum(self.method.initial_counts(1)):
             raise VPromptError("There is nothing to prune: this method has no prompts that pass the projections.")
         if prune.searched and self.train_on != "train":
             raise VPromptError(
                 "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "
                 "and --prune-segments, or train on 'train'."
             )
-        if not 0 <= self.rewind_epoch <= self.recipe.epochs:
+        if not 0 <= prune.rewind_epoch <= self.recipe.epochs:
             raise VPromptError(
                 f"The epoch to rewind to lies between 0 and the {self.recipe.epochs} of the training, not at "
-                f"{self.rewind_epoch}."
+                f"{prune.rewind_epoch}."
             )
 
-    def make_method(self) -> Method:
-        """What these settings attach."""
-        return method_from_name(
-            self.method,
-            num_prompts=self.prompts,
-            num_kv_prompts=self.kv_prompts,
-            share=self.share,
-            layers=self.layers,
-            blocks=self.blocks,
-            reduction=self.reduction,
-            rank=self.rank,
-            side_width=self.side_width,
-        )
+    def resolved(self) -> Settings:
+        """The same run with its learning rate spelt out, and the default momentum where the optimizer has none."""
+        recipe = self.recipe.with_rate(self.method.lr_factor)
+        if recipe.optimizer != "sgd":
+            recipe = replace(recipe, momentum=Recipe().momentum)
+        return replace(self, recipe=recipe)
+
+    def to_flat(self, *, places: bool = True) -> dict[str, Any]:
+        """Plain data under the flat names that commands, plans and results use; `settings_from` reads it.
+
+        Args:
+            places: With settings that only say where data lie or how the work is done.
+        """
+        return {**flat(self, places=places), **to_flat(self.method)}
+
+    def words(self) -> list[str]:
+        """Short words for the name of a run, without its data: method, sizes, compression, seed."""
+        parts = [self.method.name, self.method.size]
+        if self.condense is not None:
+            parts.append(f"keep{self.condense.ratio:g}{'-merged' * self.condense.merge}")
+        parts += ["pruned"] * (self.prune is not None)
+        return [*filter(None, parts), f"seed{self.recipe.seed}"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CondenseSettings:
-    """What the condensation of a saved adapter does.
+    """Settings of the condensation of a saved adapter.
 
     Args:
-        adapter: Folder or Hub id.
-        weights: File with the backbone's weights, where `vprompt.load` cannot find them by itself.
-        data: Image folder or task it was trained on, or None for the bundled task.
-        root: See `Settings`.
-        ratio: Share of the prompts to keep.
-        criterion: See `vprompt.score`.
-        scope: See `vprompt.select`.
-        merge: See `vprompt.condense`.
-        fine_tune: Whether the kept prompts are fine-tuned.
-        fine_tune_epochs: For how long.
+        adapter: Folder of the adapter, or its Hub id.
+        data: The image folder or task it was trained on; the bundled task when left out.
+        root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
+        weights: The backbone's weights, where the adapter was trained with a file of them that is no longer where it
+            was.
+        condense: Share of the prompts, and how they are chosen.
         seed: Seeds order and random scores.
-        split_seed: See `Settings`.
-        skip_bad: Go on without images that cannot be used.
+        split_seed: Cuts the splits that a folder does not have; as given to `fit`.
+        skip_bad: Go on without images and classes that cannot be used, and say how many.
     """
 
     adapter: str
-    weights: str | None = None
     data: str | None = None
-    root: str | None = None
-    ratio: float = 0.3
-    criterion: Criterion = "taylor"
-    scope: Scope = "global"
-    merge: bool = False
-    fine_tune: bool = True
-    fine_tune_epochs: int = 20
+    root: str | None = field(default=None, metadata=PLACE)
+    weights: str | None = None
+    condense: Condensing = field(default_factory=lambda: Condensing(ratio=0.3))
     seed: int = 0
     split_seed: int = 0
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        _check_condensing(self.ratio, self.criterion, self.scope)
-        Recipe(epochs=self.fine_tune_epochs, seed=self.seed)
+        Recipe(seed=self.seed)
 
-
-def _check_condensing(ratio: float | None, criterion: str, scope: str) -> None:
-    if ratio is not None and not 0 < ratio <= 1:
-        raise VPromptError(f"The share of prompts to keep must be above 0 and at most 1, not {ratio}.")
-    check_name(criterion)
-    if scope not in SCOPES:
-        raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
-
-
-_PRUNING = {"prune_tokens": "tokens", "prune_segments": "segments", "num_segments": "num_segments", "saving": "saving"}
-"""Flat names, as commands and plans have them, and those of `PruneSettings`."""
+    def to_flat(self) -> dict[str, Any]:
+        """Plain data under flat names."""
+        return flat(self)
 
 
 @functools.cache
-def setting_types() -> Mapping[str, Any]:
-    """The flat name of every setting, as commands and plans have it, and its type.
+def setting_types() -> Mapping[str, Option]:
+    """Every setting of a run by its flat name, those of all methods included.
 
     Example:
-        >>> setting_types()["epochs"], setting_types()["prune_tokens"]
+        >>> setting_types()["epochs"].type, setting_types()["prune_tokens"].type
         (<class 'int'>, float | None)
     """
-    own = {name: hint for name, hint in get_type_hints(Settings).items() if name not in ("recipe", "prune")}
-    pruning = get_type_hints(PruneSettings)
-    return own | get_type_hints(Recipe) | {flat: pruning[name] for flat, name in _PRUNING.items()} | {"prune": bool}
+    methods = {flag: option for kind in METHODS for flag, option in kind.options.items()}
+    return {**methods, **options_of(Settings), "method": Option(flag="method", type=str, default=DEFAULT_METHOD)}
+
+
+def check_setting(name: str, value: Any, method: str | None = None) -> Any:
+    """A value as its setting wants it; of a setting that methods have, as one of them, or this one, wants it.
+
+    Raises:
+        VPromptError: If there is no such setting, or it takes something else.
+    """
+    check_known({name: value}, setting_types())
+    if name in options_of(Settings) or name == "method":
+        return typed(name, value, setting_types()[name].type)
+    kinds = [METHODS.get(method)] if method is not None else METHODS
+    hints = [kind.options[name].type for kind in kinds if name in kind.options]
+    problem: VPromptError | None = None
+    for hint in hints or [setting_types()[name].type]:
+        try:
+            return typed(name, value, hint)
+        except VPromptError as error:
+            problem = error
+    raise problem or VPromptError(f"The setting {name} cannot be {value!r}.")
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from flat names, as commands and plans have them; what is not named has its default.
 
     Args:
-        values: `backbone` at least. `prune`, `prune_tokens`, `prune_segments`, `num_segments` and `saving` make up the
-            pruning, whose criterion and scope are those of the run; `epochs`, `lr` and so on the recipe.
+        values: `backbone` at least; `method` and its options; `condense` and what goes with it; `prune`,
+            `prune_tokens` and what goes with them; `epochs`, `lr` and so on of the recipe. Options of other methods
+            than the one named are passed over.
 
     Raises:
         VPromptError: If a name is unknown, or a value of the wrong type or out of range.
@@ -223,62 +261,49 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         >>> settings_from({"backbone": "test_vit", "epochs": 3, "prune_tokens": 0.5}).prune.tokens
         0.5
     """
-    types = setting_types()
-    given = {name: typed(name, value, types) for name, value in values.items()}
+    given = {name: check_setting(name, value) for name, value in values.items()}
     if "backbone" not in given:
         raise VPromptError("The settings name no backbone.")
-    prune = None
-    if given.get("prune") or given.get("prune_tokens") is not None or given.get("prune_segments") is not None:
-        chosen = {name: given[flat] for flat, name in _PRUNING.items() if flat in given}
-        both = {name: given[name] for name in ("criterion", "scope") if name in given}
-        prune = PruneSettings(**chosen, **both)
-    own = {field.name for field in fields(Settings)}
-    recipe = {field.name for field in fields(Recipe)}
-    return Settings(
-        **{name: value for name, value in given.items() if name in own and name != "prune"},
-        prune=prune,
-        recipe=Recipe(**{name: value for name, value in given.items() if name in recipe}),
-    )
+    method = METHODS.get(given.get("method", DEFAULT_METHOD)).make(given)
+    return build(Settings, given, method=method)
 
 
-def typed(name: str, value: Any, types: Mapping[str, Any]) -> Any:
-    """A value as its setting wants it: whole numbers serve as others, and nothing else is taken for something else.
+@functools.cache
+def place_settings() -> frozenset[str]:
+    """Settings that say where data lie, or how the work is done: they may change between a run and its continuation."""
+    return frozenset(name for name, option in setting_types().items() if option.place)
 
-    Raises:
-        VPromptError: If there is no such setting, or it takes something else.
+
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a result, flat, also those that earlier versions nested.
 
     Example:
-        >>> typed("lr", 1, {"lr": float | None})
-        1.0
+        >>> upgraded({"method": "linear", "recipe": {"epochs": 3}, "prune": None, "condense": None})
+        {'method': 'linear', 'epochs': 3}
     """
-    if name not in types:
-        near = difflib.get_close_matches(name, types, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(types))}."
-        raise VPromptError(f"There is no setting called {name!r}{hint}")
-    for kind in _kinds(types[name]):
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is kind or (not isinstance(kind, type) and type(value) is str and value == kind):
-            return value
-    wanted = " or ".join(_WORDS.get(kind, repr(kind)) for kind in _kinds(types[name]))
-    raise VPromptError(f"The setting {name} takes {wanted}, not {value!r}.")
+    flattened: dict[str, Any] = {key: value for key, value in document.items() if not isinstance(value, dict)}
+    flattened |= document.get("recipe") or {}
+    if prune := cast("dict[str, Any]", document["prune"] if isinstance(document.get("prune"), dict) else {}):
+        names = {"tokens": "prune_tokens", "segments": "prune_segments"}
+        flattened |= {"prune": True, **{names.get(key, key): value for key, value in prune.items()}}
+    if isinstance(ratio := flattened.pop("ratio", None), float):
+        flattened["condense"] = ratio
+    return {key: value for key, value in flattened.items() if value is not None or key not in ("condense", "prune")}
 
 
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text in quotes",
-    NoneType: "nothing",
-}
+def changed_settings(earlier: object, now: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that differ from earlier ones; one that is not named has its default.
 
+    Example:
+        >>> changed_settings({"prompts": 5, "recipe": {"lr": 1.0}}, {"prompts": 5, "lr": 0.1})
+        ['lr']
+    """
+    known = upgraded(earlier) if isinstance(earlier, dict) else {}
+    types, own = setting_types(), options_of(Settings)
 
-def _kinds(hint: Any) -> Iterator[Any]:
-    """The types, and the words of a Literal, that a hint allows."""
-    if get_origin(hint) is Literal:
-        yield from get_args(hint)
-    elif get_origin(hint) in (UnionType, Union):
-        for part in get_args(hint):
-            yield from _kinds(part)
-    else:
-        yield hint
+    def value_of(settings: Mapping[str, Any], name: str) -> Any:
+        return settings.get(name, types[name].default if name in types else None)
+
+    names = [*now, *(name for name in known if name not in now and name in own)]
+    without = place_settings()
+    return sorted({name for name in names if name not in without and value_of(known, name) != value_of(now, name)})

@@ -27,7 +27,7 @@ from vprompt.data.preprocessing import Augment, Preprocessing
 from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.provenance import provenance
-from vprompt.experiments.settings import CondenseSettings, Settings
+from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
@@ -162,13 +162,13 @@ class Stages:
     def _early(self) -> Path:
         return self.folder.place("pruning") / "early.safetensors"
 
-    def condense(self, model: PromptedModel, ratio: float, recipe: Recipe) -> tuple[PromptedModel, History]:
+    def condense(self, model: PromptedModel, settings: Condensing, recipe: Recipe) -> tuple[PromptedModel, History]:
         """The model with the prompts that are kept, fine-tuned if the settings say so."""
-        settings, started = self.settings, time.monotonic()
+        started = time.monotonic()
         small = condense(
             model,
             self.train_images,
-            ratio=ratio,
+            ratio=settings.ratio,
             criterion=settings.criterion,
             scope=settings.scope,
             merge=settings.merge,

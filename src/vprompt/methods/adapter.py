@@ -1,70 +1,25 @@
-"""Adapters: a bottleneck behind the MLP of every block, inside the residual branch."""
+"""Adapters: a bottleneck behind the MLP of every block."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from vprompt.methods.base import Method
+from vprompt.methods.registry import register
+from vprompt.utils.errors import VPromptError
 
-from vprompt.backbones.graft import graft
-from vprompt.backbones.info import BackboneInfo
-from vprompt.methods.base import Promptless
-from vprompt.methods.tuned import Tuning
-from vprompt.utils.errors import BackboneError, VPromptError
+if TYPE_CHECKING:
+    from torch import nn
 
-
-class Bottleneck(nn.Module):
-    """An MLP followed by h + up(gelu(down(h))), at the start the MLP's own function.
-
-    Args:
-        mlp: The block's MLP.
-        width: D.
-        hidden: Width of the bottleneck.
-    """
-
-    def __init__(self, mlp: nn.Module, width: int, hidden: int) -> None:
-        super().__init__()
-        self.mlp = mlp
-        self.down = nn.Linear(width, hidden)
-        self.up = nn.Linear(hidden, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the MLP's."""
-        h = self.mlp(x)
-        return h + self.up(F.gelu(self.down(h)))
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.layers.tuned import Tuning
 
 
-def with_bottlenecks(method: Adapter, backbone: nn.Module, info: BackboneInfo) -> Tuning:
-    """A bottleneck in every block.
-
-    Raises:
-        BackboneError: If a block has no MLP of its own.
-    """
-    parts: dict[str, nn.Module] = {}
-    learned: dict[str, nn.Parameter] = {}
-    like = next(backbone.parameters())
-    for site in info.blocks:
-        block = backbone.get_submodule(site.path)
-        mlp = getattr(block, "mlp", None)
-        if not isinstance(mlp, nn.Module):
-            raise BackboneError(
-                f"Adapter stands behind the MLP of a block, and a {type(block).__name__} has none of its own; use "
-                "another method or backbone."
-            )
-        part = Bottleneck(mlp, site.width, method.hidden(site.width))
-        for name in ("down", "up"):
-            layer = part.get_submodule(name).to(like.device, like.dtype)
-            learned |= {f"{site.path}.mlp.{name}.{last}": p for last, p in layer.named_parameters()}
-        parts[f"{site.path}.mlp"] = part
-    return Tuning(graft(backbone, parts), learned)
-
-
+@register
 @dataclass(frozen=True)
-class Adapter(Promptless):
+class Adapter(Method):
     """A bottleneck after the MLP of every block, inside the residual branch, and a linear head.
 
     h = mlp(x) becomes h + up(gelu(down(h))); `up` starts at zero, and so the network at the backbone's function.
@@ -85,6 +40,7 @@ class Adapter(Promptless):
     reduction: int = 8
     name: ClassVar[str] = "adapter"
     lr_factor: ClassVar[float] = 0.4
+    tunes_backbone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.reduction < 1:
@@ -93,3 +49,18 @@ class Adapter(Promptless):
     def hidden(self, width: int) -> int:
         """Width of the bottleneck in a block of this width, at least 1."""
         return max(1, width // self.reduction)
+
+    @property
+    def size(self) -> str:
+        """The reduction."""
+        return f"r{self.reduction}"
+
+    def summary(self) -> str:
+        """What is learned, in words."""
+        return f"a bottleneck of 1/{self.reduction} of the width behind the MLP of every block"
+
+    def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
+        """A bottleneck in every block."""
+        from vprompt.methods.layers.bottleneck import with_bottlenecks
+
+        return with_bottlenecks(self.hidden, backbone, info)

@@ -1,17 +1,205 @@
-"""What prompts are compared with: methods that learn a head or parts of the backbone; a frozen dataclass each."""
+"""Methods of adaptation: the protocol that one file for each method fills in."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from vprompt.utils.errors import VPromptError
+
+# torch takes seconds to import, and commands list methods and their options without it.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.layers.head import Head
+    from vprompt.methods.layers.prompts import KVPrompts, Prompts
+    from vprompt.methods.layers.tuned import Tuning
+
+Riding = Literal["prefix", "tokens", "nothing"]
+"""How prompts act on the backbone: as keys and values of each block's attention, as tokens that pass all blocks, or
+not at all.
+"""
 
 
-class Promptless:
-    """What methods without prompts have in common."""
+def option(default: Any, *, flag: str) -> Any:
+    """A field of a method that command line, plans and results call by another name than Python does."""
+    return field(default=default, metadata={"flag": flag})
 
-    prompt_dropout: ClassVar[float] = 0.0
+
+@dataclass(frozen=True)
+class Method:
+    """A method of adaptation: what is learned on, in or beside a frozen backbone.
+
+    A method is a frozen dataclass of its options that inherits from this class and says what differs from a linear
+    probe: `make_prompts`, `make_head`, `make_tuning`. Everything else (attaching, training, saving, loading, folding,
+    condensing, the command line, plans) asks the method, so that a new one is one file.
+
+    Attributes:
+        name: Its name on the command line and in files.
+        riding: How its prompts act.
+        lr_factor: Share of the default learning rate at which it trains; weights that are good already need a low one.
+        backward_cost: Backward passes over the forward one: 2 where weights learn, 1 where only what comes before.
+        tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
+        merges_weights: Whether folding makes copies of the backbone's weights.
+        prunes: Whether pruning is a part of the method, so that comparisons prune it.
+
+    Example:
+        >>> from vprompt.methods.vpt import VPT
+        >>> VPT(num_prompts=10).riding, VPT(depth="shallow").riding
+        ('prefix', 'tokens')
+    """
+
+    name: ClassVar[str]
+    riding: ClassVar[Riding] = "nothing"
     lr_factor: ClassVar[float] = 1.0
-    """Share of the default learning rate at which the method trains; weights that are good already need a low one."""
+    backward_cost: ClassVar[float] = 1.0
+    tunes_backbone: ClassVar[bool] = False
+    merges_weights: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
+    prompt_dropout: ClassVar[float] = 0.0
+
+    @classmethod
+    def variants(cls) -> Mapping[str, Mapping[str, Any]]:
+        """Names on the command line and in files, and the options that each of them fixes."""
+        return {cls.name: {}}
+
+    @property
+    def caches_features(self) -> bool:
+        """Whether the pooled features never change while it trains, so that they can be computed once."""
+        return self.riding == "nothing" and not self.tunes_backbone
+
+    @property
+    def size(self) -> str:
+        """A few letters that tell its settings apart in the name of a run, such as p20; may be empty."""
+        return ""
+
+    def summary(self) -> str:
+        """What it learns, in words for the model card."""
+        return "a linear head"
 
     def initial_counts(self, num_blocks: int) -> list[int]:
-        """Prompts of each block before training: none."""
+        """Prompts of each block before training."""
         return [0] * num_blocks
+
+    def make_prompts(self, info: BackboneInfo) -> Prompts:
+        """The prompts as training starts, drawn with torch's global generator."""
+        from vprompt.methods.layers.prompts import Prompts, init_bound
+
+        counts = self.initial_counts(len(info.blocks))
+        bound = init_bound(info.patch_size, info.widths[0])
+        return Prompts.initial(counts, info.widths, bound=bound, dropout=self.prompt_dropout)
+
+    def make_kv_prompts(self, backbone: nn.Module, info: BackboneInfo) -> KVPrompts:
+        """The key-value prompts as training starts; none by default."""
+        from vprompt.methods.layers.prompts import KVPrompts
+
+        return KVPrompts()
+
+    def make_head(self, features: int, classes: int) -> Head:
+        """The classifier on the pooled feature; `attach` sets the values of its last layer."""
+        from torch import nn
+
+        return nn.Linear(features, classes)
+
+    def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
+        """What is learned in or beside the backbone, as training starts, and a view of the backbone with it in place.
+
+        Args:
+            backbone: The timm model; it is not changed.
+            info: Its description.
+            learned: Names of what is learned, where they are known from a file.
+
+        Raises:
+            VPromptError: If the method does not fit the backbone.
+        """
+        from vprompt.methods.layers.tuned import Tuning
+
+        return Tuning(backbone)
+
+    def fold_tuning(self, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
+        """A copy of what is learned in the backbone for inference, in which nothing learns."""
+        return self.tuning(backbone, info, dict(tuned.named_parameters())).requires_grad_(False)
+
+    def tuning(self, backbone: nn.Module, info: BackboneInfo, values: Mapping[str, Tensor] | None = None) -> Tuning:
+        """What `make_tuning` gives, with values, by name, if any; these take nothing from torch's random generator."""
+        if values is None:
+            return self.make_tuning(backbone, info)
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            tuned = self.make_tuning(backbone, info, values)
+        tuned.fill(values)
+        return tuned
+
+    def tuned_shapes(self, backbone: nn.Module, info: BackboneInfo) -> dict[str, torch.Size]:
+        """Name -> shape of all that is learned in or beside a backbone; costs neither memory nor random numbers."""
+        import torch
+
+        from vprompt.backbones.meta import on_meta
+
+        with torch.random.fork_rng(devices=[]):
+            tuned = self.make_tuning(on_meta(backbone), info)
+        return {name: parameter.shape for name, parameter in tuned.named_parameters()}
+
+    def without_dropout(self) -> Self:
+        """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
+        return self
+
+
+@dataclass(frozen=True)
+class DeepPrompts(Method):
+    """Methods with learned prompts in every block: options and checks that they have in common.
+
+    A method that computes its prompts in its own way overrides `make_prompts` and returns a subclass of
+    `vprompt.methods.layers.prompts.Prompts` with its own `transform`.
+
+    Args:
+        num_prompts: P, prompts per block; at least 1.
+        dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+
+    Raises:
+        VPromptError: If a value is out of range.
+    """
+
+    riding: ClassVar[Riding] = "prefix"
+
+    num_prompts: int = option(20, flag="prompts")
+    dropout: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise VPromptError(
+                f"{type(self).__name__} needs at least one prompt, not {self.num_prompts}; without any, it is Linear()."
+            )
+        check_dropout(self.dropout)
+
+    @property
+    def prompt_dropout(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The dropout in force."""
+        return 0.1 if self.dropout is None else self.dropout
+
+    @property
+    def size(self) -> str:
+        """Prompts per block."""
+        return f"p{self.num_prompts}"
+
+    def summary(self) -> str:
+        """Prompts per block, in words."""
+        return f"started with {self.num_prompts} prompts per block"
+
+    def initial_counts(self, num_blocks: int) -> list[int]:
+        """Prompts of each block before training and condensation."""
+        return [self.num_prompts] * num_blocks
+
+    def without_dropout(self) -> Self:
+        """The same method with prompt dropout off."""
+        return replace(self, dropout=0.0)
+
+
+def check_dropout(dropout: float | None) -> None:
+    """Raises a `VPromptError` for a probability of prompt dropout that cannot be."""
+    if dropout is not None and not 0 <= dropout < 1:
+        raise VPromptError(f"Prompt dropout is at least 0 and below 1, not {dropout}.")

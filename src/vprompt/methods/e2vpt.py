@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from vprompt.methods.prompts import Share
+from vprompt.methods.base import DeepPrompts, check_dropout, option
+from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
+if TYPE_CHECKING:
+    from torch import nn
 
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.layers.prompts import KVPrompts
+
+Share = Literal["key-value", "heads", "none"]
+
+
+@register
 @dataclass(frozen=True)
-class E2VPT:
+class E2VPT(DeepPrompts):
     """Effective and efficient VPT: deep prompts, key-value prompts behind the projections of attention, a linear head.
 
     Args:
         num_prompts: P, prompts per block that pass the projections, as in VPT-Deep; at least 0.
         num_kv_prompts: n, prompts per block that are keys and values from the start; at least 0.
-        share: What the key-value prompts of a block have in common: `"key-value"`, keys and values are the same, each
-            head has its own (the published code); `"heads"`, all heads have the same (the paper's summary); `"none"`.
+        share: Parts that the key-value prompts of a block have in common: `"key-value"`, keys and values are the same,
+            each head has its own (the published code); `"heads"`, all heads have the same (the paper's summary);
+            `"none"`.
         dropout: Probability of prompt dropout on the first kind while training, 0 to below 1; 0.1 when not given.
 
     Raises:
@@ -30,12 +41,12 @@ class E2VPT:
     Source: E²VPT (arXiv 2307.13770), section 3.2.
     """
 
-    num_prompts: int = 10
-    num_kv_prompts: int = 5
-    share: Share = "key-value"
-    dropout: float | None = None
     name: ClassVar[str] = "e2vpt"
-    lr_factor: ClassVar[float] = 1.0
+    prunes: ClassVar[bool] = True
+
+    num_prompts: int = option(10, flag="prompts")
+    num_kv_prompts: int = option(5, flag="kv_prompts")
+    share: Share = "key-value"
 
     def __post_init__(self) -> None:
         if min(self.num_prompts, self.num_kv_prompts) < 0:
@@ -47,14 +58,23 @@ class E2VPT:
             raise VPromptError("E2VPT needs at least one prompt of either kind; without any, it is Linear().")
         if self.share not in get_args(Share):
             raise VPromptError(f"E2VPT's share is 'key-value', 'heads' or 'none', not {self.share!r}.")
-        if not 0 <= self.prompt_dropout < 1:
-            raise VPromptError(f"Prompt dropout is at least 0 and below 1, not {self.dropout}.")
+        check_dropout(self.dropout)
 
     @property
-    def prompt_dropout(self) -> float:
-        """The dropout in force."""
-        return 0.1 if self.dropout is None else self.dropout
+    def size(self) -> str:
+        """Prompts of both kinds per block."""
+        return f"p{self.num_prompts}-kv{self.num_kv_prompts}"
 
-    def initial_counts(self, num_blocks: int) -> list[int]:
-        """Prompts of the first kind in each block before training and pruning."""
-        return [self.num_prompts] * num_blocks
+    def summary(self) -> str:
+        """Prompts of both kinds, in words."""
+        kinds = f"{self.num_prompts} prompts and {self.num_kv_prompts} key-value prompts per block"
+        return f"started with {kinds} (shared: {self.share})"
+
+    def make_kv_prompts(self, backbone: nn.Module, info: BackboneInfo) -> KVPrompts:
+        """The key-value prompts, drawn with torch's global generator."""
+        from vprompt.methods.layers.inject import attention_at
+        from vprompt.methods.layers.prompts import KVPrompts
+
+        blocks = range(len(info.blocks)) if self.num_kv_prompts else ()
+        heads = [attention_at(backbone, info, block).head_shape for block in blocks]
+        return KVPrompts.initial(self.num_kv_prompts, heads, self.share)

@@ -1,83 +1,41 @@
-"""Full, partial and bias tuning: which parameters of a backbone are learned, and a view with copies in their places."""
+"""Full, partial and bias tuning: parameters of the backbone are learned."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
+from vprompt.methods.base import Method
+from vprompt.methods.registry import register
+from vprompt.utils.errors import VPromptError
 
-from vprompt.backbones.graft import graft
-from vprompt.backbones.info import BackboneInfo, classifier_parameters
-from vprompt.backbones.meta import QuickShapes, on_meta
-from vprompt.methods.base import Promptless
-from vprompt.methods.tuned import Tuning
-from vprompt.utils.errors import BackboneError, VPromptError
+if TYPE_CHECKING:
+    from torch import nn
 
-
-def learned_copies(
-    method: Full | Partial | Bias, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None
-) -> Tuning:
-    """Copies of the parameters that the method learns, in place of the backbone's.
-
-    Those that do not reach the pooled feature are left out, as is the backbone's own classifier.
-
-    Args:
-        method: The method.
-        backbone: The timm model; it is not changed.
-        info: Its description.
-        learned: Names of those that are learned, where they are known; finding them out takes a run.
-
-    Raises:
-        VPromptError: If the backbone has fewer blocks than the method asks for, or nothing of the kind it learns.
-    """
-    left_out = classifier_parameters(backbone)
-    names = [name for name, p in backbone.named_parameters() if id(p) not in left_out]
-    if isinstance(method, Partial):
-        names = _from_last_blocks(names, info, method.blocks)
-    elif isinstance(method, Bias):
-        names = [name for name in names if name.endswith("bias")]
-    names = _reaching(names, backbone, info) if learned is None else [name for name in names if name in learned]
-    if not names:
-        raise BackboneError(f"The backbone {info.name} has no parameters that the method {method.name!r} could learn.")
-    parameters = {name: nn.Parameter(backbone.get_parameter(name).detach().clone()) for name in names}
-    copies = {id(backbone.get_parameter(name)): parameter for name, parameter in parameters.items()}
-    # A parameter that is used in several places is learned once and acts in all of them.
-    places = backbone.named_parameters(remove_duplicate=False)
-    everywhere = {path: copies[id(p)] for path, p in places if id(p) in copies}
-    return Tuning(graft(backbone, {}, parameters=everywhere), parameters)
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.layers.tuned import Tuning
 
 
-def _from_last_blocks(names: Sequence[str], info: BackboneInfo, count: int) -> list[str]:
-    """The names inside the last blocks, and those that are registered after the last block."""
-    if count > len(info.blocks):
-        raise VPromptError(
-            f"The backbone {info.name} has {len(info.blocks)} blocks, so Partial cannot learn the last {count}; give "
-            "it fewer blocks."
-        )
-    inside = tuple(f"{site.path}." for site in info.blocks[-count:])
-    last = max(index for index, name in enumerate(names) if name.startswith(inside[-1]))
-    return [name for index, name in enumerate(names) if index > last or name.startswith(inside)]
+class _FineTuning(Method):
+    """Methods that learn copies of some of the backbone's parameters."""
+
+    tunes_backbone: ClassVar[bool] = True
+
+    def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
+        """Names of the parameters that it learns, of all that the backbone has."""
+        return names
+
+    def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
+        """Copies of the chosen parameters, in place of the backbone's."""
+        from vprompt.methods.layers.copies import learned_copies, own_parameters
+
+        return learned_copies(self.name, self.chosen(own_parameters(backbone), info), backbone, info, learned)
 
 
-def _reaching(names: Sequence[str], backbone: nn.Module, info: BackboneInfo) -> list[str]:
-    """The names of parameters on which the pooled feature depends, found out on shapes alone."""
-    model: Any = on_meta(backbone).eval()
-    watched = [model.get_parameter(name).requires_grad_() for name in names]
-    if not watched:
-        return []
-    image = torch.zeros(1, 3, *info.preprocessing.size, device="meta", dtype=watched[0].dtype)
-    with QuickShapes(), torch.enable_grad():
-        feature = model.forward_head(model.forward_features(image), pre_logits=True)
-        found = torch.autograd.grad(feature.sum(), watched, allow_unused=True)
-    gradients = cast("tuple[Tensor | None, ...]", found)
-    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
-
-
+@register
 @dataclass(frozen=True)
-class Full(Promptless):
+class Full(_FineTuning):
     """Full fine-tuning: all parameters of the backbone and a linear head.
 
     Example:
@@ -87,10 +45,16 @@ class Full(Promptless):
 
     name: ClassVar[str] = "full"
     lr_factor: ClassVar[float] = 0.04
+    backward_cost: ClassVar[float] = 2.0
+
+    def summary(self) -> str:
+        """What is learned, in words."""
+        return "all parameters of the backbone"
 
 
+@register
 @dataclass(frozen=True)
-class Partial(Promptless):
+class Partial(_FineTuning):
     """The parameters of the last blocks and of all that follows them, and a linear head.
 
     Args:
@@ -114,9 +78,25 @@ class Partial(Promptless):
         if self.blocks < 1:
             raise VPromptError(f"Partial needs at least one block, not {self.blocks}; without any, it is Linear().")
 
+    @property
+    def size(self) -> str:
+        """Blocks that learn."""
+        return f"b{self.blocks}"
 
+    def summary(self) -> str:
+        """What is learned, in words."""
+        return f"the last {self.blocks} blocks of the backbone and what follows them"
+
+    def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
+        """Those inside the last blocks and behind them."""
+        from vprompt.methods.layers.copies import from_last_blocks
+
+        return from_last_blocks(names, info, self.blocks)
+
+
+@register
 @dataclass(frozen=True)
-class Bias(Promptless):
+class Bias(_FineTuning):
     """All biases of the backbone, and a linear head.
 
     Example:
@@ -128,3 +108,11 @@ class Bias(Promptless):
 
     name: ClassVar[str] = "bias"
     lr_factor: ClassVar[float] = 1.0
+
+    def summary(self) -> str:
+        """What is learned, in words."""
+        return "the biases of the backbone"
+
+    def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
+        """All biases."""
+        return [name for name in names if name.endswith("bias")]

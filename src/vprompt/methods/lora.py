@@ -1,81 +1,26 @@
-"""LoRA on the projections of attention, through peft; the only place where peft is used."""
+"""LoRA: low-rank updates of the projections of attention."""
 
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+from vprompt.methods.base import Method
+from vprompt.methods.registry import register
+from vprompt.utils.errors import VPromptError
 
-from vprompt.backbones.graft import graft
-from vprompt.backbones.info import BackboneInfo
-from vprompt.methods.base import Promptless
-from vprompt.methods.tuned import Tuning
-from vprompt.utils.errors import BackboneError, VPromptError
+if TYPE_CHECKING:
+    from torch import nn
 
-_PROJECTIONS = ("in_proj", "qkv", "q_proj", "k_proj", "v_proj")
-
-
-def with_updates(method: LoRA, backbone: nn.Module, info: BackboneInfo) -> Tuning:
-    """Low-rank updates beside the projections to queries, keys and values in every block.
-
-    Raises:
-        VPromptError: If peft is not installed.
-        BackboneError: If a projection is not a plain linear layer.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise VPromptError(f"LoRA needs peft ({error}); install it: pip install 'vprompt[lora]'.") from error
-    paths = _projections(backbone, info)
-    # Shells down to the projections: peft exchanges modules and sets attributes there, not in the backbone.
-    view = graft(backbone, {path: backbone.get_submodule(path) for path in paths})
-    exactly = "|".join(re.escape(path) for path in paths)
-    config: Any = LoraConfig(r=method.rank, lora_alpha=cast("int", method.alpha), target_modules=exactly)
-    wanted = [(p, p.requires_grad) for p in backbone.parameters()]
-    inject_adapter_in_model(config, view)
-    for parameter, gradient in wanted:  # peft freezes all but its own
-        parameter.requires_grad_(gradient)
-    learned: dict[str, nn.Parameter] = {}
-    for path in paths:
-        layer: Any = view.get_submodule(path)
-        for name in ("lora_A", "lora_B"):
-            learned[f"{path}.{name}"] = getattr(layer, name)["default"].weight
-    return Tuning(view, learned)
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.layers.tuned import Tuning
 
 
-def merged(method: LoRA, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
-    """The same function in plain weights, W + scale·B·A."""
-    learned = dict(tuned.named_parameters())
-    weights: dict[str, nn.Parameter] = {}
-    for path in _projections(backbone, info):
-        weight = backbone.get_parameter(f"{path}.weight")
-        update = method.scale * learned[f"{path}.lora_B"] @ learned[f"{path}.lora_A"]
-        weights[f"{path}.weight"] = nn.Parameter(weight.detach() + update.detach().to(weight.dtype))
-    return Tuning(graft(backbone, {}, parameters=weights), weights)
-
-
-def _projections(backbone: nn.Module, info: BackboneInfo) -> list[str]:
-    """Paths of the projections to queries, keys and values, block by block."""
-    found: list[str] = []
-    for site in info.blocks:
-        children = dict(backbone.get_submodule(site.attention).named_children())
-        for name in _PROJECTIONS:
-            if name not in children:
-                continue
-            if type(children[name]) is not nn.Linear:
-                raise BackboneError(
-                    f"LoRA updates plain linear projections, and {site.attention}.{name} is a "
-                    f"{type(children[name]).__name__}; give the backbone without it."
-                )
-            found.append(f"{site.attention}.{name}")
-    return found
-
-
+@register
 @dataclass(frozen=True)
-class LoRA(Promptless):
+class LoRA(Method):
     """Low-rank updates of the projections to queries, keys and values, W + (alpha / rank)·B·A, and a linear head.
 
     Needs `peft`: `pip install 'vprompt[lora]'`.
@@ -98,6 +43,8 @@ class LoRA(Promptless):
     alpha: float = 16.0
     name: ClassVar[str] = "lora"
     lr_factor: ClassVar[float] = 0.4
+    tunes_backbone: ClassVar[bool] = True
+    merges_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 4096:
@@ -109,3 +56,24 @@ class LoRA(Promptless):
     def scale(self) -> float:
         """Factor of B·A."""
         return self.alpha / self.rank
+
+    @property
+    def size(self) -> str:
+        """The rank."""
+        return f"r{self.rank}"
+
+    def summary(self) -> str:
+        """What is learned, in words."""
+        return f"updates of rank {self.rank} (alpha {self.alpha:g}) of the projections of attention"
+
+    def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
+        """Low-rank updates beside the projections of every block."""
+        from vprompt.methods.layers.lora import with_updates
+
+        return with_updates(self.rank, self.alpha, backbone, info)
+
+    def fold_tuning(self, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
+        """The same function in plain weights, W + scale·B·A."""
+        from vprompt.methods.layers.lora import merged
+
+        return merged(self.scale, backbone, info, tuned).requires_grad_(False)

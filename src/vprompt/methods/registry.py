@@ -1,144 +1,93 @@
-"""What can be attached to a backbone; a frozen dataclass each."""
+"""Methods by their names: those in this folder, those of other packages, and those in files of users."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from vprompt.backbones.info import BackboneInfo
-from vprompt.backbones.meta import on_meta
-from vprompt.methods.adapter import Adapter, with_bottlenecks
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.finetune import Bias, Full, Partial, learned_copies
-from vprompt.methods.linear import MLP, Linear
-from vprompt.methods.lora import LoRA, merged, with_updates
-from vprompt.methods.prompts import Share
-from vprompt.methods.side import Side, SideNetwork
-from vprompt.methods.tuned import Tuning
-from vprompt.methods.vpt import VPT
+from vprompt.methods.base import Method
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.registry import Registry
+from vprompt.utils.serialization import Option, build, flat, options_of
 
-Method = VPT | E2VPT | Linear | MLP | Full | Partial | Bias | Adapter | LoRA | Side
-
-_KINDS: dict[str, type[Method]] = {
-    "vpt-deep": VPT,
-    "vpt-shallow": VPT,
-    "e2vpt": E2VPT,
-    **{kind.name: kind for kind in (Linear, MLP, Full, Partial, Bias, Adapter, LoRA, Side)},
-}
-
-METHOD_NAMES = tuple(_KINDS)
+M = TypeVar("M", bound=Method)
 
 
-def method_from_name(
-    name: str,
-    *,
-    num_prompts: int,
-    num_kv_prompts: int = 5,
-    share: Share = "key-value",
-    layers: int = 2,
-    blocks: int = 1,
-    reduction: int = 8,
-    rank: int = 8,
-    side_width: int = 32,
-) -> Method:
-    """The method that the command line calls by this name, with those of the settings that it has.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Kind:
+    """A name on the command line and in files, and the method that it stands for.
+
+    Args:
+        name: The name.
+        method: The class.
+        fixed: Options that the name fixes, such as the depth of `vpt-shallow`.
+    """
+
+    name: str
+    method: type[Method]
+    fixed: Mapping[str, Any]
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """The options that remain, by their names on the command line."""
+        return {flag: option for flag, option in options_of(self.method).items() if flag not in self.fixed}
+
+    def make(self, values: Mapping[str, Any]) -> Method:
+        """A method of this name from flat values; those of other methods are passed over.
+
+        Raises:
+            VPromptError: If a value is of the wrong type or out of range.
+
+        Example:
+            >>> METHODS.get("vpt-shallow").make({"prompts": 5, "rank": 4})
+            VPT(num_prompts=5, dropout=None, depth='shallow')
+        """
+        return build(self.method, {**values, **self.fixed})
+
+
+METHODS: Registry[Kind] = Registry("method", "vprompt.methods", "vprompt.methods")
+"""All methods by name. A method in a file of its own registers itself with `register`."""
+
+
+def register(method: type[M]) -> type[M]:
+    """Makes a method known by its name; a decorator for its class.
+
+    Raises:
+        VPromptError: If the name is another method's.
+    """
+    for name, fixed in method.variants().items():
+        METHODS.register(Kind(name=name, method=method, fixed=fixed))
+    return method
+
+
+def to_flat(method: Method) -> dict[str, Any]:
+    """A method as flat plain data: its name, and the options that the name leaves open.
 
     Example:
-        >>> method_from_name("vpt-shallow", num_prompts=5)
-        VPT(num_prompts=5, depth='shallow', dropout=None)
+        >>> to_flat(METHODS.get("lora").make({"rank": 4}))
+        {'method': 'lora', 'rank': 4, 'alpha': 16.0}
     """
-    makers: dict[str, Callable[[], Method]] = {
-        "vpt-deep": lambda: VPT(num_prompts, "deep"),
-        "vpt-shallow": lambda: VPT(num_prompts, "shallow"),
-        "e2vpt": lambda: E2VPT(num_prompts, num_kv_prompts, share),
-        "mlp": lambda: MLP(layers),
-        "partial": lambda: Partial(blocks),
-        "adapter": lambda: Adapter(reduction),
-        "lora": lambda: LoRA(rank),
-        "side": lambda: Side(side_width),
-    }
-    kind = _KINDS.get(name)
-    if kind is None:
-        raise VPromptError(f"There is no method called {name!r}; there are {', '.join(METHOD_NAMES)}.")
-    return makers.get(name, kind)()
+    return {"method": method.name, **{k: v for k, v in flat(method).items() if k in METHODS.get(method.name).options}}
 
 
-def method_to_config(method: Method) -> dict[str, Any]:
-    """A method as plain data for an adapter's configuration."""
+def to_config(method: Method) -> dict[str, Any]:
+    """A method as plain data for an adapter's configuration: its name and its fields."""
     return {"name": method.name, **asdict(method)}
 
 
-def method_from_config(config: dict[str, Any]) -> tuple[Method, Sequence[str]]:
-    """A method from `method_to_config`'s data, and the keys that this version does not know."""
-    name = config.get("name")
-    kind = _KINDS.get(str(name))
-    if kind is None:
-        raise VPromptError(
-            f"The method {name!r} is not known to this version of vprompt, which knows {', '.join(METHOD_NAMES)}."
-        )
-    known = {field.name for field in fields(kind)}
-    values = {key: value for key, value in config.items() if key in known}
-    unknown = [key for key in config if key not in known and key != "name"]
-    if kind is VPT and "depth" not in values:
-        values["depth"] = str(name).removeprefix("vpt-")
-    return kind(**values), unknown
-
-
-def without_dropout(method: Method) -> Method:
-    """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
-    return replace(method, dropout=0.0) if isinstance(method, VPT | E2VPT) else method
-
-
-def tuning_for(
-    method: Method, backbone: nn.Module, info: BackboneInfo, values: Mapping[str, Tensor] | None = None
-) -> Tuning:
-    """What a method learns in or beside a backbone; empty for prompts and for heads alone.
-
-    Args:
-        method: The method.
-        backbone: The timm model; it is not changed.
-        info: Its description.
-        values: Of all that is learned, by name; when not given, the method's initial values, for which torch's global
-            generator is used.
+def from_config(config: Mapping[str, Any]) -> Method:
+    """A method from `to_config`'s data; keys that this version does not know are passed over.
 
     Raises:
-        VPromptError: If the method does not fit the backbone.
+        VPromptError: If there is no such method, or its options cannot be.
     """
-    if values is None:
-        return _initial(method, backbone, info)
-    with torch.random.fork_rng(devices=[]):
-        tuned = _initial(method, backbone, info, values)
-    tuned.fill(values)
-    return tuned
-
-
-def learned_shapes(method: Method, backbone: nn.Module, info: BackboneInfo) -> dict[str, torch.Size]:
-    """Name -> shape of all that a method learns in or beside a backbone; costs neither memory nor random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        tuned = _initial(method, on_meta(backbone), info)
-    return {name: parameter.shape for name, parameter in tuned.named_parameters()}
-
-
-def folded(method: Method, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
-    """A copy for inference, in which nothing learns: low-rank updates are merged into the weights."""
-    if isinstance(method, LoRA):
-        return merged(method, backbone, info, tuned).requires_grad_(False)
-    return tuning_for(method, backbone, info, dict(tuned.named_parameters())).requires_grad_(False)
-
-
-def _initial(method: Method, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
-    if isinstance(method, Full | Partial | Bias):
-        return learned_copies(method, backbone, info, learned)
-    if isinstance(method, Adapter):
-        return with_bottlenecks(method, backbone, info)
-    if isinstance(method, LoRA):
-        return with_updates(method, backbone, info)
-    if isinstance(method, Side):
-        like = next(backbone.parameters())
-        return Tuning(backbone, side=SideNetwork(method.width, info.num_features).to(like.device, like.dtype))
-    return Tuning(backbone)
+    name = str(config.get("name"))
+    if name not in METHODS:
+        raise VPromptError(
+            f"The method {config.get('name')!r} is not known to this version of vprompt, which knows "
+            f"{', '.join(METHODS.names())}."
+        )
+    kind = METHODS.get(name)
+    known = {entry.name for entry in fields(kind.method)}
+    return kind.method(**{**kind.fixed, **{key: value for key, value in config.items() if key in known}})

@@ -1,62 +1,25 @@
-"""Side-tuning: a small convolutional network whose features are mixed with the backbone's."""
+"""Side-tuning: a small network beside the backbone."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from vprompt.methods.base import Promptless
+from vprompt.methods.base import Method, option
+from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class SideNetwork(nn.Module):
-    """Four strided convolutions, average pooling and a linear layer, which starts at zero.
-
-    Args:
-        width: Channels of the first convolution; each of the others has twice as many as the one before.
-        features: Width of the backbone's feature.
-
-    Attributes:
-        mixing: a (1,); the backbone's part of the mixture is sigmoid(a).
-
-    Source: Side-Tuning (arXiv 1912.13503), section 3.
-    """
-
-    def __init__(self, width: int, features: int) -> None:
-        super().__init__()
-        channels = [3, width, 2 * width, 4 * width, 8 * width]
-        self.layers = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, after, 3, stride=2, padding=1),
-                    nn.GroupNorm(math.gcd(8, after), after),
-                    nn.GELU(),
-                )
-                for before, after in pairwise(channels)
-            )
-        )
-        self.out = nn.Linear(channels[-1], features)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-        self.mixing = nn.Parameter(torch.zeros(1))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Features (B, F) of images."""
-        return self.out(self.layers(images_BCHW).mean((2, 3)))
-
-    def mix(self, features_BF: Tensor, images_BCHW: Tensor) -> Tensor:
-        """The backbone's features, mixed with this network's."""
-        share = self.mixing.sigmoid()
-        return share * features_BF + (1 - share) * self(images_BCHW)
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.layers.tuned import Tuning
 
 
+@register
 @dataclass(frozen=True)
-class Side(Promptless):
+class Side(Method):
     """A small convolutional network beside the backbone, whose features are mixed with its, and a linear head.
 
     The feature is sigmoid(a)·backbone(x) + (1 - sigmoid(a))·side(x) with a learned number a, 0 at the start.
@@ -74,10 +37,28 @@ class Side(Promptless):
     Source: Side-Tuning (arXiv 1912.13503), section 3; VPT (arXiv 2203.12119), section 4.1.
     """
 
-    width: int = 32
+    width: int = option(32, flag="side_width")
     name: ClassVar[str] = "side"
     lr_factor: ClassVar[float] = 0.4
+    tunes_backbone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= 1024:
             raise VPromptError(f"The width of Side must be at least 1 and at most 1024, not {self.width}.")
+
+    @property
+    def size(self) -> str:
+        """Channels of the first layer."""
+        return f"w{self.width}"
+
+    def summary(self) -> str:
+        """What is learned, in words."""
+        return f"a convolutional network of {self.width} channels and more beside the backbone"
+
+    def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
+        """The network beside the backbone, which is left as it is."""
+        from vprompt.methods.layers.side import SideNetwork
+        from vprompt.methods.layers.tuned import Tuning
+
+        like = next(backbone.parameters())
+        return Tuning(backbone, beside=SideNetwork(self.width, info.num_features).to(like.device, like.dtype))

@@ -1,15 +1,19 @@
-"""VPT: prompts in the first block or in every block."""
+"""VPT: prompts in every block (deep) or in the first (shallow)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
+from vprompt.methods.base import DeepPrompts, Riding
+from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
 
+@register
 @dataclass(frozen=True)
-class VPT:
+class VPT(DeepPrompts):
     """Visual prompt tuning: learned prompts in the first block (shallow) or in every block (deep), and a linear head.
 
     Args:
@@ -28,33 +32,40 @@ class VPT:
     Source: VPT (arXiv 2203.12119), section 3.2.
     """
 
-    num_prompts: int = 50
     depth: Literal["deep", "shallow"] = "deep"
-    dropout: float | None = None
-    lr_factor: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_prompts < 1:
-            raise VPromptError(f"VPT needs at least one prompt, not {self.num_prompts}; without any, it is Linear().")
         if self.depth not in ("deep", "shallow"):
             raise VPromptError(f"VPT's depth is 'deep' or 'shallow', not {self.depth!r}.")
-        if not 0 <= self.prompt_dropout < 1:
-            raise VPromptError(f"Prompt dropout is at least 0 and below 1, not {self.dropout}.")
+        super().__post_init__()
+
+    @classmethod
+    def variants(cls) -> Mapping[str, Mapping[str, Any]]:
+        """One name for each depth."""
+        return {"vpt-deep": {"depth": "deep"}, "vpt-shallow": {"depth": "shallow"}}
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """`vpt-deep` or `vpt-shallow`."""
         return f"vpt-{self.depth}"
 
     @property
+    def riding(self) -> Riding:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Deep prompts are a prefix; shallow ones are tokens, which ask queries themselves in every block."""
+        return "prefix" if self.depth == "deep" else "tokens"
+
+    @property
     def prompt_dropout(self) -> float:
         """The dropout in force."""
-        if self.dropout is not None:
-            return self.dropout
-        return 0.1 if self.depth == "deep" else 0.0
+        return 0.0 if self.dropout is None and self.depth == "shallow" else super().prompt_dropout
+
+    def summary(self) -> str:
+        """Prompts and where they are, in words."""
+        where = "per block" if self.depth == "deep" else "in the first block"
+        return f"started with {self.num_prompts} prompts {where}"
 
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training and condensation."""
         if self.depth == "deep":
-            return [self.num_prompts] * num_blocks
+            return super().initial_counts(num_blocks)
         return [self.num_prompts] + [0] * (num_blocks - 1)

@@ -10,11 +10,8 @@ from torch import nn
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.inject import attention_at
-from vprompt.methods.linear import HeadInit, initial_head
-from vprompt.methods.prompts import KVPrompts, Prompts, init_bound
-from vprompt.methods.registry import Method
+from vprompt.methods.base import Method
+from vprompt.methods.layers.head import HeadInit, initialise
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.utils.errors import BackboneError, VPromptError
@@ -35,12 +32,12 @@ def attach(
 ) -> PromptedModel:
     """Puts prompts, or what another method learns, and a head on a frozen vision transformer.
 
-    Prompts are drawn from uniform(-v, v) (see `vprompt.methods.prompts.init_bound`) with torch's global generator: call
-    `torch.manual_seed` to repeat.
+    Prompts are drawn from uniform(-v, v) (see `init_bound` in `vprompt.methods.layers.prompts`) with torch's global
+    generator: call `torch.manual_seed` to repeat.
 
     Args:
         backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
-        method: What to attach; `VPT()`, deep with 50 prompts, when not given.
+        method: What to attach; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
@@ -79,17 +76,8 @@ def attach(
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
     info = describe(backbone)
-    prompts = Prompts.initial(
-        method.initial_counts(len(info.blocks)),
-        info.widths,
-        bound=init_bound(info.patch_size, info.widths[0]),
-        dropout=method.prompt_dropout,
-    )
-    kv_prompts = None
-    if isinstance(method, E2VPT) and method.num_kv_prompts:
-        heads = [attention_at(backbone, info, block).head_shape for block in range(len(info.blocks))]
-        kv_prompts = KVPrompts.initial(method.num_kv_prompts, heads, method.share)
-    head = initial_head(method, info.num_features, num_classes, head_init)
+    prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
+    head = initialise(method.make_head(info.num_features, num_classes), head_init)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone,

@@ -5,14 +5,6 @@ from __future__ import annotations
 import json
 import os
 
-from vprompt.methods.adapter import Adapter
-from vprompt.methods.base import Promptless
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.finetune import Bias, Full, Partial
-from vprompt.methods.linear import MLP
-from vprompt.methods.lora import LoRA
-from vprompt.methods.side import Side
-from vprompt.methods.vpt import VPT
 from vprompt.model.config import AdapterConfig
 from vprompt.utils.text import escape
 
@@ -30,7 +22,7 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned
         >>> escape("<b>_ant_ | bee</b>")
         '&lt;b&gt;\\\\_ant\\\\_ \\\\| bee&lt;/b&gt;'
     """
-    prompted = not isinstance(config.method, Promptless)
+    prompted = config.method.riding != "nothing"
     tags = ["vprompt", *["visual-prompt-tuning"] * prompted, "vision-transformer", config.method.name]
     front = [
         "---",
@@ -45,39 +37,8 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned
     return "\n\n".join([*parts, _images(config), _classes(config)]) + "\n"
 
 
-def _method(config: AdapterConfig) -> str:
-    method = config.method
-    if isinstance(method, VPT):
-        where = "per block" if method.depth == "deep" else "in the first block"
-        return f"{method.name}, started with {method.num_prompts} prompts {where}"
-    if isinstance(method, E2VPT):
-        kinds = f"{method.num_prompts} prompts and {method.num_kv_prompts} key-value prompts per block"
-        return f"{method.name}, started with {kinds} (shared: {method.share})"
-    return f"{method.name}, {_learned_by(method)}"
-
-
-def _learned_by(method: Promptless) -> str:
-    match method:
-        case MLP():
-            return f"a head of {method.layers} layers"
-        case Full():
-            return "all parameters of the backbone"
-        case Partial():
-            return f"the last {method.blocks} blocks of the backbone and what follows them"
-        case Bias():
-            return "the biases of the backbone"
-        case Adapter():
-            return f"a bottleneck of 1/{method.reduction} of the width behind the MLP of every block"
-        case LoRA():
-            return f"updates of rank {method.rank} (alpha {method.alpha:g}) of the projections of attention"
-        case Side():
-            return f"a convolutional network of {method.width} channels and more beside the backbone"
-        case _:
-            return "a linear head"
-
-
 def _title(config: AdapterConfig) -> str:
-    if isinstance(config.method, Promptless):
+    if config.method.riding == "nothing":
         return f"{config.method.name} for {config.backbone.name}"
     number = sum(config.prompt_counts)
     return f"{number} prompt{'s' * (number != 1)} for {config.backbone.name}"
@@ -99,7 +60,7 @@ def _facts(config: AdapterConfig, learned: int) -> str:
     prompts = sum(count * width for count, width in zip(config.prompt_counts, config.widths, strict=True))
     numbers = f" ({prompts:,} numbers)" if config.num_segments == 1 else ""
     rows = [
-        ("Method", escape(_method(config))),
+        ("Method", escape(f"{config.method.name}, {config.method.summary()}")),
         ("Backbone", f"{escape(config.backbone.name)}, {height} × {width} pixels"),
         ("Fingerprint of its weights", f"`{config.backbone.fingerprint}`"),
         *[("Prompts", f"{sum(config.prompt_counts)}{numbers}")] * (prompts > 0),
@@ -124,12 +85,12 @@ def _blocks(config: AdapterConfig) -> str:
 
 
 def _images(config: AdapterConfig) -> str:
-    looks = config.preprocessing
+    preprocessing = config.preprocessing
     rows = [
-        ["Size", f"{looks.size[0]} × {looks.size[1]} pixels"],
-        ["Resizing", escape(f"{looks.resize}, {looks.interpolation}")],
-        ["Mean", ", ".join(f"{value:g}" for value in looks.mean)],
-        ["Standard deviation", ", ".join(f"{value:g}" for value in looks.std)],
+        ["Size", f"{preprocessing.size[0]} × {preprocessing.size[1]} pixels"],
+        ["Resizing", escape(f"{preprocessing.resize}, {preprocessing.interpolation}")],
+        ["Mean", ", ".join(f"{value:g}" for value in preprocessing.mean)],
+        ["Standard deviation", ", ".join(f"{value:g}" for value in preprocessing.std)],
     ]
     return "## Images\n\n" + _table(["", ""], rows)
 

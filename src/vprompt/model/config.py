@@ -1,4 +1,4 @@
-"""An adapter's configuration: what it holds, how it is written, and how every field of it is checked."""
+"""Configuration of an adapter: its fields, and how it is written, read and checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, cast
 
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.base import Promptless
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.linear import MLP
-from vprompt.methods.registry import Method, method_from_config, method_to_config
-from vprompt.methods.vpt import VPT
+from vprompt.methods.base import Method
+from vprompt.methods.registry import from_config, to_config
 from vprompt.model.records import Condensation, Pruning, Recipe
 from vprompt.utils.errors import AdapterError, VPromptError
 from vprompt.utils.io import pretty_json
@@ -20,6 +17,9 @@ from vprompt.utils.serialization import Reader, parse, show
 
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""
+
+OLD_VERSION = "laconic_version"
+"""Key of `vprompt_version` in files that were written under the library's first name."""
 
 _REDO = "save or download the adapter again"
 
@@ -62,6 +62,8 @@ class AdapterConfig:
         num_segments: R, into which prompts are cut of which only some segments are there; 1 where they are whole.
         pruning: What was pruned, or None.
         merged: Whether some prompt stands for several, so that the tensors say for how many each does.
+        plain_prompts: Whether the learned values are the prompts themselves, even if the method computes its prompts
+            from such values at first.
     """
 
     format_version: int
@@ -79,32 +81,7 @@ class AdapterConfig:
     num_segments: int = 1
     pruning: Pruning | None = None
     merged: bool = False
-
-    @property
-    def shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Name -> shape of every tensor of the adapter; None where the backbone decides.
-
-        What is tuned in the backbone, named `tuned.` and its place there, is not among them: it decides on that itself.
-        """
-        found: dict[str, tuple[int | None, ...]] = {}
-        for n, (count, width) in enumerate(zip(self.prompt_counts, self.widths, strict=True)):
-            if count and self.num_segments == 1:
-                found[f"prompts.{n}"] = (count, width)
-            elif count:
-                found[f"prompts.{n}"] = (None, width // self.num_segments)
-                found[f"segments.{n}"] = (count, self.num_segments)
-            if count and self.merged:
-                found[f"copies.{n}"] = (count,)
-        if isinstance(self.method, E2VPT) and self.method.num_kv_prompts:
-            leading = {"key-value": (None,), "heads": (2,), "none": (2, None)}[self.method.share]
-            shape = (*leading, self.method.num_kv_prompts, None)
-            found |= {f"kv_prompts.{n}": shape for n in range(len(self.widths))}
-        last = "head."
-        if isinstance(self.method, MLP):
-            last = "head.classifier."
-            for n in range(self.method.layers - 1):
-                found |= {f"head.hidden.{n}.weight": (None, None), f"head.hidden.{n}.bias": (None,)}
-        return {**found, f"{last}weight": (self.num_classes, None), f"{last}bias": (self.num_classes,)}
+    plain_prompts: bool = False
 
 
 def write_config(config: AdapterConfig) -> str:
@@ -113,7 +90,7 @@ def write_config(config: AdapterConfig) -> str:
     Raises:
         AdapterError: If a value is none that JSON can hold.
     """
-    document = {**asdict(config), "method": method_to_config(config.method)}
+    document = {**asdict(config), "method": to_config(config.method)}
     try:
         text = pretty_json(document, sort=True) + "\n"
         if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
@@ -152,12 +129,7 @@ class _Reader(Reader):
     """Of an adapter's configuration."""
 
     beside = frozenset({"method.name"})
-    may_lack = (
-        Recipe,
-        AdaptedBackbone,
-        AdapterConfig,
-        Condensation,
-    )  # a recipe is a record: not all was there at first
+    may_lack = (Recipe, AdaptedBackbone, AdapterConfig, Condensation)  # not all was there at first
 
     def fail(self, problem: str) -> NoReturn:
         raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
@@ -171,6 +143,9 @@ class _Reader(Reader):
             )
         if version < 1:
             self.fail(f"'format_version' should be at least 1, not {version}")
+        if OLD_VERSION in document:
+            document = {"vprompt_version": document[OLD_VERSION], **document}
+            del document[OLD_VERSION]
         return AdapterConfig(**self.entries(document, AdapterConfig, ""))
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
@@ -181,7 +156,7 @@ class _Reader(Reader):
             self.fail(f"{at} should be an object, not {show(value)}")
         document = cast("dict[str, Any]", value)
         try:
-            method, _ = method_from_config(document)
+            method = from_config(document)
         except (VPromptError, TypeError, ValueError) as error:
             name, known = document.get("name"), "upgrade vprompt if the adapter is newer, or"
             self.fail(f"the method {show(name)} cannot be made: {str(error).rstrip('.')}; {known}")
@@ -193,9 +168,9 @@ class _Reader(Reader):
 
 def _check(config: AdapterConfig, reader: _Reader) -> None:
     """What must hold between the values, and within them beyond their types."""
-    counts, method, looks = config.prompt_counts, config.method, config.preprocessing
-    shallow = isinstance(method, VPT) and method.depth == "shallow"
-    misplaced = (isinstance(method, Promptless) and any(counts)) or (shallow and any(counts[1:]))
+    counts, method, preprocessing = config.prompt_counts, config.method, config.preprocessing
+    start = method.initial_counts(len(config.widths))
+    misplaced = any(count > 0 and not first for count, first in zip(counts, start, strict=False))
     checks = [
         (config.num_classes >= 1, f"'num_classes' should be at least 1, not {config.num_classes}"),
         (
@@ -207,13 +182,13 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
             len(counts) == len(config.widths) and min(counts, default=0) >= 0,
             f"'prompt_counts' should have a number of at least 0 for each of the {len(config.widths)} blocks",
         ),
-        (not (shallow and config.merged), "'merged' is nothing that shallow prompts can be"),
+        (not (method.riding == "tokens" and config.merged), "'merged' is nothing that shallow prompts can be"),
         (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
         (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
         (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),
         (min(config.backbone.img_size) >= 1, "'backbone.img_size' should be above 0"),
-        (min(looks.size) >= 1, "'preprocessing.size' should be above 0"),
-        (min(looks.std) > 0, "'preprocessing.std' should be above 0"),
+        (min(preprocessing.size) >= 1, "'preprocessing.size' should be above 0"),
+        (min(preprocessing.std) > 0, "'preprocessing.std' should be above 0"),
         (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
         (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and an epoch of at least 0 or none"),
         (

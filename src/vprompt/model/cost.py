@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.meta import QuickShapes, on_meta, shapes_only
-from vprompt.methods.linear import Linear, MLPHead
+from vprompt.methods.layers.head import MLPHead
+from vprompt.methods.linear import Linear
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.model import FoldedModel, PromptedModel

@@ -13,17 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.backbones.factory import can_create, create_backbone
-from vprompt.backbones.info import BackboneInfo, describe, fingerprint
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.inject import attention_at
-from vprompt.methods.linear import Head, empty_head
-from vprompt.methods.prompts import KVPrompts, Prompts
-from vprompt.methods.registry import learned_shapes
+from vprompt.backbones.info import describe, fingerprint
+from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
 from vprompt.model.config import FORMAT_VERSION, AdapterConfig, read_config
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.model.save import push_adapter, save_adapter
-from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, read_bytes, read_tensors
+from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, Shape, check_shapes, read_bytes, read_tensors
 from vprompt.utils.errors import AdapterError, BackboneError
 
 __all__ = ["FORMAT_VERSION", "load", "push_adapter", "save_adapter"]
@@ -142,31 +138,34 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
 def _assemble(
     config: AdapterConfig, tensors: dict[str, Tensor], backbone: nn.Module, execution: Execution, folder: Path
 ) -> PromptedModel:
-    info = describe(backbone)
-    file = folder / TENSORS_FILE
-    head = _head_of(config, tensors, info.num_features, file)
-    tuned = {name.removeprefix(TUNED): tensor for name, tensor in tensors.items() if name.startswith(TUNED)}
-    _check_tuned(config, tuned, backbone, info, file)
-    parts = config.num_segments
-    values = [tensors.get(f"prompts.{n}", head.weight.new_empty(0, w // parts)) for n, w in enumerate(config.widths)]
-    masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in range(len(values))]
-    copies = [tensors.get(f"copies.{n}", torch.zeros(0)).tolist() for n in range(len(values))]
-    kv = [tensors[name] for name in (f"kv_prompts.{n}" for n in range(len(config.widths))) if name in tensors]
-    share = config.method.share if isinstance(config.method, E2VPT) else "key-value"
-    for block, prompts in enumerate(kv):
-        _check_heads(prompts, attention_at(backbone, info, block).head_shape, share, f"block {block} in {folder}")
+    """The model with the saved values, each of which must have the name and shape that the method gives it here."""
+    info, method = describe(backbone), config.method
+    with torch.random.fork_rng(devices=[]):
+        prompts = method.make_prompts(info)
+        kv_prompts = method.make_kv_prompts(backbone, info)
+        head = method.make_head(info.num_features, config.num_classes)
+    shapes: dict[str, Shape] = {f"kv_prompts.{name}": tuple(p.shape) for name, p in kv_prompts.named_parameters()}
+    shapes |= {f"head.{name}": tuple(p.shape) for name, p in head.named_parameters()}
+    shapes |= {TUNED + name: tuple(shape) for name, shape in method.tuned_shapes(backbone, info).items()}
+    plain = prompts.plain or config.plain_prompts
+    shapes |= (
+        _plain_shapes(config) if plain else {f"prompts.{n}": tuple(p.shape) for n, p in prompts.named_parameters()}
+    )
+    check_shapes(tensors, shapes, str(folder / TENSORS_FILE))
+    parts = {kind: _under(tensors, kind) for kind in ("prompts.", "kv_prompts.", "head.", TUNED)}
+    if plain:
+        prompts = _plain_prompts(config, tensors, next(head.parameters()))
+    else:
+        _fill(prompts, parts["prompts."])
+    _fill(kv_prompts, parts["kv_prompts."])
+    _fill(head, parts["head."])
     model = PromptedModel(
         backbone,
-        config.method,
-        Prompts(
-            values,
-            dropout=config.method.prompt_dropout,
-            segments=masks if parts > 1 else None,
-            copies=copies if config.merged else None,
-        ),
+        method,
+        prompts,
         head,
-        kv_prompts=KVPrompts(kv, share),
-        tuned=tuned,
+        kv_prompts=kv_prompts,
+        tuned=parts[TUNED],
         execution=execution,
         classes=config.classes,
         preprocessing=config.preprocessing,
@@ -175,48 +174,40 @@ def _assemble(
     return model.to(device=next(backbone.parameters()).device)
 
 
-def _head_of(config: AdapterConfig, tensors: dict[str, Tensor], features: int, file: Path) -> Head:
-    head = empty_head(config.method, features, config.num_classes)
-    values = {name: tensors[f"head.{name}"] for name, _ in head.named_parameters()}
-    for name, empty in head.named_parameters():
-        if values[name].shape[-1] != empty.shape[-1]:
-            raise AdapterError(
-                f"The head in {file} reads {values[name].shape[-1]} features, and the backbone gives {features}; give "
-                "the backbone it was trained on."
-            )
-        if values[name].shape != empty.shape:
-            raise AdapterError(_unfit(f"head.{name}", values[name].shape, empty.shape, file))
-    head.load_state_dict(values, assign=True)
-    return head.requires_grad_()
+def _plain_shapes(config: AdapterConfig) -> dict[str, Shape]:
+    """Name -> shape of the tensors of ordinary prompts; None where the file decides."""
+    shapes: dict[str, Shape] = {}
+    for block, (count, width) in enumerate(zip(config.prompt_counts, config.widths, strict=True)):
+        if count and config.num_segments == 1:
+            shapes[f"prompts.{block}"] = (count, width)
+        elif count:
+            shapes[f"prompts.{block}"] = (None, width // config.num_segments)
+            shapes[f"segments.{block}"] = (count, config.num_segments)
+        if count and config.merged:
+            shapes[f"copies.{block}"] = (count,)
+    return shapes
 
 
-def _check_tuned(
-    config: AdapterConfig, tuned: dict[str, Tensor], backbone: nn.Module, info: BackboneInfo, file: Path
-) -> None:
-    """Raises an AdapterError for tensors other than the method learns in this backbone."""
-    wanted, method = learned_shapes(config.method, backbone, info), config.method.name
-    redo = "save or download the adapter again"
-    if missing := sorted(wanted.keys() - tuned.keys()):
-        raise AdapterError(f"{file} lacks the tensor {TUNED + missing[0]!r} that the method {method!r} learns; {redo}.")
-    if extra := sorted(tuned.keys() - wanted.keys()):
-        raise AdapterError(
-            f"{file} has a tensor {TUNED + extra[0]!r} that the method {method!r} does not learn; {redo}."
-        )
-    for name, tensor in tuned.items():
-        if tensor.shape != wanted[name]:
-            raise AdapterError(_unfit(TUNED + name, tensor.shape, wanted[name], file))
+def _plain_prompts(config: AdapterConfig, tensors: dict[str, Tensor], like: Tensor) -> Prompts:
+    """Ordinary prompts as they were saved, also where some or their segments were removed, or several merged."""
+    blocks, parts = range(len(config.widths)), config.num_segments
+    values = [tensors.get(f"prompts.{n}", like.new_empty(0, config.widths[n] // parts)) for n in blocks]
+    masks = [tensors.get(f"segments.{n}", torch.zeros(0, parts).bool()) for n in blocks]
+    multiplicity = [tensors.get(f"copies.{n}", torch.zeros(0)).tolist() for n in blocks]
+    return Prompts(
+        values,
+        dropout=config.method.prompt_dropout,
+        segments=masks if parts > 1 else None,
+        multiplicity=multiplicity if config.merged else None,
+    )
 
 
-def _unfit(name: str, found: torch.Size, wanted: torch.Size, file: Path) -> str:
-    there, here = ("×".join(map(str, shape)) for shape in (found, wanted))
-    return f"{name!r} in {file} has the shape {there}, not {here}; give the backbone the adapter was trained on."
+def _under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
 
 
-def _check_heads(prompts: Tensor, heads: tuple[int, int], share: str, where: str) -> None:
-    """Raises an AdapterError for key-value prompts of other heads than the backbone's."""
-    found = prompts.shape[-1] if share == "heads" else (prompts.shape[-3], prompts.shape[-1])
-    if found != (heads[1] if share == "heads" else heads):
-        raise AdapterError(
-            f"The key-value prompts of {where} are of shape {'×'.join(map(str, prompts.shape))}, and the backbone has "
-            f"{heads[0]} heads of width {heads[1]} there; give the backbone the adapter was trained on."
-        )
+def _fill(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Sets a module's parameters to values, in their type."""
+    for name, parameter in module.named_parameters():
+        parameter.data = values[name]

@@ -16,7 +16,9 @@ from vprompt.backbones.freezing import Original
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.inject import (
+from vprompt.methods.base import Method
+from vprompt.methods.layers.head import Head
+from vprompt.methods.layers.inject import (
     LearnedPrefix,
     constant_prefixes,
     deep_token_parts,
@@ -24,11 +26,8 @@ from vprompt.methods.inject import (
     prefix_parts,
     shallow_token_parts,
 )
-from vprompt.methods.linear import Head
-from vprompt.methods.prompts import KVPrompts, Prompts, check_segments
-from vprompt.methods.registry import Method, folded, tuning_for
-from vprompt.methods.tuned import Tuning
-from vprompt.methods.vpt import VPT
+from vprompt.methods.layers.prompts import KVPrompts, Prompts, check_segments
+from vprompt.methods.layers.tuned import Tuning
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import VPromptError
 
@@ -150,9 +149,9 @@ class PromptedModel(_Adapted):
         backbone: The timm model, plain as ever.
         prompts: `prompts[l]` is the parameter (P_l, D_l) of block l; where segments were pruned, the kept ones.
         kv_prompts: `kv_prompts[l]` is the parameter of block l, in the shape that `KVPrompts` says;
-            empty for other methods than `E2VPT`.
+            empty for methods that have none.
         tuned: What the method learns in or beside the backbone, under the backbone's names; nothing for prompts.
-        head: `torch.nn.Linear`, or `vprompt.methods.linear.MLPHead` for `MLP`.
+        head: `torch.nn.Linear`, or what the method's `make_head` gives.
         condensation: What `condense` or `prune` scored and kept, or None.
         pruning: What `prune` took away, or None.
         recipe: The recipe this model was last trained with, or None.
@@ -178,7 +177,7 @@ class PromptedModel(_Adapted):
         if execution not in ("prefix", "published"):
             raise VPromptError(f"Execution is 'prefix' or 'published', not {execution!r}.")
         # Before the backbone is frozen: a method that does not fit it must leave it alone.
-        tuning = tuning_for(method, backbone, info, tuned)
+        tuning = method.tuning(backbone, info, tuned)
         super().__init__(backbone, info, tuning, head, method, names, preprocessing or info.preprocessing)
         self.prompts = prompts
         self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
@@ -320,7 +319,7 @@ class PromptedModel(_Adapted):
 
     def _parts(self) -> dict[str, nn.Module]:
         base = self.tuned.base
-        if _rides_as_tokens(self.method):
+        if self.method.riding == "tokens":
             published = self.execution == "published"
             return shallow_token_parts(base, self.info, self.prompts, published=published)
         if self.execution == "published":
@@ -333,17 +332,17 @@ class FoldedModel(_Adapted):
 
     def __init__(self, source: PromptedModel) -> None:
         head = copy.deepcopy(source.head).requires_grad_(False)
-        info, method, looks = source.info, source.method, source.preprocessing
-        tuned = folded(method, source.backbone, info, source.tuned)
-        super().__init__(source.backbone, info, tuned, head, method, source.classes, looks)
+        info, method = source.info, source.method
+        tuned = method.fold_tuning(source.backbone, info, source.tuned)
+        super().__init__(source.backbone, info, tuned, head, method, source.classes, source.preprocessing)
         self.counts = tuple(source.prompt_counts)
-        if _rides_as_tokens(source.method):
+        if source.method.riding == "tokens":
             self.tokens = source.prompts.constants()
             parts = shallow_token_parts(self.tuned.base, self.info, self.tokens, published=False)
         else:
-            found = constant_prefixes(self.tuned.base, self.info, source.prompts, source.kv_prompts)
-            self.prefixes = nn.ModuleList(found)
-            constants = [prefix if len(prefix) else no_prefix for prefix in found]
+            prefixes = constant_prefixes(self.tuned.base, self.info, source.prompts, source.kv_prompts)
+            self.prefixes = nn.ModuleList(prefixes)
+            constants = [prefix if len(prefix) else no_prefix for prefix in prefixes]
             parts = prefix_parts(self.tuned.base, self.info, lambda block: constants[block])
         self._install(parts)
         self.eval()
@@ -352,7 +351,3 @@ class FoldedModel(_Adapted):
     def prompt_counts(self) -> list[int]:
         """P_l for every block."""
         return list(self.counts)
-
-
-def _rides_as_tokens(method: Method) -> bool:
-    return isinstance(method, VPT) and method.depth == "shallow"

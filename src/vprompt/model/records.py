@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vprompt.utils.errors import VPromptError
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
-
-MEANS = ("workers", "cache_gb", "grad_checkpointing")
-"""What of a recipe says how the work is done, not what comes out; it may change between a run and its continuation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +53,9 @@ class Recipe:
     momentum: float = 0.9
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    workers: int = 0
-    cache_gb: float = 2.0
-    grad_checkpointing: bool = False
+    workers: int = field(default=0, metadata={"place": True})
+    cache_gb: float = field(default=2.0, metadata={"place": True})
+    grad_checkpointing: bool = field(default=False, metadata={"place": True})
 
     def __post_init__(self) -> None:
         checks = [

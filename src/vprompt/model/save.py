@@ -15,7 +15,7 @@ from vprompt.backbones.weights import weights_file
 from vprompt.model import hub as adapter_hub
 from vprompt.model.card import card
 from vprompt.model.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
-from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, check_tensors, tensors_of
+from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, check_values, tensors_of
 from vprompt.utils.errors import AdapterError
 from vprompt.utils.io import write_atomically, write_text
 from vprompt.utils.version import __version__
@@ -99,7 +99,7 @@ def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | N
     text = write_config(config)
     try:
         read_config(text, CONFIG_FILE)
-        check_tensors(tensors, config, TENSORS_FILE)
+        check_values(tensors, TENSORS_FILE)
     except AdapterError as error:
         raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
     try:
@@ -129,6 +129,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         condensation=model.condensation,
         num_segments=model.prompts.num_segments,
         merged=model.prompts.merged,
+        plain_prompts=model.prompts.plain,
         pruning=model.pruning,
         recipe=model.recipe,
         tensors_sha256=tensors_sha256,

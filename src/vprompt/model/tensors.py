@@ -1,8 +1,9 @@
-"""An adapter's tensors: taken from a model, and read from a file with every doubt about it answered."""
+"""Tensors of an adapter: taken from a model, read from a file and checked."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,21 +25,27 @@ TENSORS_FILE = "adapter_model.safetensors"
 TUNED = "tuned."
 """How the names of tensors begin that act in the backbone; whether they fit is for the backbone to say."""
 
+_REDO = "save or download the adapter again"
+
+Shape = tuple[int | None, ...]
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
-    """The prompts of the blocks that have any, what is tuned in the backbone, and the head, on the CPU as they are.
+    """All that was learned, on the CPU as it is: prompts, key-value prompts, what is tuned in the backbone, the head.
 
-    Of prompts whose segments were pruned, the kept ones (K, D / R), and a mask (P, R) that says which they are; of
-    merged prompts, how many each stands for (P,).
+    Of prompts whose segments were pruned, the retained ones (K, D / R), and a mask (P, R) that says which they are; of
+    merged prompts, their multiplicity (P,).
     """
-    held: dict[str, Tensor] = {f"prompts.{block}": p for block, p in enumerate(model.prompts) if len(p)}
-    if model.prompts.num_segments > 1:
-        held |= {f"segments.{n}": model.prompts.segments(n) for n, p in enumerate(model.prompts) if len(p)}
-    if model.prompts.merged:
-        held |= {f"copies.{n}": torch.tensor(model.prompts.copies[n]) for n, p in enumerate(model.prompts) if len(p)}
-    held |= {f"kv_prompts.{block}": prompts for block, prompts in enumerate(model.kv_prompts)}
+    prompts = model.prompts
+    held: dict[str, Tensor] = {f"prompts.{name}": p for name, p in prompts.named_parameters() if p.numel()}
+    used = [block for block, count in enumerate(prompts.counts) if count]
+    if prompts.num_segments > 1:
+        held |= {f"segments.{block}": prompts.segments(block) for block in used}
+    if prompts.merged:
+        held |= {f"copies.{block}": torch.tensor(prompts.multiplicity[block]) for block in used}
+    held |= {f"kv_prompts.{block}": values for block, values in enumerate(model.kv_prompts)}
     held |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
     held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
     return {name: p.detach().cpu().contiguous().clone() for name, p in held.items()}
@@ -80,43 +87,55 @@ def read_tensors(path: Path, config: AdapterConfig) -> dict[str, Tensor]:
         tensors = load(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{path} is no safetensors file ({error}); save or download the adapter again.") from error
-    check_tensors(tensors, config, str(path))
+    check_values(tensors, str(path))
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def check_tensors(tensors: dict[str, Tensor], config: AdapterConfig, where: str) -> None:
-    """Compares names, shapes and types with the configuration, and looks for numbers that are not finite.
+def check_values(tensors: dict[str, Tensor], where: str) -> None:
+    """Looks for tensors of other types than belong there, and for numbers that are not finite.
 
     Args:
         tensors: By name.
-        config: What they should be.
+        where: The file, for messages.
+
+    Raises:
+        AdapterError: If there is one.
+    """
+    for name, tensor in tensors.items():
+        if name.startswith("segments."):
+            retained = tensors.get(name.replace("segments", "prompts"))
+            _check_mask(tensor, 0 if retained is None else len(retained), f"{name!r} in {where}")
+        elif name.startswith("copies."):
+            _check_multiplicity(tensor, f"{name!r} in {where}")
+        elif tensor.dtype not in _DTYPES:
+            raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {_REDO}.")
+        elif not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{name!r} in {where} has values that are NaN or infinite; train the adapter again.")
+
+
+def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], where: str) -> None:
+    """Compares names and shapes with those that a method has on its backbone.
+
+    Args:
+        tensors: By name.
+        shapes: What they should be; a size is None where the file decides.
         where: The file, for messages.
 
     Raises:
         AdapterError: If something does not fit.
     """
-    shapes, redo = config.shapes, "save or download the adapter again"
     if missing := sorted(shapes.keys() - tensors.keys()):
-        raise AdapterError(f"{where} lacks the tensor {missing[0]!r} that {CONFIG_FILE} calls for; {redo}.")
-    if extra := sorted(name for name in tensors.keys() - shapes.keys() if not name.startswith(TUNED)):
-        raise AdapterError(f"{where} has a tensor {extra[0]!r} that {CONFIG_FILE} does not call for; {redo}.")
-    tuned = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(TUNED)}
-    for name, wanted in (shapes | tuned).items():
-        tensor = tensors[name]
-        found = tuple(tensor.shape)
-        if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
-            shown = "×".join("any" if size is None else str(size) for size in wanted)
-            raise AdapterError(f"{name!r} in {where} has the shape {'×'.join(map(str, found))}, not {shown}; {redo}.")
-        if name.startswith("segments."):
-            _check_mask(tensor, len(tensors[name.replace("segments", "prompts")]), f"{name!r} in {where}")
-            continue
-        if name.startswith("copies."):
-            _check_copies(tensor, f"{name!r} in {where}")
-            continue
-        if tensor.dtype not in _DTYPES:
-            raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {redo}.")
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(f"{name!r} in {where} has values that are NaN or infinite; train the adapter again.")
+        raise AdapterError(f"{where} lacks the tensor {missing[0]!r} that {CONFIG_FILE} calls for; {_REDO}.")
+    if extra := sorted(tensors.keys() - shapes.keys()):
+        raise AdapterError(f"{where} has a tensor {extra[0]!r} that {CONFIG_FILE} does not call for; {_REDO}.")
+    for name, wanted in shapes.items():
+        shape = tuple(tensors[name].shape)
+        if len(shape) != len(wanted) or any(w not in (None, n) for n, w in zip(shape, wanted, strict=True)):
+            there, here = "×".join(map(str, shape)), "×".join("any" if n is None else str(n) for n in wanted)
+            raise AdapterError(
+                f"{name!r} in {where} has the shape {there}, not {here}; give the backbone the adapter was trained on, "
+                f"or {_REDO}."
+            )
 
 
 def _check_mask(mask: Tensor, kept: int, where: str) -> None:
@@ -128,9 +147,9 @@ def _check_mask(mask: Tensor, kept: int, where: str) -> None:
         )
 
 
-def _check_copies(copies_P: Tensor, where: str) -> None:
+def _check_multiplicity(multiplicity_P: Tensor, where: str) -> None:
     """Raises an AdapterError for numbers of prompts that cannot be."""
-    if copies_P.dtype != torch.int64 or not bool(((copies_P >= 1) & (copies_P < 2**31)).all()):
+    if multiplicity_P.dtype != torch.int64 or not bool(((multiplicity_P >= 1) & (multiplicity_P < 2**31)).all()):
         raise AdapterError(
             f"{where} should say for how many prompts each one stands, whole numbers from 1; save or download the "
             "adapter again."

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
-from vprompt.methods.registry import method_to_config
+from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
-from vprompt.model.records import MEANS, Recipe, learning_rate
+from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
 from vprompt.training.checkpoint import load_checkpoint, save_checkpoint
@@ -37,6 +37,7 @@ from vprompt.training.loader import (
 from vprompt.training.precision import attention_for_training, autocast
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
+from vprompt.utils.serialization import options_of
 from vprompt.utils.signals import deferred_interrupt
 
 SAVE_EVERY_SECONDS = 10.0
@@ -157,9 +158,9 @@ class _Run:
         self.train_data = train
         self.facts = {
             "recipe": asdict(recipe),
-            "method": method_to_config(model.method),
+            "method": to_config(model.method),
             "prompt_counts": model.prompt_counts,
-            "copies": model.prompts.copies if model.prompts.merged else None,
+            "copies": model.prompts.multiplicity if model.prompts.merged else None,
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
             "data": None if checkpoint is None else identity(train),
@@ -333,9 +334,12 @@ class _Run:
             )
 
 
+_MEANS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
+
+
 def _of_run(fact: Any) -> Any:
     """A fact without how the work is done, which may change when a run goes on."""
-    return {key: value for key, value in fact.items() if key not in MEANS} if isinstance(fact, dict) else fact  # pyright: ignore
+    return {key: value for key, value in fact.items() if key not in _MEANS} if isinstance(fact, dict) else fact  # pyright: ignore
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:

@@ -120,7 +120,7 @@ class Registry(Generic[T]):
                 importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.group):
             try:
-                self.register(point.load())
+                point.load()  # which registers it
             except ImportError as error:
                 raise VPromptError(f"The {self.what} {point.name!r} of {point.value} cannot load: {error}.") from error
         load_plugins()

@@ -1,21 +1,170 @@
-"""Plain JSON data as typed values: a dataclass says by its type hints what must be there."""
+"""Configurations as plain data: flat options for commands and plans, nested JSON for files; checked by their types."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import json
 import math
+import re
 import reprlib
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
+import msgspec
+
 from vprompt.utils.errors import VPromptError
 
-_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+_WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", NoneType: "nothing"}
+"""Types in words, of a file."""
+
+_SETTING_WORDS = {**_WORDS, str: "text in quotes", float: "a number"}
+"""Types in words, of a setting that a user gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a configuration: what commands, plans and flat results call it, its type and default.
+
+    Args:
+        flag: Its flat name; that of the field unless the field's metadata has a `flag`.
+        type: Its type hint.
+        default: `dataclasses.MISSING` where it must be given.
+        help: What the docstring of the dataclass says of it.
+        place: Whether it only says where data lie or how the work is done, not what comes out.
+    """
+
+    flag: str
+    type: Any
+    default: Any
+    help: str = ""
+    place: bool = False
+
+
+@functools.cache
+def options_of(kind: type) -> dict[str, Option]:
+    """The options of a configuration dataclass and of those nested in it, by their flat names.
+
+    A field's metadata may hold `flag` (its flat name) and `place`. A nested configuration that may be None has `when`,
+    the options that call for it, and may have `switch`, an option of its own that does so. A field that is
+    `polymorphic`, of one of several dataclasses, is left to others.
+
+    Example:
+        >>> from vprompt.model.records import Recipe
+        >>> options_of(Recipe)["epochs"].default
+        100
+    """
+    found: dict[str, Option] = {}
+    hints, words = get_type_hints(kind), _documented(kind)
+    for entry in fields(kind):
+        if entry.metadata.get("polymorphic"):
+            continue
+        if (nested := _nested(hints[entry.name])) is not None:
+            if (switch := entry.metadata.get("switch")) is not None:
+                found[switch] = Option(flag=switch, type=bool, default=False, help=words.get(entry.name, ""))
+            found |= {flag: option for flag, option in options_of(nested).items() if flag not in found}
+            continue
+        flag = entry.metadata.get("flag", entry.name)
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        if entry.metadata.get("off"):
+            default, hint = None, hints[entry.name] | None
+        else:
+            hint = hints[entry.name]
+        place = bool(entry.metadata.get("place"))
+        found[flag] = Option(flag=flag, type=hint, default=default, help=words.get(entry.name, ""), place=place)
+    return found
+
+
+def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
+    """A configuration as plain data under flat names; what is nested and None is left out.
+
+    Args:
+        config: An instance of a configuration dataclass.
+        places: With options that only say where data lie or how the work is done.
+
+    Example:
+        >>> from vprompt.model.records import Recipe
+        >>> flat(Recipe(epochs=3))["epochs"], "workers" in flat(Recipe(), places=False)
+        (3, False)
+    """
+    found: dict[str, Any] = {}
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.metadata.get("polymorphic"):
+            continue
+        if _nested(hints[entry.name]) is not None:
+            if value is None:
+                continue
+            if (switch := entry.metadata.get("switch")) is not None:
+                found[switch] = True
+            found |= flat(value, places=places)
+        elif places or not entry.metadata.get("place"):
+            found[entry.metadata.get("flag", entry.name)] = msgspec.to_builtins(value)
+    return found
+
+
+def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
+    """A configuration from flat values; what is not named has its default, what it does not know is passed over.
+
+    Args:
+        kind: The dataclass.
+        values: By flat name.
+        **ready: Fields that are made already.
+
+    Raises:
+        VPromptError: If a value is of the wrong type or out of range.
+    """
+    given, hints = dict(ready), get_type_hints(kind)
+    for entry in fields(kind):
+        if entry.name in given or entry.metadata.get("polymorphic"):
+            continue
+        if (nested := _nested(hints[entry.name])) is not None:
+            when = entry.metadata.get("when")
+            if when is None or any(values.get(flag) not in (None, False) for flag in when):
+                given[entry.name] = build(nested, values)
+            continue
+        flag = entry.metadata.get("flag", entry.name)
+        if flag in values and not (values[flag] is None and entry.metadata.get("off")):
+            given[entry.name] = typed(flag, values[flag], hints[entry.name])
+    return kind(**given)
+
+
+def check_known(names: Mapping[str, Any], known: Mapping[str, Any], what: str = "setting") -> None:
+    """Raises a `VPromptError` for the first name that is not known, with the nearest one that is.
+
+    Example:
+        >>> check_known({"epoch": 3}, {"epochs": int})
+        Traceback (most recent call last):
+        vprompt.utils.errors.VPromptError: There is no setting called 'epoch'; did you mean epochs?
+    """
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}."
+            raise VPromptError(f"There is no {what} called {name!r}{hint}")
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """A value as its setting wants it: whole numbers serve as others, and nothing else is taken for something else.
+
+    Raises:
+        VPromptError: If it takes something else.
+
+    Example:
+        >>> typed("lr", 1, float | None)
+        1.0
+    """
+    try:
+        return msgspec.convert(value, hint)
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        raise VPromptError(f"The setting {name} takes {_wanted(hint, _SETTING_WORDS)}, not {value!r}.") from None
 
 
 class Reader:
-    """Turns plain JSON data into typed values; a message names the key at which it fails.
+    """Reads nested plain JSON data as configuration dataclasses; a message names the key at which it fails.
 
     Args:
         where: The file, for messages.
@@ -38,55 +187,32 @@ class Reader:
         """The typed fields of a dataclass, by name."""
         if not isinstance(value, dict):
             self.fail(f"'{at}' should be an object, not {show(value)}")
-        document = cast("dict[str, Any]", value)
-        hints = get_type_hints(kind)
-        dot = f"{at}." if at else ""
-        known = {field.name for field in fields(kind)}
+        document, hints, dot = cast("dict[str, Any]", value), get_type_hints(kind), f"{at}." if at else ""
+        known = {entry.name for entry in fields(kind)}
         self.unknown += [f"'{dot}{key}'" for key in document if key not in known and f"{dot}{key}" not in self.beside]
         found: dict[str, Any] = {}
-        for field in fields(kind):
-            if field.name in document:
-                found[field.name] = self.value(document[field.name], hints[field.name], f"'{dot}{field.name}'")
-            elif kind not in self.may_lack or field.default is MISSING:
-                self.fail(f"'{dot}{field.name}' is missing")
+        for entry in fields(kind):
+            if entry.name in document:
+                found[entry.name] = self.value(document[entry.name], hints[entry.name], f"'{dot}{entry.name}'")
+            elif not issubclass(kind, self.may_lack) or entry.default is MISSING:
+                self.fail(f"'{dot}{entry.name}' is missing")
         return found
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
         """The value as its type hint wants it."""
-        origin, options = get_origin(hint), get_args(hint)
-        if origin in (Union, UnionType):
-            inner = next(option for option in options if option is not NoneType)
-            return None if value is None and NoneType in options else self.value(value, inner, at)
-        if origin is tuple:
-            return self.sequence(value, options, at)
-        if origin is dict:
-            return self.mapping(value, options[1], at)
-        if is_dataclass(hint):
-            return self.instance(value, cast("type", hint), at)
-        if origin is Literal:
-            fits, wanted = value in options, " or ".join(map(repr, options))
-        else:
-            value = float(value) if hint is float and type(value) is int and abs(value) < 2**64 else value
-            fits, wanted = type(value) is hint and _in_range(value), _WORDS[hint]
-        if not fits:
-            self.fail(f"{at} should be {wanted}, not {show(value)}")
-        return value
-
-    def sequence(self, value: object, options: tuple[Any, ...], at: str) -> tuple[Any, ...]:
-        """A list as a tuple with the types of a hint."""
-        if not isinstance(value, list):
-            self.fail(f"{at} should be a list, not {show(value)}")
-        items = cast("list[Any]", value)
-        if options[-1] is not Ellipsis and len(items) != len(options):
-            self.fail(f"{at} should have {len(options)} values, not {len(items)}")
-        return tuple(self.value(item, options[0], f"{at}[{index}]") for index, item in enumerate(items))
-
-    def mapping(self, value: object, hint: Any, at: str) -> dict[str, Any]:
-        """An object all of whose values are of one type."""
-        if not isinstance(value, dict):
-            self.fail(f"{at} should be an object, not {show(value)}")
-        items = cast("dict[str, Any]", value)
-        return {key: self.value(item, hint, f"{at}[{key!r}]") for key, item in items.items()}
+        if (nested := _nested(hint)) is not None:
+            optional = NoneType in get_args(hint)
+            return None if value is None and optional else self.instance(value, nested, at)
+        try:
+            typed_value = msgspec.convert(value, hint)
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
+            inner = re.search(r"at `\$(.+)`$", str(error))
+            place, wrong, kind = _inside(value, hint, inner[1] if inner else "")
+            self.fail(f"{at}{place} should be {_wanted(kind)}, not {show(wrong)}")
+        for place, number in _numbers(typed_value):
+            if not (math.isfinite(number) if isinstance(number, float) else abs(number) < 2**64):
+                self.fail(f"{at}{place} should be {_WORDS[type(number)]}, not {show(number)}")
+        return typed_value
 
     def instance(self, value: object, kind: type, at: str) -> object:
         """An object as the dataclass that it should be."""
@@ -98,7 +224,7 @@ class Reader:
 
 
 def parse(text: str | bytes) -> Any:
-    """What JSON text stands for, without the constants that JSON does not know.
+    """Plain data from JSON text, without the constants that JSON does not know.
 
     Raises:
         ValueError: If it is no JSON.
@@ -118,8 +244,72 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _in_range(value: object) -> bool:
-    """A finite float, a whole number that any format can hold, or anything else."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or abs(value) < 2**64
+def _nested(hint: Any) -> type | None:
+    """The dataclass in a hint, also where it may be None."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType] if _is_union(hint) else [hint]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and is_dataclass(kinds[0]) else None
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def _wanted(hint: Any, words: Mapping[Any, str] = _WORDS) -> str:
+    """A type hint in words."""
+    if _is_union(hint):
+        # A file that may lack a value is not told that it may.
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType or words is not _WORDS]
+        return " or ".join(_wanted(kind, words) for kind in kinds)
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        return "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)} values"
+    return "an object" if get_origin(hint) is not None else words.get(hint, repr(hint))
+
+
+def _inside(value: Any, hint: Any, place: str) -> tuple[str, Any, Any]:
+    """Where in a value it is wrong, what stands there, and what should: by the place that msgspec names."""
+    shown = ""
+    for step in re.findall(r"\[(\d+|\.\.\.)\]", place):
+        inner = [kind for kind in get_args(hint) if kind is not NoneType and kind is not Ellipsis]
+        if _is_union(hint):
+            inner = [kind for kind in get_args(inner[0]) if kind is not Ellipsis]
+        if step == "..." and isinstance(value, dict):
+            mapping = cast("dict[str, Any]", value)
+            key = next((k for k, v in mapping.items() if not _fits(v, inner[-1])), next(iter(mapping)))
+            shown, value, hint = f"{shown}[{key!r}]", mapping[key], inner[-1]
+        elif isinstance(value, list) and step != "...":
+            items = cast("list[Any]", value)
+            shown, value, hint = f"{shown}[{step}]", items[int(step)], inner[min(int(step), len(inner) - 1)]
+    return shown, value, hint
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        msgspec.convert(value, hint)
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers in a value, and where they stand."""
+    if isinstance(value, tuple | list):
+        for index, item in enumerate(cast("tuple[Any, ...]", value)):
+            yield from _numbers(item, f"{place}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in cast("dict[Any, Any]", value).items():
+            yield from _numbers(item, f"{place}[{key!r}]")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Field -> what the `Args` of the docstrings of a dataclass and of its bases say of it."""
+    words: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        section = re.search(r"Args:\n(.*?)(?:\n\s*\n\s*[A-Z]\w+:|\Z)", base.__doc__ or "", re.S)
+        for name, text in re.findall(r"^ {4,8}(\w+): (.*(?:\n {9,}.*)*)", section[1] if section else "", re.M):
+            words[name] = " ".join(text.split())
+    return words

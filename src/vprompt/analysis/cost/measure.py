@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vprompt.analysis.attention import riding
 from vprompt.analysis.base import Host
 from vprompt.analysis.cost import Cost
 from vprompt.analysis.counts import Retained, even, retained_counts, same, with_counts
@@ -183,7 +182,7 @@ def _of_adapter(options: Cost, folder: str) -> tuple[Cost, int | None]:
     file = Path(folder) / CONFIG_FILE
     config = read_config(read_bytes(file), str(file))
     method = config.method
-    whole = riding(method) != "nothing" and not getattr(method, "kv_prompts", 0) and config.num_segments == 1
+    whole = method.riding != "nothing" and not getattr(method, "num_kv_prompts", 0) and config.num_segments == 1
     if not whole or not any(config.prompt_counts):
         raise VPromptError(f"The adapter {folder} has no whole prompts of VPT; give one that has.")
     scores = config.condensation.scores if config.condensation is not None else ()
@@ -191,7 +190,7 @@ def _of_adapter(options: Cost, folder: str) -> tuple[Cost, int | None]:
         options,
         backbone=config.backbone.name,
         img_size=config.backbone.img_size,
-        shallow=riding(method) == "tokens",
+        shallow=method.riding == "tokens",
         counts=config.prompt_counts,
         classes=config.num_classes,
     )

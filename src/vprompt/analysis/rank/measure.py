@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vprompt.analysis.adapters import measure_each
-from vprompt.analysis.attention import riding, watched
+from vprompt.analysis.attention import watched
 from vprompt.analysis.base import Host
 from vprompt.analysis.rank import Rank
 from vprompt.experiments.finished import Trained
@@ -374,7 +374,7 @@ def _spectra(
         done += len(labels)
         report(done, len(indices))
     counts = [min(count, own) for own in model.prompt_counts]
-    if riding(model.method) == "tokens":
+    if model.method.riding == "tokens":
         counts = [counts[0]] * len(counts)
     ranks = {name: tuple(block.mean(block.ranks[name]) for block in sums) for name in epsilons}
     longest = max(len(block.cumulative) for block in sums)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from vprompt.analysis.base import Study, analyses
-from vprompt.analysis.options import Condensing, commas
+from vprompt.analysis.options import Condensation, commas
 
 Epochs = Annotated[tuple[int, ...], commas(int, "--fine-tune-epochs", "0,5,20", "EPOCHS,...")]
 
@@ -17,7 +17,7 @@ class Schedule(Study):
 
     name: ClassVar[str] = "schedule"
     order: ClassVar[int] = 7
-    condensing: Condensing = field(default_factory=Condensing)
+    condensing: Condensation = field(default_factory=Condensation)
     method: Literal["vpt-deep", "vpt-shallow"] = "vpt-deep"
     """Prompts in every block, or in the first."""
     ratio: float = 0.1

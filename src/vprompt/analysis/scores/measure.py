@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from vprompt.analysis.adapters import measure_each
-from vprompt.analysis.attention import riding
 from vprompt.analysis.base import Host
 from vprompt.analysis.scores import Scores
 from vprompt.compression.condense import fine_tuning_recipe
@@ -23,8 +22,7 @@ from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
 from vprompt.experiments.finished import Trained
-from vprompt.methods.inject import ConstantPrefix
-from vprompt.methods.registry import without_dropout
+from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.evaluate import evaluate, outputs
@@ -244,7 +242,7 @@ def scores(
 
 def _fits(model: PromptedModel, criterion: str) -> bool:
     if removes(criterion):
-        return riding(model.method) == "prefix"
+        return model.method.riding != "tokens"
     return criterion != "cls-similarity" or model.info.class_token
 
 
@@ -273,7 +271,7 @@ def _select(
     measured = evaluate(small.fold(), data)
     tuned = None
     if recipe.epochs:
-        small.method, small.prompts.dropout = without_dropout(model.method), 0.0
+        small.method, small.prompts.dropout = model.method.without_dropout(), 0.0
         fit(small, train, recipe=recipe)
         tuned = evaluate(small.fold(), data).accuracy
     return Selection(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from vprompt.analysis.base import Study, analyses
-from vprompt.analysis.options import Condensing, Shares
+from vprompt.analysis.options import Condensation, Shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Sweep(Study):
 
     name: ClassVar[str] = "sweep"
     order: ClassVar[int] = 3
-    condensing: Condensing = field(default_factory=Condensing)
+    condensing: Condensation = field(default_factory=Condensation)
     method: Literal["vpt-deep", "vpt-shallow", "both"] = "vpt-deep"
     """Prompts in every block, in the first, or one after the other."""
     shares: Shares = (0.1, 0.2, 0.3, 0.4, 0.5)

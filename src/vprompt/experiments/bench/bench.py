@@ -126,7 +126,7 @@ def run_plan(
     """
     if not found.cells:
         raise BenchError(f"The plan {found.plan.name} has no task that is there.")
-    store.keep_plan(found.plan.name, found.plan.text)
+    store.keep_plan(found.plan.name, found.plan.to_toml())
     retries = found.plan.workers.retries
     return Schedule(found.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 

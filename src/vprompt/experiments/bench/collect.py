@@ -14,13 +14,14 @@ from vprompt.experiments.bench.plan import Plan, parse_plan
 from vprompt.experiments.bench.scheduler import follow
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import about_task
-from vprompt.experiments.folder import PLACES
+from vprompt.experiments.settings import place_settings, upgraded
+from vprompt.methods.registry import METHODS
 from vprompt.model.cost import cost
 from vprompt.utils.errors import VPromptError
 
 Document = dict[str, Any]
 
-_ELSEWHERE = ("data", "method", "prompts", "condense", "ratio", "recipe", "seed", *PLACES)
+_ELSEWHERE = ("data", "method", "prompts", "condense", "ratio", "recipe", "seed", *place_settings())
 """Settings that a label has already, that the task or seed say, or that change no number."""
 
 
@@ -144,7 +145,7 @@ def _without_places(result: Document | None) -> Document | None:
     """A result without where its images lay: that is no part of what was run, and nobody else's business."""
     if result is None:
         return None
-    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in PLACES}}
+    return {**result, "settings": {k: v for k, v in upgraded(result["settings"]).items() if k not in place_settings()}}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
@@ -177,11 +178,11 @@ def _backbone(results: Mapping[str, Document]) -> Document:
 
 def _label(result: Mapping[str, Any]) -> str:
     """What a run without a plan is called: its method, its prompts, and what became of them."""
-    settings = result["settings"]
-    parts = [result["method"]]
-    if "prompts" in settings and settings.get("method") in ("vpt-deep", "vpt-shallow", "e2vpt"):
+    settings = upgraded(result["settings"])
+    parts, method = [result["method"]], str(settings.get("method"))
+    if "prompts" in settings and method in METHODS and "prompts" in METHODS.get(method).options:
         parts.append(f"{settings['prompts']} prompts")
-    kept = settings.get("condense", settings.get("ratio"))
+    kept = settings.get("condense")
     if isinstance(kept, int | float):
         parts.append(f"condensed to {100 * kept:g} %")
     if settings.get("prune") is not None:
@@ -216,9 +217,7 @@ def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What can tell two runs of one method on one task apart."""
-    recipe = settings.get("recipe")
-    every = {**settings, **(recipe if isinstance(recipe, Mapping) else {})}
-    return {key: value for key, value in every.items() if key not in _ELSEWHERE}
+    return {key: value for key, value in upgraded(settings).items() if key not in _ELSEWHERE}
 
 
 def _value(value: Any) -> str:

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,10 @@ from vprompt.backbones.meta import shapes_only
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.tasks import split_sizes
 from vprompt.experiments.stages import augment_of
-from vprompt.methods.linear import Linear
+from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
-
-BACKWARD = {"full": 2.0, "bias": 1.0}
-"""Backward passes over the forward one: twice where weights learn, once where only what comes before them does."""
 
 CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
 """Of one step at most, and of all steps about."""
@@ -42,15 +38,15 @@ def work_of(job: Job) -> Work:
     settings, recipe = job.settings, job.settings.recipe
     train, val, test = split_sizes(settings.data, settings.root)
     learning = train + val if settings.train_on == "train+val" else train
-    forward = _gmacs(settings.backbone, settings.img_size, settings.method, settings.prompts)
-    step = forward * (1 + BACKWARD.get(settings.method, 1.0))
+    forward = _gmacs(settings.backbone, settings.img_size, settings.method)
+    step = forward * (1 + settings.method.backward_cost)
     epochs = recipe.epochs if job.until is None else job.until
     passes = 0.0 if job.first is not None else float(epochs)
     total = learning * passes * step
-    if settings.method in ("linear", "mlp") and augment_of(settings) == "none":
+    if settings.method.caches_features and augment_of(settings) == "none":
         total = learning * forward  # features are computed once
     if settings.condense is not None:
-        total += learning * step * (1 + (settings.fine_tune_epochs if settings.fine_tune else 0))
+        total += learning * step * (1 + (settings.condense.fine_tune_epochs if settings.condense.fine_tune else 0))
     if settings.prune is not None:
         total += learning * step * (1 + recipe.epochs * (4 if settings.prune.searched else 1))
     read = (val if settings.train_on == "train" else 0) + (test if settings.test and job.until is None else 0)
@@ -58,19 +54,12 @@ def work_of(job: Job) -> Work:
 
 
 @functools.cache
-def _gmacs(backbone: str, img_size: int | None, method: str, prompts: int) -> float:
+def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
     """Of one image's forward pass while training."""
     with shapes_only():
         bare = create_backbone(backbone, pretrained=False, img_size=img_size)
-    kind = (
-        Linear() if method not in ("vpt-deep", "vpt-shallow", "e2vpt") or not prompts else VPT(prompts, _depth(method))
-    )
-    cost = model_cost(attach(bare, kind, num_classes=1))
+        cost = model_cost(attach(bare, method, num_classes=1))
     return cost.prefix_gmacs
-
-
-def _depth(method: str) -> Literal["deep", "shallow"]:
-    return "shallow" if method == "vpt-shallow" else "deep"
 
 
 @functools.cache
@@ -82,7 +71,7 @@ def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> f
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     device = next(model.parameters()).device
-    step = 2 * _gmacs(backbone, img_size, "vpt-deep", 10)
+    step = 2 * _gmacs(backbone, img_size, VPT(10))
     size = max(1, min(64, round(CALIBRATION_GMACS / step)))
     images = torch.randn(size, 3, *model.preprocessing.size, device=device)
     labels = torch.zeros(size, dtype=torch.int64, device=device)

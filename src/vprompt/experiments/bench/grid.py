@@ -6,21 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vprompt.experiments.bench.jobs import OF_CONDENSING, OF_METHODS
 from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search
 from vprompt.experiments.bench.tasks import paper_prompts, task_names
-from vprompt.experiments.settings import Settings, settings_from
+from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, settings_from
+from vprompt.methods.registry import METHODS
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import options_of
 
 PROTOCOL = {"train_on": "train+val"}
 """What the runs of a plan do unless it says otherwise: what served to choose settings is trained on in the end."""
 
-AFTERWARDS = frozenset(
-    (
-        *("condense", *OF_CONDENSING),
-        *("prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch"),
-    )
-)
+AFTERWARDS = frozenset({"prune", *options_of(Condensing), *options_of(Pruning)})
 """Settings of what follows the training; they are chosen after those of the training."""
 
 
@@ -94,10 +90,12 @@ def _cell(plan: Plan, method: MethodPlan, task: str, seed: int, root: str | None
     if values.get("prompts") == "paper":
         values["prompts"] = paper_prompts(task)
     if method.share is not None:
-        values["prompts"] = max(1, round(values.get("prompts", Settings.prompts) * method.share))
+        options = METHODS.get(values.get("method", DEFAULT_METHOD)).options
+        count = values.get("prompts", options["prompts"].default if "prompts" in options else 1)
+        values["prompts"] = max(1, round(count * method.share))
     space = method.space if method.space is not None else plan.search.space if plan.search else {}
     search = None
-    space = _own(space, values.get("method", Settings.method), method.share)
+    space = _own(space, values.get("method", DEFAULT_METHOD), method.share)
     if method.search and space:
         search = replace(plan.search, space=space) if plan.search else Search(space=space)
     values |= {"data": task, "root": root, "seed": seed}
@@ -106,7 +104,8 @@ def _cell(plan: Plan, method: MethodPlan, task: str, seed: int, root: str | None
 
 def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -> dict[str, tuple[Any, ...]]:
     """A search space without what a method does not read, and with its share of the prompts."""
-    unread = {name for names in OF_METHODS.values() for name in names} - set(OF_METHODS.get(method, ()))
+    methods = {flag for kind in METHODS for flag in kind.options}
+    unread = methods - METHODS.get(method).options.keys()
     found = {name: tuple(choices) for name, choices in space.items() if name not in unread}
     if share is not None and "prompts" in found:
         found["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in found["prompts"]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vprompt.experiments.bench.grid import AFTERWARDS, Cell
-from vprompt.experiments.bench.jobs import Job, plain, starts_from
+from vprompt.experiments.bench.jobs import Job, starts_from
 from vprompt.experiments.bench.plan import Search, combinations
 from vprompt.experiments.settings import Settings
 
@@ -47,7 +47,7 @@ def steps(cell: Cell) -> Generator[list[Job], Found, Outcome]:
         if not chosen:
             why = next((f" The first: {trial['failed']}" for trial in record["trials"] if "failed" in trial), "")
             return Outcome(failure=f"No choice of its settings could be trained.{why}", search=record)
-    outcome = yield from _run(plain(cell.settings(**chosen)))
+    outcome = yield from _run(cell.settings(**chosen).resolved())
     return replace(outcome, search=record)
 
 
@@ -95,7 +95,7 @@ def _halve(
     cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
 ) -> Generator[list[Job], Found, dict[str, Any]]:
     """Successive halving: all choices share the schedule, and the worse of them do not get to its end."""
-    settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
+    settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
     going = list(range(len(choices)))
     records: list[dict[str, Any]] = [
         {"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices
@@ -133,7 +133,7 @@ def _compare(
     cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
 ) -> Generator[list[Job], Found, dict[str, Any]]:
     """Whole runs side by side, for what cannot be judged before its end."""
-    settings = [plain(cell.settings(**_to_choose(search), **choice)) for choice in choices]
+    settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
     firsts = [starts_from(one) for one in settings]
     shared = {first.name: first for first in firsts if first is not None}
     found = (yield list(shared.values())) if shared else {}

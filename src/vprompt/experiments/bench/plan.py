@@ -6,13 +6,16 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from vprompt.experiments.settings import setting_types, typed
+import tomli_w
+
+from vprompt.experiments.settings import check_setting
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import build, check_known, options_of
 
 By = Literal["accuracy", "loss"]
 
@@ -137,6 +140,34 @@ class Plan:
     search: Search | None = None
     workers: Workers = field(default_factory=Workers)
     text: str = ""
+
+    def to_toml(self) -> str:
+        """The plan as TOML text, from which `parse_plan` makes the same plan; what it was read from, if anything."""
+        return self.text or tomli_w.dumps(_without_none(to_document(self)))
+
+
+def to_document(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data, laid out as in its file."""
+    document = {
+        entry.name: getattr(plan, entry.name) for entry in fields(Plan) if entry.name not in ("text", "methods")
+    }
+    document["search"] = None if plan.search is None else asdict(plan.search)
+    document["workers"] = asdict(plan.workers)
+    document["methods"] = [
+        {"label": m.label, **m.settings, "share": m.share, "search": m.search, "space": m.space, "task": m.task}
+        for m in plan.methods
+    ]
+    return document
+
+
+def _without_none(value: Any) -> Any:
+    """Plain data that TOML can hold: without what is None, lists for tuples, dicts for mappings."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value)
+        return {key: _without_none(item) for key, item in items.items() if item is not None}
+    if isinstance(value, tuple | list):
+        return [_without_none(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 def shipped_plans() -> dict[str, str]:
@@ -300,13 +331,13 @@ def _label(template: str, chosen: Mapping[str, Any], values: Mapping[str, Any]) 
 
 def _settings(values: Any, where: str) -> dict[str, Any]:
     """Flat settings of the right types; `prompts = "paper"` is filled in once the task is known."""
-    types = setting_types()
     reserved = {"data": "tasks", "root": "--root", "seed": "seeds", "test": "nothing: runs that are chosen are tested"}
     found: dict[str, Any] = {}
     for name, value in _checked(values, dict, where).items():
         if name in reserved:
             raise PlanError(f"{name} is no setting of a plan's {where}; that is what {reserved[name]} says.")
-        found[name] = value if (name, value) == ("prompts", "paper") else typed(name, value, types)
+        method = values.get("method") if isinstance(values.get("method"), str) else None
+        found[name] = value if (name, value) == ("prompts", "paper") else check_setting(name, value, method)
     return found
 
 
@@ -315,12 +346,11 @@ def _per_task(values: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _space(values: Any) -> dict[str, tuple[Any, ...]]:
-    types = setting_types()
     found: dict[str, tuple[Any, ...]] = {}
     for name, choices in _checked(values, dict, "space").items():
         if name in ("data", "root", "seed", "test", "train_on", "backbone", "weights", "img_size"):
             raise PlanError(f"{name} is nothing that a search may choose.")
-        found[name] = tuple(typed(name, value, types) for value in _checked(choices, list, f"space of {name}"))
+        found[name] = tuple(check_setting(name, value) for value in _checked(choices, list, f"space of {name}"))
         if not found[name]:
             raise PlanError(f"The search space of {name} is empty.")
     return found
@@ -329,18 +359,13 @@ def _space(values: Any) -> dict[str, tuple[Any, ...]]:
 def _search(values: Any) -> Search:
     table = dict(_checked(values, dict, "search"))
     _refuse_unknown(table, {entry.name for entry in fields(Search)}, "search")
-    given = {"space": _space(table.pop("space", {}))}
-    if "rungs" in table:
-        shares = _checked(table.pop("rungs"), list, "rungs")
-        given["rungs"] = tuple(_number(share, "rungs") for share in shares)  # pyright: ignore[reportArgumentType]
-    types = {"by": By, "keep": float, "seed": int}
-    return Search(**given, **{name: typed(name, value, types) for name, value in table.items()})
+    return build(Search, {**table, "space": _space(table.get("space", {}))})
 
 
 def _workers(values: Any) -> Workers:
     table = _checked(values, dict, "workers")
-    types = {"number": int, "cpus": float, "gpus": float, "memory_gb": float, "retries": int}
-    return Workers(**{name: typed(name, value, types) for name, value in table.items()})
+    check_known(table, options_of(Workers))
+    return build(Workers, table)
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

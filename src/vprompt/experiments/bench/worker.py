@@ -75,12 +75,12 @@ class Worker:
         self.rehearse = rehearse
         self.sources = KeptSources()
 
-    def do(self, document: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
+    def do(self, document: Mapping[str, Any], report: bool | Report = silent) -> dict[str, Any]:
         """Does a job and leaves its result in the store.
 
         Args:
             document: What `to_plain_data` made of the job.
-            report: Told how far the training is.
+            report: Told how far the training is; True shows bars.
 
         Returns:
             `state`: `"finished"`, `"failed"` (with `failure`, a sentence, and `for_all`, whether other jobs would fail
@@ -100,7 +100,7 @@ class Worker:
         except Exception as error:  # whatever it is, the jobs that follow can go on
             return self._failed(job, error)
 
-    def _do(self, job: Job, report: Report) -> None:
+    def _do(self, job: Job, report: bool | Report) -> None:
         scratch = self.store.scratch(job.work)
         about = {"name": job.name, "run": identity(job.settings), "until": job.until}
         place = {"host": platform.node(), "worker": self.name}

@@ -39,7 +39,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
 def title(document: dict[str, Any]) -> str:
     """What was compared, in a line; of an absolute path, the last name."""
     settings = document["settings"]
-    data = document["data"] or settings["settings"]["data"] or "the bundled task"
+    data = document["data"] or settings["values"].get("data") or "the bundled task"
     data = Path(data).name if Path(data).is_absolute() else data
     return f"{data} on {document['backbone']}, {_count(settings['seeds'], 'seed')}"
 
@@ -48,9 +48,8 @@ def markdown(document: dict[str, Any]) -> str:
     """The text of compare.md: what was run, one table, what failed, the picture."""
     rows: list[dict[str, Any]] = document["rows"]
     whole = _table("", {**_ACCURACY, **_LEARNED, **_COST}, rows)
-    settings = document["settings"]["settings"]
-    recipe = settings["recipe"]
-    training = f"{_count(recipe['epochs'], 'epoch')} of {recipe['optimizer']}, {settings['prompts']} prompts"
+    settings = document["settings"]["values"]
+    training = f"{_count(settings['epochs'], 'epoch')} of {settings['optimizer']}"
     if rates := document["settings"]["rates"]:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     parts = [
@@ -59,10 +58,11 @@ def markdown(document: dict[str, Any]) -> str:
         f"{_LEARNED_TITLE}. {_cost_title(document)}.",
         _markdown_table(whole),
     ]
-    if settings["prune"] is not None and any(row["method"] == "e2vpt" for row in rows):
+    pruned = [row["method"] for row in rows if row["pruned"]]
+    if pruned:
         parts.append(
-            "How much of e2vpt was pruned was decided on the validation images; its training time is that of one "
-            "training times what the search cost in passes over the images."
+            f"How much of {', '.join(pruned)} was pruned was decided on the validation images; its training "
+            "time is that of one training times what the search cost in passes over the images."
         )
     if failures := _failures(document):
         parts += [

@@ -15,12 +15,8 @@ from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.e2vpt import E2VPT
-from vprompt.methods.inject import ConstantPrefix
-from vprompt.methods.linear import MLP, Linear
-from vprompt.methods.lora import LoRA
-from vprompt.methods.registry import Method
-from vprompt.methods.vpt import VPT
+from vprompt.methods.base import Method
+from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.load import load
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.serving.bank.routing import route
@@ -259,7 +255,7 @@ class Bank:
     def _hold(self, name: str, model: PromptedModel, source: str | None) -> _Held:
         # Merging low-rank updates would need the weights once more for every adapter.
         own: PromptedModel | FoldedModel
-        own = model.copy().eval() if isinstance(model.method, LoRA) else model.fold()
+        own = model.copy().eval() if model.method.merges_weights else model.fold()
         like = next(self.backbone.parameters())
         head, counts = own.head.to(like.device, like.dtype), tuple(model.prompt_counts)
         prefixes: tuple[KeyValue | None, ...] = ()
@@ -333,4 +329,4 @@ class Bank:
 
 def _shares_a_pass(method: Method) -> bool:
     """Whether a method acts on the network by prefixes and a head alone."""
-    return isinstance(method, E2VPT | Linear | MLP) or (isinstance(method, VPT) and method.depth == "deep")
+    return not method.tunes_backbone and method.riding != "tokens"

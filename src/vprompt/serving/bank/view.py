@@ -15,7 +15,7 @@ from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
 from vprompt.backbones.supported import FIXED_BATCH
-from vprompt.methods.inject import prefix_parts
+from vprompt.methods.layers.inject import prefix_parts
 from vprompt.serving.bank.routing import Route
 
 

@@ -1,6 +1,7 @@
 """Flat settings, as commands and plans have them, and what a run makes of those that are new in this file."""
 
-from dataclasses import asdict, fields, replace
+import json
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,9 +11,16 @@ from vprompt.data.dataset import ImageDataset
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.tasks import open_task
 from vprompt.experiments import stages as sources
-from vprompt.experiments.folder import changed_settings
 from vprompt.experiments.run import run, try_settings
-from vprompt.experiments.settings import CondenseSettings, Settings, setting_types, settings_from
+from vprompt.experiments.settings import (
+    CondenseSettings,
+    Condensing,
+    Settings,
+    changed_settings,
+    setting_types,
+    settings_from,
+)
+from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import DataError, VPromptError
 
@@ -25,8 +33,34 @@ def test_every_setting_has_a_flat_name_and_its_default():
     assert given == Settings(backbone="x")
     own = {field.name for field in fields(Settings)} - {"recipe", "prune"}
     recipe = {field.name for field in fields(Recipe)}
-    pruning = {"prune", "prune_tokens", "prune_segments", "num_segments", "saving"}
-    assert set(setting_types()) == own | recipe | pruning
+    condensing = {"fine_tune", "fine_tune_epochs", "criterion", "scope", "merge"}
+    pruning = {"prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch"}
+    methods = {
+        "prompts",
+        "kv_prompts",
+        "share",
+        "dropout",
+        "layers",
+        "blocks",
+        "reduction",
+        "rank",
+        "alpha",
+        "side_width",
+    }
+    assert set(setting_types()) == own | recipe | condensing | pruning | methods
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("after", [{}, {"condense": 0.5, "merge": True}, {"prune_tokens": 0.5, "rewind_epoch": 2}])
+def test_settings_survive_as_flat_plain_data(name, after):
+    if after and METHODS.get(name).make({}).riding != "prefix":
+        after = {}
+    settings = settings_from({"backbone": "x", "method": name, "lr": 0.1, "workers": 3, **after})
+    flat = json.loads(json.dumps(settings.to_flat()))
+    assert settings_from(flat) == settings
+    assert "workers" not in settings.to_flat(places=False)
+    others = {flag for kind in METHODS for flag in kind.options} - METHODS.get(name).options.keys()
+    assert not others & flat.keys()
 
 
 def test_flat_names_reach_their_places():
@@ -43,7 +77,8 @@ def test_flat_names_reach_their_places():
     )
     assert (found.recipe.lr, type(found.recipe.lr), found.recipe.seed) == (1.0, float, 4)
     assert (found.prune.tokens, found.prune.segments, found.prune.num_segments) == (0.5, None, 8)
-    assert (found.prune.scope, found.scope) == ("local", "local")
+    assert found.prune.scope == "local"
+    assert settings_from({"backbone": "x", "condense": 0.5, "scope": "local"}).condense.scope == "local"
     assert settings_from({"backbone": "x", "prune": False, "num_segments": 8}).prune is None
     assert settings_from({"backbone": "x", "prune": True}).prune.searched
 
@@ -73,12 +108,39 @@ def test_what_cannot_be_meant_is_said(values, sentence):
         settings_from(values)
 
 
-@pytest.mark.parametrize("kind", [Settings(backbone="x"), CondenseSettings(adapter="x")])
-def test_a_run_from_before_there_was_merging_goes_on(kind):
-    earlier = asdict(kind)
-    del earlier["merge"]
-    assert changed_settings(earlier, asdict(kind)) == []
-    assert changed_settings(earlier, asdict(replace(kind, merge=True))) == ["merge"]
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_a_run_of_an_earlier_version_goes_on(ratio):
+    """Its settings nest recipe and pruning, name what other methods read, and know nothing of merging."""
+    recipe = {field.name: getattr(Recipe(), field.name) for field in fields(Recipe)}
+    earlier = {
+        "data": None,
+        "root": "/elsewhere",
+        "backbone": "x",
+        "weights": None,
+        "method": "vpt-deep",
+        "prompts": 20,
+    }
+    earlier |= {"kv_prompts": 5, "share": "key-value", "layers": 2, "blocks": 1, "reduction": 8, "rank": 8}
+    earlier |= {"side_width": 32, "head_init": "zero", "condense": ratio, "fine_tune": True, "fine_tune_epochs": 20}
+    earlier |= {"criterion": "taylor", "scope": "global", "prune": None, "rewind_epoch": 0, "recipe": recipe}
+    earlier |= {"resize": None, "augment": None, "train_on": "train", "test": True, "img_size": None}
+    earlier |= {"split_seed": 0, "skip_bad": False}
+    values = {"backbone": "x"} | ({} if ratio is None else {"condense": ratio})
+    assert changed_settings(earlier, settings_from(values).to_flat()) == []
+    assert changed_settings(earlier, settings_from({**values, "epochs": 3}).to_flat()) == ["epochs"]
+    assert changed_settings(earlier, settings_from({**values, "prompts": 3}).to_flat()) == ["prompts"]
+    if ratio is not None:
+        assert changed_settings(earlier, settings_from({**values, "merge": True}).to_flat()) == ["merge"]
+        assert changed_settings(earlier, settings_from({"backbone": "x"}).to_flat()) == ["condense"]
+
+
+def test_a_condensation_of_an_earlier_version_goes_on():
+    kind = CondenseSettings(adapter="x")
+    earlier = {"adapter": "x", "weights": None, "data": None, "root": None, "ratio": 0.3, "criterion": "taylor"}
+    earlier |= {"scope": "global", "fine_tune": True, "fine_tune_epochs": 20, "seed": 0, "split_seed": 0}
+    assert changed_settings({**earlier, "skip_bad": False}, kind.to_flat()) == []
+    merging = replace(kind, condense=Condensing(ratio=0.3, merge=True))
+    assert changed_settings(earlier, merging.to_flat()) == ["merge"]
 
 
 def test_what_is_searched_on_validation_images_cannot_train_on_them():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -46,15 +46,15 @@ def check_segments(number: int, widths: Sequence[int]) -> None:
 class Prompts(nn.ParameterList):
     """One learned parameter (P_l, D_l) for every block, in forward order; P_l may be 0 and may differ.
 
-    Where segments were pruned, a block's parameter holds the kept ones only, (K_l, D_l / R); `dense` is what the block
-    is given. Where prompts were merged, one stands for several: it counts as often in attention.
+    Where segments were pruned, a block's parameter holds the retained ones only, (K_l, D_l / R); `dense` is what the
+    block is given. Where prompts were merged, one stands for several: it counts as often in attention.
 
     Args:
-        values: The prompts of each block, or their kept segments.
+        values: The prompts of each block, or their retained segments.
         dropout: Probability of prompt dropout while training; every sample gets a mask of its own.
-        segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are kept; all of them
-            when not given.
-        copies: By block how many prompts each one stands for, P_l whole numbers; 1 when not given.
+        segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are retained; all when
+            not given.
+        multiplicity: By block how many prompts each one stands for, P_l whole numbers; 1 when not given.
 
     Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
     """
@@ -65,7 +65,7 @@ class Prompts(nn.ParameterList):
         *,
         dropout: float = 0.0,
         segments: Sequence[Tensor] | None = None,
-        copies: Sequence[Sequence[int]] | None = None,
+        multiplicity: Sequence[Sequence[int]] | None = None,
     ) -> None:
         # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
         super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
@@ -77,34 +77,49 @@ class Prompts(nn.ParameterList):
         self.num_segments = 1 if segments is None else segments[0].shape[1]
         """R; 1 where prompts are whole."""
         for block, mask_PR in enumerate(segments or ()):
-            # Places of the kept segments: with a mask, every step would have to ask the device how many there are.
+            # Places of the retained segments: with a mask, every step would have to ask the device how many there are.
             places = mask_PR.flatten().nonzero().flatten().to(values[block].device)
             self.register_buffer(f"places_{block}", places)
-        self.copies = [list(numbers) for numbers in copies or ([1] * count for count in self.counts)]
+        self.multiplicity = [list(numbers) for numbers in multiplicity or ([1] * count for count in self.counts)]
         """By block, how many prompts each one stands for."""
-        self.merged = any(number > 1 for numbers in self.copies for number in numbers)
+        self.merged = any(number > 1 for numbers in self.multiplicity for number in numbers)
         """Whether some prompt stands for several."""
-        self.num_tokens = [sum(numbers) for numbers in self.copies]
+        self.num_tokens = [sum(numbers) for numbers in self.multiplicity]
         """By block, how many tokens its prompts are as the papers run them: each as often as it counts."""
-        for block, numbers in enumerate(self.copies if self.merged else ()):
-            self.register_buffer(f"copies_{block}", torch.tensor(numbers, device=values[block].device).long())
+        for block, numbers in enumerate(self.multiplicity if self.merged else ()):
+            self.register_buffer(f"multiplicity_{block}", torch.tensor(numbers, device=values[block].device).long())
 
-    @staticmethod
-    def initial(counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0) -> Prompts:
-        """Draws prompts from uniform(-bound, bound) with torch's global generator."""
+    @classmethod
+    def initial(
+        cls, counts: Sequence[int], widths: Sequence[int], *, bound: float, dropout: float = 0.0, **options: Any
+    ) -> Self:
+        """Draws prompts from uniform(-bound, bound) with torch's global generator; a subclass may take more options."""
         drawn = [torch.empty(p, width).uniform_(-bound, bound) for p, width in zip(counts, widths, strict=True)]
-        return Prompts(drawn, dropout=dropout)
+        return cls(drawn, dropout=dropout, **options)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the learned values are the prompts themselves; a subclass computes them by its `transform`."""
+        return type(self) is Prompts
+
+    def transform(self, block: int, values_PD: Tensor) -> Tensor:
+        """The prompts (P, D) of one block, computed from its learned values (P, D); here they are the values.
+
+        A subclass may compute anything in which gradients reach the values. When some of its prompts are selected,
+        merged or pruned, the others become ordinary prompts with the values that they have then.
+        """
+        return values_PD
 
     def dense(self, block: int) -> Tensor:
         """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
         if self.num_segments == 1:
-            return self[block]
-        kept_Kw, rows = self[block], self.counts[block] * self.num_segments
-        scattered = kept_Kw.new_zeros(rows, kept_Kw.shape[1]).index_copy(0, self._places(block), kept_Kw)
-        return scattered.view(self.counts[block], self.num_segments * kept_Kw.shape[1])
+            return self.transform(block, self[block])
+        retained_Kw, rows = self[block], self.counts[block] * self.num_segments
+        scattered = retained_Kw.new_zeros(rows, retained_Kw.shape[1]).index_copy(0, self._places(block), retained_Kw)
+        return scattered.view(self.counts[block], self.num_segments * retained_Kw.shape[1])
 
     def segments(self, block: int) -> Tensor:
-        """Which segments (P, R) of one block's prompts are kept."""
+        """Which segments (P, R) of one block's prompts are retained."""
         mask_S = torch.zeros(self.counts[block] * self.num_segments, dtype=torch.bool, device=self[block].device)
         mask_S[self._places(block) if self.num_segments > 1 else slice(None)] = True
         return mask_S.view(-1, self.num_segments)
@@ -114,13 +129,13 @@ class Prompts(nn.ParameterList):
         if not self.merged:
             return None
         precise = torch.promote_types(self[block].dtype, torch.float32)
-        return self.get_buffer(f"copies_{block}").to(precise).log().unsqueeze(0)
+        return self.get_buffer(f"multiplicity_{block}").to(precise).log().unsqueeze(0)
 
     def constants(self) -> Prompts:
         """A copy as plain values: nothing to learn, no dropout, every prompt whole."""
         blocks = range(len(self))
         values = [self.dense(block).detach().clone() for block in blocks]
-        return Prompts(values, copies=self.copies).requires_grad_(False)
+        return Prompts(values, multiplicity=self.multiplicity).requires_grad_(False)
 
     def _places(self, block: int) -> Tensor:
         return self.get_buffer(f"places_{block}")
@@ -144,8 +159,8 @@ class Prompts(nn.ParameterList):
         prompts_bPD = self.take(block, batch)
         if not self.merged:
             return prompts_bPD
-        copies_P, tokens = self.get_buffer(f"copies_{block}"), sum(self.copies[block])
-        return prompts_bPD.repeat_interleave(copies_P, dim=1, output_size=tokens)
+        multiplicity_P, tokens = self.get_buffer(f"multiplicity_{block}"), sum(self.multiplicity[block])
+        return prompts_bPD.repeat_interleave(multiplicity_P, dim=1, output_size=tokens)
 
     def record(self, block: int, batch: int, *shared: Tensor) -> tuple[Tensor, ...]:
         """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are kept by block."""
@@ -171,23 +186,26 @@ class Prompts(nn.ParameterList):
         finally:
             self.recorded = None
 
-    def select(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> Prompts:
+    def select(self, retained: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> Prompts:
         """A copy that holds only some of the prompts, and of those only some segments.
 
         Args:
-            kept: Indices of the prompts that stay, for each block.
+            retained: Indices of the prompts that stay, for each block.
             segments: For each block a mask (number of prompts that stay, R); those they have when not given.
         """
-        indices = [index.to(p.device) for p, index in zip(self, kept, strict=True)]
+        indices = [index.to(p.device) for p, index in zip(self, retained, strict=True)]
         values = [self.dense(block).detach()[index] for block, index in enumerate(indices)]
         if segments is None and self.num_segments > 1:
             segments = [self.segments(block)[index] for block, index in enumerate(indices)]
-        copies = [[mine[place] for place in index.tolist()] for mine, index in zip(self.copies, kept, strict=True)]
+        multiplicity = [
+            [numbers[place] for place in index.tolist()]
+            for numbers, index in zip(self.multiplicity, retained, strict=True)
+        ]
         if segments is None:
-            return Prompts([v.clone() for v in values], dropout=self.dropout, copies=copies)
+            return Prompts([v.clone() for v in values], dropout=self.dropout, multiplicity=multiplicity)
         masks = [mask.to(v.device) for v, mask in zip(values, segments, strict=True)]
         values = [v.reshape(*m.shape, v.shape[1] // m.shape[1])[m] for v, m in zip(values, masks, strict=True)]
-        return Prompts(values, dropout=self.dropout, segments=masks, copies=copies)
+        return Prompts(values, dropout=self.dropout, segments=masks, multiplicity=multiplicity)
 
     def extra_repr(self) -> str:
         """Counts and dropout, for print(model)."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
-
-from vprompt.methods.side import SideNetwork
 
 
 class Tuning(nn.Module):
@@ -18,7 +16,7 @@ class Tuning(nn.Module):
     Args:
         base: The view; the backbone itself where nothing in it is changed.
         learned: Dotted path -> parameter that the view uses.
-        side: The network beside the backbone, if there is one.
+        beside: A network beside the backbone, if there is one; its `mix` takes the backbone's features and the images.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -27,11 +25,11 @@ class Tuning(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Module, learned: Mapping[str, nn.Parameter] | None = None, side: SideNetwork | None = None
+        self, base: nn.Module, learned: Mapping[str, nn.Parameter] | None = None, beside: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.__dict__["_base"] = base
-        self.side = side
+        self.side = beside
         for path, parameter in (learned or {}).items():
             holder, (*parents, name) = self, path.split(".")
             for step in parents:
@@ -47,7 +45,7 @@ class Tuning(nn.Module):
 
     def finish(self, features_BF: Tensor, images_BCHW: Tensor) -> Tensor:
         """The model's features of images, of those that the backbone gives."""
-        return features_BF if self.side is None else self.side.mix(features_BF, images_BCHW)
+        return features_BF if self.side is None else cast("Any", self.side).mix(features_BF, images_BCHW)
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Takes copies of values, one for each parameter, in their type."""

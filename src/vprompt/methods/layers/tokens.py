@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.backbones.blocks import WindowBlock
-from vprompt.methods.prompts import Prompts
+from vprompt.methods.layers.prompts import Prompts
 
 
 def insert(x_BND: Tensor, prompts_bPD: Tensor, position: int) -> Tensor:

@@ -16,8 +16,8 @@ from vprompt.backbones.attention.registry import adapter_for
 from vprompt.backbones.blocks import LeadingTokensBlock, WindowBlock
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
-from vprompt.methods.prompts import KVPrompts, Prompts
-from vprompt.methods.tokens import TokenBlock, TokenStages
+from vprompt.methods.layers.prompts import KVPrompts, Prompts
+from vprompt.methods.layers.tokens import TokenBlock, TokenStages
 
 Prefix = Callable[[PrefixAttention, int], KeyValue | None]
 """Gives a block's attention the keys and values of its prompts, or none, for a batch of a given size."""

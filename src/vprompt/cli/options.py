@@ -1,0 +1,86 @@
+"""Options of commands, made from the library's configuration dataclasses: what tyro parses, and the values it found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from vprompt.utils.serialization import Option
+
+POSITIONAL = {"data": "[DATA]", "adapter": "ADAPTER"}
+METAVARS = {"root": "DIR", "weights": "FILE", "out": "DIR"}
+
+C = TypeVar("C")
+
+
+def command(base: type[C], options: Mapping[str, Option], groups: Mapping[str, type]) -> type[C]:
+    """A command with options and groups of options as fields, which tyro parses.
+
+    Args:
+        base: A frozen dataclass without fields; says what the command does.
+        options: By flag; `data` and `adapter` are positional.
+        groups: Title -> what `group` made.
+    """
+    entries = [_entry(option) for option in options.values()]
+    entries += [(title.replace("-", "_"), kind, field(default=kind())) for title, kind in groups.items()]
+    made = make_dataclass(base.__name__, entries, bases=(base,), kw_only=True, frozen=True)
+    made.__doc__ = base.__doc__
+    return made
+
+
+def group(title: str, options: Mapping[str, Option], *, doc: str) -> type:
+    """A dataclass with options as fields, which tyro shows as one group of flags.
+
+    Args:
+        title: Its name.
+        options: By flag.
+        doc: A line about all of them.
+    """
+    made = make_dataclass(title.title().replace("-", ""), map(_entry, options.values()), kw_only=True, frozen=True)
+    made.__doc__ = doc
+    return made
+
+
+def values_of(parsed: object, names: Collection[str]) -> dict[str, Any]:
+    """The values of those options among a command's, also those in its groups, that are named.
+
+    Args:
+        parsed: What tyro made.
+        names: Flags.
+    """
+    values: dict[str, Any] = {}
+    for entry in fields(parsed):  # pyright: ignore[reportArgumentType]
+        value = getattr(parsed, entry.name)
+        if is_dataclass(value):
+            values |= values_of(value, names)
+        elif entry.name in names:
+            values[entry.name] = os.path.abspath(value) if entry.name == "weights" and value is not None else value
+    return values
+
+
+def chosen(arguments: Sequence[str], flag: str, default: str) -> str:
+    """The value of one flag on a command line that is not parsed yet, since other flags depend on it.
+
+    Example:
+        >>> chosen(["fit", "--method", "lora"], "--method", "vpt-deep"), chosen(["--method=side"], "--method", "")
+        ('lora', 'side')
+    """
+    value = default
+    for place, argument in enumerate(arguments):
+        name, equals, rest = argument.partition("=")
+        if name == flag:
+            value = rest if equals else next(iter(arguments[place + 1 : place + 2]), default)
+    return value
+
+
+def _entry(option: Option) -> tuple[str, Any, Any]:
+    """A field for `make_dataclass`."""
+    marks: list[Any] = [tyro.conf.Positional] if option.flag in POSITIONAL else []
+    metavar = {**POSITIONAL, **METAVARS}.get(option.flag)
+    marks.append(tyro.conf.arg(help=option.help, metavar=metavar))
+    hint = Annotated[(option.type, *marks)]  # pyright: ignore[reportInvalidTypeForm]
+    return option.flag, hint, field() if option.default is MISSING else field(default=option.default)

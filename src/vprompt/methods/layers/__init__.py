@@ -1,0 +1,1 @@
+"""Modules that methods are made of: prompts, token blocks, prefixes, tuned parameters, heads."""

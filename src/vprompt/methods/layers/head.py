@@ -1,0 +1,84 @@
+"""Classifiers on the pooled feature: one linear layer, or several."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vprompt.utils.errors import VPromptError
+
+HeadInit = Literal["paper", "zero"]
+
+
+class MLPHead(nn.Module):
+    """Layers of the feature's width with GELU, then a linear classifier.
+
+    Args:
+        features: Width of the pooled feature.
+        classes: How many classes there are.
+        layers: How many layers in all, the classifier included.
+
+    Example:
+        >>> import torch
+        >>> MLPHead(4, 2, 3)(torch.zeros(1, 4)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self, features: int, classes: int, layers: int) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(features, features) for _ in range(layers - 1))
+        self.classifier = nn.Linear(features, classes)
+
+    def represent(self, features_BF: Tensor) -> Tensor:
+        """What the classifier sees of features, (B, F)."""
+        for layer in self.hidden:
+            features_BF = F.gelu(layer(features_BF))
+        return features_BF
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """Logits (B, C) of features."""
+        return self.classifier(self.represent(features_BF))
+
+    @property
+    def in_features(self) -> int:
+        """Width of the pooled feature."""
+        return self.classifier.in_features
+
+    @property
+    def out_features(self) -> int:
+        """How many classes there are."""
+        return self.classifier.out_features
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The classifier's."""
+        return cast("nn.Parameter", self.classifier.weight)
+
+    @property
+    def bias(self) -> nn.Parameter:
+        """The classifier's."""
+        return self.classifier.bias
+
+
+Head = nn.Linear | MLPHead
+"""A classifier; both kinds tell `in_features`, `out_features`, `weight` and `bias` of their last layer."""
+
+
+def initialise(head: Head, init: HeadInit) -> Head:
+    """Sets the last layer of a head to where training starts; `init` is as in `vprompt.attach`.
+
+    Raises:
+        VPromptError: If there is no such initialisation.
+    """
+    if init == "paper":
+        nn.init.kaiming_normal_(head.weight, mode="fan_out")
+        nn.init.constant_(head.bias, -math.log(99))
+    elif init == "zero":
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    else:
+        raise VPromptError(f"The head's initialisation is 'paper' or 'zero', not {init!r}.")
+    return head

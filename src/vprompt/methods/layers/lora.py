@@ -1,0 +1,71 @@
+"""Low-rank updates of the projections of attention, through peft; the only place where peft is used."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from torch import nn
+
+from vprompt.backbones.graft import graft
+from vprompt.backbones.info import BackboneInfo
+from vprompt.methods.layers.tuned import Tuning
+from vprompt.utils.errors import BackboneError, VPromptError
+
+_PROJECTIONS = ("in_proj", "qkv", "q_proj", "k_proj", "v_proj")
+
+
+def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInfo) -> Tuning:
+    """Low-rank updates beside the projections to queries, keys and values in every block.
+
+    Raises:
+        VPromptError: If peft is not installed.
+        BackboneError: If a projection is not a plain linear layer.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise VPromptError(f"LoRA needs peft ({error}); install it: pip install 'vprompt[lora]'.") from error
+    paths = _projections(backbone, info)
+    # Shells down to the projections: peft exchanges modules and sets attributes there, not in the backbone.
+    view = graft(backbone, {path: backbone.get_submodule(path) for path in paths})
+    exactly = "|".join(re.escape(path) for path in paths)
+    config: Any = LoraConfig(r=rank, lora_alpha=cast("int", alpha), target_modules=exactly)
+    wanted = [(p, p.requires_grad) for p in backbone.parameters()]
+    inject_adapter_in_model(config, view)
+    for parameter, gradient in wanted:  # peft freezes all but its own
+        parameter.requires_grad_(gradient)
+    learned: dict[str, nn.Parameter] = {}
+    for path in paths:
+        layer: Any = view.get_submodule(path)
+        for name in ("lora_A", "lora_B"):
+            learned[f"{path}.{name}"] = getattr(layer, name)["default"].weight
+    return Tuning(view, learned)
+
+
+def merged(scale: float, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
+    """The same function in plain weights, W + scale·B·A."""
+    learned = dict(tuned.named_parameters())
+    weights: dict[str, nn.Parameter] = {}
+    for path in _projections(backbone, info):
+        weight = backbone.get_parameter(f"{path}.weight")
+        update = scale * learned[f"{path}.lora_B"] @ learned[f"{path}.lora_A"]
+        weights[f"{path}.weight"] = nn.Parameter(weight.detach() + update.detach().to(weight.dtype))
+    return Tuning(graft(backbone, {}, parameters=weights), weights)
+
+
+def _projections(backbone: nn.Module, info: BackboneInfo) -> list[str]:
+    """Paths of the projections to queries, keys and values, block by block."""
+    found: list[str] = []
+    for site in info.blocks:
+        children = dict(backbone.get_submodule(site.attention).named_children())
+        for name in _PROJECTIONS:
+            if name not in children:
+                continue
+            if type(children[name]) is not nn.Linear:
+                raise BackboneError(
+                    f"LoRA updates plain linear projections, and {site.attention}.{name} is a "
+                    f"{type(children[name]).__name__}; give the backbone without it."
+                )
+            found.append(f"{site.attention}.{name}")
+    return found
