@@ -91,7 +91,8 @@ def test_a_plugin_that_fails_is_one_sentence(tmp_path):
 def test_listing_options_imports_nothing_slow():
     code = (
         "import sys\nfrom vprompt.analysis.base import in_order\nfrom vprompt.cli.main import commands\n"
-        "in_order(), commands(["analyze"])\nprint([name for name in ('torch', 'timm', 'matplotlib') if name in sys.modules])"
+        "in_order(), commands(['analyze'])\n"
+        "print([name for name in ('torch', 'timm', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -115,6 +115,8 @@ def plan_of(options: Schedule) -> Plan:
     """
     if not options.fine_tune_epochs or min(options.fine_tune_epochs) < 0:
         raise PlanError("The numbers of epochs of fine-tuning are at least 0, and there is at least one.")
+    if not 0 < options.ratio <= 1:
+        raise PlanError(f"The share of prompts to keep must be above 0 and at most 1, not {options.ratio}.")
     method, condensing = options.method, options.condensing
     tables: list[dict[str, Any]] = [{"label": title_of(method), "method": method}]
     for epochs, label in _labels(options).items():
