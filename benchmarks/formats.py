@@ -18,7 +18,7 @@ from common import interleaved, print_ratios, random_backbone
 import vprompt
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
-from vprompt.data.bundled import load_bundled
+from vprompt.data.tasks import load_bundled
 from vprompt.exporters.base import FORMATS
 from vprompt.exporters.export import Int8
 from vprompt.exporters.exported import Exported
@@ -35,7 +35,7 @@ def exports(model: FoldedModel, folder: Path, wanted: list[str]) -> dict[str, Ex
         for int8 in (None, Int8(calibration=images.subset(range(0, 200, 4)))):
             label = name if int8 is None else f"{name}, int8"
             try:
-                path = folder / f"{'float32' if int8 is None else 'int8'}{FORMATS[name]}"
+                path = folder / f"{'float32' if int8 is None else 'int8'}{FORMATS.get(name).suffix}"
                 found[label] = vprompt.export(model, path, int8=int8)
             except VPromptError as error:
                 if int8 is None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--formats", default=",".join(FORMATS.names()))
     args = parser.parse_args()
     torch.set_num_threads(1)
     bundled = args.backbone == BUNDLED_BACKBONE

@@ -5,7 +5,7 @@ import pytest
 from study_runs import e2vpt_of, plan_of, schedule_of, sweep_of
 from vprompt import E2VPT, VPT
 from vprompt.analysis.options import Training
-from vprompt.data.bundled import SOURCE
+from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.jobs import Job, starts_from
 from vprompt.experiments.bench.plan import PlanError, parse_plan

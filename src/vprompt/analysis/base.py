@@ -65,7 +65,7 @@ class Host:
         from vprompt.experiments.bench.bench import engine_of, overview, run_plan
 
         if not training.read_only:
-            todo = overview(plan, store, root=training.root, estimate=False)
+            todo = overview(plan, store, root=training.root, workers=training.workers, estimate=False)
             with engine_of(plan, store.address, workers=training.workers) as engine:
                 run_plan(todo, store, engine, retry_failed=training.retry_failed)
         return True

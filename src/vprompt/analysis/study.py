@@ -11,7 +11,7 @@ import tomli_w
 
 from vprompt.analysis.base import Host, Study
 from vprompt.analysis.options import Training
-from vprompt.data.bundled import SOURCE
+from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan

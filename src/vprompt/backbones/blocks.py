@@ -1,4 +1,4 @@
-"""Blocks of timm that run our attention: whole, for their first tokens only, or in windows."""
+"""Blocks of timm around an attention wrapper: for their first tokens only, or in windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LeadingTokensBlock(nn.Module):
     With class-token pooling all other queries, their output projection and their MLP in the last block are dead work.
 
     Args:
-        block: The original block, of a class in `vprompt.backbones.supported.CUTTABLE`.
+        block: The original block, of a form that is `cuttable`.
         attention: Its attention, set to the same number of queries.
     """
 

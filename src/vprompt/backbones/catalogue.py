@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,15 +92,7 @@ class Family:
 def read() -> list[Entry]:
     """All entries, by name."""
     with FILE.open(encoding="utf-8", newline="") as file:
-        return [_entry(row) for row in csv.DictReader(file)]
-
-
-def write(entries: Iterable[Entry]) -> None:
-    """Writes the table anew."""
-    with FILE.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Entry)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(entry) for entry in sorted(entries, key=lambda entry: entry.name))
+        return msgspec.convert(list(csv.DictReader(file)), list[Entry], strict=False)
 
 
 def matching(entries: Iterable[Entry], pattern: str) -> list[Entry]:
@@ -122,10 +116,10 @@ def families(entries: Iterable[Entry]) -> list[Family]:
     def key(entry: Entry) -> tuple[str, str]:
         return entry.model, entry.attention
 
-    found: list[Family] = []
+    rows: list[Family] = []
     for (model, attention), group in groupby(sorted(entries, key=key), key=key):
         members = list(group)
-        found.append(
+        rows.append(
             Family(
                 model=model,
                 attention=attention,
@@ -137,23 +131,10 @@ def families(entries: Iterable[Entry]) -> list[Family]:
                 example=members[0].name,
             )
         )
-    return sorted(found, key=lambda family: -family.models)
+    return sorted(rows, key=lambda family: -family.models)
 
 
 def _span(numbers: Iterable[int]) -> str:
-    seen = sorted(set(numbers))
-    return str(seen[0]) if len(seen) == 1 else f"{seen[0]}-{seen[-1]}"
-
-
-def _entry(row: dict[str, str]) -> Entry:
-    return Entry(
-        name=row["name"],
-        model=row["model"],
-        attention=row["attention"],
-        blocks=int(row["blocks"]),
-        width=row["width"],
-        pooling=row["pooling"],
-        prefix_tokens=int(row["prefix_tokens"]),
-        pixels=row["pixels"],
-        tested=row["tested"] == "True",
-    )
+    ordered = sorted(numbers)
+    low, high = ordered[0], ordered[-1]
+    return str(low) if low == high else f"{low}-{high}"

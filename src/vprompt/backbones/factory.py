@@ -9,17 +9,17 @@ import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from torch import nn
 
-from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.meta import shapes_only
-from vprompt.backbones.weights import check_weights_file, load_weights
+from vprompt.backbones.weights import check_weights_file, load_weights, reason
 from vprompt.utils.errors import BackboneError
 
 
 def can_create(name: str) -> bool:
     """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
-    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
+    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(_name_today(name))
 
 
 def create_backbone(
@@ -37,12 +37,13 @@ def create_backbone(
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
             pre-training size; timm resizes position embeddings and relative position tables.
         weights: File with other weights than those that the name stands for: safetensors, a PyTorch checkpoint in
-            timm's or the original layout, or a `.npz` file of Google's ViT. What images must look like still comes
-            with the name and its tag, and the model has no classifier.
+            timm's or the original layout, or a `.npz` file of Google's ViT. The preprocessing still comes with the
+            name and its tag, and the model has no classifier.
 
     Raises:
         BackboneError: If timm knows no such model, or its weights cannot be had.
     """
+    name = _name_today(name)
     if not can_create(name):
         close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
@@ -52,6 +53,11 @@ def create_backbone(
     if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
         _require_weights(name)
     return _create(name, img_size, pretrained=pretrained)
+
+
+def _name_today(name: str) -> str:
+    architecture, dot, tag = name.partition(".")
+    return FORMER_NAMES.get(architecture, architecture) + dot + tag
 
 
 def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
@@ -78,10 +84,9 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
             options.update(img_size=(height, width), pretrained_cfg_overlay=overlay)
         return timm.create_model(name, **options)
     except Exception as error:  # timm, the Hub and the file system each raise their own
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         size = "" if img_size is None else f" with images of {img_size} pixels"
         raise BackboneError(
-            f"The backbone {name!r} could not be made{size} ({type(error).__name__}: {reason}); check the name"
+            f"The backbone {name!r} could not be made{size} ({reason(error)}); check the name"
             f"{' and the size' if size else ''}."
         ) from error
 

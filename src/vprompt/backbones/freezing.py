@@ -1,4 +1,4 @@
-"""What a backbone was like before it was frozen."""
+"""A backbone's flags and modes before it was frozen, to be restored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Original:
-    """Which parameters of a backbone wanted gradients and which of its modules were in training mode.
+    """The parameters of a backbone that wanted gradients, and its modules in training mode.
 
     Models over the same backbone share one, taken when the first of them froze it; it is restored once.
     """
@@ -21,10 +21,9 @@ class Original:
     @staticmethod
     def of(backbone: nn.Module) -> Original:
         """The state of a backbone now, or before the first model that is still attached to it."""
-        known = _attached.get(backbone)
-        if known is None:
-            known = _attached[backbone] = Original(backbone)
-        return known
+        if backbone not in _attached:
+            _attached[backbone] = Original(backbone)
+        return _attached[backbone]
 
     def restore(self, backbone: nn.Module) -> None:
         """Gives a backbone its flags and modes back; does nothing a second time."""

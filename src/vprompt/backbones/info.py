@@ -1,4 +1,4 @@
-"""What we need to know of a timm model: its blocks, widths, pooling, input, and a fingerprint of its weights."""
+"""A timm model as prompts see it: its blocks, widths, pooling, input, and a fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
-from vprompt.backbones.attention.registry import adapter_for
-from vprompt.backbones.supported import CUTTABLE, ENTRIES, SEQUENCES, WINDOWS
+from vprompt.backbones.attention.base import BlockForm
+from vprompt.backbones.attention.registry import WRAPPERS, wrapper_for
+from vprompt.backbones.supported import layout_of
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.utils.errors import BackboneError
 
@@ -52,6 +53,8 @@ class BackboneInfo:
         num_features: Width of the pooled feature.
         leading_tokens: How many tokens from the front the pooling reads, where it reads no others; else None.
         attended: How many tokens a query sees at most, without prompts.
+        channels_first: Whether a map of tokens is (B, C, H, W) between stages.
+        fixed_batch: Whether it counts the images before its blocks and relies on it behind them.
         any_size: Whether it takes images of other sizes than that of `preprocessing` as they come.
         preprocessing: What the model was trained to see.
     """
@@ -66,6 +69,8 @@ class BackboneInfo:
     num_features: int
     leading_tokens: int | None
     attended: int
+    channels_first: bool
+    fixed_batch: bool
     any_size: bool
     preprocessing: Preprocessing
 
@@ -76,10 +81,10 @@ class BackboneInfo:
 
 
 def describe(model: nn.Module) -> BackboneInfo:
-    """Reads what prompts need to know of a timm model.
+    """Describes a timm model as prompts see it.
 
     Args:
-        model: A model made by timm, or an instance of one of its supported classes.
+        model: A model made by timm, or an instance of a supported class (`vprompt.backbones.supported`).
 
     Raises:
         BackboneError: If its class, or the class of a block or of an attention in it, is not supported.
@@ -91,23 +96,26 @@ def describe(model: nn.Module) -> BackboneInfo:
         (12, 192, (16, 16), 1)
     """
     timm_model: Any = model
-    stages = next((path for cls, path in WINDOWS.items() if isinstance(model, cls)), None)
-    blocks = _window_blocks(timm_model, stages) if stages is not None else _sequence_blocks(model)
-    leading = 0 if stages is not None else SEQUENCES[_sequence_class(model)].leading(timm_model)
+    layout = layout_of(model)
+    blocks = _blocks(model, layout.blocks)
+    sites = tuple(_site(path, block) for path, block in blocks)
+    leading: int = timm_model.num_prefix_tokens if layout.leading else 0
     embed: Any = model.get_submodule(patch_embed_path(model))
     preprocessing, patch = _preprocessing(model, embed), _patch_size(embed)
     patches = (preprocessing.size[0] // patch[0]) * (preprocessing.size[1] // patch[1])
     info = BackboneInfo(
         name=_name(model),
-        blocks=tuple(_site(path, block) for path, block in blocks),
-        stages=stages,
+        blocks=sites,
+        stages=layout.blocks if layout.windows else None,
         patch_size=patch,
         num_prefix_tokens=leading,
         class_token=leading > 0 and getattr(model, "cls_token", getattr(embed, "cls_token", None)) is not None,
         pooling=_pooling(timm_model),
         num_features=timm_model.head_hidden_size,
         leading_tokens=_leading_tokens(timm_model, blocks[-1][1], leading),
-        attended=leading + patches if stages is None else max(_window_area(block) or patches for _, block in blocks),
+        attended=max(_window_area(block) or patches for _, block in blocks) if layout.windows else leading + patches,
+        channels_first=layout.channels_first,
+        fixed_batch=layout.fixed_batch,
         any_size=not getattr(embed, "strict_img_size", False),
         preprocessing=preprocessing,
     )
@@ -161,31 +169,13 @@ def patch_embed_path(model: nn.Module) -> str:
     return next((name for name in ("patch_embed", "embeds") if hasattr(model, name)), "encoder.patch_embed")
 
 
-def _sequence_class(model: nn.Module) -> type[nn.Module]:
-    found = next((cls for cls in SEQUENCES if isinstance(model, cls)), None)
-    if found is None:
-        known = ", ".join(cls.__name__ for cls in (*SEQUENCES, *WINDOWS))
-        raise BackboneError(
-            f"The model class {type(model).__name__} is not supported; supported are timm's {known} "
-            "(`vprompt backbones` lists the models)."
-        )
-    return found
-
-
-def _sequence_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    path = SEQUENCES[_sequence_class(model)].blocks
-    return [(f"{path}.{name}", block) for name, block in model.get_submodule(path).named_children()]
-
-
-def _window_blocks(model: nn.Module, stages: str) -> list[tuple[str, nn.Module]]:
-    found: list[tuple[str, nn.Module]] = []
-    for name, child in model.get_submodule(stages).named_children():
-        if hasattr(child, "blocks"):
-            within = child.get_submodule("blocks").named_children()
-            found += [(f"{stages}.{name}.blocks.{number}", block) for number, block in within]
-        else:
-            found.append((f"{stages}.{name}", child))
-    return found
+def _blocks(model: nn.Module, within: str) -> list[tuple[str, nn.Module]]:
+    """Paths and blocks in forward order, those of stages included."""
+    blocks: list[tuple[str, nn.Module]] = []
+    for name, child in model.get_submodule(within).named_children():
+        path = f"{within}.{name}"
+        blocks += _blocks(model, f"{path}.blocks") if hasattr(child, "blocks") else [(path, child)]
+    return blocks
 
 
 def _window_area(block: Any) -> int:
@@ -195,19 +185,33 @@ def _window_area(block: Any) -> int:
 
 
 def _site(path: str, block: nn.Module) -> BlockSite:
-    if type(block) not in ENTRIES:
-        known = ", ".join(sorted({cls.__name__ for cls in ENTRIES}))
-        raise BackboneError(f"The block class {type(block).__name__} is not supported; supported are {known}.")
-    entry = ENTRIES[type(block)]
-    attention = getattr(block, "attn", block)
-    adapter_for(attention)
-    projection: Any = getattr(block, "in_proj", None) or getattr(attention, "qkv", None) or attention.q_proj
+    attention, entry = _attention_in(block), _form_of(block).entry
     return BlockSite(
         path=path,
         attention=path if attention is block else f"{path}.attn",
         entry=None if entry is None else f"{path}.{entry}",
-        width=projection.in_features if hasattr(projection, "in_features") else projection.weight.shape[1],
+        width=wrapper_for(attention)(attention, nn.Identity()).width,
     )
+
+
+def _attention_in(block: nn.Module) -> nn.Module:
+    return getattr(block, "attn", block)
+
+
+def _form_of(block: nn.Module) -> BlockForm:
+    """What the block does around its attention, which must be of a class that may stand there."""
+    known = {cls for wrapper in WRAPPERS for cls in wrapper.blocks}
+    if type(block) not in known:
+        listed = ", ".join(sorted({cls.__name__ for cls in known}))
+        raise BackboneError(f"The block class {type(block).__name__} is not supported; supported are {listed}.")
+    attention = _attention_in(block)
+    form = wrapper_for(attention).blocks.get(type(block))
+    if form is None:
+        raise BackboneError(
+            f"The attention class {type(attention).__name__} is not supported in blocks of class "
+            f"{type(block).__name__}; register an attention wrapper that names it."
+        )
+    return form
 
 
 def _name(model: nn.Module) -> str:
@@ -229,7 +233,7 @@ def _pooling(model: Any) -> str:
 
 
 def _leading_tokens(model: Any, last_block: nn.Module, leading: int) -> int | None:
-    if not leading or _pooling(model) != "token" or type(last_block) not in CUTTABLE:
+    if not leading or _pooling(model) != "token" or not _form_of(last_block).cuttable:
         return None
     return leading if isinstance(model, VisionTransformerDistilled) else 1
 

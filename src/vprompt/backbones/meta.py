@@ -1,4 +1,4 @@
-"""Modules without their numbers: what is left is shapes, and these are had quickly."""
+"""Shape inference: modules on the meta device, made and run quickly."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def on_meta(module: M) -> M:
 
 
 class QuickShapes(TorchDispatchMode):
-    """Answers on the meta device for the operations of which torch itself finds out the shape in slow Python.
+    """Answers on the meta device for operations whose shape torch itself finds out in slow Python.
 
-    These are most of what running a transformer there takes. Where a counter runs as well, it is entered after this.
+    They are half of what running a transformer there takes (ViT-L: 0.5 instead of 1.1 s for a count of its
+    multiply-accumulates in three executions). Where a counter runs as well, it is entered after this.
 
     Example:
         >>> with QuickShapes():
@@ -86,35 +87,13 @@ def _like(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
-
-
 def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     means = x.new_empty((*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)))
     return x.new_empty(x.shape), means, means.clone()
 
 
-def _layer_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    shape: Sequence[int],
-    mean: Tensor,
-    scale: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    return tuple(
-        x.new_empty(like) if want else None for like, want in zip((x.shape, shape, shape), wanted, strict=True)
-    )
-
-
 _KNOWN: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.addmm.default: _addmm,
     torch.ops.aten.gelu.default: _like,
-    torch.ops.aten.gelu_backward.default: _like,
-    torch.ops.aten._safe_softmax.default: _safe_softmax,
     torch.ops.aten.native_layer_norm.default: _layer_norm,
-    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
 }

@@ -1,90 +1,83 @@
-"""Which models and blocks of timm prompts can be put into, and what each of them does to a token."""
+"""The classes of models that prompts can be put into, and where their blocks are; open like the attention wrappers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from timm.models.beit import Beit
-from timm.models.beit import Block as BeitBlock
-from timm.models.cait import Cait, LayerScaleBlock
-from timm.models.deepseek_vit import DeepseekVitBlock, DeepseekVitClassifier
-from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.cait import Cait
+from timm.models.deepseek_vit import DeepseekVitClassifier
+from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.qwen3_vit import Qwen3VitClassifier
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
-from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr, SwinTransformerV2CrBlock
-from timm.models.vision_transformer import (
-    Block,
-    DiffParallelScalingBlock,
-    ParallelScalingBlock,
-    ResPostBlock,
-    VisionTransformer,
-)
-from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock, VisionTransformerRelPos
-from timm.models.vision_transformer_sam import Block as SamBlock
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
+from vprompt.utils.errors import BackboneError
+from vprompt.utils.registry import Registry
+
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceModel:
-    """A model whose blocks see one sequence of tokens.
+class Layout:
+    """Where a class of models has its blocks, and what these see.
 
     Args:
-        blocks: Dotted path of its blocks.
-        leading: Tells how many tokens stand before the patches.
+        model: The class; it has timm's `forward_features` and `forward_head`. Subclasses count.
+        blocks: Dotted path of its blocks, or of stages of blocks.
+        windows: Whether blocks see windows of a map of tokens (Swin, SAM) instead of one sequence.
+        leading: Whether class, distillation and register tokens stand before the patches in all blocks.
+        channels_first: Whether the map of tokens is (B, C, H, W) between stages.
+        fixed_batch: Whether it counts the images before its blocks and relies on it behind them.
     """
 
+    model: type[nn.Module]
     blocks: str = "blocks"
-    leading: Callable[[Any], int] = lambda model: model.num_prefix_tokens
+    windows: bool = False
+    leading: bool = True
+    channels_first: bool = False
+    fixed_batch: bool = False
+
+    @property
+    def name(self) -> str:
+        """The class with its module."""
+        return f"{self.model.__module__}.{self.model.__qualname__}"
 
 
-SEQUENCES: dict[type[nn.Module], SequenceModel] = {
-    VisionTransformer: SequenceModel(),
-    Eva: SequenceModel(),
-    Beit: SequenceModel(),
-    VisionTransformerRelPos: SequenceModel(),
-    NaFlexVit: SequenceModel(),
-    # The class token of CaiT joins after these blocks.
-    Cait: SequenceModel(leading=lambda model: 0),
-    DeepseekVitClassifier: SequenceModel(blocks="encoder.blocks"),
-    Qwen3VitClassifier: SequenceModel(blocks="encoder.blocks"),
-}
-"""Model class -> where its blocks are; subclasses count."""
+LAYOUTS = Registry[Layout]("model layout", "vprompt.backbones.supported", "vprompt.models")
 
-WINDOWS: dict[type[nn.Module], str] = {
-    SwinTransformer: "layers",
-    SwinTransformerV2: "layers",
-    SwinTransformerV2Cr: "stages",
-    VisionTransformerSAM: "blocks",
-}
-"""Class of a model whose blocks see windows of a map of tokens -> dotted path of its stages, or of its blocks where
-there is but one stage; subclasses count."""
+for _layout in (
+    Layout(model=VisionTransformer),
+    Layout(model=Eva),
+    Layout(model=Beit),
+    Layout(model=VisionTransformerRelPos),
+    Layout(model=NaFlexVit),
+    Layout(model=Cait, leading=False),  # its class token joins after these blocks
+    Layout(model=DeepseekVitClassifier, blocks="encoder.blocks", fixed_batch=True),
+    Layout(model=Qwen3VitClassifier, blocks="encoder.blocks", fixed_batch=True),
+    Layout(model=SwinTransformer, blocks="layers", windows=True, leading=False),
+    Layout(model=SwinTransformerV2, blocks="layers", windows=True, leading=False),
+    Layout(model=SwinTransformerV2Cr, blocks="stages", windows=True, leading=False, channels_first=True),
+    Layout(model=VisionTransformerSAM, windows=True, leading=False),
+):
+    LAYOUTS.register(_layout)
 
-FIXED_BATCH: frozenset[type[nn.Module]] = frozenset({DeepseekVitClassifier, Qwen3VitClassifier})
-"""Model classes that count the images before their blocks and rely on it behind them."""
 
-ENTRIES: dict[type[nn.Module], str | None] = {
-    Block: "norm1",
-    ResPostBlock: None,
-    ParallelScalingBlock: "in_norm",
-    DiffParallelScalingBlock: "in_norm",
-    EvaBlock: "norm1",
-    EvaBlockPostNorm: None,
-    DeepseekVitBlock: "norm1",
-    BeitBlock: "norm1",
-    RelPosBlock: "norm1",
-    ResPostRelPosBlock: None,
-    LayerScaleBlock: "norm1",
-    SwinTransformerBlock: "norm1",
-    SwinTransformerV2Block: None,
-    SwinTransformerV2CrBlock: None,
-    SamBlock: "norm1",
-}
-"""Block class -> the child that a token passes on its way to attention, if any."""
+def layout_of(model: nn.Module) -> Layout:
+    """The layout of a model's class, or of the nearest class that it is derived from.
 
-CUTTABLE: frozenset[type[nn.Module]] = frozenset({Block, EvaBlock, BeitBlock, RelPosBlock})
-"""Block classes of which `LeadingTokensBlock` can compute the first tokens only."""
+    Raises:
+        BackboneError: If there is none.
+    """
+    layouts = {layout.model: layout for layout in LAYOUTS}
+    for cls in type(model).__mro__:
+        if cls in layouts:
+            return layouts[cls]
+    raise BackboneError(
+        f"The model class {type(model).__name__} is not supported; supported are timm's "
+        f"{', '.join(cls.__name__ for cls in layouts)} (`vprompt backbones` lists the models)."
+    )

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from vprompt.utils.errors import BackboneError
 
 _SWIN_BUFFERS = ("relative_position_index", "attn_mask")
-"""What original Swin files hold beside weights, so that their names alone tell nothing."""
+"""Buffers of original Swin files, whose names alone tell nothing."""
 
 _KINDS = "a .safetensors file, a PyTorch checkpoint, or a .npz file of Google's ViT"
 
 
 def check_weights_file(file: Path) -> None:
-    """Looks at a weights file from outside.
+    """Checks that a weights file is there and not empty.
 
     Raises:
         BackboneError: If there is none, or nothing in it.
@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, file: Path, name: str) -> None:
     Args:
         model: Made by timm with `num_classes=0`; changed in place.
         file: A `.safetensors` file, a PyTorch checkpoint, or a `.npz` file.
-        name: What the backbone is called, for messages.
+        name: Name of the backbone, for messages.
 
     Raises:
         BackboneError: If the file cannot be read without running code, or is not of exactly this backbone.
@@ -108,34 +108,32 @@ def _read(file: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's unpickler about pickle protocols that it then refuses
             return load_state_dict(str(file), weights_only=True)
     except Exception as error:  # timm, torch, safetensors and the file system each raise their own
-        cause, reason = error.__cause__, f" ({_reason(error)})"
+        cause, why = error.__cause__, f" ({reason(error)})"
         if isinstance(cause, pickle.UnpicklingError):
             if needed := re.search(r"GLOBAL ([\w.]+)", str(cause)):
                 raise BackboneError(
                     f"The weights file {file} is a pickle that runs code when it is read ({needed[1]}), and vprompt "
                     "runs none; give the tensors alone, best as .safetensors."
                 ) from error
-            reason = ""
-        raise BackboneError(
-            f"The weights file {file} is damaged or of no known kind{reason}; give {_KINDS}."
-        ) from error
+            why = ""
+        raise BackboneError(f"The weights file {file} is damaged or of no known kind{why}; give {_KINDS}.") from error
 
 
 def _check_patches(state: Mapping[str, Any], model: nn.Module, file: Path, name: str) -> None:
     """Refuses patches of another size: timm would resample them, and make another backbone of it."""
     key = "patch_embed.proj.weight"
     wanted = model.state_dict().get(key)
-    found = next((value for other, value in state.items() if other.endswith(key) and isinstance(value, Tensor)), None)
-    if wanted is None or found is None or found.ndim != 4 or found.shape[2:] == wanted.shape[2:]:
+    given = next((value for other, value in state.items() if other.endswith(key) and isinstance(value, Tensor)), None)
+    if wanted is None or given is None or given.ndim != 4 or given.shape[2:] == wanted.shape[2:]:
         return
     config: Any = model.pretrained_cfg
     if "flexi" not in config["architecture"]:
-        there, here = ("×".join(map(str, tensor.shape[2:])) for tensor in (found, wanted))
+        there, here = ("×".join(map(str, tensor.shape[2:])) for tensor in (given, wanted))
         _refuse(file, name, f"their patches are {there} pixels, and its {here}")
 
 
 def _converted(state: dict[str, Any], model: nn.Module, file: Path, name: str) -> dict[str, Any]:
-    """What the file holds in the layout of the model, without a classifier."""
+    """The file's tensors in the layout of the model, without a classifier."""
     config: Any = model.pretrained_cfg
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -144,9 +142,7 @@ def _converted(state: dict[str, Any], model: nn.Module, file: Path, name: str) -
     except Exception as error:  # what a conversion raises on weights of something else has no common base
         if not state.keys() & {f"layers.0.blocks.0.attn.{buffer}" for buffer in _SWIN_BUFFERS}:
             _check_fit(_headless(state, model), model.state_dict(), file, name)
-        _refuse(
-            file, name, f"timm cannot convert them to it, as if they were of another size ({_reason(error)})", error
-        )
+        _refuse(file, name, f"timm cannot convert them to it, as if they were of another size ({reason(error)})", error)
 
 
 def _headless(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -181,12 +177,9 @@ def _conversion(architecture: str) -> Callable[[dict[str, Any], nn.Module], dict
 def _check_fit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Path, name: str) -> None:
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
-    if missing and extra:
-        _refuse(file, name, f"they lack {missing[0]!r}, and have {extra[0]!r}, which it does not have")
-    if missing:
-        _refuse(file, name, f"they lack {missing[0]!r}")
-    if extra:
-        _refuse(file, name, f"they have {extra[0]!r}, which it does not have")
+    lack = [f"lack {key!r}" for key in missing[:1]] + [f"have {key!r}, which it does not have" for key in extra[:1]]
+    if lack:
+        _refuse(file, name, f"they {', and '.join(lack)}")
     for key, tensor in wanted.items():
         value = state[key]
         if not isinstance(value, Tensor):
@@ -216,10 +209,10 @@ def _load_arrays(model: nn.Module, file: Path, name: str) -> None:
     except KeyError as error:
         _refuse(file, name, f"they lack {str(error.args[0]).removesuffix(' is not a file in the archive')!r}", error)
     except RuntimeError as error:  # torch, of shapes
-        _refuse(file, name, _reason(error), error)
+        _refuse(file, name, reason(error), error)
     except Exception as error:  # numpy, zipfile and the file system each raise their own
         raise BackboneError(
-            f"The weights file {file} is damaged, or no .npz file of Google's ViT ({_reason(error)}); give {_KINDS}."
+            f"The weights file {file} is damaged, or no .npz file of Google's ViT ({reason(error)}); give {_KINDS}."
         ) from error
     depth = len(model.get_submodule("blocks"))  # pyright: ignore[reportArgumentType] - an nn.Sequential
     if blocks != depth:
@@ -236,7 +229,7 @@ def _count_blocks(file: Path) -> int:
         for name in names:
             if name.endswith("Transformer/encoderblock/LayerNorm_0/scale"):
                 return len(arrays[name])
-    return len({found[1] for name in names if (found := re.search(r"Transformer/encoderblock_(\d+)/", name))})
+    return len({match[1] for name in names if (match := re.search(r"Transformer/encoderblock_(\d+)/", name))})
 
 
 def _refuse(file: Path, name: str, why: str, cause: Exception | None = None) -> NoReturn:
@@ -246,6 +239,7 @@ def _refuse(file: Path, name: str, why: str, cause: Exception | None = None) -> 
     ) from cause
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The class of an error and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__

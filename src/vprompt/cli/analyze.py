@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -84,14 +83,12 @@ class _Terminal(Host):
         self.failure = error
 
     def train(self, plan: Plan, store: Store, training: Training) -> bool:
-        from vprompt.data.benchmarks.places import data_root
-        from vprompt.experiments.bench.bench import overview, summary, threads_of
+        from vprompt.experiments.bench.bench import overview, summary
 
-        root = os.path.abspath(data_root(training.root))  # whatever folder a worker is in
         workers, reads = training.workers, training.read_only
-        todo = overview(plan, store, root=root, threads=threads_of(workers), estimate=not reads)
+        todo = overview(plan, store, root=training.root, workers=workers, estimate=not reads)
         if self.progress and (training.dry_run or not reads):
-            show_overview(todo, store.address, workers)
+            show_overview(todo, store.address)
         elif training.dry_run:
             print_json(overview_document(todo))
         if training.dry_run:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
+from vprompt.exporters.base import FORMATS
 
 if TYPE_CHECKING:
     from vprompt.exporters.export import Int8
     from vprompt.exporters.exported import Exported
     from vprompt.model.model import FoldedModel
+
+
+def _format_option() -> Any:
+    """The choice of a format, for tyro: the registry's names, and what runs each."""
+    names: Any = Literal[FORMATS.names()]
+    return tyro.conf.arg(constructor=names, help=" ".join(f"{format.name}: {format.summary}." for format in FORMATS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +29,7 @@ class Export:
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folder of the adapter, or its Hub id."""
-    format: Literal["pt2", "onnx", "openvino", "executorch"]
-    """pt2: PyTorch without vprompt. onnx: ONNX Runtime and many others. openvino: Intel. executorch: phones."""
+    format: Annotated[str, _format_option()]
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The file; named after the adapter and put into the working directory when left out."""
     images: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE")] = ()
@@ -45,14 +51,13 @@ class Export:
 
     def run(self) -> None:
         """Loads, folds, exports, prints."""
-        from vprompt.exporters.base import FORMATS
         from vprompt.exporters.export import export
         from vprompt.model.load import load
         from vprompt.utils.progress import bar
 
         if self.eval is not None and self.int8 is None:
             raise UsageError("--eval measures what int8 costs; give the images to calibrate with, too: --int8 DATA.")
-        suffix = FORMATS[self.format]
+        suffix = FORMATS.get(self.format).suffix
         name = Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
         out = Path(name + suffix) if self.out is None else self.out
         if out.suffix.lower() != suffix:

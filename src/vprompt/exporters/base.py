@@ -1,4 +1,4 @@
-"""The kinds of files that a model is exported to, each in a module of its own that needs packages of its own."""
+"""Export formats: the base class, and the registry that finds them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.registry import Registry
+from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,24 +24,37 @@ if TYPE_CHECKING:
     "Logits (B, C) of normalised images (B, 3, H, W), both float32."
 
 
+KEY = "vprompt"
+"""Name of the description in files that hold several texts."""
+
+FORMER_KEY = "laconic"
+"""Its name in files that the library wrote when it was called so."""
+
+
 class Format(ABC):
-    """A kind of file.
+    """An export format.
 
     `convert` gives the model as the format's own library holds it, `save` writes that, `read` runs what was written.
+    The slow libraries are imported inside these methods.
     """
 
-    name: ClassVar[str]
+    name: str
+    summary: ClassVar[str]
+    """Who runs such files, in a few words for `--help`."""
     suffix: ClassVar[str]
+    """End of the file's name, in lower case."""
     extra: ClassVar[str | None] = None
     """The optional dependencies of vprompt that it needs."""
     to_write: ClassVar[tuple[str, ...]] = ()
     """Packages that writing needs."""
     to_read: ClassVar[tuple[str, ...]] = ()
     """Packages that reading and running need."""
+    to_quantise: ClassVar[tuple[str, ...]] = ()
+    """Packages that `quantised` needs beside those for writing."""
     max_batch: ClassVar[int] = 1024
     """Largest batch that one call takes."""
     int8: ClassVar[bool] = False
-    """Whether vprompt makes int8 models of this format."""
+    """Whether there is `quantised`."""
     calibrates: ClassVar[bool] = False
     """Whether int8 takes its ranges of values from images, rather than finding them while it runs."""
 
@@ -76,13 +91,14 @@ class Format(ABC):
                 with quiet():
                     import_module(package)
             except ImportError as error:
+                wanted = package if self.extra is None else f"'vprompt[{self.extra}]'"
                 raise VPromptError(
-                    f"{self.suffix} files need {package}, which is not installed: pip install 'vprompt[{self.extra}]'."
+                    f"{self.suffix} files need {package}, which is not installed: pip install {wanted}."
                 ) from error
 
 
-FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}
-"""Names of the formats, and how their files' names end."""
+FORMATS = Registry[Format]("export format", "vprompt.exporters.formats", "vprompt.exporters")
+"""Members are instances: `FORMATS.register(MyFormat())`."""
 
 
 def format_of(path: Path) -> Format:
@@ -91,16 +107,22 @@ def format_of(path: Path) -> Format:
     Raises:
         VPromptError: If no format's files end so.
     """
-    for name, suffix in FORMATS.items():
-        if path.suffix.lower() == suffix:
-            return import_module(f"vprompt.exporters.{name}").FORMAT
-    known = ", ".join(f"{suffix} ({name})" for name, suffix in FORMATS.items())
+    for format in FORMATS:
+        if path.suffix.lower() == format.suffix:
+            return format
+    known = ", ".join(f"{format.suffix} ({format.name})" for format in FORMATS)
     raise VPromptError(f"{path} is the name of no exported file; its end says the format: {known}.")
 
 
 def is_exported(source: str | Path) -> bool:
     """Whether a name can only be that of an exported file."""
-    return Path(source).suffix.lower() in FORMATS.values() and not Path(source).is_dir()
+    suffix = Path(source).suffix.lower()
+    return any(suffix == format.suffix for format in FORMATS) and not Path(source).is_dir()
+
+
+def reason(error: Exception) -> str:
+    """What a library says of an error, in one short line."""
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 @contextlib.contextmanager

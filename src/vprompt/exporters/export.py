@@ -1,4 +1,4 @@
-"""The outputs of an exported file beside those of the model it was made from."""
+"""A model as an exported file, compared with the model before the file is called done."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.data.bundled import bundled_images
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.images import decode
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
-from vprompt.exporters.base import Format, format_of, quiet
+from vprompt.data.sources.bundled import bundled_images
+from vprompt.exporters.base import FORMATS, Format, format_of, quiet, reason
 from vprompt.exporters.exported import Exported, load_exported
 from vprompt.exporters.metadata import Comparison, Quantisation, describe_export
 from vprompt.exporters.program import capture
@@ -33,6 +33,15 @@ TOLERANCE = 1e-4
 
 BATCHES = (1, 3, 8)
 """Sizes of the batches that are compared; all others are of the last size."""
+
+MOST_COMPARED = 64
+"""Images that are compared at most; of more, some from all over the list."""
+
+MOST_CALIBRATING = 300
+"""Images that the ranges of int8 values come from at most."""
+
+BUNDLED = 32
+"""How many of the bundled images are compared where no others are given."""
 
 
 def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,31 +83,16 @@ def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERAN
     return Comparison(images=len(eager_NC), largest=largest, scale=scale, tolerance=tolerance)
 
 
-def same_class(eager_NC: Tensor, exported_NC: Tensor) -> float:
-    """Share of the images for which both name the same class, 0 to 1."""
-    return float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean())
-
-
-MOST_COMPARED = 64
-"""Images that are compared at most; of more, some from all over the list."""
-
-MOST_CALIBRATING = 300
-"""Images that the ranges of int8 values come from at most."""
-
-BUNDLED = 32
-"""How many of the bundled images are compared where no others are given."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Int8:
-    """What a model in int8 is made and judged with.
+    """The images that a model in int8 is made and evaluated with.
 
     Args:
         calibration: Images that the ranges of values come from: files and folders, or a data set; at most 300 are
             taken, from all over.
         labelled: Other images, with labels, to measure the accuracy before and after.
-        data: What these are called, for the record.
-        split: Which split of it they are, for the record.
+        data: Name of these, for the record.
+        split: Their split, for the record.
     """
 
     calibration: Sequence[str | Path] | ImageDataset
@@ -119,16 +113,16 @@ def export(
     """Writes a model as a file that other runtimes take, and compares it with the model before it is called done.
 
     The file takes normalised float32 images `images` (B, 3, H, W) and gives `logits` (B, C), for any number of images
-    up to the format's largest. What images must look like, the names of the classes and where all of it comes from are
-    in the file, or in one beside it.
+    up to the format's largest. The preprocessing, the names of the classes and where all of it comes from are in the
+    file, or in one beside it.
 
     Args:
         model: What to export; prompted ones are folded. It is not changed.
-        path: The file; its end says the format: `.pt2`, `.onnx`, `.xml` (OpenVINO) or `.pte` (ExecuTorch). An
-            export that is there is replaced, any other file is not.
+        path: The file; its end says the format: `.pt2`, `.onnx`, `.xml` (OpenVINO), `.pte` (ExecuTorch), or
+            that of a registered one. An export that is there is replaced, any other file is not.
         images: Image files and folders to compare on; those of `int8` when there are none, or else bundled ones.
         int8: Make an int8 model with these images (`.onnx` and `.xml`).
-        adapter: What the adapter is called, for the record.
+        adapter: Name of the adapter, for the record.
         report: Told of every step.
 
     Returns:
@@ -153,30 +147,29 @@ def export(
         _refuse_int8(format)
     _refuse_others(path, format)
     folded = _plain(model)
-    looks, source = folded.preprocessing, images or (() if int8 is None else int8.calibration)
-    seen_NCHW = looks.normalise(_pixels(source, looks, MOST_COMPARED))
+    compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
     report(0, 3)
     converted = _converted(folded, format)
     about = describe_export(folded, adapter, ("torch", "timm", *(name.partition(".")[0] for name in format.to_write)))
     report(1, 3)
     with written_together(path, format.companions(path)) as part:
         format.save(converted, part, about.to_text())
-        eager_NC, exported_NC = paired_logits(folded, load_exported(part), seen_NCHW)
+        eager_NC, exported_NC = paired_logits(folded, load_exported(part), compared_NCHW)
         about = replace(about, comparison=compare(eager_NC, exported_NC))
         report(2, 3)
         if int8 is not None:
-            ranges_NCHW = looks.normalise(_pixels(int8.calibration, looks, MOST_CALIBRATING))
-            converted, tool = _quantised(format, converted, ranges_NCHW, part.parent)
+            calibration_NCHW = _images(int8.calibration, folded.preprocessing, MOST_CALIBRATING)
+            converted, tool = _quantised(format, converted, calibration_NCHW, part.parent)
             format.save(converted, part, about.to_text())
-            exported_NC = paired_logits(folded, load_exported(part), seen_NCHW)[1]
+            exported_NC = paired_logits(folded, load_exported(part), compared_NCHW)[1]
             cost = Quantisation(
                 tool=tool,
-                calibration_images=len(ranges_NCHW) if format.calibrates else 0,
-                same_class=same_class(eager_NC, exported_NC),
+                calibration_images=len(calibration_NCHW) if format.calibrates else 0,
+                same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
             )
-            about = replace(about, precision="int8", quantisation=_judged(folded, part, int8, cost))
+            about = replace(about, precision="int8", quantisation=_with_accuracy(cost, folded, part, int8))
         format.save(converted, part, about.to_text())
-        if not torch.equal(paired_logits(folded, load_exported(part), seen_NCHW)[1], exported_NC):
+        if not torch.equal(paired_logits(folded, load_exported(part), compared_NCHW)[1], exported_NC):
             raise VPromptError(f"{printable(path.name)} does not give the same logits twice; nothing was written.")
     report(3, 3)
     return load_exported(path)
@@ -184,42 +177,44 @@ def export(
 
 def _refuse_int8(format: Format) -> None:
     if not format.int8:
-        raise VPromptError(f"vprompt makes int8 models as onnx and openvino, not as {format.name}; choose one of them.")
-    if format.calibrates:
-        format.require(["nncf"])
+        able = " and ".join(sorted(other.name for other in FORMATS if other.int8))
+        raise VPromptError(f"vprompt makes int8 models as {able}, not as {format.name}; choose one of them.")
+    format.require(format.to_quantise)
 
 
 def _refuse_others(path: Path, format: Format) -> None:
     """Raises a VPromptError where a file would be replaced that is no export of ours."""
-    there = [file for file in (path, *format.companions(path)) if file.exists()]
-    if not there:
+    existing = [file for file in (path, *format.companions(path)) if file.exists()]
+    if not existing:
         return
     try:
         load_exported(path)
     except VPromptError as error:
         raise VPromptError(
-            f"{printable(str(there[0]))} is there already and is no export of vprompt's; remove it, or choose another "
-            "name."
+            f"{printable(str(existing[0]))} is there already and is no export of vprompt's; remove it, or choose "
+            "another name."
         ) from error
 
 
 def _plain(model: PromptedModel | FoldedModel) -> FoldedModel:
     """The folded model on the CPU in float32."""
     folded = model.fold() if isinstance(model, PromptedModel) else model
-    held = folded.state_dict().values()
-    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in held):
+    tensors = folded.state_dict().values()
+    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
         return folded
     return copy.deepcopy(folded).cpu().float()
 
 
-def _pixels(source: Sequence[str | Path] | ImageDataset, preprocessing: Preprocessing, most: int) -> Tensor:
-    """At most so many images of a data set, files or folders, uint8 (N, 3, H, W); bundled ones when there are none."""
+def _images(source: Sequence[str | Path] | ImageDataset, preprocessing: Preprocessing, most: int) -> Tensor:
+    """At most so many images of a data set, files or folders, normalised (N, 3, H, W); bundled ones without any."""
     if isinstance(source, ImageDataset):
-        return source.pixels(torch.tensor(_spread(len(source), most)))
-    if not source:
-        return bundled_images(preprocessing, BUNDLED)
-    files = list_images(source)
-    return torch.stack([decode(files[number], preprocessing) for number in _spread(len(files), most)])
+        pixels_NCHW = source.pixels(torch.tensor(_spread(len(source), most)))
+    elif not source:
+        pixels_NCHW = bundled_images(preprocessing, BUNDLED)
+    else:
+        files = list_images(source)
+        pixels_NCHW = torch.stack([decode(files[number], preprocessing) for number in _spread(len(files), most)])
+    return preprocessing.normalise(pixels_NCHW)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -234,7 +229,7 @@ def _converted(model: FoldedModel, format: Format) -> Any:
             return format.convert(capture(model, max_batch=format.max_batch))
     except Exception as error:  # every exporter raises its own
         raise VPromptError(
-            f"{model.info.name} cannot be converted to {format.name} ({_reason(error)}); choose another format."
+            f"{model.info.name} cannot be converted to {format.name} ({reason(error)}); choose another format."
         ) from error
 
 
@@ -246,11 +241,11 @@ def _quantised(format: Format, converted: Any, images_NCHW: Tensor, folder: Path
     except VPromptError:
         raise
     except Exception as error:  # every tool raises its own
-        raise VPromptError(f"The {format.name} model cannot be made int8 ({_reason(error)}).") from error
+        raise VPromptError(f"The {format.name} model cannot be made int8 ({reason(error)}).") from error
 
 
-def _judged(model: FoldedModel, part: Path, int8: Int8, cost: Quantisation) -> Quantisation:
-    """What int8 cost, with the accuracy before and after where there are labels."""
+def _with_accuracy(cost: Quantisation, model: FoldedModel, part: Path, int8: Int8) -> Quantisation:
+    """The cost of int8 with the accuracy before and after, where there are labels."""
     if int8.labelled is None:
         return cost
     before, after = evaluate(model, int8.labelled), evaluate(load_exported(part), int8.labelled)
@@ -262,7 +257,3 @@ def _judged(model: FoldedModel, part: Path, int8: Int8, cost: Quantisation) -> Q
         accuracy_before=before.accuracy,
         accuracy_after=after.accuracy,
     )
-
-
-def _reason(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from vprompt.exporters.base import Format, format_of, quiet
+from vprompt.exporters.base import Format, format_of, quiet, reason
 from vprompt.exporters.metadata import About, read_about
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import VPromptError
@@ -69,10 +69,10 @@ class Exported(Classifier):
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
             raise VPromptError(f"{_shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
         try:
-            found = [self._run(part.numpy()) for part in images.split(self.format.max_batch)]
+            parts = [self._run(part.numpy()) for part in images.split(self.format.max_batch)]
         except Exception as error:  # every runtime raises its own
             _fail(self.path, error)
-        logits = torch.cat([torch.from_numpy(part) for part in found])
+        logits = torch.cat([torch.from_numpy(part) for part in parts])
         if logits.shape != (len(images), self.num_classes):
             raise VPromptError(
                 f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "
@@ -120,8 +120,7 @@ def _shown(path: Path) -> str:
 
 
 def _fail(path: Path, error: Exception) -> NoReturn:
-    reason = printable(" ".join(str(error).split()))[:160] or type(error).__name__
     raise VPromptError(
-        f"{_shown(path)} cannot be run: it is damaged, or its library is of another version ({reason}); export the "
-        "adapter again."
+        f"{_shown(path)} cannot be run: it is damaged, or its library is of another version ({reason(error)}); export "
+        "the adapter again."
     ) from error

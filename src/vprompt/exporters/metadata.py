@@ -1,4 +1,4 @@
-"""What goes along with an exported model: all that is needed to use it, and where it comes from."""
+"""The description inside an exported model: all that is needed to use it, and where it comes from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Literal, NoReturn
 
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.exporters.base import FORMER_KEY, KEY
 from vprompt.model.model import FoldedModel
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Reader, parse
@@ -18,9 +19,6 @@ from vprompt.utils.version import __version__
 
 FORMAT_VERSION = 1
 """Version of this description; a newer one is refused."""
-
-KEY = "vprompt"
-"""What the description is called in files that hold several texts."""
 
 Precision = Literal["float32", "int8"]
 
@@ -44,7 +42,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """What int8 cost.
+    """The cost of int8.
 
     Args:
         tool: What quantised.
@@ -154,9 +152,11 @@ def read_about(text: str | bytes, where: str) -> About:
             f"{where} was exported by a newer vprompt (format {version_found}, this one reads up to "
             f"{FORMAT_VERSION}); upgrade vprompt (pip install --upgrade vprompt)."
         )
+    if f"{FORMER_KEY}_version" in document:
+        document[f"{KEY}_version"] = document.pop(f"{FORMER_KEY}_version")
     about = About(**reader.entries(document, About, ""))
-    looks, classes = about.preprocessing, about.classes
-    if min(looks.size) < 1 or min(looks.std) <= 0:
+    classes = about.classes
+    if min(about.preprocessing.size) < 1 or min(about.preprocessing.std) <= 0:
         reader.fail("'preprocessing' has a size or a deviation that cannot be")
     if about.num_classes < 1 or len(classes or range(about.num_classes)) != about.num_classes:
         reader.fail(f"there are {len(classes or ())} names for {about.num_classes} classes")

@@ -75,10 +75,10 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
-    found: Any = module
+    value: Any = module
     for name in path.split("."):
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def _computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

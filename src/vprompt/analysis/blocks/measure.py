@@ -20,7 +20,7 @@ from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
-from vprompt.utils.statistics import seeds_of
+from vprompt.utils.statistics import std
 
 RATIOS = (0.5, 0.3, 0.1)
 """Shares of the prompts to retain, as in Fig. 7."""
@@ -297,6 +297,6 @@ def _mean_kept(adapters: Sequence[AdapterBlocks], number: int) -> MeanCounts:
 
 
 def _spread(rows: Sequence[Sequence[float]]) -> Spread:
-    columns = [seeds_of(column) for column in zip(*rows, strict=True)]
-    stds = tuple(column.std or 0.0 for column in columns)
-    return Spread(means=tuple(column.mean or 0.0 for column in columns), stds=stds if len(rows) > 1 else None)
+    columns = list(zip(*rows, strict=True))
+    stds = tuple(std(column) or 0.0 for column in columns) if len(rows) > 1 else None
+    return Spread(means=tuple(map(statistics.fmean, columns)), stds=stds)

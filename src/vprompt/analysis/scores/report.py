@@ -11,7 +11,7 @@ from vprompt.analysis.base import Result, View
 from vprompt.analysis.plots import legend_above, plus_minus, table
 from vprompt.report.document import Block, Paragraph
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
-from vprompt.utils.statistics import seeds_of
+from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line
 
 EXACT = ("ablation", "ablation-signed")
@@ -83,7 +83,7 @@ def _draw_correlations(axes: Axes, result: Result) -> None:
     for number, (found, label) in enumerate(((rise, "rise of the mean loss"), (change, "mean absolute change"))):
         places = [row + 0.14 - 0.28 * number for row in range(len(names))]
         values = [_mean(found[name]) for name in names]
-        errors = [seeds_of(found[name]).std or 0.0 for name in names]
+        errors = [std(found[name]) or 0.0 for name in names]
         axes.errorbar(
             values,
             places,
@@ -161,7 +161,7 @@ def _drops(result: Result, scope: str, key: str = "accuracy") -> dict[str, dict[
 
 
 def _mean(values: Sequence[float]) -> float:
-    return seeds_of(values).mean or 0.0
+    return mean(values) or 0.0
 
 
 def _hundredths(values: Sequence[float]) -> str:
@@ -169,8 +169,7 @@ def _hundredths(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float], factor: float = 1) -> str:
-    spread = seeds_of(values)
-    return plus_minus(spread.mean, spread.std, 1 if factor > 1 else 2, factor=factor)
+    return plus_minus(mean(values), std(values), 1 if factor > 1 else 2, factor=factor)
 
 
 VIEW = View(title="How right scores are", answer=_answer, tables=_tables, figure=_figure, alt=_alt)

@@ -22,7 +22,6 @@ from vprompt.analysis.study import (
 from vprompt.analysis.sweep import Sweep
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
-from vprompt.experiments.settings import upgraded
 from vprompt.utils.statistics import Seeds, difference, r_squared, seeds_of
 
 Kind = Literal["scratch", "selected", "condensed"]
@@ -222,7 +221,7 @@ def _point(runs: Runs, task: str | None, label: str, share: float, *, full: str)
         prompts=seeds_of([_prompts(result) for result in results]).mean,
         accuracy=accuracy,
         change=difference(accuracy, runs.seeds(task, full, tested)),
-        lr=upgraded(results[0]["settings"])["lr"] if results else None,
+        lr=results[0]["settings"].get("lr") if results else None,
     )
 
 

@@ -1,11 +1,12 @@
-"""What all adapters have in common: one module beside timm's attention that runs it over a prefix."""
+"""The base of all attention wrappers: a module beside timm's attention that runs it over a prefix."""
 
 # pyright: reportPrivateUsage=false
 # Nothing public tells whether a module has hooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,21 +20,59 @@ Observer = Callable[[Callable[[int], Tensor]], None]
 """Is given, at every forward, a function: number of leading queries -> their attention weights (B, H, n, P + M)."""
 
 
-class PrefixAttention(nn.Module):
-    """timm's attention over a prefix, as a module of its own beside the original, which stays as it is.
+Prefix = Callable[["PrefixAttention", int], KeyValue | None]
+"""Gives an attention wrapper the keys and values of its prompts, or none, for a number of images."""
 
-    One subclass for each attention class. A subclass says how its class projects tokens, what it knows of positions,
-    and how it is called; `forward` is called as the original is.
+
+def no_prefix(attention: PrefixAttention, batch: int) -> None:
+    """The prefix of a block without prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockForm:
+    """What a class of blocks does around its attention.
+
+    Args:
+        entry: The child that a token passes on its way to attention (its first norm); None where it passes nothing.
+        cuttable: Whether `vprompt.backbones.blocks.LeadingTokensBlock` computes its first tokens as it does.
+    """
+
+    entry: str | None
+    cuttable: bool = False
+
+
+PRE_NORM = BlockForm(entry="norm1", cuttable=True)
+"""timm's usual block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`, with layer scale and dropped paths."""
+
+PRE_NORM_WHOLE = BlockForm(entry="norm1")
+"""A norm before attention; only the whole block computes what comes after."""
+
+POST_NORM = BlockForm(entry=None)
+"""The norm stands behind attention."""
+
+
+class PrefixAttention(nn.Module):
+    """Attention wrapper: timm's attention over a prefix, beside the original, which stays as it is.
+
+    One subclass for an attention class, or for a few that are called alike; `vprompt.backbones.attention.registry`
+    finds it. A subclass names these classes and the blocks that they stand in, and says how they project tokens, what
+    they know of positions, and how they are called: `forward` is called as the original is.
 
     Args:
         attention: The original module; its parameters are used, not copied.
         entry: What the block does to a token before attention (its first norm), or identity.
-        prefix: Called with this module and the number of images at every forward; gives keys and values or nothing.
+        prefix: Called with this module and the number of images at every forward; gives keys and values or none.
         num_queries: Compute only this many tokens from the front; all when not given.
         inserted: Index and number of tokens in the sequence that stand nowhere in the image: they are not rotated and
             have no relative position.
     """
 
+    name: ClassVar[str]
+    """Unique among the attention wrappers."""
+    attends: ClassVar[tuple[type[nn.Module], ...]]
+    """The attention classes that it stands for; subclasses of them do not count."""
+    blocks: ClassVar[Mapping[type[nn.Module], BlockForm]]
+    """The classes of blocks that their attention, `block.attn` or the block itself, may stand in."""
     positional: ClassVar[bool] = False
     """Whether the attention class knows positions, so that inserted tokens must be told to it."""
     finite_masks: ClassVar[bool] = False
@@ -43,7 +82,7 @@ class PrefixAttention(nn.Module):
         self,
         attention: nn.Module,
         entry: nn.Module,
-        prefix: Callable[[PrefixAttention, int], KeyValue | None],
+        prefix: Prefix = no_prefix,
         *,
         num_queries: int | None = None,
         inserted: tuple[int, int] = (0, 0),
@@ -82,15 +121,19 @@ class PrefixAttention(nn.Module):
         Raises:
             BackboneError: If keys and values differ in it.
         """
-        attn = self._timm
-        projection = attn.k_proj if getattr(attn, "qkv", self) is None else self._projection()[0]
-        keys, values, _ = self._key_values(projection.weight.new_zeros(1, 0, projection.weight.shape[1]))
+        keys, values, _ = self._key_values(self._projection()[0].weight.new_zeros(1, 0, self.width))
         if keys.shape != values.shape:
             raise BackboneError(
                 f"Key-value prompts need keys and values of one shape, which {type(self.attention).__name__} does not "
                 "have; use prompts that pass its projections."
             )
         return keys.shape[1], keys.shape[3]
+
+    @property
+    def width(self) -> int:
+        """D, the width of the tokens that come in."""
+        projection = self._projection()[0]
+        return projection.in_features if hasattr(projection, "in_features") else projection.weight.shape[1]
 
     @property
     def scale(self) -> float:
@@ -111,16 +154,17 @@ class PrefixAttention(nn.Module):
         apart = getattr(attn, "q_bias", None) is not None
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if apart else module.bias
         if not sliceable(module) or (len(parts) == 3 and not apart):
-            found_BNA = module(x_BND)[..., first:]
-            found = (found_BNA + bias if apart else found_BNA).chunk(3, dim=-1)
-            return tuple(found[part] for part in parts)
+            projected_BNA = module(x_BND)[..., first:]
+            thirds = (projected_BNA + bias if apart else projected_BNA).chunk(3, dim=-1)
+            return tuple(thirds[part] for part in parts)
         width = (module.weight.shape[0] - first) // 3
         rows = slice(first + parts[0] * width, first + (parts[-1] + 1) * width)
         return F.linear(x_BND, module.weight[rows], None if bias is None else bias[rows]).split(width, dim=-1)
 
     def _projection(self) -> tuple[Any, int]:
-        """The one projection to queries, keys and values, and the first of its outputs that is theirs."""
-        return self._timm.qkv, 0
+        """The projection to queries, keys and values, or to keys alone; and the first of its outputs that is theirs."""
+        attn = self._timm
+        return attn.k_proj if getattr(attn, "qkv", self) is None else attn.qkv, 0
 
     def _query(self, q_BNA: Tensor) -> Tensor:
         return _normed(self._timm, "q_norm", _heads(q_BNA, self._timm.num_heads))
@@ -131,16 +175,22 @@ class PrefixAttention(nn.Module):
     def _value(self, v_BNA: Tensor) -> Tensor:
         return _heads(v_BNA, self._timm.num_heads)
 
-    def _mix(
+    def mix(
         self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
         """Attention of queries to prefix and tokens, (B, H, N, d)."""
-        attn = self._timm
-        dropout = attn.attn_drop.p if attn.training else 0.0
-        if mask is not None:
-            mask = mask[..., : self.num_queries, :]
+
+        def rows(count: int | None) -> Tensor | None:
+            return None if mask is None else mask[..., :count, :]
+
         if self.observer is not None:
-            self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
+            self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, rows(queries)))
+        return self._attend(q, k, v, prefix, rows(self.num_queries), is_causal)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        attn = self._timm
         return attend(
             q,
             k,
@@ -148,17 +198,16 @@ class PrefixAttention(nn.Module):
             prefix,
             attn_mask=mask,
             is_causal=is_causal,
-            dropout=dropout,
+            dropout=attn.attn_drop.p if attn.training else 0.0,
             scale=self.scale,
             finite=self.finite_masks,
         )
 
     def _weights(self, q: Tensor, k: Tensor, prefix: KeyValue | None, mask: Tensor | None) -> Tensor:
-        """What the queries pay to prefix and tokens, (B, H, N, P + M)."""
-        mask = mask if mask is None else mask[..., : q.shape[2], :]
+        """Attention weights of the queries over prefix and tokens, (B, H, N, P + M)."""
         return attention_weights(q, k, prefix, attn_mask=mask, scale=self.scale)
 
-    def _leave(self, out_BHNd: Tensor, x_BND: Tensor) -> Tensor:
+    def project_out(self, out_BHNd: Tensor, x_BND: Tensor) -> Tensor:
         """From the heads' outputs to the module's, (B, N, D)."""
         attn = self._timm
         out_BNA = _normed(attn, "norm", out_BHNd.transpose(1, 2).flatten(2))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from timm.layers import Attention, DiffAttention
+from timm.models.vision_transformer import Block, DiffParallelScalingBlock, ParallelScalingBlock, ResPostBlock
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode  # pyright: ignore[reportPrivateUsage]
 
-from vprompt.backbones.attention.base import PrefixAttention, sliceable
+from vprompt.backbones.attention.base import POST_NORM, PRE_NORM, BlockForm, PrefixAttention, sliceable
 from vprompt.backbones.attention.functional import KeyValue, attend, attend_absorbed, attention_weights
+from vprompt.backbones.attention.registry import register
 
 
+@register
 class PlainPrefix(PrefixAttention):
     """`timm.layers.Attention`: with or without q/k norm, scale norm, gate, biases."""
+
+    name = "plain"
+    attends = (Attention,)
+    blocks: ClassVar = {Block: PRE_NORM, ResPostBlock: POST_NORM}
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As timm's, over the prefix."""
         if attn_mask is None and not is_causal and self._absorbs(x):
-            return self._leave(self._absorbed(x), x)
+            return self.project_out(self._absorbed(x), x)
         q, k, v = self.project(x)
-        return self._leave(self._mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal), x)
+        return self.project_out(self.mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal), x)
 
     def _absorbs(self, x_BND: Tensor) -> bool:
         """Whether there are so few queries that the keys and values of the tokens need not be computed.
@@ -56,11 +64,15 @@ class PlainPrefix(PrefixAttention):
         return attend_absorbed(q_BHnd, x_BND, keys, values, prefix, scale=self.scale)
 
 
+@register
 class DifferentialPrefix(PlainPrefix):
     """`timm.layers.DiffAttention`: the difference of two attentions with values in common.
 
     Keys are those of both, (B, 2H, N, d); values (B, H, N, 2d).
     """
+
+    name = "differential"
+    attends = (DiffAttention,)
 
     def _query(self, q_BNA: Tensor) -> Tensor:
         return self._timm.q_norm(self._both(q_BNA))
@@ -71,12 +83,10 @@ class DifferentialPrefix(PlainPrefix):
     def _both(self, x_BNA: Tensor) -> Tensor:
         return x_BNA.unflatten(-1, (2 * self._timm.num_heads, -1)).transpose(1, 2)
 
-    def _mix(
-        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         attn = self._timm
-        if self.observer is not None:
-            self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
         dropout = attn.attn_drop_p if attn.training else 0.0
         first, second = (
             attend(
@@ -100,7 +110,7 @@ class DifferentialPrefix(PlainPrefix):
 
 
 class _ParallelBlock(PrefixAttention):
-    """A block with attention and MLP side by side out of one projection; the adapter stands for the whole block."""
+    """A block with attention and MLP side by side out of one projection; the wrapper stands for the whole block."""
 
     def _projection(self) -> tuple[Any, int]:
         return self._timm.in_proj, self._timm.in_split[0]
@@ -112,7 +122,7 @@ class _ParallelBlock(PrefixAttention):
         if block.mlp_bias is not None:
             hidden_BNM = hidden_BNM + block.mlp_bias
         q, k, v = self._query(q_BNA), self._key(k_BNA), self._value(v_BNA)
-        out_BHNd = self._mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal)
+        out_BHNd = self.mix(q, k, v, self.prefix(self, x.shape[0]), attn_mask, is_causal)
         out_BNA, hidden_BNM = out_BHNd.transpose(1, 2).flatten(2), block.mlp_drop(block.mlp_act(hidden_BNM))
         if block.out_proj is not None:
             y = block.out_proj(torch.cat([out_BNA, hidden_BNM], dim=-1))
@@ -121,9 +131,19 @@ class _ParallelBlock(PrefixAttention):
         return x + block.drop_path(block.ls(y))
 
 
+@register
 class ParallelPrefix(_ParallelBlock):
     """timm's `ParallelScalingBlock`."""
 
+    name = "parallel"
+    attends = (ParallelScalingBlock,)
+    blocks: ClassVar = {ParallelScalingBlock: BlockForm(entry="in_norm")}
 
+
+@register
 class DifferentialParallelPrefix(_ParallelBlock, DifferentialPrefix):
     """timm's `DiffParallelScalingBlock`."""
+
+    name = "differential-parallel"
+    attends = (DiffParallelScalingBlock,)
+    blocks: ClassVar = {DiffParallelScalingBlock: BlockForm(entry="in_norm")}

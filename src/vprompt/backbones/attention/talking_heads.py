@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
+from timm.models.cait import LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor
 
-from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.attention.base import PRE_NORM_WHOLE, PrefixAttention
 from vprompt.backbones.attention.functional import KeyValue, join
+from vprompt.backbones.attention.registry import register
 
 
+@register
 class TalkingPrefix(PrefixAttention):
     """The `TalkingHeadAttn` of timm's CaiT."""
+
+    name = "talking-heads"
+    attends = (TalkingHeadAttn,)
+    blocks: ClassVar = {LayerScaleBlock: PRE_NORM_WHOLE}
 
     def forward(self, x: Tensor) -> Tensor:
         """As timm's, over the prefix."""
         q, k, v = self.project(x)
-        return self._leave(self._mix(q, k, v, self.prefix(self, x.shape[0]), None), x)
+        return self.project_out(self.mix(q, k, v, self.prefix(self, x.shape[0]), None), x)
 
-    def _mix(
-        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        if self.observer is not None:
-            self.observer(lambda queries: self._weights(q[:, :, :queries], k, prefix, mask))
         weights_BHNM = self._timm.attn_drop(self._weights(q, k, prefix, mask))
         return weights_BHNM @ (v if prefix is None else join(prefix.values, v, v.shape[0]))
 

@@ -7,20 +7,32 @@ prompts alone.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock, WindowMultiHeadAttention
+from timm.models.vision_transformer_sam import Attention as SamAttention
+from timm.models.vision_transformer_sam import Block as SamBlock
 from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from torch import Tensor
 
-from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.attention.base import POST_NORM, PRE_NORM_WHOLE, PrefixAttention
 from vprompt.backbones.attention.functional import KeyValue
+from vprompt.backbones.attention.registry import register
 
 
+@register
 class WindowPrefix(PrefixAttention):
     """The `WindowAttention` of timm's Swin."""
 
+    name = "swin"
+    attends = (WindowAttention,)
+    blocks: ClassVar = {SwinTransformerBlock: PRE_NORM_WHOLE}
     positional = True
     finite_masks = True
 
@@ -38,7 +50,7 @@ class WindowPrefix(PrefixAttention):
         if bias_WHNN is not None and mask is not None:
             bias_WHNN = bias_WHNN.to(q.dtype) + mask.to(q.dtype).unsqueeze(1)
         placed = None if bias_WHNN is None else self._placed(bias_WHNN.to(q.dtype))
-        return self._leave(self._mix(q, k, v, self._prefix(x, images), placed), x)
+        return self.project_out(self.mix(q, k, v, self._prefix(x, images), placed), x)
 
     def _prefix(self, x: Tensor, images: int) -> KeyValue | None:
         """The prefix for all windows together, or one for each where every image has its own."""
@@ -56,11 +68,12 @@ class WindowPrefix(PrefixAttention):
         """The bias between the positions of a window (1, H, N', N') or of every window (B·W, H, N', N'), if any."""
         return self._timm._get_rel_pos_bias()
 
-    def _mix(
+    def mix(
         self, q: Tensor, k: Tensor, v: Tensor, prefix: KeyValue | None, mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
+        """As that of all wrappers, with a mask for every window too, (W, H, N', N')."""
         if mask is None or mask.shape[0] in (1, q.shape[0]):
-            return super()._mix(q, k, v, prefix, mask)
+            return super().mix(q, k, v, prefix, mask)
         # Windows as heads, so that one mask serves all images without being copied for each.
         windows, heads = mask.shape[:2]
         q, k, v = (t.unflatten(0, (-1, windows)).flatten(1, 2) for t in (q, k, v))
@@ -70,7 +83,7 @@ class WindowPrefix(PrefixAttention):
             bias = prefix.bias
             # One for each window, but the same for all windows of an image.
             prefix = KeyValue(keys, values, bias if bias is None or bias.shape[0] == 1 else bias[::windows])
-        out = super()._mix(q, k, v, prefix, mask.flatten(0, 1).unsqueeze(0))
+        out = super().mix(q, k, v, prefix, mask.flatten(0, 1).unsqueeze(0))
         return out.unflatten(1, (windows, heads)).flatten(0, 1)
 
 
@@ -90,8 +103,13 @@ class _CosinePrefix(WindowPrefix):
         return F.normalize(super()._key(k_BNA), dim=-1)
 
 
+@register
 class WindowV2Prefix(_CosinePrefix):
     """The `WindowAttention` of timm's Swin V2."""
+
+    name = "swin-v2"
+    attends = (WindowAttentionV2,)
+    blocks: ClassVar = {SwinTransformerV2Block: POST_NORM}
 
     def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
         attn = self._timm
@@ -100,15 +118,25 @@ class WindowV2Prefix(_CosinePrefix):
         return 16 * bias_NNH.permute(2, 0, 1).unsqueeze(0).sigmoid()
 
 
+@register
 class WindowV2CrPrefix(_CosinePrefix):
     """The `WindowMultiHeadAttention` of timm's Swin V2-CR."""
+
+    name = "swin-v2-cr"
+    attends = (WindowMultiHeadAttention,)
+    blocks: ClassVar = {SwinTransformerV2CrBlock: POST_NORM}
 
     def _bias(self, q_RHNd: Tensor, window: tuple[int, int]) -> Tensor:
         return self._timm._relative_positional_encodings()
 
 
+@register
 class SamPrefix(WindowPrefix):
     """The `Attention` of timm's SAM: windows, or the whole map; a bias that depends on the query, rotation, or none."""
+
+    name = "sam"
+    attends = (SamAttention,)
+    blocks: ClassVar = {SamBlock: PRE_NORM_WHOLE}
 
     def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, rotated where the tokens stand in the image and the model does so."""

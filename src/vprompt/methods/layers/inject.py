@@ -7,20 +7,16 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
-from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.attention.base import Prefix, PrefixAttention, no_prefix
 from vprompt.backbones.attention.functional import KeyValue
-from vprompt.backbones.attention.registry import adapter_for
+from vprompt.backbones.attention.registry import wrapper_for
 from vprompt.backbones.blocks import LeadingTokensBlock, WindowBlock
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
 from vprompt.methods.layers.prompts import KVPrompts, Prompts
 from vprompt.methods.layers.tokens import TokenBlock, TokenStages
-
-Prefix = Callable[[PrefixAttention, int], KeyValue | None]
-"""Gives a block's attention the keys and values of its prompts, or none, for a batch of a given size."""
 
 Around = Callable[[int, PrefixAttention], nn.Module]
 """What stands where the attention of a block would: something that calls it, and tells its `num_queries`."""
@@ -99,10 +95,6 @@ class ConstantPrefix(nn.Module):
     def forward(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
         """The constants, whatever asks."""
         return self.constant()
-
-
-def no_prefix(attention: PrefixAttention, batch: int) -> None:
-    """The prefix of a block without prompts."""
 
 
 def prefix_parts(
@@ -203,11 +195,11 @@ def attention_at(
     num_queries: int | None = None,
     inserted: tuple[int, int] = (0, 0),
 ) -> PrefixAttention:
-    """The adapter of a block's attention; without a prefix, to compute with. Arguments as those of the adapter."""
+    """The wrapper of a block's attention; without a prefix, to compute with. Arguments as those of the wrapper."""
     site = info.blocks[block]
     attention = backbone.get_submodule(site.attention)
     entry = nn.Identity() if site.entry is None else backbone.get_submodule(site.entry)
-    return adapter_for(attention)(attention, entry, prefix, num_queries=num_queries, inserted=inserted)
+    return wrapper_for(attention)(attention, entry, prefix, num_queries=num_queries, inserted=inserted)
 
 
 def constant_prefixes(
@@ -266,7 +258,7 @@ def _published_block(
     """A block for tokens among which prompts stand: timm's own, unless its attention must be told of something."""
     site = info.blocks[block]
     prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix
-    if not ours and prefix is no_prefix and not adapter_for(backbone.get_submodule(site.attention)).positional:
+    if not ours and prefix is no_prefix and not wrapper_for(backbone.get_submodule(site.attention)).positional:
         return backbone.get_submodule(site.path)
     return _block(backbone, info, block, prefix, inserted=(info.num_prefix_tokens, count))
 
@@ -291,5 +283,4 @@ def _stages_part(
         groups = [[next(blocks) for _ in stage.get_submodule("blocks").children()] for stage in stages]
     else:
         mergings, groups = [nn.Identity()], [list(blocks)]
-    channels_first = isinstance(backbone, SwinTransformerV2Cr)
-    return {path: nn.Sequential(TokenStages(mergings, groups, prompts, deep=deep, channels_first=channels_first))}
+    return {path: nn.Sequential(TokenStages(mergings, groups, prompts, deep=deep, channels_first=info.channels_first))}

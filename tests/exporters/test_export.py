@@ -1,0 +1,587 @@
+"""Exported files: what they compute, what they say of themselves, and what becomes of damaged and foreign ones."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import families
+import vprompt
+import vprompt.exporters.formats.openvino  # before OpenVINO itself, which would report its use
+from conftest import COLOURS, run_command, write_classes, write_images
+from vprompt.backbones.factory import create_backbone
+from vprompt.data.images import decode
+from vprompt.exporters.base import FORMATS
+from vprompt.exporters.export import Int8, compare
+from vprompt.exporters.formats.pt2 import text_of
+from vprompt.methods.layers.prompts import Prompts
+from vprompt.utils.errors import VPromptError
+
+HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426", "]]>\\u0041")
+"""Names that XML, JSON, C strings and terminals each trip over."""
+
+
+def attached(backbone, method, *, counts=None, copies=None, classes=HOSTILE):
+    model = vprompt.attach(backbone, method, num_classes=len(classes), classes=classes)
+    torch.manual_seed(1)
+    if counts is not None:
+        prompts = Prompts(
+            [torch.randn(n, w) for n, w in zip(counts, model.info.widths, strict=True)], multiplicity=copies
+        )
+        model = model.copy(prompts=prompts)
+    with torch.no_grad():
+        for parameter in (*model.prompts, *model.head.parameters()):
+            parameter.normal_(std=0.5)
+    return model.eval()
+
+
+def small_vit(depth, **options):
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", img_size=32, depth=depth, **options)
+
+
+def some_images(model, count, seed=0):
+    return torch.randn(count, 3, *model.preprocessing.size, generator=torch.Generator().manual_seed(seed))
+
+
+def deep():
+    return attached(small_vit(2), vprompt.VPT(3), counts=[3, 2])
+
+
+MODELS = {
+    "deep pt2": deep,
+    "deep onnx": deep,
+    "deep openvino": lambda: attached(families.dinov3(depth=1), vprompt.VPT(2), counts=[2]),
+    "merged executorch": lambda: attached(small_vit(1), vprompt.VPT(3), counts=[3], copies=[[1, 4, 2]]),
+    "shallow pt2": lambda: attached(small_vit(1), vprompt.VPT(3, depth="shallow")),
+    "mlp pt2": lambda: attached(small_vit(1), vprompt.MLP(layers=2)),
+    "swin onnx": lambda: attached(families.swin(depths=(1,), num_heads=(2,)), vprompt.VPT(2)),
+}
+"""What is exported to what, once for all tests."""
+
+
+class Exports:
+    def __init__(self, folder):
+        self.folder, self.made = folder, {}
+
+    def __call__(self, name):
+        if name not in self.made:
+            model = MODELS[name]()
+            path = self.folder / name.replace(" ", "-") / f"bird s{FORMATS.get(name.split()[1]).suffix}"
+            vprompt.export(model, path, adapter="birds é")
+            self.made[name] = model, path
+        return self.made[name]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
+# ── what the files compute ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_computes_what_the_model_does_for_batches_of_any_size(name, exports):
+    model, path = exports(name)
+    exported = vprompt.load_exported(path)
+    for size in (1, 2, 5, 11):
+        images = some_images(model, size, seed=size)
+        with torch.inference_mode():
+            wanted = model(images)
+        torch.testing.assert_close(exported(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    assert len(list(path.parent.glob("*"))) == 1 + any(file.exists() for file in exported.format.companions(path))
+    assert not list(path.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["deep pt2", "deep onnx", "deep openvino", "merged executorch"])
+def test_a_file_says_what_it_is(name, exports):
+    model, path = exports(name)
+    exported = vprompt.load_exported(path)
+    about = exported.about
+    assert exported.classes == about.classes == HOSTILE
+    assert exported.preprocessing == model.preprocessing
+    assert about.prompt_counts == tuple(model.prompt_counts)
+    assert (about.adapter, about.method, about.precision) == ("birds é", "vpt-deep", "float32")
+    assert about.fingerprint == vprompt.backbones.info.fingerprint(model.backbone)
+    assert about.libraries["torch"] == torch.__version__.partition("+")[0] or about.libraries["torch"]
+    assert about.comparison.images == 32
+    assert about.comparison.largest <= about.comparison.tolerance * about.comparison.scale
+
+
+def test_files_hold_no_path_of_this_machine_and_no_weight_that_is_not_used(exports):
+    here = str(Path(vprompt.__file__).parent).encode()
+    for name in ("deep pt2", "deep onnx", "deep openvino", "merged executorch"):
+        model, path = exports(name)
+        files = sorted(path.parent.iterdir())
+        for file in files:
+            parts = [zipfile.ZipFile(file).read(n) for n in zipfile.ZipFile(file).namelist()] if ".pt2" in name else []
+            assert not any(here in part for part in (file.read_bytes(), *parts))
+        used = sum(p.numel() for p in model.parameters()) - model.backbone.head.weight.numel()
+        assert sum(file.stat().st_size for file in files) < 4 * used + 220_000
+
+
+def test_onnx_runs_without_vprompt(exports):
+    import onnxruntime
+
+    model, path = exports("deep onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
+    assert [o.name for o in session.get_outputs()] == ["logits"]
+    images = some_images(model, 4)
+    found = session.run(["logits"], {"images": images.numpy()})[0]
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, model(images).numpy(), rtol=1e-3, atol=1e-4)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["vprompt"])
+    assert about["classes"] == list(HOSTILE)
+    assert about["preprocessing"]["mean"] == list(model.preprocessing.mean)
+
+
+def test_the_weights_of_a_large_onnx_model_lie_beside_it(exports, tmp_path, monkeypatch):
+    import onnx_ir
+
+    path = exports("deep onnx")[1]
+    whole, large = vprompt.load_exported(path), tmp_path / "large.onnx"
+    monkeypatch.setattr("vprompt.exporters.formats.onnx.MOST_BYTES", 1000)
+    FORMATS.get("onnx").save(onnx_ir.load(path), large, whole.about.to_text())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(vprompt.load_exported(large)(images), whole(images))
+    (tmp_path / "large.onnx.data").unlink()
+    with pytest.raises(VPromptError, match="cannot be run"):
+        vprompt.load_exported(large)
+
+
+def test_predictions_and_evaluations_take_files(exports, tmp_path):
+    from vprompt.data.tasks import load_folder
+    from vprompt.serving.predict import predict
+    from vprompt.training.evaluate import evaluate
+
+    model, path = exports("deep pt2")
+    exported = vprompt.load_exported(path)
+    write_images(tmp_path / "all", (90, 120, 20), 3)
+    mine, theirs = (predict(subject, [tmp_path], top=5)[0] for subject in (exported, model))
+    assert [[name for name, _ in p.top] for p in mine] == [[name for name, _ in p.top] for p in theirs]
+    task = load_folder(write_classes(tmp_path / "colours", 4), model.preprocessing)
+    mine, theirs = (evaluate(subject, task.train) for subject in (exported, model))
+    assert (mine.accuracy, mine.images) == (theirs.accuracy, theirs.images)
+    assert mine.loss == pytest.approx(theirs.loss, rel=1e-3)
+
+
+def test_images_of_another_size_are_refused(exports):
+    exported = vprompt.load_exported(exports("deep onnx")[1])
+    for images in (torch.zeros(1, 3, 16, 16), torch.zeros(3, 32, 32), torch.zeros(0, 3, 32, 32)):
+        with pytest.raises(VPromptError, match="takes images"):
+            exported(images)
+
+
+@pytest.mark.parametrize("suffix", [format.suffix for format in FORMATS])
+def test_files_written_under_the_old_name_of_the_library_are_read(suffix):
+    """`laconic/` holds one export of each format by version 0.1.0, which was called laconic."""
+    exported = vprompt.load_exported(Path(__file__).parent / "laconic" / f"laconic{suffix}")
+    assert (exported.about.vprompt_version, exported.classes) == ("0.1.0", ("blue", "red"))
+    images = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    torch.testing.assert_close(exported(images), torch.tensor([[1.0235, 0.0771], [1.0910, 0.2238]]), atol=2e-4, rtol=0)
+
+
+def test_new_files_do_not_have_the_old_name(exports):
+    for name in ("deep pt2", "deep onnx", "deep openvino", "merged executorch"):
+        for file in exports(name)[1].parent.iterdir():
+            names = zipfile.ZipFile(file).namelist() if ".pt2" in file.name else []
+            assert b"laconic" not in file.read_bytes() + "".join(names).encode()
+
+
+def test_a_format_of_another_file(tmp_path):
+    """A format is one file; this one is outside the package, and nothing in the package knows it."""
+    plugin = tmp_path / "torchscript.py"
+    plugin.write_text(
+        '''
+from vprompt.exporters.base import FORMATS, Format
+
+
+class TorchScript(Format):
+    """TorchScript, with the description as an extra file."""
+
+    name, summary, suffix = "torchscript", "C++ programs with libtorch", ".ts"
+
+    def convert(self, program):
+        import torch
+
+        example = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
+        return torch.jit.trace(program.module(check_guards=False), torch.zeros(2, *example.shape[1:]))
+
+    def save(self, converted, path, about):
+        import torch
+
+        torch.jit.save(converted, path, _extra_files={"about": about})
+
+    def read(self, path):
+        import torch
+
+        texts = {"about": ""}
+        module = torch.jit.load(path, _extra_files=texts)
+        return texts["about"] or None, lambda: lambda images: module(torch.from_numpy(images)).detach().numpy()
+
+
+FORMATS.register(TorchScript())
+'''
+    )
+    script = f"""
+import timm, torch, vprompt
+from vprompt.cli.main import main
+model = vprompt.attach(timm.create_model("test_vit", img_size=32, depth=1), vprompt.VPT(2), num_classes=3).eval()
+vprompt.export(model, {str(tmp_path / "model.ts")!r})
+exported = vprompt.load_exported({str(tmp_path / "model.ts")!r})
+images = torch.rand(5, 3, 32, 32)
+torch.testing.assert_close(exported(images), model(images).detach(), rtol=1e-4, atol=1e-4)
+main(["export", "--help"])
+"""
+    environment = {**os.environ, "VPROMPT_PLUGINS": str(plugin), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torchscript: C++ programs with libtorch." in done.stdout
+
+
+def test_help_needs_no_slow_library():
+    script = "import sys, vprompt.cli.main as m\ntry: m.main(['export', '--help'])\nfinally: print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1]
+    assert not [name for name in ("torch", "timm", "onnx", "openvino", "executorch") if f"'{name}'" in loaded]
+
+
+# ── the comparison ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_that_does_not_compute_the_same_is_not_left_behind(tmp_path):
+    model = attached(small_vit(1), vprompt.Linear())
+    with torch.no_grad():
+        model.head.bias[2] = torch.nan
+    with pytest.raises(VPromptError, match=r"does not compute what the model does.*nothing was written"):
+        vprompt.export(model, tmp_path / "bad.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_comparison():
+    eager = torch.tensor([[10.0, 9.0, 1.0], [3.0, 2.0, 1.0]])
+    found = compare(eager, eager + torch.tensor([[0.0005, 0, 0], [0, 0, -0.0009]]))
+    assert (found.images, found.scale) == (2, 10.0)
+    assert found.largest == pytest.approx(0.0009, rel=1e-3)
+    with pytest.raises(VPromptError, match=r"0\.002.* and 0\.001 is allowed"):
+        compare(eager, eager + torch.tensor([[0, 0, 0], [0, 0, 0.002]]))
+    with pytest.raises(VPromptError, match="another class than the model for 1 of 2"):
+        compare(eager, torch.tensor([[9.45, 9.55, 1.0], [3.0, 2.0, 1.0]]), tolerance=0.06)
+    close = torch.tensor([[10.0, 9.9999]])
+    assert compare(close, close.flip(1)).largest == pytest.approx(1e-4, rel=0.05)
+
+
+def test_an_export_replaces_an_export_and_nothing_else(exports, tmp_path):
+    path = exports("deep pt2")[1]
+    mine, other = tmp_path / "mine.pt2", tmp_path / "other.pt2"
+    shutil.copy(path, mine)
+    shutil.copy(Path(torch.__file__).with_name("version.py"), other)
+    before = other.read_bytes()
+    tiny = attached(small_vit(1), vprompt.Linear(), classes=("a", "b"))
+    vprompt.export(tiny, mine)
+    assert vprompt.load_exported(mine).classes == ("a", "b")
+    with pytest.raises(VPromptError, match=r"is there already and is no export"):
+        vprompt.export(tiny, other)
+    assert other.read_bytes() == before
+    (tmp_path / "net.bin").write_bytes(b"precious")
+    with pytest.raises(VPromptError, match=r"net\.bin is there already"):
+        vprompt.export(tiny, tmp_path / "net.xml")
+    assert (tmp_path / "net.bin").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["model", "model.txt", "model.onnx.zip", ""])
+def test_names_that_are_no_format(name, tmp_path):
+    with pytest.raises(VPromptError, match=r"\.onnx \(onnx\)"):
+        vprompt.export(deep(), tmp_path / name if name else "")
+
+
+@pytest.mark.parametrize(
+    ("package", "suffix", "extra"),
+    [
+        ("onnxruntime", ".onnx", "export"),
+        ("openvino", ".xml", "openvino"),
+        ("executorch.runtime", ".pte", "executorch"),
+    ],
+)
+def test_a_missing_package_is_named(package, suffix, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    sentence = rf"{suffix} files need {package}, .*pip install 'vprompt\[{extra}\]'"
+    with pytest.raises(VPromptError, match=sentence):
+        vprompt.export(deep(), tmp_path / f"model{suffix}")
+    (tmp_path / f"model{suffix}").write_bytes(b"?")
+    with pytest.raises(VPromptError, match=sentence):
+        vprompt.load_exported(tmp_path / f"model{suffix}")
+
+
+# ── damaged and foreign files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["deep pt2", "deep onnx", "deep openvino", "merged executorch"])
+def test_damaged_files_end_in_one_sentence(name, exports, tmp_path):
+    path = exports(name)[1]
+    shutil.copytree(path.parent, tmp_path / "all")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (40, 40), (20, 90, 20)).save(photo)
+    file = tmp_path / "all" / path.name
+    whole = file.read_bytes()
+    assert run_command("predict", file, photo).status == 0
+    for content in (b"", b"\0" * 5000, whole[: len(whole) // 2], whole[:-1000], whole[:40], b"PK\3\4" + whole):
+        file.write_bytes(content)
+        outcome = run_command("predict", file, photo)
+        assert (outcome.status, outcome.out) == (1, ""), content[:10]
+        assert outcome.err.startswith("vprompt: ")
+        assert outcome.err.count("\n") == 1
+        assert file.name in outcome.err
+    file.write_bytes(whole)
+    for beside in vprompt.load_exported(file).format.companions(file):
+        if beside.exists():
+            content = beside.read_bytes()
+            beside.write_bytes(content[:-20] + bytes(20))
+            assert run_command("predict", file, photo).status == 1
+            beside.unlink()
+            assert run_command("predict", file, photo).status == 1
+            beside.write_bytes(content)
+    assert run_command("predict", file, photo).status == 0
+
+
+def test_models_that_vprompt_did_not_export_are_told_apart(tmp_path):
+    import onnx
+    import openvino
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [])
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]))
+    proto = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(proto, tmp_path / "other.onnx")
+    openvino.save_model(openvino.convert_model(tmp_path / "other.onnx"), tmp_path / "other.xml")
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), tmp_path / "other.pt2")
+    for suffix in (".onnx", ".xml", ".pt2"):
+        with pytest.raises(VPromptError, match=r"was not exported by vprompt"):
+            vprompt.load_exported(tmp_path / f"other{suffix}")
+    (tmp_path / "other.pte").write_bytes(b"?")
+    with pytest.raises(VPromptError, match=r"has no other\.pte\.json beside it"):
+        vprompt.load_exported(tmp_path / "other.pte")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"format_version": 2}, "newer vprompt"),
+        ({"format_version": "1"}, "'format_version' should be a whole number"),
+        ({"classes": ["a"]}, "1 names for 5 classes"),
+        ({"classes": [1, 2, 3, 4, 5]}, r"'classes'\[0\] should be text"),
+        ({"num_classes": None}, "'num_classes' should be a whole number"),
+        ({"preprocessing": {}}, "'preprocessing.size' is missing"),
+        ({"libraries": {"torch": 2}}, r"'libraries'\['torch'\] should be text"),
+        ({"comparison": []}, "'comparison' should be an object"),
+        ({"precision": "float8"}, "'precision' should be 'float32' or 'int8'"),
+    ],
+    ids=str,
+)
+def test_a_damaged_description_says_where(change, problem, exports):
+    from vprompt.exporters.metadata import read_about
+
+    text = vprompt.load_exported(exports("deep pt2")[1]).about.to_text()
+    assert read_about(text, "it").to_text() == text
+    with pytest.raises(VPromptError, match=problem):
+        read_about(json.dumps({**json.loads(text), **change}), "it")
+    for broken in ("", "[]", "null", "{", "[" * 100_000, '{"format_version": NaN}'):
+        with pytest.raises(VPromptError, match="What it says of itself is damaged"):
+            read_about(broken, "it")
+
+
+class Evil:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.write_text, (Path(self.mark), "gotcha")
+
+
+def rewritten(source, target, change):
+    """A copy of an archive in which `change(name, content)` gives the content of every file."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+
+
+def edited(part, change):
+    """A change of one JSON file of an archive."""
+
+    def apply(name, content):
+        if not name.endswith(part):
+            return content
+        document = json.loads(content)
+        change(document)
+        return json.dumps(document).encode()
+
+    return apply
+
+
+def test_no_code_in_an_archive_is_run(exports, tmp_path):
+    path, mark = exports("deep pt2")[1], tmp_path / "mark"
+    call = f"__import__('pathlib').Path({str(mark)!r}).write_text('gotcha')"
+    pickled = io.BytesIO()
+    torch.save(Evil(mark), pickled)
+
+    def first(document):
+        return next(iter(document["config"].values()))
+
+    def evil_size(document):
+        symbol = document["graph_module"]["graph"]["sym_int_values"]
+        next(iter(symbol.values()))["as_expr"]["expr_str"] = call
+
+    def evil_target(document):
+        document["graph_module"]["graph"]["nodes"][0]["target"] = "torch.hub.load"
+
+    changes = {
+        "weights": edited("model_weights_config.json", lambda d: first(d).update(use_pickle=True)),
+        "inputs": lambda name, content: pickled.getvalue() if name.endswith("sample_inputs/model.pt") else content,
+        "raw inputs": lambda name, c: pickle.dumps(Evil(mark)) if name.endswith("sample_inputs/model.pt") else c,
+        "guards": edited("models/model.json", lambda d: d.update(guards_code=[call])),
+        "size": edited("models/model.json", evil_size),
+        "target": edited("models/model.json", evil_target),
+    }
+    for name, change in changes.items():
+        rewritten(path, tmp_path / "evil.pt2", change)
+        with pytest.raises(VPromptError, match="could run code"):
+            vprompt.load_exported(tmp_path / "evil.pt2")
+        assert not mark.exists(), name
+    for extra in ("data/weights/model.pt", "data/aotinductor/model/x.so", "data/constants/opaque_obj_0"):
+        shutil.copy(path, tmp_path / "evil.pt2")
+        with zipfile.ZipFile(tmp_path / "evil.pt2", "a") as archive:
+            archive.writestr(archive.namelist()[0].partition("/")[0] + "/" + extra, b"x")
+        with pytest.raises(VPromptError, match="could run code"):
+            vprompt.load_exported(tmp_path / "evil.pt2")
+    rewritten(path, tmp_path / "same.pt2", lambda name, content: content)
+    assert text_of(tmp_path / "same.pt2")
+
+
+# ── int8 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_int8_files_are_small_close_and_say_what_they_cost(tmp_path, exports):
+    from vprompt.data.tasks import load_folder
+    from vprompt.training.evaluate import evaluate
+
+    model, whole = exports("deep openvino")
+    folder = write_classes(tmp_path / "data", 5, colours={name: (40 * n, 200, 90) for n, name in enumerate("abcde")})
+    task = load_folder(folder, model.preprocessing)
+    int8 = Int8(calibration=task.train, labelled=task.test, data="data", split="test")
+    exported = vprompt.export(model, tmp_path / "small.xml", int8=int8)
+    cost = vprompt.load_exported(exported.path).about.quantisation
+    assert exported.about.precision == "int8"
+    assert cost.calibration_images == len(task.train)
+    assert cost.accuracy_before == evaluate(model, task.test).accuracy
+    assert cost.accuracy_after == evaluate(exported, task.test).accuracy
+    assert (cost.data, cost.split, cost.images) == ("data", "test", len(task.test))
+    images = torch.stack([task.test[n][0] for n in range(4)])
+    with torch.inference_mode():
+        wanted, found = model(images), exported(images)
+    assert 0 < float((wanted - found).norm()) < 0.5 * float(wanted.norm())
+    small, large = (path.with_suffix(".bin") for path in (exported.path, whole))
+    assert small.stat().st_size < 0.6 * large.stat().st_size
+
+
+def test_int8_of_other_formats_is_refused(tmp_path):
+    write_images(tmp_path / "images", (90, 120, 20), 2)
+    with pytest.raises(VPromptError, match="int8 models as onnx and openvino, not as pt2"):
+        vprompt.export(attached(small_vit(1), vprompt.Linear()), tmp_path / "x.pt2", int8=Int8(calibration=[tmp_path]))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images"]
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_weights):
+    """An adapter of three colours on a backbone that can be made by name."""
+    folder = tmp_path_factory.mktemp("adapters") / "colours é"
+    backbone = create_backbone("test_vit", img_size=32, weights=tiny_weights)
+    attached(backbone, vprompt.Linear(), classes=tuple(COLOURS)).save_pretrained(folder)
+    return folder
+
+
+def test_export_and_predict(adapter, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command("export", adapter, "--format", "onnx", "--images", colours, "--int8", colours, "--json")
+    assert done.status == 0, done.err
+    document = done.document
+    assert document["path"] == "colours é.onnx"
+    assert document["adapter"] == "colours é"
+    assert document["comparison"]["images"] == 30
+    assert (document["quantisation"]["images"], document["quantisation"]["split"]) == (6, "test")
+    assert document["quantisation"]["calibration_images"] == 0
+    assert document["bytes"] < 0.5 * 4 * sum(p.numel() for p in vprompt.load(adapter).backbone.blocks.parameters())
+    assert document["bytes"] == (tmp_path / "colours é.onnx").stat().st_size
+    wanted = run_command("predict", adapter, colours / "red", "--json").document
+    judged = run_command("eval", adapter, colours, "--json").document
+
+    def never(*_, **__):
+        raise AssertionError("a backbone was made")
+
+    monkeypatch.setattr("timm.create_model", never)
+    monkeypatch.setattr("vprompt.backbones.factory.create_backbone", never)
+    found = run_command("predict", "colours é.onnx", colours / "red", "--json")
+    assert found.status == 0, found.err
+    assert [p["image"] for p in found.document] == [p["image"] for p in wanted]
+    assert [p["probability"] for p in found.document] == pytest.approx([p["probability"] for p in wanted], abs=0.1)
+    evaluated = run_command("eval", "colours é.onnx", colours, "--json")
+    assert evaluated.document["images"] == judged["images"] == 6
+    assert evaluated.document["accuracy"] == document["quantisation"]["accuracy_after"]
+    assert "images" in run_command("predict", "colours é.onnx", colours / "red").out
+
+
+def test_preprocessing_in_the_file_is_that_of_the_adapter(adapter, colours, exports):
+    """The ten lines that docs/export.md shows, against vprompt's own decoding."""
+    looks = vprompt.load_exported(exports("deep onnx")[1]).preprocessing
+    file = next(colours.rglob("*.png"))
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB").resize(looks.size[::-1], Image.Resampling.BICUBIC), np.float32) / 255
+    plain = ((pixels - looks.mean) / looks.std).transpose(2, 0, 1)
+    np.testing.assert_allclose(plain, looks.normalise(decode(file, looks)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["--format", "onnx", "--out", "x.pt2"], 2, "ends in .onnx, which x.pt2 does not"),
+        (["--format", "onnx", "--eval", "photos"], 2, "--int8 DATA"),
+        (["--format", "tflite"], 2, "tflite"),
+        ([], 2, "--format"),
+        (["--format", "onnx", "--images", "nowhere"], 1, "The image nowhere does not exist"),
+        (["--format", "onnx", "--int8", "nowhere"], 1, "nowhere"),
+        (["--format", "pt2", "--int8", "COLOURS"], 1, "not as pt2"),
+    ],
+    ids=str,
+)
+def test_wrong_commands(arguments, status, sentence, adapter, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_command("export", adapter, *(str(colours) if a == "COLOURS" else a for a in arguments))
+    assert (outcome.status, outcome.out) == (status, ""), outcome.err
+    assert sentence in " ".join(outcome.err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exported_files_take_no_weights(exports, tmp_path):
+    outcome = run_command("predict", exports("deep pt2")[1], tmp_path, "--weights", "x")
+    assert outcome.status == 2
+    assert "has its weights in it" in outcome.err
+    assert "There is no exported file" in run_command("predict", "no/such.pte", tmp_path).err
