@@ -105,7 +105,7 @@ class _Terminal(Host):
 def _show(analysis: Analysis, result: dict[str, Any]) -> None:
     """Writes a result, and prints its tables and its answer, or all of it as JSON."""
     from vprompt.analysis.page import write_analysis
-    from vprompt.report.document import Cell, Table
+    from vprompt.report.document import Table
 
     output = analysis.output
     command = shlex.join(["vprompt", *sys.argv[1:]])

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except BrokenPipeError:
         return _unread()
-    except VPromptError as error:
+    except VPromptError as error:  # options that cannot be, by the dataclasses that hold them
         return _say(str(error), 1)
     return run(command)
 
