@@ -115,11 +115,6 @@ def _show(analysis: Analysis, result: dict[str, Any]) -> None:
         return
     view = analysis.view()
     for table in (block for block in view.tables(result) if isinstance(block, Table)):
-        rows = [
-            [cell.text if isinstance(cell, Cell) else cell for cell in row]
-            for body in table.bodies
-            for row in body.rows
-        ]
-        print_table(table.caption, table.head, rows, whole_first=True)
+        print_table(table.caption, table.head, table.texts, whole_first=True)
     print_note(view.answer(result))
     print_note(f"In {output.out}: {', '.join(file.name for file in files)}.")
