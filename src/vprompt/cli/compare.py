@@ -76,18 +76,19 @@ class CompareCommand:
 
 
 def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
-    """The command `compare` with the options of all methods that a command line names.
+    """The command `compare` with the options of all methods, first of those that a command line names.
 
     Args:
         arguments: The command line, not parsed yet.
     """
-    names = [name for name in _names(chosen(arguments, "--methods", METHODS_SHOWN)) if name in METHODS]
-    methods = {flag: option for name in names for flag, option in METHODS.get(name).options.items()}
+    named = _names(chosen(arguments, "--methods", METHODS_SHOWN))
+    kinds = sorted(METHODS, key=lambda kind: kind.name in named)  # the last one to say what a flag is prevails
+    methods = {flag: option for kind in kinds for flag, option in kind.options.items()}
     condensing = options_of(Condensing)
     ratio = replace(condensing["condense"], flag="ratio", type=float, default=0.3, help="pc: share of prompts to keep.")
     recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
     groups = {
-        "compared": group("compared", methods, doc="Options of the methods that are compared."),
+        "compared": group("compared", methods, doc="Options of the methods; each reads its own."),
         "condensing": group(
             "condensing",
             {"ratio": ratio, **{name: option for name, option in condensing.items() if name != "condense"}},

@@ -86,7 +86,7 @@ class Trainings:
             UsageError: If they cannot be meant.
         """
         from vprompt.analysis.study import Study
-        from vprompt.data.bundled import SOURCE
+        from vprompt.data.sources.bundled import SOURCE
 
         if not all(self.tasks) or not self.output.out:
             raise UsageError("An empty name is no folder; give tasks, and a folder for --out.")

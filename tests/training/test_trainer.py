@@ -719,7 +719,8 @@ KILLED = """
 import os, random, signal, sys, time
 import torch
 import vprompt.training.trainer as training
-from test_train import Items, fit, fresh, recipe, tensors, values
+sys.path.insert(0, sys.path[0] + "/training")
+from test_trainer import Items, fit, fresh, recipe, tensors, values
 
 training.SAVE_EVERY_SECONDS = -1.0
 out = sys.argv[1]
@@ -808,7 +809,8 @@ import sys
 import torch
 import torch.distributed as dist
 from pathlib import Path
-from test_train import RUNS, data_of_run, fit, fresh, tensors, values
+sys.path.insert(0, sys.path[0] + "/training")
+from test_trainer import RUNS, data_of_run, fit, fresh, tensors, values
 
 out = sys.argv[1]
 for name, (method, how, images) in RUNS.items():

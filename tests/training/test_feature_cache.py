@@ -1,4 +1,4 @@
-"""What never changes between epochs: where a model is cut, that both halves are the whole, when they are used."""
+"""Cached features: where a model is split, that both parts are the whole, when they are used."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from vprompt.methods.linear import MLP, Linear
 from vprompt.methods.side import Side
 from vprompt.methods.vpt import VPT
 from vprompt.model.split import Split, first_learned
-from vprompt.training import feature_cache as kept
+from vprompt.training import feature_cache
 from vprompt.training.evaluate import evaluate
 from vprompt.training.trainer import Interrupted, fit
 from vprompt.utils.errors import DataError, VPromptError
@@ -164,7 +164,7 @@ def test_key_value_prompts_are_learned_where_no_others_are_left():
     assert first_learned(model) == 0
 
 
-# ── training on what was kept ────────────────────────────────────────────────────────────────────────────────────────
+# ── training on cached features ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -355,13 +355,13 @@ def test_a_cache_of_no_size_is_refused(gigabytes):
         recipe(cache_gb=gigabytes)
 
 
-# ── where it is kept ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── where they are kept ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
 def no_memory(monkeypatch, tmp_path):
     """As if the machine had no memory left; the folder in which files then lie."""
-    monkeypatch.setattr(kept, "free_memory", lambda: 0)
+    monkeypatch.setattr(feature_cache, "free_memory", lambda: 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -378,7 +378,7 @@ def test_memory_and_file_give_the_same_bits(no_memory, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_file_holds_what_is_written_and_has_no_name(no_memory, dtype):
-    rows = kept.empty_rows(50, (7, 3), dtype)
+    rows = feature_cache.empty_rows(50, (7, 3), dtype)
     wanted = torch.randn(50, 7, 3).to(dtype)
     rows[:20], rows[20:] = wanted[:20], wanted[20:]
     assert os.listdir(no_memory) == []
@@ -389,19 +389,19 @@ def test_a_full_disk_is_noticed_before_anything_is_written(no_memory):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
     try:
-        assert kept.empty_rows(2**10, (2**10,), torch.float32) is None
+        assert feature_cache.empty_rows(2**10, (2**10,), torch.float32) is None
         model, wanted = condensed(), condensed()
         with pytest.warns(UserWarning, match="no room"):
             found = fit(model, tensors(64), recipe=recipe(epochs=2)).rows
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found == fit(wanted, tensors(64), recipe=recipe(epochs=2, cache_gb=0)).rows
-    assert kept.empty_rows(2**40, (2**10,), torch.float32) is None
+    assert feature_cache.empty_rows(2**40, (2**10,), torch.float32) is None
 
 
 def test_free_memory_is_between_nothing_and_all():
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    assert 0 <= kept.free_memory() <= pages * size
+    assert 0 <= feature_cache.free_memory() <= pages * size
 
 
 def test_a_model_is_left_as_it_was():
