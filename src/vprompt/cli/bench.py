@@ -67,27 +67,27 @@ class Bench:
 
         plan = load_plan(self.plan)
         store = open_store(self.out or str(Path("runs") / plan.name))
-        preview = overview(plan, store, root=self.root, workers=self.workers, estimate=not self.rehearse)
+        planned = overview(plan, store, root=self.root, workers=self.workers, estimate=not self.rehearse)
         if not (self.json and self.dry_run):
-            show_overview(preview, store.address)
+            show_overview(planned, store.address)
         if self.dry_run:
             if self.json:
-                print_json(overview_document(preview))
+                print_json(overview_document(planned))
             return
         if self.rehearse:
-            self._rehearse(preview, store)
+            self._rehearse(planned, store)
             return
         outcomes = run_overview(
-            preview, store, workers=self.workers, kind=self.engine, cluster=self.address, retry_failed=self.retry_failed
+            planned, store, workers=self.workers, kind=self.engine, cluster=self.address, retry_failed=self.retry_failed
         )
-        document = summary(preview, outcomes, store)
+        document = summary(planned, outcomes, store)
         if self.json:
             print_json(document)
         else:
-            show_results(document, preview.tasks)
+            show_results(document, planned.tasks)
         complain(document)
 
-    def _rehearse(self, preview: Overview, store: Store) -> None:
+    def _rehearse(self, planned: Overview, store: Store) -> None:
         import time
 
         from vprompt.experiments.bench.bench import engine_of, rehearsal, run_plan
@@ -95,8 +95,8 @@ class Bench:
         options: dict[str, Any] = {"kind": self.engine, "workers": self.workers, "cluster": self.address}
         with rehearsal(store) as place:
             started = time.monotonic()
-            with engine_of(preview.plan, place.address, rehearse=True, **options) as engine:
-                run_plan(preview, place, engine)
+            with engine_of(planned.plan, place.address, rehearse=True, **options) as engine:
+                run_plan(planned, place, engine)
             seconds = time.monotonic() - started
             runs = len(place.finished())
         rate = runs / seconds
@@ -144,28 +144,28 @@ def show_results(document: dict[str, Any], tasks: Sequence[str]) -> None:
     print_note(f"Next: vprompt report {document['results']}")
 
 
-def show_overview(preview: Overview, address: str) -> None:
+def show_overview(planned: Overview, address: str) -> None:
     """Prints what a plan will do and how long it will take."""
-    plan = preview.plan
-    todo = [job for job in preview.jobs if job.name not in preview.done]
+    plan = planned.plan
+    todo = [job for job in planned.jobs if job.name not in planned.done]
     trials = sum(job.until is not None for job in todo)
-    cells = Counter(cell.method for cell in preview.cells)
-    searched = {cell.method for cell in preview.cells if cell.search is not None}
+    cells = Counter(cell.method for cell in planned.cells)
+    searched = {cell.method for cell in planned.cells if cell.search is not None}
     print_note(printable(f"{plan.name}: {plan.title}" if plan.title else plan.name))
-    print_note(printable(f"{count(len(preview.tasks), 'task')}: {', '.join(preview.tasks)}"))
+    print_note(printable(f"{count(len(planned.tasks), 'task')}: {', '.join(planned.tasks)}"))
     methods = [f"{label} ({'searched, ' if label in searched else ''}{cells[label]})" for label in cells]
     print_note(printable(f"{count(len(cells), 'method')}: {', '.join(methods)}"))
-    for task, why in preview.left_out.items():
+    for task, why in planned.left_out.items():
         print_note(printable(f"left out: {task}: {why}"))
-    for task, why in preview.missing.items():
+    for task, why in planned.missing.items():
         print_note(printable(f"its runs will fail: {task}: {why}"))
     parts = [f"{count(len(todo) - trials, 'run')} to do"]
     parts += [f"{count(trials, 'training')} to choose settings by"] if trials else []
-    parts += [f"{len(preview.done)} done already"] if preview.done else []
-    seconds = sum(preview.seconds.values()) / preview.workers
+    parts += [f"{len(planned.done)} done already"] if planned.done else []
+    seconds = sum(planned.seconds.values()) / planned.workers
     parts += (
-        [f"about {duration(seconds)} on this machine with {count(preview.workers, 'worker')}"]
-        if preview.seconds
+        [f"about {duration(seconds)} on this machine with {count(planned.workers, 'worker')}"]
+        if planned.seconds
         else []
     )
     if plan.hours is not None:
@@ -173,25 +173,25 @@ def show_overview(preview: Overview, address: str) -> None:
     print_note("; ".join(parts) + f". Results go to {address}.")
 
 
-def overview_document(preview: Overview) -> dict[str, Any]:
+def overview_document(planned: Overview) -> dict[str, Any]:
     """An overview as plain data."""
     return {
-        "plan": preview.plan.name,
-        "tasks": list(preview.tasks),
-        "left_out": preview.left_out,
-        "missing": preview.missing,
-        "cells": len(preview.cells),
+        "plan": planned.plan.name,
+        "tasks": list(planned.tasks),
+        "left_out": planned.left_out,
+        "missing": planned.missing,
+        "cells": len(planned.cells),
         "runs": [
-            {"name": job.name, "done": job.name in preview.done, "seconds": preview.seconds.get(job.name)}
-            for job in preview.jobs
+            {"name": job.name, "done": job.name in planned.done, "seconds": planned.seconds.get(job.name)}
+            for job in planned.jobs
         ],
-        "seconds": sum(preview.seconds.values()),
-        "hours": preview.plan.hours,
+        "seconds": sum(planned.seconds.values()),
+        "hours": planned.plan.hours,
     }
 
 
 def run_overview(
-    preview: Overview,
+    planned: Overview,
     store: Store,
     *,
     workers: int | None = None,
@@ -202,7 +202,7 @@ def run_overview(
     """Does what is not done of a plan, with a live table, and returns what came of each cell.
 
     Args:
-        preview: Says what there is to do.
+        planned: Says what there is to do.
         store: Where results go.
         workers: How many runs at once, instead of what the plan says.
         kind: See `vprompt.experiments.bench.bench.engine_of`.
@@ -215,10 +215,10 @@ def run_overview(
     from vprompt.experiments.bench.bench import engine_of, run_plan
     from vprompt.experiments.bench.live import LiveTable
 
-    table = LiveTable(len(preview.jobs), len(preview.done), preview.seconds, preview.workers)
+    table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
-        with engine_of(preview.plan, store.address, kind=kind, workers=workers, cluster=cluster) as engine, table:
-            return run_plan(preview, store, engine, watch=table, retry_failed=retry_failed)
+        with engine_of(planned.plan, store.address, kind=kind, workers=workers, cluster=cluster) as engine, table:
+            return run_plan(planned, store, engine, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."

@@ -121,7 +121,7 @@ def engine_of(
 
 
 def run_plan(
-    found: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
+    planned: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
 ) -> list[Outcome]:
     """Does all of a plan that is not done; returns what came of each cell, in the overview's order.
 
@@ -129,11 +129,11 @@ def run_plan(
         BenchError: If something is wrong that would make all jobs fail.
         KeyboardInterrupt: On Ctrl-C; the same call goes on later.
     """
-    if not found.cells:
-        raise BenchError(f"The plan {found.plan.name} has no task that is there.")
-    store.write_plan(found.plan.name, found.plan.to_toml())
-    retries = found.plan.workers.retries
-    return Schedule(found.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
+    if not planned.cells:
+        raise BenchError(f"The plan {planned.plan.name} has no task that is there.")
+    store.write_plan(planned.plan.name, planned.plan.to_toml())
+    retries = planned.plan.workers.retries
+    return Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 
 
 @contextlib.contextmanager
@@ -151,14 +151,14 @@ def _threads_of(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
-def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
+def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
     """Result of a plan as plain data: every cell with its accuracy, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
     rows: list[dict[str, Any]] = []
     fingerprints: dict[str, set[str]] = {}
-    for cell, outcome in zip(found.cells, outcomes, strict=True):
+    for cell, outcome in zip(planned.cells, outcomes, strict=True):
         result = store.result(outcome.run.name) if outcome.run is not None and outcome.failure is None else None
         if result is not None and "provenance" in result:
             fingerprints.setdefault(cell.task, set()).add(result["provenance"]["data"]["fingerprint"])
@@ -174,5 +174,5 @@ def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[
             }
         )
     changed = [task for task, prints in fingerprints.items() if len(prints) > 1]
-    about = {"plan": found.plan.name, "results": store.address, "left_out": found.left_out}
+    about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
     return {**about, "changed_images": changed, "cells": rows}

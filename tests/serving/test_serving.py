@@ -30,9 +30,8 @@ from vprompt.serving.bank.bank import Bank
 from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError
 from vprompt.serving.metrics import Metrics
 from vprompt.serving.predict import predict
-from vprompt.serving.requests import MAX_SCANS
 from vprompt.serving.server import Server, bind, serve
-from vprompt.serving.service import Limits, Service
+from vprompt.serving.service import MAX_SCANS, Limits, Service
 from vprompt.utils.errors import VPromptError
 
 TOKEN = "open-sesame"
@@ -742,17 +741,16 @@ def test_metrics_are_what_prometheus_reads(server):
         counts = [int(count) for _, count in buckets]
         assert counts == sorted(counts)
         assert buckets[-1][0] == "+Inf"
-        assert f"{name}_count {counts[-1]}\n" in response.text
+        assert f"{name}_count {counts[-1]}.0\n" in response.text
 
 
 def test_labels_are_escaped_and_go_with_their_adapters():
     metrics = Metrics()
     odd = 'a"b\\c\nd'
-    metrics.count(odd, 200)
-    metrics.count("gone", 200)
-    metrics.count("", 404)
-    text = metrics.text(waiting=0, under_way=0, nbytes={odd: 5})
-    assert 'vprompt_requests_total{adapter="a\\"b\\\\c\\nd",status="200"} 1\n' in text
+    for adapter, status in ((odd, 200), ("gone", 200), ("", 404)):
+        metrics.answers.labels(adapter, status).inc()
+    text = metrics.text({odd: 5})
+    assert 'vprompt_requests_total{adapter="a\\"b\\\\c\\nd",status="200"} 1.0\n' in text
     assert "gone" not in text
     assert 'adapter="",status="404"' in text
 
@@ -816,7 +814,7 @@ def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters):
         for connection in connections:
             connection.sendall(head(Content_Length=len(data)) + data[:50])
         with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
-            eventually(lambda: "vprompt_under_way 3\n" in client.get("/metrics").text)
+            eventually(lambda: "vprompt_under_way 3.0\n" in client.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
             eventually(lambda: refused(port))
             for connection in connections:
@@ -874,7 +872,7 @@ def test_a_stop_waits_no_longer_than_the_timeout(adapters):
         port = int(url.rsplit(":", 1)[1])
         connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         connection.sendall(head(Content_Length=1000) + b"x")
-        eventually(lambda: "vprompt_under_way 1\n" in httpx.get(f"{url}/metrics", trust_env=False).text)
+        eventually(lambda: "vprompt_under_way 1.0\n" in httpx.get(f"{url}/metrics", trust_env=False).text)
         os.kill(os.getpid(), signal.SIGTERM)
         received.append(everything(connection))
 
@@ -988,16 +986,34 @@ def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
         read_token(None)
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_extra_is_a_sentence_with_the_command(package, adapters, monkeypatch):
+    users = [f"vprompt.serving.{name}" for name in ("server", "app", "service", "metrics")]
     for name in [*sys.modules]:
-        if name.split(".")[0] == package or name in ("vprompt.serving.server", "vprompt.serving.app"):
+        if name.split(".")[0] == package or name in users:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     outcome = run_command("serve", adapters / "birds", "--port", "0")
     assert outcome.status == 1
     assert package in outcome.err
     assert "pip install 'vprompt[serve]'" in outcome.err
+
+
+WEB = ("fastapi", "starlette", "uvicorn")
+
+
+@pytest.mark.parametrize(
+    ("module", "packages"),
+    [
+        ("vprompt.serving.predict", (*WEB, "prometheus_client")),
+        ("vprompt.serving.bank.bank", (*WEB, "prometheus_client")),
+        ("vprompt.serving.service", WEB),
+        ("vprompt.cli.main", (*WEB, "prometheus_client", "torch")),
+    ],
+)
+def test_what_needs_no_extra_imports_none(module, packages):
+    code = f"import sys; sys.modules.update(dict.fromkeys({packages})); import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ── the batcher by itself ────────────────────────────────────────────────────────────────────────────────────────────
