@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vprompt.analysis.base import Result
-from vprompt.report.document import Block, Body, Bullets, Fold, Paragraph, Table, Warn
+from vprompt.report.document import Block, Bullets, Fold, Paragraph, Table, Warn, simple_table
 from vprompt.report.plots import legend_below
 from vprompt.utils.text import count, line, listed
 
@@ -38,11 +38,6 @@ STYLE: dict[Any, Any] = {
 """What matplotlib is to do in the pictures of analyses: faint lines, no frames, and no text from data as markup."""
 
 # ── words and tables ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, over: Any = ()) -> Table:
-    """A table without groups of rows."""
-    return Table(caption=caption, head=head, bodies=[Body(rows=rows)], over=over)
 
 
 def share_of(value: float | None) -> str:
@@ -130,7 +125,7 @@ def seed_table(
         [label, *("–" if value is None else f"{100 * value:.1f}" for value in seeds["values"])] for label, seeds in rows
     ]
     heads = [f"seed {seed}" for seed in result["about"]["seeds"]]
-    return table(f"{title}: {what} (%)", [name, *heads], values)
+    return simple_table(f"{title}: {what} (%)", [name, *heads], values)
 
 
 def caveats(result: Result) -> str:

@@ -105,7 +105,7 @@ class _Terminal(Host):
 def _show(analysis: Analysis, result: dict[str, Any]) -> None:
     """Writes a result, and prints its tables and its answer, or all of it as JSON."""
     from vprompt.analysis.page import write_analysis
-    from vprompt.report.document import Cell, Table
+    from vprompt.report.document import Table
 
     output = analysis.output
     command = shlex.join(["vprompt", *sys.argv[1:]])
@@ -115,11 +115,6 @@ def _show(analysis: Analysis, result: dict[str, Any]) -> None:
         return
     view = analysis.view()
     for table in (block for block in view.tables(result) if isinstance(block, Table)):
-        rows = [
-            [cell.text if isinstance(cell, Cell) else cell for cell in row]
-            for body in table.bodies
-            for row in body.rows
-        ]
-        print_table(table.caption, table.head, rows, whole_first=True)
+        print_table(table.caption, table.head, table.texts, whole_first=True)
     print_note(view.answer(result))
     print_note(f"In {output.out}: {', '.join(file.name for file in files)}.")

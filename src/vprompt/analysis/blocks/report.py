@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import legend_above, plus_minus, signed, table
-from vprompt.report.document import Block, Table
+from vprompt.analysis.plots import legend_above, plus_minus, signed
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import count, line, percent
 
@@ -69,7 +69,7 @@ def _removal(group: Any) -> Table:
     std = ["Std"] if several else []
     rows.append(["all", signed(-group["bare_drop"]), *dash, f"{group['bare_rise']:+.3f}", *dash])
     over = f", means over {count(group['adapters'], 'adapter')} with their standard deviation" if several else ""
-    return table(
+    return simple_table(
         f"Change when the prompts of one block, or of all, are removed: accuracy in points (with all prompts "
         f"{percent(group['full'])} %) and mean loss{over}",
         ["Block", "Accuracy", *std, "Loss", *std],
@@ -89,7 +89,7 @@ def _tasks(groups: Sequence[Any]) -> Table:
         worst = _worst(drops)
         row = [line(group["name"], 24), str(group["adapters"]), percent(group["full"]), signed(-group["bare_drop"])]
         rows.append([*row, str(worst), signed(-drops[worst])])
-    return table(
+    return simple_table(
         "By task: accuracy (%) with all prompts, its change in points without any, and the block whose removal costs "
         "most",
         ["Task", "Adapters", "Accuracy", "Without any", "Block", "Without it"],
@@ -101,7 +101,7 @@ def _task_blocks(groups: Sequence[Any]) -> Table:
     columns = [[str(block) for block in range(len(groups[0]["drops"]["means"]))]]
     columns += [[signed(-drop) for drop in group["drops"]["means"]] for group in groups]
     head = ["Block", *(line(_task(group["name"]), 12) for group in groups)]
-    return table(
+    return simple_table(
         "By task: change of accuracy in points without the prompts of one block", head, list(zip(*columns, strict=True))
     )
 
@@ -120,7 +120,7 @@ def _adapters(adapters: Sequence[Any]) -> Table:
         full, bare, without = (percent(model["accuracy"]) for model in models)
         row = [line(adapter["name"], 32), f"{ablation['images']} {line(adapter['split'], 8)}", full, bare]
         rows.append([*row, str(worst), without])
-    return table(
+    return simple_table(
         "By adapter: images it was measured on, accuracy (%) with all prompts, without any, and without the block that "
         "costs most",
         ["Adapter", "Images", "All", "None", "Block", "Without it"],
@@ -140,7 +140,7 @@ def _kept(result: Result, key: str) -> Table:
             column.append(text)
     what = "Prompts that each block keeps" if key == "counts" else "Share (%) of its prompts that each block keeps"
     over = ", mean ± standard deviation over adapters" if len(result["adapters"]) > 1 else ""
-    return table(
+    return simple_table(
         f"{what} when the best of all blocks are chosen by the criterion {line(result['criterion'], 20)}{over}",
         ["Block", *(f"{100 * kept['ratio']:g} % kept" for kept in result["kept"])],
         list(zip(*columns, strict=True)),

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import handle, share_of, table
+from vprompt.analysis.plots import handle, share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Paragraph, Table
+from vprompt.report.document import Block, Paragraph, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent
 
@@ -161,7 +161,7 @@ def _by_prompts(result: Result) -> Table:
         for row in result["prompts"]
     ]
     each = "per block" if result["depth"] == "deep" else "in all"
-    return table(f"GMACs per image by prompts {each}, {_title(result)}", head, rows)
+    return simple_table(f"GMACs per image by prompts {each}, {_title(result)}", head, rows)
 
 
 def _rule(result: Result) -> Table:
@@ -171,7 +171,7 @@ def _rule(result: Result) -> Table:
         f"What prompts add, and whether to condense them for it (above {percent(result['threshold'])} %); by the "
         f"paper's rule with N = {result['tokens']} tokens, and by GMACs over the bare backbone's"
     )
-    return table(caption, ["prompts", "(N+P)/N - 1", "published", "folded"], rows)
+    return simple_table(caption, ["prompts", "(N+P)/N - 1", "published", "folded"], rows)
 
 
 def _extra(extra: Row) -> str:
@@ -190,7 +190,7 @@ def _learned(result: Result) -> Table:
         for row in result["prompts"]
     ]
     caption = f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits"
-    return table(caption, ["prompts", "in prompts", "in head", "% of backbone", "bytes"], rows)
+    return simple_table(caption, ["prompts", "in prompts", "in head", "% of backbone", "bytes"], rows)
 
 
 def _condensed(result: Result) -> list[Table]:
@@ -218,7 +218,7 @@ def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
         for row, text in zip(rows, printed, strict=True)
     ]
     head = ["kept", "where", "prompts", *(["paper"] if known else []), "+ biases", *EXECUTIONS]
-    return table(f"{caption}; + biases: as published, each bias counted", head, cells)
+    return simple_table(f"{caption}; + biases: as published, each bias counted", head, cells)
 
 
 def _given(result: Result) -> Table:

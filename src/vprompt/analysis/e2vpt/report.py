@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from vprompt.analysis import plots
 from vprompt.analysis.base import Result, View
-from vprompt.report.document import Block, Table
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS
 from vprompt.utils.text import amount, line
 
@@ -91,7 +91,7 @@ def _table(result: Result, ablation: Mapping[str, Any], number: int) -> Table:
         ]
         for row, entry in entries
     ]
-    return plots.table(
+    return simple_table(
         f"{TITLES[ablation['part']]}, {plots.title_of(result, entries[0][1]['task'])}: test accuracy (%), change to "
         "the default, numbers learned (with the head), of the backbone's",
         ["", "accuracy", "change", "learned", "of all"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import handle, share_of, table
+from vprompt.analysis.plots import handle, share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Table
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import count, line, percent
 
@@ -141,7 +142,7 @@ def _times(series: Row, caption: str, shown: Callable[[Row], str]) -> Table:
         [share_of(share), where, *(shown(by_execution[name]) for name in EXECUTIONS)]
         for (share, where), by_execution in _by_place(series).items()
     ]
-    return table(caption, ["kept", "where", *EXECUTIONS], rows)
+    return simple_table(caption, ["kept", "where", *EXECUTIONS], rows)
 
 
 def _ms(value: float) -> str:
@@ -167,7 +168,7 @@ def _beside_paper(result: Result, device: Row, series: Row) -> Table | None:
         return None
     caption = f"Time over that with all {original} prompts: here, and as the paper printed it of its GPUs and 64 images"
     head = ["kept", "where", *EXECUTIONS, *(name.removeprefix("Quadro ") for name in printed)]
-    return table(caption, head, rows, over=[("", 1), ("here", 3), ("paper", len(printed))])
+    return replace(simple_table(caption, head, rows), over=[("", 1), ("here", 3), ("paper", len(printed))])
 
 
 def _printed(times: Mapping[published.Condensed, str], key: published.Condensed) -> str:

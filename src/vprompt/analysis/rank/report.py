@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import handle, legend_above, plus_minus, table
-from vprompt.report.document import Block, Table
+from vprompt.analysis.plots import handle, legend_above, plus_minus
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.text import amount, line, percent
 
@@ -89,7 +89,7 @@ def _ranks(result: Result, names: Sequence[str]) -> Table:
         ]
         for point in result["points"]
     ]
-    return table(
+    return simple_table(
         f"Numerical rank of attention matrices at relative error ε, mean over images, heads and blocks{over}; prompts "
         f"{'each adapter was trained with' if result['varied'] == 'trained' else 'kept in each block'}",
         ["Prompts", *(["Adapters"] if several else []), "Rows", *(f"ε = {name}" for name in names)],
@@ -103,7 +103,7 @@ def _shares(points: Sequence[Any]) -> Table:
         [amount(point["prompts"]), *(percent(point[key][part]) for key in ("sums", "energies") for part in parts)]
         for point in points
     ]
-    return table(
+    return simple_table(
         "Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",
         ["Prompts", *(f"{what} {part} %" for what in ("Sum", "Sq.") for part in parts)],
         rows,
@@ -113,7 +113,7 @@ def _shares(points: Sequence[Any]) -> Table:
 def _laws(result: Result) -> Table:
     keys = ("log_slope", "log_r2", "linear_slope", "linear_r2")
     rows = [[name, *(_r2(law[key]) for key in keys), _VERDICTS[law["verdict"]]] for name, law in result["laws"].items()]
-    return table(
+    return simple_table(
         "Growth of the rank fitted by C · (log(n + m) - log n) and by C · m; a law holds if its R² is the higher one "
         "and at least 0.9",
         ["ε", "C (log)", "R² (log)", "C (straight)", "R² (straight)", "Verdict"],
@@ -128,7 +128,7 @@ def _by_block(points: Sequence[Any], names: Sequence[str]) -> Table:
         for block in range(len(bare["block_ranks"][names[0]]))
     ]
     head = ["Block", *(f"{name}, {amount(point['prompts'])}" for name in names for point in (bare, full))]
-    return table(f"Numerical rank by block, without prompts and with {amount(full['prompts'])}", head, rows)
+    return simple_table(f"Numerical rank by block, without prompts and with {amount(full['prompts'])}", head, rows)
 
 
 def _by_adapter(result: Result, names: Sequence[str]) -> Table:
@@ -139,7 +139,7 @@ def _by_adapter(result: Result, names: Sequence[str]) -> Table:
         rows.append([line(f"{most}: {name}" if trained else name, 28), *(_grown(ranks, epsilon) for epsilon in names)])
     caption = "Numerical rank without prompts and with all, and what law it follows, by adapter"
     caption += " (before its name the prompts of a block)" if trained else ""
-    return table(caption, ["Adapter", *(f"ε = {name}" for name in names)], rows)
+    return simple_table(caption, ["Adapter", *(f"ε = {name}" for name in names)], rows)
 
 
 def _grown(ranks: Any, name: str) -> str:

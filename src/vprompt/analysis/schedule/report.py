@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vprompt.analysis import plots
 from vprompt.analysis.base import Result, View
-from vprompt.report.document import Block, Paragraph, Table
+from vprompt.report.document import Block, Paragraph, Table, simple_table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count, duration
 
@@ -89,7 +89,7 @@ def _points(curve: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 def _accuracies(result: Result, curve: Mapping[str, Any]) -> Table:
     rows = [[name, plots.accuracy(validation), plots.accuracy(test)] for name, validation, test in _points(curve)]
     caption = f"{plots.title_of(result, curve['task'])}: accuracy (%), condensed to {plots.share_of(result['ratio'])}"
-    return plots.table(caption, ["epochs", "validation", "test"], rows)
+    return simple_table(caption, ["epochs", "validation", "test"], rows)
 
 
 def _times(result: Result) -> Table:
@@ -102,7 +102,7 @@ def _times(result: Result) -> Table:
         ]
         for time in result["times"]
     ]
-    return plots.table(
+    return simple_table(
         f"Time as a share of the training with all prompts ({duration(result['training_seconds'])}); scoring "
         f"{_seconds(result['scoring_seconds'])}; as measured, whatever else ran at the time",
         ["epochs", "scoring", "fine-tuning", "both", "fine-tuning", "runs"],

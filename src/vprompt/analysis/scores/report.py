@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import legend_above, plus_minus, table
-from vprompt.report.document import Block, Paragraph
+from vprompt.analysis.plots import legend_above, plus_minus
+from vprompt.report.document import Block, Paragraph, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line
@@ -44,7 +44,7 @@ def _tables(result: Result) -> Sequence[Block]:
             "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
             "correlation over a model's prompts."
         ),
-        table("Rank correlation of scores with exact ablation", ["Criterion", "Rise", "Change"], rows),
+        simple_table("Rank correlation of scores with exact ablation", ["Criterion", "Rise", "Change"], rows),
     ]
     tuned = any(kept["fine_tuned"] is not None for model in result["models"] for kept in model["kept"])
     for scope in result["scopes"]:
@@ -53,20 +53,20 @@ def _tables(result: Result) -> Sequence[Block]:
             head = ["Criterion", *(f"{100 * ratio:g} %" for ratio in result["ratios"])]
             rows = [[line(n), *(_spread(drops[n][r], 100) for r in result["ratios"])] for n in drops]
             caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
-            blocks.append(table(caption, head, rows))
+            blocks.append(simple_table(caption, head, rows))
     names = list(rise)
     numbers = [str(number + 1) for number in range(len(names))]
     rows = [
         [f"{number} {line(name)}", *(_hundredths(_between(result, name, other)) for other in names)]
         for number, name in zip(numbers, names, strict=True)
     ]
-    blocks.append(table("Rank correlation of scores with each other, times 100", ["", *numbers], rows))
+    blocks.append(simple_table("Rank correlation of scores with each other, times 100", ["", *numbers], rows))
     rows = [
         [line(model["label"], 40), str(sum(model["prompt_counts"])), f"{100 * model['accuracy']:.1f}"]
         for model in result["models"]
     ]
     caption = f"Models, and their accuracy on the {result['split']} images (%)"
-    return [*blocks, table(caption, ["Model", "Prompts", "Accuracy"], rows)]
+    return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
 
 
 def _figure(result: Result) -> Figure:

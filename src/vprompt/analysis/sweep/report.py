@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vprompt.analysis import plots
 from vprompt.analysis.base import Result, View
-from vprompt.report.document import Block, Table
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count
 
@@ -133,7 +133,7 @@ def _table(result: Result, place: Place) -> Table:
             ]
         )
     tuned = count(result["fine_tune_epochs"], "epoch")
-    return plots.table(
+    return simple_table(
         f"{_heading(result, place)}: test accuracy (%); fine-tuned for {tuned}",
         ["prompts", "each", "scratch", "condensed", "not tuned", "lr"],
         rows,
@@ -155,7 +155,7 @@ def _linearity(result: Result, places: Sequence[Place]) -> list[Table]:
         for each in shown
     ]
     return [
-        plots.table(
+        simple_table(
             f"From scratch: points lost to {half} of the prompts, then to {low}; share of the gain over the linear "
             f"probe that is there at {half}; R² of a straight line",
             ["", f"to {half}", f"to {low}", "gain", "R²"],
