@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from vprompt.data import load_labelled, open_task
+from vprompt.data.listing import UNSPLIT, Item, Listing
 from vprompt.data.pipeline import load
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import SOURCES, UNSPLIT, Item, Listing
+from vprompt.data.sources.base import SOURCES
 from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.tasks import split_sizes, why_missing
 from vprompt.utils.errors import DataError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from vprompt.data.dataset import ImageDataset
+from vprompt.data.listing import UNSPLIT
 from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, check, listed_classes, refuse
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import UNSPLIT
 from vprompt.data.sources.bundled import SOURCE
 from vprompt.data.split import Splits, cut, missing_splits
 from vprompt.data.tasks import find_listing

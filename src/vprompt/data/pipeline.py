@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Task
 from vprompt.data.images import probe, render_arrays, try_decode
+from vprompt.data.listing import UNSPLIT, Item, Listing
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import UNSPLIT, Item, Listing
 from vprompt.data.split import Splits, cut
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 
-from vprompt.data.sources.base import UNSPLIT, Item
+from vprompt.data.listing import UNSPLIT, Item
 
 Splits = dict[str, list[Item]]
 """The images of each split."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vprompt.data.dataset import Task
+from vprompt.data.listing import Listing
 from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, load
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import SOURCES, Listing
+from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.benchmark import lists_in
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing

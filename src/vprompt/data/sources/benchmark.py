@@ -7,7 +7,8 @@ from pathlib import Path
 from vprompt.data.benchmarks.check import check_lists
 from vprompt.data.benchmarks.lists import read_layout
 from vprompt.data.benchmarks.places import Place, locate, place_at
-from vprompt.data.sources.base import SOURCES, Item, Listing
+from vprompt.data.listing import Item, Listing
+from vprompt.data.sources.base import SOURCES
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 

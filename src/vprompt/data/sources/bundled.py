@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vprompt.data.images import render_arrays
+from vprompt.data.listing import Item, Listing
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import SOURCES, Item, Listing
+from vprompt.data.sources.base import SOURCES
 from vprompt.utils.errors import DataError
 
 SOURCE = "bundled:fashion-mnist"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vprompt.data.listing import UNSPLIT, Item, Listing
 from vprompt.data.scan import images_below, visible_entries
-from vprompt.data.sources.base import UNSPLIT, Item, Listing
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 

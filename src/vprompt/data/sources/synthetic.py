@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vprompt.data.sources.base import SOURCES, Listing
+from vprompt.data.listing import Listing
+from vprompt.data.sources.base import SOURCES
 from vprompt.data.synthetic.tasks import PREFIX, synthetic_listing
 
 

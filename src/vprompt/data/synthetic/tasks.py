@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vprompt.data.sources.base import Item, Listing
+from vprompt.data.listing import Item, Listing
 from vprompt.data.synthetic.counting import COUNTS, picture
 from vprompt.data.synthetic.draws import Draws
 from vprompt.data.synthetic.dsprites import FACTORS, Factors, sprites

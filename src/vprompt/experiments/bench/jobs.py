@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vprompt.experiments.run import first_stage
-from vprompt.experiments.settings import Settings, settings_from
+from vprompt.experiments.settings import Settings, settings_from, upgraded
+from vprompt.utils.errors import VPromptError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,14 @@ class Job:
 def identity(settings: Settings) -> dict[str, Any]:
     """The settings that make a run what it is, as plain data; where its data lies, or who loads them, is no part."""
     return settings.resolved().to_flat(places=False)
+
+
+def current_name(result: Mapping[str, Any]) -> str | None:
+    """The name that the run of a result has today, which other versions named otherwise; None if it has none."""
+    try:
+        return Job(settings=settings_from(upgraded(result["run"])), until=result["until"]).name
+    except (VPromptError, KeyError, TypeError):
+        return None
 
 
 def starts_from(settings: Settings) -> Job | None:

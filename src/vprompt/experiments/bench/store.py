@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import uuid
@@ -16,11 +18,15 @@ from typing import Any
 
 import fsspec
 
+from vprompt.experiments.bench.jobs import current_name
 from vprompt.experiments.folder import locked
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import write_atomically
 
 Document = dict[str, Any]
+
+_FORMER_NAME = re.compile(r"-s\d+(-until\d+)?-[0-9a-f]{16}$")
+"""Names of runs in version 0.1.0; today's say `seed`."""
 
 
 class StoreError(VPromptError):
@@ -54,13 +60,17 @@ class Store:
         self.root: str = root
 
     def finished(self) -> set[str]:
-        """Names of all runs that have a result."""
-        return self._names("results", ".json")
+        """Names of all runs that have a result, as they are made today."""
+        former = self._former_names
+        return self._names("results", ".json") - set(former.values()) | former.keys()
 
     def result(self, name: str) -> Document | None:
         """The result of a run; None where there is none, or it is damaged, or a copy of another run's."""
-        document = self._read(f"results/{name}.json")
-        return document if document is not None and document.get("name") == name else None
+        for stored in (name, self._former_names.get(name)):
+            document = None if stored is None else self._read(f"results/{stored}.json")
+            if document is not None and document.get("name") == stored:
+                return {**document, "name": name}
+        return None
 
     def publish(self, name: str, document: Document, adapter: Path | None = None) -> None:
         """Puts a run's adapter and then its result in their places; the folder `adapter` is moved away."""
@@ -82,6 +92,8 @@ class Store:
     def adapter(self, name: str) -> Path:
         """A folder on this machine with the adapter and the result of a finished run."""
         folder = self.here / "adapters" / name
+        if not folder.exists() and name in self._former_names:
+            return self.adapter(self._former_names[name])
         if not self.is_folder:
             for file in self._list(f"adapters/{name}"):
                 if not (folder / file).exists():
@@ -144,6 +156,16 @@ class Store:
             relative = file.relative_to(adapter)
             if file.is_file() and not any(part.startswith(".") for part in relative.parts):
                 self._write(f"adapters/{name}/{relative.as_posix()}", file.read_bytes())
+
+    @functools.cached_property
+    def _former_names(self) -> dict[str, str]:
+        """Today's name of every run that version 0.1.0 named, and its name here."""
+        names: dict[str, str] = {}
+        for former in filter(_FORMER_NAME.search, self._names("results", ".json")):
+            document = self._read(f"results/{former}.json")
+            if document is not None and (name := current_name(document)) is not None:
+                names[name] = former
+        return names
 
     def _path(self, name: str) -> str:
         return posixpath.join(self.root, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vprompt.data.benchmarks.tasks import BenchmarkTask, benchmark_tasks, find_task
-from vprompt.data.sources.base import UNSPLIT
+from vprompt.data.listing import UNSPLIT
 from vprompt.data.synthetic.tasks import PREFIX, SIZES, synthetic_names
 from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.plan import PlanError
