@@ -3,26 +3,34 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
+# The package with one of its extras, from this folder.
+INSTALL = if command -v uv >/dev/null 2>&1; then \
+		VIRTUAL_ENV=$(VENV) uv pip install --quiet -e '.[$(1)]'; \
+	else \
+		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'; \
+	fi
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the main job on the bundled backbone and task, in minutes (pictures and adapters in demo/)"
 	@echo "make test    the tests"
-	@echo "make check   linter, formatter and type checker"
+	@echo "make check   linter, formatter, type checker and the order of the rooms"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   the benchmarks behind the README's ratios"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vprompt needs Python 3.11 or newer; set PYTHON=...")'
 	@echo "Setting up $(VENV): PyTorch and timm are a few hundred megabytes, once."
 	$(PYTHON) -m venv $(VENV)
-	@if command -v uv >/dev/null 2>&1; then \
-		VIRTUAL_ENV=$(VENV) uv pip install --quiet -e '.[dev]'; \
-	else \
-		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
-	fi
-	@touch $(READY)
+	@$(call INSTALL,dev)
+	@touch $@
+
+$(DOCS): $(READY)
+	@$(call INSTALL,docs)
+	@touch $@
 
 demo: $(READY)
 	$(BIN)/vprompt demo --out demo
@@ -34,6 +42,11 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
+
+# Not with --quiet: it silences the warnings that make a strict build fail.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(READY)
 	$(BIN)/python benchmarks/inference.py --rounds 5
@@ -47,4 +60,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/serving.py --rounds 2 --seconds 3
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo runs site

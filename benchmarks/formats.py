@@ -18,7 +18,7 @@ from common import interleaved, print_ratios, random_backbone
 import vprompt
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
-from vprompt.data.bundled import load_bundled
+from vprompt.data.tasks import load_bundled
 from vprompt.exporters.base import FORMATS
 from vprompt.exporters.export import Int8
 from vprompt.exporters.exported import Exported

@@ -67,13 +67,11 @@ def result(task, method, seed, *, epochs=20, base=0.6):
             "method": method,
             "prompts": 50,
             "condense": 0.3 if before else None,
-            "recipe": {
-                "epochs": epochs,
-                "batch_size": 64,
-                "optimizer": "adamw",
-                "lr": 0.001 * (1 + len(method) % 3) * (1 + len(task) % 2),
-                "seed": seed,
-            },
+            "epochs": epochs,
+            "batch_size": 64,
+            "optimizer": "adamw",
+            "lr": 0.001 * (1 + len(method) % 3) * (1 + len(task) % 2),
+            "seed": seed,
             "split_seed": 0,
         },
         "provenance": {

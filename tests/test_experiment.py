@@ -27,7 +27,7 @@ from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe, fingerprint
-from vprompt.data.folder import load_folder
+from vprompt.data.tasks import load_folder
 from vprompt.experiments import folder as runfolder
 from vprompt.experiments import run as experiment
 from vprompt.experiments import stages as sources

@@ -10,7 +10,7 @@ from vprompt.analysis.e2vpt import measure as e2vpt
 from vprompt.analysis.schedule import measure as schedule
 from vprompt.analysis.study import Study, toml
 from vprompt.analysis.sweep import measure as sweep
-from vprompt.data.bundled import SOURCE
+from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.jobs import Job, starts_from
 from vprompt.experiments.bench.plan import PlanError, parse_plan

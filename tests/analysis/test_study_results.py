@@ -267,7 +267,7 @@ def test_views_show_every_number(filled, tmp_path):
     result = document(found)
     html, markdown = shown(name, result, tmp_path)
     view = view_of(name)
-    assert view.answer(result) in html.replace("&#x27;", "'")
+    assert view.answer(result) in html.replace("&#39;", "'")
     blocks = list(view.tables(result))
     for block in blocks:
         if isinstance(block, Table):

@@ -74,12 +74,11 @@ def test_missing_files_and_what_is_no_file(folder):
     (folder / "images/test/000001.png").mkdir()
     (folder / "images/test/000002.png").unlink()
     (folder / "images/test/000002.png").symlink_to("000002.png")
-    for images in (True, False):
-        sentences = found(folder, images=images)
-        assert [sentence.split()[0] for sentence in sentences] == [f"images/test/00000{i}.png" for i in range(3)]
-        assert "does not exist; put the image there" in sentences[0]
-        assert "is not a regular file" in sentences[1]
-        assert "cannot be read" in sentences[2]
+    sentences = found(folder)
+    assert [sentence.split()[0] for sentence in sentences] == [f"images/test/00000{i}.png" for i in range(3)]
+    assert "does not exist; put the image there" in sentences[0]
+    assert "is not a regular file" in sentences[1]
+    assert "cannot be read" in sentences[2]
 
 
 def test_links_to_images_are_images(folder, tmp_path):
@@ -90,13 +89,12 @@ def test_links_to_images_are_images(folder, tmp_path):
     assert check(folder, None) == []
 
 
-def test_damaged_images_are_found_only_where_images_are_read(folder):
+def test_damaged_images_are_found(folder):
     (folder / "images/val/000000.png").write_text("not an image")
     whole = (folder / "images/val/000001.png").read_bytes()
     (folder / "images/val/000001.png").write_bytes(whole[: len(whole) // 2])
     (folder / "images/val/000002.png").write_bytes(b"")
     assert [sentence.split()[0] for sentence in found(folder)] == [f"images/val/00000{i}.png" for i in range(3)]
-    assert found(folder, images=False) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is unreadable to root")
@@ -164,7 +162,7 @@ def test_classes_without_training_images_are_named(folder):
     write_lines(folder / "train800.txt", [(path, 0) for path, _ in read_list(folder, "train")])
     (folder / "train800val200.txt").unlink()
     (folder / "classes.txt").write_text("ant\nbee\ncat\n")
-    assert found(folder, "differs") == ["2 classes have no training image: bee, cat."]
+    assert found(folder, "differs") == ["2 classes have no training image: bee and cat."]
     assert found(folder, "differs", replace(SMALL, classes=30, test=7))[-1] == (
         "29 classes have no training image: bee, cat, 3, 4, 5, 6, 7, 8, 9, 10 and 19 more."
     )

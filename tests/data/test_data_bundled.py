@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vprompt.data.bundled import load_bundled
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.tasks import open_task
+from vprompt.data.tasks import load_bundled, open_task
 from vprompt.utils.errors import DataError
 
 NATIVE = Preprocessing(size=(28, 28), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -20,7 +19,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def arrays():
-    with resources.files("vprompt.backbones.bundled").joinpath("fashion_mnist.npz").open("rb") as file:
+    with resources.files("vprompt.data").joinpath("fashion_mnist.npz").open("rb") as file:
         return dict(np.load(file, allow_pickle=False))
 
 
@@ -71,6 +70,6 @@ def test_open_task_without_data_is_the_bundled_one(task):
 
 
 def test_the_licence_comes_with_it():
-    text = resources.files("vprompt.backbones.bundled").joinpath("LICENSE.fashion-mnist").read_text()
+    text = resources.files("vprompt.data").joinpath("LICENSE.fashion-mnist").read_text()
     assert "MIT License" in text
     assert "2017 Zalando SE" in text

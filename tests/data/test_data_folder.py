@@ -6,9 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vprompt.data.folder import load_folder
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.tasks import open_task
+from vprompt.data.tasks import load_folder, open_task
 from vprompt.utils.errors import DataError
 
 PLAIN = Preprocessing(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -1,8 +1,10 @@
 import hashlib
+import importlib
 import io
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import sys
@@ -430,7 +432,7 @@ def test_what_cannot_be_prepared_says_why(spec, source, tmp_path):
 
 def test_unknown_tasks_and_sources(source, tmp_path):
     refuse("vtab:cifra", source, tmp_path / "root", "vtab:cifar")
-    refuse("nothing", source, tmp_path / "root", "--list")
+    refuse("nothing", source, tmp_path / "root", "vprompt tasks")
     refuse("vtab:dtd", source / "not", tmp_path / "root", "does not exist")
     (source / "file").write_text("x")
     refuse("vtab:dtd", source / "file", tmp_path / "root", "folder")
@@ -494,6 +496,30 @@ def test_links_in_a_tar_are_not_followed(source, tmp_path):
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
     refuse("vtab:dtd", source, tmp_path / "root", Path(gone).name)
+
+
+def test_lists_cannot_name_files_outside(source, tmp_path):
+    originals.birds(source, "CUB_200_2011.tgz", "CUB_200_2011", [1, 2])
+    with tarfile.open(source / "CUB_200_2011.tgz") as opened:
+        opened.extractall(source, filter="data")
+    (source / "CUB_200_2011.tgz").unlink()
+    (source / "secret.jpg").write_bytes(originals.jpeg(7))
+    lists = source / "CUB_200_2011/images.txt"
+    lists.write_text(lists.read_text().replace("001.Bird 0/b_1.jpg", "../../secret.jpg"))
+    refuse("fgvc:cub", source, tmp_path / "root", "../../secret.jpg")
+    lists.write_text(lists.read_text().replace("../../secret.jpg", str(source / "secret.jpg")))
+    refuse("fgvc:cub", source, tmp_path / "root", "secret.jpg")
+
+
+@pytest.mark.parametrize(
+    ("spec", "build"),
+    [("vtab:eurosat", originals.eurosat), ("vtab:dtd", originals.dtd), ("vtab:smallnorb_azi", originals.smallnorb)],
+)
+def test_archives_that_hold_more_than_there_is_room_for(spec, build, source, tmp_path, monkeypatch):
+    build(source)
+    usage = shutil.disk_usage(tmp_path)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    refuse(spec, source, tmp_path / "root", "no room")
 
 
 def test_pickled_arrays_are_not_loaded(source, tmp_path):
@@ -634,12 +660,12 @@ def test_a_disk_without_room(source, tmp_path, monkeypatch):
     originals.eurosat(source)
     root = tmp_path / "root"
     (root / ".eurosat.part").mkdir(parents=True)
-    from vprompt.data.prepare import prepare as job
+    job = importlib.import_module("vprompt.data.prepare.prepare")
 
-    def fill(contents, part, report):
+    def fill(*given):
         Path("/dev/full").write_bytes(b"x")
 
-    monkeypatch.setattr(job, "write_vtab", fill)
+    monkeypatch.setattr(job, "write_task", fill)
     refuse("vtab:eurosat", source, root, "no room", str(root))
 
 
@@ -671,6 +697,14 @@ def test_published_json_lists(source, tmp_path):
         refuse("fgvc:cub", source, tmp_path / "other", word, lists=given)
         path.write_text(whole)
 
+    (given / "images").mkdir()
+    for name in names:
+        (given / "images" / name).parent.mkdir(exist_ok=True)
+        (given / "images" / name).touch()
+    beside = made("fgvc:cub", source, tmp_path / "root", lists=given, overwrite=True)[0]
+    assert json.loads((beside / "train.json").read_text()) == {name: truth[name][0] for name in lists["train"]}
+    shutil.rmtree(given / "images")
+
     broken(lambda rows: json.dumps(rows | {"images/train/000123.jpg": 1}), "000123.jpg")
     broken(lambda rows: json.dumps(rows | {lists["test"][0]: 1}), "twice")
     broken(lambda rows: json.dumps(rows | {lists["train"][0]: 3}), "class")
@@ -679,7 +713,7 @@ def test_published_json_lists(source, tmp_path):
     broken(lambda rows: "{", "object")
     broken(lambda rows: "{}", "no image")
     (given / "val.json").unlink()
-    refuse("fgvc:cub", source, tmp_path / "other", "val.json", "does not exist", lists=given)
+    refuse("fgvc:cub", source, tmp_path / "other", "val.json is missing", lists=given)
 
 
 def test_text_lists(source, tmp_path):
@@ -699,6 +733,10 @@ def test_text_lists(source, tmp_path):
     refuse("vtab:dtd", source, tmp_path / "other", "000000.jpg", "renamed", lists=given)
     (given / "test.txt").write_text("banded/banded_0001.jpg\n")
     refuse("vtab:dtd", source, tmp_path / "other", "Line 1", lists=given)
+    for file in given.iterdir():
+        file.rename(file.with_suffix(".json"))
+    (given / "train800.json").rename(given / "train.json")
+    refuse("vtab:dtd", source, tmp_path / "other", "train800.txt", lists=given)
 
 
 # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from vprompt.data.labelled import load_labelled
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.synthetic.dsprites import FACTORS, sprites
-from vprompt.data.synthetic.tasks import SIZES, load_synthetic, synthetic_names
+from vprompt.data.synthetic.tasks import SIZES, synthetic_names
 from vprompt.data.tasks import open_task
 from vprompt.utils.errors import DataError
 
@@ -26,17 +26,17 @@ PINNED = {
 
 @pytest.fixture(scope="module", params=PINNED)
 def task(request):
-    return load_synthetic(request.param, NATIVE)
+    return open_task(request.param, NATIVE)
 
 
 @pytest.fixture(scope="module")
 def location():
-    return load_synthetic("synthetic:dsprites-location", NATIVE)
+    return open_task("synthetic:dsprites-location", NATIVE)
 
 
 @pytest.fixture(scope="module")
 def counting():
-    return load_synthetic("synthetic:counting", NATIVE)
+    return open_task("synthetic:counting", NATIVE)
 
 
 def pixels(split):
@@ -69,7 +69,7 @@ def test_no_image_is_there_twice(task):
 
 def test_images_are_resized_by_pillow(counting):
     small = Preprocessing(size=(28, 20), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
-    found = load_synthetic("synthetic:counting", small).val.pixels(torch.tensor([7]))[0]
+    found = open_task("synthetic:counting", small).val.pixels(torch.tensor([7]))[0]
     expected = Image.fromarray(pixels(counting.val)[7]).resize((20, 28), Image.Resampling.BILINEAR)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(expected))
 

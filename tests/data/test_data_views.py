@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 
 from vprompt.data.augmentation import View
-from vprompt.data.bundled import load_bundled
 from vprompt.data.dataset import ImageDataset
-from vprompt.data.folder import load_folder
 from vprompt.data.images import decode
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.tasks import load_bundled, load_folder
 from vprompt.training.loader import TrainingEpoch, identity, in_order, iterate
 from vprompt.utils.errors import DataError
 
@@ -184,12 +183,12 @@ def test_nothing_else_is_augmented(lazy, held):
         assert torch.equal(dataset.training_pixels(every, seed=0, epoch=0), dataset.pixels(every))
 
 
-def test_parts_and_unions_are_augmented_like_the_whole(held):
+def test_parts_and_unions_are_augmented_like_the_whole(held, root):
     dataset = held.with_augment("crop-flip")
     part = dataset.subset([4, 2])
     assert part.augment == dataset.joined(part).augment == "crop-flip"
     view = View.drawn(seed=0, epoch=0, index=1)
-    expected = decode(held._root / held.paths[2], held.preprocessing, view=view)
+    expected = decode(root / held.paths[2], held.preprocessing, view=view)
     assert torch.equal(part.training_pixels(torch.tensor([1]), seed=0, epoch=0)[0], expected)
 
 

@@ -164,7 +164,7 @@ def test_the_weights_of_a_large_onnx_model_lie_beside_it(exports, tmp_path, monk
 
 
 def test_predictions_and_evaluations_take_files(exports, tmp_path):
-    from vprompt.data.folder import load_folder
+    from vprompt.data.tasks import load_folder
     from vprompt.serving.predict import predict
     from vprompt.training.evaluate import evaluate
 
@@ -486,7 +486,7 @@ def test_no_code_in_an_archive_is_run(exports, tmp_path):
 
 
 def test_int8_files_are_small_close_and_say_what_they_cost(tmp_path, exports):
-    from vprompt.data.folder import load_folder
+    from vprompt.data.tasks import load_folder
     from vprompt.training.evaluate import evaluate
 
     model, whole = exports("deep openvino")

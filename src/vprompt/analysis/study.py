@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.data.bundled import SOURCE
+from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan

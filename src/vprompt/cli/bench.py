@@ -14,7 +14,8 @@ import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.text import count
+from vprompt.utils.statistics import seeds_of
+from vprompt.utils.text import count, duration, percent, printable, spread
 
 if TYPE_CHECKING:
     from vprompt.experiments.bench.bench import Overview
@@ -60,67 +61,49 @@ class Bench:
             raise UsageError(f"There must be at least one worker, not {self.workers}.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A benchmark starts its own workers; start it without torchrun.")
-        from vprompt.data.benchmarks.places import data_root
-        from vprompt.experiments.bench.bench import overview, summary, threads_of
+        from vprompt.experiments.bench.bench import overview, summary
         from vprompt.experiments.bench.plan import load_plan
         from vprompt.experiments.bench.store import open_store
 
         plan = load_plan(self.plan)
         store = open_store(self.out or str(Path("runs") / plan.name))
-        root = os.path.abspath(data_root(self.root))  # whatever folder a worker is in
-        workers = self.workers or plan.workers.number or 1
-        threads = threads_of(workers)
-        found = overview(plan, store, root=root, threads=threads, estimate=not self.rehearse)
+        planned = overview(plan, store, root=self.root, workers=self.workers, estimate=not self.rehearse)
         if not (self.json and self.dry_run):
-            show_overview(found, store.address, workers)
+            show_overview(planned, store.address)
         if self.dry_run:
             if self.json:
-                print_json(overview_document(found))
+                print_json(overview_document(planned))
             return
         if self.rehearse:
-            self._rehearse(found, store)
+            self._rehearse(planned, store)
             return
         outcomes = run_overview(
-            found,
-            store,
-            workers=self.workers,
-            kind=self.engine,
-            cluster=self.address,
-            retry_failed=self.retry_failed,
+            planned, store, workers=self.workers, kind=self.engine, cluster=self.address, retry_failed=self.retry_failed
         )
-        document = summary(found, outcomes, store)
+        document = summary(planned, outcomes, store)
         if self.json:
             print_json(document)
         else:
-            show_results(document, found)
+            show_results(document, planned.tasks)
         complain(document)
 
-    def _rehearse(self, found: Overview, store: Store) -> None:
+    def _rehearse(self, planned: Overview, store: Store) -> None:
         import time
 
         from vprompt.experiments.bench.bench import engine_of, rehearsal, run_plan
-        from vprompt.experiments.bench.scheduler import Counting
 
-        counting = Counting()
+        options: dict[str, Any] = {"kind": self.engine, "workers": self.workers, "cluster": self.address}
         with rehearsal(store) as place:
             started = time.monotonic()
-            with engine_of(
-                found.plan,
-                place.address,
-                kind=self.engine,
-                workers=self.workers,
-                cluster=self.address,
-                rehearse=True,
-            ) as engine:
-                run_plan(found, place, engine, watch=counting)
+            with engine_of(planned.plan, place.address, rehearse=True, **options) as engine:
+                run_plan(planned, place, engine)
             seconds = time.monotonic() - started
-        rate = counting.done / seconds
+            runs = len(place.finished())
+        rate = runs / seconds
         if self.json:
-            print_json({"runs": counting.done, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
+            print_json({"runs": runs, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
         else:
-            print_note(
-                f"{counting.done} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left."
-            )
+            print_note(f"{runs} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left.")
 
     def _list(self) -> None:
         from vprompt.experiments.bench.plan import parse_plan, shipped_plans
@@ -138,85 +121,77 @@ FEW_TASKS = 3
 """Have room beside each other in a terminal."""
 
 
-def show_results(document: dict[str, Any], found: Overview) -> None:
+def show_results(document: dict[str, Any], tasks: Sequence[str]) -> None:
     """Prints mean and spread of every method: on each task where they are few, else over all that it has."""
-    methods = list(dict.fromkeys(cell["method"] for cell in document["cells"]))
-    few = len(found.tasks) <= FEW_TASKS
-
-    def values(method: str, task: str) -> list[float]:
-        return [
-            100 * cell["test_accuracy"]
-            for cell in document["cells"]
-            if (cell["task"], cell["method"]) == (task, method) and cell["test_accuracy"] is not None
-        ]
-
+    accuracies: dict[str, dict[str, list[float | None]]] = {}
+    for cell in document["cells"]:
+        of_method = accuracies.setdefault(cell["method"], {task: [] for task in tasks})
+        of_method[cell["task"]].append(cell["test_accuracy"])
+    few = len(tasks) <= FEW_TASKS
     rows: list[list[str]] = []
-    for method in methods:
-        mine = [values(method, task) for task in found.tasks]
+    for method, of_method in accuracies.items():
+        seeds = [seeds_of(values) for values in of_method.values()]
         if few:
-            rows.append([method, *map(_spread, mine)])
+            rows.append([method, *(spread(task.mean, task.std) for task in seeds)])
         else:
-            there = [statistics.mean(one) for one in mine if one]
-            whole = len(there) == len(found.tasks)
-            rows.append([method, f"{len(there)} of {len(mine)}", f"{statistics.mean(there):.1f}" if whole else "-"])
-    names = [task.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1] for task in found.tasks]
+            means = [task.mean for task in seeds if task.mean is not None]
+            mean = statistics.mean(means) if len(means) == len(tasks) else None
+            rows.append([method, f"{len(means)} of {len(tasks)}", percent(mean)])
+    names = [task.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1] for task in tasks]
     columns = names if few else ["tasks", "mean of all"]
     title = "Test accuracy (%)" + (", mean ± sample standard deviation over seeds" if few else ", mean over tasks")
     print_table(title, ["method", *columns], rows, whole_first=True)
     print_note(f"Next: vprompt report {document['results']}")
 
 
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}" if values else "-"
-
-
-def show_overview(found: Overview, address: str, workers: int) -> None:
+def show_overview(planned: Overview, address: str) -> None:
     """Prints what a plan will do and how long it will take."""
-    from vprompt.utils.text import duration, printable
-
-    plan = found.plan
-    todo = [job for job in found.jobs if job.name not in found.done]
+    plan = planned.plan
+    todo = [job for job in planned.jobs if job.name not in planned.done]
     trials = sum(job.until is not None for job in todo)
-    cells = Counter(cell.method for cell in found.cells)
-    searched = {cell.method for cell in found.cells if cell.search is not None}
+    cells = Counter(cell.method for cell in planned.cells)
+    searched = {cell.method for cell in planned.cells if cell.search is not None}
     print_note(printable(f"{plan.name}: {plan.title}" if plan.title else plan.name))
-    print_note(printable(f"{count(len(found.tasks), 'task')}: {', '.join(found.tasks)}"))
+    print_note(printable(f"{count(len(planned.tasks), 'task')}: {', '.join(planned.tasks)}"))
     methods = [f"{label} ({'searched, ' if label in searched else ''}{cells[label]})" for label in cells]
     print_note(printable(f"{count(len(cells), 'method')}: {', '.join(methods)}"))
-    for task, why in found.left_out.items():
+    for task, why in planned.left_out.items():
         print_note(printable(f"left out: {task}: {why}"))
-    for task, why in found.missing.items():
+    for task, why in planned.missing.items():
         print_note(printable(f"its runs will fail: {task}: {why}"))
     parts = [f"{count(len(todo) - trials, 'run')} to do"]
     parts += [f"{count(trials, 'training')} to choose settings by"] if trials else []
-    parts += [f"{len(found.done)} done already"] if found.done else []
-    seconds = sum(found.seconds.values()) / workers
-    parts += [f"about {duration(seconds)} on this machine with {count(workers, 'worker')}"] if found.seconds else []
+    parts += [f"{len(planned.done)} done already"] if planned.done else []
+    seconds = sum(planned.seconds.values()) / planned.workers
+    parts += (
+        [f"about {duration(seconds)} on this machine with {count(planned.workers, 'worker')}"]
+        if planned.seconds
+        else []
+    )
     if plan.hours is not None:
         parts.append(f"the plan says {plan.hours:g} h{' on ' + plan.hours_on if plan.hours_on else ''}")
     print_note("; ".join(parts) + f". Results go to {address}.")
 
 
-def overview_document(found: Overview) -> dict[str, Any]:
-    """What a plan will do, as plain data."""
+def overview_document(planned: Overview) -> dict[str, Any]:
+    """An overview as plain data."""
     return {
-        "plan": found.plan.name,
-        "tasks": list(found.tasks),
-        "left_out": found.left_out,
-        "missing": found.missing,
-        "cells": len(found.cells),
+        "plan": planned.plan.name,
+        "tasks": list(planned.tasks),
+        "left_out": planned.left_out,
+        "missing": planned.missing,
+        "cells": len(planned.cells),
         "runs": [
-            {"name": job.name, "done": job.name in found.done, "seconds": found.seconds.get(job.name)}
-            for job in found.jobs
+            {"name": job.name, "done": job.name in planned.done, "seconds": planned.seconds.get(job.name)}
+            for job in planned.jobs
         ],
-        "seconds": sum(found.seconds.values()),
-        "hours": found.plan.hours,
+        "seconds": sum(planned.seconds.values()),
+        "hours": planned.plan.hours,
     }
 
 
 def run_overview(
-    found: Overview,
+    planned: Overview,
     store: Store,
     *,
     workers: int | None = None,
@@ -227,7 +202,7 @@ def run_overview(
     """Does what is not done of a plan, with a live table, and returns what came of each cell.
 
     Args:
-        found: What there is to do.
+        planned: Says what there is to do.
         store: Where results go.
         workers: How many runs at once, instead of what the plan says.
         kind: See `vprompt.experiments.bench.bench.engine_of`.
@@ -240,11 +215,10 @@ def run_overview(
     from vprompt.experiments.bench.bench import engine_of, run_plan
     from vprompt.experiments.bench.live import LiveTable
 
-    shown = workers or found.plan.workers.number or 1
-    table = LiveTable(len(found.jobs), len(found.done), found.seconds, shown)
+    table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
-        with engine_of(found.plan, store.address, kind=kind, workers=workers, cluster=cluster) as engine, table:
-            return run_plan(found, store, engine, watch=table, retry_failed=retry_failed)
+        with engine_of(planned.plan, store.address, kind=kind, workers=workers, cluster=cluster) as engine, table:
+            return run_plan(planned, store, engine, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."

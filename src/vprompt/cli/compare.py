@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import IMAGES, OUTPUT, data_name, pruning_options, settings_options
 from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
@@ -19,7 +20,6 @@ from vprompt.utils.serialization import Option, options_of
 from vprompt.utils.text import duration
 
 if TYPE_CHECKING:
-    from vprompt.experiments.bench.engine import Event
     from vprompt.experiments.bench.jobs import Job
 
 METHODS_SHOWN = "linear,vpt-shallow,vpt-deep,pc,e2vpt"
@@ -76,18 +76,19 @@ class CompareCommand:
 
 
 def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
-    """The command `compare` with the options of all methods that a command line names.
+    """The command `compare` with the options of all methods, first of those that a command line names.
 
     Args:
         arguments: The command line, not parsed yet.
     """
-    names = [name for name in _names(chosen(arguments, "--methods", METHODS_SHOWN)) if name in METHODS]
-    methods = {flag: option for name in names for flag, option in METHODS.get(name).options.items()}
+    named = _names(chosen(arguments, "--methods", METHODS_SHOWN))
+    kinds = sorted(METHODS, key=lambda kind: kind.name in named)  # the last one to say what a flag is prevails
+    methods = {flag: option for kind in kinds for flag, option in kind.options.items()}
     condensing = options_of(Condensing)
     ratio = replace(condensing["condense"], flag="ratio", type=float, default=0.3, help="pc: share of prompts to keep.")
     recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
     groups = {
-        "compared": group("compared", methods, doc="Options of the methods that are compared."),
+        "compared": group("compared", methods, doc="Options of the methods; each reads its own."),
         "condensing": group(
             "condensing",
             {"ratio": ratio, **{name: option for name, option in condensing.items() if name != "condense"}},
@@ -101,7 +102,7 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
     return command(CompareCommand, own, groups)
 
 
-class Lines:
+class Lines(Watch):
     """A line on standard error for each run, with the time that the others are likely to take."""
 
     def __init__(self) -> None:
@@ -113,13 +114,10 @@ class Lines:
             self.number += 1
             print_note(f"[{self.number}] {event.name}")
 
-    def settled(self, job: Job, found: Mapping[str, Any]) -> None:
+    def settled(self, job: Job, result: Mapping[str, Any]) -> None:
         """Tells of a run that has ended."""
-        seconds = f" ({duration(found['seconds'])})" if found.get("seconds") is not None else ""
-        print_note(f"failed: {found['failed']}" if "failed" in found else f"done: {job.name}{seconds}")
-
-    def tick(self) -> None:
-        """Time has passed."""
+        seconds = f" ({duration(result['seconds'])})" if result.get("seconds") is not None else ""
+        print_note(f"failed: {result['failed']}" if "failed" in result else f"done: {job.name}{seconds}")
 
 
 def _names(text: str) -> list[str]:
@@ -145,8 +143,8 @@ def show(document: dict[str, Any], out: Path) -> None:
     from vprompt.experiments.report.comparison import tables, title
 
     first, *others = tables(document)
-    print_table(f"{title(document)}\n\n{first.title}", first.columns, first.rows)
+    print_table(f"{title(document)}\n\n{first.caption}", first.head, first.texts)
     for table in others:
-        print_table(table.title, table.columns, table.rows, whole_first=True)
+        print_table(table.caption, table.head, table.texts, whole_first=True)
     files = ", ".join(name for name in ("compare.json", "compare.md", "compare.png") if (out / name).exists())
     print_note(f"In {out}: {files}, and every run's adapter. More: vprompt report {out}")

@@ -1,4 +1,4 @@
-"""`vprompt prepare`."""
+"""The commands `vprompt prepare` and `vprompt tasks`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
 from vprompt.utils.errors import DataError
+from vprompt.utils.progress import bar
+from vprompt.utils.text import count, printable
 
 if TYPE_CHECKING:
-    from vprompt.data.benchmarks.lists import Problem
+    from vprompt.data.benchmarks.check import State
     from vprompt.data.benchmarks.tasks import BenchmarkTask
     from vprompt.data.prepare.registry import Recipe
 
@@ -77,7 +79,7 @@ class Prepare:
         # No table: names and addresses are copied from here.
         for recipe in recipes:
             lines = [f"needs  {need}" for need in _needs(recipe)]
-            lines.append(f"from   {recipe.where}" if recipe.read else f"cannot be prepared: {recipe.where}")
+            lines.append(f"from   {recipe.site}" if recipe.read else f"cannot be prepared: {recipe.site}")
             sys.stdout.write("\n    ".join([recipe.spec, *lines]) + "\n")
         print_note("Tested on small stand-ins in the documented formats; no reader has met the real archives yet.")
 
@@ -93,13 +95,14 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
         "task": recipe.spec,
         "supported": recipe.read is not None,
         "files": [[*piece.names] for piece in recipe.pieces.values()],
-        "where": recipe.where,
+        "where": recipe.site,
         "needs": recipe.needs or None,
-        "folder": recipe.folder or None,
+        "folder": (recipe.folder or recipe.task.name) if recipe.read else None,
     }
 
 
 _NARROW = 80
+"""Columns of a terminal that the table of tasks needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,35 +121,33 @@ class Tasks:
     """Print the result as JSON."""
 
     def run(self) -> None:
-        """Looks and prints."""
+        """Prints the table of tasks, or checks one of them."""
         if self.hashes and self.check is None:
             raise UsageError("--hashes belongs to --check TASK.")
         if self.check is not None:
             self._check(self.check)
             return
+        from vprompt.data.benchmarks.check import state_of
         from vprompt.data.benchmarks.places import data_root
         from vprompt.data.benchmarks.tasks import benchmark_tasks
         from vprompt.data.synthetic.tasks import synthetic_names
-        from vprompt.utils.text import printable
 
-        found = [(task, _State.of(task, self.root)) for task in benchmark_tasks(self.suite)]
+        rows = [(task, state_of(task, self.root)) for task in benchmark_tasks(self.suite)]
         if self.json:
-            print_json([_document(task, state) for task, state in found])
+            print_json([_document(task, state) for task, state in rows])
             return
-        for group in dict.fromkeys(task.group for task, _ in found):
-            _print_group(group, [(task, state) for task, state in found if task.group == group])
-        here = sum(state.folder is not None for _, state in found)
-        print_note(f"{here} of {len(found)} are in {printable(str(data_root(self.root)))}; --root looks elsewhere.")
+        for group in dict.fromkeys(task.group for task, _ in rows):
+            _print_group(group, [(task, state) for task, state in rows if task.group == group])
+        here = sum(state.folder is not None for _, state in rows)
+        print_note(f"{here} of {len(rows)} are in {printable(str(data_root(self.root)))}; --root looks elsewhere.")
         print_note(f"Rendered, with nothing to get: {', '.join(synthetic_names())}.")
         print_note("Images are train/val/test. Prompts are those of VPT-Deep on ViT-B/16, by each public source.")
-        if any(state.problems for _, state in found):
+        if any(state.problems for _, state in rows):
             print_note("What differs, or is wrong: vprompt tasks --check TASK.")
 
     def _check(self, spec: str) -> None:
         from vprompt.data.benchmarks.check import check
         from vprompt.data.benchmarks.places import locate
-        from vprompt.utils.progress import bar
-        from vprompt.utils.text import printable
 
         if spec.startswith(("synthetic:", "bundled:")):
             raise DataError(f"{printable(spec)} comes with vprompt and lies in no folder; there is nothing to check.")
@@ -170,58 +171,29 @@ class Tasks:
                 print(f"{problem.severity}: {problem.sentence}")  # noqa: T201
         what = printable(spec) if str(place.folder) == spec else f"{printable(spec)} in {printable(str(place.folder))}"
         if fatal:
-            raise DataError(f"{what} cannot be used: {_count(fatal, 'fatal problem')}.")
-        print_note(f"{what} can be used: {_count(problems, 'difference')}.")
+            raise DataError(f"{what} cannot be used: {count(len(fatal), 'fatal problem')}.")
+        print_note(f"{what} can be used: {count(len(problems), 'difference')}.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _State:
-    """What is known of a task on this machine, by its lists alone."""
-
-    folder: str | None = None
-    problems: tuple[Problem, ...] = ()
-
-    @staticmethod
-    def of(task: BenchmarkTask, root: str | None) -> _State:
-        from vprompt.data.benchmarks.check import check_lists
-        from vprompt.data.benchmarks.lists import read_layout
-        from vprompt.data.benchmarks.places import find_task_folder
-        from vprompt.utils.text import printable
-
-        folder = find_task_folder(task, root)
-        if folder is None:
-            return _State()
-        return _State(folder=printable(str(folder)), problems=tuple(check_lists(read_layout(folder, task), task)))
-
-    @property
-    def word(self) -> str:
-        if self.folder is None:
-            return "not found"
-        fatal = sum(problem.severity == "fatal" for problem in self.problems)
-        if fatal:
-            return f"unusable: {fatal}"
-        return f"differs: {len(self.problems)}" if self.problems else "found"
-
-
-def _print_group(group: str, found: list[tuple[BenchmarkTask, _State]]) -> None:
+def _print_group(group: str, rows: list[tuple[BenchmarkTask, State]]) -> None:
     title = "FGVC" if group == "fgvc" else f"VTAB-1k, {group}"
     # A terminal too narrow for the columns gets two lines for each task.
     if shutil.get_terminal_size().columns < _NARROW:
         print(f"\n{title}")  # noqa: T201
-        for task, state in found:
-            print(f"{task.spec}: {state.word}")  # noqa: T201
+        for task, state in rows:
+            print(f"{task.spec}: {state.summary}")  # noqa: T201
             print(f"  {task.classes} classes, {_prompts(task)} prompts")  # noqa: T201
             print(f"  {_sizes(task)} images")  # noqa: T201
         return
     print_table(
         title,
         ["task", "classes", "images", "prompts", "here"],
-        [[task.spec, str(task.classes), _sizes(task), _prompts(task), state.word] for task, state in found],
+        [[task.spec, str(task.classes), _sizes(task), _prompts(task), state.summary] for task, state in rows],
         whole_first=True,
     )
 
 
-def _document(task: BenchmarkTask, state: _State) -> dict[str, object]:
+def _document(task: BenchmarkTask, state: State) -> dict[str, object]:
     return {
         "task": task.spec,
         "title": task.title,
@@ -230,8 +202,8 @@ def _document(task: BenchmarkTask, state: _State) -> dict[str, object]:
         "images": {"train": task.train, "val": task.val, "test": task.test},
         "prompts": list(task.prompts),
         "source": task.source,
-        "state": state.word.partition(":")[0],
-        "folder": state.folder,
+        "state": state.summary.partition(":")[0],
+        "folder": None if state.folder is None else printable(str(state.folder)),
         "problems": [asdict(problem) for problem in state.problems],
     }
 
@@ -242,7 +214,3 @@ def _sizes(task: BenchmarkTask) -> str:
 
 def _prompts(task: BenchmarkTask) -> str:
     return " or ".join(str(count) for count in task.prompts)
-
-
-def _count(problems: list[Problem], what: str) -> str:
-    return f"{len(problems)} {what}{'s' * (len(problems) != 1)}"

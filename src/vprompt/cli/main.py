@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except BrokenPipeError:
         return _unread()
+    except VPromptError as error:  # options that cannot be, by the dataclasses that hold them
+        return _say(str(error), 1)
     return run(command)
 
 

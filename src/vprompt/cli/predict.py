@@ -15,25 +15,46 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval:
-    """Accuracy of an adapter or an exported model on labelled images."""
+class _Source:
+    """Where a command finds its classifier."""
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folder of the adapter, its Hub id, or an exported file."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def load(self, *, fold: bool) -> Classifier:
+        """An adapter, folded where that is wanted, or an exported model."""
+        from vprompt.exporters.base import is_exported
+
+        if is_exported(self.adapter):
+            from vprompt.exporters.exported import load_exported
+
+            if self.weights is not None:
+                raise UsageError(f"An exported model has its weights in it; leave out --weights for {self.adapter}.")
+            return load_exported(self.adapter)
+        from vprompt.model.load import load
+
+        model = load(self.adapter, weights=self.weights)
+        return model.fold() if fold else model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(_Source):
+    """Accuracy of an adapter or an exported model on labelled images."""
+
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Image folder with one folder per class, or a task; the bundled task when left out."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
     """auto: the test images that `fit` would use, or the validation images where there are none."""
     split_seed: int = 0
     """Cuts the splits that a folder does not have; as given to `fit`."""
     skip_bad: bool = False
     """Go on without images and classes that cannot be used."""
-    json: bool = False
-    """Print the result as JSON."""
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
@@ -41,7 +62,7 @@ class Eval:
         from vprompt.training.evaluate import evaluate
         from vprompt.utils.progress import bar
 
-        model = open_classifier(self.adapter, self.weights, fold=False)
+        model = self.load(fold=False)
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
@@ -54,35 +75,29 @@ class Eval:
                 progress=report,
             )
         with bar("evaluating") as report:
-            found = evaluate(model, images, report=report)
+            result = evaluate(model, images, report=report)
         if self.json:
-            print_json({**asdict(found), "split": split, "skipped": list(skipped)})
+            print_json({**asdict(result), "split": split, "skipped": list(skipped)})
             return
         print_table(
-            f"{self.adapter} on {images_name(self.data)}",
+            f"{self.adapter} on {self.data or 'the bundled task'}",
             ["split", "images", "accuracy", "loss"],
-            [[split, str(found.images), percent(found.accuracy), f"{found.loss:.4f}"]],
+            [[split, str(result.images), percent(result.accuracy), f"{result.loss:.4f}"]],
         )
         if skipped:
             print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(_Source):
     """Classes and probabilities of images; a folder stands for all images in it."""
 
-    adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folder of the adapter, its Hub id, or an exported file."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     top: int = 3
     """How many classes to name for each image."""
     skip_bad: bool = False
     """Go on without images that cannot be read."""
-    json: bool = False
-    """Print the result as JSON."""
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
@@ -91,7 +106,7 @@ class Predict:
 
         if not self.images:
             raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
-        model = open_classifier(self.adapter, self.weights, fold=True)
+        model = self.load(fold=True)
         with bar("predicting") as report:
             predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
         if self.json:
@@ -104,24 +119,3 @@ class Predict:
             print_table(f"{len(rows)} image{'s' * (len(rows) != 1)}", ["image", "class", "probability", "then"], rows)
         for sentence in skipped:
             print_note(sentence)
-
-
-def open_classifier(source: str, weights: str | None, *, fold: bool) -> Classifier:
-    """An adapter, folded where that is wanted, or an exported model."""
-    from vprompt.exporters.base import is_exported
-
-    if is_exported(source):
-        from vprompt.exporters.exported import load_exported
-
-        if weights is not None:
-            raise UsageError(f"An exported model has its weights in it; leave out --weights for {source}.")
-        return load_exported(source)
-    from vprompt.model.load import load
-
-    model = load(source, weights=weights)
-    return model.fold() if fold else model
-
-
-def images_name(data: str | None) -> str:
-    """What the images of a command are called."""
-    return "the bundled task" if data is None else data

@@ -67,15 +67,14 @@ def _rows(study: dict[str, object]) -> list[dict[str, object]]:
 
     from vprompt.experiments.report.aggregate import aggregate
 
-    found = aggregate(study)
-    labels = list(dict.fromkeys(label for label, _ in found.tasks))
+    numbers = aggregate(study)
     return [
         {
             "method": label,
-            "tasks": {task: asdict(spread) for (one, task), spread in found.tasks.items() if one == label},
-            "groups": {group: asdict(spread) for (one, group), spread in found.groups.items() if one == label},
-            "group_mean": asdict(found.group_mean[label]),
-            "plain_mean": asdict(found.plain_mean[label]),
+            "tasks": {task: asdict(spread) for (method, task), spread in numbers.tasks.items() if method == label},
+            "groups": {group: asdict(spread) for (method, group), spread in numbers.groups.items() if method == label},
+            "group_mean": asdict(mean),
+            "plain_mean": asdict(numbers.plain_mean[label]),
         }
-        for label in labels
+        for label, mean in numbers.group_mean.items()
     ]

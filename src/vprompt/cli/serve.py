@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note
+from vprompt.serving.limits import Limits
 from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 
 TOKEN_VARIABLE = "VPROMPT_TOKEN"
+
+EXTRA = ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn")
+"""Packages that `pip install 'vprompt[serve]'` brings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +38,7 @@ class Serve:
     """File with the token that clients must show; $VPROMPT_TOKEN when left out."""
     manage: bool = False
     """Let clients with the token add adapters from folders of this machine, and remove any."""
-    max_batch: int = 32
-    """Asks (an image and an adapter) computed together."""
-    max_wait_ms: float = 5.0
-    """Milliseconds that the first ask waits for others."""
-    max_queue: int = 128
-    """Requests under way at once; more are refused."""
-    max_bytes: int = 10 * 2**20
-    """Size of an image file."""
-    max_pixels: int = 50_000_000
-    """Width times height of an image."""
-    timeout: float = 30.0
-    """Seconds for a request to come in, as many for its answer; a stop waits as long for those under way."""
+    limits: Limits = field(default_factory=Limits)
     device: str | None = None
     """Where to compute, such as cuda; the CPU when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -60,32 +53,30 @@ class Serve:
         token = read_token(self.token_file)
         if self.manage and token is None:
             raise UsageError(f"--manage needs a token; give --token-file FILE or set {TOKEN_VARIABLE}.")
-        bind = _bind()
+        try:
+            from vprompt.serving.server import Server, bind, serve
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRA:
+                raise
+            raise VPromptError(
+                f"vprompt serve needs {error.name}; install it: pip install 'vprompt[serve]'."
+            ) from error
         from vprompt.serving.bank.bank import Bank
-        from vprompt.serving.server import Server, serve
-        from vprompt.serving.service import Limits, Service
+        from vprompt.serving.service import Service
         from vprompt.utils.devices import device_named
 
-        limits = Limits(
-            max_batch=self.max_batch,
-            max_wait_ms=self.max_wait_ms,
-            max_queue=self.max_queue,
-            max_bytes=self.max_bytes,
-            max_pixels=self.max_pixels,
-            timeout=self.timeout,
-        )
-        places = named(self.adapters)
+        sources = named(self.adapters)
         device = None if self.device is None else device_named(self.device)
         with bind(self.host, self.port, guarded=token is not None) as listener:
-            bank = Bank.load(places, weights=self.weights, device=device)
-            service = Service(bank, limits)
+            bank = Bank.load(sources, weights=self.weights, device=device)
+            service = Service(bank, self.limits)
             server = Server(
-                service, token=token, manage=self.manage, listening=lambda: self._announce(listener, [*places])
+                service, token=token, manage=self.manage, listening=lambda: self._announce(listener, [*sources])
             )
             try:
                 serve(server, listener)
             finally:
-                if not service.close(self.timeout):
+                if not service.close(self.limits.timeout):
                     # Python cannot end while a thread computes.
                     print_note("vprompt: A prediction did not come to an end and was given up.")
                     os._exit(1)
@@ -111,15 +102,15 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     """
     from vprompt.serving.service import check_name
 
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for text in adapters:
-        name, equals, place = text.partition("=")
+        name, equals, source = text.partition("=")
         if not equals or os.path.isdir(text):
-            name, place = Path(os.path.abspath(text)).name, text
-        if check_name(name) in found:
-            raise VPromptError(f"Two adapters would be called {name!r}; name one of them: NAME={place}.")
-        found[name] = place
-    return found
+            name, source = Path(os.path.abspath(text)).name, text
+        if check_name(name) in sources:
+            raise VPromptError(f"Two adapters would be called {name!r}; name one of them: NAME={source}.")
+        sources[name] = source
+    return sources
 
 
 def read_token(file: str | None) -> str | None:
@@ -142,13 +133,3 @@ def read_token(file: str | None) -> str | None:
     if not token or not all("!" <= c <= "~" for c in token):
         raise VPromptError(f"{where} holds no token: that is one line of visible ASCII characters without spaces.")
     return token
-
-
-def _bind() -> Any:
-    try:
-        from vprompt.serving.server import bind
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in ("fastapi", "uvicorn", "starlette", "pydantic"):
-            raise
-        raise VPromptError(f"vprompt serve needs {error.name}; install it: pip install 'vprompt[serve]'.") from error
-    return bind

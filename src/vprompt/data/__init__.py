@@ -1,13 +1,11 @@
-"""Images and labels: folders, the bundled task, and what a training loop reads from them."""
+"""Labelled images: sources that list them, the pipeline that makes tasks of them, and the data sets of a task."""
 
 from vprompt.data.benchmarks.tasks import find_task, transforms_of
-from vprompt.data.bundled import load_bundled
 from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.folder import load_folder
 from vprompt.data.images import decode
 from vprompt.data.labelled import SplitChoice, load_labelled
 from vprompt.data.scan import list_images
-from vprompt.data.tasks import open_task
+from vprompt.data.tasks import load_bundled, load_folder, open_task
 
 __all__ = [
     "ImageDataset",

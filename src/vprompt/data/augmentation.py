@@ -1,4 +1,4 @@
-"""Which part of an image an epoch of training sees."""
+"""Random views: the part of an image that one epoch of training takes."""
 
 from __future__ import annotations
 

@@ -8,17 +8,59 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vprompt.data.augmentation import View
-from vprompt.data.images import decode
+from vprompt.data.images import Source, decode
 from vprompt.data.preprocessing import Augment, Preprocessing
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
+
+
+class Files(Protocol):
+    """Reads images by their names, where these are no paths; goes to other processes, so that it must pickle."""
+
+    def read(self, name: str) -> Source:
+        """The bytes of an image's file, or an open binary file, or its path.
+
+        Raises:
+            DataError: It cannot be had.
+        """
+        ...
+
+    def size(self, name: str) -> int:
+        """A number that is likely to change with the image, such as its size in bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Images in files, by their paths relative to a folder."""
+
+    root: Path
+
+    def read(self, name: str) -> Path:
+        """The whole path, so that the decoder reads no more of the file than it needs."""
+        return self.root / name
+
+    def size(self, name: str) -> int:
+        """The size of the file in bytes.
+
+        Raises:
+            DataError: It is gone, or cannot be read.
+        """
+        try:
+            return (self.root / name).stat().st_size
+        except OSError as error:
+            problem = (error.strerror or "it is gone").lower()
+            raise DataError(
+                f"{printable(name)} can no longer be read ({problem}); put it back or start anew."
+            ) from error
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -26,11 +68,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     Args:
         labels: Class numbers (N,).
-        preprocessing: What the pixels went through, or will.
+        preprocessing: Gives the size of the pixels, and how they are normalised.
         pixels: uint8 (M, 3, H, W), with `rows` (N,) saying which belong to this dataset; all of them by default.
-        root: The folder that `paths` are relative to; needed when there are no `pixels`.
-        paths: Relative paths of the N files.
-        augment: What training sees, see `with_augment`; all else sees the images as they are.
+        root: The folder that `paths` are relative to, or what reads them; needed when there are no `pixels`.
+        paths: Relative paths or names of the N files.
+        augment: The views that training takes, see `with_augment`; all else takes the images as they are.
 
     Raises:
         ValueError: Neither pixels nor files are given, or their numbers do not fit the labels.
@@ -55,7 +97,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         *,
         pixels: Tensor | None = None,
         rows: Tensor | None = None,
-        root: Path | None = None,
+        root: Path | Files | None = None,
         paths: Sequence[str] | None = None,
         augment: Augment = "none",
     ) -> None:
@@ -64,7 +106,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.paths = None if paths is None else list(paths)
         self.augment = augment
         self._store = pixels
-        self._root = root
+        self._files = FolderFiles(root) if isinstance(root, Path) else root
         self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
         if pixels is None and (root is None or paths is None):
             raise ValueError("an image dataset needs pixels, or root and paths")
@@ -105,7 +147,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self._all_decoded([(int(i), None) for i in indices])
 
     def training_pixels(self, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
-        """What an epoch of a training sees: as `pixels`, or with `"crop-flip"` a random view of each image.
+        """The pixels for one epoch of a training: as `pixels`, or with `"crop-flip"` a random view of each image.
 
         The view of an image depends on the seed, the epoch and the image's number, and on nothing else.
 
@@ -157,21 +199,22 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             for rows in self._rows.split(256):
                 digest.update(self._store[rows].numpy().tobytes())
         else:
-            root, paths = self._files()
+            files, paths = self._named_files()
             for path in paths:
-                digest.update(os.fsencode(path) + b"\0" + str(_size_in_bytes(root, path)).encode() + b"\0")
+                digest.update(os.fsencode(path) + b"\0" + str(files.size(path)).encode() + b"\0")
         return digest.hexdigest()[:16]
 
     def _with(
         self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
     ) -> ImageDataset:
         return ImageDataset(
-            labels, self.preprocessing, pixels=store, rows=rows, root=self._root, paths=paths, augment=augment
+            labels, self.preprocessing, pixels=store, rows=rows, root=self._files, paths=paths, augment=augment
         )
 
     def _decoded(self, number: int, view: View | None = None) -> Tensor:
-        root, paths = self._files()
-        return decode(root / paths[number], self.preprocessing, view=view)
+        files, paths = self._named_files()
+        source = files.read(paths[number])
+        return decode(source, self.preprocessing, name=None if isinstance(source, Path) else paths[number], view=view)
 
     def _all_decoded(self, wanted: Sequence[tuple[int, View | None]]) -> Tensor:
         decoded = torch.empty((len(wanted), 3, *self.preprocessing.size), dtype=torch.uint8)
@@ -179,16 +222,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             decoded[row] = image
         return decoded
 
-    def _files(self) -> tuple[Path, list[str]]:
+    def _named_files(self) -> tuple[Files, list[str]]:
         # The constructor has checked it: without pixels there are files.
-        assert self._root is not None
+        assert self._files is not None
         assert self.paths is not None
-        return self._root, self.paths
+        return self._files, self.paths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned and tested: classes, and images for training, validation and test.
+    """Classes, and images for training, validation and test.
 
     Args:
         name: A short name, such as the folder's.
@@ -219,11 +262,3 @@ class Task:
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             digest.update(f"\0{name}\0{split.fingerprint() if split is not None else 'none'}".encode())
         return digest.hexdigest()[:16]
-
-
-def _size_in_bytes(root: Path, path: str) -> int:
-    try:
-        return (root / path).stat().st_size
-    except OSError as error:
-        problem = (error.strerror or "it is gone").lower()
-        raise DataError(f"{printable(path)} can no longer be read ({problem}); put it back or start anew.") from error

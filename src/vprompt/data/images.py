@@ -1,4 +1,4 @@
-"""One image file as the uint8 pixels that a backbone's preprocessing asks for."""
+"""Decoding: an image file as uint8 RGB pixels of the size that a backbone takes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,11 @@ from torch import Tensor
 
 from vprompt.data.augmentation import View
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
-
-IMAGE_SUFFIXES = frozenset(
-    "." + name
-    for name in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
-    )
-)
-"""Lower-case endings of files that count as images."""
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels by their header are refused before they are decoded."""
@@ -99,7 +91,7 @@ def try_decode(source: Source, preprocessing: Preprocessing, view: View | None =
 def read_pixels(
     source: Source, preprocessing: Preprocessing, view: View | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Like `decode`, for callers that tell what can be wrong with an image apart.
+    """Like `decode`, for callers that distinguish what can be wrong with an image.
 
     Args:
         source: As for `decode`.
@@ -108,33 +100,37 @@ def read_pixels(
         max_pixels: Refuse more by the header, at most `MAX_PIXELS`.
 
     Raises:
-        NotAnImageError: It is of no format that pictures come in.
+        NotAnImageError: It is in no image format.
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
+    with _opened(source, max_pixels) as image:
+        _draft(image, preprocessing, view)
+        image.load()
+        return render(_upright(image), preprocessing, view)
+
+
+def probe(source: Source) -> str | None:
+    """Reads the header of an image only; returns what is wrong (it completes the sentence `FILE ...`), or None."""
+    try:
+        with _opened(source, MAX_PIXELS):
+            return None
+    except UnusableImageError as error:
+        return str(error)
+
+
+@contextmanager
+def _opened(source: Source, max_pixels: int) -> Generator[Image.Image]:
+    """An image whose header was read; what goes wrong with it, also in the block, is an `UnusableImageError`."""
     try:
         with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
             _refuse_bombs(image, max_pixels)
-            _draft(image, preprocessing, view)
-            image.load()
-            return render(_upright(image), preprocessing, view)
+            yield image
     except (MemoryError, DataError):
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
         raise _unusable(error, max_pixels) from error
-
-
-def probe(source: Source) -> str | None:
-    """What is wrong with an image as far as its header tells; it completes the sentence `FILE ...`."""
-    try:
-        with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            _refuse_bombs(image, MAX_PIXELS)
-    except (MemoryError, DataError):
-        raise
-    except Exception as error:
-        return str(_unusable(error, MAX_PIXELS))
-    return None
 
 
 def render(image: Image.Image, preprocessing: Preprocessing, view: View | None = None) -> Tensor:
@@ -154,9 +150,18 @@ def render(image: Image.Image, preprocessing: Preprocessing, view: View | None =
     return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
 
 
+def render_arrays(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Turns images (N, H, W) or (N, H, W, 3) into uint8 pixels (N, 3, height, width), as `render` does each."""
+    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
+    rendered = in_threads(lambda image: render(Image.fromarray(image), preprocessing), images)
+    for row, image in enumerate(rendered):
+        pixels[row] = image
+    return pixels
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Only formats that pictures come in: Pillow would otherwise also start Ghostscript and read fonts."""
+    """Image formats only: Pillow would otherwise also start Ghostscript and read fonts."""
     Image.init()
     wanted = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
     return tuple(name for name in wanted if name in Image.OPEN)
@@ -251,7 +256,7 @@ class UnusableImageError(ValueError):
 
 
 class NotAnImageError(UnusableImageError):
-    """A file of no format that pictures come in."""
+    """A file in no image format."""
 
 
 class TooManyPixelsError(UnusableImageError):

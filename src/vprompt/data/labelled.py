@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vprompt.data.benchmarks.load import open_layout
-from vprompt.data.benchmarks.places import locate
-from vprompt.data.bundled import SOURCE
-from vprompt.data.checked import DEFAULT_MEMORY_LIMIT, Progress, check_images, refuse, to_dataset
-from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.folder import cut
+from vprompt.data.dataset import ImageDataset
+from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, check, listed_classes, refuse
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.scan import UNSPLIT, Splits, scan
-from vprompt.data.synthetic.tasks import PREFIX
-from vprompt.data.tasks import open_task, refuse_unknown
+from vprompt.data.sources.base import UNSPLIT
+from vprompt.data.sources.bundled import SOURCE
+from vprompt.data.split import Splits, cut, missing_splits
+from vprompt.data.tasks import find_listing
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
 SplitChoice = Literal["auto", "train", "val", "test", "all"]
+"""Images to read: those of one split, `all`, or (`auto`) those of the last of train, val and test that is there."""
 
 
 def load_labelled(
@@ -52,74 +50,42 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    if spec is None or spec == SOURCE or str(spec).startswith(PREFIX):
-        return _of_ours(open_task(spec, preprocessing), classes, split)
-    refuse_unknown(spec)
-    place = locate(spec, root)
-    folder = Path(spec) if place is None else place.folder
-    splits = scan(folder, need_train=False).splits if place is None else open_layout(place)[0].by_class()
-    cutting = split != "all" and (UNSPLIT in splits or ("train" in splits and "val" not in splits))
-    if not cutting:
+    listing = find_listing(spec, root=root, training=False)
+    if listing.rendered is not None and tuple(classes) != listing.classes:
+        what = "the bundled task" if listing.source == SOURCE else listing.source
+        raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
+    splits = {name: list(items) for name, items in listing.splits.items()}
+    listed = listed_classes(listing, splits)
+    cutting = split != "all" and missing_splits(splits)
+    if split == "all":
+        splits = {"all": [item for items in splits.values() for item in items]}
+        listed = {"all": set[str]().union(*listed.values())}
+    elif not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
-        splits = {"all": _union(splits)} if split == "all" else _pick(splits, split)
-    problems = _without_unknown(splits, classes)
-    refuse(folder, problems, skip_bad)
-    checked = check_images(folder, splits, preprocessing, DEFAULT_MEMORY_LIMIT, progress)
-    bad = [f"file {printable(path)} {reason}" for path, reason in checked.bad.items()]
-    refuse(folder, bad, skip_bad)
-    for chosen in splits.values():
-        for name in chosen:
-            chosen[name] = [path for path in chosen[name] if path not in checked.bad]
+        splits = _pick(splits, split)
+    names = set[str]().union(*(listed.get(name, set()) for name in splits))
+    unknown = [name for name in sorted(names) if printable(name) not in classes]
+    problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
+    refuse(listing, problems, skip_bad)
+    splits = {name: [item for item in items if item.label not in unknown] for name, items in splits.items()}
+    group = [item.name for items in splits.values() for item in items]
+    checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
+    refuse(listing, checked.problems, skip_bad)
+    splits = checked.usable(splits)
     if cutting:
         splits = _pick(cut(splits, split_seed), split)
-    pairs = [
-        (path, classes.index(printable(name)))
-        for chosen in splits.values()
-        for name, files in sorted(chosen.items())
-        for path in files
-    ]
-    if not pairs:
+    [(name, items)] = splits.items()
+    if not items:
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
         raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
-    images = to_dataset(folder, preprocessing, pairs, checked)
-    return images, next(iter(splits)), tuple(sentence[0].upper() + sentence[1:] + "." for sentence in problems + bad)
-
-
-def _without_unknown(splits: Splits, classes: Sequence[str]) -> list[str]:
-    """Takes out classes that are not known, and says which."""
-    unknown = sorted({name for chosen in splits.values() for name in chosen if printable(name) not in classes})
-    for chosen in splits.values():
-        for name in unknown:
-            chosen.pop(name, None)
-    return [f"class {printable(name)} is not known to the adapter" for name in unknown]
+    label_of = {name: label for label, name in enumerate(classes)}
+    images = checked.dataset([item.name for item in items], [label_of[printable(item.label)] for item in items])
+    return images, name, as_sentences(problems + checked.problems)
 
 
 def _pick(splits: Splits, split: SplitChoice) -> Splits:
     """The split asked for alone, under its name."""
     order = ("test", "val", UNSPLIT, "train") if split == "auto" else (split,)
-    for name in order:
-        if any(splits.get(name, {}).values()):
-            return {name: splits[name]}
-    return {order[0]: {}}
-
-
-def _union(splits: Splits) -> dict[str, list[str]]:
-    union: dict[str, list[str]] = {}
-    for classes in splits.values():
-        for name, files in classes.items():
-            union.setdefault(name, []).extend(files)
-    return union
-
-
-def _of_ours(task: Task, classes: Sequence[str], split: SplitChoice) -> tuple[ImageDataset, str, tuple[str, ...]]:
-    """One split of the bundled task, or of one that is rendered; those have all three."""
-    if tuple(classes) != task.classes:
-        what = "the bundled task" if task.source == SOURCE else task.source
-        raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
-    assert task.val is not None
-    assert task.test is not None
-    if split == "all":
-        return task.train.joined(task.val).joined(task.test), "all", ()
-    name = "test" if split == "auto" else split
-    return {"train": task.train, "val": task.val, "test": task.test}[name], name, ()
+    name = next((name for name in order if splits.get(name)), order[0])
+    return {name: splits.get(name, [])}

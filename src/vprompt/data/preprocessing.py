@@ -1,4 +1,4 @@
-"""How pixels become what a backbone wants to see."""
+"""Preprocessing of images: size, resizing and normalisation."""
 
 from __future__ import annotations
 

@@ -1,10 +1,34 @@
-"""Cutting files into splits, class by class, in a way that only names and the seed decide."""
+"""Splits of labelled images, cut class by class in a way that only names and the seed decide."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+
+from vprompt.data.sources.base import UNSPLIT, Item
+
+Splits = dict[str, list[Item]]
+"""The images of each split."""
+
+
+def missing_splits(splits: Mapping[str, Sequence[Item]]) -> bool:
+    """Whether there are splits to be cut: all three, or val from train."""
+    return UNSPLIT in splits or ("train" in splits and "val" not in splits)
+
+
+def cut(splits: Splits, seed: int) -> Splits:
+    """Cuts the splits that are not there: 64 % train, 16 % val and 20 % test, or 20 % of train as val."""
+    if not missing_splits(splits):
+        return splits
+    whole, shares = (UNSPLIT, {"val": 16, "test": 20}) if UNSPLIT in splits else ("train", {"val": 20})
+    classes: dict[str, list[str]] = {}
+    for name, label in splits.pop(whole):
+        classes.setdefault(label, []).append(name)
+    parts = stratified(classes, shares, rest="train", seed=seed)
+    return splits | {
+        split: [Item(name, label) for label in sorted(part) for name in part[label]] for split, part in parts.items()
+    }
 
 
 def stratified(
@@ -44,5 +68,5 @@ def stratified(
 
 
 def place(seed: int, file: str) -> bytes:
-    """What files are ordered by before they are cut: a hash of the seed and the path."""
+    """The key that files are sorted by before they are cut: a hash of the seed and the path."""
     return hashlib.sha256(f"{seed}\0".encode() + os.fsencode(file)).digest()

@@ -17,10 +17,10 @@ from torch import nn
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import num_parameters
 from vprompt.experiments.bench.bench import overview, run_plan
+from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
 from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.plan import MethodPlan, Plan
-from vprompt.experiments.bench.scheduler import Watch
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.report.comparison import draw, markdown
 from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from vprompt.experiments.bench.bench import overview, run_plan
+from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.plan import Plan, load_plan
-from vprompt.experiments.bench.scheduler import BenchError, Watch
+from vprompt.experiments.bench.scheduler import BenchError
 from vprompt.experiments.bench.store import open_store
 from vprompt.model.cost import model_cost
 from vprompt.model.latency import Latency, latency

@@ -1,16 +1,20 @@
-"""The output folder of a run: claimed at the start, whole at the end."""
+"""The output folder of a run: opened at the start, whole at the end; and the lock that keeps others out of it."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from vprompt.experiments.settings import changed_settings
 from vprompt.model.model import PromptedModel
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import TrainingError
+from vprompt.utils.errors import TrainingError, VPromptError
 from vprompt.utils.io import read_json, write_json
 
 RESULT = "result.json"
@@ -21,8 +25,33 @@ STATE = ".run"
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
 
 
+class BusyError(VPromptError):
+    """Another process is at work on the same run."""
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Keeps other processes, also on other machines that share the folder, from working in it; ends with the process.
+
+    Raises:
+        BusyError: If another process is there first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f".{folder.name}.lock"  # beside the folder, which is moved away at the end
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise BusyError(f"Another process is at work on {folder.name}.") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
 class RunFolder:
-    """Where a run keeps its state while it goes on, hidden, and leaves adapter and result.json when it is done.
+    """The folder of a run: hidden state while it goes on, adapter and result.json when it is done.
 
     Args:
         out: The folder.
@@ -42,7 +71,7 @@ class RunFolder:
         """Folder of a stage whose state is more than one file."""
         return self.out / STATE / stage
 
-    def claim(self, *, resume: bool) -> dict[str, Any] | None:
+    def open(self, *, resume: bool) -> dict[str, Any] | None:
         """Makes the folder this run's own; returns the result when resuming a run that is finished.
 
         Raises:
@@ -67,8 +96,8 @@ class RunFolder:
             raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
         return None
 
-    def abandon(self, *, diverged: bool) -> None:
-        """After an error: forgets a run that nothing was saved of, or that is not worth going on with."""
+    def discard(self, *, diverged: bool) -> None:
+        """After an error: deletes the state of a run that nothing was saved of, or that need not go on."""
         state = self.out / STATE
         if not self.is_main or not state.exists() or (any(state.glob("*.safetensors")) and not diverged):
             return
@@ -77,12 +106,11 @@ class RunFolder:
             self.out.rmdir()
 
     def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
-        """Writes the adapter, then the result, then forgets the state."""
-        if not self.is_main:
-            return
-        model.save_pretrained(self.out)
-        write_json(self.out / RESULT, result)
-        self._tidy()
+        """Writes the adapter, then the result, then deletes the state."""
+        if self.is_main:
+            model.save_pretrained(self.out)
+            write_json(self.out / RESULT, result)
+            self._tidy()
 
     def _finished(self, resume: bool) -> dict[str, Any]:
         if not resume:

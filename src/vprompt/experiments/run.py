@@ -64,9 +64,9 @@ def run(
     """
     sources = sources or Sources()
     folder = RunFolder(out, settings.to_flat())
-    if (finished := folder.claim(resume=resume)) is not None:
+    if (finished := folder.open(resume=resume)) is not None:
         return finished
-    with _abandoning(folder):
+    with _discarding(folder):
         stages, model = _prepare(settings, folder, progress, sources)
         recipe = settings.recipe
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
@@ -202,9 +202,9 @@ def run_condense(
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     condensing = settings.condense
     folder = RunFolder(out, settings.to_flat())
-    if (finished := folder.claim(resume=resume)) is not None:
+    if (finished := folder.open(resume=resume)) is not None:
         return finished
-    with _abandoning(folder):
+    with _discarding(folder):
         model = load(settings.adapter, weights=settings.weights)
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
@@ -226,12 +226,12 @@ def run_condense(
 
 
 @contextmanager
-def _abandoning(folder: RunFolder) -> Generator[None]:
+def _discarding(folder: RunFolder) -> Generator[None]:
     """Lets a run that fails before anything was saved leave nothing in the way of the next one."""
     try:
         yield
     except VPromptError as error:
-        folder.abandon(diverged=isinstance(error, DivergedError))
+        folder.discard(diverged=isinstance(error, DivergedError))
         raise
 
 

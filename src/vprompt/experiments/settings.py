@@ -282,7 +282,7 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
         {'method': 'linear', 'epochs': 3}
     """
     flattened: dict[str, Any] = {key: value for key, value in document.items() if not isinstance(value, dict)}
-    flattened |= document.get("recipe") or {}
+    flattened |= recipe if isinstance(recipe := document.get("recipe"), dict) else {}
     if prune := cast("dict[str, Any]", document["prune"] if isinstance(document.get("prune"), dict) else {}):
         names = {"tokens": "prune_tokens", "segments": "prune_segments"}
         flattened |= {"prune": True, **{names.get(key, key): value for key, value in prune.items()}}

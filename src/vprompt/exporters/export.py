@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.data.bundled import bundled_images
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.images import decode
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
+from vprompt.data.sources.bundled import bundled_images
 from vprompt.exporters.base import FORMATS, Format, format_of, quiet, reason
 from vprompt.exporters.exported import Exported, load_exported
 from vprompt.exporters.metadata import Comparison, Quantisation, describe_export

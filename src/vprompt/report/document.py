@@ -1,13 +1,9 @@
-"""What a report is made of: sections of blocks that HTML and Markdown each write in their way; nothing is escaped."""
+"""Reports as plain values: sections of blocks that HTML, Markdown and LaTeX write in their way; nothing is escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vprompt.report.html import Markup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +11,8 @@ class Cell:
     """One cell of a table.
 
     Args:
-        text: What it says.
-        note: What is said about it, smaller.
+        text: Its content.
+        note: A remark about it, smaller.
         best: Whether it is the best of its column.
         muted: Whether it stands for something that is not there.
     """
@@ -25,6 +21,11 @@ class Cell:
     note: str = ""
     best: bool = False
     muted: bool = False
+
+
+def as_cell(value: Cell | str) -> Cell:
+    """A cell of a table, which a plain text may stand for."""
+    return Cell(text=value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Table:
     """A caption, heads, and rows; the first cell of a row names it.
 
     Args:
-        caption: Stands above.
+        caption: Stands above; may be empty.
         head: Of every column.
         bodies: The rows.
         over: Heads above the heads, and how many columns each is over.
@@ -53,6 +54,23 @@ class Table:
     bodies: Sequence[Body]
     over: Sequence[tuple[str, int]] = ()
     words: bool = False
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """All rows as plain text, without notes.
+
+        Example:
+            >>> simple_table("Files", ["Name", "Size"], [["a", "3"]]).texts
+            [['a', '3']]
+        """
+        return [[as_cell(cell).text for cell in row] for body in self.bodies for row in body.rows]
+
+
+def simple_table(
+    caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, words: bool = False
+) -> Table:
+    """A table of one body."""
+    return Table(caption=caption, head=head, bodies=[Body(rows=rows)], words=words)
 
 
 @dataclass(frozen=True)
@@ -83,12 +101,71 @@ class Code:
     text: str
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures side by side; their numbers are also in a table."""
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A point of a chart: what is said where it is hovered, its place, its error, and the number of its style."""
 
-    svgs: Sequence[Markup]
-    legend: Markup | None = None
+    name: str
+    x: float
+    y: float
+    error: float | None = None
+    style: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A curve of a chart; a ring marks its first point after `join`."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: int = 0
+    dashed: bool = False
+    join: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A bar of a chart: how many there were, how many are left, and the standard deviation of the latter."""
+
+    before: float
+    retained: float
+    std: float | None = None
+    style: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A small picture of dots in percent, of curves over whole numbers, or of bars by block.
+
+    Args:
+        title: Stands above.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        alt: For who cannot see it.
+        rule: Where a vertical line stands, and what it stands for.
+        dots: Its content; or
+        curves: Its content; or
+        bars: Its content.
+        log: Whether the horizontal axis of dots is logarithmic, where all are above 0.
+    """
+
+    title: str
+    x: str
+    y: str
+    alt: str = ""
+    rule: tuple[float, str] | None = None
+    dots: Sequence[Dot] = ()
+    curves: Sequence[Curve] = ()
+    bars: Sequence[Bar] = ()
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts side by side, and a legend of numbers of styles and their names; their values are also in a table."""
+
+    charts: Sequence[Chart]
+    legend: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +185,12 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Table | Paragraph | Warn | Bullets | Code | Pictures | Picture | Fold
+Block = Table | Paragraph | Warn | Bullets | Code | Charts | Picture | Fold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A title and what stands under it."""
+    """A title, which may be empty, and the blocks under it."""
 
     key: str
     title: str

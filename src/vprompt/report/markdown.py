@@ -6,7 +6,20 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from vprompt.report.document import Block, Bullets, Cell, Code, Fold, Paragraph, Picture, Pictures, Section, Table, Warn
+from vprompt.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Charts,
+    Code,
+    Fold,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    Warn,
+    as_cell,
+)
 from vprompt.utils.text import escape, printed
 
 _MARKUP = re.compile(
@@ -36,10 +49,10 @@ def escaped(text: str) -> str:
     """
     parts: list[str] = []
     end = 0
-    for found in _MARKUP.finditer(text):
-        digits = found[0].rstrip(".)") if found[0][0].isdigit() else ""
-        parts += [printed(text[end : found.start()]), digits, _mark(found[0].removeprefix(digits))]
-        end = found.end()
+    for markup in _MARKUP.finditer(text):
+        digits = markup[0].rstrip(".)") if markup[0][0].isdigit() else ""
+        parts += [printed(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
+        end = markup.end()
     return "".join([*parts, printed(text[end:])])
 
 
@@ -49,7 +62,7 @@ def _mark(marks: str) -> str:
 
 def _section(section: Section) -> list[str]:
     blocks = [text for block in section.blocks for text in _block(block)]
-    return [f"## {escaped(section.title)}", *blocks] if blocks else []
+    return [*([f"## {escaped(section.title)}"] if section.title else []), *blocks] if blocks else []
 
 
 def _block(block: Block) -> list[str]:
@@ -64,7 +77,7 @@ def _block(block: Block) -> list[str]:
             return ["\n".join(f"- {escaped(item)}" for item in items)]
         case Code(text):
             return ["\n".join(f"    {line}" for line in text.split("\n"))]
-        case Pictures():
+        case Charts():
             return []
         case Picture(alt=alt, file=file):
             return [f"![{escaped(alt)}]({quote(file)})"]
@@ -80,14 +93,13 @@ def _table(table: Table) -> list[str]:
         lines = [
             [escaped(text) for text in table.head],
             ["---", *(["---" if table.words else "--:"] * (len(table.head) - 1))],
-            *([_cell(cell) for cell in row] for row in body.rows),
+            *([_cell(as_cell(cell)) for cell in row] for row in body.rows),
         ]
-        parts += [f"**{escaped(caption)}**", "\n".join("| " + " | ".join(row) + " |" for row in lines)]
+        parts += [f"**{escaped(caption)}**"] if caption else []
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in lines))
     return parts
 
 
-def _cell(cell: Cell | str) -> str:
-    if isinstance(cell, str):
-        return escaped(cell)
+def _cell(cell: Cell) -> str:
     text = f"**{escaped(cell.text)}**" if cell.best else escaped(cell.text)
     return f"{text} ({escaped(cell.note)})" if cell.note else text

@@ -1,4 +1,4 @@
-"""Published numbers, to print beside measured ones: a table that ships with the library; never mixed into means."""
+"""Published numbers, to print beside measured ones, from a table that ships with the library; never part of means."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _MEANS: dict[tuple[str, str], tuple[str, ...]] = {
         *("dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"),
     ),
 }
-"""Which tasks a printed mean is over."""
+"""The tasks that a printed mean is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """What one source prints of one method; in percent.
+    """Numbers that one source prints of one method, in percent.
 
     Args:
         label: The method.
@@ -104,7 +104,7 @@ def family_of(backbone: str) -> str | None:
 
 
 def rows(family: str, tasks: Iterable[str]) -> list[PublishedRow]:
-    """What is published of a family on some tasks.
+    """The published rows of a family on some tasks.
 
     Args:
         family: As `family_of` gives it.
@@ -119,16 +119,14 @@ def rows(family: str, tasks: Iterable[str]) -> list[PublishedRow]:
         ({'dtd': 65.8, 'svhn': 78.1}, None)
     """
     wanted = frozenset(tasks)
-    found: list[PublishedRow] = []
+    published: list[PublishedRow] = []
     for row in _table().get(family, ()):
         numbers = {task: value for task, value in row.numbers.items() if task in wanted}
         means = {over: value for over, value in row.means.items() if over <= wanted}
         group_mean = row.group_mean if wanted.issuperset(_VTAB_TASKS) else None
         if numbers or means or group_mean is not None:
-            found.append(
-                PublishedRow(label=row.label, source=row.source, numbers=numbers, means=means, group_mean=group_mean)
-            )
-    return found
+            published.append(replace(row, numbers=numbers, means=means, group_mean=group_mean))
+    return published
 
 
 def gmacs(family: str) -> tuple[dict[int, float], str]:
@@ -138,13 +136,9 @@ def gmacs(family: str) -> tuple[dict[int, float], str]:
         >>> gmacs(VIT)[0][100]
         26.9
     """
-    found: dict[int, float] = {}
-    source = ""
-    for line in _lines():
-        count = re.search(r"GMACs with (\d+)", line["task"])
-        if line["family"] == family and count is not None:
-            found[int(count[1])], source = float(line["value"]), line["source"]
-    return found, source
+    lines = [(re.search(r"GMACs with (\d+)", line["task"]), line) for line in _lines() if line["family"] == family]
+    numbers = {int(prompts[1]): float(line["value"]) for prompts, line in lines if prompts is not None}
+    return numbers, next((line["source"] for prompts, line in lines if prompts is not None), "")
 
 
 def measured_family(backbone: str, img_size: Sequence[int]) -> str | None:
@@ -166,8 +160,8 @@ def condensed_gmacs(family: str) -> dict[Condensed, str]:
     """Published GMACs after condensation, as printed.
 
     Example:
-        >>> found = condensed_gmacs(VIT)
-        >>> found[200, 10, "local"], found[200, 50, "global"], found[200, 100, "local"]
+        >>> gmacs = condensed_gmacs(VIT)
+        >>> gmacs[200, 10, "local"], gmacs[200, 50, "global"], gmacs[200, 100, "local"]
         ('19.43', '27.04', '36.77')
     """
     return _condensed(family, "cost", r"GMACs from (\d+) prompts per block").get("", {})
@@ -177,24 +171,25 @@ def condensed_milliseconds(family: str) -> dict[str, dict[Condensed, str]]:
     """Published milliseconds for 64 images after condensation, as printed, by the device they were measured on.
 
     Example:
-        >>> found = condensed_milliseconds(VIT)
-        >>> list(found), found["A100"][200, 10, "global"]
+        >>> times = condensed_milliseconds(VIT)
+        >>> list(times), times["A100"][200, 10, "global"]
         (['Quadro RTX 5000', 'V100', 'A100'], '53')
     """
     return _condensed(family, "latency", r"ms from (\d+) prompts per block on (.*)")
 
 
 def _condensed(family: str, benchmark: str, task: str) -> dict[str, dict[Condensed, str]]:
-    found: dict[str, dict[Condensed, str]] = {}
+    """Numbers by device (empty where the task names none), of the lines whose task matches a pattern."""
+    numbers: dict[str, dict[Condensed, str]] = {}
     for line in _lines():
         named = re.fullmatch(task, line["task"])
         if line["family"] != family or line["benchmark"] != benchmark or named is None:
             continue
-        kept = re.fullmatch(r"PC (\d+) % \((\w+)\)", line["method"])
-        share, where = (int(kept[1]), kept[2]) if kept else (100, "local")
+        condensed = re.fullmatch(r"PC (\d+) % \((\w+)\)", line["method"])
+        percent, scope = (int(condensed[1]), condensed[2]) if condensed else (100, "local")
         device = named[2] if named.re.groups > 1 else ""
-        found.setdefault(device, {})[int(named[1]), share, where] = line["value"]
-    return found
+        numbers.setdefault(device, {})[int(named[1]), percent, scope] = line["value"]
+    return numbers
 
 
 @functools.cache
@@ -206,16 +201,17 @@ def _lines() -> tuple[dict[str, str], ...]:
 @functools.cache
 def _table() -> dict[str, tuple[PublishedRow, ...]]:
     """All rows of accuracies, by family, in the order of the file."""
-    found: dict[str, dict[tuple[str, str], PublishedRow]] = {}
+    families: dict[str, dict[tuple[str, str], PublishedRow]] = {}
     for line in _lines():
         if line["benchmark"] in ("cost", "latency"):
             continue
         label, source, task, value = line["method"], line["source"], line["task"], float(line["value"])
-        row = found.setdefault(line["family"], {}).setdefault((label, source), PublishedRow(label=label, source=source))
+        by_method = families.setdefault(line["family"], {})
+        row = by_method.setdefault((label, source), PublishedRow(label=label, source=source))
         if task == "mean of groups":
-            found[line["family"]][label, source] = replace(row, group_mean=value)
+            by_method[label, source] = replace(row, group_mean=value)
         elif task.startswith("mean of "):
             row.means[frozenset(_MEANS[line["benchmark"], task])] = value
         else:
             row.numbers[task] = value
-    return {family: tuple(by_method.values()) for family, by_method in found.items()}
+    return {family: tuple(by_method.values()) for family, by_method in families.items()}

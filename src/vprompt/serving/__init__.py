@@ -1,10 +1,6 @@
-"""A bank of adapters behind HTTP: `vprompt serve`.
+"""Predictions: of image files, of many adapters over one backbone, and over HTTP (`vprompt serve`).
 
-The service itself (`service`, `batcher`, `decoding`, `metrics`) knows no web framework; `app`, `gate` and `server` need
-`pip install 'vprompt[serve]'`.
+`predict` and `bank` need nothing beside the library; `service` knows no web framework. It counts with
+prometheus-client, and `app`, `middleware`, `schema` and `server` need FastAPI and uvicorn: all of that
+comes with `pip install 'vprompt[serve]'`.
 """
-
-from vprompt.serving.errors import RequestError
-from vprompt.serving.service import Answer, Limits, Service
-
-__all__ = ["Answer", "Limits", "RequestError", "Service"]

@@ -1,33 +1,33 @@
-"""The HTTP interface: what can be asked, and how it is answered."""
+"""HTTP interface of the service: its routes, and how they answer."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import fastapi
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from vprompt.serving.bank.bank import Entry
 from vprompt.serving.errors import RequestError
-from vprompt.serving.middleware import Gate, response
-from vprompt.serving.requests import check_image_type, read_body, while_connected
+from vprompt.serving.middleware import BEARER, Gate, as_response
 from vprompt.serving.schema import (
+    IMAGE_BODY,
+    SOURCE_BODY,
     Adapters,
     Answers,
     Details,
     FailedAnswer,
+    Fault,
     Health,
     Source,
-    Summary,
     failures,
-    image_body,
-    json_body,
 )
 from vprompt.serving.service import Answer, Service
 from vprompt.utils.errors import VPromptError
@@ -36,13 +36,12 @@ from vprompt.utils.version import __version__
 
 PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
 
-MAX_SOURCE_BYTES = 64 * 1024
+IMAGES = ("image/", "application/octet-stream")
+"""How content types that are taken begin."""
 
-Name = Annotated[str, fastapi.Path(description="Name of an adapter.")]
+T = TypeVar("T")
 
-Names = Annotated[list[str], Query(description="Names of adapters.", min_length=1)]
-
-Top = Annotated[int, Query(ge=1, description="How many classes to name.")]
+open_routes, guarded_routes, managing_routes = APIRouter(), APIRouter(), APIRouter()
 
 
 def create_app(service: Service, *, token: str | None = None, manage: bool = False, local: bool = False) -> FastAPI:
@@ -61,104 +60,111 @@ def create_app(service: Service, *, token: str | None = None, manage: bool = Fal
         raise VPromptError("Adapters can be managed only where a token is asked for; give one.")
     # No pages of documentation: they would load scripts from elsewhere. openapi.json has it all.
     app = FastAPI(title="vprompt", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.service = service
     app.add_middleware(Gate, service=service, token=token, local=local)
-    app.add_exception_handler(RequestError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unrouted)
-    guarded = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
-    app.include_router(_open_routes(service))
-    app.include_router(_routes(service), dependencies=guarded)
-    if manage:
-        app.include_router(_managing_routes(service), dependencies=guarded)
+    app.include_router(open_routes)
+    for routes in (guarded_routes, *[managing_routes] * manage):
+        app.include_router(routes, dependencies=[] if token is None else [Depends(BEARER)])
     return app
 
 
-def _open_routes(service: Service) -> APIRouter:
-    routes = APIRouter()
-
-    @routes.get("/health", responses={503: {"model": Health}})
-    async def health() -> Health:  # pyright: ignore[reportUnusedFunction]
-        """Whether the service takes requests: 200, or 503 while it stops."""
-        found = Health(status="stopping" if service.stopping else "ok", adapters=len(service.bank))
-        return JSONResponse(found.model_dump(), status_code=503) if service.stopping else found  # pyright: ignore[reportReturnType]
-
-    return routes
+async def _service(request: Request) -> Service:
+    return request.app.state.service
 
 
-def _routes(service: Service) -> APIRouter:
-    routes = APIRouter()
+Served = Annotated[Service, Depends(_service)]
 
-    @routes.post("/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=image_body())
-    async def predict(request: Request, adapter: Name, top: Top = 3) -> Answer:  # pyright: ignore[reportUnusedFunction]
-        """Asks one adapter about the image that is the body."""
-        service.entry(adapter)  # before its image is read
-        [answer] = await _exchange(service, request, [adapter], top)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
+Name = Annotated[str, fastapi.Path(description="Name of an adapter.")]
 
-    @routes.post("/v1/predict", responses=PREDICTING, openapi_extra=image_body())
-    async def predict_several(request: Request, adapter: Names, top: Top = 3) -> Answers:  # pyright: ignore[reportUnusedFunction]
-        """Asks several adapters about the image that is the body; each answers or fails alone."""
-        names = list(dict.fromkeys(adapter))
-        if len(names) > service.limits.max_queue:
-            raise RequestError("invalid", f"Ask at most {service.limits.max_queue} adapters at once, not {len(names)}.")
-        answers = await _exchange(service, request, names, top)
-        pairs = zip(names, answers, strict=True)
-        return Answers(answers=[FailedAnswer.of(n, a) if isinstance(a, RequestError) else a for n, a in pairs])
+Names = Annotated[list[str], Query(description="Names of adapters.", min_length=1)]
 
-    @routes.get("/v1/adapters", responses=failures(401, 403))
-    async def adapters() -> Adapters:  # pyright: ignore[reportUnusedFunction]
-        """All adapters."""
-        found: list[Summary] = []
-        for name in service.bank:
-            with contextlib.suppress(RequestError):  # one may go meanwhile
-                found.append(Summary.of(service.entry(name)))
-        return Adapters(adapters=found)
-
-    @routes.get("/v1/adapters/{adapter}", responses=failures(401, 403, 404, 422))
-    async def adapter_details(adapter: Name) -> Details:  # pyright: ignore[reportUnusedFunction]
-        """One adapter."""
-        return Details.of(service.entry(adapter))
-
-    @routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401, 403))
-    async def metrics() -> PlainTextResponse:  # pyright: ignore[reportUnusedFunction]
-        """Counters as text for Prometheus."""
-        return PlainTextResponse(service.exposition(), media_type="text/plain; version=0.0.4")
-
-    return routes
+Top = Annotated[int, Query(ge=1, description="How many classes to name.")]
 
 
-def _managing_routes(service: Service) -> APIRouter:
-    routes = APIRouter()
-    refusals = failures(401, 403, 408, 409, 413, 422, 500)
+@open_routes.get("/health", responses={503: {"model": Health}})
+async def health(service: Served, response: Response) -> Health:
+    """Whether the service takes requests: 200, or 503 while it stops."""
+    if service.stopping:
+        response.status_code = 503
+    return Health(status="stopping" if service.stopping else "ok", adapters=len(service.bank))
 
-    @routes.put("/v1/adapters/{adapter}", status_code=201, responses=refusals, openapi_extra=json_body(Source))
-    async def add(request: Request, adapter: Name) -> Details:  # pyright: ignore[reportUnusedFunction]
-        """Adds an adapter from a folder on the server."""
-        body = await read_body(request, max_bytes=MAX_SOURCE_BYTES, timeout=service.limits.timeout)
-        try:
-            source = Source.model_validate_json(body)
-        except ValidationError as error:
-            raise RequestError("invalid", 'The body must be JSON: {"path": FOLDER}.') from error
-        return Details.of(await service.add(adapter, Path(source.path)))
 
-    @routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
-    async def remove(adapter: Name) -> None:  # pyright: ignore[reportUnusedFunction]
-        """Removes an adapter."""
-        service.remove(adapter)
+@guarded_routes.post("/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=IMAGE_BODY)
+async def predict(request: Request, service: Served, adapter: Name, top: Top = 3) -> Answer:
+    """Asks one adapter about the image that is the body."""
+    service.entry(adapter)  # before its image is read
+    [answer] = await _exchange(service, request, [adapter], top)
+    if isinstance(answer, RequestError):
+        raise answer
+    return answer
 
-    return routes
+
+@guarded_routes.post("/v1/predict", responses=PREDICTING, openapi_extra=IMAGE_BODY)
+async def predict_several(request: Request, service: Served, adapter: Names, top: Top = 3) -> Answers:
+    """Asks several adapters about the image that is the body; each answers or fails alone."""
+    names = list(dict.fromkeys(adapter))
+    if len(names) > service.limits.max_queue:
+        raise RequestError("invalid", f"Ask at most {service.limits.max_queue} adapters at once, not {len(names)}.")
+    answers = await _exchange(service, request, names, top)
+    return Answers(
+        answers=[
+            FailedAnswer(adapter=printable(name[:100]), error=Fault.of(answer))
+            if isinstance(answer, RequestError)
+            else answer
+            for name, answer in zip(names, answers, strict=True)
+        ]
+    )
+
+
+@guarded_routes.get("/v1/adapters", response_model=Adapters, responses=failures(401, 403))
+async def adapters(service: Served) -> dict[str, list[Entry]]:
+    """All adapters."""
+    return {"adapters": service.bank.entries}
+
+
+@guarded_routes.get("/v1/adapters/{adapter}", response_model=Details, responses=failures(401, 403, 404, 422))
+async def adapter_details(service: Served, adapter: Name) -> Entry:
+    """One adapter."""
+    return service.entry(adapter)
+
+
+@guarded_routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401, 403))
+async def metrics(service: Served) -> PlainTextResponse:
+    """Counters as text for Prometheus."""
+    return PlainTextResponse(service.exposition(), media_type="text/plain; version=0.0.4")
+
+
+@managing_routes.put(
+    "/v1/adapters/{adapter}",
+    status_code=201,
+    response_model=Details,
+    responses=failures(401, 403, 408, 409, 413, 422, 500),
+    openapi_extra=SOURCE_BODY,
+)
+async def add(request: Request, service: Served, adapter: Name) -> Entry:
+    """Adds an adapter from a folder on the server."""
+    try:
+        source = Source.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestError("invalid", 'The body must be JSON: {"path": FOLDER}.') from error
+    return await service.add(adapter, Path(source.path))
+
+
+@managing_routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
+async def remove(service: Served, adapter: Name) -> None:
+    """Removes an adapter."""
+    service.remove(adapter)
 
 
 async def _exchange(service: Service, request: Request, adapters: list[str], top: int) -> list[Answer | RequestError]:
     """Reads the image and asks; leaves what is to be counted in the request's state."""
     try:
         with service.place():
-            check_image_type(request)
-            limits = service.limits
-            image = await read_body(request, max_bytes=limits.max_bytes, timeout=limits.timeout)
-            answers = await while_connected(request, service.predict(image, adapters, top=top))
+            _check_image_type(request)
+            image = await request.body()
+            answers = await _while_connected(request, service.predict(image, adapters, top=top))
     except RequestError as problem:
         request.state.answers = [(name, problem.status) for name in adapters if name in service.bank]
         raise
@@ -169,24 +175,61 @@ async def _exchange(service: Service, request: Request, adapters: list[str], top
     return answers
 
 
-async def _problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestError)
-    return response(error)
+def _check_image_type(request: Request) -> None:
+    """Refuses what is no image by its headers; a request without a content type passes.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    content_type = request.headers.get("content-type", IMAGES[0]).strip().lower()
+    if not content_type.startswith(IMAGES):
+        raise RequestError(
+            "not_an_image",
+            "Send the image's bytes as the body with 'Content-Type: image/jpeg' (or other image types, or "
+            f"application/octet-stream), not as {content_type[:100]!r}.",
+        )
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Awaits `work`, which is cancelled when the client goes away; the body must have been read.
+
+    Raises:
+        RequestError: If it went away.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise RequestError("client_gone", "The client closed the connection.")
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return response(RequestError("invalid", f"The {first['loc'][0]}'s {first['loc'][-1]!r} is wrong: {first['msg']}."))
+    return as_response(
+        RequestError("invalid", f"The {first['loc'][0]}'s {first['loc'][-1]!r} is wrong: {first['msg']}.")
+    )
 
 
 async def _unrouted(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     path = printable(request.url.path[:200])
     if error.status_code == 405:
-        answer = response(RequestError("wrong_method", f"{request.method} is not what {path!r} is for."))
+        problem = RequestError("wrong_method", f"{request.method} is not what {path!r} is for.")
     else:
-        answer = response(RequestError("not_found", f"There is nothing at {path!r}; /openapi.json says what there is."))
-    for name, value in (error.headers or {}).items():
-        answer.headers[name] = value
+        problem = RequestError("not_found", f"There is nothing at {path!r}; /openapi.json says what there is.")
+    answer = as_response(problem)
+    answer.headers.update(error.headers or {})
     return answer

@@ -1,4 +1,4 @@
-"""Requests of many clients, computed together: a queue with a limit, and threads that empty it in batches."""
+"""Batching of what many clients ask: a queue with a limit, and threads that empty it in batches."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ class Batcher(Generic[T, R]):
             if self._closed:
                 raise ClosedError
             if len(self._queue) + len(items) > self._max_queue:
-                self._queue = deque(one for one in self._queue if not one.future.cancelled())
+                self._queue = deque(waiting for waiting in self._queue if not waiting.future.cancelled())
             if len(self._queue) + len(items) > self._max_queue:
                 raise FullError
             added = [_Waiting[T, R](item, deadline, now) for item in items]
             self._queue.extend(added)
             self._changed.notify_all()
-        return [one.future for one in added]
+        return [waiting.future for waiting in added]
 
     def close(self, timeout: float) -> bool:
         """Takes no more items, computes what waits, and tells whether that was done in `timeout` seconds.
@@ -124,9 +124,9 @@ class Batcher(Generic[T, R]):
         with self._changed:
             left = list(self._queue)
             self._queue.clear()
-        for one in left:
-            if one.future.set_running_or_notify_cancel():
-                one.future.set_exception(ClosedError())
+        for waiting in left:
+            if waiting.future.set_running_or_notify_cancel():
+                waiting.future.set_exception(ClosedError())
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
@@ -153,11 +153,11 @@ class Batcher(Generic[T, R]):
             late: list[_Waiting[T, R]] = []
             now = time.monotonic()
             while self._queue and len(taken) < self._max_batch:
-                one = self._queue.popleft()
-                if one.future.set_running_or_notify_cancel():
-                    (taken if now < one.deadline else late).append(one)
-        for one in late:
-            one.future.set_exception(LateError())
+                waiting = self._queue.popleft()
+                if waiting.future.set_running_or_notify_cancel():
+                    (taken if now < waiting.deadline else late).append(waiting)
+        for waiting in late:
+            waiting.future.set_exception(LateError())
         return taken
 
     def _settle(self, batch: Sequence[_Waiting[T, R]]) -> None:
@@ -170,17 +170,17 @@ class Batcher(Generic[T, R]):
             self._settle(batch[half:])
             return
         results = [outcome] if isinstance(outcome, Exception) else outcome
-        for one, result in zip(batch, results, strict=True):
+        for waiting, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                one.future.set_exception(result)
+                waiting.future.set_exception(result)
             else:
-                one.future.set_result(result)
+                waiting.future.set_result(result)
 
     def _computed(self, batch: Sequence[_Waiting[T, R]]) -> Sequence[R | Exception] | Exception:
         """A result or an exception for each, or why there is none at all."""
         self._observe(len(batch))
         try:
-            results = self._compute([one.item for one in batch])
+            results = self._compute([waiting.item for waiting in batch])
         except Exception as error:
             return error
         if len(results) == len(batch):

@@ -1,8 +1,6 @@
-"""What can go wrong with a request: a code for programs, a sentence for people, and the HTTP status."""
+"""Errors of a request: a code for programs, a sentence for people, and the HTTP status."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from vprompt.utils.errors import VPromptError
 
@@ -27,12 +25,9 @@ STATUS = {
 }
 """HTTP status by code; 499 is only ever counted, for the client is not there to read it."""
 
-RETRY_SECONDS = 1
-"""What `Retry-After` says to whom the service had no time for."""
-
 
 class RequestError(VPromptError):
-    """Why a request, or one adapter's share of it, has no answer.
+    """Reason why a request, or one adapter's share of it, has no answer.
 
     Args:
         code: One of `STATUS`.
@@ -47,15 +42,3 @@ class RequestError(VPromptError):
         super().__init__(message)
         self.code = code
         self.status = STATUS[code]
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """What is answered."""
-        return {"error": {"code": self.code, "message": str(self)}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What HTTP wants said with the status."""
-        if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
-        return {"Retry-After": str(RETRY_SECONDS)} if self.status == 503 else {}

@@ -1,4 +1,4 @@
-"""What happens to every request, whatever it asks: token, counting, errors as JSON, and bodies that nobody reads."""
+"""ASGI middleware around every request: host and token, limits on its body, counting, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import contextlib
 import hmac
 import ipaddress
 import logging
-import time
 
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vprompt.serving.errors import RequestError
+from vprompt.serving.schema import Failure, Fault
 from vprompt.serving.service import Service
 from vprompt.utils.text import printable
 
@@ -23,8 +25,17 @@ OPEN = ("/health",)
 COUNTED = "/v1/predict"
 """Requests below this path are counted and timed."""
 
+MAX_OTHER_BYTES = 64 * 1024
+"""Size of a body that is no image."""
+
 LINGER_SECONDS = 1.0
 """How long a client that is refused may go on sending: closing at once would cost it the answer."""
+
+RETRY_SECONDS = 1
+"""`Retry-After` for those whom the service had no time for."""
+
+BEARER = HTTPBearer(auto_error=False)
+"""Reads a token from a request; also how openapi.json names it."""
 
 _LOG = logging.getLogger("vprompt.serving")
 
@@ -34,7 +45,7 @@ class Gate:
 
     Args:
         app: What it guards.
-        service: Where requests are counted.
+        service: Its limits are kept, and its requests counted.
         token: What clients must show, or None.
         local: Refuse requests that are addressed to another host than this machine by its own names. A web page that
             has its host's name resolved to 127.0.0.1 could otherwise ask and read the answers.
@@ -51,41 +62,41 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
-        exchange = _Exchange(scope, receive, send)
-        await self._answer(scope, exchange)
-        if scope["path"].startswith(COUNTED):
-            for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
-                self._service.metrics.count(adapter, status)
-            self._service.metrics.took(time.monotonic() - started)
+        limits, metrics = self._service.limits, self._service.metrics
+        if not scope["path"].startswith(COUNTED):
+            await self._answer(scope, _Exchange(scope, receive, send, MAX_OTHER_BYTES, limits.timeout))
+            return
+        exchange = _Exchange(scope, receive, send, limits.max_bytes, limits.timeout)
+        with metrics.seconds.time():
+            await self._answer(scope, exchange)
+        for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
+            metrics.answers.labels(adapter, status).inc()
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
-            self._check(scope)
+            await self._check(Request(scope))
             await self._app(scope, exchange.receive, exchange.send)
             return
-        except RequestError as problem:
-            answer = problem
+        except RequestError as error:
+            problem = error
         except asyncio.CancelledError:
             # The server's patience with requests under way is over.
-            answer = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
+            problem = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
         except Exception:
             _LOG.exception("A request failed.")
-            answer = RequestError("failed", "The request failed; the service's log says why.")
+            problem = RequestError("failed", "The request failed; the service's log says why.")
         if exchange.status == 0:
-            await response(answer)(scope, exchange.receive, exchange.send)
+            await as_response(problem)(scope, exchange.receive, exchange.send)
 
-    def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "localhost")
+    async def _check(self, request: Request) -> None:
+        host = request.headers.get("host", "localhost")
         if self._local and not is_local(host):
             raise RequestError("wrong_host", f"This service is not called {printable(host[:100])!r}.")
-        if self._token is None or scope["path"] in OPEN:
+        if self._token is None or request.scope["path"] in OPEN:
             return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = await BEARER(request)
         # Bytes, for compare_digest takes no other text than ASCII.
-        same = hmac.compare_digest(given.strip().encode(), self._token.encode())
-        if scheme.lower() != "bearer" or not same:
+        if given is None or not hmac.compare_digest(given.credentials.strip().encode(), self._token.encode()):
             raise RequestError(
                 "bad_token", "This needs the header 'Authorization: Bearer TOKEN' with the service's token."
             )
@@ -93,6 +104,8 @@ class Gate:
 
 def is_local(host: str) -> bool:
     """Whether a Host header names this machine as only it is called by itself.
+
+    Starlette's TrustedHostMiddleware takes a list of names; loopback addresses are 2^24.
 
     Example:
         >>> [is_local(host) for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "example.org", "10.0.0.1:8000")]
@@ -105,39 +118,64 @@ def is_local(host: str) -> bool:
         return False
 
 
-def response(problem: RequestError) -> JSONResponse:
+def as_response(problem: RequestError) -> JSONResponse:
     """A problem as an HTTP response."""
-    return JSONResponse(problem.body, status_code=problem.status, headers=problem.headers)
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(problem.status)
+    return JSONResponse(Failure(error=Fault.of(problem)).model_dump(), status_code=problem.status, headers=headers)
 
 
 class _Exchange:
-    """One request and its response, seen from between server and application."""
+    """One request and its response between server and application.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    A body is no longer than allowed, whatever its header says, and comes in time; what is not read of it when the
+    response ends is thrown away for a while.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int, timeout: float) -> None:
         self._receive, self._send = receive, send
+        self._max_bytes, self._timeout = max_bytes, timeout
+        self._deadline = asyncio.get_running_loop().time() + timeout
         headers = Headers(scope=scope)
-        self.unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        # The server has checked that these are digits, and not too many.
+        self._size = int(headers.get("content-length", "0"))
+        self._came = 0
+        self._unread = "transfer-encoding" in headers or self._size > 0
         self.status = 0
 
     async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self.unread = False
+        if not self._unread:
+            return await self._receive()
+        too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {self._max_bytes} bytes.")
+        if self._size > self._max_bytes:
+            raise too_long
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._next()
+        except TimeoutError:
+            raise RequestError("too_slow", f"The body did not come in within {self._timeout:g} seconds.") from None
+        if message["type"] == "http.disconnect":
+            raise RequestError("client_gone", "The client closed the connection.")
+        self._came += len(message.get("body", b""))
+        if self._came > self._max_bytes:
+            raise too_long
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.unread:
+            if self._unread:
                 MutableHeaders(scope=message)["Connection"] = "close"
-        elif self.unread and not message.get("more_body", False):
+        elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await self._linger()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while self._unread:
+                        await self._next()
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
-    async def _linger(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while self.unread:
-                    await self.receive()
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._unread = False
+        return message

@@ -1,4 +1,4 @@
-"""Images in, class names and probabilities out."""
+"""Predictions of image files: class names and probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vprompt.utils.text import printable
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model says of one image.
+    """Prediction of a model for one image.
 
     Args:
         image: Path of the file.
@@ -62,35 +62,36 @@ def predict(
     if top < 1:
         raise VPromptError(f"At least one class must be named for each image, not {top}.")
     files = list_images(list(paths))
-    names = model.class_names
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     skipped: list[str] = []
     model.eval()
     for start in range(0, len(files), batch_size):
-        batch, pixels = [], []
+        batch: list[tuple[Path, Tensor]] = []
         for file in files[start : start + batch_size]:
             try:
-                pixels.append(decode(file, model.preprocessing))
-                batch.append(file)
+                batch.append((file, decode(file, model.preprocessing)))
             except DataError as error:
                 if not skip_bad:
                     raise
                 skipped.append(str(error))
         if batch:
-            images = model.preprocessing.normalise(torch.stack(pixels).to(model.device))
-            with torch.inference_mode():
-                best = most_probable(model(images), top)
-            for file, classes in zip(batch, best, strict=True):
-                ranked = tuple((names[index], value) for index, value in classes)
-                found.append(
-                    Prediction(
-                        image=printable(str(file)), class_name=ranked[0][0], probability=ranked[0][1], top=ranked
-                    )
-                )
+            predictions += _predict_batch(model, batch, top)
         report(min(start + batch_size, len(files)), len(files))
-    if not found:
+    if not predictions:
         raise DataError(f"None of the {len(files)} images could be read; the first: {skipped[0]}")
-    return found, skipped
+    return predictions, skipped
+
+
+@torch.inference_mode()
+def _predict_batch(model: Classifier, batch: Sequence[tuple[Path, Tensor]], top: int) -> list[Prediction]:
+    names, predictions = model.class_names, list[Prediction]()
+    images = model.preprocessing.normalise(torch.stack([pixels for _, pixels in batch]).to(model.device))
+    for (file, _), best in zip(batch, most_probable(model(images), top), strict=True):
+        ranked = tuple((names[index], probability) for index, probability in best)
+        name, probability = ranked[0]
+        image = printable(str(file))
+        predictions.append(Prediction(image=image, class_name=name, probability=probability, top=ranked))
+    return predictions
 
 
 def most_probable(logits_BC: Tensor, top: int) -> list[list[tuple[int, float]]]:

@@ -1,13 +1,12 @@
-"""The shapes of what the service says and is told, as its openapi.json shows them."""
+"""Documents that the service sends and takes, as its openapi.json shows them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.serving.bank.bank import Entry
 from vprompt.serving.errors import RequestError
 from vprompt.serving.service import Answer
 from vprompt.utils.text import printable
@@ -18,6 +17,11 @@ class Fault(BaseModel):
 
     code: str
     message: str
+
+    @classmethod
+    def of(cls, problem: RequestError) -> Fault:
+        """The fault that an error stands for."""
+        return cls(code=problem.code, message=str(problem))
 
 
 class Failure(BaseModel):
@@ -32,30 +36,20 @@ class FailedAnswer(BaseModel):
     adapter: str
     error: Fault
 
-    @classmethod
-    def of(cls, adapter: str, problem: RequestError) -> FailedAnswer:
-        """The problem of one adapter."""
-        return cls(adapter=printable(adapter[:100]), error=Fault(code=problem.code, message=str(problem)))
-
 
 class Answers(BaseModel):
-    """What several adapters say of one image, in the order of the question."""
+    """Answers of several adapters about one image, in the order of the question."""
 
     answers: list[Answer | FailedAnswer]
 
 
 class Summary(BaseModel):
-    """An adapter, in short."""
+    """An adapter, in short; read from the `Entry` of a bank."""
 
     name: str
     method: str
     num_classes: int
     nbytes: int
-
-    @classmethod
-    def of(cls, entry: Entry) -> Summary:
-        """What the bank knows of it."""
-        return cls(name=entry.name, method=entry.method, num_classes=entry.num_classes, nbytes=entry.nbytes)
 
 
 class Adapters(BaseModel):
@@ -67,19 +61,9 @@ class Adapters(BaseModel):
 class Details(Summary):
     """An adapter. Where it lies on the server's disk is not said."""
 
-    classes: list[str] | None
+    classes: list[Annotated[str, BeforeValidator(printable)]] | None
     prompt_counts: list[int]
     preprocessing: Preprocessing
-
-    @classmethod
-    def of(cls, entry: Entry) -> Details:
-        """What the bank knows of it."""
-        return cls(
-            **dict(Summary.of(entry)),
-            classes=None if entry.classes is None else [printable(name) for name in entry.classes],
-            prompt_counts=list(entry.prompt_counts),
-            preprocessing=entry.preprocessing,
-        )
 
 
 class Source(BaseModel):
@@ -95,17 +79,19 @@ class Health(BaseModel):
     adapters: int
 
 
-def image_body() -> dict[str, Any]:
-    """The image that is the body of a request, for the schema."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    return {"requestBody": {"required": True, "content": {"image/*": binary, "application/octet-stream": binary}}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"image/*": _BINARY, "application/octet-stream": _BINARY}}
+}
+"""A request whose body is an image."""
 
-def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """A JSON document that is the body of a request, for the schema."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+SOURCE_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": Source.model_json_schema()}}}
+}
+"""A request whose body is a `Source`."""
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What else a request may be answered with, for the schema."""
+    """Statuses of failures that a request may be answered with."""
     return {status: {"model": Failure} for status in statuses}

@@ -1,4 +1,4 @@
-"""The process that listens: where, for how long it waits on clients, and how it stops."""
+"""HTTP server of the service: the address, its patience with clients, and how it stops."""
 
 from __future__ import annotations
 
@@ -102,17 +102,7 @@ class Server(uvicorn.Server):
         self._listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Looks after connections, ten times a second."""
-        self._drop_silent()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stops."""
-        self._service.stopping = True
-        await super().shutdown(sockets)
-
-    def _drop_silent(self) -> None:
-        """Ends connections whose next request does not come, whole head and all, or that take no answer.
+        """Ends connections, ten times a second, whose next request does not come whole, or that take no answer.
 
         Uvicorn waits for a head for ever. A connection is idle while its last request (`cycle`) is the same and done.
         """
@@ -126,6 +116,12 @@ class Server(uvicorn.Server):
             if now - idle[connection][1] > self._service.limits.timeout:
                 connection.transport.abort()
         self._idle = idle
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops."""
+        self._service.stopping = True
+        await super().shutdown(sockets)
 
 
 def serve(server: Server, listener: socket.socket) -> None:

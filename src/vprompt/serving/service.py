@@ -1,11 +1,10 @@
-"""What the service takes, and how long it waits."""
+"""The service: predictions of a bank's adapters for many clients at once, without a web framework."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -17,68 +16,30 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vprompt.data.images import MAX_PIXELS
+from vprompt.data.images import MAX_PIXELS, NotAnImageError, TooManyPixelsError, UnusableImageError, read_pixels
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank, Entry
-from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError
+from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError, RefusedError
 from vprompt.serving.errors import RequestError
+from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
 from vprompt.serving.predict import most_probable
-from vprompt.serving.requests import decoded
 from vprompt.utils.errors import UnknownAdapterError, VPromptError
 from vprompt.utils.text import printable
 
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of the service; none can be switched off.
-
-    Args:
-        max_batch: Asks (an image and an adapter) computed together.
-        max_wait_ms: How long the first ask of a batch waits for others.
-        max_queue: Requests under way at once, and asks that wait to be computed; more are refused at once.
-        max_bytes: Size of an image file.
-        max_pixels: Width times height by the image's header; at most `vprompt.data.images.MAX_PIXELS`.
-        timeout: Seconds for a request to come in, and again for its answer; also what a stop waits for those under way.
-
-    Raises:
-        VPromptError: If a number cannot be.
-
-    Example:
-        >>> Limits(max_batch=0)
-        Traceback (most recent call last):
-        vprompt.utils.errors.VPromptError: max_batch must be at least 1, not 0.
-    """
-
-    max_batch: int = 32
-    max_wait_ms: float = 5.0
-    max_queue: int = 128
-    max_bytes: int = 10 * 2**20
-    max_pixels: int = 50_000_000
-    timeout: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "max_bytes", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise VPromptError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.max_pixels > MAX_PIXELS:
-            raise VPromptError(f"max_pixels can be {MAX_PIXELS} at most, not {self.max_pixels}.")
-        if not (self.timeout > 0 and math.isfinite(self.timeout)):
-            raise VPromptError(f"timeout must be a number of seconds above 0, not {self.timeout}.")
-        if not (0 <= self.max_wait_ms <= 1000 * self.timeout):
-            raise VPromptError(f"max_wait_ms must be from 0 to the timeout, not {self.max_wait_ms}.")
-
-
 R = TypeVar("R")
 
-_LOG = logging.getLogger("vprompt.serving")
+MAX_SCANS = 100
+"""Scans of a JPEG file. Usual are 1 to 20; each costs a pass over all pixels, for as little as 75 bytes."""
 
 _MAX_NAMED = 20
+
+_LOG = logging.getLogger("vprompt.serving")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an adapter says of an image, in the words of `vprompt predict --json`.
+    """Prediction of an adapter for an image, in the words of `vprompt predict --json`.
 
     Args:
         adapter: Its name.
@@ -99,6 +60,7 @@ class Answer:
 class _Ask:
     image: Tensor
     entry: Entry
+    top: int
 
 
 class Service:
@@ -109,28 +71,35 @@ class Service:
         limits: What it takes.
 
     Attributes:
-        metrics: What was counted.
+        metrics: Counters of answers, seconds and batches.
         stopping: Set it to refuse new requests while those under way are answered.
+
+    Raises:
+        VPromptError: If the limits allow larger images than the library reads.
     """
 
     def __init__(self, bank: Bank, limits: Limits) -> None:
+        if limits.max_pixels > MAX_PIXELS:
+            raise VPromptError(f"max_pixels can be {MAX_PIXELS} at most, not {limits.max_pixels}.")
         self.bank = bank
         self.limits = limits
         self.metrics = Metrics()
         self.stopping = False
         self._under_way = 0
         self._decoding: Batcher[tuple[bytes, Sequence[Preprocessing]], Mapping[Preprocessing, Tensor]] = Batcher(
-            lambda jobs: [decoded(data, looks, max_pixels=limits.max_pixels) for data, looks in jobs],
+            lambda jobs: [decoded(*job, max_pixels=limits.max_pixels) for job in jobs],
             max_queue=limits.max_queue,
             threads=min(4, os.cpu_count() or 1),
         )
-        self._asking: Batcher[_Ask, Tensor] = Batcher(
+        self._asking: Batcher[_Ask, Answer] = Batcher(
             self._compute,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
             max_queue=limits.max_queue,
-            observe=self.metrics.batch,
+            observe=self.metrics.batches.observe,
         )
+        self.metrics.queue.set_function(lambda: self._asking.waiting)
+        self.metrics.under_way.set_function(lambda: self._under_way)
 
     @contextlib.contextmanager
     def place(self) -> Generator[None]:
@@ -142,7 +111,7 @@ class Service:
         if self.stopping:
             raise RequestError("stopping", "The service is stopping; ask another one, or later.")
         if self._under_way >= self.limits.max_queue:
-            raise _busy(self.limits)
+            raise self._problem(FullError())
         self._under_way += 1
         try:
             yield
@@ -172,17 +141,23 @@ class Service:
             RequestError: If the image is at fault, or the service has no time.
         """
         deadline = time.monotonic() + self.limits.timeout
-        found = [self._entry_or_problem(name) for name in adapters]
-        entries = [entry for entry in found if isinstance(entry, Entry)]
-        if not entries:
-            return [one for one in found if isinstance(one, RequestError)]
-        looks = list(dict.fromkeys(entry.preprocessing for entry in entries))
-        [images] = await self._settled(self._decoding, [(image, looks)], deadline)
-        if isinstance(images, RequestError):
-            raise images
-        asks = [_Ask(images[entry.preprocessing], entry) for entry in entries]
-        answers = iter(await self._settled(self._asking, asks, deadline))
-        return [one if isinstance(one, RequestError) else _answer(one, next(answers), top) for one in found]
+        answers: dict[str, Answer | RequestError] = {}
+        entries: list[Entry] = []
+        for name in adapters:
+            try:
+                entries.append(self.entry(name))
+            except RequestError as problem:
+                answers[name] = problem
+        if entries:
+            preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
+            [images] = await self._results(self._decoding, [(image, preprocessings)], deadline)
+            if isinstance(images, RequestError):
+                raise images
+            asks = [_Ask(images[entry.preprocessing], entry, top) for entry in entries]
+            answers |= zip(
+                [entry.name for entry in entries], await self._results(self._asking, asks, deadline), strict=True
+            )
+        return [answers[name] for name in adapters]
 
     async def add(self, name: str, folder: Path) -> Entry:
         """Adds an adapter from a folder on this machine.
@@ -212,11 +187,7 @@ class Service:
 
     def exposition(self) -> str:
         """The metrics as text."""
-        sizes: dict[str, int] = {}
-        for name in self.bank:
-            with contextlib.suppress(UnknownAdapterError):  # it may go meanwhile
-                sizes[name] = self.bank[name].nbytes
-        return self.metrics.text(waiting=self._asking.waiting, under_way=self._under_way, nbytes=sizes)
+        return self.metrics.text({entry.name: entry.nbytes for entry in self.bank.entries})
 
     def close(self, timeout: float) -> bool:
         """Answers what waits and stops the threads; False where they did not come to an end in `timeout` seconds."""
@@ -225,80 +196,98 @@ class Service:
         decoding = self._decoding.close(timeout)
         return self._asking.close(max(0.0, until - time.monotonic())) and decoding
 
-    def _compute(self, asks: Sequence[_Ask]) -> list[Tensor | Exception]:
-        """Logits for each; runs in the thread of the bank."""
+    def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
+        """An answer for each; runs in the thread of the bank."""
         images = {id(ask.image): ask.image for ask in asks}
         rows = {key: row for row, key in enumerate(images)}
-        found = self.bank(
+        logits = self.bank(
             torch.stack([*images.values()]),
             [ask.entry.name for ask in asks],
             rows=[rows[id(ask.image)] for ask in asks],
             return_exceptions=True,
         )
-        return [self._checked(ask, one) for ask, one in zip(asks, found, strict=True)]
+        return [self._answer(ask, logits_C) for ask, logits_C in zip(asks, logits, strict=True)]
 
-    def _checked(self, ask: _Ask, logits_C: Tensor | VPromptError) -> Tensor | Exception:
-        """What came, unless the adapter is no longer the one that was asked for: its classes would be wrong."""
+    def _answer(self, ask: _Ask, logits_C: Tensor | UnknownAdapterError) -> Answer | RequestError:
+        entry, name = ask.entry, printable(ask.entry.name)
         if isinstance(logits_C, UnknownAdapterError):
-            return self._unknown(ask.entry.name)
-        if isinstance(logits_C, VPromptError):
-            return logits_C
-        if self._entry_or_problem(ask.entry.name) != ask.entry:
-            return RequestError(
-                "busy", f"The adapter {printable(ask.entry.name)!r} was exchanged meanwhile; ask again."
-            )
+            return self._unknown(entry.name)
+        # Another adapter under the same name has other classes.
+        if self.bank.get(entry.name) != entry:
+            return RequestError("busy", f"The adapter {name!r} was exchanged meanwhile; ask again.")
         logits_C = logits_C.cpu()
         if not bool(logits_C.isfinite().all()):
-            return RequestError("failed", f"The adapter {printable(ask.entry.name)!r} gives no finite numbers.")
-        return logits_C
+            return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
+        [best] = most_probable(logits_C[None], ask.top)
+        names = entry.classes
+        top = tuple((str(index) if names is None else printable(names[index]), value) for index, value in best)
+        return Answer(adapter=entry.name, class_index=best[0][0], class_name=top[0][0], probability=top[0][1], top=top)
 
-    async def _settled(self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float) -> list[R | RequestError]:
-        """What became of each item; those of a caller that is cancelled are taken back."""
+    async def _results(self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float) -> list[R | RequestError]:
+        """The result of each item, or why it has none; the items of a caller that is cancelled are taken back."""
         try:
             submitted = batcher.submit(items, deadline=deadline)
-        except FullError:
-            raise _busy(self.limits) from None
-        except ClosedError:
-            raise RequestError("stopping", "The service has stopped; ask another one, or later.") from None
+        except RefusedError as error:
+            raise self._problem(error) from None
         futures = [asyncio.wrap_future(future) for future in submitted]
         try:
             await asyncio.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
-            return [self._outcome(one) for one in submitted]
+            return [self._result(future) for future in submitted]
         finally:
             for future in futures:
                 # Also one that is done: nobody else asks for its exception.
                 if not future.cancel() and not future.cancelled():
                     future.exception()
 
-    def _outcome(self, future: Future[R]) -> R | RequestError:
-        if not future.done():
-            return self._late()
-        error = future.exception()
-        if error is None:
-            return future.result()
-        if isinstance(error, RequestError):
-            return error
-        if isinstance(error, LateError):
-            return self._late()
-        if isinstance(error, ClosedError):
-            return RequestError("stopping", "The service has stopped; ask another one, or later.")
-        _LOG.error("A prediction failed.", exc_info=error)
-        return RequestError("failed", "The prediction failed; the service's log says why.")
+    def _result(self, future: Future[R]) -> R | RequestError:
+        error = future.exception() if future.done() else LateError()
+        return future.result() if error is None else self._problem(error)
 
-    def _late(self) -> RequestError:
-        return RequestError("timeout", f"There was no answer in {self.limits.timeout:g} seconds; ask again later.")
-
-    def _entry_or_problem(self, name: str) -> Entry | RequestError:
-        try:
-            return self.entry(name)
-        except RequestError as problem:
-            return problem
+    def _problem(self, error: BaseException) -> RequestError:
+        """What a client is told of an error in a batcher or a computation."""
+        limits = self.limits
+        match error:
+            case RequestError():
+                return error
+            case FullError():
+                sentence = f"{limits.max_queue} requests are under way, which is the limit; ask again in a moment."
+                return RequestError("busy", sentence)
+            case LateError():
+                return RequestError("timeout", f"There was no answer in {limits.timeout:g} seconds; ask again later.")
+            case ClosedError():
+                return RequestError("stopping", "The service has stopped; ask another one, or later.")
+            case _:
+                _LOG.error("A prediction failed.", exc_info=error)
+                return RequestError("failed", "The prediction failed; the service's log says why.")
 
     def _unknown(self, name: str) -> RequestError:
-        known = [*self.bank]
-        there = ", ".join(known[:_MAX_NAMED]) + (", ..." if len(known) > _MAX_NAMED else "")
+        names = [*self.bank]
+        there = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
         asked = printable(name[:100])
         return RequestError("unknown_adapter", f"There is no adapter {asked!r}; there is {there or 'none'}.")
+
+
+def decoded(data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int) -> Mapping[Preprocessing, Tensor]:
+    """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it.
+
+    Args:
+        data: An image file.
+        preprocessings: Those of the adapters that are asked.
+        max_pixels: Refuse more, by the header.
+
+    Raises:
+        RequestError: If it is no image, broken, or too large.
+    """
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
+    try:
+        return {each: each.normalise(read_pixels(data, each, max_pixels=max_pixels)) for each in preprocessings}
+    except NotAnImageError as error:
+        raise RequestError("not_an_image", f"What was sent {error}; send a JPEG, PNG or WebP file.") from error
+    except TooManyPixelsError as error:
+        raise RequestError("too_many_pixels", f"The image {error}; send a smaller one.") from error
+    except UnusableImageError as error:
+        raise RequestError("broken_image", f"The image {error}; send it again, whole.") from error
 
 
 def check_name(name: str) -> str:
@@ -314,19 +303,3 @@ def check_name(name: str) -> str:
             "'-', no '.' first (name=FOLDER on the command line)."
         )
     return name
-
-
-def _answer(entry: Entry, logits_C: Tensor | RequestError, top: int) -> Answer | RequestError:
-    if isinstance(logits_C, RequestError):
-        return logits_C
-    [ranked] = most_probable(logits_C[None], top)
-    names = entry.classes
-    named = tuple((str(index) if names is None else printable(names[index]), value) for index, value in ranked)
-    index, probability = ranked[0]
-    return Answer(adapter=entry.name, class_index=index, class_name=named[0][0], probability=probability, top=named)
-
-
-def _busy(limits: Limits) -> RequestError:
-    return RequestError(
-        "busy", f"{limits.max_queue} requests are under way, which is the limit; ask again in a moment."
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +11,89 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vprompt.model.records import Recipe
 from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import write_atomically
+from vprompt.utils.serialization import options_of
+
+_METADATA = "vprompt"
+"""The key of the plain facts in a file's metadata."""
+_OLD_METADATA = "laconic"
+"""The same in files written before the library had its name."""
+
+STATE = {"step", "sums", "history"}
+"""The entries of the progress of a training."""
+
+MEANS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
+"""The settings of a recipe that say how the work is done; they may change when a run goes on."""
 
 
 def save_checkpoint(
-    path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
-) -> None:
-    """Writes learned parameters, the optimiser's state and plain facts (JSON) atomically."""
-    tensors = {f"learned.{name}": p.detach().cpu().contiguous() for name, p in learned.items()}
-    names = {id(p): name for name, p in learned.items()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value.detach().cpu().contiguous()
-    metadata = {"vprompt": json.dumps(facts, allow_nan=False)}
-    write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
-
-
-def load_checkpoint(
     path: Path,
     learned: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     *,
-    check: Callable[[dict[str, Any]], None],
+    run: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    """Writes a training atomically.
+
+    Args:
+        path: The file.
+        learned: The parameters that are trained.
+        optimizer: Their optimiser.
+        run: Facts of the run, which may be resumed only with the same; JSON.
+        state: `STATE`; JSON.
+    """
+    tensors = {f"learned.{name}": p.detach().cpu().contiguous() for name, p in learned.items()}
+    names = {id(p): name for name, p in learned.items()}
+    for parameter, slots in optimizer.state.items():
+        for key, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value.detach().cpu().contiguous()
+    metadata = {_METADATA: json.dumps({"run": run, "state": state}, allow_nan=False)}
+    write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
+
+
+def load_checkpoint(
+    path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fills parameters and optimiser from a checkpoint and returns its facts.
+    """Fills parameters and optimiser from a checkpoint; nothing is changed if it does not fit.
 
     Args:
         path: The file.
         learned: Parameters to fill.
         optimizer: Optimiser to fill.
-        check: Raises if the facts are not those of this run; nothing has been changed by then.
+        run: Facts of this run.
+
+    Returns:
+        `STATE`.
 
     Raises:
-        TrainingError: If the file is damaged, or was written for other parameters.
+        TrainingError: If the file is damaged, or was written by another run or for other parameters.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["vprompt"])
+            metadata = file.metadata()
+            facts = json.loads(metadata[_METADATA if _METADATA in metadata else _OLD_METADATA])
+            saved, state = dict(facts["run"]), dict(facts["state"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        if set(state) != STATE:
+            raise ValueError("it does not say how far the training is")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
             f"The checkpoint {path} is damaged ({error}); delete it to start that stage anew."
         ) from error
-    if not isinstance(facts, dict):
-        raise TrainingError(f"The checkpoint {path} is damaged; delete it to start that stage anew.")
-    check(facts)
+    # Data without a fingerprint, on either side, is taken on trust.
+    known = [key for key in run if key != "data" or (saved.get(key) and run[key])]
+    changed = sorted(key for key in known if _without_means(saved.get(key)) != _without_means(run[key]))
+    if changed:
+        raise TrainingError(
+            f"The checkpoint {path} belongs to a run with other settings ({', '.join(changed)}); give the settings of "
+            "that run, or start a new one elsewhere."
+        )
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
-    shapes_fit = names == set(learned) and all(tensors[f"learned.{n}"].shape == p.shape for n, p in learned.items())
-    if not shapes_fit:
+    if names != set(learned) or any(tensors[f"learned.{n}"].shape != p.shape for n, p in learned.items()):
         raise TrainingError(f"The checkpoint {path} was written for other prompts or another head.")
     with torch.no_grad():
         for name, parameter in learned.items():
@@ -73,4 +105,9 @@ def load_checkpoint(
             # Step counters stay on the CPU; what has the parameter's shape goes where the parameter is.
             place = parameter.device if value.shape == parameter.shape else value.device
             optimizer.state[parameter][slot] = value.to(place)
-    return facts
+    return state
+
+
+def _without_means(fact: Any) -> Any:
+    """A fact of a run without `MEANS`."""
+    return {key: value for key, value in fact.items() if key not in MEANS} if isinstance(fact, dict) else fact  # pyright: ignore

@@ -1,4 +1,4 @@
-"""What a model says of a data set, and how often it is right."""
+"""Evaluation: the logits of a model on a data set, accuracy and loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vprompt.utils.progress import Report, silent
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model does on a data set: accuracy (0-1), mean cross-entropy, and the number of images."""
+    """The accuracy (0-1) of a model on a data set, its mean cross-entropy, and the number of images."""
 
     accuracy: float
     loss: float
@@ -37,11 +37,8 @@ def evaluate(
         model: Prompted, folded, or exported.
         data: As for `fit`.
         batch_size: Images per forward pass.
-        workers: Processes that load a data set which is not ours.
-        report: Told of every batch.
-
-    Returns:
-        An `Evaluation`.
+        workers: Processes that load a data set that is no `ImageDataset`.
+        report: Called after every batch.
 
     Example:
         >>> import timm, vprompt

@@ -1,4 +1,4 @@
-"""What never changes between epochs, computed once for every image: what enters the first block that learns."""
+"""The features of a frozen trunk, which never change between epochs, computed once for every image and kept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -27,33 +28,33 @@ from vprompt.utils.distributed import unanimous
 from vprompt.utils.errors import DataError
 
 FEATURES = 128
-"""Images whose features are computed at once where only the head learns."""
+"""Images in a batch of features where only the head learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What a training runs on instead of images and the whole model.
+    """Features and the part of a model that is trained on them, instead of images and the whole model.
 
     Args:
-        data: Items are what was computed of an image, and its label.
-        above: What is trained on them: gives logits.
+        data: Items are the features of an image, and its label.
+        trainable: Turns features into logits.
         with_images: Whether it takes the images as well.
     """
 
     data: TensorDataset
-    above: nn.Module
+    trainable: nn.Module
     with_images: bool
 
     @property
     def rows(self) -> Tensor:
-        """What was computed, (N, ...)."""
+        """The features, (N, ...)."""
         return self.data.tensors[0]
 
 
 def cached(
-    model: PromptedModel, data: ImageLabels, recipe: Recipe, *, processes: int, tell: Callable[[int], None]
+    model: PromptedModel, data: ImageLabels, recipe: Recipe, *, processes: int, on_images: Callable[[int], None]
 ) -> Cache | None:
-    """Computes once for every image, in order, what lies below the first block in which something is learned.
+    """Runs the frozen trunk, which is all before the first block that learns, once for every image, in order.
 
     Whether that is done depends on the arguments alone (but for a full disk), not on how far a training is: a resumed
     one ends with the same bits.
@@ -61,12 +62,12 @@ def cached(
     Args:
         model: The model, on its device.
         data: The images.
-        recipe: Says how often they are looked at, and how much may be kept; pooled features always are.
-        processes: How many do the same at once; all of them keep everything, or none.
-        tell: Called with the number of images that are done; may raise to stop.
+        recipe: Its `epochs` and `cache_gb` decide whether it is worth it; pooled features are always cached.
+        processes: Processes that do the same at once; either all of them have a cache, or none.
+        on_images: Called with the number of images that are done; may raise to stop.
 
     Returns:
-        None where nothing is to be gained, or it is too much to keep.
+        None where nothing is to be gained, or the features are too large.
     """
     head_only = all(name.startswith("head.") for name in model.learned)
     unknown = not isinstance(data, TensorDataset | ImageDataset)
@@ -83,11 +84,11 @@ def cached(
         rows = _room(split, size_of(data), recipe, processes)
         # In batches as large as those of the training, most backends compute the same bits as there.
         batch = FEATURES if head_only else math.ceil(recipe.batch_size / processes)
-        return None if rows is None else _filled(split, rows, model, data, recipe, batch, tell)
+        return None if rows is None else _filled(split, rows, model, data, recipe, batch, on_images)
 
 
 def _blank(model: PromptedModel, data: ImageLabels) -> Tensor | None:
-    """An image (1, 3, H, W) of the size of the others, without looking at them; None if they do not fit the model."""
+    """A black image (1, 3, H, W) of the size of the others, of which none is read; None if that does not fit."""
     size, like = model.preprocessing.size, next(model.parameters())
     if isinstance(data, ImageDataset):
         size = data.preprocessing.size
@@ -97,7 +98,7 @@ def _blank(model: PromptedModel, data: ImageLabels) -> Tensor | None:
     try:
         check_batch(blank, torch.zeros(1).long(), model)
     except DataError:
-        return None  # which is said of the images when they come
+        return None  # the images will raise this error when they are read
     return blank
 
 
@@ -124,21 +125,22 @@ def _filled(
     data: ImageLabels,
     recipe: Recipe,
     batch: int,
-    tell: Callable[[int], None],
+    on_images: Callable[[int], None],
 ) -> Cache:
-    found: list[Tensor] = []
+    all_labels: list[Tensor] = []
     device, done = next(model.parameters()).device, 0
     for images, labels in iterate(data, in_order(len(rows), batch), device=device, workers=recipe.workers):
         check_batch(images, labels, model)
         rows[done : done + len(labels)] = split.below(images)
-        found.append(labels.cpu())
+        all_labels.append(labels.cpu())
         done += len(labels)
-        tell(done)
-    return Cache(data=TensorDataset(rows, torch.cat(found)), above=split.above(), with_images=split.needs_images)
+        on_images(done)
+    features = TensorDataset(rows, torch.cat(all_labels))
+    return Cache(data=features, trainable=split.above(), with_images=split.needs_images)
 
 
 SHARE = 4
-"""At most one part in so many of the free memory is taken, and of the free disk."""
+"""At most one part in so many of the free memory or disk is taken."""
 
 
 def empty_rows(length: int, shape: Sequence[int], dtype: torch.dtype, *, processes: int = 1) -> Tensor | None:
@@ -148,10 +150,10 @@ def empty_rows(length: int, shape: Sequence[int], dtype: torch.dtype, *, process
     (`$TMPDIR`).
 
     Args:
-        length: How many rows.
+        length: Number of rows.
         shape: Of a row.
         dtype: Of its numbers.
-        processes: How many on this machine do the same now.
+        processes: Processes on this machine that do the same now.
 
     Returns:
         The tensor, not initialised; None where neither memory nor disk has room.
@@ -169,12 +171,8 @@ def empty_rows(length: int, shape: Sequence[int], dtype: torch.dtype, *, process
 
 
 def free_memory() -> int:
-    """Bytes that can be had without harm to others, as far as the system says; 0 where it does not."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 0
+    """Bytes of memory that can be had without harm to others."""
+    free = int(psutil.virtual_memory().available)
     try:  # a container may have less
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
@@ -184,17 +182,17 @@ def free_memory() -> int:
 
 
 def _in_file(size: int) -> Tensor | None:
-    """Bytes mapped to a temporary file, all of it claimed beforehand; None where the system refuses."""
+    """Bytes mapped to a temporary file, all of them allocated beforehand; None where the system refuses."""
     try:
         with tempfile.TemporaryFile(prefix="vprompt-") as file:
-            _claim(file.fileno(), size)
+            _allocate(file.fileno(), size)
             return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
     except OSError:
         return None
 
 
-def _claim(descriptor: int, size: int) -> None:
-    """Takes the room on the disk: writing to a mapped file for which there is none ends the process."""
+def _allocate(descriptor: int, size: int) -> None:
+    """Allocates the bytes on the disk: writing to a mapped file for which there is none ends the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return

@@ -18,7 +18,7 @@ from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import DataError
 
 ImageLabels = Dataset[tuple[Tensor, int]]
-"""What can be trained and evaluated on: items are a normalised float image (3, H, W) and an integer label."""
+"""A data set to train and evaluate on: items are a normalised float image (3, H, W) and an integer label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ def iterate(
         dataset: Where the items come from; uint8 images are normalised on the device.
         batches: Indices of each batch.
         device: Where the tensors go.
-        workers: Processes that fetch items of a data set which is not ours.
+        workers: Processes that fetch items of a data set that is no `ImageDataset`.
         seed: Seeds those processes.
-        training: What the random views of our images depend on, if this is to train on; else none is taken.
+        training: The epoch that random views of an `ImageDataset` depend on; without it the images are as they are.
 
     Raises:
         DataError: If items are not float images (3, H, W) of one size with integer labels.
@@ -98,7 +98,7 @@ def identity(dataset: ImageLabels) -> str | None:
 
 
 def augmentation(dataset: ImageLabels) -> Augment | None:
-    """What we do to the images in training; None for nothing."""
+    """The random views that training takes of the images; None for none."""
     return dataset.augment if isinstance(dataset, ImageDataset) and dataset.augment != "none" else None
 
 

@@ -1,4 +1,4 @@
-"""In which precision a training runs, and with which kernel of attention."""
+"""The precision of a training, and its kernel of attention."""
 
 from __future__ import annotations
 

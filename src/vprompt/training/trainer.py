@@ -1,4 +1,4 @@
-"""One training loop for every method, and evaluation."""
+"""The training loop, one for all methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,8 @@ from vprompt.training.loader import (
     size_of,
 )
 from vprompt.training.precision import attention_for_training, autocast
-from vprompt.utils.errors import DivergedError, TrainingError
+from vprompt.utils.errors import DivergedError
 from vprompt.utils.progress import Report, bar
-from vprompt.utils.serialization import options_of
 from vprompt.utils.signals import deferred_interrupt
 
 SAVE_EVERY_SECONDS = 10.0
@@ -50,7 +49,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(kw_only=True)
 class History:
-    """What happened in a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
+    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -79,12 +78,12 @@ def fit(
     at_epoch: Callable[[int], None] | None = None,
     until: int | None = None,
 ) -> History:
-    """Trains prompts, or what else the method learns, and the head in place; the backbone stays as it is.
+    """Trains what the method learns, such as prompts, and the head, in place; the backbone stays as it is.
 
     On a CPU the same seed and number of threads give the same numbers bit for bit, also when a run was killed and
     resumed. Under `torchrun` the batch is shared by the processes.
 
-    What lies below the first block in which something is learned is computed once for every image and kept, unless the
+    The frozen trunk, which is all before the first block that learns, is computed once for every image, unless the
     images are augmented (`ImageDataset.with_augment`); see `Recipe.cache_gb`. Results are the same but for rounding. A
     model that learns nothing but its head always trains that on features computed once, on any data set.
 
@@ -119,8 +118,8 @@ def fit(
     """
     recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
-    own = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
-    with nullcontext(progress) if callable(progress) else own as report, torch.random.fork_rng():
+    default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
+    with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():
         run.train(report, resume=resume)
     model.recipe = recipe
     model.eval()
@@ -178,7 +177,7 @@ class _Run:
 
     @property
     def last_step(self) -> int:
-        """Where this call stops; before the end of the schedule where it was told so."""
+        """The step at which this call stops, which may be before the end of the schedule."""
         return self.epochs * self.steps_per_epoch
 
     def train(self, report: Report, *, resume: bool) -> None:
@@ -191,9 +190,9 @@ class _Run:
         self.model.train()
         with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, self._checkpointed():
             started = time.monotonic()
-            self._compute_once(report, interrupted)
+            self._fill_cache(report, interrupted)
             self.history.seconds += time.monotonic() - started
-            trained = self.accelerator.prepare(self.model if self.cache is None else self.cache.above)
+            trained = self.accelerator.prepare(self.model if self.cache is None else self.cache.trainable)
             with attention_for_training(self.model, self.recipe):
                 self._loop(trained, report, interrupted)
         self._save()
@@ -203,10 +202,10 @@ class _Run:
             return nullcontext()
         return self.model.exchanged(checkpointed_parts(self.model, first_learned(self.model)))
 
-    def _compute_once(self, report: Report, interrupted: Callable[[], bool]) -> None:
-        """Keeps what never changes between epochs; the same, wherever in them this run stands."""
+    def _fill_cache(self, report: Report, interrupted: Callable[[], bool]) -> None:
+        """Computes what never changes between epochs; the same, wherever in them this run stands."""
 
-        def tell(done: int) -> None:
+        def on_images(done: int) -> None:
             report(self.step, self.last_step, cached=done)
             if interrupted():
                 self._save()
@@ -215,7 +214,7 @@ class _Run:
 
         torch.manual_seed(self._seed(0))
         processes = self.accelerator.num_processes
-        self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, tell=tell)
+        self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, on_images=on_images)
 
     def _loop(self, trained: nn.Module, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()
@@ -241,15 +240,15 @@ class _Run:
                     raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.epochs}; the state was saved.")
 
     def _epoch_batches(self, epoch: int) -> Iterator[tuple[int, tuple[Tensor, ...], Tensor]]:
-        """What is left of an epoch: size of the global batch, and this process's inputs to the model and labels."""
+        """The rest of an epoch: size of the global batch, and this process's inputs to the model and labels."""
         order = epoch_order(self.length, seed=self.recipe.seed, epoch=epoch)
         batches = list(order.split(self.recipe.batch_size))[self.step - epoch * self.steps_per_epoch :]
-        mine = [self._share(batch) for batch in batches]
+        shares = [self._share(batch) for batch in batches]
         device, workers, cache = self.accelerator.device, self.recipe.workers, self.cache
         training = TrainingEpoch(seed=self.recipe.seed, epoch=epoch)
         source = self.train_data if cache is None or cache.with_images else cast("ImageLabels", cache.data)
-        data = iterate(source, mine, device=device, workers=workers, seed=self._seed(self.step), training=training)
-        for batch, rows in zip(batches, mine, strict=True):
+        data = iterate(source, shares, device=device, workers=workers, seed=self._seed(self.step), training=training)
+        for batch, rows in zip(batches, shares, strict=True):
             # Seeded anew for every step, before its images are fetched: random augmentation and dropout then depend
             # on the step alone, and a resumed run repeats them.
             torch.manual_seed(self._seed(self.step))
@@ -264,8 +263,8 @@ class _Run:
 
     def _share(self, batch: Tensor) -> Tensor:
         """This process's part of a global batch; never empty, see `_step`."""
-        mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        return mine if len(mine) else batch[:1]
+        share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
+        return share if len(share) else batch[:1]
 
     def _step(self, trained: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor, batch: int) -> None:
         recipe, processes, rank = self.recipe, self.accelerator.num_processes, self.accelerator.process_index
@@ -298,8 +297,8 @@ class _Run:
         loss, hits = (self.sums / self.length).tolist()
         row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, "accuracy": hits}
         row["lr"] = self.optimizer.param_groups[0]["lr"]
-        every = max(1, self.recipe.epochs // 10)
-        if self.val is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.recipe.epochs):
+        interval = max(1, self.recipe.epochs // 10)
+        if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
             row["val_accuracy"] = evaluate(self.model, self.val, workers=self.recipe.workers).accuracy
             report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
         self.history.rows.append(row)
@@ -311,35 +310,13 @@ class _Run:
         if self.checkpoint is None or not self.is_main:
             return
         state = {"step": self.step, "sums": self.sums.tolist(), "history": asdict(self.history)}
-        save_checkpoint(self.checkpoint, self.learned, self.optimizer, {"run": self.facts, "state": state})
+        save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state)
 
     def _restore(self, path: Path) -> None:
-        facts = load_checkpoint(path, self.learned, self.optimizer, check=self._check_facts)
-        state = facts["state"]
+        state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts)
         self.step = state["step"]
         self.sums = torch.tensor(state["sums"], dtype=torch.float64)
         self.history = History(**state["history"])
-
-    def _check_facts(self, facts: dict[str, Any]) -> None:
-        run, state = facts.get("run"), facts.get("state")
-        if not isinstance(run, dict) or not isinstance(state, dict) or set(state) != {"step", "sums", "history"}:
-            raise TrainingError(f"The checkpoint {self.checkpoint} is damaged; delete it to start that stage anew.")
-        # Data without a fingerprint, on either side, is taken on trust.
-        known = [key for key in self.facts if key != "data" or (run.get(key) and self.facts[key])]
-        changed = sorted(key for key in known if _of_run(run.get(key)) != _of_run(self.facts[key]))  # pyright: ignore
-        if changed:
-            raise TrainingError(
-                f"The checkpoint {self.checkpoint} belongs to a run with other settings ({', '.join(changed)}); give "
-                "the settings of that run, or start a new one elsewhere."
-            )
-
-
-_MEANS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
-
-
-def _of_run(fact: Any) -> Any:
-    """A fact without how the work is done, which may change when a run goes on."""
-    return {key: value for key, value in fact.items() if key not in _MEANS} if isinstance(fact, dict) else fact  # pyright: ignore
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:

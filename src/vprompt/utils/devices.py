@@ -23,13 +23,13 @@ def device_named(name: str) -> torch.device:
         >>> device_named("cpu")
         device(type='cpu')
     """
-    found = {device.type for device in found_devices()}
+    types = {device.type for device in found_devices()}
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in found or (device.index or 0) >= _count(device):
-        raise VPromptError(f"There is no device {name!r} here; there is {' and '.join(sorted(found))}.")
+    if device is None or device.type not in types or (device.index or 0) >= _count(device):
+        raise VPromptError(f"There is no device {name!r} here; there is {' and '.join(sorted(types))}.")
     return device
 
 

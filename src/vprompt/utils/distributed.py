@@ -1,4 +1,4 @@
-"""Which of several processes this one is."""
+"""Several processes of one training: the main one, and decisions that all of them share."""
 
 from __future__ import annotations
 

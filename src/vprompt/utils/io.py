@@ -1,9 +1,10 @@
-"""Files that are either whole or not there."""
+"""Atomic writing, so that a file is either whole or not there; text and JSON."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,17 +17,11 @@ from vprompt.utils.errors import TrainingError
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path` and puts it in its place in one step, flushed to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        part.touch(exist_ok=False)  # where nothing can be written, all writers then fail alike
         write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes private files
-        part.replace(path)
+        _put(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -47,9 +42,14 @@ def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[P
         for target in (*companions, path):
             part = Path(folder) / target.name
             if part.exists():
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())
-                part.replace(target)
+                _put(part, target)
+
+
+def _put(part: Path, path: Path) -> None:
+    """Moves a file to its place in one step, once all of it is on the disk."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """What a job calls to say how far it is."""
+    """A function that a job calls to report its progress."""
 
     def __call__(self, done: int, total: int, **figures: float) -> None:
         """`done` of `total` steps; figures such as loss=..., accuracy=... are shown beside the bar."""
@@ -21,7 +21,7 @@ def silent(done: int, total: int, **figures: float) -> None:
 
 
 def part(report: Report, number: int, parts: int) -> Report:
-    """What one of several equal parts of a job calls, the first with number 0.
+    """The report of one of several equal parts of a job, the first with number 0.
 
     Example:
         >>> part(lambda done, total: print(done, "of", total), 1, 3)(5, 10)
@@ -41,7 +41,7 @@ def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False)
     On something that is no terminal (a log file) nothing moves; one line says at the end what was done.
 
     Args:
-        label: What is going on.
+        label: The name of the job.
         enabled: False for no output at all.
         unit: Word behind the rate; no rate when empty.
         keep: Leave the finished bar on the screen.

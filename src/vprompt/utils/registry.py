@@ -148,7 +148,8 @@ def load_plugin(place: str) -> None:
             return
         path = Path(place).resolve()
         name = f"vprompt_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-        if name in sys.modules:
+        files = {getattr(module, "__file__", None) for module in tuple(sys.modules.values())}
+        if name in sys.modules or str(path) in files:  # a script may have imported it by a name of its own
             return
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -160,6 +161,7 @@ def load_plugin(place: str) -> None:
 
 
 def _origin(member: object) -> str:
-    """Where a member is defined."""
+    """The file and the name under which a member is defined, whatever its module was imported as."""
     kind = member if isinstance(member, type) else type(member)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return f"{kind.__qualname__} of {file or kind.__module__}"

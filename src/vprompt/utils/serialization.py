@@ -23,6 +23,9 @@ _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "t
 _SETTING_WORDS = {**_WORDS, str: "text in quotes", float: "a number"}
 """Types in words, of a setting that a user gives."""
 
+_hints = functools.cache(get_type_hints)
+"""Types of the fields of a dataclass; they are read for every run that is named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
@@ -57,7 +60,7 @@ def options_of(kind: type) -> dict[str, Option]:
         100
     """
     found: dict[str, Option] = {}
-    hints, words = get_type_hints(kind), _documented(kind)
+    hints, words = _hints(kind), _documented(kind)
     for entry in fields(kind):
         if entry.metadata.get("polymorphic"):
             continue
@@ -90,7 +93,7 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
         (3, False)
     """
     found: dict[str, Any] = {}
-    hints = get_type_hints(type(config))
+    hints = _hints(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
         if entry.metadata.get("polymorphic"):
@@ -117,7 +120,7 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
     Raises:
         VPromptError: If a value is of the wrong type or out of range.
     """
-    given, hints = dict(ready), get_type_hints(kind)
+    given, hints = dict(ready), _hints(kind)
     for entry in fields(kind):
         if entry.name in given or entry.metadata.get("polymorphic"):
             continue
@@ -187,7 +190,7 @@ class Reader:
         """The typed fields of a dataclass, by name."""
         if not isinstance(value, dict):
             self.fail(f"'{at}' should be an object, not {show(value)}")
-        document, hints, dot = cast("dict[str, Any]", value), get_type_hints(kind), f"{at}." if at else ""
+        document, hints, dot = cast("dict[str, Any]", value), _hints(kind), f"{at}." if at else ""
         known = {entry.name for entry in fields(kind)}
         self.unknown += [f"'{dot}{key}'" for key in document if key not in known and f"{dot}{key}" not in self.beside]
         found: dict[str, Any] = {}

@@ -1,16 +1,36 @@
-"""A number with every seed's value: means and spreads over seeds, means over tasks, differences seed by seed."""
+"""Means and spreads: of values, over seeds, over tasks, and of differences seed by seed."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None of no values.
+
+    Example:
+        >>> mean([0.5, 0.7]), mean([])
+        (0.6, None)
+    """
+    return statistics.fmean(values) if values else None
+
+
+def std(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; None of fewer than two values.
+
+    Example:
+        >>> std([1.0, 3.0, 5.0]), std([1.0])
+        (2.0, None)
+    """
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
-    """What the runs of one method came to, one value for each seed.
+    """A result of the runs of one method, one value for each seed.
 
     Args:
         mean: Over the seeds that have a value; None where none has.
@@ -36,10 +56,10 @@ def seeds_of(values: Sequence[float | None], *, failed: int = 0, missing: int = 
         >>> seeds_of([0.5, None, 0.7]).mean, seeds_of([None]).mean, seeds_of([1.0]).std
         (0.6, None, None)
     """
-    there = [value for value in values if value is not None]
+    known = [value for value in values if value is not None]
     return Seeds(
-        mean=statistics.fmean(there) if there else None,
-        std=statistics.stdev(there) if len(there) > 1 else None,
+        mean=mean(known),
+        std=std(known),
         values=tuple(values),
         failed=failed,
         missing=missing,
@@ -54,33 +74,34 @@ def over_tasks(table: Sequence[Seeds]) -> Seeds:
         >>> over_tasks([seeds_of([0.2, 0.4]), seeds_of([0.6, None])]).values
         (0.4, None)
     """
+    by_seed = zip(*(row.values for row in table), strict=True)
     return seeds_of(
-        [_seed_wise(statistics.fmean, values) for values in zip(*(one.values for one in table), strict=True)],
-        failed=sum(one.failed for one in table),
-        missing=sum(one.missing for one in table),
-        unconverged=sum(one.unconverged for one in table),
+        [statistics.fmean(known) if (known := _complete(values)) else None for values in by_seed],
+        failed=sum(row.failed for row in table),
+        missing=sum(row.missing for row in table),
+        unconverged=sum(row.unconverged for row in table),
     )
 
 
-def difference(one: Seeds, other: Seeds) -> Seeds:
-    """How much larger the first is, seed by seed: what seeds share drops out of the spread.
+def difference(first: Seeds, second: Seeds) -> Seeds:
+    """The first minus the second, seed by seed: what seeds share drops out of the spread.
 
     Example:
         >>> difference(seeds_of([0.75, 1.0]), seeds_of([0.5, None])).values
         (0.25, None)
     """
-    return seeds_of(
-        [_seed_wise(lambda two: two[0] - two[1], pair) for pair in zip(one.values, other.values, strict=True)]
-    )
+    pairs = zip(first.values, second.values, strict=True)
+    return seeds_of([known[0] - known[1] if (known := _complete(pair)) else None for pair in pairs])
 
 
-def _seed_wise(of: Callable[[Sequence[float]], float], values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return of(there) if len(there) == len(values) else None
+def _complete(values: Sequence[float | None]) -> list[float]:
+    """The values; none of them if one is missing."""
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
 
 
 def r_squared(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Which part of the variance of y a straight line in x explains; None with fewer than three points, or no variance.
+    """The share of the variance of y that a line in x explains; None with fewer than three points, or no variance.
 
     Example:
         >>> r_squared([1, 2, 3], [2, 4, 6]), r_squared([1, 2], [1, 2]), r_squared([1, 2, 3], [1, 1, 1])

@@ -23,19 +23,14 @@ def line(value: Any, most: int = 120) -> str:
     if value is None:
         return "–"
     text = value if isinstance(value, str) else str(value)
-    text = " ".join(text[: 8 * most].split()) + " " * (len(text) > 8 * most)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    shown = printed(" ".join(text[: 8 * most].split()) + " " * (len(text) > 8 * most))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def lines(value: Any, most: int = 20_000) -> str:
     """Text of several lines, each as `line` would show it but with its spaces."""
     text = value.expandtabs(4) if isinstance(value, str) else ""
-    rows = [
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in row)
-        for row in text[:most].splitlines()
-    ]
-    return "\n".join([*rows, *["…"] * (len(text) > most)])
+    return "\n".join([*map(printed, text[:most].splitlines()), *["…"] * (len(text) > most)])
 
 
 def paragraphs(value: Any) -> list[str]:
@@ -58,8 +53,8 @@ def number(value: Any) -> float | None:
 
 def share(value: Any) -> float | None:
     """A number between 0 and 1, or None."""
-    found = number(value)
-    return found if found is not None and 0 <= found <= 1 else None
+    finite = number(value)
+    return finite if finite is not None and 0 <= finite <= 1 else None
 
 
 def percent(value: float | None) -> str:

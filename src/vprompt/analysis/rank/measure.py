@@ -16,6 +16,7 @@ from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, check_batch, iterate, size_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
+from vprompt.utils.statistics import std
 
 Verdict = Literal["logarithmic", "linear", "neither", "none", "open"]
 """See `fit_law`."""
@@ -455,7 +456,7 @@ def _mean(found: Sequence[tuple[Spectra, Spectra]], names: Sequence[str]) -> Mea
         sums={key: statistics.fmean(point.sums[key] for point in points) for key in points[0].sums},
         energies={key: statistics.fmean(point.energies[key] for point in points) for key in points[0].energies},
         adapters=len(points),
-        stds={name: statistics.stdev(each) if len(each) > 1 else None for name, each in ranks.items()},
+        stds={name: std(each) for name, each in ranks.items()},
         growths={name: statistics.fmean(p.ranks[name] - bare.ranks[name] for p, bare in found) for name in names},
     )
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from vprompt.analysis.view import Result, View
 from vprompt.report.document import Block, Body, Paragraph, Table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
+from vprompt.utils.statistics import std
 from vprompt.utils.text import count, line
 
 EXACT = ("ablation", "ablation-signed")
@@ -91,7 +92,7 @@ def _draw_correlations(axes: Axes, result: Result) -> None:
     for number, (found, label) in enumerate(((rise, "rise of the mean loss"), (change, "mean absolute change"))):
         places = [row + 0.14 - 0.28 * number for row in range(len(names))]
         values = [_mean(found[name]) for name in names]
-        errors = [_std(found[name]) or 0.0 for name in names]
+        errors = [std(found[name]) or 0.0 for name in names]
         axes.errorbar(
             values,
             places,
@@ -174,10 +175,6 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
 
 
-def _std(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
 def _hundredths(values: Sequence[float]) -> str:
     return f"{100 * _mean(values):.0f}" if values else "–"
 
@@ -186,7 +183,7 @@ def _spread(values: Sequence[float], times: float = 1) -> str:
     if not values:
         return "–"
     form = ".1f" if times > 1 else ".2f"
-    spread = _std(values)
+    spread = std(values)
     return f"{times * _mean(values):{form}}" + ("" if spread is None else f" ± {times * spread:{form}}")
 
 

@@ -226,7 +226,7 @@ def _point(runs: Runs, task: str | None, label: str, share: float, *, full: str)
         prompts=sum(counts) / len(counts) / blocks if counts else None,
         accuracy=accuracy,
         change=difference(accuracy, runs.seeds(task, full, tested)),
-        lr=results[0]["settings"]["recipe"]["lr"] if results else None,
+        lr=results[0]["settings"].get("lr") if results else None,
     )
 
 

@@ -86,7 +86,7 @@ class Trainings:
             UsageError: If they cannot be meant.
         """
         from vprompt.analysis.study import Study
-        from vprompt.data.bundled import SOURCE
+        from vprompt.data.sources.bundled import SOURCE
 
         if not all(self.tasks) or not self.output.out:
             raise UsageError("An empty name is no folder; give tasks, and a folder for --out.")
@@ -120,24 +120,22 @@ class Trainings:
         """
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("The analysis starts its own workers; start it without torchrun.")
-        from vprompt.data.benchmarks.places import data_root
-        from vprompt.experiments.bench.bench import overview, summary, threads_of
+        from vprompt.experiments.bench.bench import overview, summary
         from vprompt.experiments.bench.store import open_store
 
         store = open_store(self.output.out)
-        root = os.path.abspath(data_root(self.root))  # whatever folder a worker is in
         train = not self.read_only
-        found = overview(plan, store, root=root, threads=threads_of(self.workers), estimate=train)
+        found = overview(plan, store, root=self.root, workers=self.workers, estimate=train)
         if self.dry_run:
             if self.output.json:
                 print_json(overview_document(found))
             else:
-                show_overview(found, store.address, self.workers)
+                show_overview(found, store.address)
             return
         document = None
         if train:
             if not self.output.json:
-                show_overview(found, store.address, self.workers)
+                show_overview(found, store.address)
             outcomes = run_overview(found, store, workers=self.workers, retry_failed=self.retry_failed)
             document = summary(found, outcomes, store)
         self.output.show(plan.name, asdict(read(plan, store)))

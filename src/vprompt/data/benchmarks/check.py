@@ -1,4 +1,4 @@
-"""Whether a task's lists and images can be used, and whether they are the benchmark's."""
+"""A check of a task's lists and images: can they be used, and are they the benchmark's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,59 @@ from vprompt.data.benchmarks.lists import (
     fatal,
     read_layout,
     remedy,
-    some,
 )
+from vprompt.data.benchmarks.places import data_root, find_folder
 from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
 from vprompt.data.images import try_decode
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.threads import in_threads
-from vprompt.utils.text import printable
+from vprompt.utils.text import listed, printable
 
 # Small, so that JPEG files are read whole but not decoded at full size.
 _THUMBNAIL = Preprocessing(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A task on this machine, by its lists alone.
+
+    Args:
+        folder: Its folder; None if there is none.
+        problems: Findings in its lists.
+    """
+
+    folder: Path | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """A few words: `not found`, `found`, `differs: 2` or `unusable: 1`."""
+        fatal = sum(problem.severity == "fatal" for problem in self.problems)
+        if fatal:
+            return f"unusable: {fatal}"
+        return f"differs: {len(self.problems)}" if self.problems else "found" if self.folder else "not found"
+
+
+def state_of(task: BenchmarkTask, root: str | Path | None) -> State:
+    """Looks for a task below a root (see `data_root`) and checks its lists."""
+    folder = find_folder(data_root(root), task.suite, task.folder_names)
+    if folder is None:
+        return State()
+    return State(folder=folder, problems=tuple(check_lists(read_layout(folder, task), task)))
 
 
 def check(
     folder: str | Path,
     task: BenchmarkTask | None,
     *,
-    images: bool = True,
     hashes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Problem]:
-    """Everything that is wrong with a task's folder, or differs from the benchmark.
+    """Everything that is wrong with a task's folder, or differs from the benchmark; every image is decoded.
 
     Args:
-        folder: Where the lists lie.
-        task: What it is said to be; None for a task of the user's own, which is compared with nothing.
-        images: Decode every image; without it, files are only looked for.
+        folder: Has the lists.
+        task: The benchmark's task that it should be; None for a task of the user's own, which is compared with nothing.
         hashes: Compare the bytes of all images with each other, and with a `manifest.json` (an object from relative
             paths to SHA-256 in hexadecimal) if there is one.
         progress: Called with (done, total) while images are decoded.
@@ -56,39 +84,35 @@ def check(
         DataError: `task` is None and the folder has no lists.
     """
     layout = read_layout(Path(folder), task)
-    missing = check_files(layout, task)
-    problems = [*check_lists(layout, task), *missing.values()]
-    present = [path for path in _paths(layout) if path not in missing]
-    if images:
-        problems += _check_images(layout.folder, present, task, progress)
-    if hashes:
-        problems += check_hashes(layout, present)
-    return problems
+    lists = (*layout.splits.values(), layout.union or ())
+    paths = list(dict.fromkeys(path for pairs in lists for path, _ in pairs))
+    problems = [*check_lists(layout, task), *_check_images(layout.folder, paths, task, progress)]
+    return [*problems, *check_hashes(layout, paths)] if hashes else problems
 
 
 def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
-    """What the lists alone tell, without a look at any image."""
+    """Problems that the lists alone tell, without a look at any image."""
     problems = [*layout.problems, *_twice(layout), *_leaks(layout), *_union(layout)]
     if task is not None:
         problems += _compared(layout, task)
     return problems + _untrained(layout, task)
 
 
-def check_files(layout: Layout, task: BenchmarkTask | None) -> dict[str, Problem]:
-    """By path the listed files that are not there, or are no files."""
-    found: dict[str, Problem] = {}
-    for path in _paths(layout):
-        if (wrong := _missing(layout.folder / path)) is not None:
-            found[path] = fatal(path, f"{printable(path)} {wrong}", _replace(task))
-    return found
+def _check_images(
+    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Callable[[int, int], None] | None
+) -> list[Problem]:
+    out = "put the image there, or take it off the list" if task is None else remedy(task)
+    problems: list[Problem] = []
+    reasons = in_threads(lambda path: _wrong_with(folder / path), paths)
+    for done, (path, reason) in enumerate(zip(paths, reasons, strict=True), start=1):
+        if reason is not None:
+            problems.append(fatal(path, f"{printable(path)} {reason}", out))
+        if progress is not None:
+            progress(done, len(paths))
+    return problems
 
 
-def _paths(layout: Layout) -> list[str]:
-    listed = (*layout.splits.values(), layout.union or ())
-    return list(dict.fromkeys(path for pairs in listed for path, _ in pairs))
-
-
-def _missing(file: Path) -> str | None:
+def _wrong_with(file: Path) -> str | None:
     try:
         mode = os.stat(file).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -97,24 +121,10 @@ def _missing(file: Path) -> str | None:
         return f"cannot be read: {(error.strerror or str(error)).lower()}"
     except ValueError:
         return "is listed, but no file can be called that"
-    return None if stat.S_ISREG(mode) else "is not a regular file"
-
-
-def _check_images(
-    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Callable[[int, int], None] | None
-) -> list[Problem]:
-    problems: list[Problem] = []
-    decoded = in_threads(lambda path: try_decode(folder / path, _THUMBNAIL), paths)
-    for done, (path, found) in enumerate(zip(paths, decoded, strict=True), start=1):
-        if isinstance(found, str):
-            problems.append(fatal(path, f"{printable(path)} {found}", _replace(task)))
-        if progress is not None:
-            progress(done, len(paths))
-    return problems
-
-
-def _replace(task: BenchmarkTask | None) -> str:
-    return "put the image there, or take it off the list" if task is None else remedy(task)
+    if not stat.S_ISREG(mode):
+        return "is not a regular file"
+    image = try_decode(file, _THUMBNAIL)
+    return image if isinstance(image, str) else None
 
 
 def _twice(layout: Layout) -> list[Problem]:
@@ -131,26 +141,23 @@ def _twice(layout: Layout) -> list[Problem]:
                 problems.append(fatal(where, wrong, "keep the right one"))
         often = [path for path, count in Counter(pairs).items() if count > 1]
         if often:
-            listed = some(printable(path) for path, _ in often)
-            problems.append(differs(name, f"{name} lists some images more than once: {listed}"))
+            images = listed([printable(path) for path, _ in often], 10)
+            problems.append(differs(name, f"{name} lists some images more than once: {images}"))
     return problems
 
 
 def _leaks(layout: Layout) -> list[Problem]:
     """Images in two splits: what is learned from or chosen by must not be tested on."""
     problems: list[Problem] = []
-    names = FILES[layout.kind]
+    names = {**FILES[layout.kind], "union": UNION}
     paths = {split: {path for path, _ in pairs} for split, pairs in layout.splits.items()}
-    for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
-        for path in sorted(paths.get(one, set()) & paths.get(other, set())):
-            wrong = f"{printable(path)} is both in {names[one]} and in {names[other]}"
-            problems.append(fatal(names[other], wrong, "take it off one of them"))
     known = paths.get("train", set()) | paths.get("val", set())
-    union = {path for path, _ in layout.union or ()} - known
-    return problems + [
-        fatal(UNION, f"{printable(path)} is both in {UNION} and in {names['test']}", "take it off one of them")
-        for path in sorted(union & paths.get("test", set()))
-    ]
+    paths["union"] = {path for path, _ in layout.union or ()} - known
+    for first, second in (("train", "test"), ("val", "test"), ("train", "val"), ("union", "test")):
+        for path in sorted(paths.get(first, set()) & paths.get(second, set())):
+            wrong = f"{printable(path)} is both in {names[first]} and in {names[second]}"
+            problems.append(fatal(names[second], wrong, "take it off one of them"))
+    return problems
 
 
 def _union(layout: Layout) -> list[Problem]:
@@ -201,7 +208,7 @@ def _untrained(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
         return []
     name = FILES[layout.kind]["train"]
     what = f"The class {without[0]} has" if len(without) == 1 else f"{len(without)} classes have"
-    names = "" if len(without) == 1 else f": {some(without)}"
+    names = "" if len(without) == 1 else f": {listed(without, 10)}"
     return [differs(name, f"{what} no training image{names}")]
 
 
@@ -215,12 +222,11 @@ def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
     expected, problems = _manifest(layout.folder)
     wanted = list(dict.fromkeys([*paths, *expected]))
     hashes = dict(zip(wanted, in_threads(lambda path: _sha256(layout.folder / path), wanted), strict=True))
-    for path, hashed in expected.items():
-        found = hashes[path]
-        if found is None:
+    for path, expected_hash in expected.items():
+        if hashes[path] is None:
             wrong = f"{printable(path)} stands in {MANIFEST} but cannot be read"
             problems.append(fatal(path, wrong, "get it anew"))
-        elif found != hashed:
+        elif hashes[path] != expected_hash:
             wrong = f"{printable(path)} is not the file that {MANIFEST} has the hash of"
             problems.append(fatal(path, wrong, "get it anew, or correct the manifest"))
     return problems + _same_bytes(layout, hashes)

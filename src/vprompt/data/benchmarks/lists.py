@@ -1,4 +1,4 @@
-"""The two layouts that benchmark tasks lie on disk in: lists beside images, read without decoding anything."""
+"""Lists of images in the two layouts of benchmark tasks on disk, read without opening any image."""
 
 from __future__ import annotations
 
@@ -26,17 +26,42 @@ UNION = "train800val200.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One finding.
+
+    Args:
+        severity: `"fatal"` if the task cannot be used as it is, `"differs"` if it can but is not the benchmark's.
+        sentence: What is wrong, and for a fatal problem what to do.
+        where: The file, and the line in it if it has lines.
+    """
+
+    severity: Literal["fatal", "differs"]
+    sentence: str
+    where: str
+
+
+def fatal(where: str, wrong: str, remedy: str) -> Problem:
+    """A finding that makes a task unusable."""
+    return Problem(severity="fatal", sentence=f"{wrong}; {remedy}.", where=where)
+
+
+def differs(where: str, sentence: str) -> Problem:
+    """A finding that only makes it another task than the benchmark's."""
+    return Problem(severity="differs", sentence=f"{sentence}.", where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """A task as its lists have it.
 
     Args:
-        folder: Where they lie.
-        kind: Which layout it is.
+        folder: Has the lists.
+        kind: The layout.
         splits: For each split whose list is there its images as (path relative to the folder, label).
         where: For each split where these stand: file and line.
         union: The images of `UNION`, if it is there.
         classes: The class with label `i` is `classes[i]`; all are different and printable.
-        problems: What is wrong with the lists themselves.
+        problems: Findings in the lists themselves.
     """
 
     folder: Path
@@ -46,14 +71,6 @@ class Layout:
     union: Sequence[tuple[str, int]] | None
     classes: tuple[str, ...]
     problems: tuple[Problem, ...]
-
-    def by_class(self) -> dict[str, dict[str, list[str]]]:
-        """For every split and class the files, as an image folder is listed."""
-        found: dict[str, dict[str, list[str]]] = {split: {} for split in self.splits}
-        for split, pairs in self.splits.items():
-            for path, label in dict.fromkeys(pairs):
-                found[split].setdefault(self.classes[label], []).append(path)
-        return found
 
 
 def recognise(folder: Path) -> Suite | None:
@@ -71,18 +88,17 @@ def recognise(folder: Path) -> Suite | None:
     return None
 
 
-def read_layout(folder: Path, task: BenchmarkTask | None, *, kind: Suite | None = None) -> Layout:
+def read_layout(folder: Path, task: BenchmarkTask | None) -> Layout:
     """Reads the lists of a folder.
 
     Args:
-        folder: Where the lists lie.
-        task: The benchmark's task that this is said to be, if any.
-        kind: The layout to expect where the folder does not tell.
+        folder: Has the lists.
+        task: The benchmark's task that this should be, if any; its layout is expected where the folder does not tell.
 
     Raises:
-        DataError: The folder has neither layout, and none is expected.
+        DataError: The folder has neither layout, and is not of the benchmark.
     """
-    kind = recognise(folder) or kind or (task.suite if task is not None else None)
+    kind = recognise(folder) or (task.suite if task is not None else None)
     if kind is None:
         raise DataError(
             f"{printable(str(folder))} has no lists of images; put {', '.join(FILES['vtab'].values())} or "
@@ -91,74 +107,51 @@ def read_layout(folder: Path, task: BenchmarkTask | None, *, kind: Suite | None 
     problems: list[Problem] = []
     lists: dict[str, list[Entry]] = {}
     read = read_lines if kind == "vtab" else read_object
-    for split, name in FILES[kind].items():
-        if os.path.lexists(folder / name):
-            lists[split], found = read(folder / name)
-            problems += found
-            if not lists[split] and not found:
+    for split, name in (FILES[kind] | ({"union": UNION} if kind == "vtab" else {})).items():
+        there, wanted = os.path.lexists(folder / name), split in FILES[kind]
+        if there:
+            lists[split], wrong = read(folder / name)
+            problems += wrong
+            if wanted and not lists[split] and not wrong:
                 problems.append(fatal(name, f"{name} lists no image", remedy(task)))
-        else:
+        elif wanted:
             problems.append(fatal(name, f"{name} is missing", remedy(task)))
-    union: list[Entry] | None = None
-    if kind == "vtab" and os.path.lexists(folder / UNION):
-        union, found = read_lines(folder / UNION)
-        problems += found
     if kind == "fgvc":
         lists = _beside(folder, lists)
-    return _labelled(folder, kind, task, lists, union, problems)
-
-
-def remedy(task: BenchmarkTask | None) -> str:
-    """What to do about lists or images that are not what they should be."""
-    return "write the list, or get it anew" if task is None else f"get it anew: {task.source}"
-
-
-def _labelled(
-    folder: Path,
-    kind: Suite,
-    task: BenchmarkTask | None,
-    lists: Mapping[str, list[Entry]],
-    union: list[Entry] | None,
-    problems: list[Problem],
-) -> Layout:
-    names, found = read_names(folder / "classes.txt", ids=kind == "fgvc")
-    problems += found
-    every = [entry for entries in (*lists.values(), union or []) for entry in entries]
+    names, wrong = read_names(folder / "classes.txt", ids=kind == "fgvc")
+    problems += wrong
+    entries = [entry for listed in lists.values() for entry in listed]
     if kind == "fgvc":
         # Mapped once for all splits: a class that a split lacks must not move the others.
-        ids = sorted({entry.label for entry in every}, key=_by_number)
+        ids = sorted({entry.label for entry in entries}, key=_by_number)
         label_of = {name: label for label, name in enumerate(ids)}
-        names, found = fit_names(ids, names)
+        names, wrong = fit_names(ids, names)
     else:
-        label_of, found = _labels(every, task, names)
-        top = max(label_of.values(), default=-1)
-        count = top + 1 if names is None or top >= len(names) else len(names)
-        count = task.classes if task is not None and top < task.classes else count
-        ids = [str(label) for label in range(count)]
-        if names is not None and len(names) != count:
-            found.append(differs("classes.txt", f"classes.txt names {len(names)} classes; there are {count}"))
-    problems += found
-    kept = {split: [entry for entry in entries if entry.label in label_of] for split, entries in lists.items()}
+        ids, label_of, wrong = _numbered(entries, task, names)
+    problems += wrong
+    known = {split: [entry for entry in listed if entry.label in label_of] for split, listed in lists.items()}
+    pairs = {split: [(entry.path, label_of[entry.label]) for entry in listed] for split, listed in known.items()}
     return Layout(
         folder=folder,
         kind=kind,
-        splits={split: [(entry.path, label_of[entry.label]) for entry in entries] for split, entries in kept.items()},
-        where={split: [entry.where for entry in entries] for split, entries in kept.items()},
-        union=None
-        if union is None
-        else [(entry.path, label_of[entry.label]) for entry in union if entry.label in label_of],
+        union=pairs.pop("union", None),
+        splits=pairs,
+        where={split: [entry.where for entry in known[split]] for split in pairs},
         classes=class_names(ids, names),
         problems=tuple(problems),
     )
 
 
-def _labels(
+def remedy(task: BenchmarkTask | None) -> str:
+    """The way out where lists or images are not what they should be."""
+    return "write the list, or get it anew" if task is None else f"get it anew: {task.source}"
+
+
+def _numbered(
     entries: Sequence[Entry], task: BenchmarkTask | None, names: Mapping[str, str] | None
-) -> tuple[dict[str, int], list[Problem]]:
-    """The label that each number stands for, and a finding for each line whose number cannot be a label."""
-    limit = MAX_CLASSES
-    if names:
-        limit = max(len(names), task.classes if task is not None else 0)
+) -> tuple[list[str], dict[str, int], list[Problem]]:
+    """The ids of all classes, the label of each written number, and a finding for each line without a label."""
+    limit = max(len(names), task.classes if task is not None else 0) if names else MAX_CLASSES
     label_of: dict[str, int] = {}
     problems: list[Problem] = []
     for entry in entries:
@@ -171,7 +164,12 @@ def _labels(
             problems.append(
                 fatal(entry.where, wrong, "correct the line, or classes.txt" if names else "correct the line")
             )
-    return label_of, problems
+    used = max(label_of.values(), default=-1) + 1
+    count = used if names is None else max(used, len(names))
+    count = task.classes if task is not None and used <= task.classes else count
+    if names is not None and len(names) != count:
+        problems.append(differs("classes.txt", f"classes.txt names {len(names)} classes; there are {count}"))
+    return [str(label) for label in range(count)], label_of, problems
 
 
 def _by_number(name: str) -> tuple[int, int, str]:
@@ -217,35 +215,29 @@ def read_lines(file: Path) -> tuple[list[Entry], list[Problem]]:
 
     Labels are whole numbers in plain decimal writing. Paths may have spaces; Windows separators become slashes.
     """
-    text, problem = read_text(file)
-    if text is None:
-        return [], [problem] if problem else []
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    for number, line in enumerate(_LINE_END.split(text), start=1):
-        words = line.rsplit(maxsplit=1)
-        if not words:
-            continue
-        where = f"{file.name}, line {number}"
-        if len(words) < 2 or not _LABEL.fullmatch(words[1]):
-            shown = printable(line.strip())
-            shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-            wrong = f"Line {number} of {file.name} does not end in a class number: {shown!r}"
-            problems.append(fatal(where, wrong, "write PATH LABEL, such as images/000123.jpg 7"))
-            continue
-        path, reason = clean(file.parent, words[0].strip())
-        if path is None:
-            problems.append(_bad_path(where, words[0].strip(), reason))
-        else:
-            entries.append(Entry(path, str(int(words[1])), where))
-    return entries, problems
+    text = read_text(file)
+    if isinstance(text, Problem):
+        return [], [text]
+    lines = enumerate(_LINE_END.split(text), start=1)
+    return _parted(_line(file, number, line) for number, line in lines if line.strip())
+
+
+def _line(file: Path, number: int, line: str) -> Entry | Problem:
+    where = f"{file.name}, line {number}"
+    words = line.rsplit(maxsplit=1)
+    if len(words) == 2 and _LABEL.fullmatch(words[1]):
+        return _entry(file, where, words[0].strip(), str(int(words[1])))
+    shown = printable(line.strip())
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    wrong = f"Line {number} of {file.name} does not end in a class number: {shown!r}"
+    return fatal(where, wrong, "write PATH LABEL, such as images/000123.jpg 7")
 
 
 def read_object(file: Path) -> tuple[list[Entry], list[Problem]]:
     """The entries of a JSON file and what is wrong with it; a key that stands there twice gives two entries."""
-    data, problem = _bytes(file)
-    if data is None:
-        return [], [problem] if problem else []
+    data = _bytes(file)
+    if isinstance(data, Problem):
+        return [], [data]
     try:
         # Pairs keep keys that stand there twice.
         pairs: Any = json.loads(data, object_pairs_hook=_Pairs)
@@ -255,21 +247,33 @@ def read_object(file: Path) -> tuple[list[Entry], list[Problem]]:
         return [], [fatal(file.name, wrong, "write an object from image paths to class ids, or get it anew")]
     if not isinstance(pairs, _Pairs):
         kind = "a list" if isinstance(pairs, list) else "a single value"
-        wrong = f"{file.name} holds {kind}, not an object"
-        return [], [fatal(file.name, wrong, 'write {"PATH": CLASS, ...}')]
+        return [], [fatal(file.name, f"{file.name} holds {kind}, not an object", 'write {"PATH": CLASS, ...}')]
+    return _parted(_pair(file, key, value) for key, value in pairs.items)
+
+
+def _pair(file: Path, key: str, value: Any) -> Entry | Problem:
+    if isinstance(value, int | str) and not isinstance(value, bool) and str(value).strip():
+        return _entry(file, file.name, key, str(value).strip())
+    wrong = f"{file.name} gives {printable(key)} the class {_shown(value)}, which is neither a number nor a name"
+    return fatal(file.name, wrong, "write a whole number or a string")
+
+
+def _entry(file: Path, where: str, path: str, label: str) -> Entry | Problem:
+    cleaned, reason = clean(file.parent, path)
+    if cleaned is not None:
+        return Entry(cleaned, label, where)
+    wrong = f"{where} names {printable(path)!r}, which {reason}"
+    return fatal(where, wrong, "list files inside the folder, by paths relative to it")
+
+
+def _parted(rows: Iterable[Entry | Problem]) -> tuple[list[Entry], list[Problem]]:
     entries: list[Entry] = []
     problems: list[Problem] = []
-    for key, value in pairs.items:
-        path, reason = clean(file.parent, key)
-        if path is None:
-            problems.append(_bad_path(file.name, key, reason))
-        elif isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-            wrong = (
-                f"{file.name} gives {printable(key)} the class {_shown(value)}, which is neither a number nor a name"
-            )
-            problems.append(fatal(file.name, wrong, "write a whole number or a string"))
+    for row in rows:
+        if isinstance(row, Entry):
+            entries.append(row)
         else:
-            entries.append(Entry(path, str(value).strip(), file.name))
+            problems.append(row)
     return entries, problems
 
 
@@ -303,28 +307,23 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _bad_path(where: str, path: str, reason: str) -> Problem:
-    wrong = f"{where} names {printable(path)!r}, which {reason}"
-    return fatal(where, wrong, "list files inside the folder, by paths relative to it")
-
-
-def _bytes(file: Path) -> tuple[bytes | None, Problem | None]:
+def _bytes(file: Path) -> bytes | Problem:
     try:
-        return file.read_bytes(), None
+        return file.read_bytes()
     except OSError as error:
         problem = "is a folder" if file.is_dir() else f"cannot be read: {(error.strerror or str(error)).lower()}"
-        return None, fatal(file.name, f"{file.name} {problem}", "put a readable file in its place")
+        return fatal(file.name, f"{file.name} {problem}", "put a readable file in its place")
 
 
-def read_text(file: Path) -> tuple[str | None, Problem | None]:
+def read_text(file: Path) -> str | Problem:
     """The text of a file, without byte order mark, or what is wrong with it."""
-    data, problem = _bytes(file)
-    if data is None:
-        return None, problem
+    data = _bytes(file)
+    if isinstance(data, Problem):
+        return data
     if b"\0" in data:
-        return None, fatal(file.name, f"{file.name} is not UTF-8 text", "save it as UTF-8")
+        return fatal(file.name, f"{file.name} is not UTF-8 text", "save it as UTF-8")
     # Names of files need not be UTF-8; escaped bytes find them again.
-    return data.decode("utf-8-sig", errors="surrogateescape"), None
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 MAX_CLASSES = 100_000
@@ -338,9 +337,9 @@ def read_names(file: Path, *, ids: bool) -> tuple[dict[str, str] | None, list[Pr
     """
     if not file.exists():
         return None, []
-    text, problem = read_text(file)
-    if text is None:
-        return None, [problem] if problem else []
+    text = read_text(file)
+    if isinstance(text, Problem):
+        return None, [text]
     lines = [line.strip() for line in text.rstrip().splitlines()]
     pairs = [line.split(maxsplit=1) for line in lines]
     if ids and lines and all(len(pair) == 2 and pair[0].isdigit() for pair in pairs):
@@ -371,40 +370,3 @@ def fit_names(ids: Sequence[str], names: Mapping[str, str] | None) -> tuple[Mapp
         return dict(zip(ids, names.values(), strict=True)), []
     sentence = f"classes.txt names {len(names)} classes, not the {len(ids)} in the lists, so that these go by their ids"
     return None, [differs("classes.txt", sentence)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One finding.
-
-    Args:
-        severity: `"fatal"` if the task cannot be used as it is, `"differs"` if it can but is not the benchmark's.
-        sentence: What is wrong, and for a fatal problem what to do.
-        where: The file, and the line in it if it has lines.
-    """
-
-    severity: Literal["fatal", "differs"]
-    sentence: str
-    where: str
-
-
-def fatal(where: str, wrong: str, remedy: str) -> Problem:
-    """A finding that makes a task unusable."""
-    return Problem(severity="fatal", sentence=f"{wrong}; {remedy}.", where=where)
-
-
-def differs(where: str, sentence: str) -> Problem:
-    """A finding that only makes it another task than the benchmark's."""
-    return Problem(severity="differs", sentence=f"{sentence}.", where=where)
-
-
-def some(names: Iterable[str], limit: int = 10) -> str:
-    """Names for a sentence, not more than `limit`.
-
-    Example:
-        >>> some(["ant", "bee", "cat"], limit=2)
-        'ant, bee and 1 more'
-    """
-    listed = list(names)
-    shown = ", ".join(listed[:limit])
-    return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"

@@ -1,4 +1,4 @@
-"""Where a benchmark task lies on disk: from `vtab:NAME` or `fgvc:NAME` to a folder below a root."""
+"""Folders of benchmark tasks: from `vtab:NAME` or `fgvc:NAME` to a folder below a root."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ class Place:
     """A folder with lists of images.
 
     Args:
-        folder: Where they lie.
-        task: The benchmark's task that it is said to be; None for a user's own.
-        kind: The layout that it must have.
-        spec: What the user wrote.
+        folder: Has the lists.
+        task: The benchmark's task that it should be; None for a user's own.
+        spec: The user's words for it.
     """
 
     folder: Path
     task: BenchmarkTask | None
-    kind: Suite
     spec: str
 
     @property
@@ -52,43 +50,34 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
         root: See `data_root`.
 
     Raises:
-        DataError: A named task is not to be found; the message says where it was looked for and can be had.
+        DataError: A named task is not to be found; the message names the folders that were searched and a source.
     """
     suite = suite_of(spec)
     if suite is None:
         return place_at(spec)
     name = str(spec).partition(":")[2].strip()
-    task: BenchmarkTask | None = None
-    unknown: DataError | None = None
     try:
-        task = find_task(str(spec))
+        task, unknown = find_task(str(spec)), ""
     except DataError as error:
-        unknown = error
+        task, unknown = None, str(error)
     place = data_root(root)
     names = (name,) if task is None else task.folder_names
     # A name is not a path: nothing outside the root is found.
     folder = find_folder(place, suite, names) if fold(name) and not {"/", "\\"} & set(name) else None
     if folder is not None:
-        return Place(folder=folder, task=task, kind=recognise(folder) or suite, spec=str(spec))
-    looked = ", ".join(printable(str(path)) for path in (place, *(place / above for above in _ABOVE[suite])))
+        return Place(folder=folder, task=task, spec=str(spec))
+    searched = ", ".join(printable(str(path)) for path in (place, *(place / above for above in _ABOVE[suite])))
     if task is None:
-        assert unknown is not None
-        raise DataError(f"{printable(str(unknown)).removesuffix('.')} (no folder of that name is in {looked}).")
+        raise DataError(f"{printable(unknown).removesuffix('.')} (no folder of that name is in {searched}).")
     raise DataError(
-        f"The task {task.spec} was not found: no folder {' or '.join(names)} is in {looked}; give the folder above it "
-        f"by --root or {ROOT_VARIABLE}, or get the data: {task.source}."
+        f"The task {task.spec} was not found: no folder {' or '.join(names)} is in {searched}; give the folder above "
+        f"it by --root or {ROOT_VARIABLE}, or get the data: {task.source}."
     )
 
 
 def place_at(folder: str | Path) -> Place | None:
     """A folder of the user's own; None if it has no lists of images."""
-    kind = recognise(Path(folder))
-    return None if kind is None else Place(folder=Path(folder), task=None, kind=kind, spec=str(folder))
-
-
-def find_task_folder(task: BenchmarkTask, root: str | Path | None = None) -> Path | None:
-    """Where a task of the benchmark lies below the root, if it does."""
-    return find_folder(data_root(root), task.suite, task.folder_names)
+    return None if recognise(Path(folder)) is None else Place(folder=Path(folder), task=None, spec=str(folder))
 
 
 def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:
@@ -101,8 +90,8 @@ def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:
     top = _folders(root)
     places = [*top, *(inner for folder in top if fold(folder.name) in above for inner in _folders(folder))]
     # VTAB's flowers may lie beside FGVC's: what has the other suite's lists is not meant.
-    found = [folder for folder in places if fold(folder.name) in wanted and recognise(folder) in (suite, None)]
-    return min(found, key=lambda folder: (recognise(folder) is None, folder.name not in names), default=None)
+    matches = [folder for folder in places if fold(folder.name) in wanted and recognise(folder) in (suite, None)]
+    return min(matches, key=lambda folder: (recognise(folder) is None, folder.name not in names), default=None)
 
 
 def _folders(folder: Path) -> list[Path]:

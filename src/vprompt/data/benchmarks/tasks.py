@@ -1,10 +1,12 @@
-"""The tasks of VTAB-1k and FGVC: names, sizes, prompts, and where their data can be had; no torch, no disk."""
+"""The tasks of VTAB-1k and FGVC: names, sizes, prompts, and where their data can be had."""
 
 from __future__ import annotations
 
+import csv
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from importlib import resources
+from typing import Literal, cast
 
 from vprompt.data.preprocessing import Augment, Resize
 from vprompt.utils.errors import DataError
@@ -23,7 +25,7 @@ _LISTS: dict[Suite, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transforms:
-    """What the benchmark's results are made with.
+    """Preparation of images that the benchmark's results are made with.
 
     Args:
         resize: See `vprompt.data.preprocessing.Preprocessing`.
@@ -58,8 +60,8 @@ class BenchmarkTask:
     title: str
     group: Group
     classes: int
-    train: int = 800
-    val: int = 200
+    train: int
+    val: int
     test: int
     prompts: tuple[int, ...]
     site: str
@@ -68,22 +70,22 @@ class BenchmarkTask:
 
     @property
     def spec(self) -> str:
-        """What a user writes: `vtab:cifar`."""
+        """Its full name: `vtab:cifar`."""
         return f"{self.suite}:{self.name}"
 
     @property
     def folder_names(self) -> tuple[str, ...]:
-        """What its folder may be called; `fold` makes more of each."""
+        """Names that its folder may have; `fold` makes more of each."""
         return (self.name, *self.folders)
 
     @property
     def source(self) -> str:
-        """Where the data can be had, as the end of a sentence."""
+        """Source of the data, as the end of a sentence."""
         return f"the images come from {self.site}, and {_LISTS[self.suite]}"
 
     @property
     def transforms(self) -> Transforms:
-        """What the benchmark's results are made with."""
+        """Preparation of images that the benchmark's results are made with."""
         return _FGVC if self.suite == "fgvc" else _PLAIN
 
 
@@ -117,8 +119,8 @@ def find_task(spec: str) -> BenchmarkTask:
     """
     suite, colon, name = spec.partition(":")
     suite = suite.strip().lower()
-    if colon and (found := _BY_NAME.get((suite, fold(name)))) is not None:
-        return found
+    if colon and (task := _BY_NAME.get((suite, fold(name)))) is not None:
+        return task
     if colon and suite not in SUITE_TITLES:
         raise DataError(f"There is no benchmark {suite!r}; tasks are called vtab:NAME or fgvc:NAME.")
     # A name without its suite is compared with all.
@@ -130,7 +132,7 @@ def find_task(spec: str) -> BenchmarkTask:
 
 
 def transforms_of(spec: str | None) -> Transforms:
-    """How the images of what a user wrote as DATA are resized, and augmented in training, unless asked otherwise.
+    """Preparation of the images of what a user wrote as DATA, unless asked otherwise.
 
     Example:
         >>> transforms_of("fgvc:cub").augment, transforms_of("vtab:cifar").augment, transforms_of(None).resize
@@ -148,9 +150,7 @@ def suite_of(spec: object) -> Suite | None:
     """
     prefix, colon, _ = str(spec).partition(":")
     suite = prefix.strip().lower()
-    if not colon:
-        return None
-    return "vtab" if suite == "vtab" else "fgvc" if suite == "fgvc" else None
+    return suite if colon and suite in ("vtab", "fgvc") else None
 
 
 def fold(name: str) -> str:
@@ -163,218 +163,28 @@ def fold(name: str) -> str:
     return "".join(sign for sign in name.casefold() if sign.isalnum())
 
 
-def _vtab(
-    group: Group,
-    name: str,
-    title: str,
-    classes: int,
-    test: int,
-    prompts: tuple[int, ...],
-    site: str,
-    aliases: tuple[str, ...] = (),
-) -> BenchmarkTask:
-    return BenchmarkTask(
-        suite="vtab",
-        group=group,
-        name=name,
-        title=title,
-        classes=classes,
-        test=test,
-        prompts=prompts,
-        site=site,
-        aliases=aliases,
+def _read_table() -> tuple[BenchmarkTask, ...]:
+    """The tasks in `tasks.csv`; where a cell has several values, spaces part them."""
+    table = resources.files("vprompt.data.benchmarks").joinpath("tasks.csv").read_text("utf-8")
+    return tuple(
+        BenchmarkTask(
+            suite=cast("Suite", row["suite"]),
+            name=row["name"],
+            title=row["title"],
+            group=cast("Group", row["group"]),
+            classes=int(row["classes"]),
+            train=int(row["train"]),
+            val=int(row["val"]),
+            test=int(row["test"]),
+            prompts=tuple(int(count) for count in row["prompts"].split()),
+            site=row["site"],
+            aliases=tuple(row["aliases"].split()),
+            folders=tuple(row["folders"].split()),
+        )
+        for row in csv.DictReader(table.splitlines())
     )
 
 
-_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
-
-_CLEVR = "https://cs.stanford.edu/people/jcjohns/clevr"
-
-_DSPRITES = "https://github.com/google-deepmind/dsprites-dataset"
-
-_NORB = "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small"
-
-_TASKS = (
-    _vtab(
-        "natural", "cifar", "CIFAR-100", 100, 10000, (10,), "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar100",)
-    ),
-    _vtab(
-        "natural",
-        "caltech101",
-        "Caltech101",
-        102,
-        6084,
-        (10,),
-        "https://data.caltech.edu/records/mzrjq-6wc02",
-        ("caltech",),
-    ),
-    _vtab("natural", "dtd", "DTD", 47, 1880, (10,), f"{_OXFORD}/dtd", ("textures", "describable_textures")),
-    _vtab(
-        "natural",
-        "oxford_flowers102",
-        "Flowers102",
-        102,
-        6149,
-        (1,),
-        f"{_OXFORD}/flowers/102",
-        ("flowers102", "flowers", "oxford_flowers"),
-    ),
-    _vtab("natural", "oxford_iiit_pet", "Pets", 37, 3669, (1,), f"{_OXFORD}/pets", ("pets", "pet", "oxford_pets")),
-    _vtab("natural", "svhn", "SVHN", 10, 26032, (50,), "http://ufldl.stanford.edu/housenumbers", ("svhn_cropped",)),
-    _vtab("natural", "sun397", "Sun397", 397, 21750, (5,), "https://vision.princeton.edu/projects/2010/SUN", ("sun",)),
-    _vtab(
-        "specialized",
-        "patch_camelyon",
-        "Patch Camelyon",
-        2,
-        32768,
-        (100,),
-        "https://github.com/basveeling/pcam",
-        ("camelyon", "pcam"),
-    ),
-    _vtab("specialized", "eurosat", "EuroSAT", 10, 5400, (100,), "https://github.com/phelber/EuroSAT"),
-    _vtab("specialized", "resisc45", "Resisc45", 45, 6300, (10,), "Cheng et al. 2017 (arXiv 1703.00121)", ("resisc",)),
-    _vtab(
-        "specialized",
-        "diabetic_retinopathy",
-        "Retinopathy",
-        5,
-        42670,
-        (1,),
-        "https://www.kaggle.com/c/diabetic-retinopathy-detection",
-        ("retinopathy", "diabetic_retinopathy_detection"),
-    ),
-    _vtab("structured", "clevr_count", "Clevr count", 8, 15000, (100, 50), _CLEVR, ("clevr_count_all", "clevr_counts")),
-    _vtab(
-        "structured",
-        "clevr_dist",
-        "Clevr distance",
-        6,
-        15000,
-        (200,),
-        _CLEVR,
-        ("clevr_distance", "clevr_closest_object_distance"),
-    ),
-    _vtab("structured", "dmlab", "DMLab", 6, 22735, (100,), "https://github.com/google-research/task_adaptation"),
-    _vtab(
-        "structured",
-        "kitti",
-        "KITTI distance",
-        4,
-        711,
-        (100, 50),
-        "https://www.cvlibs.net/datasets/kitti",
-        ("kitti_dist", "kitti_distance", "kitti_closest_vehicle_distance"),
-    ),
-    _vtab(
-        "structured",
-        "dsprites_loc",
-        "dSprites location",
-        16,
-        73728,
-        (100, 10),
-        _DSPRITES,
-        ("dsprites_location", "dsprites_label_x_position", "dspr_loc"),
-    ),
-    _vtab(
-        "structured",
-        "dsprites_ori",
-        "dSprites orientation",
-        16,
-        73728,
-        (100, 50),
-        _DSPRITES,
-        ("dsprites_orientation", "dsprites_label_orientation", "dspr_ori"),
-    ),
-    _vtab(
-        "structured",
-        "smallnorb_azi",
-        "SmallNORB azimuth",
-        18,
-        12150,
-        (200,),
-        _NORB,
-        ("smallnorb_azimuth", "smallnorb_label_azimuth", "snorb_azi", "snorb_azimuth"),
-    ),
-    _vtab(
-        "structured",
-        "smallnorb_ele",
-        "SmallNORB elevation",
-        9,
-        12150,
-        (200,),
-        _NORB,
-        ("smallnorb_elevation", "smallnorb_label_elevation", "snorb_ele", "snorb_elevation"),
-    ),
-    BenchmarkTask(
-        suite="fgvc",
-        name="cub",
-        title="CUB-200-2011",
-        group="fgvc",
-        classes=200,
-        train=5394,
-        val=600,
-        test=5794,
-        prompts=(10,),
-        site="https://www.vision.caltech.edu/datasets/cub_200_2011",
-        aliases=("cub200", "cub_200_2011", "cub2011"),
-        folders=("CUB_200_2011", "CUB200"),
-    ),
-    BenchmarkTask(
-        suite="fgvc",
-        name="nabirds",
-        title="NABirds",
-        group="fgvc",
-        classes=555,
-        train=21536,
-        val=2393,
-        test=24633,
-        prompts=(50,),
-        site="https://dl.allaboutbirds.org/nabirds",
-        aliases=("na_birds", "nabirds555"),
-    ),
-    BenchmarkTask(
-        suite="fgvc",
-        name="flowers",
-        title="Oxford Flowers",
-        group="fgvc",
-        classes=102,
-        train=1020,
-        val=1020,
-        test=6149,
-        prompts=(5,),
-        site=f"{_OXFORD}/flowers/102",
-        aliases=("oxford_flowers", "oxford_flower", "flowers102", "oxford_flowers102"),
-        folders=("OxfordFlowers", "OxfordFlower", "OxfordFlowers102"),
-    ),
-    BenchmarkTask(
-        suite="fgvc",
-        name="dogs",
-        title="Stanford Dogs",
-        group="fgvc",
-        classes=120,
-        train=10800,
-        val=1200,
-        test=8580,
-        prompts=(100,),
-        site="http://vision.stanford.edu/aditya86/ImageNetDogs",
-        aliases=("stanford_dogs",),
-        folders=("Stanford-dogs",),
-    ),
-    BenchmarkTask(
-        suite="fgvc",
-        name="cars",
-        title="Stanford Cars",
-        group="fgvc",
-        classes=196,
-        train=7329,
-        val=815,
-        test=8041,
-        prompts=(200,),
-        site="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
-        aliases=("stanford_cars",),
-        folders=("Stanford-cars",),
-    ),
-)
+_TASKS = _read_table()
 
 _BY_NAME = {(task.suite, fold(name)): task for task in _TASKS for name in (task.name, *task.aliases)}

@@ -1,252 +1,31 @@
-"""A folder, a tar or a zip archive as the same thing: named files that are read, never unpacked."""
+"""Original archives and files: found in the user's folder, compared with known hashes, unpacked safely."""
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
-import io
 import os
+import shutil
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any
 
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import Report, silent
 from vprompt.utils.text import printable
 
-LISTS = (".csv", ".json", ".mat", ".txt")
-"""Endings of files that say what the images are; a tar keeps them from its first pass."""
-
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
+ZIPS = (".zip", ".npz")
+"""NumPy's collections of arrays are zip archives."""
 
-class Files(Protocol):
-    """Named files; names are relative, with slashes."""
-
-    title: str
-    """What errors call them."""
-
-    def names(self) -> Collection[str]:
-        """All regular files, in the order in which reading them is fastest."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """One file."""
-        ...
-
-    def read_all(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """Those of `names` that are there, each once, in the order of `self.names()`."""
-        ...
-
-
-class FolderFiles:
-    """The files below a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.title = printable(str(root))
-        self._root = root
-        self._names: list[str] = []
-        for folder, folders, names in os.walk(root):
-            folders.sort()
-            prefix = Path(folder).relative_to(root)
-            self._names += [(prefix / name).as_posix() for name in sorted(names)]
-
-    def names(self) -> Collection[str]:
-        """See `Files`."""
-        return self._names
-
-    def read(self, name: str) -> bytes:
-        """See `Files`."""
-        return (self._root / name).read_bytes()
-
-    def read_all(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """See `Files`."""
-        wanted = set(names)
-        return ((name, self.read(name)) for name in self._names if name in wanted)
-
-
-class ZipFiles:
-    """The files in a zip archive."""
-
-    def __init__(self, path: Path) -> None:
-        self.title = printable(str(path))
-        self._path = path
-        with whole(self.title), zipfile.ZipFile(path) as archive:
-            self._names = [safe(info.filename, self.title) for info in archive.infolist() if not info.is_dir()]
-
-    def names(self) -> Collection[str]:
-        """See `Files`."""
-        return self._names
-
-    def read(self, name: str) -> bytes:
-        """See `Files`."""
-        with whole(self.title), zipfile.ZipFile(self._path) as archive:
-            return archive.read(name)
-
-    def read_all(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """See `Files`."""
-        wanted = set(names)
-        with whole(self.title), zipfile.ZipFile(self._path) as archive:
-            for name in self._names:
-                if name in wanted:
-                    wanted.remove(name)
-                    yield name, archive.read(name)
-
-
-class TarFiles:
-    """The files in a tar archive, compressed or not, also in one that lies in memory.
-
-    A compressed tar can only be read from its start: there is one pass for the names, and one for the images.
-    """
-
-    def __init__(self, path: Path, stream: IO[bytes] | None = None) -> None:
-        self.title = printable(str(path))
-        self._path = path
-        self._stream = stream
-        self._names: dict[str, None] = {}
-        self._lists: dict[str, bytes] = {}
-        with self._open() as archive:
-            for member in archive:
-                name = safe(member.name, self.title)
-                # Links could stand for files outside; the original archives need none.
-                if not member.isreg():
-                    continue
-                self._names[name] = None
-                if name.lower().endswith(LISTS):
-                    self._lists[name] = _bytes_of(archive, member)
-
-    def names(self) -> Collection[str]:
-        """See `Files`."""
-        return self._names.keys()
-
-    def read(self, name: str) -> bytes:
-        """See `Files`."""
-        if name in self._lists:
-            return self._lists[name]
-        for _, data in self.read_all((name,)):
-            return data
-        raise DataError(f"{self.title} has no {printable(name)}; it is not the original.")
-
-    def read_all(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """See `Files`."""
-        wanted = set(names)
-        with self._open() as archive:
-            for member in archive:
-                name = safe(member.name, self.title)
-                if name in wanted and member.isreg():
-                    wanted.remove(name)
-                    yield name, _bytes_of(archive, member)
-                    if not wanted:
-                        return
-
-    @contextmanager
-    def _open(self) -> Generator[tarfile.TarFile]:
-        if self._stream is not None:
-            self._stream.seek(0)
-        with whole(self.title), tarfile.open(None if self._stream else self._path, "r:*", self._stream) as archive:
-            yield archive
-
-
-class Below:
-    """Files below a prefix, by names without it."""
-
-    def __init__(self, files: Files, prefix: str) -> None:
-        self.title = files.title
-        self._files = files
-        self._prefix = prefix
-
-    def names(self) -> Collection[str]:
-        """See `Files`."""
-        length = len(self._prefix)
-        return [name[length:] for name in self._files.names() if name.startswith(self._prefix)]
-
-    def read(self, name: str) -> bytes:
-        """See `Files`."""
-        return self._files.read(self._prefix + name)
-
-    def read_all(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """See `Files`."""
-        length = len(self._prefix)
-        wanted = {self._prefix + name for name in names}
-        return ((name[length:], data) for name, data in self._files.read_all(wanted))
-
-
-def open_archive(path: Path) -> Files:
-    """The files in an archive, by its ending."""
-    return ZipFiles(path) if path.name.lower().endswith(".zip") else TarFiles(path)
-
-
-def below(files: Files, marker: str) -> Files | None:
-    """The files below the folder that has `marker` in it, the outermost one if there are several.
-
-    Returns:
-        None where nothing ends in `marker`.
-    """
-    prefix = prefix_of(files.names(), marker)
-    return None if prefix is None else Below(files, prefix)
-
-
-def prefix_of(names: Collection[str], marker: str) -> str | None:
-    """What stands before `marker` in the shortest of the names that end in it.
-
-    Example:
-        >>> prefix_of(["dtd/labels/train1.txt", "dtd/images/a/a_1.jpg"], "labels/train1.txt")
-        'dtd/'
-    """
-    ending = "/" + marker
-    prefixes = [name[: -len(marker)] for name in names if name == marker or name.endswith(ending)]
-    return min(prefixes, key=lambda prefix: (prefix.count("/"), prefix), default=None)
-
-
-def safe(name: str, title: str) -> str:
-    """The name of a member of an archive without a leading `./`.
-
-    Raises:
-        DataError: It would lie outside the folder that it is unpacked to.
-
-    Example:
-        >>> safe("./a/b.jpg", "x.tar")
-        'a/b.jpg'
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
-        raise DataError(f"{title} holds a path that leaves its folder ({printable(name)}); it is not the original.")
-    return str(path)
-
-
-@contextmanager
-def whole(title: str) -> Generator[None]:
-    """Turns what a cut or damaged archive raises into one sentence that names it."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise damaged(title, error) from error
-    except OSError as error:
-        # A bad gzip header and wrong checksums are OSErrors without a number.
-        if error.errno is not None:
-            raise
-        raise damaged(title, error) from error
-
-
-def damaged(title: str, error: Exception) -> DataError:
-    """What to say about an archive that cannot be read."""
-    detail = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{title} is damaged or not whole ({printable(detail)}); fetch it again.")
-
-
-def _bytes_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # only regular members come here
-    data = file.read()
-    if len(data) != member.size:
-        raise EOFError(f"{member.name} ends early")
-    return data
+_DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+"""Numbers of OSErrors that say something about an archive; bad gzip headers and wrong checksums have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,35 +34,52 @@ class Piece:
 
     Args:
         names: The names under which it is given out, and the MD5 (32 digits) or SHA-256 (64) where one is known.
-        marker: The path of a file that every copy has: names in the piece begin where it begins. Empty for a piece
-            that is a single file, not an archive.
+        marker: The path of a file that every copy of an archive has in it, below the folder that readers start from.
+            Empty for a piece that is a single file.
     """
 
     names: Mapping[str, str | None]
     marker: str = ""
 
     def text(self) -> str:
-        """How the piece is named in a table."""
+        """Its names, for a table."""
         return " or ".join(self.names)
+
+    def wanted(self) -> str:
+        """Its names, for a message that it is missing."""
+        archive = self.marker and any(name.endswith(ARCHIVES) for name in self.names)
+        return f"{self.text()}{' (or an unpacked copy)' if archive else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """The pieces of a task as they were found.
+class Originals:
+    """The pieces of a task, ready to be read.
 
     Args:
-        files: The contents of archives, or of an unpacked copy.
-        paths: Where pieces are that are single files.
-        record: For `source.json`: name, hash, and whether that is the known one, of every piece.
+        pieces: The file of each, or the folder that its marker lies below.
+        work: An empty folder for a reader's use.
     """
 
-    files: dict[str, Files] = field(default_factory=dict[str, Files])
-    paths: dict[str, Path] = field(default_factory=dict[str, Path])
-    record: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    pieces: Mapping[str, Path]
+    work: Path
+
+    def __getitem__(self, key: str) -> Path:
+        return self.pieces[key]
+
+    def arranged(self, places: Mapping[str, Path]) -> Path:
+        """A folder that has files or folders of the pieces at the relative paths where a reader looks for them."""
+        for place, path in places.items():
+            (self.work / place).parent.mkdir(parents=True, exist_ok=True)
+            (self.work / place).symlink_to(path.resolve())
+        return self.work
 
 
 class Folder:
-    """The user's folder: where every file in it is."""
+    """All files below a folder, to be found by their names.
+
+    Raises:
+        DataError: It does not exist, or is a file.
+    """
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -297,44 +93,60 @@ class Folder:
             for name in names:
                 self._where.setdefault(name, []).append(Path(folder) / name)
 
-    def named(self, name: str) -> Path | None:
-        """The file of that name, the outermost one if there are several."""
-        return min(self._where.get(name, []), key=lambda path: (len(path.parts), path), default=None)
+    def named(self, piece: Piece) -> Path | None:
+        """The file with the first of a piece's names that is there, the outermost one if there are several."""
+        paths = next((self._where[name] for name in piece.names if name in self._where), [])
+        return min(paths, key=lambda path: (len(path.parts), path), default=None)
 
     def having(self, marker: str) -> Path | None:
-        """The outermost folder that has a file at the relative path `marker`."""
-        parts = tuple(marker.split("/"))
+        """The outermost folder that has a file at the relative path `marker`; None for an empty one."""
+        parts = PurePosixPath(marker).parts
         roots = [
             path.parents[len(parts) - 1]
-            for path in self._where.get(parts[-1], [])
+            for path in self._where.get(PurePosixPath(marker).name, [])
             if path.relative_to(self.root).parts[-len(parts) :] == parts
         ]
         return min(roots, key=lambda path: (len(path.parts), path), default=None)
 
 
-def find(folder: Folder, pieces: Mapping[str, Piece], report: Report, *, accept_changed: bool) -> Found:
-    """Finds the pieces: archives first, whose hash can be told, then unpacked copies.
+def find(source: Path, pieces: Mapping[str, Piece]) -> dict[str, Path]:
+    """Finds the pieces in the user's folder: archives first, whose hash can be told, then unpacked copies.
 
     Raises:
-        DataError: A piece is missing or damaged, or its hash is not the known one and `accept_changed` is not set.
+        DataError: A piece is missing.
     """
-    found = Found()
-    missing = [piece for piece in pieces.values() if not _is_there(folder, piece)]
+    folder = Folder(source)
+    paths = {key: folder.named(piece) or folder.having(piece.marker) for key, piece in pieces.items()}
+    missing = [piece.wanted() for key, piece in pieces.items() if paths[key] is None]
     if missing:
-        _refuse_missing(folder, missing)
-    for key, piece in pieces.items():
-        name, path = _packed(folder, piece)
-        if path is not None and name is not None:
-            found.record.append(_checked(path, piece.names[name], report, accept_changed=accept_changed))
-        if path is not None and not piece.marker:
-            found.paths[key] = path
-            continue
-        where = path or folder.having(piece.marker)
-        assert where is not None  # `_is_there` has seen it
-        if path is None:
-            found.record.append({"name": piece.text(), "unpacked": printable(where.name)})
-        found.files[key] = _opened(piece, open_archive(where) if path else FolderFiles(where), where)
-    return found
+        raise DataError(
+            f"{printable(str(source))} does not have {', '.join(missing)}; put what is missing there "
+            "(`vprompt prepare --list` says where to get it)."
+        )
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def verify(piece: Piece, path: Path, report: Report, *, accept_changed: bool) -> dict[str, Any]:
+    """Compares a piece with its known hash.
+
+    Returns:
+        For `source.json`: name, hash, and whether that is the known one.
+
+    Raises:
+        DataError: It is not, and `accept_changed` is not set.
+    """
+    if path.is_dir():
+        return {"name": piece.text(), "unpacked": printable(path.name)}
+    expected = piece.names[path.name]
+    algorithm = "md5" if expected is not None and len(expected) == 32 else "sha256"
+    actual = digest(path, algorithm, report)
+    if expected is not None and actual != expected and not accept_changed:
+        raise DataError(
+            f"{printable(str(path))} is not the known file: its {algorithm} should be {expected} and is {actual}; "
+            "fetch it again, or go on with --accept-changed."
+        )
+    known = "no known hash" if expected is None else "as known" if actual == expected else f"changed from {expected}"
+    return {"name": path.name, algorithm: actual, "hash": known}
 
 
 def digest(path: Path, algorithm: str, report: Report = silent) -> str:
@@ -349,50 +161,100 @@ def digest(path: Path, algorithm: str, report: Report = silent) -> str:
     return hashed.hexdigest()
 
 
-def _is_there(folder: Folder, piece: Piece) -> bool:
-    return _packed(folder, piece)[1] is not None or (bool(piece.marker) and folder.having(piece.marker) is not None)
+def open_piece(piece: Piece, path: Path, work: Path) -> Path:
+    """The file or folder that a piece is read from: itself, or what is unpacked of it below `work`.
+
+    Raises:
+        DataError: It is damaged, holds paths that leave its folder, or is another archive.
+        OSError: There is no room for it.
+    """
+    if path.is_dir():
+        return path
+    if not piece.marker:
+        return _without_gzip(path, work) if path.suffix == ".gz" else path
+    unpack(path, work)
+    if (inner := Folder(work).named(piece)) is not None:
+        # Some collections are an archive of archives.
+        unpack(inner, work)
+    root = Folder(work).having(piece.marker)
+    if root is None:
+        raise DataError(f"{printable(str(path))} has no {piece.marker} in it; it is not the original.")
+    return root
 
 
-def _packed(folder: Folder, piece: Piece) -> tuple[str | None, Path | None]:
-    for name in piece.names:
-        path = folder.named(name)
-        if path is not None:
-            return name, path
-    return None, None
+def unpack(path: Path, target: Path) -> None:
+    """Unpacks the regular files of an archive.
+
+    Raises:
+        DataError: It is damaged, or holds a path that leaves its folder; nothing is written outside `target`.
+        OSError: It holds more than there is room for, by the sizes that it states.
+    """
+    room = shutil.disk_usage(target).free
+
+    def admit(name: str, size: int) -> None:
+        nonlocal room
+        if leaves(name):
+            raise DataError(
+                f"{printable(str(path))} holds a path that leaves its folder ({printable(name)}); it is not the "
+                "original."
+            )
+        room = _less(room, size)
+
+    def regular(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        admit(member.name, member.size)
+        # Links could stand for files outside; the original archives need none.
+        return tarfile.data_filter(member, folder) if member.isreg() else None
+
+    with reading(printable(str(path))):
+        if path.suffix.lower() in ZIPS:
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    admit(info.filename, info.file_size)
+                    archive.extract(info, target)
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(target, filter=regular)
 
 
-def _refuse_missing(folder: Folder, missing: Sequence[Piece]) -> None:
-    wanted = ", ".join(
-        f"{piece.text()}{' (or an unpacked copy)' if piece.marker and _is_archive(piece) else ''}" for piece in missing
-    )
-    raise DataError(
-        f"{printable(str(folder.root))} does not have {wanted}; put what is missing there "
-        "(`vprompt prepare --list` says where to get it)."
-    )
+def leaves(name: str) -> bool:
+    """True for a path that may lead out of the folder that it is relative to, on any system.
+
+    Example:
+        >>> leaves("a/./b.jpg"), leaves("a/../../b.jpg"), leaves("C:\\\\b.jpg"), leaves("/b.jpg")
+        (False, True, True, True)
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or any(part.endswith(":") for part in path.parts[:1])
 
 
-def _opened(piece: Piece, files: Files, where: Path) -> Files:
-    inner = next((name for name in files.names() if PurePosixPath(name).name in piece.names), None)
-    if inner is not None:
-        # An archive within the archive, and under 200 MB where one is: read into memory.
-        files = TarFiles(where, io.BytesIO(files.read(inner)))
-    opened = below(files, piece.marker)
-    if opened is None:
-        raise DataError(f"{files.title} has no {piece.marker} in it; it is not the original.")
-    return opened
-
-
-def _is_archive(piece: Piece) -> bool:
-    return any(name.endswith(ARCHIVES) for name in piece.names)
-
-
-def _checked(path: Path, expected: str | None, report: Report, *, accept_changed: bool) -> dict[str, Any]:
-    algorithm = "md5" if expected is not None and len(expected) == 32 else "sha256"
-    actual = digest(path, algorithm, report)
-    if expected is not None and actual != expected and not accept_changed:
+@contextmanager
+def reading(title: str) -> Generator[None]:
+    """Turns whatever reading a damaged or unknown file raises into one sentence that names it."""
+    try:
+        yield
+    except (DataError, ImportError, MemoryError):
+        raise
+    # A damaged file can raise almost anything in a reader.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            raise
+        detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{printable(str(path))} is not the known file: its {algorithm} should be {expected} and is {actual}; "
-            "fetch it again, or go on with --accept-changed."
-        )
-    known = "no known hash" if expected is None else "as known" if actual == expected else f"changed from {expected}"
-    return {"name": path.name, algorithm: actual, "hash": known}
+            f"{title} is damaged, not whole or not in its documented format ({printable(detail)}); fetch it again."
+        ) from error
+
+
+def _without_gzip(path: Path, work: Path) -> Path:
+    """The content of a single file in gzip, under the same name, so that errors name the user's file."""
+    room = shutil.disk_usage(work).free
+    with reading(printable(str(path))), gzip.open(path) as packed, (work / path.name).open("wb") as file:
+        while block := packed.read(1 << 20):
+            room = _less(room, len(block))
+            file.write(block)
+    return work / path.name
+
+
+def _less(room: int, size: int) -> int:
+    if size > room:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return room - size

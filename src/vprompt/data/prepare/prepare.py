@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import io
 import os
 import shutil
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vprompt.data.benchmarks.lists import FILES, UNION
 from vprompt.data.images import MAX_PIXELS, quiet_pillow, to_rgb
-from vprompt.data.prepare.archives import Folder, Found, digest, find
-from vprompt.data.prepare.contents import FGVC_FILES, PARTS, SPLIT_SEED, VTAB_FILES, Contents, Item, listed, vtab_1k
+from vprompt.data.prepare.archives import Originals, digest, find, open_piece, reading, verify
+from vprompt.data.prepare.contents import PARTS, SPLIT_SEED, Contents, listed, to_png, vtab_1k
 from vprompt.data.prepare.registry import Recipe, recipe_of
-from vprompt.data.prepare.vtab_arrays import to_png
 from vprompt.utils.errors import DataError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import Report, bar
@@ -31,17 +32,20 @@ NOT_COMPARABLE = (
     "comparable to published ones image for image."
 )
 
+_WORK = ".originals"
+"""Folder that originals are unpacked to, until all is written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What was written.
+    """A folder that was written.
 
     Args:
-        folder: Where it is.
+        folder: Its path.
         classes: Number of classes.
         images: Number of images of each part.
-        parts: Where training, validation and test images come from.
-        note: What to know about scores, if anything.
+        parts: Origin of training, validation and test images.
+        note: A warning about scores; empty if there is none.
     """
 
     folder: str
@@ -68,7 +72,7 @@ def prepare(
     Args:
         spec: Such as `vtab:cifar`.
         source: Folder with the original archives, or an unpacked copy; also the root of a torchvision data set.
-        root: Where the task's folder is written.
+        root: Folder that the task's own folder is written into; originals are unpacked there for a while.
         lists: Folder with published lists that say which images to use for what.
         accept_changed: Go on where a hash or the number of images is not the known one; it is recorded.
         overwrite: Replace a folder that was written by this function.
@@ -79,56 +83,74 @@ def prepare(
             exists, or the disk is full.
     """
     recipe = recipe_of(spec)
-    folder = root / recipe.folder
+    files = FILES[recipe.task.suite]
+    folder = root / (recipe.folder or recipe.task.name)
     _restore(folder)
     _refuse_existing(folder, overwrite=overwrite)
-    with bar(f"checking {recipe.spec}", enabled=show) as report:
-        found = find(Folder(source), recipe.pieces, report, accept_changed=accept_changed)
-    with bar(f"reading {recipe.spec}", enabled=show):
-        contents, counted = _read(recipe, found, accept_changed=accept_changed)
-    files = VTAB_FILES if recipe.suite == "vtab" else FGVC_FILES
-    if lists is not None:
-        contents = listed(contents, lists, files)
-    elif recipe.suite == "vtab":
-        contents = vtab_1k(contents)
-    drawn = {part: sum(item.part == part for item in contents.items) for part in PARTS}
-    with _part_of(folder) as part, bar(f"writing {recipe.spec}", enabled=show) as report:
-        if recipe.suite == "vtab":
-            write_vtab(contents, part, report)
-        else:
-            write_fgvc(contents, part, recipe.prefix, report)
+    paths = find(source, recipe.pieces)
+    with bar(f"checking {spec}", enabled=show) as report:
+        pieces = [verify(recipe.pieces[key], paths[key], report, accept_changed=accept_changed) for key in paths]
+    with _part_of(folder) as part:
+        with bar(f"reading {spec}", enabled=show):
+            contents = _read(recipe, paths, part / _WORK)
+            counted = len(contents.items)
+            _check(recipe, contents, accept_changed=accept_changed)
+        if lists is not None:
+            contents = listed(contents, lists, recipe.task)
+        elif recipe.task.suite == "vtab":
+            contents = vtab_1k(contents)
+        drawn = {part: sum(item.part == part for item in contents.items) for part in PARTS}
+        with bar(f"writing {spec}", enabled=show) as report:
+            write_task(contents, part, recipe, report)
         note = NOT_COMPARABLE if contents.drawn else ""
         about = {
             "task": recipe.spec,
             "vprompt": __version__,
-            "pieces": found.record,
+            "pieces": pieces,
             "original_images": counted,
             "images": drawn,
             "parts": contents.parts,
-            "lists": None if lists is None else {name: digest(lists / name, "sha256") for name in files},
+            "lists": None if lists is None else {name: digest(lists / name, "sha256") for name in files.values()},
             "split_seed": SPLIT_SEED if contents.drawn else None,
             "note": note,
         }
         write_json(part / "source.json", about)
+        shutil.rmtree(part / _WORK)
     return Prepared(folder=str(folder), classes=len(contents.classes), images=drawn, parts=contents.parts, note=note)
 
 
-def _read(recipe: Recipe, found: Found, *, accept_changed: bool) -> tuple[Contents, int]:
+def _read(recipe: Recipe, paths: Mapping[str, Path], work: Path) -> Contents:
+    """Unpacks what is packed below `work`, and reads all of it."""
     assert recipe.read is not None  # `recipe_of` has refused those without
-    contents = recipe.read(found)
-    counted = len(contents.items)
-    wrong = next((item for item in contents.items if not 0 <= item.label < len(contents.classes)), None)
+    try:
+        if recipe.needs:
+            importlib.import_module(recipe.needs)
+        opened: dict[str, Path] = {}
+        for key, path in paths.items():
+            (work / key).mkdir(parents=True)
+            opened[key] = open_piece(recipe.pieces[key], path, work / key)
+        (work / "arranged").mkdir()
+        with reading(" or ".join(printable(path.name) for path in paths.values())):
+            return recipe.read(Originals(pieces=opened, work=work / "arranged"))
+    except ImportError:
+        raise DataError(
+            f"{recipe.spec} is read with {recipe.needs}, which is not installed; run `pip install {recipe.needs}`."
+        ) from None
+
+
+def _check(recipe: Recipe, contents: Contents, *, accept_changed: bool) -> None:
+    counted, classes = len(contents.items), len(contents.classes)
+    wrong = next((item for item in contents.items if not 0 <= item.label < classes), None)
     if wrong is not None:
         raise DataError(
-            f"{printable(wrong.name)} has the label {wrong.label}, but there are {len(contents.classes)} classes; "
-            "fetch the original again."
+            f"{printable(wrong.name)} has the label {wrong.label}, but there are {classes} classes; fetch the original "
+            "again."
         )
     if counted != recipe.images and not accept_changed:
         raise DataError(
             f"{recipe.spec} has {recipe.images} images, but {counted} were found; fetch the original again, or go on "
             "with --accept-changed."
         )
-    return contents, counted
 
 
 def _refuse_existing(folder: Path, *, overwrite: bool) -> None:
@@ -176,53 +198,54 @@ def _restore(folder: Path) -> None:
         old.rename(folder)
 
 
-SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
-"""How the files of the two formats begin whose bytes are kept."""
+def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report) -> None:
+    """Writes images, lists, `classes.txt` and `manifest.json`.
 
-VTAB_LISTS = {"train800.txt": ("train",), "val200.txt": ("val",), "train800val200.txt": ("train", "val")}
-
-
-def write_vtab(contents: Contents, folder: Path, report: Report) -> None:
-    """Writes images as `images/PART/NUMBER.jpg` (or png), and the lists `train800.txt` and so on."""
-    stems: dict[str, str] = {}
-    for part in PARTS:
-        names = [item.name for item in contents.items if item.part == part]
-        stems.update((name, f"images/{part}/{number:06d}") for number, name in enumerate(names))
+    Images of VTAB are called `images/PART/NUMBER.jpg` (or png) and listed in text files; those of FGVC have their own
+    names below the recipe's prefix and are listed in JSON.
+    """
+    vtab = recipe.task.suite == "vtab"
+    numbers = dict.fromkeys(PARTS, 0)
     paths: dict[str, str] = {}
+    for item in contents.items:
+        paths[item.name] = f"images/{item.part}/{numbers[item.part]:06d}" if vtab else recipe.prefix + item.name
+        numbers[item.part] += 1
+    hashes: dict[str, str] = {}
 
-    def images() -> Iterator[tuple[str, bytes]]:
-        for name, data in contents.images(stems.keys()):
-            suffix, kept = kept_bytes(data, name)
-            paths[name] = stems[name] + suffix
-            yield name, kept
-
-    hashes = _write_images(images(), paths, len(stems), folder, report)
-    _refuse_missing(contents.items, paths)
-    lists = {**VTAB_LISTS, "test.txt": ("test",)}
-    for name, parts in lists.items():
-        chosen = [item for part in parts for item in contents.items if item.part == part]
-        write_text(folder / name, "".join(f"{paths[item.name]} {item.label}\n" for item in chosen))
-    _finish(contents, folder, hashes, list(lists))
-
-
-def write_fgvc(contents: Contents, folder: Path, prefix: str, report: Report) -> None:
-    """Writes images under their own names below `prefix`, and `train.json`, `val.json` and `test.json`."""
-    paths = {item.name: prefix + item.name for item in contents.items}
-    images = contents.images(paths.keys())
-    hashes = _write_images(images, paths, len(paths), folder, report)
-    _refuse_missing(contents.items, {name for name, path in paths.items() if path in hashes})
-    for part in PARTS:
-        write_json(folder / f"{part}.json", {item.name: item.label for item in contents.items if item.part == part})
-    _finish(contents, folder, hashes, [f"{part}.json" for part in PARTS])
+    for done, name in enumerate(sorted(paths), start=1):
+        data = contents.read(name)
+        if vtab:
+            suffix, data = as_jpeg_or_png(data, name)
+            paths[name] += suffix
+        path = folder / paths[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        hashes[paths[name]] = hashlib.sha256(data).hexdigest()
+        report(done, len(paths))
+    lists = {file: (part,) for part, file in FILES[recipe.task.suite].items()}
+    for file, parts in (lists | {UNION: ("train", "val")} if vtab else lists).items():
+        items = [item for part in parts for item in contents.items if item.part == part]
+        if vtab:
+            write_text(folder / file, "".join(f"{paths[item.name]} {item.label}\n" for item in items))
+        else:
+            write_json(folder / file, {item.name: item.label for item in items})
+        hashes[file] = digest(folder / file, "sha256")
+    write_text(folder / "classes.txt", "".join(f"{printable(name)}\n" for name in contents.classes))
+    hashes["classes.txt"] = digest(folder / "classes.txt", "sha256")
+    write_json(folder / "manifest.json", dict(sorted(hashes.items(), key=lambda pair: os.fsencode(pair[0]))))
 
 
-def kept_bytes(data: bytes, name: str) -> tuple[str, bytes]:
+_SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
+"""First bytes of the two formats whose files are written as they are."""
+
+
+def as_jpeg_or_png(data: bytes, name: str) -> tuple[str, bytes]:
     """The ending and the bytes of an image: as they are for JPEG and PNG, and otherwise as PNG.
 
     Raises:
         DataError: It is no image.
     """
-    for signature, suffix in SIGNATURES.items():
+    for signature, suffix in _SIGNATURES.items():
         if data.startswith(signature):
             return suffix, data
     try:
@@ -236,34 +259,3 @@ def kept_bytes(data: bytes, name: str) -> tuple[str, bytes]:
     # A damaged file can raise almost anything in a decoder.
     except Exception as error:
         raise DataError(f"{printable(name)} in the original is not an image; fetch the original again.") from error
-
-
-def _write_images(
-    images: Iterator[tuple[str, bytes]], paths: dict[str, str], total: int, folder: Path, report: Report
-) -> dict[str, str]:
-    hashes: dict[str, str] = {}
-    made: set[Path] = set()
-    for done, (name, data) in enumerate(images, start=1):
-        path = folder / paths[name]
-        if path.parent not in made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.add(path.parent)
-        path.write_bytes(data)
-        hashes[paths[name]] = hashlib.sha256(data).hexdigest()
-        report(done, total)
-    return hashes
-
-
-def _refuse_missing(items: Sequence[Item], written: Collection[str]) -> None:
-    missing = [item.name for item in items if item.name not in written]
-    if missing:
-        raise DataError(
-            f"The original ended before {len(missing)} of its images, such as {printable(missing[0])}; fetch it again."
-        )
-
-
-def _finish(contents: Contents, folder: Path, hashes: dict[str, str], lists: Sequence[str]) -> None:
-    write_text(folder / "classes.txt", "".join(f"{printable(name)}\n" for name in contents.classes))
-    for name in (*lists, "classes.txt"):
-        hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    write_json(folder / "manifest.json", dict(sorted(hashes.items(), key=lambda pair: os.fsencode(pair[0]))))

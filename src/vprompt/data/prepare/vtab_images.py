@@ -1,35 +1,22 @@
 """Readers of VTAB tasks whose originals are image files.
 
-What is training and what is test, and the order of the classes, follow the definition of VTAB
-(Zhai et al., 2019, arXiv 1910.04867; google-research/task_adaptation) on the data sets of TensorFlow Datasets.
+The parts and the order of the classes follow the definition of VTAB (Zhai et al., 2019, arXiv 1910.04867;
+google-research/task_adaptation) on the data sets of TensorFlow Datasets.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torchvision import datasets
 
-from vprompt.data.prepare.archives import Files, Found
-from vprompt.data.prepare.contents import (
-    Contents,
-    Item,
-    Part,
-    cells,
-    dense,
-    documented,
-    from_files,
-    keep,
-    move,
-    rows,
-    sorted_classes,
-    text,
-)
-from vprompt.data.prepare.vtab_arrays import load_matlab
+from vprompt.data.prepare.archives import Originals, reading
+from vprompt.data.prepare.contents import Contents, Item, Part, dense, from_files, move, retain, sorted_classes
 
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 
@@ -40,114 +27,139 @@ _NO_VEHICLE = 1000.0
 _FIFTH = "a hash draws 20 % of each class for test"
 
 # Decoders disagree about this one, and TensorFlow Datasets leaves it out.
-_SUN_DAMAGED = "c/church/outdoor/sun_bhenjvsvrtumjuri.jpg"
-
-_FLOWER_PARTS: dict[str, Part] = {"trnid": "train", "valid": "val", "tstid": "test"}
+_SUN_DAMAGED = "sun_bhenjvsvrtumjuri.jpg"
 
 
-def caltech101(found: Found) -> Contents:
+class _Flowers(datasets.Flowers102):
+    """Flowers102 without a comparison of hashes: `prepare` has made it, and may have been told to accept a change."""
+
+    def _check_integrity(self) -> bool:
+        return True
+
+
+def caltech101(originals: Originals) -> Contents:
     """101 categories and the background: 30 images of each for training, the others for testing."""
-    files = found.files["images"]
-    contents = _by_folder(files, r"([^/]+)/image_\d+\.jpg", "a hash draws 30 images of each class, the rest is test")
-    return replace(contents, items=keep(contents.items, 30, "test"))
+    contents = _by_folder(originals["images"], "a hash draws 30 images of each class, the rest is test")
+    return retain(contents, 30, "test")
 
 
-def dtd(found: Found) -> Contents:
+def dtd(originals: Originals) -> Contents:
     """Textures: the first of the official ten partitions."""
-    files = found.files["images"]
-    parts: dict[Part, str] = {"train": "labels/train1.txt", "val": "labels/val1.txt", "test": "labels/test1.txt"}
-    listed: list[tuple[str, Part]] = [(name, part) for part, path in parts.items() for (name,) in rows(files, path, 1)]
-    labels = sorted_classes({name.split("/")[0] for name, _ in listed})
-    items = [Item(name, labels[name.split("/")[0]], part) for name, part in listed]
-    return from_files(files, items, list(labels), "the first official partition", prefix="images/")
+    root = originals.arranged({"dtd/dtd": originals["images"]})
+    parts: dict[Part, Any] = {part: datasets.DTD(root, part, loader=Path) for part in ("train", "val", "test")}
+    items = torchvision_items(parts, root / "dtd/dtd/images")
+    return from_files(root / "dtd/dtd/images", items, parts["train"].classes, "the first official partition")
 
 
-def oxford_flowers102(found: Found) -> Contents:
+def oxford_flowers102(originals: Originals) -> Contents:
     """Flowers: the official parts, 1020 images for training and as many for validation."""
-    from torchvision.datasets import Flowers102
-
-    numbers = load_matlab(found.paths["parts"], "setid.mat")
-    labels = load_matlab(found.paths["labels"], "imagelabels.mat")
-    with documented("the source", "setid.mat or imagelabels.mat"):
-        items = [
-            Item(f"image_{int(number):05d}.jpg", int(labels["labels"][int(number) - 1]) - 1, part)
-            for key, part in _FLOWER_PARTS.items()
-            for number in np.atleast_1d(numbers[key])
-        ]
-    return from_files(found.files["images"], items, Flowers102.classes, "the official parts", prefix="jpg/")
+    return flowers(originals, "jpg")
 
 
-def oxford_iiit_pet(found: Found) -> Contents:
-    """37 breeds of cats and dogs: the official lists."""
-    lists = found.files["lists"]
+def flowers(originals: Originals, folder: str = "") -> Contents:
+    """Flowers, named by their paths below a folder of the original."""
+    base = "flowers-102"
+    places = {
+        "jpg": originals["images"] / "jpg",
+        "imagelabels.mat": originals["labels"],
+        "setid.mat": originals["parts"],
+    }
+    root = originals.arranged({f"{base}/{name}": path for name, path in places.items()})
+    parts: dict[Part, Any] = {part: _Flowers(root, part, loader=Path) for part in ("train", "val", "test")}
+    items = torchvision_items(parts, root / base / folder)
+    return from_files(root / base / folder, items, _Flowers.classes, "the official parts")
+
+
+def oxford_iiit_pet(originals: Originals) -> Contents:
+    """37 breeds of cats and dogs: the official lists; torchvision's reader gives decoded images, not files."""
     items: list[Item] = []
     names: dict[int, str] = {}
-    parts: dict[str, Part] = {"annotations/trainval.txt": "train", "annotations/test.txt": "test"}
-    for path, part in parts.items():
-        lines = [line for line in rows(lists, path, 2) if not line[0].startswith("#")]
-        with documented(lists.title, path):
+    parts: dict[str, Part] = {"trainval.txt": "train", "test.txt": "test"}
+    for file, part in parts.items():
+        path = originals["lists"] / "annotations" / file
+        lines = [line for line in rows(path, 2) if not line[0].startswith("#")]
+        with reading(file):
             for name, numbers in lines:
                 label = int(numbers.split()[0]) - 1
                 names[label] = name.rsplit("_", 1)[0]
                 items.append(Item(f"{name}.jpg", label, part))
-    return from_files(
-        found.files["images"], items, dense(names), "the official trainval and test lists", prefix="images/"
-    )
+    return from_files(originals["images"] / "images", items, dense(names), "the official trainval and test lists")
 
 
-def sun397(found: Found) -> Contents:
+def sun397(originals: Originals) -> Contents:
     """397 scenes: a fifth of each for testing."""
-    files = found.files["images"]
-    listed = [line.strip().lstrip("/") for line in text(files, "ClassName.txt").splitlines() if line.strip()]
-    labels = {name: label for label, name in enumerate(listed)}
-    names = [name for name in files.names() if re.fullmatch(r"[a-z]/.+/sun_[^/]+\.jpg", name) and name != _SUN_DAMAGED]
-    with documented(files.title, "ClassName.txt"):
-        items = [Item(name, labels[name.rsplit("/", 1)[0]], "train") for name in sorted(names)]
-    # Classes lie in folders named after their first letter.
-    classes = [name[2:] for name in listed]
-    return from_files(files, move(items, "train", "test", len(items) // 5), classes, _FIFTH)
+    root = originals.arranged({"SUN397": originals["images"]})
+    scenes = datasets.SUN397(root, loader=Path)
+    items = sorted(torchvision_items({"train": scenes}, root / "SUN397"))
+    items = [item for item in items if not item.name.endswith(f"/{_SUN_DAMAGED}")]
+    return _fifth(from_files(root / "SUN397", items, scenes.classes, _FIFTH))
 
 
-def eurosat(found: Found) -> Contents:
+def eurosat(originals: Originals) -> Contents:
     """Ten kinds of land use from a satellite (RGB): a fifth of each for testing."""
-    return _fifth(found.files["images"], r"([A-Za-z]+)/[A-Za-z]+_\d+\.jpg")
+    return _fifth(_by_folder(originals["images"], _FIFTH))
 
 
-def resisc45(found: Found) -> Contents:
+def resisc45(originals: Originals) -> Contents:
     """45 kinds of places from above: a fifth of each for testing."""
-    return _fifth(found.files["images"], r"([a-z_]+)/[a-z_]+_\d+\.jpg")
+    return _fifth(_by_folder(originals["images"], _FIFTH))
 
 
-def clevr_count(found: Found) -> Contents:
-    """How many objects there are, 3 to 10."""
-    return _clevr(found, [str(count) for count in range(3, 11)], lambda scene: len(scene) - 3)
+def clevr_count(originals: Originals) -> Contents:
+    """Number of objects, 3 to 10."""
+    return _clevr(originals, [str(count) for count in range(3, 11)], lambda depths: len(depths) - 3)
 
 
-def clevr_dist(found: Found) -> Contents:
-    """How far the closest object is, in six bins."""
-
-    def label(depths: list[float]) -> int:
-        return bin_of(min(depths), CLEVR_DISTANCES)
-
+def clevr_dist(originals: Originals) -> Contents:
+    """Distance of the closest object, in six bins."""
     classes = [f"{low:g} to {high:g}" for low, high in pairwise(CLEVR_DISTANCES)]
-    return _clevr(found, classes, label)
+    return _clevr(originals, classes, lambda depths: bin_of(min(depths), CLEVR_DISTANCES))
 
 
-def kitti(found: Found) -> Contents:
-    """How far the closest car, van or truck is: three bins, and none. Drives, not images, are cut into parts."""
-    images, labels = found.files["images"], found.files["labels"]
-    parts = _kitti_parts(found.files["mapping"])
-    items: list[Item] = []
-    names = [f"training/label_2/{number:06d}.txt" for number in range(len(parts))]
-    texts = dict(labels.read_all(names))
-    for number, (part, name) in enumerate(zip(parts, names, strict=True)):
-        with documented(labels.title, name):
-            lines = cells(texts[name].decode("utf-8"), name, labels.title, 15)
-            depths = [float(line[13]) for line in lines if line[0] in ("Car", "Van", "Truck")]
-            items.append(Item(f"{number:06d}.png", bin_of(min([*depths, _NO_VEHICLE]), KITTI_DISTANCES), part))
+def kitti(originals: Originals) -> Contents:
+    """Distance of the closest car, van or truck: three bins, and none. Drives, not images, are cut into parts."""
+    base = "Kitti/raw/training"
+    root = originals.arranged(
+        {
+            f"{base}/image_2": originals["images"] / "training/image_2",
+            f"{base}/label_2": originals["labels"] / "training/label_2",
+        }
+    )
+    scenes = datasets.Kitti(root)
+    labels: dict[str, int] = {}
+    for number in range(len(scenes)):
+        image, things = scenes[number]
+        with image:
+            depths = [thing["location"][2] for thing in things if thing["type"] in ("Car", "Van", "Truck")]
+            labels[Path(image.filename).name] = bin_of(min([*depths, _NO_VEHICLE]), KITTI_DISTANCES)
+    parts = _kitti_parts(originals["mapping"] / "mapping")
+    items = [Item(name, labels[name], part) for name, part in parts.items()]
     classes = ["under 8 m", "8 to 20 m", "over 20 m", "no vehicle"]
-    said = "a tenth of the drives each for test and validation, drawn as TensorFlow Datasets does"
-    return from_files(images, items, classes, said, prefix="training/image_2/")
+    rule = "a tenth of the drives each for test and validation, drawn as TensorFlow Datasets does"
+    return from_files(root / base / "image_2", items, classes, rule)
+
+
+def torchvision_items(parts: Mapping[Part, Any], folder: Path) -> list[Item]:
+    """The images of torchvision's data sets, which give (path, label), named by their paths in a folder."""
+    return [
+        Item(path.relative_to(folder).as_posix(), int(label), part)
+        for part, images in parts.items()
+        for path, label in (images[number] for number in range(len(images)))
+    ]
+
+
+def rows(path: Path, columns: int) -> list[list[str]]:
+    """The lines of a text file, cut at spaces into `columns`; what is left over stays in the last.
+
+    Raises:
+        DataError: It is missing, is no UTF-8 text, or has a shorter line.
+    """
+    with reading(path.name):
+        lines = [line.split(maxsplit=columns - 1) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        short = next((number for number, line in enumerate(lines, start=1) if len(line) < columns), None)
+        if short is not None:
+            raise ValueError(f"line {short} does not have {columns} columns")
+        return lines
 
 
 def bin_of(value: float, thresholds: tuple[float, ...]) -> int:
@@ -160,44 +172,52 @@ def bin_of(value: float, thresholds: tuple[float, ...]) -> int:
     return max(number for number, low in enumerate(thresholds) if np.float32(low) < np.float32(value))
 
 
-def _by_folder(files: Files, pattern: str, parts: str) -> Contents:
-    matches = [match for name in sorted(files.names()) if (match := re.fullmatch(pattern, name))]
-    labels = sorted_classes({match[1] for match in matches})
-    items = [Item(match[0], labels[match[1]], "train") for match in matches]
-    return from_files(files, items, list(labels), parts)
+def _by_folder(folder: Path, parts: str) -> Contents:
+    """A folder of images for each class."""
+    images = datasets.ImageFolder(folder, loader=Path)
+    labels = sorted_classes(images.classes)
+    items = [
+        item._replace(label=labels[images.classes[item.label]]) for item in torchvision_items({"train": images}, folder)
+    ]
+    return from_files(folder, sorted(items), labels, parts)
 
 
-def _fifth(files: Files, pattern: str) -> Contents:
-    contents = _by_folder(files, pattern, _FIFTH)
-    return replace(contents, items=move(contents.items, "train", "test", len(contents.items) // 5))
+def _fifth(contents: Contents) -> Contents:
+    return move(contents, "train", "test", len(contents.items) // 5)
 
 
-def _clevr(found: Found, classes: Sequence[str], label: Callable[[list[float]], int]) -> Contents:
-    """Training images, and the validation images as test: the labels of the real test images were never given out."""
-    files = found.files["images"]
+def _clevr(originals: Originals, classes: Sequence[str], label: Callable[[list[float]], int]) -> Contents:
+    """Training images, and the validation images as test: the labels of the real test images were never given out.
+
+    Torchvision's reader knows the number of objects, not where they are.
+    """
     items: list[Item] = []
     parts: dict[str, Part] = {"train": "train", "val": "test"}
     for folder, part in parts.items():
-        path = f"scenes/CLEVR_{folder}_scenes.json"
-        with documented(files.title, path):
-            for scene in json.loads(text(files, path))["scenes"]:
+        path = originals["images"] / f"scenes/CLEVR_{folder}_scenes.json"
+        with reading(path.name):
+            for scene in json.loads(path.read_text("utf-8"))["scenes"]:
                 depths = [float(thing["pixel_coords"][2]) for thing in scene["objects"]]
                 items.append(Item(f"{folder}/{scene['image_filename']}", label(depths), part))
-    return from_files(files, items, classes, "the official validation part is test", prefix="images/")
+    return from_files(originals["images"] / "images", items, classes, "the official validation part is test")
 
 
-def _kitti_parts(files: Files) -> list[Part]:
-    """What each training image is for, by its drive.
+def _kitti_parts(mapping: Path) -> dict[str, Part]:
+    """The part of each training image, by its drive.
 
     TensorFlow Datasets draws drives with NumPy's old generator, whose stream is fixed: these are the published parts.
     """
-    with documented(files.title, "mapping/train_rand.txt"):
-        lines = text(files, "mapping/train_mapping.txt").splitlines()
-        drives = [lines[int(number) - 1].split()[1] for number in text(files, "mapping/train_rand.txt").split(",")]
-    every = sorted(set(drives))
-    count = max(1, len(every) // 10)
+    with reading("train_mapping.txt or train_rand.txt"):
+        lines = (mapping / "train_mapping.txt").read_text("utf-8").splitlines()
+        numbers = (mapping / "train_rand.txt").read_text("utf-8").split(",")
+        drives = [lines[int(number) - 1].split()[1] for number in numbers]
+    names = sorted(set(drives))
+    count = max(1, len(names) // 10)
     generator = np.random.RandomState(123)
-    test = set(generator.choice(every, count, replace=False).tolist())
-    others = sorted(set(every) - test)
+    test = set(generator.choice(names, count, replace=False).tolist())
+    others = sorted(set(names) - test)
     val = set(generator.choice(others, min(count, len(others)), replace=False).tolist())
-    return ["test" if drive in test else "val" if drive in val else "train" for drive in drives]
+    return {
+        f"{number:06d}.png": "test" if drive in test else "val" if drive in val else "train"
+        for number, drive in enumerate(drives)
+    }

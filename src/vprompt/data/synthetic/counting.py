@@ -59,15 +59,15 @@ def _places(count: int, draws: Draws) -> Discs:
     while True:
         weights = [draws.between(1, 3) for _ in range(count)]
         unit = SIDE * SIDE * draws.between(*AREA) / sum(weights) / math.pi
-        found: Discs = []
+        discs: Discs = []
         for radius in sorted((math.sqrt(weight * unit) for weight in weights), reverse=True):
             for _ in range(TRIES):
                 x, y = draws.between(radius, SIDE - radius), draws.between(radius, SIDE - radius)
-                if all((x - a) ** 2 + (y - b) ** 2 > (radius + other + 1) ** 2 for a, b, other in found):
-                    found.append((x, y, radius))
+                if all((x - a) ** 2 + (y - b) ** 2 > (radius + other + 1) ** 2 for a, b, other in discs):
+                    discs.append((x, y, radius))
                     break
-        if len(found) == count:
-            return found
+        if len(discs) == count:
+            return discs
 
 
 def _object(kind: int, x: float, y: float, radius: float, angle: float) -> NDArray[np.bool_]:

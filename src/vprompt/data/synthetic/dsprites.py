@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FACTORS = (3, 6, 40, 32, 32)
-"""How many values there are of shape (square, ellipse, heart), scale, orientation, x and y."""
+"""Numbers of values of shape (square, ellipse, heart), scale, orientation, x and y."""
 
 SIDE = 64
 

@@ -7,17 +7,12 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.images import render
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.sources.base import Item, Listing
 from vprompt.data.synthetic.counting import COUNTS, picture
 from vprompt.data.synthetic.draws import Draws
 from vprompt.data.synthetic.dsprites import FACTORS, Factors, sprites
-from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 
 PREFIX = "synthetic:"
@@ -34,8 +29,8 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """(N, 64, 64) or (N, 64, 64, 3), and the labels."""
 
 
-def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
-    """Renders a task: 800 training, 200 validation and 2,000 test images of 64 x 64 pixels, no two of them equal.
+def synthetic_listing(spec: str) -> Listing:
+    """Draws a task: 800 training, 200 validation and 2,000 test images of 64 x 64 pixels, no two of them equal.
 
     `synthetic:dsprites-orientation` and `synthetic:dsprites-location` ask for one factor of a sprite of unknown shape,
     in 16 classes, as VTAB-1k does: the angle, or the place from left to right. `synthetic:counting` asks for the number
@@ -43,40 +38,29 @@ def load_synthetic(spec: str, preprocessing: Preprocessing) -> Task:
 
     Args:
         spec: One of `synthetic_names`.
-        preprocessing: How the images are resized, and later normalised.
 
     Raises:
         DataError: There is no such task.
 
     Example:
-        >>> plain = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        >>> task = load_synthetic("synthetic:counting", plain)
-        >>> len(task.train), len(task.test), task.classes[0]
+        >>> listing = synthetic_listing("synthetic:counting")
+        >>> len(listing.splits["train"]), len(listing.splits["test"]), listing.classes[0]
         (800, 2000, '3 objects')
     """
     if spec not in _TASKS:
         raise DataError(f"There is no synthetic task {spec}; there are {', '.join(synthetic_names())}.")
     draw, classes = _TASKS[spec]
     images, labels = draw()
-    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
-    pictures = (Image.fromarray(image) for image in images)
-    for row, rendered in enumerate(in_threads(lambda image: render(image, preprocessing), pictures)):
-        pixels[row] = rendered
-    ends = np.cumsum([0, *SIZES])
-    splits = [
-        ImageDataset(
-            torch.from_numpy(labels[a:b].copy()), preprocessing, pixels=pixels, rows=torch.arange(int(a), int(b))
-        )
-        for a, b in itertools.pairwise(ends)
-    ]
-    return Task(
+    items = [Item(str(number), classes[label]) for number, label in enumerate(labels)]
+    ends = itertools.accumulate(SIZES, initial=0)
+    parts = zip(("train", "val", "test"), itertools.pairwise(ends), strict=True)
+    return Listing(
         name=spec.removeprefix(PREFIX),
         source=spec,
+        where=spec,
+        splits={split: items[start:end] for split, (start, end) in parts},
+        rendered=lambda: images,
         classes=classes,
-        preprocessing=preprocessing,
-        train=splits[0],
-        val=splits[1],
-        test=splits[2],
     )
 
 
@@ -119,7 +103,7 @@ def _counting() -> Images:
 
 
 def _angles() -> Iterator[str]:
-    """What the 40 angles from 0 to a whole turn become in 16 classes."""
+    """Names of the 16 classes that the 40 angles from 0 to a whole turn fall into."""
     for label in range(16):
         inside = [angle for angle in range(40) if angle * 2 // 5 == label]
         yield f"{360 * inside[0] / 39:.0f} to {360 * inside[-1] / 39:.0f} degrees"

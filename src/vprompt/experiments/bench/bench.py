@@ -1,34 +1,37 @@
-"""A plan from its file to its results."""
+"""Benchmark: a plan from what it will do to what came of it."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
+import os
+import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vprompt.experiments.bench.engine import Engine
+from vprompt.data.benchmarks.places import data_root
+from vprompt.experiments.bench.engine import Engine, Watch
 from vprompt.experiments.bench.estimate import seconds_of
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import Outcome
 from vprompt.experiments.bench.jobs import Job
+from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
-from vprompt.experiments.bench.scheduler import BenchError, Schedule, Watch, preview
+from vprompt.experiments.bench.ray import RayEngine
+from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import why_missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """What a plan will do.
+    """Preview of a plan: what it will do, what of it is done.
 
     Args:
         plan: The plan.
+        workers: How many runs at once.
         tasks: Its tasks, without optional ones that are not there.
         left_out: Optional tasks that are not there, and why.
         missing: Other tasks that are not there, and why: their runs will fail.
@@ -39,6 +42,7 @@ class Overview:
     """
 
     plan: Plan
+    workers: int
     tasks: Sequence[str]
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     missing: dict[str, str] = field(default_factory=dict[str, str])
@@ -48,19 +52,23 @@ class Overview:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def overview(plan: Plan, store: Store, *, root: str | None = None, threads: int = 1, estimate: bool = True) -> Overview:
+def overview(
+    plan: Plan, store: Store, *, root: str | None = None, workers: int | None = None, estimate: bool = True
+) -> Overview:
     """Looks at what a plan asks for, what of it is done, and how long the rest will take.
 
     Args:
         plan: The plan.
         store: Where its results are, or will be.
-        root: Folder that holds the benchmarks' tasks.
-        threads: Of one worker.
+        root: Folder that holds the benchmarks' tasks; $VPROMPT_DATA or ./data when not given.
+        workers: How many runs at once, instead of what the plan says; one by default.
         estimate: Measure this machine for that, about a second for each backbone.
 
     Raises:
         PlanError: If the plan cannot be meant.
     """
+    root = os.path.abspath(data_root(root))  # whatever folder a worker is in
+    number = workers or plan.workers.number or 1
     tasks, optional = tasks_of(plan)
     left_out = {task: why for task in optional if (why := why_missing(task, root))}
     missing = {task: why for task in tasks if (why := why_missing(task, root))}
@@ -70,13 +78,14 @@ def overview(plan: Plan, store: Store, *, root: str | None = None, threads: int 
     todo = [job for job in jobs if not done[job.name]]
     return Overview(
         plan=plan,
+        workers=number,
         tasks=tasks,
         left_out=left_out,
         missing=missing,
         cells=cells,
         jobs=jobs,
         done=frozenset(name for name, is_done in done.items() if is_done),
-        seconds=seconds_of(todo, threads=threads) if estimate else {},
+        seconds=seconds_of(todo, threads=_threads_of(number)) if estimate else {},
     )
 
 
@@ -101,14 +110,10 @@ def engine_of(
         rehearse: See `Worker`.
     """
     if kind == "ray":
-        from vprompt.experiments.bench.ray import RayEngine
-
         engine: Engine = RayEngine(address, plan.workers, workers=workers, cluster=cluster, rehearse=rehearse)
     else:
-        from vprompt.experiments.bench.local import LocalEngine
-
         number = workers or plan.workers.number or 1
-        engine = LocalEngine(address, workers=number, rehearse=rehearse, threads=threads_of(number))
+        engine = LocalEngine(address, workers=number, rehearse=rehearse, threads=_threads_of(number))
     try:
         yield engine
     finally:
@@ -116,7 +121,7 @@ def engine_of(
 
 
 def run_plan(
-    found: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
+    planned: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
 ) -> list[Outcome]:
     """Does all of a plan that is not done; returns what came of each cell, in the overview's order.
 
@@ -124,43 +129,39 @@ def run_plan(
         BenchError: If something is wrong that would make all jobs fail.
         KeyboardInterrupt: On Ctrl-C; the same call goes on later.
     """
-    if not found.cells:
-        raise BenchError(f"The plan {found.plan.name} has no task that is there.")
-    store.keep_plan(found.plan.name, found.plan.to_toml())
-    retries = found.plan.workers.retries
-    return Schedule(found.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
+    if not planned.cells:
+        raise BenchError(f"The plan {planned.plan.name} has no task that is there.")
+    store.write_plan(planned.plan.name, planned.plan.to_toml())
+    retries = planned.plan.workers.retries
+    return Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 
 
 @contextlib.contextmanager
 def rehearsal(store: Store) -> Generator[Store]:
-    """A store of its own beside another, gone afterwards, in which nothing is taken for done."""
-    if "://" in store.address:
-        yield open_store(f"{store.address}/rehearsal")
-        return
-    Path(store.address).mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=".rehearsal-", dir=store.address)
+    """A store of its own below another, gone afterwards, in which nothing is taken for done."""
+    place = open_store(f"{store.address}/.rehearsal-{uuid.uuid4().hex}")
     try:
-        yield open_store(folder)
+        yield place
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        place.delete()
 
 
-def threads_of(workers: int) -> int:
+def _threads_of(workers: int) -> int:
     """Threads of one of several workers on this machine: the cores, or what OMP_NUM_THREADS says, shared out."""
     return max(1, torch.get_num_threads() // workers)
 
 
-def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
-    """The result of a plan as plain data: every cell with its accuracy, or why there is none.
+def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
+    """Result of a plan as plain data: every cell with its accuracy, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
     rows: list[dict[str, Any]] = []
-    seen: dict[str, set[str]] = {}
-    for cell, outcome in zip(found.cells, outcomes, strict=True):
+    fingerprints: dict[str, set[str]] = {}
+    for cell, outcome in zip(planned.cells, outcomes, strict=True):
         result = store.result(outcome.run.name) if outcome.run is not None and outcome.failure is None else None
         if result is not None and "provenance" in result:
-            seen.setdefault(cell.task, set()).add(result["provenance"]["data"]["fingerprint"])
+            fingerprints.setdefault(cell.task, set()).add(result["provenance"]["data"]["fingerprint"])
         rows.append(
             {
                 "task": cell.task,
@@ -172,6 +173,6 @@ def summary(found: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[
                 "chosen": None if outcome.search is None else outcome.search["chosen"],
             }
         )
-    changed = [task for task, fingerprints in seen.items() if len(fingerprints) > 1]
-    about = {"plan": found.plan.name, "results": store.address, "left_out": found.left_out}
+    changed = [task for task, prints in fingerprints.items() if len(prints) > 1]
+    about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
     return {**about, "changed_images": changed, "cells": rows}

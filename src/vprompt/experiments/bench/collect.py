@@ -1,4 +1,4 @@
-"""The results of a plan, or of whatever runs lie in a folder, as plain data for a report."""
+"""Collection of results, of a plan or of the runs in a folder, as plain data for a report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from vprompt.utils.errors import VPromptError
 
 Document = dict[str, Any]
 
-_ELSEWHERE = ("data", "method", "prompts", "condense", "ratio", "recipe", "seed", *place_settings())
+_ELSEWHERE = ("data", "method", "prompts", "condense", "seed", *place_settings())
 """Settings that a label has already, that the task or seed say, or that change no number."""
+
+_OLD, _NEW = "laconic", "vprompt"
+"""The name of the package in older results, and today."""
 
 
 def study_of(address: str, *, plan: str | None = None) -> Document:
-    """Everything that a report says, from results alone.
+    """The document of a report, from results alone.
 
     Args:
         address: Results of `vprompt bench`; or a folder with results of `fit`, `condense` or `compare` somewhere in it.
@@ -53,7 +56,7 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
 
 
 def cells_in(plan: Plan, store: Store) -> list[Document]:
-    """What is known of every cell of a plan from the results in a store.
+    """The cells of a plan, with what a store has of each.
 
     Returns:
         For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result` and
@@ -66,28 +69,39 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     cells: list[Document] = []
     for cell in cells_of(plan, [*tasks, *optional]):
         outcome, result = follow(cell, store)
-        state = "missing" if outcome is None else "failed" if outcome.failure else "finished"
-        cells.append(
-            {
-                "task": cell.task,
-                "method": cell.method,
-                "seed": cell.seed,
-                "state": state,
-                "failure": None if outcome is None else outcome.failure,
-                "result": result or None,
-                "search": None if outcome is None else outcome.search,
-            }
-        )
+        failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
+        state = "missing" if outcome is None else "failed" if failure else "finished"
+        current = _current(result) if result else None
+        cells.append(_cell(cell.task, cell.method, cell.seed, state, current, failure=failure, search=search))
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
     return [cell for cell in cells if cell["task"] in seen]
+
+
+def _cell(task: str, method: str, seed: int, state: str, result: Document | None, **more: Any) -> Document:
+    cell = {"task": task, "method": method, "seed": seed, "state": state, "result": result}
+    return {**cell, "failure": None, "search": None, **more}
+
+
+def _current(result: Document) -> Document:
+    """A result of any version as this one would write it: the names of the package, and flat settings."""
+
+    def renamed(name: Any) -> Any:
+        return _NEW + name.removeprefix(_OLD) if isinstance(name, str) and name.startswith(f"{_OLD}_") else name
+
+    settings, provenance = upgraded(result["settings"]), dict(result["provenance"])
+    if "backbone" in settings:
+        settings["backbone"] = renamed(settings["backbone"])
+    if isinstance(versions := provenance.get("versions"), Mapping):
+        provenance["versions"] = {_NEW if package == _OLD else package: versions[package] for package in versions}
+    return {**result, "backbone": renamed(result["backbone"]), "settings": settings, "provenance": provenance}
 
 
 def _of_plan(plan: Plan, store: Store) -> Document:
     return _document(
         cells_in(plan, store),
         name=plan.name,
-        title=plan.title or plan.name,
+        title=plan.title,
         description=" ".join(plan.description.split()),
         source=plan.source,
         plan=plan.text,
@@ -101,35 +115,31 @@ def _of_plan(plan: Plan, store: Store) -> Document:
 
 def _of_folder(address: str, store: Store) -> Document:
     """Runs without a plan: those of a store, or every result.json below a folder."""
-    results = [found for name in sorted(store.finished()) if (found := store.result(name)) is not None]
-    results = [found for found in results if found.get("until") is None and found.get("test_accuracy") is not None]
-    results, unread = [found for found in results if _usable(found)], list[str]()
+    results = [result for name in sorted(store.finished()) if (result := store.result(name)) is not None]
+    results = [result for result in results if result.get("until") is None and result.get("test_accuracy") is not None]
+    results, unread = [result for result in results if _usable(result)], list[str]()
     if not results and "://" not in address:
         results, unread = _below(Path(address))
     if not results:
         damaged = f" that can be read ({len(unread)} cannot)" if unread else ""
         raise VPromptError(f"There are no results in {address}{damaged}; give the folder that they were written to.")
-    cells: list[Document] = []
-    for label, result in _labelled(results):
-        cell = {"task": result["provenance"]["data"]["source"], "method": label, "seed": result["seed"]}
-        cells.append({**cell, "state": "finished", "failure": None, "result": result, "search": None})
-    name = Path(address).name or "runs"
+    cells = [
+        _cell(result["provenance"]["data"]["source"], label, result["seed"], "finished", result)
+        for label, result in _labelled([_current(result) for result in results])
+    ]
     labels = dict.fromkeys((cell["method"], cell["result"]["method"]) for cell in cells)
     return _document(
         cells,
-        name=name,
-        title=name,
-        description="",
-        source="",
-        plan="",
-        hours_planned=None,
+        name=Path(address).name or "runs",
         methods=[{"label": label, "method": method} for label, method in labels],
         seeds=sorted({cell["seed"] for cell in cells}),
         unread=unread,
     )
 
 
-def _document(cells: Sequence[Document], **about: Any) -> Document:
+def _document(cells: Sequence[Document], *, name: str, title: str = "", **about: Any) -> Document:
+    """The whole document, from its cells and what only a plan knows."""
+    plan = {"name": name, "title": title or name, "description": "", "source": "", "plan": "", "hours_planned": None}
     first: dict[str, Document] = {}
     for cell in cells:
         if cell["result"] is not None:
@@ -138,14 +148,15 @@ def _document(cells: Sequence[Document], **about: Any) -> Document:
     backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
     made = datetime.now(UTC).isoformat(timespec="seconds")
     shown = [{**cell, "result": _without_places(cell["result"])} for cell in cells]
-    return {**about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
+    return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
 
 
 def _without_places(result: Document | None) -> Document | None:
     """A result without where its images lay: that is no part of what was run, and nobody else's business."""
     if result is None:
         return None
-    return {**result, "settings": {k: v for k, v in upgraded(result["settings"]).items() if k not in place_settings()}}
+    places = place_settings()
+    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in places}}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
@@ -163,7 +174,7 @@ def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
 
 
 def _backbone(results: Mapping[str, Document]) -> Document:
-    """What is known of the backbone that all have, from a result of each."""
+    """The backbone that all have, from a result of each."""
     if len(results) != 1:
         name = f"several ({', '.join(sorted(results))})" if results else None
         return {"name": name, "parameters": None, "bare_gmacs": None}
@@ -178,13 +189,13 @@ def _backbone(results: Mapping[str, Document]) -> Document:
 
 def _label(result: Mapping[str, Any]) -> str:
     """What a run without a plan is called: its method, its prompts, and what became of them."""
-    settings = upgraded(result["settings"])
+    settings = result["settings"]
     parts, method = [result["method"]], str(settings.get("method"))
     if "prompts" in settings and method in METHODS and "prompts" in METHODS.get(method).options:
         parts.append(f"{settings['prompts']} prompts")
-    kept = settings.get("condense")
-    if isinstance(kept, int | float):
-        parts.append(f"condensed to {100 * kept:g} %")
+    retained = settings.get("condense")
+    if isinstance(retained, int | float):
+        parts.append(f"condensed to {100 * retained:g} %")
     if settings.get("prune") is not None:
         parts.append("pruned")
     return ", ".join(parts)
@@ -195,29 +206,24 @@ def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
     alike: dict[str, list[Document]] = {}
     for result in results:
         alike.setdefault(_label(result), []).append(result)
-    found: list[tuple[str, Document]] = []
+    labelled: list[tuple[str, Document]] = []
     for label, runs in alike.items():
-        settings = [_flat(run["settings"]) for run in runs]
-        keys = [key for one in settings for key in one]
-        differ = [key for key in dict.fromkeys(keys) if len({repr(one.get(key)) for one in settings}) > 1]
+        settings = [{k: v for k, v in run["settings"].items() if k not in _ELSEWHERE} for run in runs]
+        keys = dict.fromkeys(key for mapping in settings for key in mapping)
+        differ = [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
         collide = max(Counter(map(_place, runs)).values()) > 1
-        said = [key for key in differ if collide or key == "backbone"]
+        shown = [key for key in differ if collide or key == "backbone"]
         seen = Counter[tuple[str, Any, str]]()
-        for run, one in zip(runs, settings, strict=True):
-            name = ", ".join([label, *(f"{key.replace('_', ' ')} {_value(one.get(key))}" for key in said)])
+        for run, mapping in zip(runs, settings, strict=True):
+            name = ", ".join([label, *(f"{key.replace('_', ' ')} {_value(mapping.get(key))}" for key in shown)])
             seen[*_place(run), name] += 1
             again = seen[*_place(run), name]
-            found.append((f"{name}, run {again}" if again > 1 else name, run))
-    return found
+            labelled.append((f"{name}, run {again}" if again > 1 else name, run))
+    return labelled
 
 
 def _place(result: Mapping[str, Any]) -> tuple[str, Any]:
     return result["provenance"]["data"]["source"], result["seed"]
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What can tell two runs of one method on one task apart."""
-    return {key: value for key, value in upgraded(settings).items() if key not in _ELSEWHERE}
 
 
 def _value(value: Any) -> str:

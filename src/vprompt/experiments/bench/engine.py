@@ -1,19 +1,22 @@
-"""What runs jobs, somewhere; the scheduler knows no more of it than this."""
+"""Engine: workers that run jobs, somewhere. The scheduler knows no more of it than this, and tells a watch of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:  # it imports torch, which an actor that looks after a worker process does without
+    from vprompt.experiments.bench.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A job on its way: its name, what `jobs.to_plain_data` made of it, and what its images and backbone are.
+class Assignment:
+    """A job on its way to a worker.
 
     Args:
         name: Of the job.
-        document: For `Worker.do`.
+        document: What `jobs.to_plain_data` made of it, for `Worker.do`.
         affinity: Jobs with the same one need the same backbone and images, which a worker keeps.
     """
 
@@ -49,8 +52,8 @@ class Engine(Protocol):
         """How many jobs could start now."""
         ...
 
-    def submit(self, task: Task) -> None:
-        """Gives a job to a free worker."""
+    def submit(self, assignment: Assignment) -> str:
+        """Gives a job to a free worker and returns the worker's name."""
         ...
 
     def poll(self, seconds: float) -> Sequence[Event]:
@@ -64,3 +67,16 @@ class Engine(Protocol):
     def close(self) -> None:
         """Ends all workers."""
         ...
+
+
+class Watch:
+    """Told what goes on; this one does nothing with it."""
+
+    def event(self, event: Event) -> None:
+        """Something has happened to a job."""
+
+    def settled(self, job: Job, result: Mapping[str, Any]) -> None:
+        """A job is done, or has failed (`failed`) for good."""
+
+    def tick(self) -> None:
+        """Time has passed."""

@@ -1,4 +1,4 @@
-"""How long a plan will take: multiply-accumulates of its jobs over what this machine does in a second."""
+"""Estimate of how long a plan will take: multiply-accumulates of its jobs over what this machine does in a second."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Work:
 
 
 def work_of(job: Job) -> Work:
-    """What a job costs: forward and backward passes of its training, of what follows it, and of evaluation."""
+    """Cost of a job: forward and backward passes of its training, of what follows it, and of evaluation."""
     settings, recipe = job.settings, job.settings.recipe
     train, val, test = split_sizes(settings.data, settings.root)
     learning = train + val if settings.train_on == "train+val" else train
@@ -94,9 +94,9 @@ def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> f
 
 def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
     """Expected seconds of every job on one worker of this machine, by name."""
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for job in jobs:
         settings, work = job.settings, work_of(job)
         speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
-        found[job.name] = work.seconds + work.gmacs / speed
-    return found
+        seconds[job.name] = work.seconds + work.gmacs / speed
+    return seconds

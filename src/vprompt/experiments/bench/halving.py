@@ -1,4 +1,4 @@
-"""What a cell of a plan asks for, step by step: choosing settings, the first stage that several share, the run."""
+"""Steps of a cell of a plan: choosing settings by successive halving, the first stage that several share, the run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from vprompt.experiments.bench.jobs import Job, starts_from
 from vprompt.experiments.bench.plan import Search, combinations
 from vprompt.experiments.settings import Settings
 
-Found = Mapping[str, dict[str, Any]]
+Results = Mapping[str, dict[str, Any]]
 """Name of a job -> its result, or `{"failed": sentence}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a cell: the run whose result is its number, or the sentence that says why there is none."""
+    """Outcome of a cell: the run whose result is its number, or the sentence that says why there is none."""
 
     run: Job | None = None
     failure: str | None = None
     search: dict[str, Any] | None = None
 
 
-def steps(cell: Cell) -> Generator[list[Job], Found, Outcome]:
+def steps(cell: Cell) -> Generator[list[Job], Results, Outcome]:
     """Yields the jobs that a cell needs next, is sent what came of them, and returns its outcome.
 
     What it asks for depends on nothing but the results it is sent, so that it can be followed again from results on
@@ -55,28 +55,32 @@ class _UntriedError(Exception):
     """A choice could not be tried for a reason that may pass; without it, another one would be chosen."""
 
 
-def _require(found: Found, names: Mapping[int, str], choices: Sequence[dict[str, Any]]) -> None:
+def _require(results: Results, names: Mapping[int, str], choices: Sequence[dict[str, Any]]) -> None:
     for number, name in names.items():
-        if "failed" in found[name] and found[name].get("again"):
+        if "failed" in results[name] and results[name].get("again"):
             shown = ", ".join(f"{key} {value}" for key, value in choices[number].items())
             raise _UntriedError(
-                f"Its settings cannot be chosen before all of them were tried ({shown}): {found[name]['failed']}"
+                f"Its settings cannot be chosen before all of them were tried ({shown}): {results[name]['failed']}"
             )
 
 
-def _run(settings: Settings) -> Generator[list[Job], Found, Outcome]:
+def _run(settings: Settings) -> Generator[list[Job], Results, Outcome]:
     """One whole run, after the stage that it shares with others."""
     first = starts_from(settings)
     if first is not None:
-        found = yield [first]
-        if failure := found[first.name].get("failed"):
+        results = yield [first]
+        if failure := results[first.name].get("failed"):
             return Outcome(failure=f"Its first stage failed: {failure}")
-    job = Job(settings=settings, first=None if first is None else first.name)
-    found = yield [job]
-    return Outcome(run=job, failure=found[job.name].get("failed"))
+    job = _job(settings, first)
+    results = yield [job]
+    return Outcome(run=job, failure=results[job.name].get("failed"))
 
 
-def _choose(cell: Cell, search: Search) -> Generator[list[Job], Found, tuple[dict[str, Any], dict[str, Any]]]:
+def _job(settings: Settings, first: Job | None) -> Job:
+    return Job(settings=settings, first=None if first is None else first.name)
+
+
+def _choose(cell: Cell, search: Search) -> Generator[list[Job], Results, tuple[dict[str, Any], dict[str, Any]]]:
     """The settings that validate best: first those of the training, then, with these, those of what follows it."""
     training = {name: choices for name, choices in search.space.items() if name not in AFTERWARDS}
     after = {name: choices for name, choices in search.space.items() if name in AFTERWARDS}
@@ -93,7 +97,7 @@ def _choose(cell: Cell, search: Search) -> Generator[list[Job], Found, tuple[dic
 
 def _halve(
     cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
-) -> Generator[list[Job], Found, dict[str, Any]]:
+) -> Generator[list[Job], Results, dict[str, Any]]:
     """Successive halving: all choices share the schedule, and the worse of them do not get to its end."""
     settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
     going = list(range(len(choices)))
@@ -101,16 +105,16 @@ def _halve(
         {"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices
     ]
     trials += records
-    longest = max(one.recipe.epochs for one in settings)  # a search may try several
+    longest = max(choice.recipe.epochs for choice in settings)  # a search may try several
     shares = {max(1, round(share * longest)): share for share in sorted(search.rungs)}
     for share in [*(share for until, share in shares.items() if until < longest), 1.0]:
         if len(choices) > 1 and len(going) == 1:
             break
         untils = {number: _until(settings[number].recipe.epochs, share) for number in going}
         jobs = {number: Job(settings=settings[number], until=until) for number, until in untils.items()}
-        found = yield list(jobs.values())
-        _require(found, {number: job.name for number, job in jobs.items()}, choices)
-        results = {number: found[job.name] for number, job in jobs.items()}
+        answers = yield list(jobs.values())
+        _require(answers, {number: job.name for number, job in jobs.items()}, choices)
+        results = {number: answers[job.name] for number, job in jobs.items()}
         for number, result in results.items():
             records[number] |= _seen(result, untils[number])
         alive = [number for number in going if _rank(results[number], search) < (math.inf,)]
@@ -131,32 +135,28 @@ def _until(epochs: int, share: float) -> int:
 
 def _compare(
     cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
-) -> Generator[list[Job], Found, dict[str, Any]]:
-    """Whole runs side by side, for what cannot be judged before its end."""
+) -> Generator[list[Job], Results, dict[str, Any]]:
+    """Whole runs side by side, for what cannot be compared before its end."""
     settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
-    firsts = [starts_from(one) for one in settings]
+    firsts = [starts_from(choice) for choice in settings]
     shared = {first.name: first for first in firsts if first is not None}
-    found = (yield list(shared.values())) if shared else {}
-    _require(found, {number: first.name for number, first in enumerate(firsts) if first is not None}, choices)
+    results = (yield list(shared.values())) if shared else {}
+    _require(results, {number: first.name for number, first in enumerate(firsts) if first is not None}, choices)
     good: list[int] = []
     for number, first in enumerate(firsts):
-        if first is not None and (why := found[first.name].get("failed")):
+        if first is not None and (why := results[first.name].get("failed")):
             trials.append({"settings": choices[number], **_seen({"failed": why}, 0), "stopped": False})
         else:
             good.append(number)
     if not good:
         return {}
-    jobs = {
-        number: Job(settings=settings[number], first=None if first is None else first.name)
-        for number in good
-        for first in [firsts[number]]
-    }
-    found = yield list(jobs.values())
-    _require(found, {number: job.name for number, job in jobs.items()}, choices)
-    ranks = {number: _rank(found[job.name], search) for number, job in jobs.items()}
+    jobs = {number: _job(settings[number], firsts[number]) for number in good}
+    results = yield list(jobs.values())
+    _require(results, {number: job.name for number, job in jobs.items()}, choices)
+    ranks = {number: _rank(results[job.name], search) for number, job in jobs.items()}
     best = min(ranks, key=lambda number: (ranks[number], number))
     for number, job in jobs.items():
-        seen = _seen(found[job.name], settings[number].recipe.epochs)
+        seen = _seen(results[job.name], settings[number].recipe.epochs)
         trials.append({"settings": choices[number], **seen, "stopped": False})
     return dict(choices[best]) if ranks[best] < (math.inf,) else {}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from vprompt.experiments.bench.engine import Event, Task
+from vprompt.experiments.bench.engine import Assignment, Event
 from vprompt.experiments.bench.worker import Worker
 from vprompt.utils.progress import silent
 
 
 class InlineEngine:
-    """Runs jobs where it is asked for what has happened; see `Engine`.
+    """Runs a job where it is asked for what has happened; see `Engine`.
 
     Args:
         address: Of the store.
@@ -20,27 +18,25 @@ class InlineEngine:
     def __init__(self, address: str, *, progress: bool = False) -> None:
         self.worker = Worker(address, "inline")
         self.progress = progress
-        self._task: Task | None = None
-        self._told = False
+        self._waiting: list[Assignment] = []
 
     def free(self) -> int:
         """One, unless a job waits."""
-        return int(self._task is None)
+        return 1 - len(self._waiting)
 
-    def submit(self, task: Task) -> None:
+    def submit(self, assignment: Assignment) -> str:
         """Keeps the job until `poll`."""
-        self._task, self._told = task, False
+        self._waiting.append(assignment)
+        return self.worker.name
 
-    def poll(self, seconds: float) -> Sequence[Event]:
-        """First tells that a job has started, then does it."""
-        if (task := self._task) is None:
-            return []
-        if not self._told:
-            self._told = True
-            return [Event(name=task.name, kind="started", worker=self.worker.name)]
-        self._task = None
-        answer = self.worker.do(task.document, True if self.progress else silent)
-        return [Event(name=task.name, kind="done", worker=self.worker.name, answer=answer)]
+    def poll(self, seconds: float) -> list[Event]:
+        """Does the job."""
+        events: list[Event] = []
+        while self._waiting:
+            assignment = self._waiting.pop()
+            answer = self.worker.do(assignment.document, True if self.progress else silent)
+            events.append(Event(name=assignment.name, kind="done", worker=self.worker.name, answer=answer))
+        return events
 
     def stop(self) -> None:
         """Nothing is going on while others act."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ class Job:
     until: int | None = None
     first: str | None = None
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """What was run in words, and sixteen hex digits that change with every setting that matters."""
         settings = self.settings
@@ -35,13 +36,13 @@ class Job:
         words = "-".join("".join(c if (c.isalnum() and c.isascii()) or c in "._" else "-" for c in p) for p in parts)
         return f"{words[-80:].strip('-.')}-{self.key}"
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The hex digits in the name."""
         document = {"settings": identity(self.settings), "until": self.until}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
+    @functools.cached_property
     def work(self) -> str:
         """Name of the folder with its state; trainings up to different epochs go on in one."""
         return self.name if self.until is None else f"trial-{replace(self, until=None).name}"

@@ -1,4 +1,4 @@
-"""What goes on in a benchmark, on standard error: a live table on a terminal, elsewhere a line for each run."""
+"""Progress of a benchmark on standard error: a live table on a terminal, elsewhere a line for each run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vprompt.experiments.bench.engine import Event
+from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.bench.jobs import Job
 from vprompt.utils.text import duration, printable
 
@@ -22,8 +22,8 @@ LAST = 6
 """Finished runs that are shown."""
 
 
-class LiveTable:
-    """A `Watch` that draws.
+class LiveTable(Watch):
+    """Watch that draws.
 
     Args:
         total: Jobs in all, as far as can be told.
@@ -66,22 +66,22 @@ class LiveTable:
         if event.kind == "lost":
             self._note(Text(f"{event.name}: {event.why}; it starts again", style="yellow"))
 
-    def settled(self, job: Job, found: Mapping[str, Any]) -> None:
+    def settled(self, job: Job, result: Mapping[str, Any]) -> None:
         """See `Watch`."""
         self.done += 1
         self.left -= self.expected.get(job.name, 0.0)
         self.total = max(self.total, self.done)
-        if why := found.get("failed"):
+        if why := result.get("failed"):
             self.failed += 1
             self._note(Text(f"failed  {printable(job.name)}: {printable(str(why))}", style="red"))
             return
         figures = [
-            f"{name} {100 * found[key]:.1f} %"
+            f"{name} {100 * result[key]:.1f} %"
             for key, name in (("test_accuracy", "test"), ("val_accuracy", "val"))
-            if found.get(key) is not None
+            if result.get(key) is not None
         ]
-        figures += ["diverged"] if found.get("diverged") else []
-        figures += [duration(found["seconds"])] if found.get("seconds") is not None else []
+        figures += ["diverged"] if result.get("diverged") else []
+        figures += [duration(result["seconds"])] if result.get("seconds") is not None else []
         self._note(Text(f"done  {'  '.join(figures)}  {printable(job.name)}"))
 
     def tick(self) -> None:

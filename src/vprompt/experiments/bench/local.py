@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from vprompt.experiments.bench.engine import Event, Task
+from vprompt.experiments.bench.engine import Assignment, Event
 
 REPORT_EVERY_SECONDS = 0.5
 
@@ -30,71 +31,52 @@ class LocalEngine:
         workers: How many processes.
         rehearse: See `Worker`.
         threads: Of each worker.
+        name: What workers are called in results, with `{}` for their numbers.
     """
 
-    def __init__(self, address: str, *, workers: int = 1, rehearse: bool = False, threads: int = 1) -> None:
+    def __init__(
+        self, address: str, *, workers: int = 1, rehearse: bool = False, threads: int = 1, name: str = "worker {}"
+    ) -> None:
         self.address = address
+        self.number = workers
+        self.name = name
         self.rehearse = rehearse
         self.threads = threads
-        self.workers: list[WorkerProcess | None] = [None] * workers
-        self._started: list[Event] = []
+        self.workers: list[WorkerProcess] = []
+        self._spawned = itertools.count()
 
     def free(self) -> int:
         """See `Engine`."""
-        return sum(worker is None or worker.task is None for worker in self.workers)
+        return self.number - sum(worker.assignment is not None for worker in self.workers)
 
-    def submit(self, task: Task) -> None:
-        """See `Engine`."""
-        number = self._best(task)
-        worker = self.workers[number]
+    def submit(self, assignment: Assignment) -> str:
+        """See `Engine`: an idle worker, best one that has the backbone and images; a process is started last."""
+        idle = [worker for worker in self.workers if worker.assignment is None]
+        worker = min(idle, key=lambda worker: worker.affinity != assignment.affinity, default=None)
         if worker is None:
-            worker = WorkerProcess(f"worker {number}", self.address, rehearse=self.rehearse, threads=self.threads)
-        self.workers[number] = worker
-        worker.give(task)
-        self._started.append(Event(name=task.name, kind="started", worker=worker.name))
+            name = self.name.format(next(self._spawned))
+            worker = WorkerProcess(name, self.address, rehearse=self.rehearse, threads=self.threads)
+            self.workers.append(worker)
+        worker.give(assignment)
+        return worker.name
 
     def poll(self, seconds: float) -> list[Event]:
         """See `Engine`."""
-        events, self._started = self._started, []
-        there = {worker.connection: worker for worker in self.workers if worker is not None}
-        if not there:
-            time.sleep(seconds)
-            return events
-        for connection in wait(list(there), 0 if events else seconds):
-            worker = there[connection]  # pyright: ignore[reportArgumentType]
-            try:
-                events += worker.read()
-            except (EOFError, OSError):
-                events += self._bury(worker)
+        ready = wait([worker.connection for worker in self.workers], seconds)
+        events = [event for worker in self.workers if worker.connection in ready for event in worker.read()]
+        self.workers = [worker for worker in self.workers if not worker.ended]
         return events
 
     def stop(self) -> None:
         """See `Engine`."""
         for worker in self.workers:
-            if worker is not None:
-                worker.stop()
+            worker.stop()
 
     def close(self) -> None:
         """See `Engine`."""
         for worker in self.workers:
-            if worker is not None:
-                worker.end()
-        self.workers = [None] * len(self.workers)
-
-    def _best(self, task: Task) -> int:
-        """A free worker, best one that has the backbone and images of the job; a process is started last."""
-        free = [n for n, worker in enumerate(self.workers) if worker is None or worker.task is None]
-
-        def cost(number: int) -> int:
-            worker = self.workers[number]
-            return 2 if worker is None else 0 if worker.affinity == task.affinity else 1
-
-        return min(free, key=cost)
-
-    def _bury(self, worker: WorkerProcess) -> list[Event]:
-        """After a worker died: another takes its place when there is something to do."""
-        self.workers[self.workers.index(worker)] = None
-        return worker.bury()
+            worker.end()
+        self.workers = []
 
 
 class WorkerProcess:
@@ -109,48 +91,37 @@ class WorkerProcess:
 
     def __init__(self, name: str, address: str, *, rehearse: bool, threads: int) -> None:
         self.name = name
-        self.task: Task | None = None
+        self.assignment: Assignment | None = None
         self.affinity = ""
+        self.ended = False
         self.connection, theirs = CONTEXT.Pipe()
-        self.process: SpawnProcess = CONTEXT.Process(target=_work, args=(theirs, address, self.name, rehearse, threads))
-        # A new process starts with the variables of its parent; torch reads this one when it is imported.
-        with _variable("OMP_NUM_THREADS", str(threads)):
-            self.process.start()
+        self.process: SpawnProcess = CONTEXT.Process(target=_work, args=(theirs, address, name, rehearse, threads))
+        self.process.start()
         theirs.close()
 
-    def give(self, task: Task) -> None:
+    def give(self, assignment: Assignment) -> None:
         """Sends it a job; it has none."""
-        self.task, self.affinity = task, task.affinity
+        self.assignment, self.affinity = assignment, assignment.affinity
         with contextlib.suppress(OSError):  # it has died: reading from it will say so
-            self.connection.send(dict(task.document))
+            self.connection.send(dict(assignment.document))
 
     def read(self) -> list[Event]:
-        """What the worker has sent.
-
-        Raises:
-            EOFError: Or OSError, when it has died and nothing that it sent is left.
-        """
+        """All that the worker has sent; the last event says that its job is lost where it has died meanwhile."""
         events: list[Event] = []
-        while self.connection.poll():
-            try:
+        try:
+            while self.connection.poll():
                 kind, answer = self.connection.recv()
-            except (EOFError, OSError):
-                if events:  # what it said before it died still counts
-                    break
-                raise
-            if self.task is None:
-                continue
-            events.append(Event(name=self.task.name, kind=kind, worker=self.name, answer=answer))
-            if kind in ("done", "stopped"):
-                self.task = None
+                if self.assignment is not None:
+                    events.append(Event(name=self.assignment.name, kind=kind, worker=self.name, answer=answer))
+                if kind in ("done", "stopped"):
+                    self.assignment = None
+        except (EOFError, OSError):
+            self.ended = True
+            self.process.join()
+            if self.assignment is not None:
+                why = _why(self.process.exitcode)
+                events.append(Event(name=self.assignment.name, kind="lost", worker=self.name, why=why))
         return events
-
-    def bury(self) -> list[Event]:
-        """After it died: what has become of its job, if it had one."""
-        self.process.join()
-        if self.task is None:
-            return []
-        return [Event(name=self.task.name, kind="lost", worker=self.name, why=_why(self.process.exitcode))]
 
     def stop(self) -> None:
         """Asks it to save its state; a `stopped` event follows where it has a job."""
@@ -170,22 +141,30 @@ class WorkerProcess:
 def _work(connection: Connection, address: str, name: str, rehearse: bool, threads: int) -> None:
     """The worker process: a job in, its answer out, until the driver closes the line or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the driver decides
-    signal.signal(signal.SIGTERM, _interrupt)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # torch and numpy read it when they are imported
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-        import torch
+        signal.signal(signal.SIGTERM, _interrupt)
+        threading.Thread(target=_follow_parent, daemon=True).start()
+        try:
+            _work_on(connection, address, name, rehearse, threads)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is about to end
 
-        from vprompt.experiments.bench.worker import Worker
 
-        torch.set_num_threads(threads)
-        worker = Worker(address, name, rehearse=rehearse)
-        while True:
-            document = connection.recv()
-            try:
-                answer: tuple[str, Mapping[str, Any]] = ("done", worker.do(document, _reporter(connection)))
-            except KeyboardInterrupt:
-                answer = ("stopped", {})
-            connection.send(answer)
+def _work_on(connection: Connection, address: str, name: str, rehearse: bool, threads: int) -> None:
+    import torch
+
+    from vprompt.experiments.bench.worker import Worker
+
+    torch.set_num_threads(threads)
+    worker = Worker(address, name, rehearse=rehearse)
+    while True:
+        document = connection.recv()
+        try:
+            answer: tuple[str, Mapping[str, Any]] = ("done", worker.do(document, _reporter(connection)))
+        except KeyboardInterrupt:
+            answer = ("stopped", {})
+        connection.send(answer)
 
 
 def _reporter(connection: Connection) -> Any:
@@ -212,19 +191,6 @@ def _follow_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Any:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _why(code: int | None) -> str:

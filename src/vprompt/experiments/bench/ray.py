@@ -7,28 +7,26 @@ import contextlib
 import math
 import os
 import platform
-import re
 import socket
-import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vprompt.experiments.bench.engine import Event, Task
-from vprompt.experiments.bench.local import WorkerProcess
+from vprompt.experiments.bench.engine import Assignment, Event
+from vprompt.experiments.bench.local import LocalEngine
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.version import __version__
 
 if TYPE_CHECKING:
     from vprompt.experiments.bench.plan import Workers
 
+PING_SECONDS = 1.0
+"""After which an actor answers a ping, with how far its job is."""
 
-LISTEN_SECONDS = 10.0
-"""After which an actor answers even when nothing has happened."""
-
-LOOK_EVERY_SECONDS = 5.0
-"""For machines that have joined the cluster."""
+GROW_EVERY_SECONDS = 5.0
+"""Whether machines have joined the cluster is asked so often."""
 
 UNFIT_SECONDS = 60.0
 """For which a cluster may lack any machine that is large enough; one may be on its way."""
@@ -38,24 +36,41 @@ FULL_SECONDS = 600.0
 
 END_SECONDS = 15.0
 
-KNOCK_SECONDS = 10.0
-
-BIRTHS = 5
-"""So many actors in a row may die before they are ready."""
+CONNECT_SECONDS = 10.0
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Of a cluster on this machine; only jobs and their answers go through it."""
+
+VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns on machines without a GPU
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # it prints errors of the cluster, whatever it was told, to standard output
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
+"""Without which Ray talks to others than us; it reads them when it is imported."""
 
 
 class ClusterError(VPromptError):
     """A Ray cluster cannot be used."""
 
 
+@dataclass(eq=False, kw_only=True)
+class _Seat:
+    """An actor as the driver sees it: its last process, if it has had one, and whether that is in the pool."""
+
+    name: str
+    actor: Any
+    process: str = ""
+    host: str = ""
+    ready: bool = False
+    affinity: str = ""
+
+
 class RayEngine:
     """Runs jobs on a Ray cluster.
 
     Every worker is an actor that holds the resources and has a process of its own for the jobs, so that one that dies
-    takes nothing with it. All of them end with this process.
+    takes nothing with it. Ray starts an actor again that was lost. All of them end with this process.
 
     Args:
         address: Of the store; all machines must see the same there.
@@ -80,18 +95,18 @@ class RayEngine:
         self.address = address
         self.rehearse = rehearse
         self.number = workers or needs.number
-        self.ray = _ray()
+        self.ray = _import_ray()
         self.connected_here = not self.ray.is_initialized()
         if self.connected_here:
             _connect(self.ray, cluster, needs, self.number)
         nodes = self._nodes()
         gpus = needs.gpus if needs.gpus is not None else float(any(node.get("GPU", 0) for node in nodes))
         self.needs = {"CPU": needs.cpus, "GPU": gpus, "memory": (needs.memory_gb or 0) * 1e9}
+        self.pool = self.ray.util.ActorPool([])
         self.seats: list[_Seat] = []
-        self.hired = 0
-        self.stillborn = 0
-        self._events: list[Event] = []
-        self._next_look = 0.0
+        self._running: dict[str, _Seat] = {}  # by the names of their jobs
+        self._pings: dict[Any, _Seat] = {}  # one open question to each actor
+        self._next_growth = 0.0
         self._without_since = time.monotonic()
         if cluster is None and self.connected_here and not room(nodes, self.needs):
             self.close()
@@ -99,15 +114,21 @@ class RayEngine:
 
     def free(self) -> int:
         """See `Engine`."""
-        return sum(seat.ready and seat.task is None for seat in self.seats)
+        return sum(seat.ready for seat in self.seats) - len(self._running)
 
-    def submit(self, task: Task) -> None:
-        """See `Engine`."""
-        free = [seat for seat in self.seats if seat.ready and seat.task is None]
-        seat = min(free, key=lambda seat: seat.affinity != task.affinity)
-        seat.task, seat.affinity = task, task.affinity
-        seat.actor.give.remote(task)
-        self._events.append(Event(name=task.name, kind="started", worker=seat.name))
+    def submit(self, assignment: Assignment) -> str:
+        """See `Engine`: a free worker, best one that has the backbone and images."""
+
+        def give(seat: _Seat, assignment: Assignment) -> Any:
+            self._running[assignment.name] = seat
+            seat.affinity = assignment.affinity
+            return seat.actor.do.remote(assignment)
+
+        # The pool takes the one that was put in last.
+        for seat in sorted(self._take_idle(), key=lambda seat: seat.affinity == assignment.affinity):
+            self.pool.push(seat)
+        self.pool.submit(give, assignment)
+        return self._running[assignment.name].name
 
     def poll(self, seconds: float) -> list[Event]:
         """See `Engine`.
@@ -115,17 +136,17 @@ class RayEngine:
         Raises:
             ClusterError: If the cluster has no room for a single worker for long.
         """
-        self._staff()
-        events, self._events = self._events, []
-        calls = {seat.call: seat for seat in self.seats}
-        if not calls:
-            time.sleep(seconds)
-            return events
-        heard, _ = self.ray.wait(list(calls), timeout=0 if events else seconds)
-        if heard:
-            heard, _ = self.ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        for call in heard:
-            events += self._hear(calls[call])
+        self._grow()
+        events = self._answers(0 if self._running else seconds)
+        while self._running:
+            try:
+                event: Event = self.pool.get_next_unordered(timeout=0 if events else seconds)
+            except TimeoutError:
+                break
+            except self.ray.exceptions.RayActorError as error:
+                event = self._lost(error)
+            del self._running[event.name]
+            events.append(event)
         return events
 
     def stop(self) -> None:
@@ -144,76 +165,74 @@ class RayEngine:
         if self.connected_here:
             self.ray.shutdown()
 
-    def _staff(self) -> None:
-        """Hires workers where the cluster has room for more; says so when there is none for a single one."""
+    def _grow(self) -> None:
+        """Spawns workers where the cluster has room for more; says so when there is none for a single one."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_growth:
             return
-        self._next_look = now + LOOK_EVERY_SECONDS
+        self._next_growth = now + GROW_EVERY_SECONDS
         nodes = self._nodes()
-        for _ in range((self.number or room(nodes, self.needs)) - len(self.seats)):
-            self._hire()
+        options = {"num_cpus": self.needs["CPU"], "num_gpus": self.needs["GPU"], "memory": self.needs["memory"] or None}
+        # Methods run side by side: one waits for the end of a job while others are asked how far it is, or stop it.
+        kind = self.ray.remote(Overseer).options(**options, max_concurrency=4, max_restarts=-1)
+        threads = max(1, int(self.needs["CPU"]))
+        for number in range(len(self.seats), self.number or room(nodes, self.needs)):
+            name = f"worker {number}"
+            seat = _Seat(name=name, actor=kind.remote(self.address, name, os.getcwd(), self.rehearse, threads))
+            self.seats.append(seat)
+            self._ping(seat, 0.0)
         if any(seat.ready for seat in self.seats):
             self._without_since = now
-        elif not room(nodes, self.needs) and now - self._without_since > UNFIT_SECONDS:
+        elif now - self._without_since > (FULL_SECONDS if room(nodes, self.needs) else UNFIT_SECONDS):
             raise ClusterError(self._unfit(nodes))
-        elif now - self._without_since > FULL_SECONDS:
-            raise ClusterError(
-                f"For {FULL_SECONDS / 60:.0f} minutes the Ray cluster had no room for a worker "
-                f"({described(self.needs)}); start again once others have finished there."
-            )
 
-    def _hire(self) -> None:
-        name = f"worker {self.hired}"
-        self.hired += 1
-        options = {"num_cpus": self.needs["CPU"], "num_gpus": self.needs["GPU"], "memory": self.needs["memory"] or None}
-        threads = max(1, int(self.needs["CPU"]))
-        # Methods run side by side: one waits for what the process says while another gives it a job or stops it.
-        kind = self.ray.remote(Overseer).options(**options, max_concurrency=4, max_restarts=0)
-        actor = kind.remote(self.address, name, os.getcwd(), self.rehearse, threads)
-        self.seats.append(_Seat(name=name, actor=actor, call=actor.hello.remote()))
+    def _ping(self, seat: _Seat, seconds: float) -> None:
+        self._pings[seat.actor.ping.options(max_task_retries=-1).remote(seconds)] = seat
 
-    def _hear(self, seat: _Seat) -> list[Event]:
-        """What an actor has answered; it is asked again, or buried."""
-        try:
-            answer = self.ray.get(seat.call)
-        except self.ray.exceptions.RayError as error:
-            return self._bury(seat, error)
-        seat.call = seat.actor.listen.remote(LISTEN_SECONDS)
-        if not seat.ready:
-            if answer["version"] != __version__:
+    def _answers(self, seconds: float) -> list[Event]:
+        """How far the jobs are; workers that are there now, or again, join the pool."""
+        if not self._pings:
+            time.sleep(seconds)
+            return []
+        answers, _ = self.ray.wait(list(self._pings), num_returns=1 if seconds else len(self._pings), timeout=seconds)
+        events: list[Event] = []
+        for answer in answers:
+            seat = self._pings.pop(answer)
+            try:
+                about = self.ray.get(answer)
+            except self.ray.exceptions.RayError as error:
                 raise ClusterError(
-                    f"{answer['host']} has vprompt {answer['version']} and this machine {__version__}; install "
-                    "the same everywhere."
+                    f"No worker can start on the Ray cluster ({_last_line(error)}); does every machine of it have the "
+                    "same vprompt and Python as this one?"
+                ) from error
+            if about["version"] != __version__:
+                raise ClusterError(
+                    f"{about['host']} has vprompt {about['version']} and this machine {__version__}; install the same "
+                    "everywhere."
                 )
-            seat.ready, seat.host, self.stillborn = True, answer["host"], 0
-            return []
-        if any(event.kind in ("done", "stopped", "lost") for event in answer):
-            seat.task = None
-        return answer
+            if not seat.ready and about["process"] == seat.process:
+                self.ray.kill(seat.actor, no_restart=False)  # only the network failed; its job is another's now
+            elif not seat.ready:
+                seat.process, seat.host, seat.ready = about["process"], about["host"], True
+                self.pool.push(seat)
+            progress: Event | None = about["progress"]
+            if progress is not None and self._running.get(progress.name) is seat:
+                events.append(progress)
+            self._ping(seat, PING_SECONDS)
+        return events
 
-    def _bury(self, seat: _Seat, error: Exception) -> list[Event]:
-        """After an actor died, or was cut off: another takes its place, where there is room."""
-        self.seats.remove(seat)
-        with contextlib.suppress(self.ray.exceptions.RayError):
-            self.ray.kill(seat.actor)
-        self._next_look = 0.0
-        self.stillborn += not seat.ready
-        if self.stillborn >= BIRTHS or (not seat.ready and _cannot_start(error)):
-            raise ClusterError(
-                f"No worker can start on the Ray cluster ({_last_line(error)}); does every machine of it have the same "
-                "vprompt and Python as this one?"
-            )
-        if seat.task is None:
-            return []
-        why = f"its Ray worker on {seat.host} was ended"
-        if self._cut_off(error):
-            why = f"the machine {seat.host} left the cluster or cannot be reached"
-        return [Event(name=seat.task.name, kind="lost", worker=seat.name, why=why)]
+    def _lost(self, error: Any) -> Event:
+        """After an actor died, or was cut off: it leaves the pool until it answers from a new process."""
+        name, seat = next(row for row in self._running.items() if row[1].actor._actor_id.hex() == error.actor_id)
+        seat.ready = False
+        for idle in self._take_idle():
+            if idle is not seat:
+                self.pool.push(idle)
+        why = f"its Ray worker on {seat.host} was ended or cannot be reached"
+        return Event(name=name, kind="lost", worker=seat.name, why=why)
 
-    def _cut_off(self, error: Exception) -> bool:
-        unavailable = isinstance(error, self.ray.exceptions.ActorUnavailableError)
-        return unavailable or re.search(r"\bnode (has died|died|was)\b", str(error)) is not None
+    def _take_idle(self) -> list[_Seat]:
+        return list(iter(self.pool.pop_idle, None))
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -221,36 +240,13 @@ class RayEngine:
     def _unfit(self, nodes: Sequence[Mapping[str, float]]) -> str:
         have = "; ".join(sorted({described(node) for node in nodes})) or "nothing"
         return (
-            f"No machine of the Ray cluster has what the plan wants for each worker ({described(self.needs)}); they "
-            f"have {have}."
+            "No machine of the Ray cluster has free what the plan wants for each worker "
+            f"({described(self.needs)}); they have {have} in all."
         )
 
 
-@dataclass(eq=False, kw_only=True)
-class _Seat:
-    """An actor as the driver sees it.
-
-    Args:
-        name: Of the worker.
-        actor: Its handle.
-        call: What was asked of it last and will be answered: first whether it is there, then what happens.
-        ready: Whether it is there.
-        host: The machine that it is on.
-        task: The job that it has.
-        affinity: Of its last job.
-    """
-
-    name: str
-    actor: Any
-    call: Any
-    ready: bool = False
-    host: str = ""
-    task: Task | None = None
-    affinity: str = ""
-
-
 class Overseer:
-    """What runs on the cluster: keeps one worker process, and passes on what it is told and what happens.
+    """Actor of a Ray cluster: a local engine with one worker process.
 
     Args:
         address: Of the store.
@@ -261,51 +257,40 @@ class Overseer:
     """
 
     def __init__(self, address: str, name: str, folder: str, rehearse: bool, threads: int) -> None:
-        self.name = f"{name} on {platform.node()}"
-        self.address = address
-        self.rehearse = rehearse
-        self.threads = threads
-        self.process: WorkerProcess | None = None
-        self.there = threading.Event()
+        name = f"{name} on {platform.node()}"
+        self.engine = LocalEngine(address, name=name, rehearse=rehearse, threads=threads)
+        self.process = uuid.uuid4().hex
+        self.progress: Event | None = None
         with contextlib.suppress(OSError):
             os.chdir(folder)
         atexit.register(self.end)  # before Python itself waits for the process, however long its job takes
 
-    def hello(self) -> dict[str, str]:
-        """Who this is."""
-        return {"host": platform.node(), "version": __version__}
+    def ping(self, seconds: float) -> dict[str, Any]:
+        """Who this is and how far its job is, after some seconds."""
+        time.sleep(seconds)
+        about = {"process": self.process, "host": platform.node(), "version": __version__}
+        return {**about, "progress": self.progress}
 
-    def give(self, task: Task) -> None:
-        """Gives the process a job; it has none."""
-        if self.process is None:
-            self.process = WorkerProcess(self.name, self.address, rehearse=self.rehearse, threads=self.threads)
-        self.process.give(task)
-        self.there.set()
-
-    def listen(self, seconds: float) -> list[Event]:
-        """What has happened to the job; waits at most so long for something."""
-        self.there.wait(seconds)
-        process = self.process
-        if process is None or not process.connection.poll(seconds):
-            return []
+    def do(self, assignment: Assignment) -> Event:
+        """Has the process do a job, and returns what became of it."""
         try:
-            return process.read()
-        except (EOFError, OSError):
-            self.process = None
-            self.there.clear()
-            return process.bury()
+            self.engine.submit(assignment)
+        except OSError as error:
+            return Event(name=assignment.name, kind="lost", why=f"no process could be started ({error.strerror})")
+        while True:
+            for event in self.engine.poll(60.0):
+                if event.kind != "progress":
+                    return event
+                self.progress = event
 
     def stop(self) -> None:
         """Asks the process to save its state and to stop with its job."""
-        if self.process is not None:
-            self.process.stop()
+        self.engine.stop()
 
     def end(self) -> None:
         """Ends the process."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.stop()
-            process.end()
+        self.engine.stop()
+        self.engine.close()
 
 
 def room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
@@ -334,16 +319,7 @@ def described(resources: Mapping[str, float]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns on machines without a GPU
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # it prints errors of the cluster, whatever it was told, to standard output
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-}
-"""Without which Ray talks to others than us; it reads them when it is imported."""
-
-
-def _ray() -> Any:
+def _import_ray() -> Any:
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     try:
@@ -358,7 +334,9 @@ def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) 
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if cluster is not None:
-            _knock(cluster)
+            host, _, port = cluster.removeprefix("ray://").rpartition(":")
+            if host and port.isdigit():  # Ray itself tries for minutes where nobody answers
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
             ray.init(address=cluster, **quiet)
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -370,18 +348,6 @@ def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) 
         ray.shutdown()
         what = "No Ray cluster can be started on this machine" if cluster is None else f"No Ray cluster at {cluster}"
         raise ClusterError(f"{what} ({_last_line(error)}).") from error
-
-
-def _knock(cluster: str) -> None:
-    """Ray itself tries for minutes where nobody answers."""
-    host, _, port = cluster.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
-
-
-def _cannot_start(error: Exception) -> bool:
-    """Whether the constructor of an actor failed, as it would again."""
-    return "creation" in str(error) or "__init__" in str(error)
 
 
 def _last_line(error: Exception) -> str:

@@ -1,20 +1,24 @@
-"""Where a benchmark's results lie: whole or not there, in a folder or at any address that fsspec knows."""
+"""Store of a benchmark: results, adapters and failures by name, in a folder or at any URL that fsspec knows."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import posixpath
 import shutil
 import tempfile
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import fsspec
+
+from vprompt.experiments.folder import locked
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import write_json, write_text
+from vprompt.utils.io import write_atomically
 
 Document = dict[str, Any]
 
@@ -23,233 +27,219 @@ class StoreError(VPromptError):
     """Results cannot be read or written."""
 
 
-class Store(Protocol):
-    """Results, failures and adapters by name; several processes and machines may use one at the same time.
+class Store:
+    """Results, failures and adapters of runs; several processes and machines may use one at the same time.
 
-    A result is the last thing of a run that is written, in one step: where there is one, the run is done.
+    `results/NAME.json` is the result of a run, `adapters/NAME/` its adapter, `failures/NAME.json` why there is none,
+    `plans/NAME.toml` what was to be run. A result is the last thing of a run that is written, in one step: where there
+    is one, the run is done. The state of an unfinished run lies in `work/NAME/` on this machine: in the same folder,
+    or in the user's cache for a URL.
+
+    Args:
+        address: A folder, made when it is first written to, or what `fsspec.core.url_to_fs` takes.
+
+    Raises:
+        StoreError: If there is no such filesystem, or it cannot be reached.
     """
 
-    address: str
+    def __init__(self, address: str) -> None:
+        self.is_folder = "://" not in address
+        self.address = os.path.abspath(address) if self.is_folder else address.rstrip("/")
+        self.here = Path(self.address) if self.is_folder else _cache_folder(self.address)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.address)
+        except (ValueError, ImportError, OSError) as error:
+            raise StoreError(f"Results cannot be kept at {address}: {error}.") from error
+        self.fs: Any = fs
+        self.root: str = root
 
     def finished(self) -> set[str]:
-        """Names of all runs that have a whole result."""
-        ...
+        """Names of all runs that have a result."""
+        return self._names("results", ".json")
 
     def result(self, name: str) -> Document | None:
-        """The result of a run; None where there is none, or where it is not whole."""
-        ...
+        """The result of a run; None where there is none, or it is damaged, or a copy of another run's."""
+        document = self._read(f"results/{name}.json")
+        return document if document is not None and document.get("name") == name else None
 
     def publish(self, name: str, document: Document, adapter: Path | None = None) -> None:
-        """Puts a run's adapter and then its result in their places; the folder `adapter` may be used up."""
-        ...
+        """Puts a run's adapter and then its result in their places; the folder `adapter` is moved away."""
+        place = self.here / "adapters" / name
+        if adapter is not None:
+            with self._reached():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(place, ignore_errors=True)
+                os.replace(adapter, place)
+            if not self.is_folder:
+                self._upload(name, place)
+        self._write_document(f"results/{name}.json", document)
+        with self._reached():
+            if self.fs.exists(failure := self._path(f"failures/{name}.json")):
+                self.fs.rm_file(failure)
+        if not self.is_folder:
+            shutil.rmtree(place, ignore_errors=True)
 
     def adapter(self, name: str) -> Path:
         """A folder on this machine with the adapter and the result of a finished run."""
-        ...
+        folder = self.here / "adapters" / name
+        if not self.is_folder:
+            for file in self._list(f"adapters/{name}"):
+                if not (folder / file).exists():
+                    data = self._bytes(f"adapters/{name}/{file}")
+                    write_atomically(folder / file, lambda part, data=data: part.write_bytes(data))
+        return folder
 
     def fail(self, name: str, document: Document) -> None:
         """Records why a run failed."""
-        ...
+        self._write_document(f"failures/{name}.json", document)
 
     def failure(self, name: str) -> Document | None:
         """Why a run failed; None where it did not, or has succeeded since."""
-        ...
+        return self._read(f"failures/{name}.json")
 
     def failures(self) -> set[str]:
         """Names of all runs that have failed."""
-        ...
+        return self._names("failures", ".json")
 
     def scratch(self, name: str) -> Path:
         """Folder on this machine for the state of an unfinished run."""
-        ...
+        return self.here / "work" / name
 
-    def reclaim(self, name: str) -> None:
-        """Puts the adapter of a run that was killed before its result was written back to its unfinished state."""
-        ...
+    @contextmanager
+    def locked(self, name: str) -> Generator[Path]:
+        """The folder for the state of an unfinished run, with other processes kept out of it.
 
-    def forget(self, name: str) -> None:
+        Raises:
+            BusyError: If another process is at work there.
+        """
+        scratch, adapter = self.scratch(name), self.here / "adapters" / name
+        with locked(scratch):
+            if not scratch.exists() and adapter.exists() and self.result(name) is None:
+                # It was killed, or its result was damaged, after its adapter had been put in its place.
+                scratch.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(adapter, scratch)
+            yield scratch
+
+    def delete_scratch(self, name: str) -> None:
         """Removes the state of a run that will not go on."""
-        ...
+        shutil.rmtree(self.scratch(name), ignore_errors=True)
 
-    def keep_plan(self, name: str, text: str) -> None:
-        """Keeps the plan beside its results."""
-        ...
+    def write_plan(self, name: str, text: str) -> None:
+        """Records what was run here."""
+        self._write(f"plans/{name}.toml", text.encode())
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
-        ...
+        return {name: self._bytes(f"plans/{name}.toml").decode() for name in sorted(self._names("plans", ".toml"))}
+
+    def delete(self) -> None:
+        """Removes everything."""
+        with self._reached():
+            if self.fs.exists(self.root):
+                self.fs.rm(self.root, recursive=True)
+        shutil.rmtree(self.here, ignore_errors=True)
+
+    def _upload(self, name: str, adapter: Path) -> None:
+        for file in sorted(adapter.rglob("*")):
+            relative = file.relative_to(adapter)
+            if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+                self._write(f"adapters/{name}/{relative.as_posix()}", file.read_bytes())
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self.root, name)
+
+    def _list(self, folder: str) -> list[str]:
+        try:
+            with self._reached():
+                paths = self.fs.ls(self._path(folder), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = [posixpath.basename(str(path).rstrip("/")) for path in paths]
+        return [name for name in names if not name.startswith(".")]
+
+    def _names(self, folder: str, ending: str) -> set[str]:
+        return {name.removesuffix(ending) for name in self._list(folder) if name.endswith(ending)}
+
+    def _bytes(self, name: str) -> bytes:
+        with self._reached():
+            return self.fs.cat_file(self._path(name))
+
+    def _read(self, name: str) -> Document | None:
+        try:
+            return verified(self._bytes(name).decode())
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
+    def _write_document(self, name: str, document: Document) -> None:
+        text = json.dumps(with_checksum(document), indent=2, ensure_ascii=False, allow_nan=False)
+        self._write(name, f"{text}\n".encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Under another name first: a reader would otherwise see half of it."""
+        with self._reached():
+            if self.is_folder:  # survives a power cut as well
+                write_atomically(self.here / name, lambda part: part.write_bytes(data))
+                return
+            path = self._path(name)
+            part = posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.part")
+            self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            try:
+                self.fs.pipe_file(part, data)
+                self.fs.mv(part, path)
+            except BaseException:
+                if self.fs.exists(part):
+                    self.fs.rm_file(part)
+                raise
+
+    @contextmanager
+    def _reached(self) -> Generator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every filesystem has errors of its own
+            raise StoreError(f"{self.address} cannot be used ({type(error).__name__}: {error}).") from error
 
 
 def open_store(address: str) -> Store:
     """The store at an address: a folder, or a URL such as `s3://bucket/runs` for which fsspec has a filesystem.
 
     Example:
-        >>> import tempfile
         >>> open_store(tempfile.mkdtemp()).finished()
         set()
     """
-    if "://" in address:
-        from vprompt.experiments.bench.remote_store import RemoteStore
-
-        return RemoteStore(address)
-    return FolderStore(Path(address))
+    return Store(address)
 
 
-def seal(document: Document) -> Document:
+def with_checksum(document: Document) -> Document:
     """A document with the checksum of everything else in it.
 
     Example:
-        >>> whole(json.dumps(seal({"a": 1})))["a"], whole('{"a": 1}'), whole('{"a": ')
+        >>> verified(json.dumps(with_checksum({"a": 1})))["a"], verified('{"a": 1}'), verified('{"a": ')
         (1, None, None)
     """
     return document | {"checksum": _checksum(document)}
 
 
-def whole(text: str) -> Document | None:
-    """A sealed document from its text; None where it is damaged, cut off or was changed by hand."""
+def verified(text: str) -> Document | None:
+    """The document with a checksum that a text is; None where it is damaged, cut off or was changed by hand."""
     try:
         document = json.loads(text)
     except ValueError:
         return None
     if not isinstance(document, dict):
         return None
-    rest = {key: value for key, value in document.items() if key != "checksum"}
+    rest: Document = {key: value for key, value in document.items() if key != "checksum"}
     return document if document.get("checksum") == _checksum(rest) else None
-
-
-def named(document: Document | None, name: str) -> Document | None:
-    """A result that is that of the run it is called after; None where it was copied from another.
-
-    Example:
-        >>> named({"name": "a"}, "a"), named({"name": "a"}, "b")
-        ({'name': 'a'}, None)
-    """
-    return document if document is not None and document.get("name") == name else None
 
 
 def _checksum(document: Document) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class FolderStore:
-    """Results in a folder of this machine, or one that several machines share.
-
-    `results/NAME.json` is the result, `adapters/NAME/` the adapter, `failures/NAME.json` why there is none,
-    `work/NAME/` the state of an unfinished run, `plans/NAME.toml` what was to be run.
-
-    Args:
-        root: The folder; made when it is first written to.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-        self.address = str(self.root)
-
-    def finished(self) -> set[str]:
-        """See `Store`."""
-        return self._names("results")
-
-    def result(self, name: str) -> Document | None:
-        """See `Store`."""
-        return named(_read(self.root / "results" / f"{name}.json"), name)
-
-    def publish(self, name: str, document: Document, adapter: Path | None = None) -> None:
-        """See `Store`."""
-        if adapter is not None:
-            place = self.root / "adapters" / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(adapter, place)
-        write_json(self.root / "results" / f"{name}.json", seal(document))
-        (self.root / "failures" / f"{name}.json").unlink(missing_ok=True)
-
-    def adapter(self, name: str) -> Path:
-        """See `Store`."""
-        return self.root / "adapters" / name
-
-    def fail(self, name: str, document: Document) -> None:
-        """See `Store`."""
-        write_json(self.root / "failures" / f"{name}.json", seal(document))
-
-    def failure(self, name: str) -> Document | None:
-        """See `Store`."""
-        return _read(self.root / "failures" / f"{name}.json")
-
-    def failures(self) -> set[str]:
-        """See `Store`."""
-        return self._names("failures")
-
-    def scratch(self, name: str) -> Path:
-        """See `Store`."""
-        return self.root / "work" / name
-
-    def reclaim(self, name: str) -> None:
-        """See `Store`."""
-        place = self.scratch(name)
-        if not place.exists() and self.adapter(name).exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.adapter(name), place)
-
-    def forget(self, name: str) -> None:
-        """See `Store`."""
-        shutil.rmtree(self.scratch(name), ignore_errors=True)
-
-    def keep_plan(self, name: str, text: str) -> None:
-        """See `Store`."""
-        write_text(self.root / "plans" / f"{name}.toml", text)
-
-    def plans(self) -> dict[str, str]:
-        """See `Store`."""
-        return {path.stem: path.read_text(encoding="utf-8") for path in sorted((self.root / "plans").glob("*.toml"))}
-
-    def _names(self, folder: str) -> set[str]:
-        try:
-            names = os.listdir(self.root / folder)
-        except FileNotFoundError:
-            return set()
-        except OSError as error:
-            raise StoreError(f"The results in {self.root} cannot be listed ({error.strerror}).") from error
-        return {name[:-5] for name in names if name.endswith(".json") and not name.startswith(".")}
-
-
-def _read(path: Path) -> Document | None:
-    try:
-        return whole(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-
-
-class BusyError(VPromptError):
-    """Another process is at work on the same run."""
-
-
-@contextmanager
-def claimed(folder: Path) -> Generator[None]:
-    """Keeps other processes, also on other machines that share the folder, from working in it; ends with the process.
-
-    Raises:
-        BusyError: If another process is there first.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.parent / f".{folder.name}.lock"  # beside the folder, which is moved away at the end
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.fstat(file.fileno()).st_ino == lock.stat().st_ino  # or its last owner has just removed it
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise BusyError(f"Another process is at work on {folder.name}.") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def scratch_root(address: str) -> Path:
-    """Where this machine keeps the state of unfinished runs whose results go elsewhere."""
-    place = hashlib.sha256(address.encode()).hexdigest()[:16]
+def _cache_folder(address: str) -> Path:
+    """Where this machine keeps the state of unfinished runs whose results go to a URL."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if not os.access(os.path.dirname(base), os.W_OK):
         base = tempfile.gettempdir()
-    return Path(base) / "vprompt" / "bench" / place
+    return Path(base) / "vprompt" / "bench" / hashlib.sha256(address.encode()).hexdigest()[:16]

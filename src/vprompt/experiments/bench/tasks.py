@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from vprompt.data.benchmarks.lists import read_layout
-from vprompt.data.benchmarks.places import locate
 from vprompt.data.benchmarks.tasks import BenchmarkTask, benchmark_tasks, find_task
-from vprompt.data.scan import UNSPLIT, scan
+from vprompt.data.sources.base import UNSPLIT
 from vprompt.data.synthetic.tasks import PREFIX, SIZES, synthetic_names
+from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.plan import PlanError
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -66,8 +64,7 @@ def why_missing(spec: str, root: str | None) -> str | None:
     if spec.startswith(("bundled:", PREFIX)):
         return None if spec == "bundled:fashion-mnist" or spec in synthetic_names() else f"There is no task {spec}."
     try:
-        if locate(spec, root) is None:
-            scan(Path(spec))
+        find_listing(spec, root=root)
     except DataError as error:
         return str(error)
     return None
@@ -80,15 +77,11 @@ def split_sizes(spec: str | None, root: str | None) -> tuple[int, int, int]:
     if spec.startswith(PREFIX):
         return SIZES
     try:
-        if (place := locate(spec, root)) is not None:
-            lists = read_layout(place.folder, place.task, kind=place.kind).splits
-            train, val, test = (len(lists.get(split, ())) for split in ("train", "val", "test"))
-            return train, val, test
-        splits = scan(Path(spec)).splits
+        splits = find_listing(spec, root=root).splits
     except DataError:
         task = known(spec)
         return (800, 200, 2000) if task is None else (task.train, task.val, task.test)
-    sizes = {split: sum(map(len, classes.values())) for split, classes in splits.items()}
+    sizes = {split: len(items) for split, items in splits.items()}
     if UNSPLIT in sizes:
         return tuple(round(sizes[UNSPLIT] * share) for share in (0.64, 0.16, 0.2))  # pyright: ignore[reportReturnType]
     return sizes.get("train", 0), sizes.get("val", 0), sizes.get("test", 0)

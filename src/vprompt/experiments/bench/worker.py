@@ -1,4 +1,4 @@
-"""What does a job: keeps backbone and images from one job to the next, and leaves a whole result or none."""
+"""Worker: does jobs, keeps backbone and images from one to the next, and leaves a whole result or none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import nn
 from vprompt.data.dataset import Task
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.experiments.bench.jobs import Job, from_plain_data, identity
-from vprompt.experiments.bench.store import BusyError, Store, StoreError, claimed, open_store
-from vprompt.experiments.folder import RESULT
+from vprompt.experiments.bench.store import StoreError, open_store
+from vprompt.experiments.folder import RESULT, BusyError
 from vprompt.experiments.run import run, try_settings
 from vprompt.experiments.settings import CondenseSettings, Settings
 from vprompt.experiments.stages import Sources
@@ -36,8 +36,8 @@ NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memo
 """What torch says on a CPU, where it has no error of its own for that, and the system."""
 
 
-class KeptSources(Sources):
-    """Keeps the last backbone and the last task."""
+class CachedSources(Sources):
+    """Keeps the last backbone and the last task; the old one goes before the next is made, as both might not fit."""
 
     def __init__(self) -> None:
         self._backbone: tuple[object, nn.Module] | None = None
@@ -47,7 +47,7 @@ class KeptSources(Sources):
         """See `Sources`."""
         key = (settings.backbone, settings.img_size, settings.weights)
         if self._backbone is None or self._backbone[0] != key:
-            self._backbone = None  # two large backbones might not fit
+            self._backbone = None
             self._backbone = (key, super().backbone(settings))
         return self._backbone[1]
 
@@ -70,10 +70,10 @@ class Worker:
     """
 
     def __init__(self, address: str, name: str, *, rehearse: bool = False) -> None:
-        self.store: Store = open_store(address)
+        self.store = open_store(address)
         self.name = name
         self.rehearse = rehearse
-        self.sources = KeptSources()
+        self.sources = CachedSources()
 
     def do(self, document: Mapping[str, Any], report: bool | Report = silent) -> dict[str, Any]:
         """Does a job and leaves its result in the store.
@@ -91,39 +91,31 @@ class Worker:
         """
         job = from_plain_data(document)
         try:
-            with claimed(self.store.scratch(job.work)):
+            with self.store.locked(job.work) as scratch:
                 if self.store.result(job.name) is None:
-                    self._do(job, report)
+                    self._do(job, scratch, report)
             return {"state": "finished"}
         except BusyError:
             return {"state": "busy"}
         except Exception as error:  # whatever it is, the jobs that follow can go on
             return self._failed(job, error)
 
-    def _do(self, job: Job, report: bool | Report) -> None:
-        scratch = self.store.scratch(job.work)
+    def _do(self, job: Job, scratch: Path, report: bool | Report) -> None:
+        common: dict[str, Any] = {"progress": report, "sources": self.sources}
+        adapter = None
+        if self.rehearse:
+            result = {"val_accuracy": 0.0, "val_loss": 0.0, "rehearsed": True}
+        elif job.until is not None:
+            result = try_settings(job.settings, scratch / "training.safetensors", until=job.until, **common)
+        else:
+            trained = None if job.first is None else self.store.adapter(job.first)
+            if trained is not None and not (trained / RESULT).exists():
+                trained = None  # somebody removed it, as adapters are large: this run then trains by itself
+            result = run(job.settings, scratch, resume=True, trained=trained, **common)
+            adapter = scratch
         about = {"name": job.name, "run": identity(job.settings), "until": job.until}
         place = {"host": platform.node(), "worker": self.name}
-        if self.rehearse:
-            seen = {"val_accuracy": 0.0, "val_loss": 0.0, "rehearsed": True}
-            self.store.publish(job.name, {**about, **seen, "by": place, "finished": _now()})
-            return
-        if job.until is not None:
-            found = try_settings(
-                job.settings,
-                scratch / "training.safetensors",
-                until=job.until,
-                progress=report,
-                sources=self.sources,
-            )
-            self.store.publish(job.name, {**about, **found, "by": place, "finished": _now()})
-            return
-        self.store.reclaim(job.name)
-        trained = None if job.first is None else self.store.adapter(job.first)
-        if trained is not None and not (trained / RESULT).exists():
-            trained = None  # somebody removed it, as adapters are large: this run then trains by itself
-        result = run(job.settings, scratch, resume=True, progress=report, trained=trained, sources=self.sources)
-        self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, scratch)
+        self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, adapter)
 
     def _failed(self, job: Job, error: Exception) -> dict[str, Any]:
         sentence = str(error)
@@ -131,7 +123,7 @@ class Worker:
             sentence = "There is not enough memory."
         elif not isinstance(error, VPromptError):
             sentence = f"Something unexpected went wrong ({type(error).__name__}: {error})."
-        if no_room := _no_room(error, self.store.scratch(job.work).parent.parent):
+        if no_room := _no_room(error, self.store.here):
             sentence = f"Nothing can be written to {self.store.address} ({no_room})."
         failed = {"state": "failed", "failure": sentence, "for_all": bool(no_room) or isinstance(error, StoreError)}
         failed["again"] = not isinstance(error, DivergedError)

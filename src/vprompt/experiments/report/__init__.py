@@ -1,8 +1,6 @@
 """The report of a benchmark: a page, Markdown, CSV and LaTeX, all from one plain document."""
 
 from vprompt.experiments.report.aggregate import Aggregates, Spread, aggregate
-from vprompt.experiments.report.csv import csv_rows
-from vprompt.experiments.report.latex import latex
-from vprompt.experiments.report.page import markdown, page
+from vprompt.experiments.report.page import csv_rows, latex, markdown, page
 
 __all__ = ["Aggregates", "Spread", "aggregate", "csv_rows", "latex", "markdown", "page"]

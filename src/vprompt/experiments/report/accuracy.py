@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vprompt.experiments.report.aggregate import Aggregates, Spread
+from vprompt.experiments.report.aggregate import Spread, on_task, over_groups
 from vprompt.experiments.report.study import GROUPS, Method, Study, Task
 from vprompt.report import published
 from vprompt.report.document import Block, Body, Bullets, Cell, Fold, Paragraph, Section, Table, Warn
@@ -17,96 +17,35 @@ FEW = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column: a task, or a mean over some groups of tasks."""
+    """One column: a task, or a mean of the means over groups of tasks."""
 
     head: str
-    kind: str
-    key: str = ""
-    groups: Sequence[Sequence[Task]] = ()
+    groups: Sequence[Sequence[Task]]
+    mean: bool = True
+
+    def value(self, study: Study, method: Method) -> Spread:
+        """The accuracy of a method in it."""
+        return over_groups(study, method, self.groups) if self.mean else on_task(study, method, self.groups[0][0])
+
+    def published(self, row: published.PublishedRow) -> float | None:
+        """The published number; None where a task of it is not one of a benchmark."""
+        groups = [[task.published for task in tasks if task.published is not None] for tasks in self.groups]
+        if [len(names) for names in groups] != [len(tasks) for tasks in self.groups]:
+            return None
+        return row.mean_of_groups(groups) if len(groups) > 1 else row.mean(groups[0])
 
 
-def section(study: Study, numbers: Aggregates) -> Section:
-    """Accuracy by task and its means."""
-    blocks: list[Block] = [Paragraph(_legend(study, numbers))]
-    said = Said(study)
-    for caption, columns, over in layout(study):
-        head = ["Method", *(column.head for column in columns)]
-        bodies = [Body(rows=[_row(study, numbers, method, columns) for method in study.methods])]
-        if rows := said.rows(columns):
-            bodies.append(Body(rows=rows, label=said.label, published=True))
-        blocks.append(Table(caption=caption, head=head, bodies=bodies, over=over))
-        if rest := said.rows(columns, rest=True):
-            bodies = [Body(rows=rest, label=said.label, published=True)]
-            more = Table(caption=f"{caption}: more published numbers", head=head, bodies=bodies, over=over)
-            blocks.append(Fold(f"{count(len(rest), 'more published row')}", [more]))
-    if said.sources:
-        blocks.append(Paragraph(f"Sources of the published numbers: {'; '.join(said.sources)}."))
-    return Section(key="accuracy", title="Accuracy by task", blocks=[*blocks, *_notes(study)])
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A table to be filled: its caption, its columns, and heads above heads."""
+
+    caption: str
+    columns: Sequence[Column]
+    over: Sequence[tuple[str, int]] = ()
 
 
-def layout(study: Study) -> list[tuple[str, list[Column], list[tuple[str, int]]]]:
-    """The tables: one if there are few tasks, or one for each group and one of the means; with heads above heads."""
-    groups = study.groups
-    by_group = {
-        group: [Column(head=task.title, kind="task", key=task.key, groups=[[task]]) for task in tasks]
-        for group, tasks in groups.items()
-    }
-    group_means = {
-        group: Column(head=f"Mean of {GROUPS[group]}", kind="group", key=group, groups=[tasks])
-        for group, tasks in groups.items()
-    }
-    everything = [list(tasks) for tasks in groups.values()]
-    means = [
-        Column(head=f"Mean of {count(len(groups), 'group mean')}", kind="group mean", groups=everything),
-        Column(
-            head=f"Mean of {count(len(study.tasks), 'task')}",
-            kind="plain mean",
-            groups=[[task for tasks in everything for task in tasks]],
-        ),
-    ]
-    if len(study.tasks) <= FEW:
-        tasks = [column for columns in by_group.values() for column in columns]
-        over = [(GROUPS[group], len(columns)) for group, columns in by_group.items()] + [("Means", len(groups) + 2)]
-        return [("Accuracy, %", [*tasks, *group_means.values(), *means], over)]
-    tables = [(f"{GROUPS[group]}, accuracy in %", [*by_group[group], group_means[group]], []) for group in groups]
-    return [*tables, ("Means, accuracy in %", [*group_means.values(), *means], [])]
-
-
-def value_of(numbers: Aggregates, method: str, column: Column) -> Spread:
-    """What a method reaches in a column."""
-    if column.kind == "task":
-        return numbers.tasks[method, column.key]
-    if column.kind == "group":
-        return numbers.groups[method, column.key]
-    return (numbers.group_mean if column.kind == "group mean" else numbers.plain_mean)[method]
-
-
-def best_methods(study: Study, numbers: Aggregates, column: Column) -> set[str]:
-    """Who has the highest mean of those that have all seeds; nobody where there is none to compare with."""
-    means = {method.key: value_of(numbers, method.key, column) for method in study.methods}
-    whole = {key: found.mean for key, found in means.items() if found.mean is not None and found.n == found.runs}
-    if len(whole) < 2:
-        return set()
-    highest = max(whole.values())
-    return {key for key, mean in whole.items() if mean == highest}
-
-
-def cell_of(found: Spread, *, best: bool = False) -> Cell:
-    """How a spread stands in a table."""
-    notes = [f"n = {found.n}"] * (found.mean is not None and found.n != found.runs)
-    if found.failed:
-        notes.append(f"{found.failed} failed")
-    if found.mean is None:
-        if found.lacking:
-            return Cell(text="–", note=f"no result on {count(found.lacking, 'task')}", muted=True)
-        all_failed = found.failed and found.failed == found.runs
-        return Cell(text="failed" if all_failed else "–", note="" if all_failed else ", ".join(notes), muted=True)
-    dagger = " †" * (found.unconverged > 0)
-    return Cell(text=spread(found.mean, found.std) + dagger, note=", ".join(notes), best=best)
-
-
-class Said:
-    """What is published on the tasks of a study, and where.
+class Publications:
+    """Published numbers on the tasks of a study, and their sources.
 
     Args:
         study: Its backbone decides the family; for one without published numbers, that of ViT-B/16.
@@ -121,43 +60,106 @@ class Said:
         self._numbers = {source: n for n, source in enumerate(dict.fromkeys(row.source for row in self._rows), 1)}
         self.sources = [f"[{n}] {source}" for source, n in self._numbers.items()]
 
-    def rows(self, columns: Sequence[Column], *, rest: bool = False) -> list[list[Cell | str]]:
-        """Rows under some columns that have numbers of half of the tasks, or the others; never marked as the best."""
-        found: list[list[Cell | str]] = []
+    def bodies(self, columns: Sequence[Column], *, rest: bool = False) -> list[Body]:
+        """At most one body: rows with numbers of half of the tasks, or the others; never marked as the best."""
+        tasks = [not column.mean or all(column.mean for column in columns) for column in columns]
+        rows: list[list[Cell | str]] = []
         for row in self._rows:
-            values = [_published_value(row, column) for column in columns]
-            of_tasks = [v for v, c in zip(values, columns, strict=True) if c.kind == "task" or _only_means(columns)]
-            enough = 2 * sum(value is not None for value in of_tasks) >= len(of_tasks)
-            if any(value is not None for value in values) and enough is not rest:
+            values = [column.published(row) for column in columns]
+            there = sum(value is not None for value, counts in zip(values, tasks, strict=True) if counts)
+            if any(value is not None for value in values) and (2 * there >= sum(tasks)) is not rest:
                 cells = [Cell(text="–", muted=True) if v is None else Cell(text=_published(v)) for v in values]
-                found.append([f"{line(row.label, 60)} [{self._numbers[row.source]}]", *cells])
-        return found
+                rows.append([f"{line(row.label, 60)} [{self._numbers[row.source]}]", *cells])
+        return [Body(rows=rows, label=self.label, published=True)] if rows else []
 
 
-def _only_means(columns: Sequence[Column]) -> bool:
-    return all(column.kind != "task" for column in columns)
+def section(study: Study) -> Section:
+    """Accuracy by task and its means."""
+    blocks: list[Block] = [Paragraph(_legend(study))]
+    publications = Publications(study)
+    for layout, table in zip(layouts(study), tables(study, publications), strict=True):
+        blocks.append(table)
+        for body in publications.bodies(layout.columns, rest=True):
+            caption = f"{table.caption}: more published numbers"
+            more = Table(caption=caption, head=table.head, bodies=[body], over=table.over)
+            blocks.append(Fold(f"{count(len(body.rows), 'more published row')}", [more]))
+    if publications.sources:
+        blocks.append(Paragraph(f"Sources of the published numbers: {'; '.join(publications.sources)}."))
+    return Section(key="accuracy", title="Accuracy by task", blocks=[*blocks, *_notes(study)])
 
 
-def _published_value(row: published.PublishedRow, column: Column) -> float | None:
-    groups = [[task.published for task in tasks if task.published is not None] for tasks in column.groups]
-    if [len(names) for names in groups] != [len(tasks) for tasks in column.groups]:
-        return None
-    return row.mean_of_groups(groups) if column.kind == "group mean" else row.mean(groups[0])
+def tables(study: Study, publications: Publications) -> list[Table]:
+    """A row for each method and each publication."""
+    return [
+        Table(
+            caption=layout.caption,
+            head=["Method", *(column.head for column in layout.columns)],
+            bodies=[Body(rows=_measured(study, layout.columns)), *publications.bodies(layout.columns)],
+            over=layout.over,
+        )
+        for layout in layouts(study)
+    ]
+
+
+def layouts(study: Study) -> list[Layout]:
+    """One table if there are few tasks, or else one for each group and one of the means."""
+    groups = study.groups
+    of_tasks = {
+        group: [Column(head=task.title, groups=[[task]], mean=False) for task in tasks]
+        for group, tasks in groups.items()
+    }
+    of_groups = {group: Column(head=f"Mean of {GROUPS[group]}", groups=[tasks]) for group, tasks in groups.items()}
+    everything = list(groups.values())
+    means = [
+        *of_groups.values(),
+        Column(head=f"Mean of {count(len(groups), 'group mean')}", groups=everything),
+        Column(
+            head=f"Mean of {count(len(study.tasks), 'task')}", groups=[[task for tasks in everything for task in tasks]]
+        ),
+    ]
+    if len(study.tasks) <= FEW:
+        columns = [column for columns in of_tasks.values() for column in columns]
+        over = [(GROUPS[group], len(columns)) for group, columns in of_tasks.items()] + [("Means", len(means))]
+        return [Layout(caption="Accuracy, %", columns=[*columns, *means], over=over)]
+    by_group = [
+        Layout(caption=f"{GROUPS[group]}, accuracy in %", columns=[*of_tasks[group], of_groups[group]])
+        for group in groups
+    ]
+    return [*by_group, Layout(caption="Means, accuracy in %", columns=means)]
+
+
+def _measured(study: Study, columns: Sequence[Column]) -> list[list[Cell | str]]:
+    rows: list[list[Cell | str]] = [[method.label] for method in study.methods]
+    for column in columns:
+        values = [column.value(study, method) for method in study.methods]
+        # Only those with all seeds can be the best, and one alone is not.
+        whole = [value.mean for value in values if value.mean is not None and value.n == value.runs]
+        for row, value in zip(rows, values, strict=True):
+            best = len(whole) > 1 and value.n == value.runs and value.mean == max(whole)
+            row.append(_cell(value, best=best))
+    return rows
+
+
+def _cell(value: Spread, *, best: bool) -> Cell:
+    notes = [f"n = {value.n}"] * (value.mean is not None and value.n != value.runs)
+    if value.failed:
+        notes.append(f"{value.failed} failed")
+    if value.mean is None:
+        if value.lacking:
+            return Cell(text="–", note=f"no result on {count(value.lacking, 'task')}", muted=True)
+        all_failed = value.failed and value.failed == value.runs
+        return Cell(text="failed" if all_failed else "–", note="" if all_failed else ", ".join(notes), muted=True)
+    dagger = " †" * (value.unconverged > 0)
+    return Cell(text=spread(value.mean, value.std) + dagger, note=", ".join(notes), best=best)
 
 
 def _published(value: float) -> str:
     return f"{value:.1f}" if abs(value - round(value, 1)) < 1e-9 else f"{value:.2f}"
 
 
-def _row(study: Study, numbers: Aggregates, method: Method, columns: Sequence[Column]) -> list[Cell | str]:
-    key = method.key
-    cells = [cell_of(value_of(numbers, key, c), best=key in best_methods(study, numbers, c)) for c in columns]
-    return [method.label, *cells]
-
-
-def _legend(study: Study, numbers: Aggregates) -> str:
+def _legend(study: Study) -> str:
     words = [
-        f"{numbers.metric.capitalize()} accuracy in percent: mean ± sample standard deviation over "
+        f"{study.metric.capitalize()} accuracy in percent: mean ± sample standard deviation over "
         f"{count(len(study.seeds), 'seed')}; n is given where fewer finished.",
         "A mean over tasks is taken for each seed that finished all of them, then over these seeds; there is none "
         "where a task has no result.",
@@ -171,12 +173,11 @@ def _legend(study: Study, numbers: Aggregates) -> str:
 def _notes(study: Study) -> list[Block]:
     """Why published numbers cannot be compared, task by task."""
     blocks: list[Block] = []
-    odd = [task for task in study.tasks if task.published is not None and not task.comparable]
+    odd = [task.title for task in study.tasks if task.published is not None and not task.comparable]
     if odd:
-        names = listed([task.title for task in odd])
         blocks.append(
             Warn(
-                f"Published numbers cannot be compared with those measured on {names}: "
+                f"Published numbers cannot be compared with those measured on {listed(odd)}: "
                 "the data are not the benchmark's own."
             )
         )

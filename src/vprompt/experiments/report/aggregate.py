@@ -1,16 +1,14 @@
-"""Means and spreads over seeds, tasks and groups; pure numbers, of measured runs only."""
+"""Means and spreads of a study over seeds, tasks and groups; pure numbers, of measured runs only."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from vprompt.experiments.report.study import Model, Run, Study, read
-
-Metric = Literal["test", "validation"]
+from vprompt.experiments.report.study import Method, Metric, Model, Run, Study, Task, read
+from vprompt.utils.statistics import Seeds, over_tasks, seeds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,85 +58,66 @@ class Aggregates:
 
 def aggregate(document: Mapping[str, Any]) -> Aggregates:
     """The numbers of a study, from its plain document."""
-    return aggregate_study(read(document))
+    study = read(document)
+    groups = study.groups
+    return Aggregates(
+        metric=study.metric,
+        tasks={(m.key, t.key): on_task(study, m, t) for m in study.methods for t in study.tasks},
+        groups={(m.key, g): over_groups(study, m, [tasks]) for m in study.methods for g, tasks in groups.items()},
+        group_mean={m.key: over_groups(study, m, list(groups.values())) for m in study.methods},
+        plain_mean={m.key: over_groups(study, m, [study.tasks]) for m in study.methods},
+    )
 
 
-def aggregate_study(study: Study) -> Aggregates:
-    """The numbers of a study."""
-    metric: Metric = "test"
-    if not any(run.model is not None and run.model.test_accuracy is not None for run in study.runs):
-        metric = "validation" if any(run.model and run.model.val_accuracy is not None for run in study.runs) else "test"
-    table = by_place(study)
-    tasks: dict[tuple[str, str], Spread] = {}
-    groups: dict[tuple[str, str], Spread] = {}
-    group_mean: dict[str, Spread] = {}
-    plain_mean: dict[str, Spread] = {}
-    for method in study.methods:
-        found = {task.key: table[method.key, task.key] for task in study.tasks}
-        for key, runs in found.items():
-            tasks[method.key, key] = over_seeds(runs, metric)
-        sets = {group: [task.key for task in members] for group, members in study.groups.items()}
-        for group, keys in sets.items():
-            groups[method.key, group] = over_tasks([found[key] for key in keys], metric)
-        all_runs = [found[key] for keys in sets.values() for key in keys]
-        plain_mean[method.key] = over_tasks(all_runs, metric)
-        weights = [1 / (len(sets) * len(keys)) for keys in sets.values() for _ in keys]
-        group_mean[method.key] = over_tasks(all_runs, metric, weights)
-    return Aggregates(metric=metric, tasks=tasks, groups=groups, group_mean=group_mean, plain_mean=plain_mean)
+def on_task(study: Study, method: Method, task: Task) -> Spread:
+    """The accuracy of a method on a task."""
+    return _spread(_seeds(study, method, task))
 
 
-def by_place(study: Study) -> dict[tuple[str, str], list[Run]]:
-    """The runs of every method on every task, in the order of the seeds."""
-    table: dict[tuple[str, str], list[Run]] = {}
-    for run in study.runs:
-        table.setdefault((run.method.key, run.task.key), []).append(run)
-    return table
+def over_groups(study: Study, method: Method, groups: Sequence[Sequence[Task]]) -> Spread:
+    """The mean of a method's mean accuracies over groups of tasks; with one group, the mean over its tasks."""
+    means = [[_seeds(study, method, task) for task in tasks] for tasks in groups]
+    lacking = sum(seeds.mean is None for tasks in means for seeds in tasks)
+    return _spread(over_tasks([over_tasks(tasks) for tasks in means]), lacking)
+
+
+def _spread(seeds: Seeds, lacking: int = 0) -> Spread:
+    return Spread(
+        mean=seeds.mean,
+        std=seeds.std,
+        n=sum(value is not None for value in seeds.values),
+        runs=len(seeds.values),
+        failed=seeds.failed,
+        unconverged=seeds.unconverged,
+        lacking=lacking,
+    )
+
+
+def _seeds(study: Study, method: Method, task: Task) -> Seeds:
+    runs = study.table.get((method.key, task.key), [])
+    return seeds_of(
+        [accuracy(run, study.metric) for run in runs],
+        failed=sum(run.state == "failed" for run in runs),
+        unconverged=sum(run.unconverged for run in runs),
+    )
 
 
 def accuracy(run: Run, metric: Metric) -> float | None:
-    """What a run counts with."""
+    """The accuracy of a run that counts."""
     if run.model is None:
         return None
     return run.model.test_accuracy if metric == "test" else run.model.val_accuracy
 
 
-def over_seeds(runs: Sequence[Run], metric: Metric) -> Spread:
-    """Of the runs of one method on one task."""
-    return _spread([value for run in runs if (value := accuracy(run, metric)) is not None], runs)
-
-
-def over_tasks(table: Sequence[Sequence[Run]], metric: Metric, weights: Sequence[float] | None = None) -> Spread:
-    """Of the runs of one method on some tasks: for every seed the mean over tasks, then over the seeds.
-
-    Args:
-        table: For every task, a run for every seed.
-        metric: Which accuracy.
-        weights: Of the tasks, with a sum of one; all the same when left out.
-    """
-    runs = [run for row in table for run in row]
-    lacking = sum(all(accuracy(run, metric) is None for run in row) for row in table)
-    weights = [1 / len(table)] * len(table) if weights is None else weights
+def mean_of(
+    study: Study, method: Method, tasks: Sequence[Task], quantity: Callable[[Model], float | None]
+) -> float | None:
+    """The mean over tasks of the mean over the seeds of a quantity; None where a task has none."""
     means: list[float] = []
-    for seed in zip(*table, strict=True):
-        values = [value for run in seed if (value := accuracy(run, metric)) is not None]
-        if len(values) == len(table):
-            means.append(math.fsum(w * v for w, v in zip(weights, values, strict=True)))
-    return _spread(means, runs, lacking, len(table[0]) if table else 0)
-
-
-def mean_of(runs: Sequence[Run], quantity: Callable[[Model], float | None]) -> float | None:
-    """The mean of a quantity over the runs that have it."""
-    values = [value for run in runs if run.model is not None and (value := quantity(run.model)) is not None]
-    return statistics.fmean(values) if values else None
-
-
-def _spread(values: Sequence[float], runs: Sequence[Run], lacking: int = 0, seeds: int | None = None) -> Spread:
-    return Spread(
-        mean=statistics.fmean(values) if values else None,
-        std=statistics.stdev(values) if len(values) > 1 else None,
-        n=len(values),
-        runs=len(runs) if seeds is None else seeds,
-        failed=sum(run.state == "failed" for run in runs),
-        unconverged=sum(run.unconverged for run in runs),
-        lacking=lacking,
-    )
+    for task in tasks:
+        models = [run.model for run in study.table[method.key, task.key] if run.model is not None]
+        values = [value for model in models if (value := quantity(model)) is not None]
+        if not values:
+            return None
+        means.append(statistics.fmean(values))
+    return statistics.fmean(means) if means else None

@@ -1,14 +1,12 @@
-"""How many prompts every block kept, beside how many it had."""
+"""Prompts that every block kept, beside those that it had."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from vprompt.experiments.report.study import Run, Study
-from vprompt.report import charts
-from vprompt.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
-from vprompt.report.html import Markup
+from vprompt.report.document import Bar, Block, Chart, Charts, Fold, Paragraph, Section, Table, simple_table
+from vprompt.utils.statistics import seeds_of
 from vprompt.utils.text import count, percent
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
@@ -17,39 +15,34 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 def section(study: Study) -> Section | None:
     """Prompts kept per block, for methods that remove some; None where none does."""
-    svgs: list[Markup] = []
+    charts: list[Chart] = []
     tables: list[Block] = []
-    for style, method in enumerate(study.methods):
-        pairs = [pair for run in study.runs if run.method == method and (pair := _pair(run)) is not None]
+    for method in study.methods:
+        pairs = [pair for run in study.runs if run.method is method and (pair := _pair(run)) is not None]
         # Backbones may differ in how many blocks they have: each number of blocks has its own picture.
         for blocks in sorted({len(after) for _, after in pairs}):
             same = [pair for pair in pairs if len(pair[1]) == blocks]
-            found = [bar_of([(before[b], after[b]) for before, after in same]) for b in range(blocks)]
-            total = sum(bar.before for bar in found)
-            kept = percent(sum(bar.kept for bar in found) / total) if total else "–"
-            detail = f"{method.label}: prompts kept per block, mean over {count(len(same), 'run')}; {kept} % in all"
-            y = "prompts (mean)"
-            svgs.append(charts.bars(method.label, found, x="block", y=y, style=style, detail=detail))
-            tables.append(_table(detail, found, same))
-    if not svgs:
+            bars = [_bar([(a[block], b[block]) for a, b in same], method.style) for block in range(blocks)]
+            total = sum(bar.before for bar in bars)
+            share = percent(sum(bar.retained for bar in bars) / total) if total else "–"
+            alt = f"{method.label}: prompts kept per block, mean over {count(len(same), 'run')}; {share} % in all"
+            charts.append(Chart(title=method.label, x="block", y="prompts (mean)", alt=alt, bars=bars))
+            tables.append(_table(alt, bars, same))
+    if not charts:
         return None
     words = (
         "Solid: prompts that a block kept, mean over tasks and seeds, with their standard deviation. "
         "Pale: how many it had."
     )
     return Section(
-        key="blocks", title="Prompts kept per block", blocks=[Paragraph(words), Pictures(svgs), Fold("Numbers", tables)]
+        key="blocks", title="Prompts kept per block", blocks=[Paragraph(words), Charts(charts), Fold("Numbers", tables)]
     )
 
 
-def bar_of(pairs: Sequence[tuple[int, int]]) -> charts.Bar:
+def _bar(pairs: Sequence[tuple[int, int]], style: int) -> Bar:
     """Means over runs of one block before and after."""
-    after = [float(pair[1]) for pair in pairs]
-    return charts.Bar(
-        before=statistics.fmean(pair[0] for pair in pairs),
-        kept=statistics.fmean(after),
-        std=statistics.stdev(after) if len(after) > 1 else None,
-    )
+    before, after = (seeds_of(counts) for counts in zip(*pairs, strict=True))
+    return Bar(before=before.mean or 0.0, retained=after.mean or 0.0, std=after.std, style=style)
 
 
 def _pair(run: Run) -> Pair | None:
@@ -60,17 +53,10 @@ def _pair(run: Run) -> Pair | None:
     return before, after
 
 
-def _table(caption: str, bars: Sequence[charts.Bar], pairs: Sequence[Pair]) -> Table:
-    rows = [
-        [
-            str(block),
-            f"{bar.before:.1f}",
-            f"{bar.kept:.1f}",
-            "–" if bar.std is None else f"{bar.std:.1f}",
-            str(min(after[block] for _, after in pairs)),
-            str(max(after[block] for _, after in pairs)),
-        ]
-        for block, bar in enumerate(bars)
-    ]
-    head = ["Block", "Before", "Kept", "Std", "Fewest", "Most"]
-    return Table(caption=caption, head=head, bodies=[Body(rows=rows)])
+def _table(caption: str, bars: Sequence[Bar], pairs: Sequence[Pair]) -> Table:
+    rows: list[list[str]] = []
+    for block, bar in enumerate(bars):
+        counts = [after[block] for _, after in pairs]
+        std = "–" if bar.std is None else f"{bar.std:.1f}"
+        rows.append([str(block), f"{bar.before:.1f}", f"{bar.retained:.1f}", std, str(min(counts)), str(max(counts))])
+    return simple_table(caption, ["Block", "Before", "Kept", "Std", "Fewest", "Most"], rows)

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vprompt.experiments.report.accuracy import FEW
-from vprompt.experiments.report.aggregate import Aggregates, by_place, mean_of, over_tasks
-from vprompt.experiments.report.study import Method, Model, Run, Study, Task
-from vprompt.report import charts, published
-from vprompt.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
-from vprompt.report.html import Markup
+from vprompt.experiments.report.aggregate import mean_of, on_task, over_groups
+from vprompt.experiments.report.study import Method, Model, Study, Task
+from vprompt.report import published
+from vprompt.report.document import Block, Chart, Charts, Dot, Fold, Paragraph, Section, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, listed, spread
 
-Quantity = Callable[[Model], float | None]
-
-QUANTITIES: dict[str, Quantity] = {
+QUANTITIES: dict[str, Callable[[Model], float | None]] = {
     "prompts in all blocks": lambda model: model.prompts,
     "learned parameters": lambda model: model.learned_params,
     "GMACs per image, folded": lambda model: model.gmacs,
 }
 
 
-def section(study: Study, numbers: Aggregates) -> Section:
+def section(study: Study) -> Section:
     """Three pictures over the tasks that all methods have, one for each task where there are few, and the numbers."""
-    table = by_place(study)
-    alive = [m for m in study.methods if any(numbers.tasks[m.key, t.key].mean is not None for t in study.tasks)]
-    common = [t for t in study.tasks if alive and all(numbers.tasks[m.key, t.key].mean is not None for m in alive)]
+    results = {m: [t for t in study.tasks if on_task(study, m, t).mean is not None] for m in study.methods}
+    alive = [method for method, tasks in results.items() if tasks]
+    common = [task for task in study.tasks if alive and all(task in results[method] for method in alive)]
     blocks: list[Block] = []
     if not common:
         blocks.append(Paragraph("There is no task on which every method that has results has one."))
@@ -37,76 +34,47 @@ def section(study: Study, numbers: Aggregates) -> Section:
         folded = "Folded: prompts are constants, and the last block computes only what is read of it."
         blocks.append(Paragraph(f"{words}; bars are the standard deviation over the seeds. {folded}"))
         title = common[0].title if len(common) == 1 else f"Mean of {count(len(common), 'task')}"
-        blocks.append(_pictures(study, numbers, table, alive, common, title))
-        blocks.append(_numbers(study, numbers, table, alive, common))
+        blocks += [_charts(study, alive, common, title), _numbers(study, alive, common)]
     if 1 < len(study.tasks) <= FEW:
-        single = [_pictures(study, numbers, table, alive, [task], task.title) for task in study.tasks]
-        blocks.append(Fold("Task by task", [pictures for pictures in single if pictures.svgs]))
-    blocks += _published_cost(study)
-    return Section(key="cost", title="Accuracy and cost", blocks=blocks)
+        single = [_charts(study, alive, [task], task.title) for task in study.tasks]
+        blocks.append(Fold("Task by task", [charts for charts in single if charts.charts]))
+    return Section(key="cost", title="Accuracy and cost", blocks=[*blocks, *_published_cost(study)])
 
 
-def _pictures(
-    study: Study,
-    numbers: Aggregates,
-    table: dict[tuple[str, str], list[Run]],
-    methods: Sequence[Method],
-    tasks: Sequence[Task],
-    title: str,
-) -> Pictures:
-    styles = {method.key: number for number, method in enumerate(study.methods)}
-    svgs: list[Markup] = []
-    shown: set[str] = set()
+def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], title: str) -> Charts:
+    charts: list[Chart] = []
+    shown: dict[int, str] = {}
+    means = [over_groups(study, method, [tasks]) for method in methods]
     for label, quantity in QUANTITIES.items():
-        dots: list[charts.Dot] = []
-        for method in methods:
-            rows = [table[method.key, task.key] for task in tasks]
-            found = over_tasks(rows, numbers.metric)
-            x = _mean(rows, quantity)
-            if found.mean is None or x is None:
+        dots: list[Dot] = []
+        for method, mean in zip(methods, means, strict=True):
+            x = mean_of(study, method, tasks, quantity)
+            if mean.mean is None or x is None:
                 continue
-            shown.add(method.key)
-            reach = None if found.std is None else 100 * found.std
-            name = f"{method.label}: {spread(found.mean, found.std)} % at {amount(x)}"
-            dots.append(charts.Dot(name=name, x=x, y=100 * found.mean, reach=reach, style=styles[method.key]))
+            shown[method.style] = method.label
+            error = None if mean.std is None else 100 * mean.std
+            name = f"{method.label}: {spread(mean.mean, mean.std)} % at {amount(x)}"
+            dots.append(Dot(name=name, x=x, y=100 * mean.mean, error=error, style=method.style))
         if dots:
-            detail = f"{title}: {numbers.metric} accuracy against {label}. " + "; ".join(dot.name for dot in dots)
-            y = f"{numbers.metric} accuracy, %"
-            svgs.append(charts.scatter(title, dots, x=label, y=y, log=label.startswith("learned"), detail=detail))
-    names = [(styles[method.key], method.label) for method in study.methods if method.key in shown]
-    return Pictures(svgs, charts.legend(names) if svgs else None)
+            alt = f"{title}: {study.metric} accuracy against {label}. {'; '.join(dot.name for dot in dots)}"
+            log = label.startswith("learned")
+            charts.append(Chart(title=title, x=label, y=f"{study.metric} accuracy, %", alt=alt, dots=dots, log=log))
+    return Charts(charts, sorted(shown.items()))
 
 
-def _mean(rows: Sequence[Sequence[Run]], quantity: Quantity) -> float | None:
-    """The mean over tasks of the mean over seeds."""
-    means = [mean_of(runs, quantity) for runs in rows]
-    known = [mean for mean in means if mean is not None]
-    return sum(known) / len(known) if known and len(known) == len(means) else None
-
-
-def _numbers(
-    study: Study,
-    numbers: Aggregates,
-    table: dict[tuple[str, str], list[Run]],
-    methods: Sequence[Method],
-    tasks: Sequence[Task],
-) -> Table:
+def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
+    head = ["Method", "Accuracy, %", "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
     rows: list[list[str]] = []
     for method in methods:
-        runs = [table[method.key, task.key] for task in tasks]
-        found = over_tasks(runs, numbers.metric)
-        learned = _mean(runs, lambda model: model.learned_params)
+        mean = over_groups(study, method, [tasks])
+        prompts, learned, folded = (mean_of(study, method, tasks, quantity) for quantity in QUANTITIES.values())
         of_all = "–" if learned is None or not study.backbone_params else f"{100 * learned / study.backbone_params:.3g}"
-        prompts = _mean(runs, lambda model: model.prompts)
-        folded = _mean(runs, lambda model: model.gmacs)
-        unfolded = _mean(runs, lambda model: model.published_gmacs)
+        unfolded = mean_of(study, method, tasks, lambda model: model.published_gmacs)
         cells = [amount(prompts), amount(learned), of_all, gmacs(folded), gmacs(unfolded)]
-        rows.append([method.label, spread(found.mean, found.std), *cells])
-    caption = f"Mean over {listed([task.title for task in tasks], 20)}"
-    head = ["Method", "Accuracy, %", "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
+        rows.append([method.label, spread(mean.mean, mean.std), *cells])
     filled = [any(row[column] != "–" for row in rows) for column in range(len(head))]
     head, *rows = [[text for text, keep in zip(row, filled, strict=True) if keep] for row in (head, *rows)]
-    return Table(caption=caption, head=head, bodies=[Body(rows=rows)])
+    return simple_table(f"Mean over {listed([task.title for task in tasks], 20)}", head, rows)
 
 
 def _published_cost(study: Study) -> list[Block]:

@@ -1,4 +1,4 @@
-"""Where the results come from: every setting of every run once, data, weights, versions; and what does not match."""
+"""Settings and provenance: every setting of every run once, data, weights, versions; and what does not match."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from vprompt.experiments.report.study import Run, Study
-from vprompt.report.document import Block, Body, Cell, Fold, Section, Table, Warn
+from vprompt.report.document import Block, Fold, Section, Table, Warn, simple_table
 from vprompt.utils.text import amount, count, duration, line, listed, percent
 
 _SAME = {
@@ -15,33 +15,31 @@ _SAME = {
     "preprocessing": "normalisation or resizing",
     "backbone_fingerprint": "backbone weights",
 }
-"""What the runs of one task must have in common to be compared, and what it is called."""
+"""The facts that the runs of one task must share to be compared, and their names."""
 
 
 def section(study: Study) -> Section:
     """Settings and provenance of all runs, compactly: what is common to all, then what goes with method and task."""
     runs = study.finished
     facts = {id(run): flat(run.facts) for run in runs}
-    keys = list(
-        dict.fromkeys(key for run in runs for key in facts[id(run)] if not key.endswith("seed") or "split" in key)
-    )
+    keys = dict.fromkeys(key for run in runs for key in facts[id(run)])
+    left = [key for key in keys if not key.endswith("seed") or "split" in key]
     blocks: list[Block] = [Warn(sentence) for sentence in warnings(study)]
-    left = keys
     kinds: list[tuple[str, Callable[[Run], str]]] = [
         ("all runs", lambda _: "all"),
         ("method", lambda run: run.method.label),
         ("task", lambda run: run.task.title),
         ("task and method", lambda run: f"{run.task.title}, {run.method.label}"),
-        ("run", lambda run: f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"),
+        ("run", lambda run: run.title),
     ]
     for kind, name in kinds:
         groups: dict[str, list[dict[str, str]]] = {}
         for run in runs:
             groups.setdefault(name(run), []).append(facts[id(run)])
-        mine = [key for key in left if kind == "run" or all(_one(key, group) for group in groups.values())]
-        left = [key for key in left if key not in mine]
-        if mine:
-            blocks += _tables(kind, mine, {name: group[0] for name, group in groups.items()})
+        shared = [key for key in left if kind == "run" or all(_agree(key, group) for group in groups.values())]
+        left = [key for key in left if key not in shared]
+        if shared:
+            blocks.append(_table(kind, shared, {name: group[0] for name, group in groups.items()}))
     blocks += [_tasks(study), Fold("Every run", [_runs(study)])]
     return Section(key="origin", title="Settings and provenance", blocks=blocks)
 
@@ -53,44 +51,44 @@ def flat(facts: Mapping[str, Any], above: str = "") -> dict[str, str]:
         >>> flat({"recipe": {"lr": 0.1, "seed": 0}, "mean": [0.5, 0.5]})
         {'recipe.lr': '0.1', 'recipe.seed': '0', 'mean': '0.5, 0.5'}
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key, value in facts.items():
         name = f"{above}{line(key, 60)}"
         if isinstance(value, Mapping) and value:
-            found |= flat(cast("Mapping[str, Any]", value), f"{name}.")
+            texts |= flat(cast("Mapping[str, Any]", value), f"{name}.")
         elif isinstance(value, list | tuple):
             entries = cast("Sequence[Any]", value)
-            found[name] = line(", ".join(line(entry, 60) for entry in entries[:12]) or "none", 160)
+            texts[name] = line(", ".join(line(entry, 60) for entry in entries[:12]) or "none", 160)
             if len(entries) > 12:
-                found[name] += f" and {len(entries) - 12:,} more"
+                texts[name] += f" and {len(entries) - 12:,} more"
         else:
-            found[name] = line(value, 160)
-    return found
+            texts[name] = line(value, 160)
+    return texts
 
 
 def warnings(study: Study) -> list[str]:
     """Sentences about runs of one task that cannot be compared with one another."""
-    found: list[str] = []
+    sentences: list[str] = []
     for task in study.tasks:
         runs = [run for run in study.finished if run.task is task]
         for key, what in _SAME.items():
             values = {json.dumps(_at(run.facts, key), sort_keys=True, default=str) for run in runs}
             if len(values) > 1:
-                found.append(
+                sentences.append(
                     f"The runs of {task.title} differ in their {what} ({len(values)} kinds); do not compare them."
                 )
     odd = [
-        f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"
+        run.title
         for run in study.finished
         if run.model is not None and run.model.test_accuracy is None and run.model.val_accuracy is None
     ]
     if odd:
-        found.append(f"{count(len(odd), 'finished run')} without an accuracy: {listed(odd, 5)}.")
+        sentences.append(f"{count(len(odd), 'finished run')} without an accuracy: {listed(odd, 5)}.")
     if study.unread:
-        found.append(
+        sentences.append(
             f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
         )
-    return found
+    return sentences
 
 
 def _at(facts: Mapping[str, Any], key: str) -> Any:
@@ -100,39 +98,33 @@ def _at(facts: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _one(key: str, group: Sequence[Mapping[str, str]]) -> bool:
+def _agree(key: str, group: Sequence[Mapping[str, str]]) -> bool:
     return len({facts.get(key) for facts in group}) == 1
 
 
-def _tables(kind: str, keys: Sequence[str], groups: Mapping[str, Mapping[str, str]]) -> list[Block]:
+def _table(kind: str, keys: Sequence[str], groups: Mapping[str, Mapping[str, str]]) -> Block:
     """A row for each setting where all runs have it in common, or else one for each of what it goes with."""
     if kind == "all runs":
-        rows: list[list[Cell | str]] = [[key, next(iter(groups.values())).get(key, "–")] for key in keys]
-        table = Table(caption="Common to all runs", head=["Setting", "Value"], bodies=[Body(rows=rows)], words=True)
-        return [table if len(rows) <= 8 else Fold(f"Common to all runs ({len(rows)} settings)", [table])]
+        rows = [[key, next(iter(groups.values())).get(key, "–")] for key in keys]
+        table = simple_table("Common to all runs", ["Setting", "Value"], rows, words=True)
+        return table if len(rows) <= 8 else Fold(f"Common to all runs ({len(rows)} settings)", [table])
     rows = [[name, *(facts.get(key, "–") for key in keys)] for name, facts in groups.items()]
-    head = [kind.capitalize(), *keys]
-    table = Table(caption=f"What goes with the {kind}", head=head, bodies=[Body(rows=rows)], words=True)
-    return [table if len(rows) <= 30 else Fold(f"What goes with the {kind}", [table])]
+    table = simple_table(f"What goes with the {kind}", [kind.capitalize(), *keys], rows, words=True)
+    return table if len(rows) <= 30 else Fold(table.caption, [table])
 
 
 def _tasks(study: Study) -> Table:
-    rows: list[list[Cell | str]] = []
+    rows: list[list[str]] = []
     for task in study.tasks:
-        names = ("train", "val", "test")
-        cells = [amount(task.images.get(name)) for name in names]
-        rows.append([task.title, line(task.key, 80), *cells, str(task.classes) if task.classes else "–"])
-    head = ["Task", "Name", "Train", "Val", "Test", "Classes"]
-    return Table(caption="Tasks and their images", head=head, bodies=[Body(rows=rows)])
+        images = [amount(task.images.get(name)) for name in ("train", "val", "test")]
+        rows.append([task.title, line(task.key, 80), *images, str(task.classes) if task.classes else "–"])
+    return simple_table("Tasks and their images", ["Task", "Name", "Train", "Val", "Test", "Classes"], rows)
 
 
 def _runs(study: Study) -> Table:
-    rows: list[list[Cell | str]] = []
+    rows: list[list[str]] = []
     for run in study.runs:
-        model = run.model
-        test, val = (None, None) if model is None else (model.test_accuracy, model.val_accuracy)
+        test, val = (None, None) if run.model is None else (run.model.test_accuracy, run.model.val_accuracy)
         state = run.state + " †" * run.unconverged
-        where = f"{run.task.title}, {run.method.label}, seed {line(run.seed, 20)}"
-        rows.append([where, state, percent(test), percent(val), duration(run.seconds), run.name or "–"])
-    head = ["Run", "State", "Test, %", "Val, %", "Took", "Result"]
-    return Table(caption="Every run", head=head, bodies=[Body(rows=rows)], words=True)
+        rows.append([run.title, state, percent(test), percent(val), duration(run.seconds), run.name or "–"])
+    return simple_table("Every run", ["Run", "State", "Test, %", "Val, %", "Took", "Result"], rows, words=True)

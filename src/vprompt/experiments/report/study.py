@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypeVar, cast
 
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import line, lines, number, paragraphs, share
 
 State = Literal["finished", "failed", "missing"]
+
+Metric = Literal["test", "validation"]
 
 GROUPS = {
     "natural": "Natural",
@@ -37,15 +40,16 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One method: its key in the study and what it is called."""
+    """One method: its key in the study, what it is called, and the number of its colour and marker."""
 
     key: str
     label: str
+    style: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The numbers of one trained model, as a result has them."""
+    """The numbers of one trained model, as a result has them; `losses` has one for each epoch."""
 
     test_accuracy: float | None
     val_accuracy: float | None
@@ -55,17 +59,12 @@ class Model:
     published_gmacs: float | None
     training_seconds: float | None
     converged: bool | None
-    epochs: tuple[Mapping[str, Any], ...]
+    losses: tuple[float | None, ...]
 
     @property
     def prompts(self) -> float | None:
         """In all blocks."""
         return None if self.prompt_counts is None else float(sum(self.prompt_counts))
-
-    @property
-    def losses(self) -> list[float | None]:
-        """Of every epoch."""
-        return [number(row.get("loss")) for row in self.epochs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +84,25 @@ class Run:
     search: Mapping[str, Any] | None = None
 
     @property
+    def title(self) -> str:
+        """Its task, method and seed in words."""
+        return f"{self.task.title}, {self.method.label}, seed {line(self.seed, 20)}"
+
+    @property
+    def trainings(self) -> list[Model]:
+        """The models that were trained, one after the other: also that before prompts were removed."""
+        return [model for model in (self.before, self.model) if model is not None and model.losses]
+
+    @property
     def unconverged(self) -> bool:
-        """Whether a training of it had not converged, also that before prompts were removed."""
-        trained = [model for model in (self.before, self.model) if model is not None and model.epochs]
-        return any(model.converged is False for model in trained)
+        """Whether one of its trainings had not converged."""
+        return any(model.converged is False for model in self.trainings)
 
     @property
     def training_seconds(self) -> float | None:
         """Of the training and of what came before it."""
-        known = [model.training_seconds for model in (self.before, self.model) if model is not None]
-        times = [time for time in known if time is not None]
+        models = [model for model in (self.before, self.model) if model is not None]
+        times = [model.training_seconds for model in models if model.training_seconds is not None]
         return sum(times) if times else None
 
 
@@ -121,13 +129,28 @@ class Study:
     @property
     def groups(self) -> dict[str, list[Task]]:
         """Tasks by group, in the order of `GROUPS`."""
-        found = {group: [task for task in self.tasks if task.group == group] for group in GROUPS}
-        return {group: tasks for group, tasks in found.items() if tasks}
+        groups = {group: [task for task in self.tasks if task.group == group] for group in GROUPS}
+        return {group: tasks for group, tasks in groups.items() if tasks}
 
     @property
     def finished(self) -> list[Run]:
         """Runs that have a result."""
         return [run for run in self.runs if run.model is not None]
+
+    @cached_property
+    def table(self) -> dict[tuple[str, str], list[Run]]:
+        """The runs of every method (by its key) on every task (by its key), in the order of the seeds."""
+        table: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            table.setdefault((run.method.key, run.task.key), []).append(run)
+        return table
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The accuracy that counts: on validation images where no run was tested."""
+        models = [run.model for run in self.runs if run.model is not None]
+        tested = any(model.test_accuracy is not None for model in models)
+        return "test" if tested or all(model.val_accuracy is None for model in models) else "validation"
 
 
 _Named = TypeVar("_Named", Task, Method)
@@ -146,18 +169,19 @@ def read(document: Mapping[str, Any]) -> Study:
         DataError: If a task, method or seed is named twice, or a cell is of none of them.
     """
     tasks = _unlike([_task(entry) for entry in document["tasks"]], "title")
-    methods = [Method(key=str(entry["label"]), label=line(entry["label"], 60)) for entry in document["methods"]]
+    labels = [str(entry["label"]) for entry in document["methods"]]
+    methods = [Method(key=label, label=line(label, 60), style=style) for style, label in enumerate(labels)]
     methods = _unlike(methods, "label")
     seeds = list(document["seeds"])
-    for kind, keys in (("task", [t.key for t in tasks]), ("method", [m.key for m in methods]), ("seed", seeds)):
+    for kind, keys in (("task", [t.key for t in tasks]), ("method", labels), ("seed", seeds)):
         for key in keys:
             if keys.count(key) > 1:
                 raise DataError(f"The study names the {kind} {line(key)} twice; name each once.")
+    places = {(task.key, method.key, seed): (task, method) for task in tasks for method in methods for seed in seeds}
     cells: dict[tuple[str, str, Any], Mapping[str, Any]] = {}
-    known = {(task.key, method.key, seed) for task in tasks for method in methods for seed in seeds}
     for cell in document["cells"]:
         place = (str(cell["task"]), str(cell["method"]), cell["seed"])
-        if place not in known or place in cells:
+        if place not in places or place in cells:
             where = f"{line(place[0])}, {line(place[1])}, seed {line(place[2])}"
             raise DataError(f"The study has a run too many ({where}); give one for each task, method and seed of it.")
         cells[place] = cell
@@ -176,12 +200,7 @@ def read(document: Mapping[str, Any]) -> Study:
         backbone=line(backbone.get("name") or "unknown", 120),
         backbone_params=number(backbone.get("parameters")),
         bare_gmacs=number(backbone.get("bare_gmacs")),
-        runs=[
-            _run(task, method, seed, cells.get((task.key, method.key, seed), {}))
-            for task in tasks
-            for method in methods
-            for seed in seeds
-        ],
+        runs=[_run(*place, key[2], cells.get(key, {})) for key, place in places.items()],
         unread=tuple(line(name, 120) for name in document.get("unread") or ()),
     )
 
@@ -189,7 +208,7 @@ def read(document: Mapping[str, Any]) -> Study:
 def _unlike(entries: Sequence[_Named], name: str) -> list[_Named]:
     """Entries that are all called something else: folders may have one name, and long names may begin alike."""
     shown: set[str] = set()
-    found: list[_Named] = []
+    renamed: list[_Named] = []
     for entry in entries:
         called = before = str(getattr(entry, name))
         number = 1
@@ -197,13 +216,12 @@ def _unlike(entries: Sequence[_Named], name: str) -> list[_Named]:
             number += 1
             called = f"{before} ({number})"
         shown.add(called)
-        found.append(replace(entry, **{name: called}))
-    return found
+        renamed.append(replace(entry, **{name: called}))
+    return renamed
 
 
 def _task(entry: Mapping[str, Any]) -> Task:
     group = entry.get("group")
-    classes = entry.get("classes")
     return Task(
         key=str(entry["task"]),
         title=line(entry.get("title") or entry["task"], 60),
@@ -211,62 +229,61 @@ def _task(entry: Mapping[str, Any]) -> Task:
         published=None if entry.get("published") is None else str(entry["published"]),
         comparable=bool(entry.get("comparable")) and not entry.get("differences"),
         differences=tuple(line(sentence, 400) for sentence in entry.get("differences") or ()),
-        classes=len(cast("list[Any]", classes)) if isinstance(classes, list | tuple) else 0,
+        classes=len(_list(entry.get("classes"))),
         images={name: number(value) for name, value in _mapping(entry.get("images")).items()},
     )
 
 
 def _run(task: Task, method: Method, seed: Any, cell: Mapping[str, Any]) -> Run:
     result = _mapping(cell.get("result"))
-    state = cell.get("state")
-    if state == "finished" and result:
-        provenance = dict(_mapping(result.get("provenance")))
-        data = {key: value for key, value in _mapping(provenance.pop("data", None)).items() if key != "classes"}
-        before = _mapping(result.get("before"))
-        return Run(
-            task=task,
-            method=method,
-            seed=seed,
-            state="finished",
-            model=_model(result),
-            before=_model(before) if before else None,
-            seconds=_positive(result.get("seconds")),
-            name=line(result.get("name") or "", 200),
-            facts={"settings": result.get("settings"), **provenance, "data": data},
-            search=_mapping(cell.get("search")) or None,
-        )
-    failed = state == "failed"
-    failure = line(cell.get("failure") or "It failed without saying why.", 600) if failed else ""
     search = _mapping(cell.get("search")) or None
+    if cell.get("state") != "finished" or not result:
+        failed = cell.get("state") == "failed"
+        failure = line(cell.get("failure") or "It failed without saying why.", 600) if failed else ""
+        state: State = "failed" if failed else "missing"
+        return Run(task=task, method=method, seed=seed, state=state, failure=failure, search=search)
+    provenance = dict(_mapping(result.get("provenance")))
+    data = {key: value for key, value in _mapping(provenance.pop("data", None)).items() if key != "classes"}
+    before = _mapping(result.get("before"))
     return Run(
-        task=task, method=method, seed=seed, state="failed" if failed else "missing", failure=failure, search=search
+        task=task,
+        method=method,
+        seed=seed,
+        state="finished",
+        model=_model(result),
+        before=_model(before) if before else None,
+        seconds=_positive(result.get("seconds")),
+        name=line(result.get("name") or "", 200),
+        facts={"settings": result.get("settings"), **provenance, "data": data},
+        search=search,
     )
 
 
 def _model(result: Mapping[str, Any]) -> Model:
     counts = result.get("prompt_counts")
-    whole = isinstance(counts, list | tuple) and all(
-        type(c) is int and 0 <= c < 10**9 for c in cast("list[Any]", counts)
-    )
-    rows = result.get("epochs")
+    whole = isinstance(counts, list | tuple) and all(type(c) is int and 0 <= c < 10**9 for c in _list(counts))
     converged = result.get("converged")
     return Model(
         test_accuracy=share(result.get("test_accuracy")),
         val_accuracy=share(result.get("val_accuracy")),
-        prompt_counts=tuple(cast("list[int]", counts)) if whole else None,
+        prompt_counts=tuple(_list(counts)) if whole else None,
         learned_params=_positive(result.get("learned_params")),
         gmacs=_positive(result.get("folded_gmacs")),
         published_gmacs=_positive(result.get("published_gmacs")),
         training_seconds=_positive(result.get("training_seconds")),
         converged=converged if isinstance(converged, bool) else None,
-        epochs=tuple(_mapping(row) for row in cast("list[Any]", rows)) if isinstance(rows, list | tuple) else (),
+        losses=tuple(number(_mapping(epoch).get("loss")) for epoch in _list(result.get("epochs"))),
     )
 
 
 def _positive(value: Any) -> float | None:
-    found = number(value)
-    return found if found is not None and found >= 0 else None
+    finite = number(value)
+    return finite if finite is not None and finite >= 0 else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()

@@ -1,45 +1,42 @@
-"""What was compared and what came of it, in sentences that are computed."""
+"""Summary of a study in sentences that are computed: the methods compared, their progress, and the best of them."""
 
 from __future__ import annotations
 
 import math
 
-from vprompt.experiments.report.aggregate import Aggregates, Spread
+from vprompt.experiments.report.aggregate import Spread, over_groups
 from vprompt.experiments.report.provenance import warnings
 from vprompt.experiments.report.study import GROUPS, Study
-from vprompt.report.document import Block, Bullets, Paragraph, Section, Warn
+from vprompt.report.document import Bullets, Paragraph, Section, Warn
 from vprompt.utils.text import amount, count, gmacs, listed, percent, spread
 
 
-def section(study: Study, numbers: Aggregates) -> Section:
-    """The first thing to read."""
-    blocks: list[Block] = [Paragraph(text) for text in study.description]
-    blocks.append(Bullets(sentences(study, numbers)))
-    blocks += [Warn(sentence) for sentence in warnings(study)]
-    return Section(key="summary", title="Summary", blocks=blocks)
+def section(study: Study) -> Section:
+    """The first section: description, summary and warnings."""
+    description = [Paragraph(text) for text in study.description]
+    warned = [Warn(sentence) for sentence in warnings(study)]
+    return Section(key="summary", title="Summary", blocks=[*description, Bullets(sentences(study)), *warned])
 
 
-def sentences(study: Study, numbers: Aggregates) -> list[str]:
-    """What was compared, how much of it is there, and who is best."""
+def sentences(study: Study) -> list[str]:
+    """The methods compared, how much of it is there, and which is best."""
     groups = ", ".join(f"{len(tasks)} {GROUPS[group]}" for group, tasks in study.groups.items())
     groups = f" ({groups})" if len(study.groups) > 1 else ""
     methods = listed([method.label for method in study.methods], 12)
-    found = [
+    compared = (
         f"{count(len(study.methods), 'method')} ({methods}) on {count(len(study.tasks), 'task')}{groups}, "
-        f"{count(len(study.seeds), 'seed')} each.",
-        _backbone(study),
-        _progress(study),
-        *_best(study, numbers),
-    ]
+        f"{count(len(study.seeds), 'seed')} each."
+    )
+    said = [compared, _backbone(study), _progress(study), *_best(study)]
     unconverged = sum(run.unconverged for run in study.runs)
     if unconverged:
-        found.append(
+        said.append(
             f"{unconverged:,} of {count(len(study.finished), 'finished run')} had not converged (†): they say what "
             "this schedule gives, not what the method can reach."
         )
     if study.source:
-        found.append(f"The plan follows {study.source.rstrip('.')}.")
-    return found
+        said.append(f"The plan follows {study.source.rstrip('.')}.")
+    return said
 
 
 def _backbone(study: Study) -> str:
@@ -59,45 +56,41 @@ def _progress(study: Study) -> str:
     return f"Of {count(len(study.runs), 'run')}: {parts}."
 
 
-def _best(study: Study, numbers: Aggregates) -> list[str]:
+def _best(study: Study) -> list[str]:
     """The best by the mean of the group means, of the methods that have every task, and how far the next one is."""
-    means = {m.label: numbers.group_mean[m.key] for m in study.methods if numbers.group_mean[m.key].mean is not None}
+    means = {method.label: over_groups(study, method, list(study.groups.values())) for method in study.methods}
+    ranked = [(label, mean) for label, mean in means.items() if mean.mean is not None]
+    ranked.sort(key=lambda entry: -(entry[1].mean or 0.0))
     if not study.finished:
         return ["Nothing has finished yet, so there is nothing to compare."]
-    if not means:
+    if not ranked:
         return ["No method has a result on every task yet, so no means are given."]
-    ranked = sorted(means.items(), key=lambda item: -(item[1].mean or 0.0))
     what = "By the mean of the group means" if len(study.groups) > 1 else "By the mean of the tasks"
     if len(study.tasks) == 1:
         what = f"On {study.tasks[0].title}"
     name, first = ranked[0]
-    found: list[str] = []
     if len(ranked) == 1:
-        found.append(f"{what}, {name} reaches {_said(first)}.")
+        said = [f"{what}, {name} reaches {_said(first)}."]
     else:
         other, second = ranked[1]
-        found.append(
-            f"{what}, {name} is best: {_said(first)}; {other} follows with {_said(second)}{_gap(first, second)}."
-        )
-    if len(means) < len(study.methods):
-        without = [method.label for method in study.methods if method.label not in means]
-        found.append(f"Without a result on every task, and not ranked: {listed(without)}.")
+        gap = _gap(first, second)
+        said = [f"{what}, {name} is best: {_said(first)}; {other} follows with {_said(second)}{gap}."]
+    if without := [label for label, mean in means.items() if mean.mean is None]:
+        said.append(f"Without a result on every task, and not ranked: {listed(without)}.")
     if len(study.groups) > 1:
-        plain = max(study.methods, key=lambda m: numbers.plain_mean[m.key].mean or -1.0)
-        best = numbers.plain_mean[plain.key]
-        found.append(f"By the plain mean of the {len(study.tasks)} tasks it is {plain.label}: {_said(best)}.")
-    return found
+        plain = {method.label: over_groups(study, method, [study.tasks]) for method in study.methods}
+        name, best = max(plain.items(), key=lambda entry: entry[1].mean or -1.0)
+        said.append(f"By the plain mean of the {len(study.tasks)} tasks it is {name}: {_said(best)}.")
+    return said
 
 
-def _said(found: Spread) -> str:
-    return f"{spread(found.mean, found.std)} % ({count(found.n, 'seed')})"
+def _said(mean: Spread) -> str:
+    return f"{spread(mean.mean, mean.std)} % ({count(mean.n, 'seed')})"
 
 
 def _gap(first: Spread, second: Spread) -> str:
     """Whether a difference is more than what seeds make; unknown with one seed."""
-    assert first.mean is not None
-    assert second.mean is not None
-    gap = first.mean - second.mean
+    gap = (first.mean or 0.0) - (second.mean or 0.0)
     if first.std is None or second.std is None:
         return ", but with one seed the noise is not known"
     if gap <= math.hypot(first.std, second.std):

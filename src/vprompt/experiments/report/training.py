@@ -1,14 +1,12 @@
-"""How the trainings went: loss curves, what had not converged, and the time spent."""
+"""Loss curves, trainings that had not converged, and the time spent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 
-from vprompt.experiments.report.aggregate import by_place
 from vprompt.experiments.report.study import Run, Study
-from vprompt.report import charts
-from vprompt.report.document import Block, Body, Fold, Paragraph, Pictures, Section, Table
-from vprompt.report.html import Markup
+from vprompt.report.document import Block, Chart, Charts, Curve, Fold, Paragraph, Section, Table, simple_table
 from vprompt.utils.text import amount, count, duration
 
 _POINTS = 40_000
@@ -17,48 +15,44 @@ _POINTS = 40_000
 
 def curves_section(study: Study) -> Section | None:
     """The loss of every run, by task; None where nothing was trained."""
-    styles = {method.key: number for number, method in enumerate(study.methods)}
     trained = [run for run in study.runs if curve_of(run)[0]]
     if not trained:
         return None
     most = max(10, min(120, _POINTS // len(trained)))
-    svgs: list[Markup] = []
+    charts: list[Chart] = []
     for task in study.tasks:
-        lines: list[charts.Line] = []
-        for run in trained:
-            if run.task is task:
-                points, joint = curve_of(run)
-                name = f"{run.method.label}, seed {run.seed}" + (" (had not converged)" if run.unconverged else "")
-                style = styles[run.method.key]
-                lines.append(
-                    charts.Line(name=name, points=thin(points, most), style=style, dashed=run.unconverged, join=joint)
-                )
-        if lines:
-            dashed = sum(line.dashed for line in lines)
-            detail = f"{task.title}: training loss by epoch of {count(len(lines), 'run')}, {dashed} not converged"
-            svgs.append(charts.curves(task.title, lines, x="epoch", y="training loss", detail=detail))
+        curves = [_curve(run, most) for run in trained if run.task is task]
+        if curves:
+            dashed = sum(curve.dashed for curve in curves)
+            alt = f"{task.title}: training loss by epoch of {count(len(curves), 'run')}, {dashed} not converged"
+            charts.append(Chart(title=task.title, x="epoch", y="training loss", alt=alt, curves=curves))
     shown = {run.method.key for run in trained}
-    legend = charts.legend([(styles[m.key], m.label) for m in study.methods if m.key in shown])
+    legend = [(method.style, method.label) for method in study.methods if method.key in shown]
     words = (
         "One line a run: the mean training loss of each epoch. Dashed: had not converged, the loss fell by 5 % or more "
         "from the epochs at 60–80 % to those at 80–100 %. A ring marks "
         "where training went on after prompts were removed."
     )
-    blocks: list[Block] = [Paragraph(words), Pictures(svgs, legend), Fold("Numbers", [_losses(study)])]
+    blocks: list[Block] = [Paragraph(words), Charts(charts, legend), Fold("Numbers", [_losses(study)])]
     return Section(key="curves", title="Loss curves", blocks=blocks)
 
 
 def curve_of(run: Run) -> tuple[list[tuple[float, float]], float | None]:
     """Epochs and losses, one training after the other, and after which epoch the last one began."""
-    models = [model for model in (run.before, run.model) if model is not None and model.epochs]
     points: list[tuple[float, float]] = []
     done = 0
-    joint: float | None = None
-    for number, model in enumerate(models):
-        joint = float(done) if number else None
-        points += [(float(done + e), loss) for e, loss in enumerate(model.losses, 1) if loss is not None]
-        done += len(model.epochs)
-    return points, joint
+    join: float | None = None
+    for number, model in enumerate(run.trainings):
+        join = float(done) if number else None
+        points += [(float(done + epoch), loss) for epoch, loss in enumerate(model.losses, 1) if loss is not None]
+        done += len(model.losses)
+    return points, join
+
+
+def _curve(run: Run, most: int) -> Curve:
+    points, join = curve_of(run)
+    name = f"{run.method.label}, seed {run.seed}" + (" (had not converged)" if run.unconverged else "")
+    return Curve(name=name, points=thin(points, most), style=run.method.style, dashed=run.unconverged, join=join)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -77,21 +71,15 @@ def _losses(study: Study) -> Table:
     rows: list[list[str]] = []
     for task in study.tasks:
         for method in study.methods:
-            runs = [run for run in by_place(study)[method.key, task.key] if run.model is not None and curve_of(run)[0]]
+            runs = [run for run in study.table[method.key, task.key] if run.model is not None and curve_of(run)[0]]
             if runs:
-                converged = sum(not run.unconverged for run in runs)
-                first = _mean([curve_of(run)[0][0][1] for run in runs])
-                last = _mean([curve_of(run)[0][-1][1] for run in runs])
-                epochs = sorted({len(model.epochs) for run in runs for model in [run.model] if model is not None})
-                spent = " or ".join(str(number) for number in epochs)
-                cells = [spent, first, last, f"{converged} of {len(runs)}"]
-                rows.append([f"{task.title}, {method.label}", *cells])
+                curves = [curve_of(run)[0] for run in runs]
+                first, last = (f"{statistics.fmean(curve[end][1] for curve in curves):.4g}" for end in (0, -1))
+                epochs = sorted({len(run.model.losses) for run in runs if run.model is not None})
+                converged = f"{sum(not run.unconverged for run in runs)} of {len(runs)}"
+                rows.append([f"{task.title}, {method.label}", " or ".join(map(str, epochs)), first, last, converged])
     head = ["Task, method", "Epochs", "First loss", "Last loss", "Converged"]
-    return Table(caption="Training loss, mean over the seeds", head=head, bodies=[Body(rows=rows)])
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.4g}"
+    return simple_table("Training loss, mean over the seeds", head, rows)
 
 
 def time_section(study: Study) -> Section:
@@ -104,19 +92,16 @@ def time_section(study: Study) -> Section:
         ". The training of a run counts what came before condensation or pruning; all told does not where several "
         "runs go on from one training, which is then the time of the run that made it."
     )
-    tables: list[Block] = [Paragraph(words)]
-    of_method: dict[str, Callable[[Run], bool]] = {m.label: lambda run, m=m: run.method is m for m in study.methods}
-    of_task: dict[str, Callable[[Run], bool]] = {t.title: lambda run, t=t: run.task is t for t in study.tasks}
-    for what, choices in (("Method", of_method), ("Task", of_task)):
-        rows = [_spent(name, [run for run in study.finished if of(run)]) for name, of in choices.items()]
-        head = [what, "Runs", "Training, mean of a run", "All told"]
-        table = Table(caption=f"Time by {what.lower()}", head=head, bodies=[Body(rows=rows)])
-        tables.append(table if what == "Method" or len(rows) <= 6 else Fold("By task", [table]))
-    return Section(key="time", title="Time spent", blocks=tables)
+    by_method = _times("Method", {m.label: [run for run in study.finished if run.method is m] for m in study.methods})
+    by_task = _times("Task", {t.title: [run for run in study.finished if run.task is t] for t in study.tasks})
+    shown = by_task if len(by_task.texts) <= 6 else Fold("By task", [by_task])
+    return Section(key="time", title="Time spent", blocks=[Paragraph(words), by_method, shown])
 
 
-def _spent(name: str, runs: Sequence[Run]) -> list[str]:
-    times = [time for run in runs if (time := run.training_seconds) is not None]
-    whole = sum(run.seconds or 0.0 for run in runs)
-    mean = sum(times) / len(times) if times else None
-    return [name, amount(float(len(runs))), duration(mean), duration(whole)]
+def _times(what: str, groups: dict[str, list[Run]]) -> Table:
+    rows: list[list[str]] = []
+    for name, runs in groups.items():
+        times = [time for run in runs if (time := run.training_seconds) is not None]
+        mean = statistics.fmean(times) if times else None
+        rows.append([name, amount(len(runs)), duration(mean), duration(sum(run.seconds or 0.0 for run in runs))])
+    return simple_table(f"Time by {what.lower()}", [what, "Runs", "Training, mean of a run", "All told"], rows)

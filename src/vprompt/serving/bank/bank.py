@@ -1,9 +1,9 @@
-"""The bank: adapters by name over one backbone."""
+"""Bank of adapters: many of them, by name, over one backbone."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.load import load
-from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.model.model import PromptedModel
 from vprompt.serving.bank.routing import route
 from vprompt.serving.bank.view import MixedView
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
@@ -26,16 +26,16 @@ from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, V
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a bank says of one adapter.
+    """Description of an adapter in a bank.
 
     Args:
         name: What it is asked by.
         classes: Names of its classes, where it knows them.
         num_classes: How many logits it gives.
-        preprocessing: What its images must look like.
+        preprocessing: Size, resizing and normalisation of its images.
         method: Name of its method.
         prompt_counts: Prompts by block.
-        nbytes: What the bank holds for it, in bytes, beside the backbone.
+        nbytes: Its memory in bytes, beside the backbone.
         source: Folder or Hub id; None for a model that was given.
     """
 
@@ -50,13 +50,13 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Held:
+class _Adapter:
     """An adapter as it is run: by its prefixes and head in the common pass, or by a model of its own."""
 
     entry: Entry
     head: nn.Module
-    prefixes: tuple[KeyValue | None, ...] = ()
-    alone: nn.Module | None = None
+    prefixes: tuple[KeyValue | None, ...]
+    model: nn.Module | None
 
 
 class Bank:
@@ -64,7 +64,7 @@ class Bank:
 
     Deep prompts, key-value prompts and heads alone (`VPT` deep, `E2VPT`, `Linear`, `MLP`), folded, share one forward
     pass, whatever their counts, blocks and numbers of classes: everything but attention runs on the whole batch, and
-    what lies below an adapter's first prompts is computed once for an image that several ask about. What changes the
+    the blocks below an adapter's first prompts are computed once for an image that several ask about. What changes the
     backbone otherwise (shallow prompts, LoRA and the other baselines) runs over the same weights in a pass of its own.
 
     Adapters may be added and removed while other threads ask: a call goes on with those it began with.
@@ -107,7 +107,8 @@ class Bank:
         if device is not None:
             self.backbone.to(device)
         self._view = MixedView(self.backbone, self.info)
-        self._held: dict[str, _Held] = {}
+        # Never changed, only replaced: a call goes on with the one it began with.
+        self._adapters: Mapping[str, _Adapter] = {}
         self._changing = threading.Lock()
 
     @staticmethod
@@ -129,12 +130,10 @@ class Bank:
         """
         if not adapters:
             raise VPromptError("A bank needs at least one adapter to know its backbone; or give Bank() the backbone.")
-        bank: Bank | None = None
+        bank = Bank(load(next(iter(adapters.values())), weights=weights).backbone, device=device)
         for name, source in adapters.items():
-            if bank is None:
-                bank = Bank(load(source, weights=weights).backbone, device=device)
             bank.add(name, source)
-        return cast("Bank", bank)
+        return bank
 
     def add(self, name: str, adapter: str | Path | PromptedModel) -> Entry:
         """Takes an adapter in.
@@ -152,14 +151,14 @@ class Bank:
         self._check_free(name)
         if isinstance(adapter, PromptedModel):
             self._check_backbone(name, adapter)
-            held = self._hold(name, adapter, None)
+            added = self._prepare(name, adapter, None)
         else:
-            # Without gradients, and apart from the others: nobody waits for the disk.
-            held = self._hold(name, load(adapter, backbone=self.backbone), str(adapter))
+            # Before the lock is taken: nobody waits for the disk.
+            added = self._prepare(name, load(adapter, backbone=self.backbone), str(adapter))
         with self._changing:
             self._check_free(name)
-            self._held = {**self._held, name: held}
-        return held.entry
+            self._adapters = {**self._adapters, name: added}
+        return added.entry
 
     def remove(self, name: str) -> None:
         """Gives an adapter up; calls that have begun still answer.
@@ -168,24 +167,34 @@ class Bank:
             UnknownAdapterError: If there is none of that name.
         """
         with self._changing:
-            if name not in self._held:
-                raise self._unknown(name, self._held)
-            self._held = {other: held for other, held in self._held.items() if other != name}
+            if name not in self._adapters:
+                raise _unknown(name, self._adapters)
+            self._adapters = {other: adapter for other, adapter in self._adapters.items() if other != name}
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Descriptions of all adapters, at one moment."""
+        return [adapter.entry for adapter in self._adapters.values()]
+
+    def get(self, name: str) -> Entry | None:
+        """The description of an adapter, or None where there is none of that name."""
+        adapter = self._adapters.get(name)
+        return None if adapter is None else adapter.entry
 
     def __getitem__(self, name: str) -> Entry:
-        held = self._held
-        if name not in held:
-            raise self._unknown(name, held)
-        return held[name].entry
+        adapters = self._adapters
+        if name not in adapters:
+            raise _unknown(name, adapters)
+        return adapters[name].entry
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._adapters)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._adapters)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._held
+        return name in self._adapters
 
     @torch.inference_mode()
     def __call__(
@@ -212,77 +221,73 @@ class Bank:
             UnknownAdapterError: If an adapter is not there and exceptions are not returned; nothing is computed then.
             DataError: If images, names and rows do not go together.
         """
-        held = self._held
+        known = self._adapters
         self._check_requests(images_BCHW, adapters, rows)
-        rows = range(len(adapters)) if rows is None else rows
-        answers: list[Tensor | UnknownAdapterError | None] = [None] * len(adapters)
-        places: dict[str, dict[int, list[int]]] = {}
-        for place, (name, row) in enumerate(zip(adapters, rows, strict=True)):
-            if name in held:
-                places.setdefault(name, {}).setdefault(int(row), []).append(place)
-            elif return_exceptions:
-                answers[place] = self._unknown(name, held)
-            else:
-                raise self._unknown(name, held)
+        requests = list(zip(adapters, range(len(adapters)) if rows is None else map(int, rows), strict=True))
+        asked: dict[str, list[int]] = {}
+        for name, row in dict.fromkeys(requests):
+            if name in known:
+                asked.setdefault(name, []).append(row)
+            elif not return_exceptions:
+                raise _unknown(name, known)
         like = next(self.backbone.parameters())
         images_BCHW = images_BCHW.to(like.device, like.dtype)
-        for name, logits in self._logits(images_BCHW, {name: held[name] for name in places}, places):
-            for mine, wanted in zip(logits, places[name].values(), strict=True):
-                for place in wanted:
-                    answers[place] = mine
-        return cast("list[Tensor | UnknownAdapterError]", answers)
+        answers = {
+            (name, row): logits_C
+            for name, logits_NC in self._logits(images_BCHW, {name: known[name] for name in asked}, asked)
+            for row, logits_C in zip(asked[name], logits_NC, strict=True)
+        }
+        return [answers[name, row] if name in known else _unknown(name, known) for name, row in requests]
 
     def _logits(
-        self, images_BCHW: Tensor, held: Mapping[str, _Held], places: Mapping[str, Mapping[int, object]]
+        self, images_BCHW: Tensor, adapters: Mapping[str, _Adapter], asked: Mapping[str, list[int]]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The logits (n, C) of each adapter, of the images it was asked about."""
-        together = [name for name, one in held.items() if one.alone is None]
+        """The logits (N, C) of each adapter, of the images it was asked about."""
+        together = [name for name, adapter in adapters.items() if adapter.model is None]
         if together:
-            prefixes = [held[name].prefixes for name in together]
+            prefixes = [adapters[name].prefixes for name in together]
             way = route(
-                [list(places[name]) for name in together],
-                [[prefix is not None for prefix in mine] for mine in prefixes],
+                [asked[name] for name in together],
+                [[prefix is not None for prefix in blocks] for blocks in prefixes],
                 shared=self._view.shares,
             )
             features_RF = self._view.features(images_BCHW, way, prefixes)
-            for name, mine in zip(together, way.rows, strict=True):
-                yield name, held[name].head(features_RF[list(mine)]).float()
-        for name, one in held.items():
-            if one.alone is not None:
-                yield name, one.alone(images_BCHW[list(places[name])]).float()
+            for name, rows in zip(together, way.rows, strict=True):
+                yield name, adapters[name].head(features_RF[list(rows)]).float()
+        for name, adapter in adapters.items():
+            if adapter.model is not None:
+                yield name, adapter.model(images_BCHW[asked[name]]).float()
 
     @torch.no_grad()
-    def _hold(self, name: str, model: PromptedModel, source: str | None) -> _Held:
+    def _prepare(self, name: str, model: PromptedModel, source: str | None) -> _Adapter:
+        together = _shares_a_pass(model.method)
         # Merging low-rank updates would need the weights once more for every adapter.
-        own: PromptedModel | FoldedModel
-        own = model.copy().eval() if model.method.merges_weights else model.fold()
+        own = model.fold() if together or not model.method.merges_weights else model.copy().eval()
+        prefixes = cast("nn.ModuleList", own.prefixes) if together else nn.ModuleList()
+        parts = nn.ModuleList([own.head, prefixes]) if together else own
         like = next(self.backbone.parameters())
-        head, counts = own.head.to(like.device, like.dtype), tuple(model.prompt_counts)
-        prefixes: tuple[KeyValue | None, ...] = ()
-        alone: nn.Module | None = None
-        if isinstance(own, FoldedModel) and _shares_a_pass(model.method):
-            every = cast("Iterable[ConstantPrefix]", own.prefixes.to(like.device, like.dtype))
-            prefixes = tuple(prefix.constant() for prefix in every)
-            tensors = [t for prefix in prefixes if prefix is not None for t in prefix if t is not None]
-            tensors += list(head.parameters())
-        else:
-            alone = own.to(like.device, like.dtype)
-            shared = {id(t) for t in (*self.backbone.parameters(), *self.backbone.buffers())}
-            tensors = [t for t in (*alone.parameters(), *alone.buffers()) if id(t) not in shared]
+        parts.to(like.device, like.dtype)
+        shared = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
+        tensors = [tensor for tensor in (*parts.parameters(), *parts.buffers()) if id(tensor) not in shared]
         entry = Entry(
             name=name,
             classes=model.classes,
             num_classes=model.head.out_features,
             preprocessing=model.preprocessing,
             method=model.method.name,
-            prompt_counts=counts,
-            nbytes=sum(t.numel() * t.element_size() for t in tensors),
+            prompt_counts=tuple(model.prompt_counts),
+            nbytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             source=source,
         )
-        return _Held(entry=entry, head=head, prefixes=prefixes, alone=alone)
+        return _Adapter(
+            entry=entry,
+            head=own.head,
+            prefixes=tuple(cast("ConstantPrefix", prefix).constant() for prefix in prefixes),
+            model=None if together else own,
+        )
 
     def _check_free(self, name: str) -> None:
-        if name in self._held:
+        if name in self._adapters:
             raise VPromptError(f"The bank holds an adapter called {name!r} already; remove it first.")
 
     def _check_backbone(self, name: str, model: PromptedModel) -> None:
@@ -293,11 +298,11 @@ class Bank:
                 f"The model for {name!r} has a backbone object of its own; attach it to the bank's (bank.backbone), or "
                 "save it and add the folder."
             )
-        mine, its = fingerprint(self.backbone), fingerprint(model.backbone)
-        if mine != its or describe(model.backbone).preprocessing.size != self.info.preprocessing.size:
+        ours, theirs = fingerprint(self.backbone), fingerprint(model.backbone)
+        if ours != theirs or describe(model.backbone).preprocessing.size != self.info.preprocessing.size:
             raise AdapterError(
-                f"The model for {name!r} is over another backbone ({model.info.name}, weights {its}) than the bank's "
-                f"({self.info.name}, weights {mine})."
+                f"The model for {name!r} is over another backbone ({model.info.name}, weights {theirs}) than the "
+                f"bank's ({self.info.name}, weights {ours})."
             )
 
     def _check_requests(self, images_BCHW: Tensor, adapters: Sequence[str], rows: Sequence[int] | None) -> None:
@@ -322,9 +327,10 @@ class Bank:
         if wrong is not None:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")
 
-    def _unknown(self, name: str, held: Mapping[str, _Held]) -> UnknownAdapterError:
-        known = ", ".join(map(repr, list(held)[:10])) + (", ..." if len(held) > 10 else "")
-        return UnknownAdapterError(f"There is no adapter called {name!r} in the bank; there is {known or 'none'}.")
+
+def _unknown(name: str, adapters: Mapping[str, object]) -> UnknownAdapterError:
+    known = ", ".join(map(repr, list(adapters)[:10])) + (", ..." if len(adapters) > 10 else "")
+    return UnknownAdapterError(f"There is no adapter called {name!r} in the bank; there is {known or 'none'}.")
 
 
 def _shares_a_pass(method: Method) -> bool:

@@ -1,0 +1,233 @@
+"""From a listing of labelled images to a task: they are checked, split and decoded, the same for every source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Task
+from vprompt.data.images import probe, render_arrays, try_decode
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.sources.base import UNSPLIT, Item, Listing
+from vprompt.data.split import Splits, cut
+from vprompt.data.threads import in_threads
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import printable
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images checked so far and of all."""
+
+DEFAULT_MEMORY_LIMIT = 2 * 1024**3
+
+
+def load(
+    listing: Listing,
+    preprocessing: Preprocessing,
+    *,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    progress: Progress | None = None,
+) -> Task:
+    """Makes a task of listed images; every file is looked at before anything is trained.
+
+    Args:
+        listing: From a source; with images to train on.
+        preprocessing: See `load_folder`, as all below.
+        split_seed: Decides which files go where when a split is cut.
+        skip_bad: Goes on without what cannot be used.
+        memory_limit: Bytes of decoded images to hold; where the source has fixed the splits, images to train and
+            validate on come first, and then those to test on.
+        progress: Called after every image with (done, total).
+
+    Raises:
+        DataError: There is something wrong, and it is not to be skipped; or fewer than two classes are left.
+    """
+    fixed = listing.classes is not None
+    splits = {split: list(items) for split, items in listing.splits.items()}
+    problems: list[str] = []
+    if not fixed:
+        problems += _drop_unusable(splits, listed_classes(listing, splits))
+        refuse(listing, problems, skip_bad)
+        _require_classes(listing, splits)
+    learned = tuple(split for split in splits if split != "test")
+    parts = (learned, ("test",)) if fixed else (tuple(splits),)
+    groups = [[item.name for split in part for item in splits.get(split, ())] for part in parts]
+    checked = check(listing, groups, preprocessing, memory_limit, progress, decode_all=skip_bad or not fixed)
+    refuse(listing, checked.problems, skip_bad)
+    problems += checked.problems
+    present = {split: _labels(items) for split, items in splits.items()}
+    splits = checked.usable(splits)
+    if not fixed:
+        problems += _drop_unusable(splits, present)
+    _require_classes(listing, splits)
+    splits = cut(splits, split_seed)
+    classes = listing.classes or tuple(sorted(_labels(splits["train"])))
+    label_of = {name: label for label, name in enumerate(classes)}
+
+    def dataset(split: str) -> ImageDataset | None:
+        items = splits.get(split)
+        labels = [label_of[item.label] for item in items or ()]
+        return checked.dataset([item.name for item in items], labels) if items else None
+
+    train = dataset("train")
+    assert train is not None  # two classes have images in it
+    return Task(
+        name=listing.name,
+        source=listing.source,
+        classes=tuple(printable(name) for name in classes),
+        preprocessing=preprocessing,
+        train=train,
+        val=dataset("val"),
+        test=dataset("test"),
+        skipped=as_sentences([*problems, *listing.notes]),
+        differences=listing.differences,
+    )
+
+
+def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
+    """Raises a `DataError` for the first problem, unless bad files are to be skipped."""
+    if not problems or skip_bad:
+        return
+    more = {1: "", 2: " (and 1 more problem)"}.get(len(problems), f" (and {len(problems) - 1} more problems)")
+    them = "it" if len(problems) == 1 else "them"
+    raise DataError(
+        f"In {listing.where}, {problems[0]}{more}; fix {them}, or go on without {them} by --skip-bad (skip_bad=True)."
+    )
+
+
+def as_sentences(problems: Sequence[str]) -> tuple[str, ...]:
+    """Problems, each as a sentence."""
+    return tuple(problem[0].upper() + problem[1:] + "." for problem in problems)
+
+
+def listed_classes(listing: Listing, splits: Splits) -> dict[str, set[str]]:
+    """The classes that are listed in each split, also those without images."""
+    return {split: _labels(items) | set(listing.empty.get(split, ())) for split, items in splits.items()}
+
+
+def _labels(items: Sequence[Item]) -> set[str]:
+    return {item.label for item in items}
+
+
+def _drop_unusable(splits: Splits, listed: Mapping[str, set[str]]) -> list[str]:
+    """Takes out classes without images, classes that train lacks and splits without classes; says which."""
+    train = "train" if "train" in splits else UNSPLIT
+    known = _labels(splits.get(train, ()))
+    problems: list[str] = []
+    for split, items in list(splits.items()):
+        present = _labels(items)
+        for name in sorted(listed[split]):
+            if name not in present:
+                where = "" if split == UNSPLIT else f" in {split}"
+                problems.append(f"class {printable(name)} has no usable image{where}")
+            elif name not in listed.get(train, ()):
+                problems.append(f"class {printable(name)} is in {split} but not in train")
+        splits[split] = [item for item in items if item.label in known]
+        if not splits[split] and split != train:
+            problems.append(f"the {split} folder has no usable class")
+            del splits[split]
+    return problems
+
+
+def _require_classes(listing: Listing, splits: Splits) -> None:
+    classes = sorted(_labels(splits.get("train", splits.get(UNSPLIT, ()))))
+    if len(classes) < 2:
+        present = f"only the class {printable(classes[0])}" if classes else "no class"
+        raise DataError(f"{listing.where} has {present} with usable images to learn from; two or more are needed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Images that were looked at.
+
+    Args:
+        preprocessing: How they were decoded.
+        files: Where they are read from again; None for rendered ones.
+        held: For images that are held, by name the pixels of its group, and its row in them.
+        bad: By name what is wrong with an image.
+    """
+
+    preprocessing: Preprocessing
+    files: Files | None
+    held: Mapping[str, tuple[Tensor, int]]
+    bad: Mapping[str, str]
+
+    @property
+    def problems(self) -> list[str]:
+        """The bad images with their names, in words."""
+        return [f"file {printable(name)} {reason}" for name, reason in self.bad.items()]
+
+    def usable(self, splits: Mapping[str, Sequence[Item]]) -> Splits:
+        """The images in which nothing is wrong."""
+        return {split: [item for item in items if item.name not in self.bad] for split, items in splits.items()}
+
+    def dataset(self, names: Sequence[str], labels: Sequence[int]) -> ImageDataset:
+        """A data set of images of one group."""
+        places = [self.held[name] for name in names if name in self.held]
+        return ImageDataset(
+            torch.tensor(labels),
+            self.preprocessing,
+            pixels=places[0][0] if places else None,
+            rows=torch.tensor([row for _, row in places]) if places else None,
+            root=self.files,
+            paths=None if self.files is None else names,
+        )
+
+
+def check(
+    listing: Listing,
+    groups: Sequence[Sequence[str]],
+    preprocessing: Preprocessing,
+    memory_limit: int,
+    progress: Progress | None,
+    *,
+    decode_all: bool,
+) -> Checked:
+    """Looks at every image once.
+
+    Args:
+        listing: Where the images come from.
+        groups: Their names; a group is held decoded if it fits into what the groups before left of the memory.
+        preprocessing: How they are decoded.
+        memory_limit: Bytes of decoded images to hold.
+        progress: Called after every image with (done, total).
+        decode_all: Decode also what is not held, which is decoded again when it is used, instead of reading headers.
+    """
+    if listing.rendered is not None:
+        store = render_arrays(listing.rendered(), preprocessing)
+        names = (item.name for items in listing.splits.values() for item in items)
+        held = {name: (store, row) for row, name in enumerate(names)}
+        return Checked(preprocessing=preprocessing, files=None, held=held, bad={})
+    assert listing.files is not None
+    files = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files
+
+    def look(name: str, decoded: bool) -> Tensor | str | None:
+        return try_decode(files.read(name), preprocessing) if decoded else probe(files.read(name))
+
+    groups = [list(dict.fromkeys(names)) for names in groups]
+    done, total = 0, sum(map(len, groups))
+    held: dict[str, tuple[Tensor, int]] = {}
+    bad: dict[str, str] = {}
+    for names in groups:
+        shape = (len(names), 3, *preprocessing.size)
+        fits = math.prod(shape) <= memory_limit
+        store = torch.empty(shape if fits else 0, dtype=torch.uint8)
+        memory_limit -= store.numel()
+        images = in_threads(partial(look, decoded=fits or decode_all), names)
+        for row, (name, image) in enumerate(zip(names, images, strict=True)):
+            if isinstance(image, str):
+                bad[name] = image
+            elif fits and image is not None:
+                store[row] = image
+                held[name] = (store, row)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return Checked(preprocessing=preprocessing, files=files, held=held, bad=bad)

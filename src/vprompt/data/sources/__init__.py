@@ -1,0 +1,1 @@
+"""Sources of labelled images, one file each; `vprompt.data.sources.base` says what a source does."""

@@ -1,0 +1,59 @@
+"""Tasks of VTAB-1k and FGVC, and other tasks whose images lie beside lists of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vprompt.data.benchmarks.check import check_lists
+from vprompt.data.benchmarks.lists import read_layout
+from vprompt.data.benchmarks.places import Place, locate, place_at
+from vprompt.data.sources.base import SOURCES, Item, Listing
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import printable
+
+
+class Benchmark:
+    """`vtab:NAME`, `fgvc:NAME`, and folders that have lists as these have."""
+
+    name = "benchmark"
+
+    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+        """See `DataSource`; the lists always have all splits."""
+        place = locate(spec, root)
+        return None if place is None else _listing(place)
+
+
+def lists_in(folder: Path) -> Listing | None:
+    """The images of a folder by the lists in it; None if it has none.
+
+    Raises:
+        DataError: The lists cannot be used.
+    """
+    place = place_at(folder)
+    return None if place is None else _listing(place)
+
+
+def _listing(place: Place) -> Listing:
+    """The lists of a place, and how they differ from the benchmark's; an error gives the first problem."""
+    layout = read_layout(place.folder, place.task)
+    problems = check_lists(layout, place.task)
+    fatal = [problem.sentence for problem in problems if problem.severity == "fatal"]
+    where = printable(str(place.folder))
+    if fatal:
+        more = f" ({len(fatal) - 1} more: vprompt tasks --check {printable(place.spec)})" if len(fatal) > 1 else ""
+        raise DataError(f"In {where}: {fatal[0].removesuffix('.')}{more}.")
+    return Listing(
+        name=place.name,
+        source=printable(place.spec),
+        where=where,
+        splits={
+            split: [Item(path, layout.classes[label]) for path, label in pairs]
+            for split, pairs in layout.splits.items()
+        },
+        files=layout.folder,
+        classes=layout.classes,
+        differences=tuple(problem.sentence for problem in problems),
+    )
+
+
+SOURCES.register(Benchmark())

@@ -1,0 +1,75 @@
+"""The task that comes with vprompt, so that everything runs on a fresh machine without a download."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vprompt.data.images import render_arrays
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.sources.base import SOURCES, Item, Listing
+from vprompt.utils.errors import DataError
+
+SOURCE = "bundled:fashion-mnist"
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+class Bundled:
+    """A part of Fashion-MNIST: 800 train, 200 val and 2000 test images, each class equally often."""
+
+    name = "bundled"
+
+    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+        """See `DataSource`; there is one such task."""
+        if not spec.startswith("bundled:"):
+            return None
+        if spec != SOURCE:
+            raise DataError(f"There is no bundled task {spec}; the one that comes with vprompt is {SOURCE}.")
+        return bundled_listing()
+
+
+def bundled_listing() -> Listing:
+    """The images of the bundled task, which are 28 x 28 pixels and grey."""
+    splits = {name: _arrays(name) for name in ("train", "val", "test")}
+    return Listing(
+        name="fashion-mnist",
+        source=SOURCE,
+        where="the bundled task",
+        splits={
+            name: [Item(f"{name}/{number}", CLASSES[label]) for number, label in enumerate(labels)]
+            for name, (_, labels) in splits.items()
+        },
+        rendered=lambda: np.concatenate([images for images, _ in splits.values()]),
+        classes=CLASSES,
+    )
+
+
+def bundled_images(preprocessing: Preprocessing, count: int) -> Tensor:
+    """The first test images of the bundled task, uint8 pixels (count, 3, H, W)."""
+    return render_arrays(_arrays("test")[0][:count], preprocessing)
+
+
+def _arrays(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Grey images (N, 28, 28) and labels (N,)."""
+    file = resources.files("vprompt.data").joinpath("fashion_mnist.npz")
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        return arrays[f"{split}_images"], arrays[f"{split}_labels"]
+
+
+SOURCES.register(Bundled())

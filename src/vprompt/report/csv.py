@@ -1,0 +1,36 @@
+"""Tables as CSV, for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from vprompt.report.document import Table
+from vprompt.utils.text import line
+
+
+def csv_table(table: Table) -> str:
+    """The head and the rows of a table; text that a spreadsheet would take for a formula has an apostrophe before it.
+
+    Example:
+        >>> from vprompt.report.document import simple_table
+        >>> csv_table(simple_table("", ["a", "b"], [["=1", "-2.5"]]))
+        "a,b\\n'=1,-2.5\\n"
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.head)
+    writer.writerows([_cell(line(text, 600)) for text in row] for row in table.texts)
+    return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    formula = text.startswith(("=", "+", "@", "'")) or (text.startswith("-") and not _number(text))
+    return f"'{text}" if formula else text
+
+
+def _number(text: str) -> bool:
+    try:
+        return float(text) < 0
+    except ValueError:
+        return False

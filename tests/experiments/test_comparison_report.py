@@ -1,0 +1,63 @@
+"""Pictures and tables of a comparison, from its document alone."""
+
+import pytest
+
+from vprompt.experiments.report.comparison import draw, markdown
+
+
+def row(name, params=2000.0, milliseconds=1.4, accuracy=0.78, std=0.01):
+    return {
+        "method": name,
+        "learned_params": params,
+        "milliseconds": milliseconds,
+        "test_accuracy": accuracy,
+        "test_std": std,
+        "val_accuracy": 0.7,
+    }
+
+
+def document(rows, bare=None):
+    return {
+        "data": "$a_$ " * 60,
+        "backbone": "x",
+        "bare": {"milliseconds": bare},
+        "rows": rows,
+        "settings": {"seeds": 1, "values": {}},
+    }
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("one", std=None)],
+        [row("equal"), row("twin")],
+        [row(f"m{n}") for n in range(60)],
+        [row("linear"), row("full", params=86e6, milliseconds=900.0)],
+        [row("perfect", accuracy=1.0, std=0.0), row("none", accuracy=0.0, std=0.0)],
+        [row("not timed", milliseconds=None), row("$x$ [b] <i>")],
+        [row("not timed", milliseconds=None)],
+        [row("not tested", accuracy=None, std=None)],
+    ],
+    ids=["one", "equal", "many", "far", "extremes", "partly timed", "not timed", "not tested"],
+)
+@pytest.mark.parametrize("bare", [1.3, None])
+def test_any_comparison_can_be_drawn(tmp_path, rows, bare, recwarn):
+    assert draw(document(rows, bare), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_without_an_accuracy_there_is_no_picture(tmp_path):
+    nothing = row("failed", accuracy=None) | {"val_accuracy": None}
+    assert not draw(document([nothing]), tmp_path / "p.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_known_is_a_dash():
+    unknown = dict.fromkeys(("folded_gmacs", "time_ratio", "training_seconds", "prompts", "learned_share"))
+    rows = [row("a", std=None) | unknown | {"converged": 1, "runs": 1, "failed": [], "pruned": False}]
+    settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}
+    study = document(rows) | {"settings": settings}
+    line = next(line for line in markdown(study).splitlines() if line.startswith("| a "))
+    assert line == "| a | 78.0 ± – | 70.0 | 1 of 1 | – | 2,000 | – | – | 1.4 | – | – |"

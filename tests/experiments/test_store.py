@@ -1,0 +1,192 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from vprompt.experiments.bench.store import StoreError, open_store, verified, with_checksum
+from vprompt.experiments.folder import BusyError, locked
+
+DOCUMENT = {"name": "a", "test_accuracy": 0.5, "classes": ["ü", "<b>"]}
+
+
+@pytest.fixture(params=["folder", "url"])
+def store(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    return open_store(str(tmp_path / "runs") if request.param == "folder" else f"file://{tmp_path}/runs")
+
+
+def an_adapter(store, name):
+    folder = store.scratch(name)
+    (folder / ".run").mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_what_was_published_is_there(store):
+    assert store.finished() == set()
+    assert store.result("a") is None
+    store.fail("a", {"failure": "It broke.", "again": True})
+    assert store.failures() == {"a"}
+    assert store.failure("a")["failure"] == "It broke."
+    store.publish("a", DOCUMENT, an_adapter(store, "a"))
+    assert store.finished() == {"a"}
+    assert {key: store.result("a")[key] for key in DOCUMENT} == DOCUMENT
+    assert store.failure("a") is None
+    assert (store.adapter("a") / "adapter_model.safetensors").read_bytes() == b"weights"
+    store.publish("a", {**DOCUMENT, "test_accuracy": 0.6}, None)
+    assert store.result("a")["test_accuracy"] == 0.6
+    store.write_plan("p", "seeds = 3")
+    assert store.plans() == {"p": "seeds = 3"}
+
+
+def place(store, name):
+    return os.path.join(store.address.removeprefix("file://"), "results", f"{name}.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: text.replace("0.5", "0.9"),
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: text + "x",
+        lambda text: json.dumps({key: value for key, value in json.loads(text).items() if key != "checksum"}),
+    ],
+)
+def test_a_damaged_result_is_none(store, damage):
+    store.publish("a", DOCUMENT)
+    with open(place(store, "a"), encoding="utf-8") as file:
+        text = file.read()
+    with open(place(store, "a"), "w", encoding="utf-8") as file:
+        file.write(damage(text))
+    assert store.result("a") is None
+
+
+def test_bytes_that_are_no_text_are_none(store):
+    store.publish("a", DOCUMENT)
+    with open(place(store, "a"), "wb") as file:
+        file.write(b"\xff\xfe\x00")
+    assert store.result("a") is None
+
+
+def test_the_checksum_covers_everything():
+    assert verified(json.dumps(with_checksum(DOCUMENT))) == with_checksum(DOCUMENT)
+    for key in DOCUMENT:
+        assert verified(json.dumps(with_checksum(DOCUMENT) | {key: 1})) is None
+
+
+def test_half_written_files_are_no_results(store):
+    store.publish("a", DOCUMENT)
+    folder = os.path.dirname(place(store, "a"))
+    with open(os.path.join(folder, ".b.json.xyz.part"), "w") as file:
+        file.write("{")
+    with open(os.path.join(folder, ".c.json"), "w") as file:
+        file.write("{")
+    assert store.finished() == {"a"}
+
+
+def test_an_adapter_without_its_result_goes_back_to_work(tmp_path):
+    """A kill between the two steps of `publish` costs nothing."""
+    store = open_store(str(tmp_path))
+    an_adapter(store, "a")
+    (tmp_path / "adapters").mkdir()
+    os.replace(store.scratch("a"), store.adapter("a"))
+    with store.locked("a") as folder:
+        assert folder == store.scratch("a")
+        assert (folder / "result.json").exists()
+        assert not store.adapter("a").exists()
+    with store.locked("a") as folder:
+        store.publish("a", DOCUMENT, folder)
+    assert (store.adapter("a") / "result.json").exists()
+    with store.locked("a") as folder:  # it is finished
+        assert not folder.exists()
+
+
+def _hold(folder, ready, end):
+    with locked(folder):
+        ready.set()
+        end.wait()
+
+
+def test_one_process_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, end = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "work" / "a", ready, end))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(BusyError, match="Another process is at work on a"), locked(tmp_path / "work" / "a"):
+        pass
+    with locked(tmp_path / "work" / "b"):
+        pass
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    with locked(tmp_path / "work" / "a"):
+        pass
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_lock_is_let_go_on_errors(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "a"):
+            raise ZeroDivisionError
+
+
+WRITER = """
+import resource, sys
+from vprompt.experiments.bench.store import open_store
+store = open_store(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    store.publish("a", {"long": "x" * 1000})
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_write_that_the_disk_refuses_leaves_no_result(store):
+    found = subprocess.run([sys.executable, "-c", WRITER, store.address], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() in ("OSError", "StoreError")
+    assert store.finished() == set()
+    assert os.listdir(os.path.dirname(place(store, "a"))) == []
+
+
+def test_an_address_that_means_nothing_is_refused():
+    with pytest.raises(StoreError, match="Results cannot be kept at nonsense://x"):
+        open_store("nonsense://x")
+    with pytest.raises(StoreError, match=r"cannot be used|cannot be kept"):
+        open_store("s3://no-such-bucket-here/runs").finished()
+
+
+def test_results_of_the_first_version_are_read():
+    """Under the name that the library had then."""
+    store = open_store(os.path.join(os.path.dirname(__file__), "old_store"))
+    (name,) = store.finished()
+    assert name == "synthetic-counting-linear-s0-e363c7ac606fdbf0"
+    assert store.result(name)["test_accuracy"] == 0.208
+    assert store.result(name)["provenance"]["versions"]["laconic"] == "0.1.0"
+
+
+def test_a_kill_before_the_result_leaves_the_adapter_to_be_taken_back(store, monkeypatch):
+    """Whatever moment it comes at: with the result there, nothing is left in the folder for unfinished runs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_document", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.publish("a", DOCUMENT, an_adapter(store, "a"))
+    assert store.result("a") is None
+    with store.locked("a") as folder:
+        assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_path", lambda name: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                store.publish("a", DOCUMENT, folder)
+        assert not folder.exists()

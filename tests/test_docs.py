@@ -1,0 +1,108 @@
+"""The documentation: pages for all that is public, examples that import and run, paths that exist."""
+
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+from conftest import run_command
+from vprompt.cli.main import commands
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("gen_pages", ROOT / "docs" / "gen_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def python_blocks(text):
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_every_public_name_has_a_page_and_a_docstring(pages):
+    api = pages.api_pages()
+    for module in ("vprompt", "vprompt.data"):
+        for name in importlib.import_module(module).__all__:
+            assert f"::: {module}.{name}\n" in api[f"api/{module}.{name}.md"]
+            assert pages.docstring(module, name), f"{name} has no docstring"
+            assert f"[`{name}`]({module}.{name}.md)" in api["api/index.md"]
+
+
+def test_every_command_has_a_page(pages):
+    usage = run_command("--help").out
+    names = re.search(r"\{([\w,-]+)\}", usage)[1].split(",")
+    commands = dict(pages.commands())
+    assert [command[0] for command in commands if len(command) == 1] == names
+    assert any(command[0] == "analyze" and len(command) == 2 for command in commands)
+    assert all(text.startswith(f"usage: vprompt {' '.join(command)} ") for command, text in commands.items())
+    texts = pages.command_pages()
+    assert {f"commands/{'-'.join(command)}.md" for command in commands} <= texts.keys()
+    assert "### lora\n\n```text\n" in texts["commands/fit.md"]
+    assert "--rank" in texts["commands/fit.md"].partition("### lora\n")[2]
+
+
+def test_links_of_root_pages_lead_to_the_site(pages):
+    text = "[a](docs/speed.md#folded) [b](LICENSE) [c](https://x.org/docs/a.md) [d](gone.md) ![e](docs/demo/kept.png)"
+    assert pages.linked(text, "README.md", "index.md") == (
+        "[a](speed.md#folded) b [c](https://x.org/docs/a.md) [d](gone.md) ![e](demo/kept.png)"
+    )
+    assert pages.linked("[a](../../README.md)", "docs/results/claims.md", "results/claims.md") == "[a](../index.md)"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_examples_import_what_there_is(page):
+    for block in python_blocks(page.read_text("utf-8")):
+        compile(block, page.name, "exec")
+        for module, names in re.findall(r"^from (vprompt[\w.]*) import (.+)$", block, flags=re.MULTILINE):
+            there = importlib.import_module(module)
+            assert [name for name in names.split(", ") if not hasattr(there, name)] == []
+        for name in re.findall(r"\bvprompt\.(\w+)", block):
+            assert hasattr(importlib.import_module("vprompt"), name), name
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_commands_can_be_meant(page):
+    text = page.read_text("utf-8").replace("\\\n", "")
+    for line in re.findall(r"^    vprompt (.+)$", text, flags=re.MULTILINE):
+        arguments = shlex.split(line, comments=True)
+        tyro.cli(
+            commands(arguments), args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+        )
+
+
+def test_contributing_names_files_that_exist():
+    for path in re.findall(r"`([a-z_]+/[\w/]*(?:\.py)?)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
+        assert "NAME" in path or (ROOT / "src" / "vprompt" / path).exists() or (ROOT / path).exists(), path
+
+
+def sections():
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        blocks = python_blocks(section)
+        if blocks:
+            yield pytest.param(blocks, id=section.partition("\n")[0])
+
+
+@pytest.mark.parametrize("blocks", sections())
+def test_extensions(blocks, tmp_path):
+    """The first block of a section is a plugin, found by its file alone; the others use it."""
+    plugin, *uses = blocks
+    (tmp_path / "plugin.py").write_text(plugin, encoding="utf-8")
+    (tmp_path / "use.py").write_text("\n".join(uses), encoding="utf-8")
+    environment = {**os.environ, "VPROMPT_PLUGINS": str(tmp_path / "plugin.py")}
+    ended = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,63 @@
+"""Few rooms, imports that only go down, no circle between files; `make check` holds the order of the rooms."""
+
+import re
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import grimp
+import pytest
+
+MOST_ROOMS = 14
+
+
+@pytest.fixture(scope="module")
+def running():
+    """Imports that run, those inside functions included."""
+    return grimp.build_graph("vprompt", exclude_type_checking_imports=True, cache_dir=None)
+
+
+@pytest.fixture(scope="module")
+def written():
+    """All imports, those for annotations only included."""
+    return grimp.build_graph("vprompt", include_external_packages=True, cache_dir=None)
+
+
+def below(graph, modules):
+    arrows = {module: graph.find_modules_directly_imported_by(module) for module in modules}
+    return {module: {name for name in names if name.startswith("vprompt.")} for module, names in arrows.items()}
+
+
+def test_few_rooms_and_nothing_loose_at_the_door(written):
+    rooms = written.find_children("vprompt") - {"vprompt.__main__"}
+    assert len(rooms) <= MOST_ROOMS
+    assert {room for room in rooms if not written.find_children(room)} == set()
+
+
+def test_no_circle_of_files(running):
+    modules = running.modules - {"vprompt"}
+    tuple(TopologicalSorter(below(running, modules)).static_order())  # a CycleError shows the circle
+
+
+def test_no_circle_of_rooms_even_for_annotations(written):
+    arrows = {}
+    for module, imported in below(written, written.find_descendants("vprompt") - {"vprompt.__main__"}).items():
+        rooms = {name.split(".")[1] for name in imported}
+        arrows.setdefault(module.split(".")[1], set()).update(rooms - {module.split(".")[1]})
+    tuple(TopologicalSorter(arrows).static_order())
+
+
+def test_what_is_imported_is_declared(written):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [name for extra, names in project["optional-dependencies"].items() if extra != "dev" for name in names]
+    declared = {normal(re.match(r"[\w-]+", name)[0]) for name in [*project["dependencies"], *extras]}
+    outside = written.modules - written.find_descendants("vprompt") - {"vprompt"} - sys.stdlib_module_names
+    packages = {name: {*map(normal, places)} for name, places in packages_distributions().items()}
+    assert {name for name in outside if not declared & packages.get(name, set())} == set()
+
+
+def normal(name):
+    """A package's name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
