@@ -3,7 +3,12 @@
 import math
 import random
 from dataclasses import replace
+from importlib import import_module
 
+from vprompt.analysis.e2vpt import E2VPTAblations
+from vprompt.analysis.options import Condensation, Training
+from vprompt.analysis.schedule import Schedule
+from vprompt.analysis.sweep import Sweep
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.halving import steps
 from vprompt.experiments.bench.jobs import identity
@@ -11,16 +16,56 @@ from vprompt.experiments.bench.jobs import identity
 BLOCKS, WIDTH = 12, 192
 
 
+def _condensing(kind, training, options):
+    names = ("prompts", "criterion", "scope")
+    condensing = Condensation(**{name: options.pop(name) for name in names if name in options})
+    return kind(training=training or Training(), condensing=condensing, **options)
+
+
+def sweep_of(training=None, **options):
+    """Options of the analysis, those of its groups among them."""
+    return _condensing(Sweep, training, options)
+
+
+def schedule_of(training=None, **options):
+    """Options of the analysis, those of its groups among them."""
+    return _condensing(Schedule, training, options)
+
+
+def e2vpt_of(training=None, **options):
+    """Options of the analysis."""
+    return E2VPTAblations(training=training or Training(), **options)
+
+
+def plan_of(options):
+    """The plan of an analysis that trains."""
+    return import_module(f"{type(options).__module__}.measure").plan_of(options)
+
+
+def read(options, store):
+    """Its result."""
+    return import_module(f"{type(options).__module__}.measure").read(options, store)
+
+
+def prompts_of(settings):
+    """Prompts, and key-value prompts, per block or in all."""
+    return getattr(settings.method, "num_prompts", 0), getattr(settings.method, "num_kv_prompts", 0)
+
+
+def tuned_for(condense):
+    """Epochs of fine-tuning."""
+    return condense.fine_tune_epochs if condense.fine_tune else 0
+
+
 def accuracy(settings, chance):
     """More prompts are better, less so the more there are; condensing costs little, and little more is learned late."""
     base = 0.25 + random.Random(settings.data).uniform(0, 0.4)
-    if settings.method == "linear":
+    if settings.method.name == "linear":
         return base
-    prompts = settings.prompts + (settings.kv_prompts if settings.method == "e2vpt" else 0)
-    found = base + 0.25 * (1 - math.exp(-prompts / 4))
+    found = base + 0.25 * (1 - math.exp(-sum(prompts_of(settings)) / 4))
     if settings.condense is not None:
-        epochs = settings.fine_tune_epochs if settings.fine_tune else 0
-        found -= 0.25 * (1 - settings.condense) ** 4 * math.exp(-epochs / 6)
+        epochs = tuned_for(settings.condense)
+        found -= 0.25 * (1 - settings.condense.ratio) ** 4 * math.exp(-epochs / 6)
     if settings.prune is not None:
         found -= 0.05 * (settings.prune.tokens or 0) ** 2 + 0.02 * (settings.prune.segments or 0)
     return found + chance.gauss(0, 0.008)
@@ -28,10 +73,11 @@ def accuracy(settings, chance):
 
 def stage(settings, chance, *, epochs, converged=True):
     """The numbers of one trained model."""
-    counts = [settings.prompts] * BLOCKS if settings.method in ("vpt-deep", "e2vpt") else [0] * BLOCKS
-    if settings.method == "vpt-shallow":
-        counts[0] = settings.prompts
-    keep = settings.condense or 1 - ((settings.prune.tokens or 0) if settings.prune else 0)
+    prompts, kv_prompts = prompts_of(settings)
+    counts = [prompts] * BLOCKS if settings.method.riding == "prefix" else [0] * BLOCKS
+    if settings.method.riding == "tokens":
+        counts[0] = prompts
+    keep = settings.condense.ratio if settings.condense else 1 - ((settings.prune.tokens or 0) if settings.prune else 0)
     counts = [round(keep * count) for count in counts]
     found = accuracy(settings, chance)
     return {
@@ -39,10 +85,10 @@ def stage(settings, chance, *, epochs, converged=True):
         "val_loss": 1.0 if settings.train_on == "train" else None,
         "test_accuracy": found,
         "prompt_counts": counts,
-        "learned_params": WIDTH * (sum(counts) + BLOCKS * settings.kv_prompts) + 1940,
+        "learned_params": WIDTH * (sum(counts) + BLOCKS * kv_prompts) + 1940,
         "backbone_params": 5_380_992,
         "folded_gmacs": 0.13,
-        "method": settings.method,
+        "method": settings.method.name,
         "training_seconds": round(0.8 * epochs * chance.uniform(0.9, 1.1), 1),
         "converged": converged,
         "epochs": [{"epoch": n + 1, "loss": 1.0, "accuracy": found, "lr": 0.001} for n in range(epochs)],
@@ -52,7 +98,7 @@ def stage(settings, chance, *, epochs, converged=True):
 def made(job, *, converged=True):
     """The result of a run."""
     settings = job.settings
-    chance = random.Random(repr((settings.data, settings.method, settings.prompts, settings.recipe.seed)))
+    chance = random.Random(repr((settings.data, settings.method.name, prompts_of(settings), settings.recipe.seed)))
     if job.until is not None:
         found = accuracy(settings, chance)
         return {"name": job.name, "until": job.until, "val_accuracy": found, "val_loss": 1 - found, "seconds": 1.0}
@@ -60,7 +106,7 @@ def made(job, *, converged=True):
     extra = {}
     if settings.condense is not None:
         extra = {"before": stage(replace(settings, condense=None), chance, epochs=epochs), "scoring_seconds": 0.9}
-        epochs = settings.fine_tune_epochs if settings.fine_tune else 0
+        epochs = tuned_for(settings.condense)
     return {
         "name": job.name,
         "run": identity(settings),

@@ -12,7 +12,15 @@ import families
 import reference
 import vprompt
 from reference import close
-from vprompt.analysis.blocks.measure import Ablation, AdapterBlocks, Kept, Measured, blocks, kept, study
+from vprompt.analysis.blocks.measure import (
+    AdapterBlocks,
+    BlockAblation,
+    BlockCounts,
+    Evaluated,
+    blocks,
+    retained,
+    study,
+)
 from vprompt.analysis.blocks.report import VIEW
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.data.dataset import Task
@@ -36,7 +44,7 @@ def by_hand(run, model, data, gone, *, shallow=False):
         head = model.head
         scores = run(model.backbone, prompts, head.weight.detach(), head.bias.detach(), images, shallow=shallow)
     loss = float(reference.cross_entropy(scores, labels).mean())
-    return Measured(accuracy=float((scores.argmax(1) == labels).double().mean()), loss=loss)
+    return Evaluated(accuracy=float((scores.argmax(1) == labels).double().mean()), loss=loss)
 
 
 def same(found, wanted):
@@ -124,7 +132,7 @@ def test_the_model_stays_as_it_was():
     model = small(vprompt.VPT(4, dropout=0.9)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert blocks(model, some_data()) == blocks(model, some_data())
-    kept(model, some_data())
+    retained(model, some_data())
     assert model.training
     assert model.prompt_counts == [4, 4, 4]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -154,23 +162,23 @@ def test_what_is_kept_is_the_best_by_the_reference_scores(ratios):
     images, labels = data.tensors
     scores = reference.taylor(model.backbone, list(model.prompts), model.head.weight, model.head.bias, images, labels)
     order = torch.cat(scores).argsort(descending=True)
-    for found, ratio in zip(kept(model, data, ratios=ratios), ratios, strict=True):
+    for found, ratio in zip(retained(model, data, ratios=ratios), ratios, strict=True):
         best = order[: max(1, round(ratio * 15))] // 5
-        assert found == Kept(ratio=ratio, counts=tuple(int((best == block).sum()) for block in range(3)))
+        assert found == BlockCounts(ratio=ratio, counts=tuple(int((best == block).sum()) for block in range(3)))
 
 
 def test_other_criteria_choose_otherwise():
     model = small()
     with torch.no_grad():
         model.prompts[1].mul_(10)
-    (found,) = kept(model, some_data(), ratios=[1 / 3], criterion="magnitude")
+    (found,) = retained(model, some_data(), ratios=[1 / 3], criterion="magnitude")
     assert found.counts == (0, 5, 0)
 
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 1.1, float("nan")])
 def test_a_share_that_cannot_be_kept_is_refused(ratio):
     with pytest.raises(VPromptError, match="must be above 0 and at most 1"):
-        kept(small(), some_data(), ratios=[0.5, ratio])
+        retained(small(), some_data(), ratios=[0.5, ratio])
 
 
 def test_what_cannot_be_taken_apart_is_one_sentence():
@@ -178,11 +186,11 @@ def test_what_cannot_be_taken_apart_is_one_sentence():
     with pytest.raises(VPromptError, match="nothing to take away"):
         blocks(bare, some_data())
     with pytest.raises(VPromptError, match="none to keep"):
-        kept(bare, some_data())
+        retained(bare, some_data())
     with pytest.raises(VPromptError, match=r"Images must be \(3, 32, 32\)"):
         blocks(small(), some_data(size=16))
     with pytest.raises(VPromptError, match="no criterion called"):
-        kept(small(), some_data(), criterion="fame")
+        retained(small(), some_data(), criterion="fame")
 
 
 # ── several adapters ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,11 +201,13 @@ def drawn(seed, *, depth=3, task="task", name="an adapter", ratios=(0.5, 0.1), p
     chance = np.random.default_rng(seed)
 
     def measured():
-        return Measured(accuracy=float(chance.random()), loss=float(chance.random() * 3))
+        return Evaluated(accuracy=float(chance.random()), loss=float(chance.random() * 3))
 
     had = tuple(prompts or (10,) * depth)
-    chosen = [Kept(ratio=ratio, counts=tuple(int(chance.integers(0, h + 1)) for h in had)) for ratio in ratios]
-    ablation = Ablation(images=9, prompts=had, full=measured(), without=tuple(measured() for _ in had), bare=measured())
+    chosen = [BlockCounts(ratio=ratio, counts=tuple(int(chance.integers(0, h + 1)) for h in had)) for ratio in ratios]
+    ablation = BlockAblation(
+        images=9, prompts=had, full=measured(), without=tuple(measured() for _ in had), bare=measured()
+    )
     return AdapterBlocks(name=name, task=task, split="val", ablation=ablation, kept=tuple(chosen))
 
 
@@ -301,12 +311,14 @@ def test_several_tasks_with_names_that_hurt_are_shown(tmp_path, tasks):
 
 def test_the_answer_names_the_blocks_and_judges_the_claim():
     losses = [0.0, 0.01, 0.3, 0.05, 0.02, 0.02]
-    full = Measured(accuracy=0.9, loss=0.4)
-    without = tuple(Measured(accuracy=0.9 - loss, loss=0.4 + loss) for loss in losses)
-    ablation = Ablation(images=5, prompts=(10,) * 6, full=full, without=without, bare=Measured(accuracy=0.1, loss=3))
+    full = Evaluated(accuracy=0.9, loss=0.4)
+    without = tuple(Evaluated(accuracy=0.9 - loss, loss=0.4 + loss) for loss in losses)
+    ablation = BlockAblation(
+        images=5, prompts=(10,) * 6, full=full, without=without, bare=Evaluated(accuracy=0.1, loss=3)
+    )
 
     def said(counts):
-        chosen = (Kept(ratio=0.5, counts=(10, 10, 10, 0, 0, 0)), Kept(ratio=0.1, counts=counts))
+        chosen = (BlockCounts(ratio=0.5, counts=(10, 10, 10, 0, 0, 0)), BlockCounts(ratio=0.1, counts=counts))
         one = AdapterBlocks(name="a", task="t", split="val", ablation=ablation, kept=chosen)
         return VIEW.answer(json.loads(json.dumps(asdict(study([one])))))
 

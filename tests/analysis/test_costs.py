@@ -9,9 +9,9 @@ import timm
 import torch
 
 import vprompt
-from vprompt.analysis.cost.measure import costs
+from vprompt.analysis.cost import Cost
 from vprompt.analysis.cost.report import VIEW
-from vprompt.analysis.counts import even, kept_counts, rising, with_counts
+from vprompt.analysis.counts import even, retained_counts, rising, with_counts
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.backbones.factory import create_backbone
 from vprompt.model.cost import adapter_bytes, cost, gmacs_and_biases, model_cost
@@ -35,6 +35,11 @@ GLOBAL = {
     50: ["18.02", "18.50", "18.99", "19.42", "19.90"],
 }
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 1.0]
+
+
+def costs(backbone, **options):
+    """What `vprompt analyze cost` counts."""
+    return Cost(backbone=backbone, **options).run()
 
 
 def products(counts):
@@ -62,7 +67,7 @@ def swin_b():
 
 @pytest.fixture(scope="module")
 def small():
-    return costs("vit_tiny_patch16_224", prompts=[0, 10], originals=[10], shares=[0.3, 1.0], num_classes=7)
+    return costs("vit_tiny_patch16_224", prompts=[0, 10], originals=[10], shares=[0.3, 1.0], classes=7)
 
 
 # ── the paper's figures ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +128,7 @@ def test_global_figures_of_table_5_are_met_by_the_stand_in_but_for_their_last_di
     """They depend on trained counts, which the paper does not print; here a profile stands in."""
     gaps = {}
     for p, texts in GLOBAL.items():
-        kept = [k for k in kept_counts(p, SHARES, BLOCKS) if k.where == "global"]
+        kept = [k for k in retained_counts(p, SHARES, BLOCKS) if k.where == "global"]
         for k, text in zip(kept, texts, strict=True):
             assert sum(k.counts) == round(k.share * p * BLOCKS)
             gaps[p, k.share] = abs(products(k.counts) + biases(k.counts) - float(text))
@@ -174,10 +179,10 @@ def test_the_stand_in_profile_rises_and_keeps_the_total(total):
 def test_shares_are_rounded_as_select_does():
     scores = [torch.rand(7) for _ in range(5)]
     for share in (0.05, 0.3, 0.5, 0.9):
-        for kept in kept_counts(7, [share], 5):
+        for kept in retained_counts(7, [share], 5):
             chosen = vprompt.select(scores, ratio=share, scope=kept.where)
             assert sum(len(index) for index in chosen) == sum(kept.counts)
-    assert [k.counts for k in kept_counts(7, [0.3], 3, shallow=True)] == [(2, 0, 0)]
+    assert [k.counts for k in retained_counts(7, [0.3], 3, shallow=True)] == [(2, 0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,7 @@ def test_shares_are_rounded_as_select_does():
         ({"counts": [-1] * 12}, "not -1"),
         ({"counts": []}, "12 blocks .* 0"),
         ({"counts": [1] * 12, "shallow": True}, "first block"),
-        ({"num_classes": 0}, "class"),
+        ({"classes": 0}, "class"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_refused(arguments, words):

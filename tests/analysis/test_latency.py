@@ -1,12 +1,14 @@
 """Times of a small backbone: what is timed, in what order, on what, and how it is shown; never how long it took."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from vprompt.analysis.latency.measure import latencies
+from vprompt.analysis.base import Host
+from vprompt.analysis.latency import Latency
 from vprompt.analysis.latency.report import VIEW
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.report import published
@@ -14,16 +16,32 @@ from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
 from vprompt.utils.errors import BackboneError, VPromptError
 
-SMALL = {"prompts": [6, 2], "shares": [0.5, 1.0], "images": 2, "rounds": 2, "img_size": 32, "devices": ["cpu"]}
+SMALL = {"prompts": [6, 2], "shares": [0.5, 1.0], "images": 2, "rounds": 2, "img_size": 32, "device": "cpu"}
+
+
+class Watching(Host):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.steps = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def bar(self, label):
+        return nullcontext(lambda done, total: self.steps.append((done, total)))
+
+
+def latencies(backbone, host=None, **options):
+    """What `vprompt analyze latency` measures."""
+    return Latency(backbone=backbone, **options).run(host or Host())
 
 
 @pytest.fixture(scope="module")
 def measured():
-    outlooks, steps = [], []
-    found = latencies(
-        "test_vit", **SMALL, announce=outlooks.append, report=lambda done, total: steps.append((done, total))
-    )
-    return found, outlooks, steps
+    host = Watching()
+    found = latencies("test_vit", host, **SMALL)
+    return found, host.notes, host.steps
 
 
 @pytest.fixture
@@ -32,7 +50,7 @@ def result(measured):
 
 
 def test_every_configuration_is_timed_under_every_execution(measured):
-    found, (outlook,), steps = measured
+    found, (note,), steps = measured
     (device,) = found.devices
     assert (device.device, device.threads, device.images, device.rounds) == ("cpu", 1, 2, 2)
     assert [series.original for series in device.series] == [6, 2]
@@ -45,7 +63,8 @@ def test_every_configuration_is_timed_under_every_execution(measured):
             assert time.milliseconds > 0
             assert time.spread[0] <= time.ratio <= time.spread[1]
             assert sum(time.counts) == round(time.share * series.original * found.blocks)
-    assert outlook.models == 2 * (1 + 9)
+    models = 2 * (1 + 9)
+    assert note.startswith(f"cpu: {models} models in turn, 2 rounds, a batch of 2 images; it will take about")
     assert steps[-1] == (2 * 10 * 3, 2 * 10 * 3)  # models of both series, two rounds and one that is not counted
     assert [done for done, _ in steps] == list(range(1, 61))
     assert (found.backbone, found.img_size, found.dtype) == ("test_vit", (32, 32), "float32")
@@ -64,8 +83,8 @@ def test_what_is_timed_is_the_model_it_says(monkeypatch):
             seen["bare"] = variants[""]
         return real(variants, images, **options)
 
-    real = module.latency
-    monkeypatch.setattr(module, "latency", spy)
+    real = module.timing.latency
+    monkeypatch.setattr(module.timing, "latency", spy)
     latencies("test_vit", **{**SMALL, "prompts": [4], "shares": [0.5]})
     assert torch.equal(seen[""], seen["bare"](seen["images"]))
     for place in ("0", "1"):
@@ -75,11 +94,9 @@ def test_what_is_timed_is_the_model_it_says(monkeypatch):
 
 
 def test_a_small_backbone_gets_the_papers_batch():
-    outlooks = []
-    latencies(
-        "test_vit", **{**SMALL, "prompts": [1], "shares": [1.0], "images": None, "rounds": 1}, announce=outlooks.append
-    )
-    assert outlooks[0].images == 64
+    host = Watching()
+    latencies("test_vit", host, **{**SMALL, "prompts": [1], "shares": [1.0], "images": None, "rounds": 1})
+    assert "a batch of 64 images" in host.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +108,7 @@ def test_a_small_backbone_gets_the_papers_batch():
         ({"shares": [-0.5]}, "not -0.5"),
         ({"images": 0}, "images must be at least 1"),
         ({"rounds": -1}, "rounds must be at least 1"),
-        ({"devices": ["abacus"]}, "no device 'abacus' here; there is cpu"),
+        ({"device": "abacus"}, "no device 'abacus' here; there is cpu"),
         ({"images": 10**13}, "too little memory"),
     ],
 )

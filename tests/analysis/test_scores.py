@@ -17,6 +17,7 @@ from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.analysis.scores.measure import EXACT, ablate, scores, spearman
 from vprompt.cli.main import main
 from vprompt.compression.criteria import CRITERIA
+from vprompt.compression.merge import merge
 from vprompt.report.html import html_page
 from vprompt.utils.errors import VPromptError
 
@@ -59,7 +60,7 @@ def test_ablation_of_merged_prompts_and_beside_key_value_prompts():
     backbone = timm.create_model("test_vit", img_size=32)
     data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
     model = vprompt.attach(backbone, vprompt.E2VPT(4, 3), num_classes=3).eval()
-    small = vprompt.compression.merge(model, [torch.arange(2)] * 6)
+    small = merge(model, [torch.arange(2)] * 6)
     for each in (model, small):
         found = ablate(each, data)
         for block, count in enumerate(each.prompt_counts):

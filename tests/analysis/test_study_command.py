@@ -6,8 +6,9 @@ import pytest
 
 from conftest import run_command
 from study_runs import fill, made
-from vprompt.analysis.schedule import measure as schedule
-from vprompt.analysis.study import Study
+from vprompt.analysis.options import Training
+from vprompt.analysis.schedule import Schedule
+from vprompt.analysis.schedule.measure import plan_of
 from vprompt.experiments.bench.plan import load_plan
 from vprompt.experiments.bench.store import open_store
 
@@ -64,8 +65,7 @@ def test_wrong_input_is_one_sentence(arguments, status, word, tmp_path, monkeypa
 
 
 def test_what_is_there_is_shown_without_training(tmp_path):
-    study = Study(epochs=50, lrs=(0.01,))
-    plan = schedule.plan_of(study, fine_tune_epochs=(0, 20))
+    plan = plan_of(Schedule(training=Training(epochs=50, lrs=(0.01,)), fine_tune_epochs=(0, 20)))
     options = ["--fine-tune-epochs", "0,20", "--epochs", 50, "--lrs", 0.01, "--out", tmp_path, "--read-only"]
     fill(plan, open_store(str(tmp_path)), lambda job: made(job) if job.settings.recipe.seed else None)
     found = run_command("analyze", "schedule", *options)

@@ -6,13 +6,11 @@ from dataclasses import asdict
 
 import pytest
 
-from study_runs import fill, made
-from vprompt.analysis.e2vpt import measure as e2vpt
+from study_runs import e2vpt_of, fill, made, plan_of, prompts_of, read, schedule_of, sweep_of
+from vprompt.analysis.base import analyses
+from vprompt.analysis.e2vpt.measure import PARTS
+from vprompt.analysis.options import Training
 from vprompt.analysis.page import write_analysis
-from vprompt.analysis.schedule import measure as schedule
-from vprompt.analysis.study import Study
-from vprompt.analysis.sweep import measure as sweep
-from vprompt.analysis.view import view_of
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.jobs import to_plain_data
 from vprompt.experiments.bench.scheduler import follow, preview
@@ -21,13 +19,17 @@ from vprompt.experiments.bench.worker import Worker
 from vprompt.report.document import Table
 from vprompt.utils.statistics import difference, over_tasks, r_squared, seeds_of
 
-MODULES = {"sweep": sweep, "schedule": schedule, "e2vpt": e2vpt}
 TASKS = ("vtab:svhn", "synthetic:counting")
-PLANS = {
-    "sweep": lambda study: sweep.plan_of(study, shares=(0.1, 0.5)),
-    "schedule": lambda study: schedule.plan_of(study, fine_tune_epochs=(0, 20, 40)),
-    "e2vpt": lambda study: e2vpt.plan_of(study, pruned=(0.1, 0.5)),
+OPTIONS = {
+    "sweep": lambda training: sweep_of(training, shares=(0.1, 0.5)),
+    "schedule": lambda training: schedule_of(training, fine_tune_epochs=(0, 20, 40)),
+    "e2vpt": lambda training: e2vpt_of(training, pruned=(0.1, 0.5)),
 }
+
+
+def view_of(name):
+    """How an analysis is shown."""
+    return analyses.get(name).view()
 
 
 def document(found):
@@ -43,13 +45,13 @@ def by_label(plan, store, task):
     return found
 
 
-@pytest.fixture(scope="module", params=MODULES)
+@pytest.fixture(scope="module", params=OPTIONS)
 def filled(request, tmp_path_factory):
     """An analysis of two tasks and three seeds, of which all runs are there."""
-    plan = PLANS[request.param](Study(tasks=TASKS, lrs=(0.005, 0.02), epochs=60))
+    options = OPTIONS[request.param](Training(tasks=TASKS, lrs=(0.005, 0.02), epochs=60))
     store = open_store(str(tmp_path_factory.mktemp(request.param)))
-    fill(plan, store)
-    return request.param, plan, store, MODULES[request.param].read(plan, store)
+    fill(plan_of(options), store)
+    return request.param, plan_of(options), store, read(options, store)
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -65,10 +67,11 @@ def test_seeds_are_taken_together():
 
 
 def test_a_sweep_reads_what_the_runs_say(tmp_path):
-    plan = sweep.plan_of(Study(tasks=TASKS), shares=(0.1, 0.5))
+    options = sweep_of(Training(tasks=TASKS), shares=(0.1, 0.5))
+    plan = plan_of(options)
     store = open_store(str(tmp_path))
     fill(plan, store)
-    found = sweep.read(plan, store)
+    found = read(options, store)
     labels = {
         ("scratch", 0.0): "Linear",
         ("scratch", 0.1): "From scratch 10 %",
@@ -103,15 +106,16 @@ def test_the_bend_is_nothing_on_a_straight_line_and_what_a_kink_is(tmp_path):
     line = {0: 0.2, 2: 0.3, 10: 0.5, 20: 0.75}
     kink = {0: 0.2, 2: 0.3, 10: 0.7, 20: 0.7}
     for name, table in (("line", line), ("kink", kink)):
-        plan = sweep.plan_of(Study(seeds=2), shares=(0.1, 0.5))
+        options = sweep_of(Training(seeds=2), shares=(0.1, 0.5))
+        plan = plan_of(options)
         store = open_store(str(tmp_path / name))
 
         def make(job, table=table):
-            prompts = 0 if job.settings.method == "linear" else job.settings.prompts
+            prompts = prompts_of(job.settings)[0]
             return {**made(job), "test_accuracy": table[prompts]}
 
         fill(plan, store, make)
-        [found] = sweep.read(plan, store).linearity
+        [found] = read(options, store).linearity
         assert (found.half, found.low) == (0.5, 0.1)
         if name == "line":
             assert found.bend.mean == pytest.approx(0)
@@ -125,19 +129,20 @@ def test_the_bend_is_nothing_on_a_straight_line_and_what_a_kink_is(tmp_path):
 
 
 def test_times_are_shares_of_the_training_before(tmp_path):
-    plan = schedule.plan_of(Study(seeds=2), fine_tune_epochs=(0, 20))
+    options = schedule_of(Training(seeds=2), fine_tune_epochs=(0, 20))
+    plan = plan_of(options)
     store = open_store(str(tmp_path))
 
     def make(job):
         result = {**made(job), "training_seconds": 40.0}
         if job.settings.condense is not None:
-            tuned = 10.0 + 10.0 * job.settings.recipe.seed if job.settings.fine_tune else 0.0
+            tuned = 10.0 + 10.0 * job.settings.recipe.seed if job.settings.condense.fine_tune else 0.0
             result |= {"scoring_seconds": 1.0, "training_seconds": tuned}
             result["before"]["training_seconds"] = 40.0
         return result
 
     fill(plan, store, make)
-    found = schedule.read(plan, store)
+    found = read(options, store)
     assert [(time.scoring, time.fine_tuning, time.runs) for time in found.times] == [
         (0.025, 0.0, 2),
         (0.025, pytest.approx(0.375), 2),
@@ -147,20 +152,22 @@ def test_times_are_shares_of_the_training_before(tmp_path):
 
 
 def test_results_without_times_of_scoring_say_so(tmp_path):
-    plan = schedule.plan_of(Study(seeds=1), fine_tune_epochs=(0, 20))
+    options = schedule_of(Training(seeds=1), fine_tune_epochs=(0, 20))
+    plan = plan_of(options)
     store = open_store(str(tmp_path))
     fill(plan, store, lambda job: {key: value for key, value in made(job).items() if key != "scoring_seconds"})
-    found = schedule.read(plan, store)
+    found = read(options, store)
     assert found.times[1].scoring is None
     assert "was not recorded" in view_of("schedule").answer(document(found))
 
 
 def test_ablations_compare_with_the_default_seed_by_seed(tmp_path):
-    plan = e2vpt.plan_of(Study(tasks=TASKS), pruned=(0.5,))
+    options = e2vpt_of(Training(tasks=TASKS), pruned=(0.5,))
+    plan = plan_of(options)
     store = open_store(str(tmp_path))
     fill(plan, store)
-    found = e2vpt.read(plan, store)
-    assert [ablation.part for ablation in found.ablations] == list(e2vpt.PARTS)
+    found = read(options, store)
+    assert [ablation.part for ablation in found.ablations] == list(PARTS)
     seen = [row.label for ablation in found.ablations for row in ablation.rows if not row.default]
     assert sorted(seen) == sorted(method.label for method in plan.methods[1:])
     table = by_label(plan, store, "vtab:svhn")
@@ -179,19 +186,20 @@ def test_ablations_compare_with_the_default_seed_by_seed(tmp_path):
 
 
 def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
-    plan = sweep.plan_of(Study(), shares=(0.5,))
+    options = sweep_of(Training(), shares=(0.5,))
+    plan = plan_of(options)
     store = open_store(str(tmp_path))
 
     def make(job):
         settings = job.settings
-        if settings.prompts == 10 and settings.recipe.seed == 1:
+        if prompts_of(settings)[0] == 10 and settings.recipe.seed == 1:
             return "The loss is <b>no number</b>."
         if settings.condense is not None and settings.recipe.seed == 2:
             return None
-        return made(job, converged=settings.method == "linear" or settings.condense is not None)
+        return made(job, converged=settings.method.name == "linear" or settings.condense is not None)
 
     fill(plan, store, make)
-    found = sweep.read(plan, store)
+    found = read(options, store)
     half = next(
         point for curve in found.curves if curve.kind == "scratch" for point in curve.points if point.share == 0.5
     )
@@ -215,7 +223,8 @@ def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
 
 
 def test_a_run_whose_training_before_had_not_converged_has_not():
-    plan = schedule.plan_of(Study(seeds=1), fine_tune_epochs=(5,))
+    options = schedule_of(Training(seeds=1), fine_tune_epochs=(5,))
+    plan = plan_of(options)
 
     class Memory:
         def result(self, name):
@@ -227,11 +236,12 @@ def test_a_run_whose_training_before_had_not_converged_has_not():
 
     cells = cells_of(plan, tasks_of(plan)[0])
     jobs = {job.name: job for job in preview(cells, open_store("nowhere"))[0]}
-    assert schedule.read(plan, Memory()).curves[0].points[0].test.unconverged == 1
+    assert read(options, Memory()).curves[0].points[0].test.unconverged == 1
 
 
 def test_images_that_changed_are_said(tmp_path):
-    plan = sweep.plan_of(Study(seeds=2), shares=(0.5,))
+    options = sweep_of(Training(seeds=2), shares=(0.5,))
+    plan = plan_of(options)
     store = open_store(str(tmp_path))
 
     def make(job):
@@ -240,14 +250,14 @@ def test_images_that_changed_are_said(tmp_path):
         return found
 
     fill(plan, store, make)
-    found = sweep.read(plan, store)
+    found = read(options, store)
     assert found.about.changed_images == ("bundled:fashion-mnist",)
     assert "images changed" in view_of("sweep").answer(document(found))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_study_of_which_nothing_is_there_is_shown(name, tmp_path):
-    found = document(MODULES[name].read(PLANS[name](Study(tasks=TASKS)), open_store(str(tmp_path / "none"))))
+    found = document(read(OPTIONS[name](Training(tasks=TASKS)), open_store(str(tmp_path / "none"))))
     assert len(found["about"]["problems"]) == found["about"]["runs"]
     shown(name, found, tmp_path / "out")
 
@@ -278,37 +288,38 @@ def test_views_show_every_number(filled, tmp_path):
         assert value in markdown
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_one_seed_one_task_and_one_of_everything(name, tmp_path):
-    plans = {
-        "sweep": lambda study: sweep.plan_of(study, shares=(1.0,)),
-        "schedule": lambda study: schedule.plan_of(study, fine_tune_epochs=(0,)),
-        "e2vpt": lambda study: e2vpt.plan_of(study, parts=("lengths",), visual=(10,), key_value=(1,)),
+    kinds = {
+        "sweep": lambda training: sweep_of(training, shares=(1.0,)),
+        "schedule": lambda training: schedule_of(training, fine_tune_epochs=(0,)),
+        "e2vpt": lambda training: e2vpt_of(training, parts=("lengths",), visual=(10,), key_value=(1,)),
     }
-    plan = plans[name](Study(seeds=1))
+    options = kinds[name](Training(seeds=1))
     store = open_store(str(tmp_path / "runs"))
-    fill(plan, store)
-    _, markdown = shown(name, document(MODULES[name].read(plan, store)), tmp_path / "out")
+    fill(plan_of(options), store)
+    _, markdown = shown(name, document(read(options, store)), tmp_path / "out")
     assert "nan" not in markdown.lower()
     assert markdown.count("±") == 1  # where it is explained
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_names_from_data_are_never_markup(name, tmp_path):
     folder = tmp_path / "<i>$x_1$ & | *b*\\alpha"
-    plan = PLANS[name](Study(tasks=(str(folder), "synthetic:counting"), seeds=1))
+    options = OPTIONS[name](Training(tasks=(str(folder), "synthetic:counting"), seeds=1))
     store = open_store(str(tmp_path / "runs"))
-    fill(plan, store)
-    html, markdown = shown(name, document(MODULES[name].read(plan, store)), tmp_path / "out")
+    fill(plan_of(options), store)
+    html, markdown = shown(name, document(read(options, store)), tmp_path / "out")
     assert "<i>$x" not in html
     assert "<i>" not in markdown
 
 
 def test_equal_accuracies_have_no_line_and_no_gain(tmp_path):
-    plan = sweep.plan_of(Study(seeds=2), shares=(0.1, 0.5))
+    options = sweep_of(Training(seeds=2), shares=(0.1, 0.5))
+    plan = plan_of(options)
     store = open_store(str(tmp_path / "runs"))
     fill(plan, store, lambda job: {**made(job), "test_accuracy": 0.5})
-    found = sweep.read(plan, store)
+    found = read(options, store)
     assert (found.linearity[0].r2, found.linearity[0].gain) == (None, None)
     html, _ = shown("sweep", document(found), tmp_path / "out")
     assert "no clear bend" in html
@@ -319,7 +330,7 @@ def test_equal_accuracies_have_no_line_and_no_gain(tmp_path):
 
 def test_real_runs_are_read(split_colours, tiny_weights, tmp_path):
     own = {"backbone": "test_vit", "weights": tiny_weights, "img_size": 32}
-    study = Study(tasks=(str(split_colours),), **own, seeds=1, epochs=2, batch_size=6)
+    training = Training(tasks=(str(split_colours),), **own, seeds=1, epochs=2, batch_size=6)
     store = open_store(str(tmp_path / "runs"))
     worker = Worker(str(tmp_path / "runs"), "w")
 
@@ -328,14 +339,14 @@ def test_real_runs_are_read(split_colours, tiny_weights, tmp_path):
         assert answer["state"] == "finished", answer
         return store.result(job.name)
 
-    plans = {
-        "schedule": schedule.plan_of(study, prompts=2, ratio=0.5, fine_tune_epochs=(0, 1)),
-        "e2vpt": e2vpt.plan_of(study, prompts=2, kv_prompts=1, parts=("parts", "pruning"), pruned=(0.25,)),
+    kinds = {
+        "schedule": schedule_of(training, prompts=2, ratio=0.5, fine_tune_epochs=(0, 1)),
+        "e2vpt": e2vpt_of(training, prompts=2, kv_prompts=1, parts=("parts", "pruning"), pruned=(0.25,)),
     }
     found = {}
-    for name, plan in plans.items():
-        fill(plan, store, really)
-        found[name] = MODULES[name].read(plan, store)
+    for name, options in kinds.items():
+        fill(plan_of(options), store, really)
+        found[name] = read(options, store)
         assert found[name].about.problems == ()
     [curve] = found["schedule"].curves
     assert curve.points[0].validation.mean is not None

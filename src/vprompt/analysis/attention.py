@@ -15,11 +15,11 @@ from vprompt.methods.layers.inject import deep_token_parts, shallow_token_parts
 from vprompt.methods.layers.prompts import KVPrompts
 from vprompt.model.model import PromptedModel
 
-See = Callable[[int, Tensor], None]
+ShowMatrices = Callable[[int, Tensor], None]
 """Is given the number of a block and its attention matrices (R, N, M): one for each image, head and window."""
 
 
-def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Callable[[Tensor], None]:
+def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = None) -> Callable[[Tensor], None]:
     """The published execution of a model, which shows the attention matrices of every block as it runs.
 
     Prompts are tokens that ask queries too, so that a matrix has a row for each of the n tokens and m prompts. In a
@@ -35,8 +35,8 @@ def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Ca
     Returns:
         What to call with normalised images (B, 3, H, W).
     """
-    kept = [torch.arange(count if prompts is None else min(prompts, count)) for count in model.prompt_counts]
-    tokens = model.prompts.select(kept).constants().eval()
+    retained = [torch.arange(count if prompts is None else min(prompts, count)) for count in model.prompt_counts]
+    tokens = model.prompts.select(retained).constants().eval()
     base = model.tuned.base
     if model.method.riding == "tokens":
         parts = shallow_token_parts(base, model.info, tokens, published=True, ours=True)
@@ -46,7 +46,7 @@ def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Ca
     view: Any = graft(base, parts).eval()
     attentions = [module for module in view.modules() if isinstance(module, PrefixAttention)]
     for block, attention in enumerate(attentions):
-        attention.observer = _shown(block, see)
+        attention.observer = _observer(block, see)
 
     @torch.no_grad()
     def run(images_BCHW: Tensor) -> None:
@@ -55,9 +55,9 @@ def watched(model: PromptedModel, see: See, *, prompts: int | None = None) -> Ca
     return run
 
 
-def _shown(block: int, see: See) -> Observer:
+def _observer(block: int, see: ShowMatrices) -> Observer:
     def observe(weights: Callable[[int], Tensor]) -> None:
-        every_RHNM = weights(sys.maxsize)
-        see(block, every_RHNM.flatten(0, 1))
+        weights_RHNM = weights(sys.maxsize)
+        see(block, weights_RHNM.flatten(0, 1))
 
     return observe

@@ -15,30 +15,30 @@ from vprompt.model.attach import attach
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.utils.errors import VPromptError
 
-Where = Literal["local", "global", "given", "even"]
+Allocation = Literal["local", "global", "given", "even"]
 """Local: the share in every block. Global: the share of all, in blocks as they may be. Given: real counts. Even: as
 many prompts as given, the same number in every block as nearly as can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Retained:
     """Prompts that condensation leaves.
 
     Args:
         original: Prompts of every block before; None where that is not known.
-        share: Of the prompts that stays; None where that is not known.
-        where: How they lie over the blocks.
+        share: Of the prompts that is retained; None where that is not known.
+        where: How they are distributed over the blocks.
         counts: Prompts of each block after.
     """
 
     original: int | None
     share: float | None
-    where: Where
+    where: Allocation
     counts: tuple[int, ...]
 
 
-def kept_counts(original: int, shares: Sequence[float], blocks: int, *, shallow: bool = False) -> list[Kept]:
-    """What is left of `original` prompts per block, for each share, local and global.
+def retained_counts(original: int, shares: Sequence[float], blocks: int, *, shallow: bool = False) -> list[Retained]:
+    """What is retained of `original` prompts per block, for each share, local and global.
 
     Both are rounded as `vprompt.select` does. Global counts depend on trained scores; a profile stands in for them.
 
@@ -52,8 +52,8 @@ def kept_counts(original: int, shares: Sequence[float], blocks: int, *, shallow:
         VPromptError: If a number is out of range.
 
     Example:
-        >>> for kept in kept_counts(10, [0.3, 1.0], 4):
-        ...     print(kept.share, kept.where, kept.counts)
+        >>> for row in retained_counts(10, [0.3, 1.0], 4):
+        ...     print(row.share, row.where, row.counts)
         0.3 local (3, 3, 3, 3)
         0.3 global (1, 2, 4, 5)
         1.0 local (10, 10, 10, 10)
@@ -62,16 +62,16 @@ def kept_counts(original: int, shares: Sequence[float], blocks: int, *, shallow:
         raise VPromptError(f"Condensation starts from at least one prompt per block, not {original}.")
     if wrong := [share for share in shares if not 0 < share <= 1]:
         raise VPromptError(f"Shares of the prompts to keep are above 0 and at most 1, not {wrong[0]}.")
-    found: list[Kept] = []
+    rows: list[Retained] = []
     for share in shares:
         local = max(1, round(share * original))
         counts = same(local, blocks, shallow=shallow)
-        found.append(Kept(original=original, share=share, where="local", counts=counts))
+        rows.append(Retained(original=original, share=share, where="local", counts=counts))
         if not shallow and share < 1:
             total = max(1, round(share * original * blocks))
             counts = rising(total, blocks, original)
-            found.append(Kept(original=original, share=share, where="global", counts=counts))
-    return found
+            rows.append(Retained(original=original, share=share, where="global", counts=counts))
+    return rows
 
 
 def rising(total: int, blocks: int, most: int) -> tuple[int, ...]:

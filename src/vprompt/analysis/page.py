@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vprompt.analysis.view import NAMES, view_of
+from matplotlib import rc_context
+
+from vprompt.analysis.base import analyses, in_order
+from vprompt.analysis.plots import STYLE
 from vprompt.report.document import Block, Code, Fold, Paragraph, Picture, Section
 from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
@@ -24,7 +27,7 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
 
     Args:
         out: The folder; an analysis of that name in it is replaced.
-        name: One of `vprompt.analysis.view.NAMES`.
+        name: Of the analysis.
         result: Plain data.
         command: What made it.
 
@@ -37,20 +40,21 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
     picture = _png(json.loads(text))
     write_text(out / f"{name}.json", text)
     write_atomically(out / f"{name}.png", lambda part: part.write_bytes(picture))
-    found = read_analyses(out)
-    sections = [_section(one, picture if one["analysis"] == name else None) for one in found]
+    documents = read_analyses(out)
+    sections = [_section(each, picture if each["analysis"] == name else None) for each in documents]
     write_text(out / "analyses.html", html_page("Analyses", f"made {made} by vprompt {__version__}", sections))
     write_text(out / "analyses.md", markdown_page("Analyses", sections))
     return [out / file for file in (f"{name}.json", f"{name}.png", "analyses.html", "analyses.md")]
 
 
 def read_analyses(folder: Path) -> list[dict[str, Any]]:
-    """The documents of the analyses that lie in a folder, in the order of `NAMES`; others' files are passed over.
+    """The documents of the analyses that lie in a folder, in the order of a page; others' files are passed over.
 
     Raises:
         VPromptError: If a file cannot be read, or an analysis has no result.
     """
-    documents = (_read(folder / f"{name}.json", name) for name in NAMES if (folder / f"{name}.json").is_file())
+    paths = {analysis.name: folder / f"{analysis.name}.json" for analysis in in_order()}
+    documents = (_read(path, name) for name, path in paths.items() if path.is_file())
     return [document for document in documents if document is not None]
 
 
@@ -88,7 +92,7 @@ def analysis_sections(documents: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
     """Of a document whose picture may have been drawn already, which is what takes time."""
     name = document["analysis"]
-    view, result = view_of(name), document["result"]
+    view, result = analyses.get(name).view(), document["result"]
     try:
         picture = Picture(png=png or _png(document), alt=line(view.alt(result), 300), file=f"{name}.png")
         blocks: list[Block] = [Paragraph(view.answer(result)), picture, Fold("Numbers", list(view.tables(result)))]
@@ -107,7 +111,8 @@ def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
 
 
 def _png(document: Mapping[str, Any]) -> bytes:
-    figure = view_of(document["analysis"]).figure(document["result"])
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    with rc_context(STYLE):
+        figure = analyses.get(document["analysis"]).view().figure(document["result"])
+        figure.savefig(stream, format="png")
     return stream.getvalue()

@@ -1,18 +1,18 @@
-"""What the views of analyses that train have in common: numbers with their spread, what failed, small multiples."""
+"""Words, tables and pieces of pictures that views of analyses share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vprompt.analysis.view import Result
-from vprompt.report.document import Block, Bullets, Paragraph, Warn
+from vprompt.analysis.base import Result
+from vprompt.report.document import Block, Bullets, Fold, Paragraph, Table, Warn, simple_table
 from vprompt.report.plots import legend_below
 from vprompt.utils.text import count, line, listed
 
@@ -20,38 +20,34 @@ MOST_PROBLEMS = 20
 
 METHODS = {"vpt-deep": "VPT-Deep", "vpt-shallow": "VPT-Shallow"}
 
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "grid.color": "#EEEEEE",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
+"""What matplotlib is to do in the pictures of analyses: faint lines, no frames, and no text from data as markup."""
 
-def title_of(result: Result, task: str | None) -> str:
-    """What a task is called; the mean over all has no spec."""
-    tasks = result["about"]["tasks"]
-    if task is None:
-        return f"mean of {len(tasks)} tasks"
-    return line(next((one["title"] for one in tasks if one["task"] == task), task), 40)
-
-
-def accuracy(seeds: Mapping[str, Any]) -> str:
-    """Mean ± standard deviation in percent; `*` where a training did not converge; how many seeds, where some lack.
-
-    Example:
-        >>> accuracy({"mean": 0.5, "std": 0.01, "values": [0.51, 0.49, None], "unconverged": 1})
-        '50.0* ± 1.0 (2)'
-    """
-    if seeds["mean"] is None:
-        return "–"
-    mark = "*" if seeds.get("unconverged") else ""
-    return _spread(f"{100 * seeds['mean']:.1f}{mark}", seeds)
+# ── words and tables ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def change(seeds: Mapping[str, Any] | None) -> str:
-    """A difference of accuracies in points, with its sign.
+def share_of(value: float | None) -> str:
+    """A share of the prompts in percent, with no more digits than it has.
 
     Example:
-        >>> change({"mean": -0.012, "std": None, "values": [-0.012]}), change(None)
-        ('-1.2', '–')
+        >>> share_of(0.3), share_of(1 / 3), share_of(None)
+        ('30 %', '33.3 %', '–')
     """
-    if seeds is None or seeds["mean"] is None:
-        return "–"
-    return _spread(signed(seeds["mean"]), seeds)
+    return "–" if value is None else f"{100 * value:.3g} %"
 
 
 def signed(value: float) -> str:
@@ -65,15 +61,71 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def _spread(mean: str, seeds: Mapping[str, Any]) -> str:
-    there = sum(value is not None for value in seeds["values"])
+def plus_minus(mean: float | None, std: float | None, digits: int = 2, *, factor: float = 1) -> str:
+    """A mean and, where there is one, its standard deviation, both times a factor.
+
+    Example:
+        >>> plus_minus(0.123, 0.05), plus_minus(0.01, None, 1, factor=100), plus_minus(None, None)
+        ('0.12 ± 0.05', '1.0', '–')
+    """
+    if mean is None:
+        return "–"
+    return f"{factor * mean:.{digits}f}" + ("" if std is None else f" ± {factor * std:.{digits}f}")
+
+
+# ── words and tables of studies ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def title_of(result: Result, task: str | None) -> str:
+    """What a task is called; the mean over all has no spec."""
+    tasks = result["about"]["tasks"]
+    if task is None:
+        return f"mean of {len(tasks)} tasks"
+    return line(next((each["title"] for each in tasks if each["task"] == task), task), 40)
+
+
+def accuracy(seeds: Mapping[str, Any]) -> str:
+    """Mean ± standard deviation in percent; `*` where a training did not converge; how many seeds, where some lack.
+
+    Example:
+        >>> accuracy({"mean": 0.5, "std": 0.01, "values": [0.51, 0.49, None], "unconverged": 1})
+        '50.0* ± 1.0 (2)'
+    """
+    if seeds["mean"] is None:
+        return "–"
+    return _with_spread(f"{100 * seeds['mean']:.1f}{'*' if seeds.get('unconverged') else ''}", seeds)
+
+
+def change(seeds: Mapping[str, Any] | None) -> str:
+    """A difference of accuracies in points, with its sign.
+
+    Example:
+        >>> change({"mean": -0.012, "std": None, "values": [-0.012]}), change(None)
+        ('-1.2', '–')
+    """
+    return "–" if seeds is None or seeds["mean"] is None else _with_spread(signed(seeds["mean"]), seeds)
+
+
+def _with_spread(mean: str, seeds: Mapping[str, Any]) -> str:
+    finished = sum(value is not None for value in seeds["values"])
     std = "" if seeds["std"] is None else f" ± {100 * seeds['std']:.1f}"
-    return f"{mean}{std}" + (f" ({there})" if there < len(seeds["values"]) else "")
+    return f"{mean}{std}" + (f" ({finished})" if finished < len(seeds["values"]) else "")
 
 
-def every(seeds: Mapping[str, Any]) -> list[str]:
-    """Every seed's value in percent."""
-    return ["–" if value is None else f"{100 * value:.1f}" for value in seeds["values"]]
+def seed_table(
+    result: Result,
+    title: str,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    what: str = "test accuracy",
+    name: str = "",
+) -> Table:
+    """Every seed's value in percent: a row for each name and its seeds."""
+    values = [
+        [label, *("–" if value is None else f"{100 * value:.1f}" for value in seeds["values"])] for label, seeds in rows
+    ]
+    heads = [f"seed {seed}" for seed in result["about"]["seeds"]]
+    return simple_table(f"{title}: {what} (%)", [name, *heads], values)
 
 
 def caveats(result: Result) -> str:
@@ -81,23 +133,33 @@ def caveats(result: Result) -> str:
     about = result["about"]
     failed = sum(problem["why"] is not None for problem in about["problems"])
     missing = len(about["problems"]) - failed
-    said = [f"{failed} of {count(about['runs'], 'run')} failed"] if failed else []
-    said += [f"{missing} of {count(about['runs'], 'run')} {'is' if missing == 1 else 'are'} missing"] if missing else []
+    remarks = [f"{failed} of {count(about['runs'], 'run')} failed"] if failed else []
+    if missing:
+        remarks.append(f"{missing} of {count(about['runs'], 'run')} {'is' if missing == 1 else 'are'} missing")
     if about["unconverged"]:
-        said.append(f"{about['unconverged']} of {count(about['trainings'], 'training')} had not converged")
+        remarks.append(f"{about['unconverged']} of {count(about['trainings'], 'training')} had not converged")
     if about["changed_images"]:
-        said.append("images changed between runs")
-    return f" But {listed(said)}." if said else ""
+        remarks.append("images changed between runs")
+    return f" But {listed(remarks)}." if remarks else ""
 
 
-def origin(result: Result) -> list[Block]:
+def study_blocks(
+    result: Result, shown: Sequence[Block], tasks: Sequence[Block], seeds: Sequence[Block], *more: Block
+) -> list[Block]:
+    """All tables of a study: those to see at once, those of every task and seed on demand, and how they came about."""
+    folds = [Fold("Every task", tasks)] if tasks else []
+    folds += [Fold("Every seed", seeds)] if seeds else []
+    return [*shown, *folds, *more, *_origin(result)]
+
+
+def _origin(result: Result) -> list[Block]:
     """How the numbers came about, and what is wrong with them."""
     about = result["about"]
     names = [title_of(result, task["task"]) for task in about["tasks"]]
     size = f" at {about['img_size']} pixels" if about["img_size"] else ""
     rates = ", ".join(f"{rate:g}" for rate in about["lrs"])
     chosen = f" Learning rates were chosen from {rates} on validation images." if rates else ""
-    found: list[Block] = [
+    blocks: list[Block] = [
         Paragraph(
             f"{line(about['backbone'])}{size}; {listed(names, 20)}; {count(about['epochs'], 'epoch')} of training, "
             f"{count(len(about['seeds']), 'seed')}. Mean ± sample standard deviation over the seeds, "
@@ -106,23 +168,22 @@ def origin(result: Result) -> list[Block]:
         )
     ]
     if about["changed_images"]:
-        found.append(
-            Warn(
-                f"The images of {listed([line(name) for name in about['changed_images']])} are not the same "
-                "in all runs, which cannot be compared."
-            )
-        )
+        changed = listed([line(name) for name in about["changed_images"]])
+        blocks.append(Warn(f"The images of {changed} are not the same in all runs, which cannot be compared."))
     if problems := about["problems"]:
-        found.append(Warn(f"{len(problems)} of {count(about['runs'], 'run')} have no result:"))
+        blocks.append(Warn(f"{len(problems)} of {count(about['runs'], 'run')} have no result:"))
         shown = [_problem(result, problem) for problem in problems[:MOST_PROBLEMS]]
         more = len(problems) - len(shown)
-        found.append(Bullets([*shown, *([f"and {more:,} more"] if more else [])]))
-    return found
+        blocks.append(Bullets([*shown, *([f"and {more:,} more"] if more else [])]))
+    return blocks
 
 
 def _problem(result: Result, problem: Mapping[str, Any]) -> str:
     why = "it was not done." if problem["why"] is None else line(problem["why"], 300)
     return f"{line(problem['method'], 60)} on {title_of(result, problem['task'])}, seed {problem['seed']}: {why}"
+
+
+# ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def panels(number: int, *, most: int = 4, width: float = 3.3, height: float = 2.7) -> tuple[Figure, list[Axes]]:
@@ -131,64 +192,75 @@ def panels(number: int, *, most: int = 4, width: float = 3.3, height: float = 2.
     rows = math.ceil(number / most)
     columns = math.ceil(number / rows)
     least = 4.6 if columns == 1 else 0.0
-    figure = Figure(figsize=(max(least, width * columns), height * rows + 0.7), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(number)]
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(axis="y", color="#EEEEEE", zorder=0)
-    return figure, axes
+    figure = Figure(figsize=(max(least, width * columns), height * rows + 0.7))
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(number)]
 
 
 def draw(
-    axes: Axes,
-    xs: Sequence[float],
-    table: Sequence[Mapping[str, Any]],
-    *,
-    colour: str,
-    marker: str,
-    style: str = "-",
+    axes: Axes, xs: Sequence[float], seeds: Sequence[Mapping[str, Any]], *, colour: str, marker: str, style: str = "-"
 ) -> None:
     """Means with error bars; markers are hollow where a training had not converged.
 
     A line joins neighbours: it must not run over a place where a result is missing, as if there were one.
     """
-    there = [(x, one) for x, one in zip(xs, table, strict=True) if one["mean"] is not None]
-    if not there:
+    heights = [math.nan if each["mean"] is None else 100 * each["mean"] for each in seeds]
+    if all(map(math.isnan, heights)):
         return
-    heights = [math.nan if one["mean"] is None else 100 * one["mean"] for one in table]
     axes.plot(xs, heights, style, color=colour, lw=1.3, zorder=2)
-    for x, one in there:
-        axes.errorbar(
-            x,
-            100 * one["mean"],
-            yerr=None if one["std"] is None else 100 * one["std"],
-            color=colour,
-            marker=marker,
-            markersize=5,
-            markerfacecolor="white" if one.get("unconverged") else colour,
-            elinewidth=1,
-            capsize=2.5,
-            zorder=3,
-        )
+    for x, y, each in zip(xs, heights, seeds, strict=True):
+        if each["mean"] is not None:
+            dot(axes, x, y, yerr=each["std"], colour=colour, marker=marker, hollow=bool(each.get("unconverged")))
+
+
+def dot(
+    axes: Axes,
+    x: float,
+    y: float,
+    *,
+    xerr: float | None = None,
+    yerr: float | None = None,
+    colour: str,
+    marker: str,
+    hollow: bool,
+    size: float = 5,
+) -> None:
+    """A marker with error bars, which are shares; hollow where a training had not converged."""
+    axes.errorbar(
+        x,
+        y,
+        xerr=None if xerr is None else 100 * xerr,
+        yerr=None if yerr is None else 100 * yerr,
+        color=colour,
+        marker=marker,
+        markersize=size,
+        markerfacecolor="white" if hollow else colour,
+        elinewidth=1,
+        capsize=2.5,
+        zorder=3,
+    )
 
 
 def panel_title(axes: Axes, text: str) -> None:
-    """A heading that is never taken for markup."""
-    axes.set_title(text if len(text) <= 38 else f"{text[:37]}…", loc="left", fontsize=10, parse_math=False)
+    """A heading that fits over a small panel."""
+    axes.set_title(text if len(text) <= 38 else f"{text[:37]}…")
 
 
-def hollow_handle() -> Line2D:
-    """What a legend says of hollow markers."""
-    return Line2D([], [], color="#555555", marker="o", linestyle="", markerfacecolor="white", label="not converged")
+def handle(
+    label: str, colour: str = "#555555", marker: str = "", style: Any = "", *, size: float = 5, fill: Any = "full"
+) -> Line2D:
+    """An entry of a legend."""
+    entry = Line2D([], [], color=colour, marker=marker, linestyle=style, label=label, markersize=size)
+    entry.set_fillstyle(fill)
+    return entry
 
 
-def legend(figure: Figure, labels: Mapping[str, tuple[str, str, Any]], *, hollow: bool) -> None:
-    """One legend below all panels: label -> colour, marker, line style."""
-    handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle=style, markersize=5, label=label)
-        for label, (colour, marker, style) in labels.items()
-    ]
-    if hollow:
-        handles.append(hollow_handle())
-    legend_below(figure, handles)
+def legend_above(axes: Axes, handles: Sequence[Artist] | None = None, *, columns: int = 2) -> None:
+    """A legend over a panel, which hides nothing in it."""
+    chosen = axes.get_legend_handles_labels()[0] if handles is None else handles
+    axes.legend(handles=chosen, ncols=columns, columnspacing=1.2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def study_legend(figure: Figure, handles: Sequence[Line2D], *, hollow: bool) -> None:
+    """One legend below all panels, with what hollow markers mean where there are some."""
+    extra = [handle("not converged", marker="o", fill="none")] if hollow else []
+    legend_below(figure, [*handles, *extra])

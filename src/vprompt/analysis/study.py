@@ -1,18 +1,21 @@
-"""What the plans of the studies have in common: tasks, backbone, recipe, and how learning rates are chosen."""
+"""Studies: analyses that train are plans of the bench, read from the results of their runs."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from vprompt.backbones.bundled import BUNDLED_BACKBONE
+import tomli_w
+
+from vprompt.analysis.base import Host, Study
+from vprompt.analysis.options import Training
 from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
-from vprompt.experiments.bench.store import Store
+from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import about_task
 from vprompt.utils.statistics import Seeds, over_tasks, seeds_of
 
@@ -23,59 +26,51 @@ RUNGS = (0.25,)
 """After a quarter of the epochs the worse half of the learning rates is given up."""
 
 TITLES = {"vpt-deep": "VPT-Deep", "vpt-shallow": "VPT-Shallow"}
+"""Labels of the methods whose prompts are condensed."""
+
+LINEAR = "Linear"
+"""Label of the linear probe."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What all runs of a study share.
+S = TypeVar("S", bound=Study)
+R = TypeVar("R")
 
-    Args:
-        tasks: Specs, as `vprompt.data.open_task` takes them, or groups of them (`vtab`).
-        backbone: timm name.
-        weights: File with other weights.
-        img_size: Input size in pixels, where it should differ from the backbone's own.
-        seeds: How many runs of each: seeds 0, 1, ...
-        epochs: Of every training; the linear probe has at least 100.
-        batch_size: Images per step.
-        optimizer: `"adamw"` or `"sgd"`.
-        lrs: Learning rates; of several, the one is taken that validates best, for every method and count by itself.
-        precision: `"fp32"` or `"bf16"`.
-        workers: Runs at the same time.
+
+def run_study(study: S, host: Host, plan: Plan, read: Callable[[S, Store], R]) -> R | None:
+    """Runs what is not done of a study's plan, and reads its results; None where it is only to be shown."""
+    store = open_store(study.output.out)
+    return read(study, store) if host.train(plan, store, study.training) else None
+
+
+def linear_probe(training: Training) -> dict[str, Any]:
+    """The linear probe, as a method of a plan."""
+    return {"label": LINEAR, "method": "linear", "epochs": max(LINEAR_EPOCHS, training.epochs)}
+
+
+def title_of(method: str) -> str:
+    """Label of a method whose prompts are condensed.
+
+    Raises:
+        PlanError: If it is another.
     """
-
-    tasks: Sequence[str] = (SOURCE,)
-    backbone: str = BUNDLED_BACKBONE
-    weights: str | None = None
-    img_size: int | None = None
-    seeds: int = 3
-    epochs: int = 100
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    lrs: Sequence[float] = ()
-    precision: str = "fp32"
-    workers: int = 1
-
-    @property
-    def linear(self) -> dict[str, Any]:
-        """The linear probe, as a method of a plan."""
-        return {"label": "Linear", "method": "linear", "epochs": max(LINEAR_EPOCHS, self.epochs)}
+    if method not in TITLES:
+        raise PlanError(f"What is condensed is {' or '.join(map(repr, TITLES))}, not {method!r}.")
+    return TITLES[method]
 
 
 def make_plan(
-    name: str,
     study: Study,
     methods: Sequence[Mapping[str, Any]],
     *,
     title: str,
     description: str,
     source: str,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
 ) -> Plan:
     """A plan whose text is what a TOML file of it would be.
 
     Args:
-        name: Its name.
-        study: Tasks and recipe.
+        study: Its name, tasks and recipe.
         methods: Tables, as a plan has them.
         title: A line for people.
         description: What it is to show.
@@ -84,94 +79,46 @@ def make_plan(
 
     Raises:
         PlanError: If it cannot be meant.
-
-    Example:
-        >>> plan = make_plan("p", Study(lrs=(0.1, 0.01)), [Study().linear], title="", description="", source="")
-        >>> plan.search.space, parse_plan(plan.text, name="") == plan
-        ({'lr': (0.1, 0.01)}, True)
     """
-    if not study.tasks:
-        raise PlanError("A study needs at least one task.")
+    training = study.training
     shared: dict[str, Any] = {
-        "backbone": study.backbone,
-        "weights": study.weights,
-        "img_size": study.img_size,
-        "epochs": study.epochs,
-        "batch_size": study.batch_size,
-        "optimizer": study.optimizer,
-        "precision": study.precision,
-        "lr": study.lrs[0] if len(study.lrs) == 1 else None,
-        **(settings or {}),
+        "backbone": training.backbone,
+        "weights": None if training.weights is None else os.path.abspath(training.weights),
+        "img_size": training.img_size,
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "optimizer": training.optimizer,
+        "precision": training.precision,
+        "lr": training.lrs[0] if len(training.lrs) == 1 else None,
+        **settings,
     }
     document: dict[str, Any] = {
-        "name": name,
+        "name": study.name,
         "title": title,
         "description": description,
         "source": source,
-        "tasks": list(study.tasks),
-        "seeds": study.seeds,
+        "tasks": list(dict.fromkeys(training.tasks)) or [SOURCE],
+        "seeds": training.seeds,
         "settings": {key: value for key, value in shared.items() if value is not None},
         "methods": list(methods),
-        "workers": {"number": study.workers},
+        "workers": {"number": training.workers},
     }
-    if len(study.lrs) > 1:
-        document["search"] = {"rungs": list(RUNGS), "space": {"lr": list(study.lrs)}}
-    return parse_plan(toml(document), name=name)
+    if len(training.lrs) > 1:
+        document["search"] = {"rungs": list(RUNGS), "space": {"lr": list(training.lrs)}}
+    text = tomli_w.dumps(document)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PlanError(f"The tasks {training.tasks!a} are not text; a plan can only have names that are.") from None
+    return parse_plan(text, name=study.name)
 
 
-def toml(document: Mapping[str, Any]) -> str:
-    """Plain data as TOML: text, numbers, true and false, lists of these, tables and lists of tables.
-
-    Example:
-        >>> print(toml({"a": 1, "b": [0.5, "x"], "c": {"d": True}, "e": [{"f": 2}]}), end="")
-        a = 1
-        b = [0.5, "x"]
-        <BLANKLINE>
-        [c]
-        d = true
-        <BLANKLINE>
-        [[e]]
-        f = 2
-    """
-    return "\n".join(_table(document, "")) + "\n"
-
-
-def _table(table: Mapping[str, Any], above: str) -> list[str]:
-    lines = [f"{key} = {_value(value)}" for key, value in table.items() if not _is_table(value)]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += ["", f"[{above}{key}]", *_table(value, f"{above}{key}.")]
-        elif _is_table(value):
-            for entry in value:
-                lines += ["", f"[[{above}{key}]]", *_table(entry, f"{above}{key}.")]
-    return lines
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise PlanError(f"The name {value!a} is not text; a plan can only have names that are.") from None
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
-
-
-Result = Mapping[str, Any]
-
-Cell = Mapping[str, Any]
+RunResult = Mapping[str, Any]
+"""The plain data of a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class StudyTask:
     """A task, and what it is called."""
 
     task: str
@@ -179,7 +126,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class MissingRun:
     """A run that has no result.
 
     Args:
@@ -196,7 +143,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class StudySummary:
     """What was run, and what came of it as a whole.
 
     Args:
@@ -215,14 +162,14 @@ class About:
     """
 
     plan: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[StudyTask, ...]
     backbone: str
     img_size: int | None
     epochs: int
     lrs: tuple[float, ...]
     seeds: tuple[int, ...]
     runs: int
-    problems: tuple[Problem, ...]
+    problems: tuple[MissingRun, ...]
     trainings: int
     unconverged: int
     changed_images: tuple[str, ...]
@@ -241,12 +188,12 @@ class Runs:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan = plan
-        self.tasks = tuple(Task(task=task, title=about_task(task)["title"]) for task in tasks_of(plan)[0])
-        self.cells: dict[tuple[str, str], list[Cell]] = {}
+        self.tasks = tuple(StudyTask(task=task, title=about_task(task)["title"]) for task in tasks_of(plan)[0])
+        self.cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for cell in cells_in(plan, store):
             self.cells.setdefault((cell["task"], cell["method"]), []).append(cell)
 
-    def about(self) -> About:
+    def about(self) -> StudySummary:
         """What was run, and what came of it as a whole."""
         plan, cells = self.plan, [cell for row in self.cells.values() for cell in row]
         results = [(cell["task"], cell["result"]) for cell in cells if cell["result"] is not None]
@@ -255,7 +202,7 @@ class Runs:
         for task, result in results:
             seen.setdefault(task, set()).add(result["provenance"]["data"]["fingerprint"])
         settings = plan.settings
-        return About(
+        return StudySummary(
             plan=plan.name,
             tasks=self.tasks,
             backbone=settings["backbone"],
@@ -265,7 +212,7 @@ class Runs:
             seeds=plan.seeds,
             runs=len(cells),
             problems=tuple(
-                Problem(task=cell["task"], method=cell["method"], seed=cell["seed"], why=cell["failure"])
+                MissingRun(task=cell["task"], method=cell["method"], seed=cell["seed"], why=cell["failure"])
                 for cell in cells
                 if cell["result"] is None
             ),
@@ -274,14 +221,14 @@ class Runs:
             changed_images=tuple(task for task, fingerprints in seen.items() if len(fingerprints) > 1),
         )
 
-    def results(self, task: str, label: str) -> list[Result]:
+    def results(self, task: str, label: str) -> list[RunResult]:
         """The results that are there, in the order of the seeds."""
         return [cell["result"] for cell in self.cells[task, label] if cell["result"] is not None]
 
-    def seeds(self, task: str | None, label: str, value: Callable[[Result], float | None]) -> Seeds:
+    def seeds(self, task: str | None, label: str, value: Callable[[RunResult], float | None]) -> Seeds:
         """A value of all runs of a method on a task, or of its mean over all tasks (None)."""
         if task is None:
-            return over_tasks([self.seeds(one.task, label, value) for one in self.tasks])
+            return over_tasks([self.seeds(each.task, label, value) for each in self.tasks])
         cells = self.cells[task, label]
         return seeds_of(
             [None if cell["result"] is None else value(cell["result"]) for cell in cells],
@@ -297,12 +244,12 @@ class Runs:
         return [None, *tasks] if len(tasks) > 1 else list(tasks)
 
 
-def tested(result: Result) -> float | None:
+def tested(result: RunResult) -> float | None:
     """What is shown of a run; its test images were read once."""
     return result.get("test_accuracy")
 
 
-def _unconverged(result: Result | None) -> bool:
+def _unconverged(result: RunResult | None) -> bool:
     """Whether a training of a run had not converged, also that before prompts were removed."""
     stages = [] if result is None else [result, result.get("before") or {}]
     return any(stage.get("epochs") and not stage.get("converged") for stage in stages)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from vprompt.cli.analyze import Analyze
+from vprompt.cli.analyze import analyze_command
 from vprompt.cli.backbones import Backbones
 from vprompt.cli.bench import Bench
 from vprompt.cli.compare import compare_command
@@ -41,7 +41,7 @@ COMMANDS = {
     "compare": compare_command,
     "bench": Bench,
     "report": Report,
-    "analyze": Analyze,
+    "analyze": analyze_command,
     "cost": Cost,
     "backbones": Backbones,
     "tasks": Tasks,

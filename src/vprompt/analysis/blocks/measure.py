@@ -1,4 +1,4 @@
-"""What the prompts of each block are worth: accuracy without them, and how many of them a selection keeps."""
+"""Accuracy without the prompts of each block, and how many of them a selection retains."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from dataclasses import dataclass
 
 import torch
 
+from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.base import Host
+from vprompt.analysis.blocks import Blocks
 from vprompt.compression.criteria import Criterion
 from vprompt.compression.score import score
 from vprompt.compression.select import select
+from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
+from vprompt.utils.statistics import std
 
 RATIOS = (0.5, 0.3, 0.1)
-"""Shares of the prompts to keep, as in Fig. 7."""
+"""Shares of the prompts to retain, as in Fig. 7."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Evaluated:
     """Accuracy (0-1) and mean cross-entropy."""
 
     accuracy: float
@@ -30,7 +35,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation:
+class BlockAblation:
     """A model with all its prompts, without those of one block after the other, and without any.
 
     Args:
@@ -43,14 +48,14 @@ class Ablation:
 
     images: int
     prompts: tuple[int, ...]
-    full: Measured
-    without: tuple[Measured, ...]
-    bare: Measured
+    full: Evaluated
+    without: tuple[Evaluated, ...]
+    bare: Evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """How many prompts each block keeps of all, at one share to keep."""
+class BlockCounts:
+    """How many prompts each block retains, at one share of all."""
 
     ratio: float
     counts: tuple[int, ...]
@@ -58,13 +63,13 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterBlocks:
-    """One adapter: its name and task, what it is without each block, what is kept at each ratio."""
+    """One adapter: its name and task, what it is without each block, what is retained at each ratio."""
 
     name: str
     task: str
     split: str
-    ablation: Ablation
-    kept: tuple[Kept, ...]
+    ablation: BlockAblation
+    kept: tuple[BlockCounts, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +104,13 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanKept:
-    """What blocks keep, over adapters.
+class MeanCounts:
+    """What blocks retain, over adapters.
 
     Args:
-        ratio: Share of all prompts that is kept.
-        counts: Prompts that the block keeps.
-        shares: Of its prompts; of 0 prompts it keeps nothing.
+        ratio: Share of all prompts that is retained.
+        counts: Prompts that the block retains.
+        shares: Of its prompts; of 0 prompts it retains none.
     """
 
     ratio: float
@@ -129,10 +134,26 @@ class BlockStudy:
     adapters: tuple[AdapterBlocks, ...]
     every: Group
     tasks: tuple[Group, ...]
-    kept: tuple[MeanKept, ...]
+    kept: tuple[MeanCounts, ...]
 
 
-def blocks(model: PromptedModel, data: ImageLabels, *, report: Report = silent) -> Ablation:
+def run(options: Blocks, host: Host) -> BlockStudy:
+    """Ablates and scores one adapter after the other, and takes them together."""
+    check_ratios(options.ratios)
+    choice = options.adapters.split
+
+    def measure(trained: Trained) -> AdapterBlocks:
+        with host.bar(f"removing, {trained.label}") as report:
+            ablation = blocks(trained.model, trained.split(choice), report=report)
+        with host.bar(f"scoring, {trained.label}") as report:
+            counts = retained(trained.model, trained.split("train"), ratios=options.ratios, report=report)
+        split = trained.split_name(choice)
+        return AdapterBlocks(name=trained.label, task=trained.task.source, split=split, ablation=ablation, kept=counts)
+
+    return study(measure_each(options.adapters, host, measure))
+
+
+def blocks(model: PromptedModel, data: ImageLabels, *, report: Report = silent) -> BlockAblation:
     """Accuracy and loss of a trained model without the prompts of each block in turn.
 
     The prompts are removed, not masked, and nothing is trained again. Key-value prompts (E²VPT) stay, and so does the
@@ -152,8 +173,8 @@ def blocks(model: PromptedModel, data: ImageLabels, *, report: Report = silent) 
         >>> import timm, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
-        >>> found = blocks(model, data)
-        >>> found.images, found.prompts, len(found.without)
+        >>> ablation = blocks(model, data)
+        >>> ablation.images, ablation.prompts, len(ablation.without)
         (4, (2, 2, 2, 2, 2, 2), 6)
 
     Source: Prompt Condensation (arXiv 2305.17223), Fig. 3.
@@ -164,32 +185,32 @@ def blocks(model: PromptedModel, data: ImageLabels, *, report: Report = silent) 
         raise VPromptError("The model has no prompts, so there is nothing to take away from its blocks.")
     # With prompts in one block only, a model without them has none at all.
     variants = [set[int](), *({block} for block in used), *([set(used)] if len(used) > 1 else [])]
-    found: list[Measured] = []
+    results: list[Evaluated] = []
     images = 0
-    for number, gone in enumerate(variants):
-        kept = [torch.arange(0 if block in gone else count) for block, count in enumerate(counts)]
-        measured = evaluate(model.keep(kept), data, report=part(report, number, len(variants)))
-        found.append(Measured(accuracy=measured.accuracy, loss=measured.loss))
-        images = measured.images
-    without = dict(zip(used, found[1:], strict=False))
-    return Ablation(
+    for number, removed in enumerate(variants):
+        retained = [torch.arange(0 if block in removed else count) for block, count in enumerate(counts)]
+        result = evaluate(model.keep(retained), data, report=part(report, number, len(variants)))
+        results.append(Evaluated(accuracy=result.accuracy, loss=result.loss))
+        images = result.images
+    without = dict(zip(used, results[1:], strict=False))
+    return BlockAblation(
         images=images,
         prompts=counts,
-        full=found[0],
-        without=tuple(without.get(block, found[0]) for block in range(len(counts))),
-        bare=found[-1],
+        full=results[0],
+        without=tuple(without.get(block, results[0]) for block in range(len(counts))),
+        bare=results[-1],
     )
 
 
-def kept(
+def retained(
     model: PromptedModel,
     train: ImageLabels,
     *,
     ratios: Sequence[float] = RATIOS,
     criterion: Criterion = "taylor",
     report: Report = silent,
-) -> tuple[Kept, ...]:
-    """How many prompts each block keeps when the best of all blocks together are chosen.
+) -> tuple[BlockCounts, ...]:
+    """How many prompts each block retains when the best of all blocks together are chosen.
 
     Args:
         model: With prompts; it is not changed.
@@ -205,7 +226,7 @@ def kept(
         >>> import timm, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
-        >>> [(one.ratio, sum(one.counts)) for one in kept(model, data)]
+        >>> [(one.ratio, sum(one.counts)) for one in retained(model, data)]
         [(0.5, 6), (0.3, 4), (0.1, 1)]
 
     Source: Prompt Condensation (arXiv 2305.17223), Fig. 7.
@@ -215,7 +236,7 @@ def kept(
     check_ratios(ratios)
     scores = score(model, train, criterion=criterion, report=report)
     return tuple(
-        Kept(ratio=ratio, counts=tuple(len(index) for index in select(scores, ratio=ratio))) for ratio in ratios
+        BlockCounts(ratio=ratio, counts=tuple(len(index) for index in select(scores, ratio=ratio))) for ratio in ratios
     )
 
 
@@ -234,16 +255,16 @@ def study(adapters: Sequence[AdapterBlocks], *, criterion: str | None = "taylor"
     """
     if not adapters:
         raise VPromptError("There is no adapter whose blocks could be shown.")
-    if len({len(one.ablation.prompts) for one in adapters}) > 1:
+    if len({len(each.ablation.prompts) for each in adapters}) > 1:
         raise VPromptError("The adapters' backbones have different numbers of blocks; look at them one by one.")
-    if len({tuple(part.ratio for part in one.kept) for one in adapters}) > 1:
+    if len({tuple(part.ratio for part in each.kept) for each in adapters}) > 1:
         raise VPromptError("The adapters were condensed to different shares, which have no mean.")
-    tasks = list(dict.fromkeys(one.task for one in adapters))
+    tasks = list(dict.fromkeys(each.task for each in adapters))
     return BlockStudy(
         criterion=criterion if adapters[0].kept else None,
         adapters=tuple(adapters),
         every=_group("all adapters", adapters),
-        tasks=tuple(_group(task, [one for one in adapters if one.task == task]) for task in tasks)
+        tasks=tuple(_group(task, [each for each in adapters if each.task == task]) for task in tasks)
         if len(tasks) > 1
         else (),
         kept=tuple(_mean_kept(adapters, number) for number in range(len(adapters[0].kept))),
@@ -251,30 +272,31 @@ def study(adapters: Sequence[AdapterBlocks], *, criterion: str | None = "taylor"
 
 
 def _group(name: str, adapters: Sequence[AdapterBlocks]) -> Group:
-    found = [one.ablation for one in adapters]
+    ablations = [each.ablation for each in adapters]
     return Group(
         name=name,
-        adapters=len(found),
-        full=statistics.fmean(one.full.accuracy for one in found),
-        drops=_spread([[one.full.accuracy - less.accuracy for less in one.without] for one in found]),
-        rises=_spread([[less.loss - one.full.loss for less in one.without] for one in found]),
-        bare_drop=statistics.fmean(one.full.accuracy - one.bare.accuracy for one in found),
-        bare_rise=statistics.fmean(one.bare.loss - one.full.loss for one in found),
+        adapters=len(ablations),
+        full=statistics.fmean(each.full.accuracy for each in ablations),
+        drops=_spread([[each.full.accuracy - less.accuracy for less in each.without] for each in ablations]),
+        rises=_spread([[less.loss - each.full.loss for less in each.without] for each in ablations]),
+        bare_drop=statistics.fmean(each.full.accuracy - each.bare.accuracy for each in ablations),
+        bare_rise=statistics.fmean(each.bare.loss - each.full.loss for each in ablations),
     )
 
 
-def _mean_kept(adapters: Sequence[AdapterBlocks], number: int) -> MeanKept:
-    counts = [one.kept[number].counts for one in adapters]
+def _mean_kept(adapters: Sequence[AdapterBlocks], number: int) -> MeanCounts:
+    counts = [each.kept[number].counts for each in adapters]
     shares = [
-        [mine / had if had else 0.0 for mine, had in zip(one.kept[number].counts, one.ablation.prompts, strict=True)]
-        for one in adapters
+        [
+            count / before if before else 0.0
+            for count, before in zip(each.kept[number].counts, each.ablation.prompts, strict=True)
+        ]
+        for each in adapters
     ]
-    return MeanKept(ratio=adapters[0].kept[number].ratio, counts=_spread(counts), shares=_spread(shares))
+    return MeanCounts(ratio=adapters[0].kept[number].ratio, counts=_spread(counts), shares=_spread(shares))
 
 
 def _spread(rows: Sequence[Sequence[float]]) -> Spread:
     columns = list(zip(*rows, strict=True))
-    return Spread(
-        means=tuple(statistics.fmean(column) for column in columns),
-        stds=tuple(statistics.stdev(column) for column in columns) if len(rows) > 1 else None,
-    )
+    stds = tuple(std(column) or 0.0 for column in columns) if len(rows) > 1 else None
+    return Spread(means=tuple(map(statistics.fmean, columns)), stds=stds)

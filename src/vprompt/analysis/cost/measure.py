@@ -1,36 +1,30 @@
-"""What a method costs: multiply-accumulates and parameters, counted on the model itself without its weights."""
+"""Costs of a backbone with prompts: multiply-accumulates and parameters, counted on the model without its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from vprompt.analysis.counts import Kept, even, kept_counts, same, with_counts
+from vprompt.analysis.base import Host
+from vprompt.analysis.cost import Cost
+from vprompt.analysis.counts import Retained, even, retained_counts, same, with_counts
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import num_parameters
 from vprompt.backbones.meta import shapes_only
 from vprompt.methods.linear import Linear
+from vprompt.model import cost as counting
 from vprompt.model.attach import attach
-from vprompt.model.cost import (
-    Cost,
-    Executions,
-    adapter_bytes,
-    check_prompts,
-    executions,
-)
+from vprompt.model.config import read_config
 from vprompt.model.model import PromptedModel
+from vprompt.model.tensors import CONFIG_FILE, read_bytes
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.progress import Report, silent
 
-PROMPTS = (0, 50, 100, 150, 200)
+BACKBONE = "vit_base_patch16_224"
 
-ORIGINALS = (200, 100, 50)
+PROMPTS, ORIGINALS = (0, 50, 100, 150, 200), (200, 100, 50)
 
-WINDOW_PROMPTS = (0, 5, 10, 25, 50)
-
-WINDOW_ORIGINALS = (50, 25, 10)
-
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
+WINDOW_PROMPTS, WINDOW_ORIGINALS = (0, 5, 10, 25, 50), (50, 25, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +41,7 @@ class Extra:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptCost(Cost):
+class PromptCost(counting.Cost):
     """A number of prompts per block: what they cost, and whether to condense them.
 
     Args:
@@ -66,7 +60,7 @@ class PromptCost(Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CondensedCost(Kept):
+class CondensedCost(Retained):
     """Cost of one image with the prompts that condensation left, in 10^9 multiply-accumulates, without the classifier.
 
     Args:
@@ -115,46 +109,16 @@ class Costs:
     given: tuple[CondensedCost, ...]
 
 
-def costs(
-    backbone: str,
-    *,
-    prompts: Sequence[int] | None = None,
-    originals: Sequence[int] | None = None,
-    shares: Sequence[float] = SHARES,
-    counts: Sequence[int] | None = None,
-    original: int | None = None,
-    shallow: bool = False,
-    img_size: int | tuple[int, int] | None = None,
-    num_classes: int = 100,
-    threshold: float = 0.1,
-    report: Report = silent,
-) -> Costs:
-    """What prompts cost before and after condensation; needs no weights and no download.
-
-    Args:
-        backbone: A timm name.
-        prompts: Prompts per block (deep), or in all (shallow); 0, 50, 100, 150 and 200 when not given, 0, 5, 10, 25
-            and 50 where blocks see windows.
-        originals: Prompts per block that are condensed; 200, 100 and 50 when not given, 50, 25 and 10 with windows.
-        shares: Shares of them to keep, above 0 and up to 1.
-        counts: Prompts that a trained and condensed model has in each block.
-        original: Prompts that it had in every block before, where that is known.
-        shallow: Count shallow instead of deep prompts.
-        img_size: Input size in pixels where it should differ from the pre-training size.
-        num_classes: Of the head, for the numbers of learned parameters.
-        threshold: Overhead above which condensing is worth it.
-        report: Called after every model that was counted.
-
-    Returns:
-        `Costs`.
+def run(options: Cost, host: Host) -> Costs:
+    """Counts what prompts cost before and after condensation; needs no weights and no download.
 
     Raises:
         BackboneError: If the backbone is unknown or not supported.
         VPromptError: If a number is out of range, or the counts do not fit the backbone.
 
     Example:
-        >>> found = costs("vit_tiny_patch16_224", prompts=[100], originals=[100], shares=[0.1])
-        >>> row = found.prompts[0]
+        >>> result = Cost(backbone="vit_tiny_patch16_224", prompts=(100,), originals=(100,), shares=(0.1,)).run()
+        >>> row = result.prompts[0]
         >>> f"{row.rule.overhead:.1%} {row.published.overhead:.1%} {row.folded.overhead:.1%}", row.folded.condense
         ('50.8% 60.5% -0.3%', False)
 
@@ -162,70 +126,100 @@ def costs(
     paper's text leaves the threshold to the reader. Its Table 1 counts products only; its Table 5 is met where every
     bias counts as one more.
     """
-    if not 0 <= threshold < float("inf"):
-        raise VPromptError(f"The threshold is an overhead of at least 0, such as 0.1, not {threshold}.")
+    if not 0 <= options.threshold < float("inf"):
+        raise VPromptError(f"The threshold is an overhead of at least 0, such as 0.1, not {options.threshold}.")
+    original = None
+    if options.adapter is not None:
+        options, original = _of_adapter(options, options.adapter)
+    name, shallow = options.backbone or BACKBONE, options.shallow
+    classes = 100 if options.classes is None else options.classes
     with shapes_only():
-        model = create_backbone(backbone, pretrained=False, img_size=img_size)
-    info = attach(model, Linear(), num_classes=num_classes).info
+        backbone = create_backbone(name, pretrained=False, img_size=options.img_size)
+    info = attach(backbone, Linear(), num_classes=classes).info
     blocks, windows = len(info.blocks), info.stages is not None
-    prompts = (WINDOW_PROMPTS if windows else PROMPTS) if prompts is None else prompts
-    originals = (WINDOW_ORIGINALS if windows else ORIGINALS) if originals is None else originals
-    check_prompts(prompts)
+    prompts = (WINDOW_PROMPTS if windows else PROMPTS) if options.prompts is None else options.prompts
+    originals = (WINDOW_ORIGINALS if windows else ORIGINALS) if options.originals is None else options.originals
+    counting.check_prompts(prompts)
     alike = {number: same(number, blocks, shallow=shallow) for number in prompts}
-    kept = [row for number in originals for row in kept_counts(number, shares, blocks, shallow=shallow)]
-    if counts is not None and len(counts) != blocks:
+    retained = [row for number in originals for row in retained_counts(number, options.shares, blocks, shallow=shallow)]
+    if options.counts is not None and len(options.counts) != blocks:
         raise VPromptError(
-            f"The backbone {backbone!r} has {blocks} blocks and there are counts for {len(counts)}; give one for each."
+            f"The backbone {name!r} has {blocks} blocks and there are counts for {len(options.counts)}; give one for "
+            "each."
         )
-    given = [] if counts is None else _given(counts, original, shallow=shallow)
+    given = [] if options.counts is None else _given(options.counts, original, shallow=shallow)
     models = {
-        row: with_counts(model, row, shallow=shallow, num_classes=num_classes)
-        for row in [(0,) * blocks, *alike.values(), *(row.counts for row in [*kept, *given])]
+        row: with_counts(backbone, row, shallow=shallow, num_classes=classes)
+        for row in [(0,) * blocks, *alike.values(), *(row.counts for row in [*retained, *given])]
     }
-    found: dict[tuple[int, ...], Executions] = {}
-    for done, (row, prompted) in enumerate(models.items(), start=1):
-        found[row] = executions(prompted)
-        report(done, len(models))
-    bare = found[(0,) * blocks].published_gmacs
+    costs: dict[tuple[int, ...], counting.Executions] = {}
+    with host.bar("counting") as report:
+        for done, (row, prompted) in enumerate(models.items(), start=1):
+            costs[row] = counting.executions(prompted)
+            report(done, len(models))
+    bare = costs[(0,) * blocks].published_gmacs
     return Costs(
-        backbone=backbone,
+        backbone=name,
         img_size=info.preprocessing.size,
         blocks=blocks,
         depth="shallow" if shallow else "deep",
         tokens=info.attended,
-        backbone_params=num_parameters(model),
-        num_classes=num_classes,
-        threshold=threshold,
+        backbone_params=num_parameters(backbone),
+        num_classes=classes,
+        threshold=options.threshold,
         bare_gmacs=bare,
-        prompts=tuple(_prompt_cost(n, models[row], found[row], bare, threshold) for n, row in alike.items()),
-        condensed=tuple(CondensedCost(**vars(row), **found[row.counts]._asdict()) for row in kept),
-        given=tuple(CondensedCost(**vars(row), **found[row.counts]._asdict()) for row in given),
+        prompts=tuple(_prompt_cost(n, models[row], costs[row], bare, options.threshold) for n, row in alike.items()),
+        condensed=tuple(CondensedCost(**vars(row), **costs[row.counts]._asdict()) for row in retained),
+        given=tuple(CondensedCost(**vars(row), **costs[row.counts]._asdict()) for row in given),
     )
 
 
-def _given(counts: Sequence[int], original: int | None, *, shallow: bool) -> list[Kept]:
+def _of_adapter(options: Cost, folder: str) -> tuple[Cost, int | None]:
+    """What the configuration of an adapter says, and the prompts it had in every block before condensation.
+
+    Its tensors and its backbone's weights are not needed.
+    """
+    file = Path(folder) / CONFIG_FILE
+    config = read_config(read_bytes(file), str(file))
+    method = config.method
+    whole = method.riding != "nothing" and not getattr(method, "num_kv_prompts", 0) and config.num_segments == 1
+    if not whole or not any(config.prompt_counts):
+        raise VPromptError(f"The adapter {folder} has no whole prompts of VPT; give one that has.")
+    scores = config.condensation.scores if config.condensation is not None else ()
+    taken = replace(
+        options,
+        backbone=config.backbone.name,
+        img_size=config.backbone.img_size,
+        shallow=method.riding == "tokens",
+        counts=config.prompt_counts,
+        classes=config.num_classes,
+    )
+    return taken, max((len(block) for block in scores), default=None)
+
+
+def _given(counts: Sequence[int], original: int | None, *, shallow: bool) -> list[Retained]:
     """Real counts, and the same number of prompts spread evenly."""
     most = None if original is None else original * (1 if shallow else len(counts))
     share = sum(counts) / most if most else None
-    found = [Kept(original=original, share=share, where="given", counts=tuple(counts))]
-    if not shallow:
-        found.append(replace(found[0], where="even", counts=even(sum(counts), len(counts))))
-    return found
+    given = Retained(original=original, share=share, where="given", counts=tuple(counts))
+    return [given] if shallow else [given, replace(given, where="even", counts=even(sum(counts), len(counts)))]
 
 
-def _prompt_cost(number: int, model: PromptedModel, found: Executions, bare: float, threshold: float) -> PromptCost:
+def _prompt_cost(
+    number: int, prompted: PromptedModel, costs: counting.Executions, bare: float, threshold: float
+) -> PromptCost:
     def extra(overhead: float) -> Extra:
         return Extra(overhead=overhead, condense=overhead > threshold)
 
     return PromptCost(
         prompts=number,
-        published_gmacs=found.published_gmacs,
-        prefix_gmacs=found.prefix_gmacs,
-        folded_gmacs=found.folded_gmacs,
-        prompt_params=sum(p.numel() for p in model.prompts),
-        head_params=sum(p.numel() for p in model.head.parameters()),
-        adapter_bytes=adapter_bytes(model),
-        rule=extra(number / model.info.attended),
-        published=extra(found.published_gmacs / bare - 1),
-        folded=extra(found.folded_gmacs / bare - 1),
+        published_gmacs=costs.published_gmacs,
+        prefix_gmacs=costs.prefix_gmacs,
+        folded_gmacs=costs.folded_gmacs,
+        prompt_params=sum(p.numel() for p in prompted.prompts),
+        head_params=sum(p.numel() for p in prompted.head.parameters()),
+        adapter_bytes=counting.adapter_bytes(prompted),
+        rule=extra(number / prompted.info.attended),
+        published=extra(costs.published_gmacs / bare - 1),
+        folded=extra(costs.folded_gmacs / bare - 1),
     )

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vprompt.analysis.view import Result, View
+from vprompt.analysis.base import Result, View
+from vprompt.analysis.plots import handle, share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Body, Paragraph, Table
+from vprompt.report.document import Block, Paragraph, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent
 
@@ -60,7 +61,7 @@ def figure(result: Result) -> Figure:
     _draw_prompts(axes[0], result)
     if columns == 2:
         _draw_condensed(axes[1], result)
-    drawn.suptitle(short(_title(result), 60 * columns), x=0.01, ha="left", fontsize=11, parse_math=False)
+    drawn.suptitle(short(_title(result), 60 * columns), x=0.01, ha="left", fontsize=11)
     return drawn
 
 
@@ -160,7 +161,7 @@ def _by_prompts(result: Result) -> Table:
         for row in result["prompts"]
     ]
     each = "per block" if result["depth"] == "deep" else "in all"
-    return Table(caption=f"GMACs per image by prompts {each}, {_title(result)}", head=head, bodies=[Body(rows=rows)])
+    return simple_table(f"GMACs per image by prompts {each}, {_title(result)}", head, rows)
 
 
 def _rule(result: Result) -> Table:
@@ -170,7 +171,7 @@ def _rule(result: Result) -> Table:
         f"What prompts add, and whether to condense them for it (above {percent(result['threshold'])} %); by the "
         f"paper's rule with N = {result['tokens']} tokens, and by GMACs over the bare backbone's"
     )
-    return Table(caption=caption, head=["prompts", "(N+P)/N - 1", "published", "folded"], bodies=[Body(rows=rows)])
+    return simple_table(caption, ["prompts", "(N+P)/N - 1", "published", "folded"], rows)
 
 
 def _extra(extra: Row) -> str:
@@ -188,20 +189,18 @@ def _learned(result: Result) -> Table:
         ]
         for row in result["prompts"]
     ]
-    return Table(
-        caption=f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits",
-        head=["prompts", "in prompts", "in head", "% of backbone", "bytes"],
-        bodies=[Body(rows=rows)],
-    )
+    caption = f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits"
+    return simple_table(caption, ["prompts", "in prompts", "in head", "% of backbone", "bytes"], rows)
 
 
 def _condensed(result: Result) -> list[Table]:
-    found: list[Table] = []
-    for original in dict.fromkeys(row["original"] for row in result["condensed"]):
-        rows = [row for row in result["condensed"] if row["original"] == original]
-        caption = f"GMACs per image after condensing {_prompts(result, original)}"
-        found.append(_table5(result, rows, caption))
-    return found
+    originals: dict[int, list[Row]] = {}
+    for row in result["condensed"]:
+        originals.setdefault(row["original"], []).append(row)
+    return [
+        _table5(result, rows, f"GMACs per image after condensing {_prompts(result, original)}")
+        for original, rows in originals.items()
+    ]
 
 
 def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
@@ -209,7 +208,7 @@ def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
     known = any(text is not None for text in printed)
     cells = [
         [
-            "–" if row["share"] is None else f"{100 * row['share']:.3g} %",
+            share_of(row["share"]),
             row["where"],
             amount(sum(row["counts"])),
             *([text or "–"] if known else []),
@@ -219,7 +218,7 @@ def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
         for row, text in zip(rows, printed, strict=True)
     ]
     head = ["kept", "where", "prompts", *(["paper"] if known else []), "+ biases", *EXECUTIONS]
-    return Table(caption=f"{caption}; + biases: as published, each bias counted", head=head, bodies=[Body(rows=cells)])
+    return simple_table(f"{caption}; + biases: as published, each bias counted", head, cells)
 
 
 def _given(result: Result) -> Table:
@@ -247,7 +246,7 @@ def _draw_prompts(axes: Axes, result: Result) -> None:
     axes.set_xlabel("prompts per block" if result["depth"] == "deep" else "prompts in all")
     axes.set_ylabel("GMACs per image")
     axes.set_ylim(0, 1.08 * max(row["published_gmacs"] for row in rows))
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(loc="lower right")
 
 
 def _draw_condensed(axes: Axes, result: Result) -> None:
@@ -263,21 +262,20 @@ def _draw_condensed(axes: Axes, result: Result) -> None:
             axes.plot([100 * r["share"] for r in local], [r[key] for r in local], style, color=colour, marker=".")
             places = [100 * r["share"] for r in others]
             axes.plot(places, [r[key] for r in others], "o", color=colour, markersize=8, fillstyle="none")
-        handles.append(Line2D([], [], color=colour, label=f"of {_prompts(result, original)}"))
+        handles.append(handle(f"of {_prompts(result, original)}", colour, style="-"))
         known = [(100 * r["share"], _printed(result, r)) for r in rows]
         axes.plot([x for x, y in known if y], [float(y) for _, y in known if y], "x", color="#000000", zorder=4)
-    grey = "#555555"
     handles += [
-        Line2D([], [], color=grey, linestyle="-", marker=".", label="published, local"),
-        Line2D([], [], color=grey, linestyle=":", marker=".", label="folded, local"),
-        Line2D([], [], color=grey, linestyle="", marker="o", fillstyle="none", markersize=8, label="global"),
+        handle("published, local", marker=".", style="-"),
+        handle("folded, local", marker=".", style=":"),
+        handle("global", marker="o", size=8, fill="none"),
     ]
     axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, zorder=1)
     axes.set_xlim(0, 104)
     axes.set_xlabel("prompts kept (%)")
     axes.set_ylabel("GMACs per image")
     axes.set_ylim(0, 1.08 * max(row["published_gmacs_with_biases"] for row in result["condensed"]))
-    axes.legend(handles=handles, frameon=False, fontsize=9, loc="lower right", ncols=2)
+    axes.legend(handles=handles, loc="lower right", ncols=2)
 
 
 VIEW = View(title="What prompts cost", answer=answer, tables=tables, figure=figure, alt=alt)

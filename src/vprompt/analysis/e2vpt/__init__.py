@@ -1,1 +1,37 @@
-"""E²VPT taken apart: its parts, sharing, lengths and pruning."""
+"""E2VPT's ablations: which kinds of prompts, what they share, how many, and how much is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from vprompt.analysis.base import Study, analyses
+from vprompt.analysis.options import commas
+
+
+@dataclass(frozen=True, kw_only=True)
+class E2VPTAblations(Study):
+    """Train E2VPT and what differs from it in one thing: its ablations."""
+
+    name: ClassVar[str] = "e2vpt"
+    order: ClassVar[int] = 8
+    parts: Annotated[tuple[str, ...], commas(str.strip, "--parts", "parts,sharing", "PART,...")] = (
+        *("parts", "sharing", "lengths", "pruning"),
+    )
+    """Which ablations. parts: one kind of prompts alone, and as many of VPT-Deep. sharing: what key-value prompts have
+    in common. lengths: numbers of prompts. pruning: prompts and segments pruned, and what is left trained again."""
+    prompts: int = 10
+    """Visual prompts per block."""
+    kv_prompts: int = 5
+    """Key-value prompts per block."""
+    visual: Annotated[tuple[int, ...], commas(int, "--visual", "5,10,20")] = (5, 10, 20)
+    """lengths: numbers of visual prompts."""
+    key_value: Annotated[tuple[int, ...], commas(int, "--key-value", "1,5,10")] = (1, 5, 10)
+    """lengths: numbers of key-value prompts."""
+    pruned: Annotated[tuple[float, ...], commas(float, "--pruned", "0.1,0.5", "SHARE,...")] = (
+        *(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+    )
+    """pruning: shares of the prompts, and of the segments, to prune."""
+
+
+analyses.register(E2VPTAblations)

@@ -1,29 +1,26 @@
-"""E2VPT's ablations: which kinds of prompts, what they share, how many, and how much is pruned."""
+"""Plan of E2VPT's ablations, and what came of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from vprompt.analysis.study import About, Result, Runs, Study, make_plan, tested
+from vprompt.analysis.base import Host
+from vprompt.analysis.e2vpt import E2VPTAblations
+from vprompt.analysis.study import RunResult, Runs, StudySummary, linear_probe, make_plan, run_study, tested
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference
 
 Part = Literal["parts", "sharing", "lengths", "pruning"]
 
-PARTS: tuple[Part, ...] = ("parts", "sharing", "lengths", "pruning")
+PARTS: tuple[Part, ...] = get_args(Part)
 
 DEFAULT = "E2VPT"
 
-VISUAL, KEY_VALUE = (5, 10, 20), (1, 5, 10)
-
-PRUNED = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class AblationEntry:
     """A row of an ablation on one task.
 
     Args:
@@ -42,7 +39,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class AblationRow:
     """One choice of an ablation.
 
     Args:
@@ -53,19 +50,19 @@ class Row:
 
     label: str
     default: bool
-    entries: tuple[Entry, ...]
+    entries: tuple[AblationEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation:
+class PartAblation:
     """One question and its rows, the default first."""
 
     part: Part
-    rows: tuple[Row, ...]
+    rows: tuple[AblationRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class E2VPTStudy:
+class E2VPTResult:
     """What `read` returns.
 
     Args:
@@ -75,76 +72,73 @@ class E2VPTStudy:
         ablations: In the order of `PARTS`.
     """
 
-    about: About
+    about: StudySummary
     prompts: int
     kv_prompts: int
-    ablations: tuple[Ablation, ...]
+    ablations: tuple[PartAblation, ...]
 
 
-def plan_of(
-    study: Study,
-    *,
-    parts: Sequence[str] = PARTS,
-    prompts: int = 10,
-    kv_prompts: int = 5,
-    visual: Sequence[int] = VISUAL,
-    key_value: Sequence[int] = KEY_VALUE,
-    pruned: Sequence[float] = PRUNED,
-) -> Plan:
+def run(options: E2VPTAblations, host: Host) -> E2VPTResult | None:
+    """Trains what is not trained, and reads it."""
+    return run_study(options, host, plan_of(options), read)
+
+
+def plan_of(options: E2VPTAblations) -> Plan:
     """The plan: the default, and whatever differs from it in one thing.
-
-    Args:
-        study: Tasks and recipe.
-        parts: Which ablations, of `PARTS`.
-        prompts: Visual prompts per block.
-        kv_prompts: Key-value prompts per block.
-        visual: Other numbers of visual prompts.
-        key_value: Other numbers of key-value prompts.
-        pruned: Shares of the prompts, and then of their segments, to prune after the training; what is left is trained
-            again from its initial values.
 
     Raises:
         PlanError: If it cannot be meant.
 
     Example:
-        >>> [method.label for method in plan_of(Study(), parts=("parts", "sharing")).methods]
+        >>> [method.label for method in plan_of(E2VPTAblations(parts=("parts", "sharing"))).methods]
         ['E2VPT', 'Linear', 'VPT-Deep, 15 prompts', 'Visual only', 'Key-value only', 'Heads share', 'Nothing shared']
 
     Source: E²VPT (arXiv 2307.13770), section 4.
     """
+    parts = options.parts
     if not parts or any(part not in PARTS for part in parts):
         raise PlanError(f"The ablations are {', '.join(PARTS)}; give some of them, not {', '.join(parts) or 'none'}.")
-    if min(prompts, kv_prompts, *visual, *key_value) < 1:
+    if min(options.prompts, options.kv_prompts, *options.visual, *options.key_value) < 1:
         raise PlanError(
             "The default has prompts of both kinds, and so has every other length; give at least 1 of each."
         )
-    if wrong := [share for share in pruned if not 0 < share < 1]:
+    if wrong := [share for share in options.pruned if not 0 < share < 1]:
         raise PlanError(f"The shares to prune must be above 0 and below 1, not {wrong[0]}.")
-    tables: list[dict[str, Any]] = [{"label": DEFAULT}]
-    if "parts" in parts:
-        # As many prompts in all, and as many learned numbers: one key-value prompt has those of a visual one.
-        rival = {"label": f"VPT-Deep, {prompts + kv_prompts} prompts", "method": "vpt-deep"}
-        tables += [study.linear, {**rival, "prompts": prompts + kv_prompts}]
-        tables += [{"label": "Visual only", "kv_prompts": 0}, {"label": "Key-value only", "prompts": 0}]
-    if "sharing" in parts:
-        tables += [{"label": "Heads share", "share": "heads"}, {"label": "Nothing shared", "share": "none"}]
-    if "lengths" in parts:
-        tables += [{"label": f"{n} visual", "prompts": n} for n in sorted(set(visual)) if n != prompts]
-        tables += [{"label": f"{n} key-value", "kv_prompts": n} for n in sorted(set(key_value)) if n != kv_prompts]
-    if "pruning" in parts:
-        shares = sorted(set(pruned))
-        tables += [_pruning("Prompts", tokens=share) for share in shares]
-        tables += [_pruning("Segments", segments=share) for share in shares]
+    tables = [{"label": DEFAULT}, *(table for rows in _tables(options).values() for table in rows)]
     return make_plan(
-        "e2vpt",
-        study,
+        options,
         [{"method": "e2vpt", **table} for table in tables],
         title="E2VPT's ablations",
         description="E2VPT, and what differs from it in one thing: a kind of prompts, what they share, their number, "
         "how much is pruned.",
         source="E2VPT (arXiv 2307.13770), section 4",
-        settings={"prompts": prompts, "kv_prompts": kv_prompts},
+        settings={"prompts": options.prompts, "kv_prompts": options.kv_prompts},
     )
+
+
+def _tables(options: E2VPTAblations) -> dict[Part, list[dict[str, Any]]]:
+    """What is trained for each ablation, besides the default."""
+    own, own_kv, shares = options.prompts, options.kv_prompts, sorted(set(options.pruned))
+    # As many prompts in all, and as many learned numbers: one key-value prompt has those of a visual one.
+    rival = {"label": f"VPT-Deep, {own + own_kv} prompts", "method": "vpt-deep", "prompts": own + own_kv}
+    tables: dict[Part, list[dict[str, Any]]] = {
+        "parts": [
+            linear_probe(options.training),
+            rival,
+            {"label": "Visual only", "kv_prompts": 0},
+            {"label": "Key-value only", "prompts": 0},
+        ],
+        "sharing": [{"label": "Heads share", "share": "heads"}, {"label": "Nothing shared", "share": "none"}],
+        "lengths": [
+            *({"label": f"{n} visual", "prompts": n} for n in sorted(set(options.visual)) if n != own),
+            *({"label": f"{n} key-value", "kv_prompts": n} for n in sorted(set(options.key_value)) if n != own_kv),
+        ],
+        "pruning": [
+            *(_pruning("Prompts", tokens=share) for share in shares),
+            *(_pruning("Segments", segments=share) for share in shares),
+        ],
+    }
+    return {part: rows for part, rows in tables.items() if part in options.parts and rows}
 
 
 def _pruning(what: str, *, tokens: float = 0.0, segments: float = 0.0) -> dict[str, Any]:
@@ -152,11 +146,11 @@ def _pruning(what: str, *, tokens: float = 0.0, segments: float = 0.0) -> dict[s
     return {"label": f"{what} -{share:g} %", "prune_tokens": tokens, "prune_segments": segments}
 
 
-def read(plan: Plan, store: Store) -> E2VPTStudy:
+def read(options: E2VPTAblations, store: Store) -> E2VPTResult:
     """The ablations, from the results that are there.
 
     Args:
-        plan: What `plan_of` returned.
+        options: Those of the plan.
         store: Where it was run, as far as it was.
 
     Raises:
@@ -164,44 +158,31 @@ def read(plan: Plan, store: Store) -> E2VPTStudy:
 
     Example:
         >>> from vprompt.experiments.bench.store import open_store
-        >>> found = read(plan_of(Study(), parts=("sharing",)), open_store("nowhere"))
-        >>> [row.label for row in found.ablations[0].rows]
+        >>> result = read(E2VPTAblations(parts=("sharing",)), open_store("nowhere"))
+        >>> [row.label for row in result.ablations[0].rows]
         ['E2VPT', 'Heads share', 'Nothing shared']
     """
-    runs = Runs(plan, store)
-    labels: dict[Part, list[str]] = {}
-    for method in plan.methods:
-        if method.label != DEFAULT:
-            labels.setdefault(_part(method.settings), []).append(method.label)
-    return E2VPTStudy(
+    runs = Runs(plan_of(options), store)
+    return E2VPTResult(
         about=runs.about(),
-        prompts=plan.settings["prompts"],
-        kv_prompts=plan.settings["kv_prompts"],
+        prompts=options.prompts,
+        kv_prompts=options.kv_prompts,
         ablations=tuple(
-            Ablation(part=part, rows=tuple(_row(runs, label) for label in [DEFAULT, *labels[part]]))
-            for part in PARTS
-            if part in labels
+            PartAblation(part=part, rows=tuple(_row(runs, label) for label in [DEFAULT, *(t["label"] for t in tables)]))
+            for part, tables in _tables(options).items()
         ),
     )
 
 
-def _part(settings: Mapping[str, Any]) -> Part:
-    """Which ablation a method of the plan belongs to."""
-    if "prune_tokens" in settings:
-        return "pruning"
-    if "share" in settings:
-        return "sharing"
-    counts = [settings[name] for name in ("prompts", "kv_prompts") if name in settings]
-    return "lengths" if settings["method"] == "e2vpt" and 0 not in counts else "parts"
+def _row(runs: Runs, label: str) -> AblationRow:
+    return AblationRow(
+        label=label, default=label == DEFAULT, entries=tuple(_entry(runs, task, label) for task in runs.places)
+    )
 
 
-def _row(runs: Runs, label: str) -> Row:
-    return Row(label=label, default=label == DEFAULT, entries=tuple(_entry(runs, task, label) for task in runs.places))
-
-
-def _entry(runs: Runs, task: str | None, label: str) -> Entry:
+def _entry(runs: Runs, task: str | None, label: str) -> AblationEntry:
     accuracy = runs.seeds(task, label, tested)
-    return Entry(
+    return AblationEntry(
         task=task,
         accuracy=accuracy,
         change=difference(accuracy, runs.seeds(task, DEFAULT, tested)),
@@ -210,5 +191,5 @@ def _entry(runs: Runs, task: str | None, label: str) -> Entry:
     )
 
 
-def _learned(result: Result) -> float:
+def _learned(result: RunResult) -> float:
     return float(result["learned_params"])

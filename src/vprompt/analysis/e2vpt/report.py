@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vprompt.analysis.plots import accuracy, caveats, change, every, hollow_handle, origin, signed, title_of
-from vprompt.analysis.view import Result, View
-from vprompt.report.document import Block, Body, Fold, Table
-from vprompt.report.plots import COLOURS, MARKERS, legend_below
+from vprompt.analysis import plots
+from vprompt.analysis.base import Result, View
+from vprompt.report.document import Block, Table, simple_table
+from vprompt.report.plots import COLOURS, MARKERS
 from vprompt.utils.text import amount, line
 
 TITLES = {
@@ -39,20 +38,20 @@ LINEAR = "Linear"
 def _answer(result: Result) -> str:
     ablations = result["ablations"]
     if not ablations:
-        return "There is no ablation." + caveats(result)
+        return "There is no ablation." + plots.caveats(result)
     default = ablations[0]["rows"][0]["entries"][0]
-    where = title_of(result, default["task"])
+    where = plots.title_of(result, default["task"])
     name = f"E2VPT with {result['prompts']} visual and {result['kv_prompts']} key-value prompts"
     if default["accuracy"]["mean"] is None:
-        return f"{name}, {where}: there is no result yet." + caveats(result)
-    said = f"{name}, {where}: {100 * default['accuracy']['mean']:.1f} %"
-    said += f", {_share(default)} of the backbone's parameters learned" if default["share"] is not None else ""
-    return f"{said}. {_changes(ablations)}{caveats(result)}"
+        return f"{name}, {where}: there is no result yet." + plots.caveats(result)
+    learned = f", {_share(default)} of the backbone's parameters learned" if default["share"] is not None else ""
+    found = f"{name}, {where}: {100 * default['accuracy']['mean']:.1f} %{learned}."
+    return f"{found} {_changes(ablations)}{plots.caveats(result)}"
 
 
 def _changes(ablations: Sequence[Mapping[str, Any]]) -> str:
     """What all rows of an ablation change, or where they are many those that change most."""
-    said: list[str] = []
+    changes: list[str] = []
     for ablation in ablations:
         rows = [row for row in _drawn(ablation) if row["entries"][0]["change"]["mean"] is not None]
         if not rows:
@@ -60,11 +59,11 @@ def _changes(ablations: Sequence[Mapping[str, Any]]) -> str:
         rows.sort(key=lambda row: row["entries"][0]["change"]["mean"])
         few = len(rows) <= FEW_ROWS
         shown = [
-            f"{signed(row['entries'][0]['change']['mean'])} ({line(row['label'], 40)})"
+            f"{plots.signed(row['entries'][0]['change']['mean'])} ({line(row['label'], 40)})"
             for row in (rows if few else [rows[0], rows[-1]])
         ]
-        said.append(f"{TITLES[ablation['part']].lower()} {(', ' if few else ' to ').join(shown)}")
-    return f"Points against it: {'; '.join(said)}." if said else ""
+        changes.append(f"{TITLES[ablation['part']].lower()} {(', ' if few else ' to ').join(shown)}")
+    return f"Points against it: {'; '.join(changes)}." if changes else ""
 
 
 def _share(entry: Mapping[str, Any]) -> str:
@@ -72,51 +71,57 @@ def _share(entry: Mapping[str, Any]) -> str:
 
 
 def _tables(result: Result) -> Sequence[Block]:
-    tasks = [entry["task"] for entry in result["ablations"][0]["rows"][0]["entries"]] if result["ablations"] else []
-    by_task = [[_table(result, ablation, number) for ablation in result["ablations"]] for number in range(len(tasks))]
-    found: list[Block] = [*by_task[0]] if by_task else []
-    if len(by_task) > 1:
-        found.append(Fold("Every task", [table for tables in by_task[1:] for table in tables]))
-    if result["ablations"]:
-        found.append(Fold("Every seed", [_seeds(result, n) for n, task in enumerate(tasks) if task is not None]))
-    return [*found, *origin(result)]
+    ablations = result["ablations"]
+    tasks = [entry["task"] for entry in ablations[0]["rows"][0]["entries"]] if ablations else []
+    by_task = [[_table(result, ablation, number) for ablation in ablations] for number in range(len(tasks))]
+    first, *rest = by_task or [[]]
+    seeds = [_seeds(result, number) for number, task in enumerate(tasks) if task is not None]
+    return plots.study_blocks(result, first, [table for tables in rest for table in tables], seeds)
 
 
 def _table(result: Result, ablation: Mapping[str, Any], number: int) -> Table:
-    entries = [(row["label"], row["entries"][number]) for row in ablation["rows"]]
+    entries = [(row, row["entries"][number]) for row in ablation["rows"]]
     rows = [
-        [line(label, 40), accuracy(entry["accuracy"]), change(entry["change"]), amount(entry["learned"]), _share(entry)]
-        for label, entry in entries
+        [
+            line(row["label"], 40),
+            plots.accuracy(entry["accuracy"]),
+            "" if row["default"] else plots.change(entry["change"]),
+            amount(entry["learned"]),
+            _share(entry),
+        ]
+        for row, entry in entries
     ]
-    rows[0][2] = ""
-    return Table(
-        caption=f"{TITLES[ablation['part']]}, {title_of(result, entries[0][1]['task'])}: test accuracy (%), change to "
+    return simple_table(
+        f"{TITLES[ablation['part']]}, {plots.title_of(result, entries[0][1]['task'])}: test accuracy (%), change to "
         "the default, numbers learned (with the head), of the backbone's",
-        head=["", "accuracy", "change", "learned", "of all"],
-        bodies=[Body(rows=rows)],
+        ["", "accuracy", "change", "learned", "of all"],
+        rows,
     )
 
 
 def _seeds(result: Result, number: int) -> Table:
-    seen = {row["label"]: row["entries"][number] for ablation in result["ablations"] for row in ablation["rows"]}
-    rows = [[line(label, 40), *every(entry["accuracy"])] for label, entry in seen.items()]
-    heads = [f"seed {seed}" for seed in result["about"]["seeds"]]
-    title = title_of(result, next(iter(seen.values()))["task"])
-    return Table(caption=f"{title}: test accuracy (%)", head=["", *heads], bodies=[Body(rows=rows)])
+    entries = {row["label"]: row["entries"][number] for ablation in result["ablations"] for row in ablation["rows"]}
+    title = plots.title_of(result, next(iter(entries.values()))["task"])
+    return plots.seed_table(result, title, [(line(label, 40), entry["accuracy"]) for label, entry in entries.items()])
 
 
 def _figure(result: Result) -> Figure:
     ablations = result["ablations"]
     rows = [max(1, len(_drawn(ablation))) for ablation in ablations] or [1]
-    each = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for one in ablations for row in one["rows"])])
-    figure = Figure(figsize=(7.2, 1.2 + each * sum(rows) + 0.7 * len(rows)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 0.6 for n in rows])[:, 0]
-    for one, ablation in zip(axes, ablations, strict=False):
-        _panel(one, ablation)
-        one.set_title(TITLES[ablation["part"]] + _linear(ablation), loc="left", fontsize=10)
-    axes[-1].set_xlabel("change of test accuracy against the default (points)")
-    _key(figure, result)
+    all_rows = [row for ablation in ablations for row in ablation["rows"]]
+    each = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for row in all_rows)])
+    figure = Figure(figsize=(7.2, 1.2 + each * sum(rows) + 0.7 * len(rows)))
+    panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 0.6 for n in rows])[:, 0]
+    for axes, ablation in zip(panels, ablations, strict=False):
+        _panel(axes, ablation)
+        axes.set_title(TITLES[ablation["part"]] + _linear(ablation))
+    panels[-1].set_xlabel("change of test accuracy against the default (points)")
+    hollow = any(entry["accuracy"]["unconverged"] for row in all_rows for _, entry in _shown(row["entries"]))
+    handles: list[Line2D] = []
+    for number, entry in _shown(all_rows[0]["entries"] if all_rows else []):
+        colour, marker, size = _style(number)
+        handles.append(plots.handle(plots.title_of(result, entry["task"]), colour, marker, size=size))
+    plots.study_legend(figure, handles, hollow=hollow)
     return figure
 
 
@@ -127,8 +132,8 @@ def _drawn(ablation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _linear(ablation: Mapping[str, Any]) -> str:
     """The linear probe in words."""
     changes = [row["entries"][0]["change"] for row in ablation["rows"] if row["label"] == LINEAR]
-    there = [one["mean"] for one in changes if one["mean"] is not None]
-    return f" (linear probe, not drawn: {signed(there[0])})" if there else ""
+    means = [each["mean"] for each in changes if each["mean"] is not None]
+    return f" (linear probe, not drawn: {plots.signed(means[0])})" if means else ""
 
 
 def _shown(entries: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
@@ -144,60 +149,32 @@ def _style(number: int) -> tuple[str, str, int]:
 
 
 def _panel(axes: Axes, ablation: Mapping[str, Any]) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="x", color="#EEEEEE", zorder=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
     axes.axvline(0.0, color="#777777", linewidth=1, zorder=1)
     rows = _drawn(ablation)
     for place, row in enumerate(rows):
         shown = _shown(row["entries"])
         for order, (number, entry) in enumerate(shown):
-            mean, std = entry["change"]["mean"], entry["change"]["std"]
-            if mean is None:
+            if entry["change"]["mean"] is None:
                 continue
             colour, marker, size = _style(number)
-            hollow = bool(entry["accuracy"]["unconverged"])
-            axes.errorbar(
-                100 * mean,
+            plots.dot(
+                axes,
+                100 * entry["change"]["mean"],
                 place + (order - (len(shown) - 1) / 2) * 0.62 / max(1, len(shown) - 1),
-                xerr=None if std is None else 100 * std,
-                color=colour,
+                xerr=entry["change"]["std"],
+                colour=colour,
                 marker=marker,
-                markersize=size,
-                markerfacecolor="white" if hollow else colour,
-                elinewidth=1,
-                capsize=2,
-                zorder=3,
+                hollow=bool(entry["accuracy"]["unconverged"]),
+                size=size,
             )
     axes.set_yticks(range(len(rows)), [line(row["label"], 40) for row in rows], fontsize=9)
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -LEAST), max(high, LEAST))
-
-
-def _key(figure: Figure, result: Result) -> None:
-    entries = result["ablations"][0]["rows"][0]["entries"] if result["ablations"] else []
-    shown = _shown(entries)
-    handles: list[Line2D] = []
-    for number, entry in shown:
-        colour, marker, size = _style(number)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=colour,
-                marker=marker,
-                markersize=size,
-                linestyle="",
-                label=title_of(result, entry["task"]),
-            )
-        )
-    rows = [row for ablation in result["ablations"] for row in ablation["rows"]]
-    if any(entry["accuracy"]["unconverged"] for row in rows for _, entry in _shown(row["entries"])):
-        handles.append(hollow_handle())
-    legend_below(figure, handles)
 
 
 def _alt(result: Result) -> str:

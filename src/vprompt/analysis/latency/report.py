@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vprompt.analysis.view import Result, View
+from vprompt.analysis.base import Result, View
+from vprompt.analysis.plots import handle, share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Body, Table
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import count, line, percent
 
@@ -27,12 +29,12 @@ def answer(result: Result) -> str:
 
 def tables(result: Result) -> list[Block]:
     """Ratios to the bare backbone, the milliseconds behind them, and the paper's Table 4 as ratios."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     for device in result["devices"]:
-        found += [_ratios(device, series) for series in device["series"]]
-        found += [_milliseconds(device, series) for series in device["series"]]
-        found += [table for series in device["series"] if (table := _beside_paper(result, device, series))]
-    return found
+        blocks += [_ratios(device, series) for series in device["series"]]
+        blocks += [_milliseconds(device, series) for series in device["series"]]
+        blocks += [table for series in device["series"] if (table := _beside_paper(result, device, series))]
+    return blocks
 
 
 def figure(result: Result) -> Figure:
@@ -41,10 +43,10 @@ def figure(result: Result) -> Figure:
     drawn, axes = side_by_side(7.0 if len(devices) == 1 else 5.6 * len(devices), 4.4, len(devices))
     for panel, device in zip(axes, devices, strict=True):
         _draw(panel, device, result["blocks"])
-    axes[-1].legend(handles=_legend(), frameon=False, fontsize=9, loc="lower right", ncols=2)
+    axes[-1].legend(handles=_legend(), loc="lower right", ncols=2)
     size = "×".join(map(str, result["img_size"]))
     title = f"{line(result['backbone'], 60)}, {size} pixels, {line(result['dtype'], 20)}"
-    drawn.suptitle(short(title, 90), x=0.01, ha="left", fontsize=11, parse_math=False)
+    drawn.suptitle(short(title, 90), x=0.01, ha="left", fontsize=11)
     return drawn
 
 
@@ -57,9 +59,9 @@ def _of_device(device: Row) -> str:
     series = max(device["series"], key=lambda series: series["original"])
     rows = series["times"]
     most, least = max(row["share"] for row in rows), min(row["share"] for row in rows)
-    full = {how: _row(rows, most, how)["ratio"] for how in EXECUTIONS}
-    kept = "all" if most == 1 else f"{_share(most)} of the"
-    words = ", ".join(f"{full[how]:.2f} {how}" for how in EXECUTIONS)
+    full = {name: _row(rows, most, name)["ratio"] for name in EXECUTIONS}
+    kept = "all" if most == 1 else f"{share_of(most)} of the"
+    words = ", ".join(f"{full[name]:.2f} {name}" for name in EXECUTIONS)
     said = (
         f"On {line(device['name'], 60)} ({device['device']}, {count(device['images'], 'image')} in a batch) "
         f"{kept} {count(series['original'], 'prompt')} per block take this many times what the bare backbone takes: "
@@ -67,9 +69,9 @@ def _of_device(device: Row) -> str:
     )
     if least == most:
         return said
-    saved = {how: 1 - _row(rows, least, how)["ratio"] / full[how] for how in ("published", "folded")}
+    saved = {name: 1 - _row(rows, least, name)["ratio"] / full[name] for name in ("published", "folded")}
     said += (
-        f" Condensing them to {_share(least)} saves {percent(saved['published'])} % of the time as published and "
+        f" Condensing them to {share_of(least)} saves {percent(saved['published'])} % of the time as published and "
         f"{percent(saved['folded'])} % when folded."
     )
     return f"{said} {_claims(device)}".strip()
@@ -80,31 +82,27 @@ def _claims(device: Row) -> str:
     verdicts: list[int] = []
     gaps: list[float] = []
     for series in device["series"]:
-        places = {place: by_how["published"] for place, by_how in _by_place(series).items()}
+        places = {place: by_execution["published"] for place, by_execution in _by_place(series).items()}
         full = places.get((1.0, "local"))
         for (share, where), row in places.items():
             if share < 1 and full is not None:
                 verdicts.append((row["spread"][1] < full["spread"][0]) - (row["spread"][0] > full["spread"][1]))
             if where == "global" and (share, "local") in places:
                 gaps.append(abs(row["ratio"] / places[share, "local"]["ratio"] - 1))
-    said: list[str] = []
+    claims: list[str] = []
     if verdicts:
-        said.append(
+        claims.append(
             f"As published, condensation saves time in {verdicts.count(1)} of {len(verdicts)} configurations, costs it "
             f"in {verdicts.count(-1)}, and {verdicts.count(0)} are too close to tell; on the paper's GPUs all save it."
         )
     if gaps:
-        said.append(f"Local and global differ by at most {percent(max(gaps))} %, as published.")
-    return " ".join(said)
+        claims.append(f"Local and global differ by at most {percent(max(gaps))} %, as published.")
+    return " ".join(claims)
 
 
-def _share(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _row(rows: Sequence[Row], share: float, how: str) -> Row:
+def _row(rows: Sequence[Row], share: float, name: str) -> Row:
     """The global one where there are both."""
-    found = [row for row in rows if row["share"] == share and row["execution"] == how]
+    found = [row for row in rows if row["share"] == share and row["execution"] == name]
     return found[-1]
 
 
@@ -124,32 +122,27 @@ def _where(device: Row) -> str:
 
 
 def _ratios(device: Row, series: Row) -> Table:
-    rows = [
-        [_share(share), where, *(_ratio(by_how[how]) for how in EXECUTIONS)]
-        for (share, where), by_how in _by_place(series).items()
-    ]
     caption = (
         f"Time over the bare backbone's, from {count(series['original'], 'prompt')} per block: median and middle half "
         f"of the rounds; {_where(device)}"
     )
-    return Table(caption=caption, head=["kept", "where", *EXECUTIONS], bodies=[Body(rows=rows)])
-
-
-def _ratio(row: Row) -> str:
-    low, high = row["spread"]
-    return f"{row['ratio']:.2f} ({low:.2f}–{high:.2f})"
+    return _times(series, caption, lambda row: "{:.2f} ({:.2f}–{:.2f})".format(row["ratio"], *row["spread"]))
 
 
 def _milliseconds(device: Row, series: Row) -> Table:
-    rows = [
-        [_share(share), where, *(_ms(by_how[how]["milliseconds"]) for how in EXECUTIONS)]
-        for (share, where), by_how in _by_place(series).items()
-    ]
     caption = (
         f"Milliseconds for a batch of {count(device['images'], 'image')}, from {count(series['original'], 'prompt')} "
         f"per block; the bare backbone takes {_ms(series['bare_milliseconds'])}"
     )
-    return Table(caption=caption, head=["kept", "where", *EXECUTIONS], bodies=[Body(rows=rows)])
+    return _times(series, caption, lambda row: _ms(row["milliseconds"]))
+
+
+def _times(series: Row, caption: str, shown: Callable[[Row], str]) -> Table:
+    rows = [
+        [share_of(share), where, *(shown(by_execution[name]) for name in EXECUTIONS)]
+        for (share, where), by_execution in _by_place(series).items()
+    ]
+    return simple_table(caption, ["kept", "where", *EXECUTIONS], rows)
 
 
 def _ms(value: float) -> str:
@@ -165,19 +158,17 @@ def _beside_paper(result: Result, device: Row, series: Row) -> Table | None:
     if full is None or not any((original, 100, "local") in times for times in printed.values()):
         return None
     rows: list[list[str]] = []
-    for (share, where), by_how in places.items():
+    for (share, where), by_execution in places.items():
         if share == 1:
             continue
-        here = [by_how[how]["ratio"] / full[how]["ratio"] for how in EXECUTIONS]
+        here = [by_execution[name]["ratio"] / full[name]["ratio"] for name in EXECUTIONS]
         there = [_printed(times, (original, round(100 * share), where)) for times in printed.values()]
-        rows.append([_share(share), where, *(f"{value:.2f}" for value in here), *there])
+        rows.append([share_of(share), where, *(f"{value:.2f}" for value in here), *there])
     if not rows:
         return None
     caption = f"Time over that with all {original} prompts: here, and as the paper printed it of its GPUs and 64 images"
     head = ["kept", "where", *EXECUTIONS, *(name.removeprefix("Quadro ") for name in printed)]
-    return Table(
-        caption=caption, head=head, bodies=[Body(rows=rows)], over=[("", 1), ("here", 3), ("paper", len(printed))]
-    )
+    return replace(simple_table(caption, head, rows), over=[("", 1), ("here", 3), ("paper", len(printed))])
 
 
 def _printed(times: Mapping[published.Condensed, str], key: published.Condensed) -> str:
@@ -191,8 +182,8 @@ def _printed(times: Mapping[published.Condensed, str], key: published.Condensed)
 def _draw(axes: Axes, device: Row, blocks: int) -> None:
     most = max(sum(row["counts"]) / blocks for series in device["series"] for row in series["times"])
     for series in device["series"]:
-        for number, how in enumerate(EXECUTIONS):
-            for row in (row for row in series["times"] if row["execution"] == how):
+        for number, name in enumerate(EXECUTIONS):
+            for row in (row for row in series["times"] if row["execution"] == name):
                 # Beside each other, so that no bar hides another.
                 x, (low, high) = sum(row["counts"]) / blocks + 0.008 * most * (number - 1), row["spread"]
                 colour = COLOURS[number]
@@ -207,16 +198,13 @@ def _draw(axes: Axes, device: Row, blocks: int) -> None:
     axes.set_xlabel("prompts per block after condensation (mean)")
     axes.set_ylabel("time / bare backbone's")
     name = f"{device['name']}: {count(device['images'], 'image')} in a batch"
-    axes.set_title(short(line(name), 60), loc="left", fontsize=9, parse_math=False)
+    axes.set_title(short(line(name), 60), fontsize=9)
 
 
 def _legend() -> list[Line2D]:
-    found = [
-        Line2D([], [], color=COLOURS[number], marker=MARKERS[number], markersize=4, linestyle="", label=how)
-        for number, how in enumerate(EXECUTIONS)
-    ]
-    ring = Line2D([], [], color="#555555", marker="o", markersize=8, fillstyle="none", linestyle="", label="global")
-    return [*found, ring, Line2D([], [], color="#777777", linewidth=1, label="bare backbone")]
+    executions = [handle(name, COLOURS[number], MARKERS[number], size=4) for number, name in enumerate(EXECUTIONS)]
+    ring = handle("global", marker="o", size=8, fill="none")
+    return [*executions, ring, handle("bare backbone", "#777777", style="-")]
 
 
 VIEW = View(title="What prompts cost in time", answer=answer, tables=tables, figure=figure, alt=alt)

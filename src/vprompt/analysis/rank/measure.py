@@ -1,4 +1,4 @@
-"""Whether the rank of attention grows with the number of prompts as the logarithmic law says."""
+"""Rank of attention by number of prompts, and the law that its growth follows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vprompt.analysis.adapters import measure_each
 from vprompt.analysis.attention import watched
+from vprompt.analysis.base import Host
+from vprompt.analysis.rank import Rank
+from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, check_batch, iterate, size_of
 from vprompt.utils.errors import VPromptError
@@ -200,6 +204,25 @@ class RankStudy:
     adapters: tuple[Ranks, ...]
     points: tuple[MeanSpectra, ...]
     laws: dict[str, Law]
+
+
+def run(options: Rank, host: Host) -> RankStudy:
+    """Spectra and ranks of one adapter after the other, and of all together."""
+
+    def measure(trained: Trained) -> tuple[str, Ranks]:
+        images = trained.split(options.adapters.split)
+        with host.bar(f"rank, {trained.label}") as report:
+            ranks = rank(
+                trained.model,
+                images,
+                counts=options.prompts,
+                epsilon=options.epsilon,
+                max_images=options.images,
+                report=report,
+            )
+        return trained.label, ranks
+
+    return study(measure_each(options.adapters, host, measure))
 
 
 def singular_values(weights: Tensor) -> Tensor:
@@ -402,37 +425,37 @@ class _Sums:
         return self.cumulative / self.matrices
 
 
-def study(found: Sequence[tuple[str, Ranks]]) -> RankStudy:
+def study(adapters: Sequence[tuple[str, Ranks]]) -> RankStudy:
     """Means over adapters by number of prompts, with their spread, and the law of the mean growth.
 
     Where all adapters were looked at with the same numbers of prompts, the points are these. Where they differ (for
     they were trained with different numbers), a point is made of adapters with all the prompts they have.
 
     Args:
-        found: Name of an adapter and what `rank` returned.
+        adapters: Name of an adapter and what `rank` returned.
 
     Raises:
         VPromptError: If there are none, or they cannot be compared.
     """
-    if not found:
+    if not adapters:
         raise VPromptError("There is no adapter whose attention could be shown.")
-    ranks = [mine for _, mine in found]
+    ranks = [of_one for _, of_one in adapters]
     names = list(ranks[0].laws)
-    alike = {(tuple(mine.laws), mine.points[0].tokens, _depth(mine)) for mine in ranks}
+    alike = {(tuple(each.laws), each.points[0].tokens, _depth(each)) for each in ranks}
     if len(alike) > 1:
         raise VPromptError(
             "The adapters differ in blocks or tokens of their backbones, or in epsilon; look at them one by one."
         )
-    same = len({tuple(point.prompts for point in mine.points) for mine in ranks}) == 1
+    same = len({tuple(point.prompts for point in each.points) for each in ranks}) == 1
     by_count: dict[float, list[tuple[Spectra, Spectra]]] = {}
-    for mine in ranks:
-        for point in mine.points if same else (mine.points[0], mine.points[-1]):
-            by_count.setdefault(point.prompts, []).append((point, mine.points[0]))
+    for each in ranks:
+        for point in each.points if same else (each.points[0], each.points[-1]):
+            by_count.setdefault(point.prompts, []).append((point, each.points[0]))
     points = tuple(_mean(by_count[count], names) for count in sorted(by_count))
     counts, tokens = [point.prompts for point in points], points[0].tokens
     return RankStudy(
         varied="kept" if same else "trained",
-        names=tuple(name for name, _ in found),
+        names=tuple(name for name, _ in adapters),
         adapters=tuple(ranks),
         points=points,
         laws={name: fit_law(counts, [point.growths[name] for point in points], tokens) for name in names},
@@ -443,9 +466,9 @@ def _depth(ranks: Ranks) -> int:
     return len(next(iter(ranks.points[0].block_ranks.values())))
 
 
-def _mean(found: Sequence[tuple[Spectra, Spectra]], names: Sequence[str]) -> MeanSpectra:
+def _mean(pairs: Sequence[tuple[Spectra, Spectra]], names: Sequence[str]) -> MeanSpectra:
     """Means over adapters: each with some prompts, and the same without."""
-    points = [point for point, _ in found]
+    points = [point for point, _ in pairs]
     ranks = {name: [point.ranks[name] for point in points] for name in names}
     return MeanSpectra(
         prompts=points[0].prompts,
@@ -457,7 +480,7 @@ def _mean(found: Sequence[tuple[Spectra, Spectra]], names: Sequence[str]) -> Mea
         energies={key: statistics.fmean(point.energies[key] for point in points) for key in points[0].energies},
         adapters=len(points),
         stds={name: std(each) for name, each in ranks.items()},
-        growths={name: statistics.fmean(p.ranks[name] - bare.ranks[name] for p, bare in found) for name in names},
+        growths={name: statistics.fmean(p.ranks[name] - bare.ranks[name] for p, bare in pairs) for name in names},
     )
 
 

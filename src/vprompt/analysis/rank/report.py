@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from vprompt.analysis.view import Result, View
-from vprompt.report.document import Block, Body, Table
+from vprompt.analysis.base import Result, View
+from vprompt.analysis.plots import handle, legend_above, plus_minus
+from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.text import amount, line, percent
 
@@ -47,11 +48,8 @@ def answer(result: Result) -> str:
     found = "; ".join(f"at ε = {name} {_WORDS[law['verdict']]}{_fits(law)}" for name, law in laws)
     likeness = laws[0][1]["likeness"]
     alike = ""
-    if (
-        likeness is not None
-        and likeness >= ALIKE
-        and any(law["verdict"] in ("logarithmic", "linear") for _, law in laws)
-    ):
+    told = any(law["verdict"] in ("logarithmic", "linear") for _, law in laws)
+    if told and likeness is not None and likeness >= ALIKE:
         alike = (
             " With so few prompts to the tokens a straight line fits an exact logarithm with R² "
             f"{likeness:.3f}, so that the two can hardly be told apart."
@@ -87,61 +85,40 @@ def _ranks(result: Result, names: Sequence[str]) -> Table:
             amount(point["prompts"]),
             *([str(point["adapters"])] if several else []),
             amount(point["prompts"] + point["tokens"]),
-            *(_spread(point["ranks"][name], point["stds"][name]) for name in names),
+            *(plus_minus(point["ranks"][name], point["stds"][name]) for name in names),
         ]
         for point in result["points"]
     ]
-    return Table(
-        caption=f"Numerical rank of attention matrices at relative error ε, mean over images, heads and blocks{over}; "
-        f"prompts {'each adapter was trained with' if result['varied'] == 'trained' else 'kept in each block'}",
-        head=["Prompts", *(["Adapters"] if several else []), "Rows", *(f"ε = {name}" for name in names)],
-        bodies=[Body(rows=rows)],
+    return simple_table(
+        f"Numerical rank of attention matrices at relative error ε, mean over images, heads and blocks{over}; prompts "
+        f"{'each adapter was trained with' if result['varied'] == 'trained' else 'kept in each block'}",
+        ["Prompts", *(["Adapters"] if several else []), "Rows", *(f"ε = {name}" for name in names)],
+        rows,
     )
-
-
-def _spread(mean: float, std: float | None) -> str:
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
 def _shares(points: Sequence[Any]) -> Table:
     parts = list(points[0]["sums"])
     rows = [
-        [
-            amount(p["prompts"]),
-            *(percent(p["sums"][part]) for part in parts),
-            *(percent(p["energies"][part]) for part in parts),
-        ]
-        for p in points
+        [amount(point["prompts"]), *(percent(point[key][part]) for key in ("sums", "energies") for part in parts)]
+        for point in points
     ]
-    return Table(
-        caption="Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",
-        head=["Prompts", *(f"Sum {part} %" for part in parts), *(f"Sq. {part} %" for part in parts)],
-        bodies=[Body(rows=rows)],
+    return simple_table(
+        "Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",
+        ["Prompts", *(f"{what} {part} %" for what in ("Sum", "Sq.") for part in parts)],
+        rows,
     )
 
 
 def _laws(result: Result) -> Table:
-    rows = [
-        [
-            name,
-            _slope(law["log_slope"]),
-            _r2(law["log_r2"]),
-            _slope(law["linear_slope"]),
-            _r2(law["linear_r2"]),
-            _VERDICTS[law["verdict"]],
-        ]
-        for name, law in result["laws"].items()
-    ]
-    return Table(
-        caption="Growth of the rank fitted by C · (log(n + m) - log n) and by C · m; a law holds if its R² is the "
-        "higher one and at least 0.9",
-        head=["ε", "C (log)", "R² (log)", "C (straight)", "R² (straight)", "Verdict"],
-        bodies=[Body(rows=rows)],
+    keys = ("log_slope", "log_r2", "linear_slope", "linear_r2")
+    rows = [[name, *(_r2(law[key]) for key in keys), _VERDICTS[law["verdict"]]] for name, law in result["laws"].items()]
+    return simple_table(
+        "Growth of the rank fitted by C · (log(n + m) - log n) and by C · m; a law holds if its R² is the higher one "
+        "and at least 0.9",
+        ["ε", "C (log)", "R² (log)", "C (straight)", "R² (straight)", "Verdict"],
+        rows,
     )
-
-
-def _slope(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _by_block(points: Sequence[Any], names: Sequence[str]) -> Table:
@@ -150,11 +127,8 @@ def _by_block(points: Sequence[Any], names: Sequence[str]) -> Table:
         [str(block), *(f"{point['block_ranks'][name][block]:.1f}" for name in names for point in (bare, full))]
         for block in range(len(bare["block_ranks"][names[0]]))
     ]
-    return Table(
-        caption=f"Numerical rank by block, without prompts and with {amount(full['prompts'])}",
-        head=["Block", *(f"{name}, {amount(p['prompts'])}" for name in names for p in (bare, full))],
-        bodies=[Body(rows=rows)],
-    )
+    head = ["Block", *(f"{name}, {amount(point['prompts'])}" for name in names for point in (bare, full))]
+    return simple_table(f"Numerical rank by block, without prompts and with {amount(full['prompts'])}", head, rows)
 
 
 def _by_adapter(result: Result, names: Sequence[str]) -> Table:
@@ -163,12 +137,9 @@ def _by_adapter(result: Result, names: Sequence[str]) -> Table:
     for name, ranks in zip(result["names"], result["adapters"], strict=True):
         most = amount(ranks["points"][-1]["prompts"])
         rows.append([line(f"{most}: {name}" if trained else name, 28), *(_grown(ranks, epsilon) for epsilon in names)])
-    return Table(
-        caption="Numerical rank without prompts and with all, and what law it follows, by adapter"
-        + (" (before its name the prompts of a block)" if trained else ""),
-        head=["Adapter", *(f"ε = {name}" for name in names)],
-        bodies=[Body(rows=rows)],
-    )
+    caption = "Numerical rank without prompts and with all, and what law it follows, by adapter"
+    caption += " (before its name the prompts of a block)" if trained else ""
+    return simple_table(caption, ["Adapter", *(f"ε = {name}" for name in names)], rows)
 
 
 def _grown(ranks: Any, name: str) -> str:
@@ -196,7 +167,7 @@ def _curves(axes: Axes, points: Sequence[Any]) -> None:
     axes.set_ylim(0, 103)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(loc="lower right")
 
 
 def _growth(axes: Axes, result: Result) -> None:
@@ -204,7 +175,7 @@ def _growth(axes: Axes, result: Result) -> None:
     counts = [point["prompts"] for point in points]
     most, top = max(counts), 1.0
     grid = [most * step / 100 for step in range(101)]
-    handles: list[Line2D] = []
+    handles: list[Artist] = []
     for number, (name, law) in enumerate(result["laws"].items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         ranks = [point["ranks"][name] for point in points]
@@ -213,7 +184,7 @@ def _growth(axes: Axes, result: Result) -> None:
             counts, ranks, yerr=stds if any(stds) else None, fmt=marker, color=colour, ms=5, capsize=3, lw=1, zorder=4
         )
         top = max(top, *(rank + std for rank, std in zip(ranks, stds, strict=True)))
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=f"ε = {name}"))
+        handles.append(handle(f"ε = {name}", colour, marker))
         if result["varied"] == "trained":
             last = [ranks["points"][-1] for ranks in result["adapters"]]
             axes.scatter([p["prompts"] for p in last], [p["ranks"][name] for p in last], s=10, color=colour, alpha=0.4)
@@ -226,22 +197,13 @@ def _growth(axes: Axes, result: Result) -> None:
         axes.plot(grid, straight, ":", color=colour, linewidth=1.4, zorder=3)
         top = max(top, *bent, *straight)
     if any(law["verdict"] != "open" for law in result["laws"].values()):
-        handles.append(Line2D([], [], color="#555555", linestyle="-", label="logarithmic law"))
-        handles.append(Line2D([], [], color="#555555", linestyle=":", label="straight line"))
+        handles += [handle("logarithmic law", style="-"), handle("straight line", style=":")]
     axes.set_xlabel("prompts in each block")
     axes.set_ylabel("numerical rank of attention")
     axes.set_xlim(-0.04 * max(most, 1), 1.04 * max(most, 1))
     axes.set_ylim(0, 1.08 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(
-        handles=handles,
-        frameon=False,
-        fontsize=8,
-        ncols=5,
-        columnspacing=1.2,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-    )
+    legend_above(axes, handles, columns=5)
 
 
 def alt(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy against the epochs of fine-tuning after condensation, and what scoring and fine-tuning take in time."""
+"""Plan of a schedule of fine-tuning, its accuracies and its times."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vprompt.analysis.study import TITLES, About, Result, Runs, Study, make_plan, tested
+from vprompt.analysis.base import Host
+from vprompt.analysis.schedule import Schedule
+from vprompt.analysis.study import RunResult, Runs, StudySummary, make_plan, run_study, tested, title_of
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference, seeds_of
-
-EPOCHS = (0, 2, 5, 10, 20, 40)
+from vprompt.utils.text import count
 
 PAPER_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class EpochPoint:
     """One number of epochs.
 
     Args:
@@ -32,7 +33,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class EpochCurve:
     """Accuracies after several numbers of epochs.
 
     Args:
@@ -45,14 +46,14 @@ class Curve:
     """
 
     task: str | None
-    points: tuple[Point, ...]
+    points: tuple[EpochPoint, ...]
     full_test: Seeds
     full_validation: Seeds
     late: Seeds | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Time:
+class CondensingTime:
     """What condensation took, as a share of the time that the training with all prompts took.
 
     Args:
@@ -71,133 +72,124 @@ class Time:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class ScheduleResult:
     """What `read` returns.
 
     Args:
         about: What was run.
         method: `"vpt-deep"` or `"vpt-shallow"`.
         prompts: All of them, or `"paper"`.
-        ratio: Share that is kept.
+        ratio: Share of the prompts that is retained.
         curves: The mean over all tasks, where there are several, and each of them.
         times: One for each number of epochs; over all tasks and seeds.
         training_seconds: Of the training with all prompts, mean.
         scoring_seconds: Of scoring, mean; None where it was not recorded.
     """
 
-    about: About
+    about: StudySummary
     method: str
     prompts: int | str
     ratio: float
-    curves: tuple[Curve, ...]
-    times: tuple[Time, ...]
+    curves: tuple[EpochCurve, ...]
+    times: tuple[CondensingTime, ...]
     training_seconds: float | None
     scoring_seconds: float | None
 
 
-def plan_of(
-    study: Study,
-    *,
-    method: str = "vpt-deep",
-    prompts: int | str = 20,
-    ratio: float = 0.1,
-    fine_tune_epochs: Sequence[int] = EPOCHS,
-    criterion: str = "taylor",
-    scope: str = "global",
-) -> Plan:
-    """The plan: all prompts, and condensed with each number of epochs of fine-tuning; validation images are kept out.
+def run(options: Schedule, host: Host) -> ScheduleResult | None:
+    """Trains what is not trained, and reads it."""
+    return run_study(options, host, plan_of(options), read)
 
-    Args:
-        study: Tasks and recipe.
-        method: `"vpt-deep"` or `"vpt-shallow"`.
-        prompts: All of them, per block (deep) or in all (shallow); `"paper"` for what the papers have for each task.
-        ratio: Share of the prompts to keep.
-        fine_tune_epochs: Numbers of epochs; 0 is without fine-tuning.
-        criterion: See `vprompt.score`.
-        scope: See `vprompt.select`.
+
+def plan_of(options: Schedule) -> Plan:
+    """The plan: all prompts, and condensed with each number of epochs of fine-tuning; validation images are held out.
 
     Raises:
         PlanError: If it cannot be meant.
 
     Example:
-        >>> [method.label for method in plan_of(Study(), fine_tune_epochs=(0, 20)).methods]
+        >>> [method.label for method in plan_of(Schedule(fine_tune_epochs=(0, 20))).methods]
         ['VPT-Deep', 'PC, not fine-tuned', 'PC, 20 epochs']
 
     Source: Prompt Condensation (arXiv 2305.17223), Figure 8.
     """
-    if method not in TITLES:
-        raise PlanError(f"What is condensed is 'vpt-deep' or 'vpt-shallow', not {method!r}.")
-    if not fine_tune_epochs or min(fine_tune_epochs) < 0:
+    if not options.fine_tune_epochs or min(options.fine_tune_epochs) < 0:
         raise PlanError("The numbers of epochs of fine-tuning are at least 0, and there is at least one.")
-    condensed = {"method": method, "condense": ratio}
-    tables: list[dict[str, Any]] = [{"label": TITLES[method], "method": method}]
-    for epochs in sorted(set(fine_tune_epochs)):
-        if epochs:
-            tables.append(
-                {"label": f"PC, {epochs} epoch{'s' * (epochs != 1)}", **condensed, "fine_tune_epochs": epochs}
-            )
-        else:
-            tables.append({"label": "PC, not fine-tuned", **condensed, "fine_tune": False})
+    if not 0 < options.ratio <= 1:
+        raise PlanError(f"The share of prompts to keep must be above 0 and at most 1, not {options.ratio}.")
+    method, condensing = options.method, options.condensing
+    tables: list[dict[str, Any]] = [{"label": title_of(method), "method": method}]
+    for epochs, label in _labels(options).items():
+        tuning = {"fine_tune_epochs": epochs} if epochs else {"fine_tune": False}
+        tables.append({"label": label, "method": method, "condense": options.ratio, **tuning})
     return make_plan(
-        "schedule",
-        study,
+        options,
         tables,
         title="Accuracy against the epochs of fine-tuning",
         description="All prompts, and the best of them, fine-tuned for several numbers of epochs. Nothing is trained "
         "on the validation images.",
         source="Prompt Condensation (arXiv 2305.17223), Figure 8",
-        settings={"prompts": prompts, "train_on": "train", "criterion": criterion, "scope": scope},
+        settings={
+            "prompts": condensing.prompts,
+            "train_on": "train",
+            "criterion": condensing.criterion,
+            "scope": condensing.scope,
+        },
     )
 
 
-def read(plan: Plan, store: Store) -> Schedule:
+def _labels(options: Schedule) -> dict[int, str]:
+    """Label of what is condensed and fine-tuned for each number of epochs."""
+    return {
+        epochs: f"PC, {count(epochs, 'epoch')}" if epochs else "PC, not fine-tuned"
+        for epochs in sorted(set(options.fine_tune_epochs))
+    }
+
+
+def read(options: Schedule, store: Store) -> ScheduleResult:
     """Accuracies and times, from the results that are there.
 
     Args:
-        plan: What `plan_of` returned.
+        options: Those of the plan.
         store: Where it was run, as far as it was.
 
     Raises:
         PlanError: If the plan cannot be meant.
 
     Example:
+        >>> from vprompt.analysis.options import Training
         >>> from vprompt.experiments.bench.store import open_store
-        >>> found = read(plan_of(Study(seeds=2), fine_tune_epochs=(0, 5)), open_store("nowhere"))
-        >>> found.curves[0].points[1].test.values, found.times[1].fine_tuning
+        >>> options = Schedule(training=Training(seeds=2), fine_tune_epochs=(0, 5))
+        >>> result = read(options, open_store("nowhere"))
+        >>> result.curves[0].points[1].test.values, result.times[1].fine_tuning
         ((None, None), None)
     """
-    runs = Runs(plan, store)
-    full, *condensed = plan.methods
-    labels = {_epochs(one.settings): one.label for one in condensed}
-    all_results = {epochs: _all(runs, label) for epochs, label in labels.items()}
-    every = [result for results in all_results.values() for result in results]
-    return Schedule(
+    runs, full, labels = Runs(plan_of(options), store), title_of(options.method), _labels(options)
+    condensed = {epochs: _all(runs, label) for epochs, label in labels.items()}
+    scoring = [result.get("scoring_seconds") for results in condensed.values() for result in results]
+    return ScheduleResult(
         about=runs.about(),
-        method=full.settings["method"],
-        prompts=plan.settings["prompts"],
-        ratio=condensed[0].settings["condense"],
-        curves=tuple(_curve(runs, task, full.label, labels) for task in runs.places),
-        times=tuple(_time(epochs, results) for epochs, results in all_results.items()),
-        training_seconds=_mean([result["training_seconds"] for result in _all(runs, full.label)]),
-        scoring_seconds=_mean([result["scoring_seconds"] for result in every if "scoring_seconds" in result]),
+        method=options.method,
+        prompts=options.condensing.prompts,
+        ratio=options.ratio,
+        curves=tuple(_curve(runs, task, full, labels) for task in runs.places),
+        times=tuple(_time(epochs, results) for epochs, results in condensed.items()),
+        training_seconds=_mean([result["training_seconds"] for result in _all(runs, full)]),
+        scoring_seconds=_mean(scoring),
     )
 
 
-def _epochs(settings: Any) -> int:
-    return settings["fine_tune_epochs"] if settings.get("fine_tune", True) else 0
-
-
-def _all(runs: Runs, label: str) -> list[Result]:
+def _all(runs: Runs, label: str) -> list[RunResult]:
     return [result for task in runs.tasks for result in runs.results(task.task, label)]
 
 
-def _curve(runs: Runs, task: str | None, full: str, labels: dict[int, str]) -> Curve:
+def _curve(runs: Runs, task: str | None, full: str, labels: dict[int, str]) -> EpochCurve:
     points = [
-        Point(epochs=epochs, test=runs.seeds(task, label, tested), validation=runs.seeds(task, label, _validated))
+        EpochPoint(epochs=epochs, test=runs.seeds(task, label, tested), validation=runs.seeds(task, label, _validated))
         for epochs, label in labels.items()
     ]
     paper = next((point for point in points[:-1] if point.epochs == PAPER_EPOCHS), None)
-    return Curve(
+    return EpochCurve(
         task=task,
         points=tuple(points),
         late=None if paper is None else difference(points[-1].validation, paper.validation),
@@ -206,12 +198,12 @@ def _curve(runs: Runs, task: str | None, full: str, labels: dict[int, str]) -> C
     )
 
 
-def _validated(result: Result) -> float | None:
+def _validated(result: RunResult) -> float | None:
     return result.get("val_accuracy")
 
 
-def _time(epochs: int, results: Sequence[Result]) -> Time:
-    return Time(
+def _time(epochs: int, results: Sequence[RunResult]) -> CondensingTime:
+    return CondensingTime(
         epochs=epochs,
         scoring=_mean([_share(result, result.get("scoring_seconds")) for result in results]),
         fine_tuning=_mean([_share(result, result["training_seconds"]) for result in results]),
@@ -220,7 +212,7 @@ def _time(epochs: int, results: Sequence[Result]) -> Time:
     )
 
 
-def _share(result: Result, seconds: float | None) -> float | None:
+def _share(result: RunResult, seconds: float | None) -> float | None:
     """Of the time of the training before."""
     whole = result["before"]["training_seconds"]
     return None if seconds is None or not whole else seconds / whole

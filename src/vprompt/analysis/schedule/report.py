@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vprompt.analysis.plots import accuracy, caveats, change, draw, every, legend, origin, panel_title, panels, title_of
-from vprompt.analysis.view import Result, View
-from vprompt.report.document import Block, Body, Fold, Paragraph, Table
+from vprompt.analysis import plots
+from vprompt.analysis.base import Result, View
+from vprompt.report.document import Block, Paragraph, Table, simple_table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count, duration
 
@@ -27,95 +27,86 @@ SCORING, TUNING = "#777777", COLOURS[0]
 
 
 def _answer(result: Result) -> str:
-    said = [_plateau(result), _time(result)]
-    return " ".join(part for part in said if part) + caveats(result)
+    return f"{_plateau(result)} {_time(result)}{plots.caveats(result)}"
 
 
 def _plateau(result: Result) -> str:
-    curve = result["curves"][0]
+    curve, condensed = result["curves"][0], f"Condensed to {plots.share_of(result['ratio'])}"
     means = [(point["epochs"], point["validation"]["mean"]) for point in curve["points"]]
-    there = [(epochs, mean) for epochs, mean in means if mean is not None]
-    if not there:
-        return f"Condensed to {100 * result['ratio']:g} %: there is no result yet."
+    finished = [(epochs, mean) for epochs, mean in means if mean is not None]
+    if not finished:
+        return f"{condensed}: there is no result yet."
     full, late = curve["full_validation"]["mean"], curve["late"]
-    said = f"Condensed to {100 * result['ratio']:g} %, {title_of(result, curve['task'])}, validation accuracy: "
-    said += ", ".join(f"{100 * mean:.1f} % {_after(epochs)}" for epochs, mean in _ends(there))
-    said += "" if full is None else f" ({100 * full:.1f} % with all prompts)"
+    # The first, the paper's choice and the last.
+    ends = dict.fromkeys([finished[0], *(pair for pair in finished if pair[0] == CLAIMED_EPOCHS), finished[-1]])
+    accuracies = ", ".join(f"{100 * mean:.1f} % {_after(epochs)}" for epochs, mean in ends)
+    accuracies += "" if full is None else f" ({100 * full:.1f} % with all prompts)"
+    found = f"{condensed}, {plots.title_of(result, curve['task'])}, validation accuracy: {accuracies}"
     if late is None or late["mean"] is None:
-        return f"{said}."
+        return f"{found}."
+    found += f"; more than {CLAIMED_EPOCHS}"
     if late["mean"] <= max(NEXT_TO_NOTHING, late["std"] or 0.0):
-        return (
-            f"{said}; more than {CLAIMED_EPOCHS} change it by {change(late)} points, the plateau that the paper found."
-        )
-    return f"{said}; more than {CLAIMED_EPOCHS} still bring {change(late)} points, so there is no plateau yet."
+        return f"{found} change it by {plots.change(late)} points, the plateau that the paper found."
+    return f"{found} still bring {plots.change(late)} points, so there is no plateau yet."
 
 
 def _after(epochs: int) -> str:
     return f"after {count(epochs, 'epoch')}" if epochs else "without fine-tuning"
 
 
-def _ends(there: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """The first, the paper's choice and the last."""
-    chosen = [there[0], *(pair for pair in there if pair[0] == CLAIMED_EPOCHS), there[-1]]
-    return list(dict.fromkeys(chosen))
-
-
 def _time(result: Result) -> str:
-    times = [time for time in result["times"] if time["scoring"] is not None and time["fine_tuning"] is not None]
+    times = [time for time in result["times"] if _both(time) is not None]
     if not times:
         return "How long scoring took was not recorded."
-    time = next((one for one in times if one["epochs"] == CLAIMED_EPOCHS), times[-1])
-    share, epochs = time["scoring"] + time["fine_tuning"], result["about"]["epochs"]
+    time = next((each for each in times if each["epochs"] == CLAIMED_EPOCHS), times[-1])
+    share, epochs = _both(time) or 0.0, result["about"]["epochs"]
     tuned = f" and {count(time['epochs'], 'epoch')}" if time["epochs"] else ""
-    said = f"Scoring{tuned} took {100 * share:.0f} % of the time of the training"
+    took = f"Scoring{tuned} took {100 * share:.0f} % of the time of the training"
     if epochs != CLAIMED_OF:
         share *= epochs / CLAIMED_OF
-        said += f" of {count(epochs, 'epoch')}, which is {100 * share:.0f} % of one of {CLAIMED_OF}"
+        took += f" of {count(epochs, 'epoch')}, which is {100 * share:.0f} % of one of {CLAIMED_OF}"
     if time["epochs"] != CLAIMED_EPOCHS:
-        return f"{said}."
+        return f"{took}."
     if share < CLAIMED_SHARE:
-        return f"{said}: less than 25 %, as the paper says."
-    return f"{said}: the paper's claim of less than 25 % does not hold here."
+        return f"{took}: less than 25 %, as the paper says."
+    return f"{took}: the paper's claim of less than 25 % does not hold here."
 
 
 def _tables(result: Result) -> Sequence[Block]:
-    curves = result["curves"]
-    found: list[Block] = [_accuracies(result, curve) for curve in curves[:1]]
-    found.append(_times(result))
-    if len(curves) > 1:
-        found.append(Fold("Every task", [_accuracies(result, curve) for curve in curves[1:]]))
-    found.append(Fold("Every seed", [_seeds(result, curve) for curve in curves if curve["task"] is not None]))
-    found.append(Paragraph("Nothing was trained on the validation images."))
-    return [*found, *origin(result)]
+    first, *rest = result["curves"]
+    seeds = [_seeds(result, curve) for curve in result["curves"] if curve["task"] is not None]
+    remark = Paragraph("Nothing was trained on the validation images.")
+    shown = [_accuracies(result, first), _times(result)]
+    return plots.study_blocks(result, shown, [_accuracies(result, curve) for curve in rest], seeds, remark)
+
+
+def _points(curve: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Epochs, accuracies on the validation and on the test images; then those with all prompts."""
+    points = [(str(point["epochs"]), point["validation"], point["test"]) for point in curve["points"]]
+    return [*points, ("all prompts", curve["full_validation"], curve["full_test"])]
 
 
 def _accuracies(result: Result, curve: Mapping[str, Any]) -> Table:
-    rows = [[str(point["epochs"]), accuracy(point["validation"]), accuracy(point["test"])] for point in curve["points"]]
-    rows.append(["all prompts", accuracy(curve["full_validation"]), accuracy(curve["full_test"])])
-    return Table(
-        caption=f"{title_of(result, curve['task'])}: accuracy (%), condensed to {100 * result['ratio']:g} %",
-        head=["epochs", "validation", "test"],
-        bodies=[Body(rows=rows)],
-    )
+    rows = [[name, plots.accuracy(validation), plots.accuracy(test)] for name, validation, test in _points(curve)]
+    caption = f"{plots.title_of(result, curve['task'])}: accuracy (%), condensed to {plots.share_of(result['ratio'])}"
+    return simple_table(caption, ["epochs", "validation", "test"], rows)
 
 
 def _times(result: Result) -> Table:
     rows = [
         [
             str(time["epochs"]),
-            _percent(time["scoring"]),
-            _percent(time["fine_tuning"]),
-            _percent(_sum(time["scoring"], time["fine_tuning"])),
+            *map(_percent, (time["scoring"], time["fine_tuning"], _both(time))),
             duration(time["seconds"]),
             str(time["runs"]),
         ]
         for time in result["times"]
     ]
-    return Table(
-        caption=f"Time as a share of the training with all prompts ({duration(result['training_seconds'])}); scoring "
+    return simple_table(
+        f"Time as a share of the training with all prompts ({duration(result['training_seconds'])}); scoring "
         f"{_seconds(result['scoring_seconds'])}; as measured, whatever else ran at the time",
-        head=["epochs", "scoring", "fine-tuning", "both", "fine-tuning", "runs"],
-        bodies=[Body(rows=rows)],
+        ["epochs", "scoring", "fine-tuning", "both", "fine-tuning", "runs"],
+        rows,
     )
 
 
@@ -127,35 +118,32 @@ def _seconds(value: float | None) -> str:
     return "not recorded" if value is None else f"{value:.2g} s" if value < 10 else duration(value)
 
 
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+def _both(time: Mapping[str, Any]) -> float | None:
+    scoring, tuning = time["scoring"], time["fine_tuning"]
+    return None if scoring is None or tuning is None else scoring + tuning
 
 
 def _seeds(result: Result, curve: Mapping[str, Any]) -> Table:
-    points = [(str(point["epochs"]), point["validation"], point["test"]) for point in curve["points"]]
-    points.append(("all prompts", curve["full_validation"], curve["full_test"]))
     rows = [
-        [f"{name}, {what}", *every(seeds)]
-        for name, validation, test in points
-        for what, seeds in (("validation", validation), ("test", test))
+        (f"{name}, {images}", seeds)
+        for name, validation, test in _points(curve)
+        for images, seeds in (("validation", validation), ("test", test))
     ]
-    heads = [f"seed {seed}" for seed in result["about"]["seeds"]]
-    caption = f"{title_of(result, curve['task'])}: accuracy (%)"
-    return Table(caption=caption, head=["epochs", *heads], bodies=[Body(rows=rows)])
+    return plots.seed_table(result, plots.title_of(result, curve["task"]), rows, what="accuracy", name="epochs")
 
 
 def _figure(result: Result) -> Figure:
     curves = result["curves"]
-    figure, axes = panels(len(curves) + 1, width=3.6, height=3.0)
-    for one, curve in zip(axes, curves, strict=False):
-        _panel(one, curve)
-        panel_title(one, title_of(result, curve["task"]))
+    figure, axes = plots.panels(len(curves) + 1, width=3.6, height=3.0)
+    for panel, curve in zip(axes, curves, strict=False):
+        _panel(panel, curve)
+        plots.panel_title(panel, plots.title_of(result, curve["task"]))
     axes[0].set_ylabel("accuracy (%)")
     _bars(axes[-1], result["times"])
-    seen = [one for curve in curves for point in curve["points"] for one in (point["test"], point["validation"])]
-    hollow = any(seeds["unconverged"] for seeds in seen)
-    lines = {"all prompts": ("#555555", "", ":")}
-    legend(figure, {**STYLES, **lines}, hollow=hollow)
+    seeds = [point[name] for curve in curves for point in curve["points"] for name in STYLES]
+    handles = [plots.handle(name, *style) for name, style in STYLES.items()]
+    handles.append(plots.handle("all prompts", style=":"))
+    plots.study_legend(figure, handles, hollow=any(each["unconverged"] for each in seeds))
     return figure
 
 
@@ -165,8 +153,7 @@ def _panel(axes: Axes, curve: Mapping[str, Any]) -> None:
         if full is not None:
             axes.axhline(100 * full, color=colour, linestyle=":", linewidth=1.2, zorder=1)
         xs = [float(point["epochs"]) for point in curve["points"]]
-        table = [point[name] for point in curve["points"]]
-        draw(axes, xs, table, colour=colour, marker=marker, style=style)
+        plots.draw(axes, xs, [point[name] for point in curve["points"]], colour=colour, marker=marker, style=style)
     if len(curve["points"]) > 1:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     else:
@@ -191,8 +178,8 @@ def _bars(axes: Axes, times: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xticks(list(places), [str(time["epochs"]) for time in times])
     axes.set_xlabel("epochs of fine-tuning")
     axes.set_ylabel("% of the training's time")
-    panel_title(axes, "Time (paper: below 25 %)")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    plots.panel_title(axes, "Time (paper: below 25 %)")
+    axes.legend(loc="upper left")
 
 
 def _alt(result: Result) -> str:

@@ -1,1 +1,34 @@
-"""Criteria against the exact effect of removing each prompt."""
+"""Scores of prompts against exact ablation, against each other, and by what they retain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from vprompt.analysis.base import Analysis, analyses
+from vprompt.analysis.options import Adapters, commas
+from vprompt.compression.criteria import CRITERIA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Analysis):
+    """How right scores of prompts are: against leaving out each prompt, each other, and by what they keep (Table 3)."""
+
+    name: ClassVar[str] = "scores"
+    order: ClassVar[int] = 4
+    criteria: Annotated[tuple[str, ...], commas(str, "--criteria", "taylor,random", "NAME,...")] = CRITERIA
+    """Which criteria, separated by commas."""
+    ratios: Annotated[tuple[float, ...], commas(float, "--ratios", "0.1,0.3", "R,R,...")] = (0.1, 0.3, 0.5)
+    """Shares of the prompts to keep, separated by commas."""
+    scopes: Annotated[tuple[str, ...], commas(str, "--scopes", "global,local", "SCOPE,...")] = ("global", "local")
+    """Choose over all blocks together (global), inside every block (local), or the same for all blocks (shared)."""
+    images: int = 256
+    """Training images to score and ablate on: the exact ablation runs the model over them once for every prompt."""
+    fine_tune_epochs: int = 0
+    """Also fine-tune what each criterion keeps, for so many epochs."""
+    seed: int = 0
+    """Draws the images, and random scores."""
+    adapters: Adapters = field(default_factory=Adapters)
+
+
+analyses.register(Scores)

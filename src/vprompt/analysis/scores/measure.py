@@ -1,4 +1,4 @@
-"""How far scores say what removing a prompt does: against exact ablation, against each other, and by what they keep."""
+"""Scores of prompts against exact ablation, against each other, and by the accuracy of what they retain."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset
 
+from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.base import Host
+from vprompt.analysis.scores import Scores
 from vprompt.compression.condense import fine_tuning_recipe
-from vprompt.compression.criteria import CRITERIA, Criterion, Scope, removes
+from vprompt.compression.criteria import CRITERIA, SCOPES, Criterion, Scope, check_name, removes
 from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
+from vprompt.experiments.finished import Trained
 from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.model.records import Recipe
@@ -36,7 +40,7 @@ PerBlock = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation:
+class PromptAblation:
     """What leaving out one prompt at a time does to the loss of each image, averaged over images.
 
     Args:
@@ -53,13 +57,13 @@ class Ablation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Selection:
     """A model with its best prompts only.
 
     Args:
         criterion: By which they were chosen.
         scope: See `vprompt.select`.
-        ratio: Share that was kept.
+        ratio: Share of the prompts that is retained.
         accuracy: On the images that it was measured on, 0-1.
         loss: On them.
         fine_tuned: Accuracy after fine-tuning, where that was asked for.
@@ -76,7 +80,7 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ScoreAnalysis:
     """What criteria say of a model's prompts, and how right they are.
 
     Args:
@@ -95,10 +99,60 @@ class Scores:
     loss: float
     prompt_counts: tuple[int, ...]
     scores: dict[str, PerBlock]
-    ablation: Ablation
+    ablation: PromptAblation
     agreement: dict[str, dict[str, float | None]]
     between: dict[str, dict[str, float | None]]
-    kept: tuple[Kept, ...]
+    kept: tuple[Selection, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterScores(ScoreAnalysis):
+    """An adapter by itself: its name, its task, and its seed where it is known."""
+
+    label: str
+    task: str
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreStudy:
+    """Several adapters, and the options that they share."""
+
+    ratios: tuple[float, ...]
+    scopes: tuple[str, ...]
+    split: str
+    images: int
+    models: tuple[AdapterScores, ...]
+
+
+def run(options: Scores, host: Host) -> ScoreStudy:
+    """Scores and ablates one adapter after the other."""
+    criteria, scopes = cast("tuple[Criterion, ...]", options.criteria), cast("tuple[Scope, ...]", options.scopes)
+    for criterion in criteria:
+        check_name(criterion)
+    if wrong := next((scope for scope in scopes if scope not in SCOPES), None):
+        raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {wrong!r}.")
+    split = options.adapters.split
+
+    def measure(trained: Trained) -> AdapterScores:
+        with host.bar(trained.label) as report:
+            analysis = scores(
+                trained.model,
+                trained.task.train,
+                trained.split(split),
+                criteria=criteria,
+                ratios=options.ratios,
+                scopes=scopes,
+                images=options.images,
+                fine_tune_epochs=options.fine_tune_epochs,
+                seed=options.seed,
+                report=report,
+            )
+        seed = trained.result.get("seed")
+        return AdapterScores(**vars(analysis), label=trained.label, task=trained.task.source, seed=seed)
+
+    models = measure_each(options.adapters, host, measure)
+    return ScoreStudy(ratios=options.ratios, scopes=scopes, split=split, images=options.images, models=tuple(models))
 
 
 def scores(
@@ -113,7 +167,7 @@ def scores(
     fine_tune_epochs: int = 0,
     seed: int = 0,
     report: Report = silent,
-) -> Scores:
+) -> ScoreAnalysis:
     """Scores a trained model's prompts by every criterion and compares with leaving out each prompt in turn.
 
     Exact ablation runs the model once for every prompt, over the images that the scores are computed on. Among what is
@@ -161,28 +215,28 @@ def scores(
         done += 1
         report(done, total)
 
-    found = {name: score(model, drawn, criterion=name, seed=seed) for name in usable}
+    by_criterion = {name: score(model, drawn, criterion=name, seed=seed) for name in usable}
     ablation = ablate(model, drawn, step=step)
     change, rise = ([torch.tensor(block) for block in effect] for effect in (ablation.change, ablation.rise))
-    every: dict[str, list[Tensor]] = {**found, **dict(zip(EXACT, (change, rise), strict=True))}
-    flat = {name: torch.cat(values).tolist() for name, values in every.items()}
+    values: dict[str, list[Tensor]] = {**by_criterion, **dict(zip(EXACT, (change, rise), strict=True))}
+    flat = {name: torch.cat(blocks).tolist() for name, blocks in values.items()}
     exact = {"rise": flat[EXACT[1]], "change": flat[EXACT[0]]}
     whole = evaluate(model.fold(), data)
-    kept: list[Kept] = []
+    selections: list[Selection] = []
     for ratio in ratios:
         for scope in scopes:
-            for name, values in every.items():
-                kept.append(_kept(model, train, data, name, values, ratio, scope, recipe))
+            for name, of_prompts in values.items():
+                selections.append(_select(model, train, data, name, of_prompts, ratio, scope, recipe))
                 step()
-    return Scores(
+    return ScoreAnalysis(
         accuracy=whole.accuracy,
         loss=whole.loss,
         prompt_counts=tuple(model.prompt_counts),
-        scores={name: _plain(values) for name, values in found.items()},
+        scores={name: _plain(blocks) for name, blocks in by_criterion.items()},
         ablation=ablation,
-        agreement={name: {kind: spearman(flat[name], exact[kind]) for kind in exact} for name in found},
-        between={name: {other: spearman(flat[name], flat[other]) for other in found} for name in found},
-        kept=tuple(kept),
+        agreement={name: {kind: spearman(flat[name], exact[kind]) for kind in exact} for name in by_criterion},
+        between={name: {other: spearman(flat[name], flat[other]) for other in by_criterion} for name in by_criterion},
+        kept=tuple(selections),
     )
 
 
@@ -203,7 +257,7 @@ def _draw(train: ImageLabels, images: int | None, seed: int) -> ImageLabels:
     return train.subset(order) if isinstance(train, ImageDataset) else Subset(train, order.tolist())
 
 
-def _kept(
+def _select(
     model: PromptedModel,
     train: ImageLabels,
     data: ImageLabels,
@@ -212,26 +266,26 @@ def _kept(
     ratio: float,
     scope: Scope,
     recipe: Recipe,
-) -> Kept:
+) -> Selection:
     small = model.keep(select(values, ratio=ratio, scope=scope)).eval()
-    found = evaluate(small.fold(), data)
+    measured = evaluate(small.fold(), data)
     tuned = None
     if recipe.epochs:
         small.method, small.prompts.dropout = model.method.without_dropout(), 0.0
         fit(small, train, recipe=recipe)
         tuned = evaluate(small.fold(), data).accuracy
-    return Kept(
+    return Selection(
         criterion=name,
         scope=scope,
         ratio=ratio,
-        accuracy=found.accuracy,
-        loss=found.loss,
+        accuracy=measured.accuracy,
+        loss=measured.loss,
         fine_tuned=tuned,
         counts=tuple(small.prompt_counts),
     )
 
 
-def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] = lambda: None) -> Ablation:
+def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] = lambda: None) -> PromptAblation:
     """Leaves out one prompt at a time, exactly.
 
     Args:
@@ -258,7 +312,7 @@ def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] 
         _restore(model, folded, block)
         rise.append(effects_PN.mean(1))
         change.append(effects_PN.abs().mean(1))
-    return Ablation(images=len(base_N), loss=float(base_N.mean()), rise=_plain(rise), change=_plain(change))
+    return PromptAblation(images=len(base_N), loss=float(base_N.mean()), rise=_plain(rise), change=_plain(change))
 
 
 def _without(model: PromptedModel, folded: FoldedModel, block: int, prompt: int) -> FoldedModel:
@@ -295,8 +349,8 @@ def _bias(model: PromptedModel, prefix: ConstantPrefix, block: int) -> Tensor:
 
 def _losses(model: FoldedModel, data: ImageLabels) -> Tensor:
     """Loss of every image, in float64."""
-    found = [F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in outputs(model, data)]
-    return torch.cat(found).cpu()
+    losses = [F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in outputs(model, data)]
+    return torch.cat(losses).cpu()
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
@@ -313,10 +367,10 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def _ranks(values: Sequence[float]) -> Tensor:
-    found = torch.tensor(values, dtype=torch.float64)
-    _, inverse, counts = found.unique(return_inverse=True, return_counts=True)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    _, inverse, counts = tensor.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse] if len(values) else found
+    return (last - (counts.double() - 1) / 2)[inverse] if len(values) else tensor
 
 
 def _plain(values: Sequence[Tensor]) -> PerBlock:

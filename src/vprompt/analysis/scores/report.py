@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vprompt.analysis.view import Result, View
-from vprompt.report.document import Block, Body, Paragraph, Table
+from vprompt.analysis.base import Result, View
+from vprompt.analysis.plots import legend_above, plus_minus
+from vprompt.report.document import Block, Paragraph, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
-from vprompt.utils.statistics import std
+from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line
 
 EXACT = ("ablation", "ablation-signed")
@@ -44,38 +44,29 @@ def _tables(result: Result) -> Sequence[Block]:
             "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
             "correlation over a model's prompts."
         ),
-        Table(
-            caption="Rank correlation of scores with exact ablation",
-            head=["Criterion", "Rise", "Change"],
-            bodies=[Body(rows=rows)],
-        ),
+        simple_table("Rank correlation of scores with exact ablation", ["Criterion", "Rise", "Change"], rows),
     ]
-    tuned = any(one["fine_tuned"] is not None for model in result["models"] for one in model["kept"])
+    tuned = any(kept["fine_tuned"] is not None for model in result["models"] for kept in model["kept"])
     for scope in result["scopes"]:
         for key, words in (("accuracy", "not fine-tuned"), *([("fine_tuned", "fine-tuned")] if tuned else [])):
             drops = _drops(result, scope, key)
             head = ["Criterion", *(f"{100 * ratio:g} %" for ratio in result["ratios"])]
             rows = [[line(n), *(_spread(drops[n][r], 100) for r in result["ratios"])] for n in drops]
             caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
-            blocks.append(Table(caption=caption, head=head, bodies=[Body(rows=rows)]))
+            blocks.append(simple_table(caption, head, rows))
     names = list(rise)
-    rows = [[line(a), *(_hundredths(_between(result, a, b)) for b in names)] for a in names]
     numbers = [str(number + 1) for number in range(len(names))]
-    rows = [[f"{number} {row[0]}", *row[1:]] for number, row in zip(numbers, rows, strict=True)]
-    blocks.append(
-        Table(
-            caption="Rank correlation of scores with each other, times 100",
-            head=["", *numbers],
-            bodies=[Body(rows=rows)],
-        )
-    )
+    rows = [
+        [f"{number} {line(name)}", *(_hundredths(_between(result, name, other)) for other in names)]
+        for number, name in zip(numbers, names, strict=True)
+    ]
+    blocks.append(simple_table("Rank correlation of scores with each other, times 100", ["", *numbers], rows))
     rows = [
         [line(model["label"], 40), str(sum(model["prompt_counts"])), f"{100 * model['accuracy']:.1f}"]
         for model in result["models"]
     ]
     caption = f"Models, and their accuracy on the {result['split']} images (%)"
-    blocks.append(Table(caption=caption, head=["Model", "Prompts", "Accuracy"], bodies=[Body(rows=rows)]))
-    return blocks
+    return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
 
 
 def _figure(result: Result) -> Figure:
@@ -105,12 +96,12 @@ def _draw_correlations(axes: Axes, result: Result) -> None:
             label=label,
         )
     axes.axvline(0, color="#999999", linewidth=0.8)
-    axes.set_yticks(range(len(names)), [line(name, 24) for name in names], parse_math=False)
+    axes.set_yticks(range(len(names)), [line(name, 24) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(-1.05, 1.05)
     axes.set_xlabel("rank correlation with exact ablation")
-    axes.grid(axis="x", color="#EEEEEE", zorder=0)
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    axes.grid(visible=True, axis="x")
+    legend_above(axes)
 
 
 def _draw_kept(axes: Axes, result: Result, scope: str) -> None:
@@ -133,9 +124,7 @@ def _draw_kept(axes: Axes, result: Result, scope: str) -> None:
     axes.set_xlabel("prompts kept (%)")
     axes.set_ylabel(f"accuracy against all prompts\n(points, {scope}, not fine-tuned)")
     axes.set_xticks([100 * ratio for ratio in result["ratios"]])
-    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _alt(result: Result) -> str:
@@ -162,29 +151,25 @@ def _between(result: Result, one: str, other: str) -> list[float]:
 
 def _drops(result: Result, scope: str, key: str = "accuracy") -> dict[str, dict[float, list[float]]]:
     """Criterion -> ratio -> accuracy against all prompts, a value for every model."""
-    found: dict[str, dict[float, list[float]]] = {}
+    by_criterion: dict[str, dict[float, list[float]]] = {}
     for model in result["models"]:
-        for one in model["kept"]:
-            if one["scope"] == scope and one[key] is not None:
-                place = found.setdefault(one["criterion"], {ratio: [] for ratio in result["ratios"]})
-                place[one["ratio"]].append(one[key] - model["accuracy"])
-    return found
+        for kept in model["kept"]:
+            if kept["scope"] == scope and kept[key] is not None:
+                drops = by_criterion.setdefault(kept["criterion"], {ratio: [] for ratio in result["ratios"]})
+                drops[kept["ratio"]].append(kept[key] - model["accuracy"])
+    return by_criterion
 
 
 def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else 0.0
+    return mean(values) or 0.0
 
 
 def _hundredths(values: Sequence[float]) -> str:
     return f"{100 * _mean(values):.0f}" if values else "–"
 
 
-def _spread(values: Sequence[float], times: float = 1) -> str:
-    if not values:
-        return "–"
-    form = ".1f" if times > 1 else ".2f"
-    spread = std(values)
-    return f"{times * _mean(values):{form}}" + ("" if spread is None else f" ± {times * spread:{form}}")
+def _spread(values: Sequence[float], factor: float = 1) -> str:
+    return plus_minus(mean(values), std(values), 1 if factor > 1 else 2, factor=factor)
 
 
 VIEW = View(title="How right scores are", answer=_answer, tables=_tables, figure=_figure, alt=_alt)

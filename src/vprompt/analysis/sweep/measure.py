@@ -1,31 +1,39 @@
-"""Accuracy against the number of prompts: trained from scratch, and condensed with and without fine-tuning."""
+"""Plan of a sweep over numbers of prompts, and its curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from vprompt.analysis.study import TITLES, About, Runs, Study, make_plan, tested
-from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError
+from vprompt.analysis.base import Host
+from vprompt.analysis.study import (
+    LINEAR,
+    TITLES,
+    RunResult,
+    Runs,
+    StudySummary,
+    linear_probe,
+    make_plan,
+    run_study,
+    tested,
+    title_of,
+)
+from vprompt.analysis.sweep import Sweep
+from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference, r_squared, seeds_of
 
 Kind = Literal["scratch", "selected", "condensed"]
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Of the prompts, as in the paper; all of them are trained as well."""
-
-LINEAR = "Linear"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class SharePoint:
     """One number of prompts.
 
     Args:
         share: Of the full number; 0 is the linear probe.
-        prompts: Per block (deep) or in all (shallow), of those kept the mean; None where there is no result.
+        prompts: Per block (deep) or in all (shallow), of those retained the mean; None where there is no result.
         accuracy: On the test images.
         change: That less the accuracy with all prompts trained, seed by seed.
         lr: What the prompts were trained with; None where tasks differ, or there is no result.
@@ -39,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class ShareCurve:
     """Accuracies at several shares of the prompts, smallest first.
 
     Args:
@@ -53,7 +61,7 @@ class Curve:
     method: str
     kind: Kind
     task: str | None
-    points: tuple[Point, ...]
+    points: tuple[SharePoint, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +69,8 @@ class Linearity:
     """Whether accuracy is linear in the number of prompts, all of them trained from scratch.
 
     Args:
-        method: See `Curve`.
-        task: See `Curve`.
+        method: See `ShareCurve`.
+        task: See `ShareCurve`.
         r2: Part of the variance of the mean accuracies that a straight line in the share explains, without the linear
             probe; None with fewer than three shares.
         half: The share between, the nearest to a half; None where there is none.
@@ -85,152 +93,145 @@ class Linearity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class SweepResult:
     """What `read` returns."""
 
-    about: About
+    about: StudySummary
     criterion: str
     scope: str
     fine_tune_epochs: int
-    curves: tuple[Curve, ...]
+    curves: tuple[ShareCurve, ...]
     linearity: tuple[Linearity, ...]
 
 
-def plan_of(
-    study: Study,
-    *,
-    methods: Sequence[str] = ("vpt-deep",),
-    prompts: int | str = 20,
-    shares: Sequence[float] = SHARES,
-    fine_tune_epochs: int = 20,
-    criterion: str = "taylor",
-    scope: str = "global",
-) -> Plan:
-    """The plan of a sweep: all prompts, shares of them from scratch, and as many condensed from all.
+def run(options: Sweep, host: Host) -> SweepResult | None:
+    """Trains what is not trained, and reads it."""
+    return run_study(options, host, plan_of(options), read)
 
-    Args:
-        study: Tasks and recipe.
-        methods: Of `"vpt-deep"` and `"vpt-shallow"`.
-        prompts: All of them, per block (deep) or in all (shallow); `"paper"` for what the papers have for each task.
-        shares: Of the prompts, above 0 and at most 1; all of them are trained in any case.
-        fine_tune_epochs: Of condensed prompts.
-        criterion: See `vprompt.score`.
-        scope: See `vprompt.select`.
+
+def plan_of(options: Sweep) -> Plan:
+    """The plan of a sweep: all prompts, shares of them from scratch, and as many condensed from all.
 
     Raises:
         PlanError: If it cannot be meant.
 
     Example:
-        >>> [method.label for method in plan_of(Study(), shares=(0.1,)).methods]
+        >>> [method.label for method in plan_of(Sweep(shares=(0.1,))).methods]
         ['Linear', 'VPT-Deep', 'From scratch 10 %', 'PC 10 %, not fine-tuned', 'PC 10 %']
 
     Source: Prompt Condensation (arXiv 2305.17223), Figures 1, 4, 5 and 6, Table 2.
     """
-    if unknown := next((method for method in methods if method not in TITLES), None):
-        raise PlanError(f"A sweep is of 'vpt-deep' or 'vpt-shallow', not of {unknown!r}.")
-    if wrong := [share for share in shares if not 0 < share <= 1]:
+    if wrong := [share for share in options.shares if not 0 < share <= 1]:
         raise PlanError(f"The shares of the prompts must be above 0 and at most 1, not {wrong[0]}.")
-    below = sorted({share for share in shares if share < 1})
-    tables: list[dict[str, Any]] = [study.linear]
-    for method in methods:
-        before = f"{method.removeprefix('vpt-').capitalize()}: " if len(methods) > 1 else ""
-        one = {"method": method}
-        tables.append({"label": TITLES[method], **one})
-        if below:
-            tables += [
-                {"label": f"{before}From scratch {{share%}}", **one, "share": below},
-                {"label": f"{before}PC {{condense%}}, not fine-tuned", **one, "condense": below, "fine_tune": False},
-                {"label": f"{before}PC {{condense%}}", **one, "condense": below},
-            ]
+    tables: list[dict[str, Any]] = [linear_probe(options.training)]
+    for method in _methods(options):
+        tables += [
+            {"label": label, "method": method, **_settings(kind, share)}
+            for kind, share, label in _labels(options, method)
+            if label != LINEAR
+        ]
+    condensing = options.condensing
     return make_plan(
-        "sweep",
-        study,
+        options,
         tables,
         title="Accuracy against the number of prompts",
         description="All prompts, shares of them trained from scratch, and as many condensed from all of them, with "
         "and without fine-tuning; the linear probe has none.",
         source="Prompt Condensation (arXiv 2305.17223), Figures 1, 4, 5 and 6, Table 2",
         settings={
-            "prompts": prompts,
-            "fine_tune_epochs": fine_tune_epochs,
-            "criterion": criterion,
-            "scope": scope,
+            "prompts": condensing.prompts,
+            "fine_tune_epochs": options.fine_tune_epochs,
+            "criterion": condensing.criterion,
+            "scope": condensing.scope,
         },
     )
 
 
-def read(plan: Plan, store: Store) -> Sweep:
+def _methods(options: Sweep) -> Sequence[str]:
+    return tuple(TITLES) if options.method == "both" else (options.method,)
+
+
+def _labels(options: Sweep, method: str) -> list[tuple[Kind, float, str]]:
+    """Curve, share and label of everything that is trained with a method, the linear probe among it."""
+    before = f"{method.removeprefix('vpt-').capitalize()}: " if options.method == "both" else ""
+    below = sorted({share for share in options.shares if share < 1})
+    return [
+        ("scratch", 0.0, LINEAR),
+        ("scratch", 1.0, title_of(method)),
+        *(("scratch", share, f"{before}From scratch {100 * share:g} %") for share in below),
+        *(("selected", share, f"{before}PC {100 * share:g} %, not fine-tuned") for share in below),
+        *(("condensed", share, f"{before}PC {100 * share:g} %") for share in below),
+    ]
+
+
+def _settings(kind: Kind, share: float) -> dict[str, Any]:
+    if kind == "scratch":
+        return {} if share == 1 else {"share": share}
+    return {"condense": share, **({"fine_tune": False} if kind == "selected" else {})}
+
+
+def read(options: Sweep, store: Store) -> SweepResult:
     """The curves, from the results that are there.
 
     Args:
-        plan: What `plan_of` returned.
+        options: Those of the plan.
         store: Where it was run, as far as it was.
 
     Raises:
         PlanError: If the plan cannot be meant.
 
     Example:
+        >>> from vprompt.analysis.options import Training
         >>> from vprompt.experiments.bench.store import open_store
-        >>> found = read(plan_of(Study(seeds=1), shares=(0.5,)), open_store("nowhere"))
-        >>> [(curve.kind, [point.share for point in curve.points]) for curve in found.curves]
+        >>> result = read(Sweep(training=Training(seeds=1), shares=(0.5,)), open_store("nowhere"))
+        >>> [(curve.kind, [point.share for point in curve.points]) for curve in result.curves]
         [('scratch', [0.0, 0.5, 1.0]), ('selected', [0.5]), ('condensed', [0.5])]
-        >>> len(found.about.problems)
+        >>> len(result.about.problems)
         5
     """
-    runs = Runs(plan, store)
-    methods = list(dict.fromkeys(method.settings["method"] for method in plan.methods if method.label != LINEAR))
-    curves = [curve for method in methods for task in runs.places for curve in _curves(runs, method, task)]
-    settings = plan.settings
-    return Sweep(
+    runs = Runs(plan_of(options), store)
+    curves = [
+        curve for method in _methods(options) for task in runs.places for curve in _curves(runs, options, method, task)
+    ]
+    return SweepResult(
         about=runs.about(),
-        criterion=settings["criterion"],
-        scope=settings["scope"],
-        fine_tune_epochs=settings["fine_tune_epochs"],
+        criterion=options.condensing.criterion,
+        scope=options.condensing.scope,
+        fine_tune_epochs=options.fine_tune_epochs,
         curves=tuple(curves),
         linearity=tuple(_linearity(curve) for curve in curves if curve.kind == "scratch"),
     )
 
 
-def _curves(runs: Runs, method: str, task: str | None) -> list[Curve]:
-    points: dict[Kind, list[Point]] = {"scratch": [], "selected": [], "condensed": []}
-    for one in runs.plan.methods:
-        if one.label == LINEAR or one.settings["method"] == method:
-            kind, share = _place(one)
-            points[kind].append(_point(runs, task, one.label, share, full=TITLES[method]))
+def _curves(runs: Runs, options: Sweep, method: str, task: str | None) -> list[ShareCurve]:
+    points: dict[Kind, list[SharePoint]] = {}
+    for kind, share, label in sorted(_labels(options, method), key=lambda entry: entry[1]):
+        points.setdefault(kind, []).append(_point(runs, task, label, share, full=title_of(method)))
+    kinds: tuple[Kind, ...] = get_args(Kind)
     return [
-        Curve(method=method, kind=kind, task=task, points=tuple(sorted(row, key=lambda point: point.share)))
-        for kind, row in points.items()
-        if row
+        ShareCurve(method=method, kind=kind, task=task, points=tuple(points[kind])) for kind in kinds if kind in points
     ]
 
 
-def _place(method: MethodPlan) -> tuple[Kind, float]:
-    """Where a method of the plan belongs: which curve, and which share of the prompts."""
-    if method.label == LINEAR:
-        return "scratch", 0.0
-    ratio = method.settings.get("condense")
-    if ratio is not None:
-        return "condensed" if method.settings.get("fine_tune", True) else "selected", ratio
-    return "scratch", 1.0 if method.share is None else method.share
-
-
-def _point(runs: Runs, task: str | None, label: str, share: float, *, full: str) -> Point:
+def _point(runs: Runs, task: str | None, label: str, share: float, *, full: str) -> SharePoint:
     results = [] if task is None else runs.results(task, label)
-    counts = [sum(result["prompt_counts"]) for result in results]
-    blocks = (
-        1 if results and results[0]["method"] == "vpt-shallow" else len(results[0]["prompt_counts"]) if results else 1
-    )
     accuracy = runs.seeds(task, label, tested)
-    return Point(
+    return SharePoint(
         share=share,
-        prompts=sum(counts) / len(counts) / blocks if counts else None,
+        prompts=seeds_of([_prompts(result) for result in results]).mean,
         accuracy=accuracy,
         change=difference(accuracy, runs.seeds(task, full, tested)),
         lr=results[0]["settings"].get("lr") if results else None,
     )
 
 
-def _linearity(curve: Curve) -> Linearity:
+def _prompts(result: RunResult) -> float:
+    """Mean over the blocks that were trained with prompts."""
+    trained = [count for count in (result.get("before") or result)["prompt_counts"] if count]
+    return sum(result["prompt_counts"]) / max(1, len(trained))
+
+
+def _linearity(curve: ShareCurve) -> Linearity:
     at = {point.share: point.accuracy for point in curve.points}
     trained = [(share, one.mean) for share, one in at.items() if share and one.mean is not None]
     between = [share for share in at if 0 < share < 1]
