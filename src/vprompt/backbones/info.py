@@ -21,7 +21,7 @@ from vprompt.utils.errors import BackboneError
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSite:
-    """Where a block's attention stands in the model.
+    """The place of a block's attention in the model.
 
     Args:
         path: Dotted path of the block.
@@ -199,7 +199,7 @@ def _attention_in(block: nn.Module) -> nn.Module:
 
 
 def _form_of(block: nn.Module) -> BlockForm:
-    """What the block does around its attention, which must be of a class that may stand there."""
+    """The form of a block around its attention, which must be of a class that may stand there."""
     known = {cls for wrapper in WRAPPERS for cls in wrapper.blocks}
     if type(block) not in known:
         listed = ", ".join(sorted({cls.__name__ for cls in known}))

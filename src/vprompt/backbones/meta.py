@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 _FILLING = frozenset(
     ("add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "trunc_normal_", "uniform_", "zero_")
 )
-"""What fresh weights are filled with values by; there are none, and some of these take torch long to find out."""
+"""Functions that fill fresh weights with values; there are none, and some of these take torch long to find out."""
 
 
 class _Unfilled(TorchFunctionMode):

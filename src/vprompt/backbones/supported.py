@@ -24,7 +24,7 @@ from vprompt.utils.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a class of models has its blocks, and what these see.
+    """Layout of a class of models: the place of its blocks, and what these see.
 
     Args:
         model: The class; it has timm's `forward_features` and `forward_head`. Subclasses count.

@@ -223,7 +223,7 @@ def _load_arrays(model: nn.Module, file: Path, name: str) -> None:
 
 
 def _count_blocks(file: Path) -> int:
-    """How many transformer blocks there are in Google's arrays, one by one or stacked."""
+    """The number of transformer blocks in Google's arrays, one by one or stacked."""
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         names: list[str] = arrays.files
         for name in names:

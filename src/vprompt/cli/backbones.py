@@ -28,10 +28,10 @@ class Backbones:
         from vprompt.backbones.catalogue import families, matching, read
 
         entries = read()
-        found = entries if self.pattern is None else matching(entries, self.pattern) or [_unlisted(self.pattern)]
-        groups = families(found)
+        listed = entries if self.pattern is None else matching(entries, self.pattern) or [_unlisted(self.pattern)]
+        groups = families(listed)
         if self.json:
-            print_json([asdict(row) for row in (groups if self.pattern is None else found)])
+            print_json([asdict(row) for row in (groups if self.pattern is None else listed)])
         elif self.pattern is None:
             print_table(
                 f"{len(entries)} models of timm in {len(groups)} families",
@@ -45,7 +45,7 @@ class Backbones:
             print_note("Their models: vprompt backbones PATTERN, for example vprompt backbones 'vit_base*'.")
         else:
             for family in groups:
-                members = [e for e in found if (e.model, e.attention) == (family.model, family.attention)]
+                members = [e for e in listed if (e.model, e.attention) == (family.model, family.attention)]
                 print_table(
                     f"{family.model}, {family.attention}",
                     ["name", "blocks", "width", "pooling", "tested"],

@@ -36,9 +36,9 @@ class Cost:
             raise VPromptError(
                 f"--prompts takes whole numbers separated by commas, such as 0,50,100; not {self.prompts!r}."
             ) from None
-        found = cost(self.backbone, counts, shallow=self.shallow, img_size=self.img_size)
+        costs = cost(self.backbone, counts, shallow=self.shallow, img_size=self.img_size)
         if self.json:
-            print_json([asdict(row) for row in found])
+            print_json([asdict(row) for row in costs])
             return
         print_table(
             f"GMACs per image, {self.backbone}",
@@ -52,6 +52,6 @@ class Cost:
                     f"{row.folded_gmacs / row.published_gmacs:.3f}",
                     f"{row.prompt_params:,}",
                 ]
-                for row in found
+                for row in costs
             ],
         )

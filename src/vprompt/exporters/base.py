@@ -121,7 +121,7 @@ def is_exported(source: str | Path) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What a library says of an error, in one short line."""
+    """An error's message in one short line."""
     return printable(" ".join(str(error).split()))[:200] or type(error).__name__
 
 

@@ -41,7 +41,7 @@ MOST_CALIBRATING = 300
 """Images that the ranges of int8 values come from at most."""
 
 BUNDLED = 32
-"""How many of the bundled images are compared where no others are given."""
+"""Bundled images that are compared where no others are given."""
 
 
 def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) ->
 
 
 def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERANCE) -> Comparison:
-    """How far the logits of an exported file are from those of the model.
+    """The distance between the logits of an exported file and those of the model.
 
     Raises:
         VPromptError: If that is more than rounding, or a class is named that is not the model's first. Classes whose

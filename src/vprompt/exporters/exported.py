@@ -39,7 +39,7 @@ class Exported(Classifier):
 
     @property
     def num_classes(self) -> int:
-        """How many logits there are."""
+        """The number of logits."""
         return self.about.num_classes
 
     @property

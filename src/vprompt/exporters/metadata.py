@@ -164,7 +164,7 @@ def read_about(text: str | bytes, where: str) -> About:
 
 
 def _without_folders(name: str) -> str:
-    """Where files lie on this machine is nobody's business."""
+    """The name of a backbone without the folders of this machine."""
     place, _, path = name.partition(":")
     return f"{place}:{Path(path).name}" if place == "local-dir" else name
 

@@ -17,7 +17,7 @@ from vprompt.backbones.attention.functional import KeyValue, attend, attention_w
 from vprompt.utils.errors import BackboneError
 
 Observer = Callable[[Callable[[int], Tensor]], None]
-"""Is given, at every forward, a function: number of leading queries -> their attention weights (B, H, n, P + M)."""
+"""Called at every forward with a function: number of leading queries -> their attention weights (B, H, n, P + M)."""
 
 
 Prefix = Callable[["PrefixAttention", int], KeyValue | None]
@@ -30,7 +30,7 @@ def no_prefix(attention: PrefixAttention, batch: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockForm:
-    """What a class of blocks does around its attention.
+    """The form of a class of blocks around its attention.
 
     Args:
         entry: The child that a token passes on its way to attention (its first norm); None where it passes nothing.
@@ -236,6 +236,6 @@ def _heads(x_BNA: Tensor, heads: int) -> Tensor:
 
 
 def _normed(attn: Any, name: str, x: Tensor) -> Tensor:
-    """What the attention's norm of that name makes of a tensor, if it has one."""
+    """A tensor behind the attention's norm of that name, if it has one."""
     norm = getattr(attn, name, None)
     return x if norm is None else norm(x)

@@ -114,7 +114,7 @@ def attend_apart(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """What `vprompt.backbones.attention.functional` gives, on a CPU.
+    """Attention over a prefix as `attend` gives it, computed in two parts on a CPU.
 
     Args:
         q_BHNd: Queries (B, H, N, d).
@@ -157,7 +157,7 @@ def _parts(
     mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What queries see of the tokens (B, H, N, d), the logarithm of its divisor (B, H, N), and both of the prefix."""
+    """Attention to the tokens (B, H, N, d), the logarithm of its divisor (B, H, N), and both of the prefix."""
     out, divisor = _forward(q, k, v, attn_mask=mask, scale=scale)
     if keys.shape[0] > 1:
         return out, divisor, *_forward(q, keys, values, attn_mask=bias, scale=scale)

@@ -55,7 +55,7 @@ class PlainPrefix(PrefixAttention):
         )
 
     def _absorbed(self, x_BND: Tensor) -> Tensor:
-        """What the queries see of prefix and tokens, (B, H, n, d)."""
+        """Attention of the queries to prefix and tokens, (B, H, n, d)."""
         attn, prefix = self._timm, self.prefix(self, x_BND.shape[0])
         q_BHnd = self._query(self._linear(x_BND[:, : self.num_queries], 0)[0])
         _, *weights = attn.qkv.weight.chunk(3)

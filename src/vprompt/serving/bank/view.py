@@ -14,7 +14,6 @@ from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
-from vprompt.backbones.supported import layout_of
 from vprompt.methods.layers.inject import prefix_parts
 from vprompt.serving.bank.routing import Route
 
@@ -94,7 +93,7 @@ class MixedView:
     """
 
     def __init__(self, backbone: nn.Module, info: BackboneInfo) -> None:
-        self.shares = not layout_of(backbone).fixed_batch
+        self.shares = not info.fixed_batch
         """Whether requests about one image may share the blocks below their prompts."""
         current = self._current = _Current()
 
