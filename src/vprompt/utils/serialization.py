@@ -126,7 +126,7 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
             continue
         if (nested := _nested(hints[entry.name])) is not None:
             when = entry.metadata.get("when")
-            if when is None or any(values.get(flag) not in (None, False) for flag in when):
+            if when is None or any(values.get(flag) is not None and values[flag] is not False for flag in when):
                 given[entry.name] = build(nested, values)
             continue
         flag = entry.metadata.get("flag", entry.name)
