@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,14 +55,16 @@ def cells_of(plan: Plan, tasks: Sequence[str], *, root: str | None = None) -> li
     Raises:
         PlanError: If the settings of a cell do not go together.
     """
-    cells = [_cell(plan, method, task, seed, root) for task in tasks for method in plan.methods for seed in plan.seeds]
-    for cell in cells:
-        if cell.seed != plan.seeds[0]:
-            continue  # what goes with one seed goes with all
+    cells: list[Cell] = []
+    for task, method in itertools.product(tasks, plan.methods):
         try:
-            _try(cell)
+            of_seeds = [_cell(plan, method, task, seed, root) for seed in plan.seeds]
+            _try(of_seeds[0])  # what goes with one seed goes with all
+        except PlanError:
+            raise
         except VPromptError as error:
-            raise PlanError(f"In the plan {plan.name}, {cell.method} on {cell.task}: {error}") from error
+            raise PlanError(f"In the plan {plan.name}, {method.label} on {task}: {error}") from error
+        cells += of_seeds
     return cells
 
 
