@@ -18,10 +18,9 @@ from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
-from vprompt.data.dataset import Task
-from vprompt.experiments.folder import RESULT, RunFolder
+from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.experiments.stages import REPORT_KEYS, Sources, Stages, preprocessing_of
+from vprompt.experiments.stages import Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.attach import attach
 from vprompt.model.load import load
@@ -29,7 +28,6 @@ from vprompt.model.model import PromptedModel
 from vprompt.training.evaluate import evaluate
 from vprompt.training.trainer import History
 from vprompt.utils.errors import DataError, DivergedError, VPromptError
-from vprompt.utils.io import read_json
 from vprompt.utils.progress import Report
 
 
@@ -75,7 +73,7 @@ def run(
             return stages.finish(model, stages.train(model, recipe, "training"), facts, origin)
         early = None
         if trained is not None:
-            early, history, before = _take_over(model, trained, stages.task)
+            early, history, before = _take_over(model, trained, stages)
         elif settings.prune is not None:
             history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
             before = stages.report(model, history)
@@ -180,19 +178,19 @@ def _prepare(
 
 
 def _take_over(
-    model: PromptedModel, trained: Path, task: Task
+    model: PromptedModel, trained: Path, stages: Stages
 ) -> tuple[dict[str, torch.Tensor], History, dict[str, Any]]:
     """Gives a model the values of its finished training; returns the initial ones, and what is known of it."""
-    result = read_json(trained / RESULT)
-    if result["provenance"]["data"]["fingerprint"] != task.fingerprint():
+    before = stages.report_in(trained)
+    if before is None:
         raise DataError(
-            f"The images of {task.source} have changed since the training in {trained}; remove that to train anew."
+            f"The images of {stages.task.source} have changed since the training in {trained}; remove that to train "
+            "anew."
         )
     early = model.state()
-    found = load(trained, model.backbone)
-    model.restore(found.state())
-    model.recipe = found.recipe
-    before = {key: result[key] for key in REPORT_KEYS if key in result}
+    adapter = load(trained, model.backbone)
+    model.restore(adapter.state())
+    model.recipe = adapter.recipe
     return early, History(rows=before["epochs"], seconds=before["training_seconds"]), before
 
 
@@ -217,7 +215,7 @@ def run_condense(
                 f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
                 "that it was trained on."
             )
-        earlier = _earlier_report(settings.adapter, stages.task)  # first: a damaged one is said before any work
+        earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work
         recipe = replace(fine_tuning_recipe(model), epochs=condensing.fine_tune_epochs, seed=settings.seed)
         small, history = stages.condense(model, condensing, recipe)
         before = earlier or stages.report(model, History())
@@ -244,14 +242,3 @@ def _pruning_facts(found: Pruned) -> dict[str, Any]:
         "trainings": round(1 + found.trainings, 2),
         "trials": [asdict(trial) for trial in found.trials],
     }
-
-
-def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
-    """The numbers that the adapter's own run left beside it, if that run was on the same data."""
-    path = Path(adapter) / RESULT
-    if not path.is_file():
-        return None
-    result = read_json(path)
-    if result.get("provenance", {}).get("data", {}).get("fingerprint") != task.fingerprint():
-        return None
-    return {key: result[key] for key in REPORT_KEYS if key in result}

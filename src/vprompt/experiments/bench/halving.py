@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vprompt.experiments.bench.grid import AFTERWARDS, Cell
-from vprompt.experiments.bench.jobs import Job, starts_from
+from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.plan import Search, combinations
 from vprompt.experiments.settings import Settings
 
@@ -66,18 +66,13 @@ def _require(results: Results, names: Mapping[int, str], choices: Sequence[dict[
 
 def _run(settings: Settings) -> Generator[list[Job], Results, Outcome]:
     """One whole run, after the stage that it shares with others."""
-    first = starts_from(settings)
-    if first is not None:
-        results = yield [first]
-        if failure := results[first.name].get("failed"):
+    job = Job(settings=settings)
+    if job.first is not None:
+        results = yield [job.first]
+        if failure := results[job.first.name].get("failed"):
             return Outcome(failure=f"Its first stage failed: {failure}")
-    job = _job(settings, first)
     results = yield [job]
     return Outcome(run=job, failure=results[job.name].get("failed"))
-
-
-def _job(settings: Settings, first: Job | None) -> Job:
-    return Job(settings=settings, first=None if first is None else first.name)
 
 
 def _choose(cell: Cell, search: Search) -> Generator[list[Job], Results, tuple[dict[str, Any], dict[str, Any]]]:
@@ -138,19 +133,16 @@ def _compare(
 ) -> Generator[list[Job], Results, dict[str, Any]]:
     """Whole runs side by side, for what cannot be compared before its end."""
     settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
-    firsts = [starts_from(choice) for choice in settings]
-    shared = {first.name: first for first in firsts if first is not None}
-    results = (yield list(shared.values())) if shared else {}
-    _require(results, {number: first.name for number, first in enumerate(firsts) if first is not None}, choices)
-    good: list[int] = []
-    for number, first in enumerate(firsts):
-        if first is not None and (why := results[first.name].get("failed")):
+    jobs = {number: Job(settings=choice) for number, choice in enumerate(settings)}
+    firsts = {number: job.first for number, job in jobs.items() if job.first is not None}
+    results = (yield list({first.name: first for first in firsts.values()}.values())) if firsts else {}
+    _require(results, {number: first.name for number, first in firsts.items()}, choices)
+    for number, first in firsts.items():
+        if why := results[first.name].get("failed"):
             trials.append({"settings": choices[number], **_seen({"failed": why}, 0), "stopped": False})
-        else:
-            good.append(number)
-    if not good:
+            del jobs[number]
+    if not jobs:
         return {}
-    jobs = {number: _job(settings[number], firsts[number]) for number in good}
     results = yield list(jobs.values())
     _require(results, {number: job.name for number, job in jobs.items()}, choices)
     ranks = {number: _rank(results[job.name], search) for number, job in jobs.items()}

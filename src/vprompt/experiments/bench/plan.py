@@ -165,7 +165,8 @@ class Plan:
 
     def to_toml(self) -> str:
         """The plan as TOML text, from which `parse_plan` makes the same plan; what it was read from, if anything."""
-        methods = [{**_without_none({**asdict(m), "settings": None}), **m.settings} for m in self.methods]
+        tables = [({**asdict(method), "settings": None}, method.settings) for method in self.methods]
+        methods = [_without_none(about) | _without_none(settings) for about, settings in tables]
         return self.text or tomli_w.dumps(_without_none({**asdict(self), "methods": methods, "text": None}))
 
 
