@@ -1,4 +1,4 @@
-"""`vprompt bench`."""
+"""The command `vprompt bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share."""
+"""Output of commands: JSON, tables and notes; and the errors of usage."""
 
 from __future__ import annotations
 

@@ -136,9 +136,11 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if all("folded_gmacs" in stage for _, stage in stages):
         costs = [" ".join(filter(None, [f"{stage['folded_gmacs']:.3g}", name])) for name, stage in stages]
         print_note(f"GMACs per image, folded: {', '.join(costs)}.")
-    if found := result.get("pruning"):
-        shares = f"{percent(found['tokens'])} of the prompts and {percent(found['segments'])} of the others' segments"
-        print_note(f"Pruned {shares}. All of it cost as much as {found['trainings']:.1f} trainings.")
+    if pruning := result.get("pruning"):
+        shares = (
+            f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others' segments"
+        )
+        print_note(f"Pruned {shares}. All of it cost as much as {pruning['trainings']:.1f} trainings.")
     skipped = result["provenance"]["data"]["skipped"]
     if skipped:
         print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))

@@ -48,10 +48,10 @@ class Trained:
             DataError: If there are none of that kind.
         """
         name = self.split_name(name)
-        found: ImageDataset | None = getattr(self.task, name)
-        if found is None:
+        images: ImageDataset | None = getattr(self.task, name)
+        if images is None:
             raise DataError(f"{self.task.source} has no {name} images; choose another --split.")
-        return found
+        return images
 
     def split_name(self, name: Split) -> Split:
         """What `"auto"` stands for here; other names as they are."""
@@ -77,19 +77,19 @@ def find_adapters(places: Sequence[str]) -> list[str]:
     """
     if not all(places):
         raise VPromptError("An empty name is no folder; give the folder of an adapter, or one with adapters in it.")
-    found: list[str] = []
+    adapters: list[str] = []
     for place in places:
         root = Path(place)
         if not root.is_dir() or (root / CONFIG).exists():
-            found.append(place)
+            adapters.append(place)
             continue
         below = [path.parent for path in sorted(root.rglob(CONFIG)) if not _hidden(path.relative_to(root))]
         whole = [folder for folder in below if _is_whole(folder)]
         if not whole:
             there = f"; the {len(below)} adapters in it have no prompts, or not all of them" if below else ""
             raise VPromptError(f"There is no adapter with prompts in {place}{there}. Train one: vprompt fit --out DIR.")
-        found += map(str, whole)
-    return list(dict.fromkeys(found))
+        adapters += map(str, whole)
+    return list(dict.fromkeys(adapters))
 
 
 def open_trained(

@@ -14,7 +14,7 @@ import filelock
 from vprompt.experiments.settings import changed_settings
 from vprompt.model.model import PromptedModel
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import TrainingError, VPromptError
+from vprompt.utils.errors import DivergedError, TrainingError, VPromptError
 from vprompt.utils.io import read_json, write_json
 
 RESULT = "result.json"
@@ -96,14 +96,19 @@ class RunFolder:
             raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
         return None
 
-    def discard(self, *, diverged: bool) -> None:
-        """After an error: deletes the state of a run that nothing was saved of, or that need not go on."""
-        state = self.out / STATE
-        if not self.is_main or not state.exists() or (any(state.glob("*.safetensors")) and not diverged):
-            return
-        shutil.rmtree(state)
-        if not any(self.out.iterdir()):
-            self.out.rmdir()
+    @contextmanager
+    def discarding(self) -> Generator[None]:
+        """On an error, deletes the state of a run that nothing was saved of, or that need not go on."""
+        try:
+            yield
+        except VPromptError as error:
+            state = self.out / STATE
+            saved = any(state.glob("*.safetensors")) and not isinstance(error, DivergedError)
+            if self.is_main and state.exists() and not saved:
+                shutil.rmtree(state)
+                if not any(self.out.iterdir()):
+                    self.out.rmdir()
+            raise
 
     def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
         """Writes the adapter, then the result, then deletes the state."""

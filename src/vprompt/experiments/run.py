@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.training.evaluate import evaluate
 from vprompt.training.trainer import History
-from vprompt.utils.errors import DataError, DivergedError, VPromptError
+from vprompt.utils.errors import DataError, DivergedError
 from vprompt.utils.progress import Report
 
 
@@ -64,7 +62,7 @@ def run(
     folder = RunFolder(out, settings.to_flat())
     if (finished := folder.open(resume=resume)) is not None:
         return finished
-    with _discarding(folder):
+    with folder.discarding():
         stages, model = _prepare(settings, folder, progress, sources)
         recipe = settings.recipe
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
@@ -81,9 +79,9 @@ def run(
             history = stages.train(model, recipe, "training")
             before = None
         if settings.prune is not None:
-            found = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
-            facts |= {"before": before, "pruning": _pruning_facts(found)}
-            return stages.finish(found.model, found.history or history, facts, origin)
+            pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
+            facts |= {"before": before, "pruning": _pruning_facts(pruned)}
+            return stages.finish(pruned.model, pruned.history or history, facts, origin)
         assert settings.condense is not None
         fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
         small, tuning = stages.condense(model, settings.condense, fine_tuning)
@@ -133,13 +131,13 @@ def try_settings(
         history = stages.train(model, settings.recipe, "training", checkpoint=checkpoint, until=until)
     except DivergedError as error:
         return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": str(error)}
-    found = evaluate(model, stages.val)
-    if not math.isfinite(found.loss):
-        why = f"The loss on the validation images became {found.loss}."
+    evaluation = evaluate(model, stages.val)
+    if not math.isfinite(evaluation.loss):
+        why = f"The loss on the validation images became {evaluation.loss}."
         return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": why}
     return {
-        "val_accuracy": found.accuracy,
-        "val_loss": found.loss,
+        "val_accuracy": evaluation.accuracy,
+        "val_loss": evaluation.loss,
         "epochs": len(history.rows),
         "seconds": round(history.seconds, 1),
         "data_fingerprint": stages.task.fingerprint(),
@@ -202,7 +200,7 @@ def run_condense(
     folder = RunFolder(out, settings.to_flat())
     if (finished := folder.open(resume=resume)) is not None:
         return finished
-    with _discarding(folder):
+    with folder.discarding():
         model = load(settings.adapter, weights=settings.weights)
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
@@ -223,22 +221,12 @@ def run_condense(
         return stages.finish(small, history, facts, origin)
 
 
-@contextmanager
-def _discarding(folder: RunFolder) -> Generator[None]:
-    """Lets a run that fails before anything was saved leave nothing in the way of the next one."""
-    try:
-        yield
-    except VPromptError as error:
-        folder.discard(diverged=isinstance(error, DivergedError))
-        raise
-
-
-def _pruning_facts(found: Pruned) -> dict[str, Any]:
+def _pruning_facts(pruned: Pruned) -> dict[str, Any]:
     """What the search came to, and everything it tried."""
-    record = found.model.pruning
+    record = pruned.model.pruning
     return {
         "tokens": 0.0 if record is None else record.tokens,
         "segments": 0.0 if record is None else record.segments,
-        "trainings": round(1 + found.trainings, 2),
-        "trials": [asdict(trial) for trial in found.trials],
+        "trainings": round(1 + pruned.trainings, 2),
+        "trials": [asdict(trial) for trial in pruned.trials],
     }

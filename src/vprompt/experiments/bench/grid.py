@@ -1,4 +1,4 @@
-"""From a plan to its cells: one for every task, method and seed, with all its settings."""
+"""Cells of a plan: one for every task, method and seed, with all its settings."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -
     """A search space without what a method does not read, and with its share of the prompts."""
     methods = {flag for kind in METHODS for flag in kind.options}
     unread = methods - METHODS.get(method).options.keys()
-    found = {name: tuple(choices) for name, choices in space.items() if name not in unread}
-    if share is not None and "prompts" in found:
-        found["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in found["prompts"]))
-    return found
+    own = {name: tuple(choices) for name, choices in space.items() if name not in unread}
+    if share is not None and "prompts" in own:
+        own["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in own["prompts"]))
+    return own
 
 
 def _try(cell: Cell) -> None:

@@ -1,4 +1,4 @@
-"""What one run of a benchmark is, and its name: runs that do the same have the same name, and are done once."""
+"""Job: one run of a benchmark, and its name; runs that do the same have the same name, and are done once."""
 
 from __future__ import annotations
 

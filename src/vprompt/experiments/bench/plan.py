@@ -1,4 +1,4 @@
-"""A benchmark's plan: which methods are compared on which tasks, how each is trained and how settings are chosen."""
+"""Plan of a benchmark: methods and tasks to compare, settings to train with, and the search for settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PlanError(VPromptError):
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How settings are chosen: by validation images, each choice trained on the others, hopeless ones stopped early.
+    """Search for settings by successive halving: by validation images, the worse choices stopped early.
 
     Args:
         space: Setting -> values to try; every combination is one training.
@@ -55,7 +55,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What a plan wants of the machines: how many runs at once, and what each may use.
+    """Workers that a plan asks for: how many runs at once, and what each may use.
 
     Args:
         number: Runs at the same time; for Ray as many as the cluster has room for when not given.
@@ -182,8 +182,8 @@ def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
 def shipped_plans() -> dict[str, str]:
     """The texts of the plans that come with vprompt, by name."""
     folder = resources.files("vprompt.experiments.plans")
-    found = {file.name: file for file in folder.iterdir() if file.name.endswith(".toml")}
-    return {name[:-5]: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+    files = {file.name: file for file in folder.iterdir() if file.name.endswith(".toml")}
+    return {name[:-5]: files[name].read_text(encoding="utf-8") for name in sorted(files)}
 
 
 def load_plan(place: str) -> Plan:
