@@ -63,13 +63,9 @@ class RunFolder:
         self.document: dict[str, Any] = json.loads(json.dumps(settings))
         self.is_main = is_main_process()
 
-    def checkpoint(self, stage: str) -> Path:
-        """Where a stage keeps its state."""
-        return self.out / STATE / f"{stage}.safetensors"
-
-    def place(self, stage: str) -> Path:
-        """Folder of a stage whose state is more than one file."""
-        return self.out / STATE / stage
+    def state(self, name: str) -> Path:
+        """Where a stage keeps its state, by the name of a file or of a folder."""
+        return self.out / STATE / name
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:
         """Makes the folder this run's own; returns the result when resuming a run that is finished.

@@ -141,7 +141,7 @@ class Stages:
             self.train_images,
             self.val,
             recipe=recipe,
-            checkpoint=checkpoint or self.folder.checkpoint(stage),
+            checkpoint=checkpoint or self.folder.state(f"{stage}.safetensors"),
             resume=True,
             progress=self.progress,
             label=stage,
@@ -177,14 +177,14 @@ class Stages:
             rewind_epoch=rewind_epoch,
             settings=settings,
             recipe=recipe,
-            folder=self.folder.place("pruning") / "search",
+            folder=self.folder.state("pruning") / "search",
             resume=True,
             progress=self.bars,
         )
 
     @property
     def _early(self) -> Path:
-        return self.folder.place("pruning") / "early.safetensors"
+        return self.folder.state("pruning") / "early.safetensors"
 
     def condense(self, model: PromptedModel, settings: Condensing, recipe: Recipe) -> tuple[PromptedModel, History]:
         """The model with the prompts that are kept, fine-tuned if the settings say so."""
