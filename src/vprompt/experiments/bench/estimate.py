@@ -29,7 +29,7 @@ JOB_SECONDS = 1.0
 
 
 def gmacs_of(job: Job) -> float:
-    """10^9 multiply-accumulates of a job: forward and backward passes of its training, of what follows it, and of evaluation."""
+    """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
     settings, recipe = job.settings, job.settings.recipe
     train, val, test = split_sizes(settings.data, settings.root)
     learning = train + val if settings.train_on == "train+val" else train
