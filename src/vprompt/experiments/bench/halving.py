@@ -55,12 +55,12 @@ class _UntriedError(Exception):
     """A choice could not be tried for a reason that may pass; without it, another one would be chosen."""
 
 
-def _require(results: Results, names: Mapping[int, str], choices: Sequence[dict[str, Any]]) -> None:
-    for number, name in names.items():
-        if "failed" in results[name] and results[name].get("again"):
+def _require(results: Results, jobs: Mapping[int, Job], choices: Sequence[dict[str, Any]]) -> None:
+    for number, job in jobs.items():
+        if "failed" in results[job.name] and results[job.name].get("again"):
             shown = ", ".join(f"{key} {value}" for key, value in choices[number].items())
             raise _UntriedError(
-                f"Its settings cannot be chosen before all of them were tried ({shown}): {results[name]['failed']}"
+                f"Its settings cannot be chosen before all of them were tried ({shown}): {results[job.name]['failed']}"
             )
 
 
@@ -105,10 +105,11 @@ def _halve(
     for share in [*(share for until, share in shares.items() if until < longest), 1.0]:
         if len(choices) > 1 and len(going) == 1:
             break
-        untils = {number: _until(settings[number].recipe.epochs, share) for number in going}
+        epochs = {number: settings[number].recipe.epochs for number in going}
+        untils = {number: min(many, max(1, round(share * many))) for number, many in epochs.items()}
         jobs = {number: Job(settings=settings[number], until=until) for number, until in untils.items()}
         answers = yield list(jobs.values())
-        _require(answers, {number: job.name for number, job in jobs.items()}, choices)
+        _require(answers, jobs, choices)
         results = {number: answers[job.name] for number, job in jobs.items()}
         for number, result in results.items():
             records[number] |= _seen(result, untils[number])
@@ -123,11 +124,6 @@ def _halve(
     return dict(choices[going[0]])
 
 
-def _until(epochs: int, share: float) -> int:
-    """The epoch that ends a share of a training."""
-    return min(epochs, max(1, round(share * epochs)))
-
-
 def _compare(
     cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
 ) -> Generator[list[Job], Results, dict[str, Any]]:
@@ -136,7 +132,7 @@ def _compare(
     jobs = {number: Job(settings=choice) for number, choice in enumerate(settings)}
     firsts = {number: job.first for number, job in jobs.items() if job.first is not None}
     results = (yield list({first.name: first for first in firsts.values()}.values())) if firsts else {}
-    _require(results, {number: first.name for number, first in firsts.items()}, choices)
+    _require(results, firsts, choices)
     for number, first in firsts.items():
         if why := results[first.name].get("failed"):
             trials.append({"settings": choices[number], **_seen({"failed": why}, 0), "stopped": False})
@@ -144,7 +140,7 @@ def _compare(
     if not jobs:
         return {}
     results = yield list(jobs.values())
-    _require(results, {number: job.name for number, job in jobs.items()}, choices)
+    _require(results, jobs, choices)
     ranks = {number: _rank(results[job.name], search) for number, job in jobs.items()}
     best = min(ranks, key=lambda number: (ranks[number], number))
     for number, job in jobs.items():
