@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,12 @@ class RunFolder:
     Args:
         out: The folder.
         settings: What the run does, as plain data; a resumed run must have the same.
+        flags: Setting -> what the command calls it, where that is something else.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], *, flags: Mapping[str, str] | None = None) -> None:
         self.out = out
+        self.flags = flags or {}
         self.document: dict[str, Any] = json.loads(json.dumps(settings))
         self.is_main = is_main_process()
 
@@ -132,7 +134,7 @@ class RunFolder:
 
     def _compare(self, earlier: object, state: str) -> None:
         if changed := changed_settings(earlier, self.document):
+            named = ", ".join(self.flags.get(name, name) for name in changed)
             raise TrainingError(
-                f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
-                "another --out."
+                f"The {state} run in {self.out} has other settings ({named}); give the same, or choose another --out."
             )

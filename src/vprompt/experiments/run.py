@@ -197,7 +197,7 @@ def run_condense(
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     condensing = settings.condense
-    folder = RunFolder(out, settings.to_flat())
+    folder = RunFolder(out, settings.to_flat(), flags={"condense": "ratio"})
     if (finished := folder.open(resume=resume)) is not None:
         return finished
     with folder.discarding():
