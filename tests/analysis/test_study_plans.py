@@ -7,7 +7,7 @@ from vprompt import E2VPT, VPT
 from vprompt.analysis.options import Training
 from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.grid import cells_of, tasks_of
-from vprompt.experiments.bench.jobs import Job, starts_from
+from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.plan import PlanError, parse_plan
 
 KINDS = {"sweep": sweep_of, "schedule": schedule_of, "e2vpt": e2vpt_of}
@@ -76,7 +76,7 @@ def test_a_sweep_trains_and_condenses_to_the_same_counts():
     assert tuned.condense.fine_tune_epochs == 4
     assert (as_trained.condense.ratio, as_trained.condense.fine_tune) == (0.1, False)
     full = Job(settings=found["VPT-Deep"].resolved()).name
-    assert {starts_from(one).name for label, one in found.items() if label.startswith("PC")} == {full}
+    assert {Job(settings=one).first.name for label, one in found.items() if label.startswith("PC")} == {full}
 
 
 def test_a_sweep_of_both_depths_and_of_the_papers_counts():
@@ -131,7 +131,7 @@ def test_ablations_differ_from_the_default_in_one_thing():
         "Segments -50 %": (0.0, 0.5),
     }
     first = Job(settings=default.resolved()).name
-    assert {starts_from(one).name for one in found.values() if one.prune} == {first}
+    assert {Job(settings=one).first.name for one in found.values() if one.prune} == {first}
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_more_special_place_wins():
     task.b = {prompts = 4}
     """
     found = {(cell.task, cell.method): cell.settings() for cell in cells(text)}
-    assert {key: settings.prompts for key, settings in found.items()} == {
+    assert {key: settings.method.num_prompts for key, settings in found.items()} == {
         ("a", "plain"): 2,
         ("a", "own"): 3,
         ("b", "plain"): 1,
@@ -79,14 +80,14 @@ def test_a_share_of_the_tasks_prompts():
         + "[[methods]]\nlabel='few {share%}'\nmethod='vpt-deep'\nshare=[0.1, 0.3]\n"
         + "[task.'synthetic:counting']\nprompts=50\n"
     )
-    found = {cell.method: cell.settings().prompts for cell in cells(text)}
+    found = {cell.method: cell.settings().method.num_prompts for cell in cells(text)}
     assert found == {"VPT": 50, "few 10 %": 5, "few 30 %": 15}
-    assert {cell.settings().prompts for cell in cells(text.replace("prompts=50", "prompts=2"))} == {2, 1}
+    assert {cell.settings().method.num_prompts for cell in cells(text.replace("prompts=50", "prompts=2"))} == {2, 1}
 
 
 def test_the_papers_prompts():
     text = BASE.replace("synthetic:counting", "vtab:svhn") + 'prompts = "paper"\n'
-    assert {cell.settings().prompts for cell in cells(text)} == {50}
+    assert {cell.settings().method.num_prompts for cell in cells(text)} == {50}
     with pytest.raises(PlanError, match="The papers say nothing of synthetic:counting"):
         cells(BASE + 'prompts = "paper"\n')
 
@@ -134,8 +135,8 @@ def test_a_file_is_preferred_to_a_plan_that_comes_with_it(tmp_path, monkeypatch)
     [
         (("tasks = [", "tasks = [["), "is not TOML"),
         (('tasks = ["synthetic:counting"]', ""), "names no tasks"),
-        (('["synthetic:counting"]', "[3]"), "tasks lists names in quotes, not 3"),
-        (('["synthetic:counting"]', '"vtab"'), "tasks must be a list"),
+        (('["synthetic:counting"]', "[3]"), "The setting tasks takes a list, each text in quotes, not [3]"),
+        (('["synthetic:counting"]', '"vtab"'), "The setting tasks takes a list, each text in quotes, not 'vtab'"),
         (("epochs = 3", "epoch = 3"), "no setting called 'epoch'; did you mean epochs"),
         (("epochs = 3", "epochs = 3.5"), "The setting epochs takes a whole number, not 3.5"),
         (("epochs = 3", "epochs = true"), "The setting epochs takes a whole number, not True"),
@@ -151,23 +152,28 @@ def test_a_file_is_preferred_to_a_plan_that_comes_with_it(tmp_path, monkeypatch)
         (('method = "vpt-deep"', "share = 2"), "share of a method's prompts"),
         (('method = "vpt-deep"', "condense = []"), "The list of condense of VPT is empty"),
         (('label = "VPT"\nmethod = "vpt-deep"', "prompts = 3"), "neither a label nor a method"),
-        (("[[methods]]", "[methods]"), "methods must be a list"),
-        (("[[methods]]", "[[method]]"), "the plan knows no 'method'; did you mean methods"),
+        (("[[methods]]", "[methods]"), "The setting methods takes"),
+        (("[[methods]]", "[[method]]"), "no key of the plan called 'method'; did you mean methods"),
         (("tasks =", "seeds = 0\ntasks ="), "seeds is how many"),
         (("tasks =", "seeds = [1, 1]\ntasks ="), "seeds is how many"),
-        (("tasks =", "seeds = [true]\ntasks ="), "seeds is how many"),
+        (("tasks =", "seeds = [true]\ntasks ="), "The setting seeds takes a whole number or a list"),
         (("tasks =", "name = '../x'\ntasks ="), "cannot be called '../x'"),
-        (("tasks =", "hours = 'long'\ntasks ="), "hours must be a number"),
+        (("tasks =", "hours = 'long'\ntasks ="), "The setting hours takes a number"),
+        (("tasks =", "hours = inf\ntasks ="), "hours is a number from 0, not inf"),
+        (('["synthetic:counting"]', '[""]'), "or one by no name"),
+        (("tasks =", "workers.nummer = 1\ntasks ="), "no key of workers called 'nummer'; did you mean number"),
+        (("tasks =", "workers = 1\ntasks ="), "The setting workers takes"),
+        (("tasks =", "search = 1\ntasks ="), "The setting search takes"),
         (("tasks =", "search.space.lr = []\ntasks ="), "search space of lr is empty"),
         (("tasks =", "search.space.lr = [0]\ntasks ="), "the learning rate must be above 0"),
         (("tasks =", "search.space.seed = [0]\ntasks ="), "seed is nothing that a search may choose"),
         (("tasks =", "search.rungs = [1.0]\ntasks ="), "rungs of a search"),
         (("tasks =", "search.keep = 1\ntasks ="), "share of a search that goes on"),
         (("tasks =", "search.by = 'luck'\ntasks ="), "The setting by takes 'accuracy' or 'loss', not 'luck'"),
-        (("tasks =", "search.what = 1\ntasks ="), "search knows no 'what'"),
+        (("tasks =", "search.what = 1\ntasks ="), "no key of search called 'what'; there are by, keep"),
         (("tasks =", "workers.number = 0\ntasks ="), "at least one worker"),
         (("tasks =", "workers.gpus = -1\ntasks ="), "at least 0"),
-        (('label = "VPT"', "label = 3"), "label must be text"),
+        (('label = "VPT"', "label = 3"), "The setting label takes text in quotes, not 3"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(change, sentence):
@@ -196,3 +202,15 @@ def test_combinations_of_nothing_are_one():
 def test_a_plan_keeps_its_text():
     assert isinstance(parse_plan(BASE, name="p"), Plan)
     assert parse_plan(BASE, name="p").text == BASE
+
+
+def test_a_plan_made_in_python_is_that_of_its_text():
+    text = (
+        BASE
+        + "[[methods]]\nlabel='few'\nmethod='vpt-deep'\nshare=0.5\ntask.x={epochs=1}\n"
+        + "[[methods]]\nlabel='segments'\nmethod='e2vpt'\nshare='heads'\n"
+        + "[search]\nkeep=0.25\n[search.space]\nlr=[0.1, 0.2]\n"
+    )
+    plan = parse_plan(text, name="p")
+    written = dataclasses.replace(plan, text="").to_toml()
+    assert dataclasses.replace(parse_plan(written, name="q"), text=plan.text) == plan

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import vprompt
 from vprompt.methods.registry import METHODS as KINDS
-from vprompt.methods.registry import from_config, to_config, to_flat
+from vprompt.methods.registry import from_config, register, to_config, to_flat
 from vprompt.model.records import DEFAULT_LR, Recipe, learning_rate
 from vprompt.utils.errors import VPromptError
 
@@ -46,6 +46,19 @@ def test_a_method_survives_json(method):
 def test_unknown_keys_do_no_harm(method, extra):
     """That they are reported is the reader's of the whole configuration; see test_adapter_config.py."""
     assert from_config({**to_config(method), **extra}) == method
+
+
+def test_two_methods_of_one_name_are_refused():
+    before = KINDS.get("linear").method
+    with pytest.raises(VPromptError, match=r"There are two methods called 'linear': Linear of .*, .*Other of .*\.py"):
+
+        @register
+        @dataclasses.dataclass(frozen=True)
+        class Other(vprompt.Linear):
+            """A method of another file under a name that is taken."""
+
+    assert KINDS.get("linear").method is before
+    assert register(vprompt.Linear) is vprompt.Linear
 
 
 def test_missing_keys_take_their_defaults():

@@ -1,4 +1,4 @@
-"""`vprompt bench`."""
+"""The command `vprompt bench`."""
 
 from __future__ import annotations
 
@@ -74,12 +74,11 @@ class Bench:
             if self.json:
                 print_json(overview_document(planned))
             return
+        engine: dict[str, Any] = {"kind": self.engine, "workers": self.workers, "cluster": self.address}
         if self.rehearse:
-            self._rehearse(planned, store)
+            self._rehearse(planned, store, engine)
             return
-        outcomes = run_overview(
-            planned, store, workers=self.workers, kind=self.engine, cluster=self.address, retry_failed=self.retry_failed
-        )
+        outcomes = run_overview(planned, store, retry_failed=self.retry_failed, **engine)
         document = summary(planned, outcomes, store)
         if self.json:
             print_json(document)
@@ -87,12 +86,11 @@ class Bench:
             show_results(document, planned.tasks)
         complain(document)
 
-    def _rehearse(self, planned: Overview, store: Store) -> None:
+    def _rehearse(self, planned: Overview, store: Store, options: Mapping[str, Any]) -> None:
         import time
 
         from vprompt.experiments.bench.bench import engine_of, rehearsal, run_plan
 
-        options: dict[str, Any] = {"kind": self.engine, "workers": self.workers, "cluster": self.address}
         with rehearsal(store) as place:
             started = time.monotonic()
             with engine_of(planned.plan, place.address, rehearse=True, **options) as engine:
@@ -190,24 +188,14 @@ def overview_document(planned: Overview) -> dict[str, Any]:
     }
 
 
-def run_overview(
-    planned: Overview,
-    store: Store,
-    *,
-    workers: int | None = None,
-    kind: str = "local",
-    cluster: str | None = None,
-    retry_failed: bool = False,
-) -> list[Outcome]:
+def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False, **engine: Any) -> list[Outcome]:
     """Does what is not done of a plan, with a live table, and returns what came of each cell.
 
     Args:
         planned: Says what there is to do.
         store: Where results go.
-        workers: How many runs at once, instead of what the plan says.
-        kind: See `vprompt.experiments.bench.bench.engine_of`.
-        cluster: See `vprompt.experiments.bench.bench.engine_of`.
         retry_failed: See `vprompt.experiments.bench.scheduler.Schedule`.
+        **engine: See `vprompt.experiments.bench.bench.engine_of`.
 
     Raises:
         KeyboardInterrupt: On Ctrl-C, with a sentence on how to go on.
@@ -217,8 +205,8 @@ def run_overview(
 
     table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
-        with engine_of(planned.plan, store.address, kind=kind, workers=workers, cluster=cluster) as engine, table:
-            return run_plan(planned, store, engine, watch=table, retry_failed=retry_failed)
+        with engine_of(planned.plan, store.address, **engine) as workers, table:
+            return run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."

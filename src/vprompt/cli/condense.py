@@ -10,7 +10,7 @@ from vprompt.cli.fit import OUTPUT, show_result
 from vprompt.cli.options import command, values_of
 from vprompt.experiments.settings import CondenseSettings, Condensing
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.serialization import Option, build, options_of
+from vprompt.utils.serialization import build, options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,10 @@ class CondenseCommand:
         show_result(result, out, as_json=asked["json"])
 
 
-_HOW = options_of(Condensing)
-_RATIO = replace(_HOW["condense"], flag="ratio", type=float, default=0.3, help="Share of the prompts to keep.")
-_OWN = options_of(CondenseSettings)
-_FIRST = {name: _OWN[name] for name in ("adapter", "data", "root", "weights")}
-_LAST = {name: _OWN[name] for name in ("seed", "split_seed", "skip_bad")}
-_OPTIONS: dict[str, Option] = {
-    **_FIRST,
-    "ratio": _RATIO,
-    **{name: option for name, option in _HOW.items() if name != "condense"},
-    **_LAST,
-}
+_SHARE = replace(
+    options_of(Condensing)["condense"], flag="ratio", type=float, default=0.3, help="Share of the prompts to keep."
+)
+_OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": _SHARE}).values()}
 _OUT = {
     **OUTPUT,
     "out": replace(OUTPUT["out"], type=Path, default=MISSING, help="Folder for the smaller adapter and result.json."),

@@ -1,9 +1,8 @@
-"""What all commands share."""
+"""Output of commands: JSON, tables and notes; and the errors of usage."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -32,11 +31,6 @@ def resumable(out: object) -> Generator[None]:
     except KeyboardInterrupt as error:
         again = f"{error} Go on with the same command and --resume (in {out})."
         raise KeyboardInterrupt(again.strip()) from error
-
-
-def absolute(path: str | None) -> str | None:
-    """A path that means the same in every working directory."""
-    return None if path is None else os.path.abspath(path)
 
 
 def print_json(document: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,33 +33,32 @@ class Demo:
             show_demo(document)
 
 
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+"""Head -> the text of a row under it."""
+
+_RESULTS: Columns = {
+    "": lambda row: row["name"],
+    "test": lambda row: percent(row["test_accuracy"]),
+    "prompts": lambda row: str(row["prompts"]),
+    "learned": lambda row: f"{row['learned_params']:,}",
+    "adapter": lambda row: f"{row['adapter_bytes'] / 1024:.0f} KiB",
+}
+
+_COSTS: Columns = {
+    "": lambda row: row["name"],
+    "published": lambda row: f"{1000 * row['published_gmacs']:.0f}",
+    "prefix": lambda row: f"{1000 * row['prefix_gmacs']:.0f}",
+    "folded": lambda row: f"{1000 * row['folded_gmacs']:.0f}",
+    "time": lambda row: f"{row['milliseconds']:.2f} ms",
+    "x bare": lambda row: f"{row['time_ratio']:.2f}",
+}
+
+
 def show_demo(document: dict[str, Any]) -> None:
     """Prints two tables, where the pictures are, and what to try next."""
-    results = [
-        [
-            row["name"],
-            percent(row["test_accuracy"]),
-            str(row["prompts"]),
-            f"{row['learned_params']:,}",
-            f"{row['adapter_bytes'] / 1024:.0f} KiB",
-        ]
-        for row in document["rows"]
-    ]
-    print_table(document["title"], ["", "test", "prompts", "learned", "adapter"], results)
-    costs = [
-        [
-            row["name"],
-            *(f"{1000 * row[kind]:.0f}" for kind in ("published_gmacs", "prefix_gmacs", "folded_gmacs")),
-            f"{row['milliseconds']:.2f} ms",
-            f"{row['time_ratio']:.2f}",
-        ]
-        for row in document["rows"]
-    ]
-    print_table(
-        "10^6 multiply-accumulates per image, and time folded (one thread) against the bare backbone",
-        ["", "published", "prefix", "folded", "time", "x bare"],
-        costs,
-    )
+    costs = "10^6 multiply-accumulates per image, and time folded (one thread) against the bare backbone"
+    for title, columns in ((document["title"], _RESULTS), (costs, _COSTS)):
+        print_table(title, list(columns), [[text(row) for text in columns.values()] for row in document["rows"]])
     best = max((row for row in document["rows"] if row["condensed"]), key=lambda row: row["test_accuracy"])["adapter"]
     print_note(
         f"{document['epochs']} epochs and one seed, where the papers take 100 and several: a demonstration, not a "

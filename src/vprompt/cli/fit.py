@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -133,28 +133,31 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
         print_table("Prompts in each block", ["block", *(name or "prompts" for name, _ in stages)], rows)
+    for remark in _remarks(result, stages):
+        print_note(remark)
+    print_note(f"Adapter and result.json are in {out}. Next: vprompt predict {out} IMAGE")
+
+
+def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    """Sentences below the tables: cost, pruning, images left out, data unlike the benchmark's, convergence."""
     if all("folded_gmacs" in stage for _, stage in stages):
         costs = [" ".join(filter(None, [f"{stage['folded_gmacs']:.3g}", name])) for name, stage in stages]
-        print_note(f"GMACs per image, folded: {', '.join(costs)}.")
-    if found := result.get("pruning"):
-        shares = f"{percent(found['tokens'])} of the prompts and {percent(found['segments'])} of the others' segments"
-        print_note(f"Pruned {shares}. All of it cost as much as {found['trainings']:.1f} trainings.")
-    skipped = result["provenance"]["data"]["skipped"]
-    if skipped:
-        print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
-    differences = result["provenance"]["data"].get("differences", [])
-    if differences:
-        more = f" ({len(differences) - 1} more in result.json)" if len(differences) > 1 else ""
+        yield f"GMACs per image, folded: {', '.join(costs)}."
+    if pruning := result.get("pruning"):
+        shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
+        yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
+    data = result["provenance"]["data"]
+    if skipped := data["skipped"]:
+        yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
+    if differences := data.get("differences"):
         from vprompt.experiments.bench.tasks import known
 
-        source = result["provenance"]["data"]["source"]
-        what = "Not the benchmark's own data" if known(source) else "About the data"
-        print_note(f"{what}: {differences[0]}{more}")
+        more = f" ({len(differences) - 1} more in result.json)" if len(differences) > 1 else ""
+        what = "Not the benchmark's own data" if known(data["source"]) else "About the data"
+        yield f"{what}: {differences[0]}{more}"
     for name, stage in stages:
         if not stage["converged"] and stage["epochs"]:
-            which = f" ({name})" if name else ""
-            print_note(f"The loss{which} was still falling at the end; more epochs may help.")
-    print_note(f"Adapter and result.json are in {out}. Next: vprompt predict {out} IMAGE")
+            yield f"The loss{f' ({name})' if name else ''} was still falling at the end; more epochs may help."
 
 
 def _learned(stage: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Entry point of the command: which command, and what becomes of an error."""
+"""Entry point of the command line: the commands, and errors as sentences and exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of commands, made from the library's configuration dataclasses: what tyro parses, and the values it found."""
+"""Options of commands, made from the library's configuration dataclasses, as tyro parses them, and their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vprompt report`."""
+"""The command `vprompt report`."""
 
 from __future__ import annotations
 

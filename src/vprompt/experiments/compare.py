@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,24 +15,24 @@ from torch import nn
 
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import num_parameters
-from vprompt.experiments.bench.bench import overview, run_plan
+from vprompt.experiments.bench.bench import changed_images, run_here
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
-from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.plan import MethodPlan, Plan
-from vprompt.experiments.bench.store import Store, open_store
+from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.report.comparison import draw, markdown
 from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
 from vprompt.methods.vpt import VPT
 from vprompt.model.cost import folded_gmacs
-from vprompt.model.latency import latency
+from vprompt.model.latency import Latency, latency
 from vprompt.model.load import load
 from vprompt.model.model import FoldedModel
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
 from vprompt.utils.serialization import options_of
+from vprompt.utils.statistics import mean, seeds_of
 
 CONDENSED = "pc"
 """Label of Prompt Condensation: the condensed run of VPT-Deep."""
@@ -88,44 +87,20 @@ def measure(backbone: nn.Module, adapters: Mapping[str, Path], *, progress: bool
     if folded:
         most = max(cost["folded_gmacs"] for cost in costs.values())
         batch = 64 if device.type != "cpu" else max(1, min(16, int(GMACS_PER_CALL / most)))
-        images = torch.randn(batch, 3, *next(iter(folded.values())).preprocessing.size, device=device)
-        with bar("timing", enabled=progress):
-            times = latency({"": backbone, **folded}, images, rounds=12)
+        times = time_folded(backbone, folded, batch, progress=progress)
         bare["milliseconds"] = times[""].milliseconds
         for method, cost in costs.items():
             cost |= {"milliseconds": times[method].milliseconds, "time_ratio": times[method].ratio}
     return Measured(bare=bare, costs=costs, failures=failures)
 
 
-def summary(results: Sequence[dict[str, Any]], measured: Measured, method: str) -> dict[str, Any]:
-    """One row of a comparison; what is not known is None.
-
-    Args:
-        results: The documents of its finished runs, one per seed.
-        measured: With the costs of this method, where it could be measured.
-        method: Its name.
-
-    Example:
-        >>> row = summary([], Measured(), "linear")
-        >>> row["runs"], row["test_accuracy"]
-        (0, None)
-    """
-    tests = [result["test_accuracy"] for result in results if result["test_accuracy"] is not None]
-    learned = _mean([result["learned_params"] for result in results])
-    prompts = _mean([sum(result["prompt_counts"]) for result in results])
-    costs = measured.costs.get(method)
-    return {
-        "runs": len(results),
-        "test_accuracy": _mean(tests),
-        "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
-        "val_accuracy": _mean([result["val_accuracy"] for result in results if result["val_accuracy"] is not None]),
-        "learned_params": learned,
-        "learned_share": None if learned is None or not measured.bare else learned / measured.bare["parameters"],
-        "prompts": None if prompts is None or costs is None else prompts + costs["kv_prompts"],
-        **{key: costs[key] if costs else None for key in ("folded_gmacs", "milliseconds", "time_ratio")},
-        "training_seconds": _mean([training_seconds(result) for result in results]),
-        "converged": sum(result["converged"] for result in results),
-    }
+def time_folded(
+    backbone: nn.Module, folded: Mapping[str, FoldedModel], batch: int, *, progress: bool = True
+) -> dict[str, Latency]:
+    """Milliseconds per image of folded models, in turn, and of the bare backbone under the empty name."""
+    size, device = next(iter(folded.values())).preprocessing.size, next(backbone.parameters()).device
+    with bar("timing", enabled=progress):
+        return latency({"": backbone, **folded}, torch.randn(batch, 3, *size, device=device), rounds=12)
 
 
 def training_seconds(result: dict[str, Any]) -> float:
@@ -133,10 +108,6 @@ def training_seconds(result: dict[str, Any]) -> float:
     if "pruning" in result:
         return result["before"]["training_seconds"] * result["pruning"]["trainings"]
     return result["training_seconds"] + result.get("before", {}).get("training_seconds", 0)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.mean(values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,28 +220,25 @@ def compare(
     started, values = time.monotonic(), comparison.values
     describe_name(values["backbone"], img_size=values.get("img_size"))
     _check_folder(out, resume=resume)
-    store, plan, root = open_store(str(out)), comparison.plan(), values.get("root")
-    found = overview(plan, store, root=root, estimate=False)
-    for why in found.missing.values():
-        raise DataError(why)
-    engine = InlineEngine(store.address, progress=progress)
-    outcomes = run_plan(found, store, engine, watch=watch)
-    runs = [
-        _run_of(store, cell.method, cell.seed, None if outcome.run is None else outcome.run.name, outcome.failure)
-        for cell, outcome in zip(found.cells, outcomes, strict=True)
-    ]
-    finished = [run for run in runs if run["failed"] is None]
-    if len({run["result"]["provenance"]["data"]["fingerprint"] for run in finished}) > 1:
+    store = open_store(str(out))
+    rows = run_here(comparison.plan(), store, root=values.get("root"), progress=progress, watch=watch)
+    if changed_images(rows):
         raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
+    finished = [row for row in rows if row["failure"] is None]
+    for row in finished:
+        row["folder"] = str(store.adapter(row["name"]))
     origin = finished[0]["result"]["provenance"] if finished else None
-    folders = {run["method"]: Path(run["folder"]) for run in reversed(finished)}
-    measured = measure(_backbone_of(values), folders, progress=progress) if folders else Measured()
+    folders = {row["method"]: Path(row["folder"]) for row in reversed(finished)}
+    measured = Measured()
+    if folders:
+        backbone = create_backbone(values["backbone"], img_size=values.get("img_size"), weights=values.get("weights"))
+        measured = measure(backbone, folders, progress=progress)
     document = {
         "data": None if origin is None else origin["data"]["source"],
         "backbone": values["backbone"],
         "bare": measured.bare,
-        "rows": [_row(method, runs, measured) for method in comparison.methods],
-        "runs": [_record(run) for run in runs],
+        "rows": [_row(method, rows, measured) for method in comparison.methods],
+        "runs": [_record(row) for row in rows],
         "settings": {**vars(comparison), "values": {k: v for k, v in values.items() if v is not None}},
         "provenance": origin,
         "seconds": round(time.monotonic() - started, 1),
@@ -297,38 +265,43 @@ def _check_folder(out: Path, *, resume: bool) -> None:
         raise TrainingError(f"{out} holds a comparison; add --resume to go on with it, or choose another --out.")
 
 
-def _run_of(store: Store, method: str, seed: int, name: str | None, failure: str | None) -> dict[str, Any]:
-    """One run: its result and folder, or the sentence that says why there is none."""
-    result = store.result(name) if name is not None and failure is None else None
-    if result is None and failure is None:
-        failure = f"The result of {method}, seed {seed} has gone."
-    folder = None if name is None or result is None else str(store.adapter(name))
-    return {"method": method, "seed": seed, "failed": failure, "folder": folder, "result": result}
-
-
-def _backbone_of(values: Mapping[str, Any]) -> nn.Module:
-    return create_backbone(values["backbone"], img_size=values.get("img_size"), weights=values.get("weights"))
-
-
-def _row(method: str, runs: Sequence[dict[str, Any]], measured: Measured) -> dict[str, Any]:
-    own = [run for run in runs if run["method"] == method]
-    failed = [{"seed": run["seed"], "failed": run["failed"]} for run in own if run["failed"] is not None]
-    results = [run["result"] for run in own if run["failed"] is None]
+def _row(method: str, rows: Sequence[dict[str, Any]], measured: Measured) -> dict[str, Any]:
+    """One row of a comparison, over the seeds; what is not known is None."""
+    own = [row for row in rows if row["method"] == method]
+    failed = [{"seed": row["seed"], "failed": row["failure"]} for row in own if row["failure"] is not None]
+    results = [row["result"] for row in own if row["failure"] is None]
     if method in measured.failures:
         failed.append({"seed": results[0]["seed"], "failed": measured.failures[method]})
-    pruned = any("pruning" in result for result in results)
-    return {"method": method, **summary(results, measured, method), "pruned": pruned, "failed": failed}
+    test, val = (seeds_of([r[key] for r in results]) for key in ("test_accuracy", "val_accuracy"))
+    learned = mean([result["learned_params"] for result in results])
+    prompts = mean([sum(result["prompt_counts"]) for result in results])
+    costs = measured.costs.get(method)
+    return {
+        "method": method,
+        "runs": len(results),
+        "test_accuracy": test.mean,
+        "test_std": test.std,
+        "val_accuracy": val.mean,
+        "learned_params": learned,
+        "learned_share": None if learned is None or not measured.bare else learned / measured.bare["parameters"],
+        "prompts": None if prompts is None or costs is None else prompts + costs["kv_prompts"],
+        **{key: costs[key] if costs else None for key in ("folded_gmacs", "milliseconds", "time_ratio")},
+        "training_seconds": mean([training_seconds(result) for result in results]),
+        "converged": sum(result["converged"] for result in results),
+        "pruned": any("pruning" in result for result in results),
+        "failed": failed,
+    }
 
 
 REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
 
 
-def _record(run: dict[str, Any]) -> dict[str, Any]:
+def _record(row: dict[str, Any]) -> dict[str, Any]:
     """A run in the document."""
-    facts = {key: run[key] for key in ("method", "seed", "failed", "folder")}
-    if run["failed"] is not None:
+    facts = {"method": row["method"], "seed": row["seed"], "failed": row["failure"], "folder": row.get("folder")}
+    if row["failure"] is not None:
         return facts
-    result, origin = run["result"], run["result"]["provenance"]
+    result, origin = row["result"], row["result"]["provenance"]
     return {
         **facts,
         **{key: result[key] for key in REPORTED},

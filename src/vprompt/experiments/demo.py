@@ -10,18 +10,17 @@ from typing import Any
 
 import torch
 
-from vprompt.experiments.bench.bench import overview, run_plan
+from vprompt.experiments.bench.bench import run_here
 from vprompt.experiments.bench.engine import Watch
-from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.plan import Plan, load_plan
 from vprompt.experiments.bench.scheduler import BenchError
 from vprompt.experiments.bench.store import open_store
+from vprompt.experiments.compare import time_folded
 from vprompt.model.cost import model_cost
-from vprompt.model.latency import Latency, latency
+from vprompt.model.latency import Latency
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.report.plots import Point, plot_accuracy, plot_kept
-from vprompt.utils.progress import bar
 
 
 def demo_plan(*, seed: int = 0) -> Plan:
@@ -48,19 +47,18 @@ def run_demo(out: Path, *, seed: int = 0, plan: Plan | None = None, watch: Watch
     """
     started, plan = time.monotonic(), plan or demo_plan(seed=seed)
     store = open_store(str(out))
-    found = overview(plan, store, estimate=False)
-    outcomes = run_plan(found, store, InlineEngine(store.address, progress=True), watch=watch)
-    names = {cell.method: outcome for cell, outcome in zip(found.cells, outcomes, strict=True)}
-    for label, outcome in names.items():
-        if outcome.failure is not None:
-            raise BenchError(f"The demo's {label} failed: {outcome.failure}")
-    folders = {label: store.adapter(outcome.run.name) for label, outcome in names.items() if outcome.run is not None}
-    results = {
-        label: store.result(outcome.run.name) or {} for label, outcome in names.items() if outcome.run is not None
-    }
+    runs = run_here(plan, store, progress=True, watch=watch)
+    for run in runs:
+        if run["failure"] is not None:
+            raise BenchError(f"The demo's {run['method']} failed: {run['failure']}")
+    folders = {run["method"]: store.adapter(run["name"]) for run in runs}
     models = {label: load(folder) for label, folder in folders.items()}
-    times = _latencies(models)
-    rows = [_row(label, models[label], results[label], folders[label], times[label]) for label in folders]
+    folded = {label: model.fold() for label, model in models.items()}
+    times = time_folded(next(iter(models.values())).backbone, folded, 16)
+    rows = [
+        _row(label, models[label], run["result"], folders[label], times[label])
+        for label, run in zip(folders, runs, strict=True)
+    ]
     return {
         "title": plan.title,
         "epochs": plan.settings["epochs"],
@@ -84,14 +82,6 @@ def _row(name: str, model: PromptedModel, result: dict[str, Any], folder: Path, 
         "time_ratio": time_.ratio,
         "converged": result["converged"],
     }
-
-
-def _latencies(models: Mapping[str, PromptedModel]) -> dict[str, Latency]:
-    any_model = next(iter(models.values()))
-    images = torch.randn(16, 3, *any_model.preprocessing.size)
-    folded = {folder: model.fold() for folder, model in models.items()}
-    with bar("timing"):
-        return latency({"bare": any_model.backbone, **folded}, images, rounds=12)
 
 
 def _draw(out: Path, plan: Plan, rows: list[dict[str, Any]], models: Mapping[str, PromptedModel]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from torch import nn
 
 from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import RESULT
+from vprompt.experiments.settings import CondenseSettings
+from vprompt.experiments.stages import CachedSources
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.utils.errors import AdapterError, BackboneError, DataError, TrainingError, VPromptError
@@ -47,10 +48,10 @@ class Trained:
             DataError: If there are none of that kind.
         """
         name = self.split_name(name)
-        found: ImageDataset | None = getattr(self.task, name)
-        if found is None:
+        images: ImageDataset | None = getattr(self.task, name)
+        if images is None:
             raise DataError(f"{self.task.source} has no {name} images; choose another --split.")
-        return found
+        return images
 
     def split_name(self, name: Split) -> Split:
         """What `"auto"` stands for here; other names as they are."""
@@ -76,19 +77,19 @@ def find_adapters(places: Sequence[str]) -> list[str]:
     """
     if not all(places):
         raise VPromptError("An empty name is no folder; give the folder of an adapter, or one with adapters in it.")
-    found: list[str] = []
+    adapters: list[str] = []
     for place in places:
         root = Path(place)
         if not root.is_dir() or (root / CONFIG).exists():
-            found.append(place)
+            adapters.append(place)
             continue
         below = [path.parent for path in sorted(root.rglob(CONFIG)) if not _hidden(path.relative_to(root))]
         whole = [folder for folder in below if _is_whole(folder)]
         if not whole:
             there = f"; the {len(below)} adapters in it have no prompts, or not all of them" if below else ""
             raise VPromptError(f"There is no adapter with prompts in {place}{there}. Train one: vprompt fit --out DIR.")
-        found += map(str, whole)
-    return list(dict.fromkeys(found))
+        adapters += map(str, whole)
+    return list(dict.fromkeys(adapters))
 
 
 def open_trained(
@@ -113,7 +114,7 @@ def open_trained(
         DataError: If it is not known what an adapter was trained on.
     """
     backbone: nn.Module | None = None
-    kept: tuple[object, Task] | None = None
+    sources = CachedSources()
     for folder in find_adapters(places):
         model = _load(folder, backbone, weights)
         backbone = model.backbone
@@ -124,14 +125,15 @@ def open_trained(
         if data is None and "data" not in settings:
             raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
         spec = settings["data"] if data is None else data
-        options: dict[str, Any] = {"root": root or settings.get("root"), "split_seed": settings.get("split_seed", 0)}
-        options["skip_bad"] = settings.get("skip_bad", False)
-        key = (spec, tuple(options.items()), model.preprocessing)
-        if kept is None or kept[0] != key:
-            kept = None  # two large tasks might not fit
-            with bar("reading images", enabled=progress) as report:
-                kept = (key, open_task(spec, model.preprocessing, progress=report, **options))
-        task = kept[1]
+        images = CondenseSettings(
+            adapter=folder,
+            data=spec,
+            root=root or settings.get("root"),
+            split_seed=settings.get("split_seed", 0),
+            skip_bad=settings.get("skip_bad", False),
+        )
+        with bar("reading images", enabled=progress) as report:
+            task = sources.task(images, model.preprocessing, report)
         if model.classes is not None and model.classes != task.classes:
             raise DataError(f"The classes of {task.source} are not those of the adapter {folder}; give its own data.")
         yield Trained(folder=folder, result=result, model=model, task=task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import filelock
 from vprompt.experiments.settings import changed_settings
 from vprompt.model.model import PromptedModel
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import TrainingError, VPromptError
+from vprompt.utils.errors import DivergedError, TrainingError, VPromptError
 from vprompt.utils.io import read_json, write_json
 
 RESULT = "result.json"
@@ -56,20 +56,18 @@ class RunFolder:
     Args:
         out: The folder.
         settings: What the run does, as plain data; a resumed run must have the same.
+        flags: Setting -> what the command calls it, where that is something else.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], *, flags: Mapping[str, str] | None = None) -> None:
         self.out = out
+        self.flags = flags or {}
         self.document: dict[str, Any] = json.loads(json.dumps(settings))
         self.is_main = is_main_process()
 
-    def checkpoint(self, stage: str) -> Path:
-        """Where a stage keeps its state."""
-        return self.out / STATE / f"{stage}.safetensors"
-
-    def place(self, stage: str) -> Path:
-        """Folder of a stage whose state is more than one file."""
-        return self.out / STATE / stage
+    def state(self, name: str) -> Path:
+        """Where a stage keeps its state, by the name of a file or of a folder."""
+        return self.out / STATE / name
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:
         """Makes the folder this run's own; returns the result when resuming a run that is finished.
@@ -96,14 +94,19 @@ class RunFolder:
             raise TrainingError(f"The output folder {out} cannot be written ({error.strerror}).") from error
         return None
 
-    def discard(self, *, diverged: bool) -> None:
-        """After an error: deletes the state of a run that nothing was saved of, or that need not go on."""
-        state = self.out / STATE
-        if not self.is_main or not state.exists() or (any(state.glob("*.safetensors")) and not diverged):
-            return
-        shutil.rmtree(state)
-        if not any(self.out.iterdir()):
-            self.out.rmdir()
+    @contextmanager
+    def discarding(self) -> Generator[None]:
+        """On an error, deletes the state of a run that nothing was saved of, or that need not go on."""
+        try:
+            yield
+        except VPromptError as error:
+            state = self.out / STATE
+            saved = any(state.glob("*.safetensors")) and not isinstance(error, DivergedError)
+            if self.is_main and state.exists() and not saved:
+                shutil.rmtree(state)
+                if not any(self.out.iterdir()):
+                    self.out.rmdir()
+            raise
 
     def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
         """Writes the adapter, then the result, then deletes the state."""
@@ -131,7 +134,7 @@ class RunFolder:
 
     def _compare(self, earlier: object, state: str) -> None:
         if changed := changed_settings(earlier, self.document):
+            named = ", ".join(self.flags.get(name, name) for name in changed)
             raise TrainingError(
-                f"The {state} run in {self.out} has other settings ({', '.join(changed)}); give the same, or choose "
-                "another --out."
+                f"The {state} run in {self.out} has other settings ({named}); give the same, or choose another --out."
             )

@@ -1,4 +1,4 @@
-"""Where a result comes from."""
+"""Provenance of a result: data, preprocessing, weights, versions, machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vprompt.utils.version import __version__
 def provenance(
     model: PromptedModel, trained_on: ImageDataset, task: Task, weights: dict[str, str] | None, *, tested: bool = True
 ) -> dict[str, Any]:
-    """Where a result comes from: data, preprocessing, weights, versions, machine."""
+    """The provenance of a result, as plain data."""
     splits = {"train": task.train, "val": task.val, "test": task.test}
     return {
         "data": {

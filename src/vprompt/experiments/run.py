@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,16 @@ from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
-from vprompt.data.dataset import Task
-from vprompt.experiments.folder import RESULT, RunFolder
+from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.experiments.stages import REPORT_KEYS, Sources, Stages, preprocessing_of
+from vprompt.experiments.stages import Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.attach import attach
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.training.evaluate import evaluate
 from vprompt.training.trainer import History
-from vprompt.utils.errors import DataError, DivergedError, VPromptError
-from vprompt.utils.io import read_json
+from vprompt.utils.errors import DataError, DivergedError
 from vprompt.utils.progress import Report
 
 
@@ -66,7 +62,7 @@ def run(
     folder = RunFolder(out, settings.to_flat())
     if (finished := folder.open(resume=resume)) is not None:
         return finished
-    with _discarding(folder):
+    with folder.discarding():
         stages, model = _prepare(settings, folder, progress, sources)
         recipe = settings.recipe
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
@@ -75,7 +71,7 @@ def run(
             return stages.finish(model, stages.train(model, recipe, "training"), facts, origin)
         early = None
         if trained is not None:
-            early, history, before = _take_over(model, trained, stages.task)
+            early, history, before = _take_over(model, trained, stages)
         elif settings.prune is not None:
             history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
             before = stages.report(model, history)
@@ -83,9 +79,9 @@ def run(
             history = stages.train(model, recipe, "training")
             before = None
         if settings.prune is not None:
-            found = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
-            facts |= {"before": before, "pruning": _pruning_facts(found)}
-            return stages.finish(found.model, found.history or history, facts, origin)
+            pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
+            facts |= {"before": before, "pruning": _pruning_facts(pruned)}
+            return stages.finish(pruned.model, pruned.history or history, facts, origin)
         assert settings.condense is not None
         fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
         small, tuning = stages.condense(model, settings.condense, fine_tuning)
@@ -135,13 +131,13 @@ def try_settings(
         history = stages.train(model, settings.recipe, "training", checkpoint=checkpoint, until=until)
     except DivergedError as error:
         return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": str(error)}
-    found = evaluate(model, stages.val)
-    if not math.isfinite(found.loss):
-        why = f"The loss on the validation images became {found.loss}."
+    evaluation = evaluate(model, stages.val)
+    if not math.isfinite(evaluation.loss):
+        why = f"The loss on the validation images became {evaluation.loss}."
         return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": why}
     return {
-        "val_accuracy": found.accuracy,
-        "val_loss": found.loss,
+        "val_accuracy": evaluation.accuracy,
+        "val_loss": evaluation.loss,
         "epochs": len(history.rows),
         "seconds": round(history.seconds, 1),
         "data_fingerprint": stages.task.fingerprint(),
@@ -180,19 +176,19 @@ def _prepare(
 
 
 def _take_over(
-    model: PromptedModel, trained: Path, task: Task
+    model: PromptedModel, trained: Path, stages: Stages
 ) -> tuple[dict[str, torch.Tensor], History, dict[str, Any]]:
     """Gives a model the values of its finished training; returns the initial ones, and what is known of it."""
-    result = read_json(trained / RESULT)
-    if result["provenance"]["data"]["fingerprint"] != task.fingerprint():
+    before = stages.report_in(trained)
+    if before is None:
         raise DataError(
-            f"The images of {task.source} have changed since the training in {trained}; remove that to train anew."
+            f"The images of {stages.task.source} have changed since the training in {trained}; remove that to train "
+            "anew."
         )
     early = model.state()
-    found = load(trained, model.backbone)
-    model.restore(found.state())
-    model.recipe = found.recipe
-    before = {key: result[key] for key in REPORT_KEYS if key in result}
+    adapter = load(trained, model.backbone)
+    model.restore(adapter.state())
+    model.recipe = adapter.recipe
     return early, History(rows=before["epochs"], seconds=before["training_seconds"]), before
 
 
@@ -201,10 +197,10 @@ def run_condense(
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     condensing = settings.condense
-    folder = RunFolder(out, settings.to_flat())
+    folder = RunFolder(out, settings.to_flat(), flags={"condense": "ratio"})
     if (finished := folder.open(resume=resume)) is not None:
         return finished
-    with _discarding(folder):
+    with folder.discarding():
         model = load(settings.adapter, weights=settings.weights)
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
@@ -217,7 +213,7 @@ def run_condense(
                 f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
                 "that it was trained on."
             )
-        earlier = _earlier_report(settings.adapter, stages.task)  # first: a damaged one is said before any work
+        earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work
         recipe = replace(fine_tuning_recipe(model), epochs=condensing.fine_tune_epochs, seed=settings.seed)
         small, history = stages.condense(model, condensing, recipe)
         before = earlier or stages.report(model, History())
@@ -225,33 +221,12 @@ def run_condense(
         return stages.finish(small, history, facts, origin)
 
 
-@contextmanager
-def _discarding(folder: RunFolder) -> Generator[None]:
-    """Lets a run that fails before anything was saved leave nothing in the way of the next one."""
-    try:
-        yield
-    except VPromptError as error:
-        folder.discard(diverged=isinstance(error, DivergedError))
-        raise
-
-
-def _pruning_facts(found: Pruned) -> dict[str, Any]:
+def _pruning_facts(pruned: Pruned) -> dict[str, Any]:
     """What the search came to, and everything it tried."""
-    record = found.model.pruning
+    record = pruned.model.pruning
     return {
         "tokens": 0.0 if record is None else record.tokens,
         "segments": 0.0 if record is None else record.segments,
-        "trainings": round(1 + found.trainings, 2),
-        "trials": [asdict(trial) for trial in found.trials],
+        "trainings": round(1 + pruned.trainings, 2),
+        "trials": [asdict(trial) for trial in pruned.trials],
     }
-
-
-def _earlier_report(adapter: str, task: Task) -> dict[str, Any] | None:
-    """The numbers that the adapter's own run left beside it, if that run was on the same data."""
-    path = Path(adapter) / RESULT
-    if not path.is_file():
-        return None
-    result = read_json(path)
-    if result.get("provenance", {}).get("data", {}).get("fingerprint") != task.fingerprint():
-        return None
-    return {key: result[key] for key in REPORT_KEYS if key in result}

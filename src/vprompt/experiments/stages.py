@@ -1,4 +1,4 @@
-"""Where a run's backbone and images come from."""
+"""Stages of a run: backbone and images, training, pruning, condensing, the numbers of each model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment, Preprocessing
 from vprompt.data.tasks import open_task
-from vprompt.experiments.folder import RunFolder
+from vprompt.experiments.folder import RESULT, RunFolder
 from vprompt.experiments.provenance import provenance
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
@@ -36,7 +36,7 @@ from vprompt.training.loader import ImageLabels
 from vprompt.training.trainer import History, fit
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import DataError, TrainingError
-from vprompt.utils.io import write_atomically
+from vprompt.utils.io import read_json, write_atomically
 from vprompt.utils.progress import Report, bar
 
 
@@ -57,6 +57,30 @@ class Sources:
             skip_bad=settings.skip_bad,
             progress=report,
         )
+
+
+class CachedSources(Sources):
+    """Keeps the last backbone and the last task; the old one goes before the next is made, as both might not fit."""
+
+    def __init__(self) -> None:
+        self._backbone: tuple[object, nn.Module] | None = None
+        self._task: tuple[object, Task] | None = None
+
+    def backbone(self, settings: Settings) -> nn.Module:
+        """See `Sources`."""
+        key = (settings.backbone, settings.img_size, settings.weights)
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = None
+            self._backbone = (key, super().backbone(settings))
+        return self._backbone[1]
+
+    def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
+        """See `Sources`."""
+        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing)
+        if self._task is None or self._task[0] != key:
+            self._task = None
+            self._task = (key, super().task(settings, preprocessing, report))
+        return self._task[1]
 
 
 def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
@@ -117,7 +141,7 @@ class Stages:
             self.train_images,
             self.val,
             recipe=recipe,
-            checkpoint=checkpoint or self.folder.checkpoint(stage),
+            checkpoint=checkpoint or self.folder.state(f"{stage}.safetensors"),
             resume=True,
             progress=self.progress,
             label=stage,
@@ -153,14 +177,14 @@ class Stages:
             rewind_epoch=rewind_epoch,
             settings=settings,
             recipe=recipe,
-            folder=self.folder.place("pruning") / "search",
+            folder=self.folder.state("pruning") / "search",
             resume=True,
             progress=self.bars,
         )
 
     @property
     def _early(self) -> Path:
-        return self.folder.place("pruning") / "early.safetensors"
+        return self.folder.state("pruning") / "early.safetensors"
 
     def condense(self, model: PromptedModel, settings: Condensing, recipe: Recipe) -> tuple[PromptedModel, History]:
         """The model with the prompts that are kept, fine-tuned if the settings say so."""
@@ -196,6 +220,14 @@ class Stages:
             "converged": history.converged,
             "epochs": history.rows,
         }
+
+    def report_in(self, folder: Path) -> dict[str, Any] | None:
+        """The numbers that a run left in a folder; None where there are none, or those of other images."""
+        path = folder / RESULT
+        result = read_json(path) if path.is_file() else {}
+        if result.get("provenance", {}).get("data", {}).get("fingerprint") != self.task.fingerprint():
+            return None
+        return {key: result[key] for key in REPORT_KEYS if key in result}
 
     def finish(
         self, model: PromptedModel, history: History, facts: dict[str, Any], weights: dict[str, str] | None

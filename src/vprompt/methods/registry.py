@@ -29,6 +29,11 @@ class Kind:
     fixed: Mapping[str, Any]
 
     @property
+    def defined_by(self) -> type[Method]:
+        """The class; two methods of one name are told apart by it."""
+        return self.method
+
+    @property
     def options(self) -> dict[str, Option]:
         """The options that remain, by their names on the command line."""
         return {flag: option for flag, option in options_of(self.method).items() if flag not in self.fixed}

@@ -166,7 +166,11 @@ def load_plugin(place: str) -> None:
 
 
 def _origin(member: object) -> str:
-    """The file and the name under which a member is defined, whatever its module was imported as."""
+    """The file and the name under which a member is defined, whatever its module was imported as.
+
+    A member that only stands for a class says which as its `defined_by`.
+    """
+    member = getattr(member, "defined_by", member)
     kind = member if isinstance(member, type) else type(member)
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return f"{kind.__qualname__} of {file or kind.__module__}"

@@ -126,6 +126,7 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
             continue
         if (nested := _nested(hints[entry.name])) is not None:
             when = entry.metadata.get("when")
+            # Not `in (None, False)`: a share of 0 asks for it as well.
             if when is None or any(values.get(flag) is not None and values[flag] is not False for flag in when):
                 given[entry.name] = build(nested, values)
             continue
@@ -267,7 +268,9 @@ def _wanted(hint: Any, words: Mapping[Any, str] = _WORDS) -> str:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is tuple:
         inner = get_args(hint)
-        return "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)} values"
+        if inner[-1] is not Ellipsis:
+            return f"a list of {len(inner)} values"
+        return "a list" if words is _WORDS or inner[0] is Any else f"a list, each {_wanted(inner[0], words)}"
     return "an object" if get_origin(hint) is not None else words.get(hint, repr(hint))
 
 

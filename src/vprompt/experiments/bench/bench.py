@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from vprompt.experiments.bench.engine import Engine, Watch
 from vprompt.experiments.bench.estimate import seconds_of
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import Outcome
+from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
@@ -23,6 +25,7 @@ from vprompt.experiments.bench.ray import RayEngine
 from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import why_missing
+from vprompt.utils.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,28 +154,62 @@ def _threads_of(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
+def run_here(
+    plan: Plan, store: Store, *, root: str | None = None, progress: bool = False, watch: Watch | None = None
+) -> list[dict[str, Any]]:
+    """Does all of a plan that is not done, one run after the other in this process; see `results_of`.
+
+    Raises:
+        DataError: If a task is not there.
+    """
+    planned = overview(plan, store, root=root, estimate=False)
+    for why in planned.missing.values():
+        raise DataError(why)
+    outcomes = run_plan(planned, store, InlineEngine(store.address, progress=progress), watch=watch)
+    return results_of(planned, outcomes, store)
+
+
+def results_of(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> list[dict[str, Any]]:
+    """The `task`, `method` and `seed` of every cell, the `name` of its run, the settings `chosen`, and its `result`.
+
+    Where there is no result it is None, and `failure` says why.
+    """
+    rows: list[dict[str, Any]] = []
+    for cell, outcome in zip(planned.cells, outcomes, strict=True):
+        name, failure = None if outcome.run is None else outcome.run.name, outcome.failure
+        result = None if name is None or failure is not None else store.result(name)
+        if result is None and failure is None:
+            failure = f"The result of {cell.method}, seed {cell.seed} has gone."
+        chosen = None if outcome.search is None else outcome.search["chosen"]
+        row = {"task": cell.task, "method": cell.method, "seed": cell.seed, "name": name, "chosen": chosen}
+        rows.append({**row, "result": result, "failure": failure})
+    return rows
+
+
+def changed_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tasks among `results_of` whose images changed between their runs."""
+    kinds = {
+        (row["task"], row["result"]["provenance"]["data"]["fingerprint"]): None
+        for row in rows
+        if row["result"] is not None
+    }
+    return [task for task, many in Counter(task for task, _ in kinds).items() if many > 1]
+
+
 def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
     """Result of a plan as plain data: every cell with its accuracy, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
-    rows: list[dict[str, Any]] = []
-    fingerprints: dict[str, set[str]] = {}
-    for cell, outcome in zip(planned.cells, outcomes, strict=True):
-        result = store.result(outcome.run.name) if outcome.run is not None and outcome.failure is None else None
-        if result is not None and "provenance" in result:
-            fingerprints.setdefault(cell.task, set()).add(result["provenance"]["data"]["fingerprint"])
-        rows.append(
-            {
-                "task": cell.task,
-                "method": cell.method,
-                "seed": cell.seed,
-                "test_accuracy": None if result is None else result.get("test_accuracy"),
-                "result": None if outcome.run is None else outcome.run.name,
-                "failure": outcome.failure,
-                "chosen": None if outcome.search is None else outcome.search["chosen"],
-            }
-        )
-    changed = [task for task, prints in fingerprints.items() if len(prints) > 1]
+    rows = results_of(planned, outcomes, store)
+    cells = [
+        {
+            **{key: row[key] for key in ("task", "method", "seed")},
+            "test_accuracy": None if row["result"] is None else row["result"].get("test_accuracy"),
+            "result": row["name"],
+            **{key: row[key] for key in ("failure", "chosen")},
+        }
+        for row in rows
+    ]
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
-    return {**about, "changed_images": changed, "cells": rows}
+    return {**about, "changed_images": changed_images(rows), "cells": cells}

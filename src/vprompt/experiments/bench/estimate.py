@@ -6,7 +6,6 @@ import functools
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +24,12 @@ CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
 """Of one step at most, and of all steps about."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """10^9 multiply-accumulates of a job, and the seconds that it takes besides."""
-
-    gmacs: float
-    seconds: float = 1.0
+JOB_SECONDS = 1.0
+"""That a job takes besides."""
 
 
-def work_of(job: Job) -> Work:
-    """Cost of a job: forward and backward passes of its training, of what follows it, and of evaluation."""
+def gmacs_of(job: Job) -> float:
+    """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
     settings, recipe = job.settings, job.settings.recipe
     train, val, test = split_sizes(settings.data, settings.root)
     learning = train + val if settings.train_on == "train+val" else train
@@ -50,7 +45,7 @@ def work_of(job: Job) -> Work:
     if settings.prune is not None:
         total += learning * step * (1 + recipe.epochs * (4 if settings.prune.searched else 1))
     read = (val if settings.train_on == "train" else 0) + (test if settings.test and job.until is None else 0)
-    return Work(gmacs=total + forward * read)
+    return total + forward * read
 
 
 @functools.cache
@@ -96,7 +91,7 @@ def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
     """Expected seconds of every job on one worker of this machine, by name."""
     seconds: dict[str, float] = {}
     for job in jobs:
-        settings, work = job.settings, work_of(job)
+        settings = job.settings
         speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
-        seconds[job.name] = work.seconds + work.gmacs / speed
+        seconds[job.name] = JOB_SECONDS + gmacs_of(job) / speed
     return seconds

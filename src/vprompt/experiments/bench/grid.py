@@ -1,7 +1,8 @@
-"""From a plan to its cells: one for every task, method and seed, with all its settings."""
+"""Cells of a plan: one for every task, method and seed, with all its settings."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,14 +55,16 @@ def cells_of(plan: Plan, tasks: Sequence[str], *, root: str | None = None) -> li
     Raises:
         PlanError: If the settings of a cell do not go together.
     """
-    cells = [_cell(plan, method, task, seed, root) for task in tasks for method in plan.methods for seed in plan.seeds]
-    for cell in cells:
-        if cell.seed != plan.seeds[0]:
-            continue  # what goes with one seed goes with all
+    cells: list[Cell] = []
+    for task, method in itertools.product(tasks, plan.methods):
         try:
-            _try(cell)
+            of_seeds = [_cell(plan, method, task, seed, root) for seed in plan.seeds]
+            _try(of_seeds[0])  # what goes with one seed goes with all
+        except PlanError:
+            raise
         except VPromptError as error:
-            raise PlanError(f"In the plan {plan.name}, {cell.method} on {cell.task}: {error}") from error
+            raise PlanError(f"In the plan {plan.name}, {method.label} on {task}: {error}") from error
+        cells += of_seeds
     return cells
 
 
@@ -106,10 +109,10 @@ def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -
     """A search space without what a method does not read, and with its share of the prompts."""
     methods = {flag for kind in METHODS for flag in kind.options}
     unread = methods - METHODS.get(method).options.keys()
-    found = {name: tuple(choices) for name, choices in space.items() if name not in unread}
-    if share is not None and "prompts" in found:
-        found["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in found["prompts"]))
-    return found
+    own = {name: tuple(choices) for name, choices in space.items() if name not in unread}
+    if share is not None and "prompts" in own:
+        own["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in own["prompts"]))
+    return own
 
 
 def _try(cell: Cell) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vprompt.experiments.bench.grid import AFTERWARDS, Cell
-from vprompt.experiments.bench.jobs import Job, starts_from
+from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.plan import Search, combinations
 from vprompt.experiments.settings import Settings
 
@@ -55,29 +55,24 @@ class _UntriedError(Exception):
     """A choice could not be tried for a reason that may pass; without it, another one would be chosen."""
 
 
-def _require(results: Results, names: Mapping[int, str], choices: Sequence[dict[str, Any]]) -> None:
-    for number, name in names.items():
-        if "failed" in results[name] and results[name].get("again"):
+def _require(results: Results, jobs: Mapping[int, Job], choices: Sequence[dict[str, Any]]) -> None:
+    for number, job in jobs.items():
+        if "failed" in results[job.name] and results[job.name].get("again"):
             shown = ", ".join(f"{key} {value}" for key, value in choices[number].items())
             raise _UntriedError(
-                f"Its settings cannot be chosen before all of them were tried ({shown}): {results[name]['failed']}"
+                f"Its settings cannot be chosen before all of them were tried ({shown}): {results[job.name]['failed']}"
             )
 
 
 def _run(settings: Settings) -> Generator[list[Job], Results, Outcome]:
     """One whole run, after the stage that it shares with others."""
-    first = starts_from(settings)
-    if first is not None:
-        results = yield [first]
-        if failure := results[first.name].get("failed"):
+    job = Job(settings=settings)
+    if job.first is not None:
+        results = yield [job.first]
+        if failure := results[job.first.name].get("failed"):
             return Outcome(failure=f"Its first stage failed: {failure}")
-    job = _job(settings, first)
     results = yield [job]
     return Outcome(run=job, failure=results[job.name].get("failed"))
-
-
-def _job(settings: Settings, first: Job | None) -> Job:
-    return Job(settings=settings, first=None if first is None else first.name)
 
 
 def _choose(cell: Cell, search: Search) -> Generator[list[Job], Results, tuple[dict[str, Any], dict[str, Any]]]:
@@ -110,10 +105,11 @@ def _halve(
     for share in [*(share for until, share in shares.items() if until < longest), 1.0]:
         if len(choices) > 1 and len(going) == 1:
             break
-        untils = {number: _until(settings[number].recipe.epochs, share) for number in going}
+        epochs = {number: settings[number].recipe.epochs for number in going}
+        untils = {number: min(many, max(1, round(share * many))) for number, many in epochs.items()}
         jobs = {number: Job(settings=settings[number], until=until) for number, until in untils.items()}
         answers = yield list(jobs.values())
-        _require(answers, {number: job.name for number, job in jobs.items()}, choices)
+        _require(answers, jobs, choices)
         results = {number: answers[job.name] for number, job in jobs.items()}
         for number, result in results.items():
             records[number] |= _seen(result, untils[number])
@@ -128,31 +124,23 @@ def _halve(
     return dict(choices[going[0]])
 
 
-def _until(epochs: int, share: float) -> int:
-    """The epoch that ends a share of a training."""
-    return min(epochs, max(1, round(share * epochs)))
-
-
 def _compare(
     cell: Cell, search: Search, choices: Sequence[dict[str, Any]], trials: list[dict[str, Any]]
 ) -> Generator[list[Job], Results, dict[str, Any]]:
     """Whole runs side by side, for what cannot be compared before its end."""
     settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
-    firsts = [starts_from(choice) for choice in settings]
-    shared = {first.name: first for first in firsts if first is not None}
-    results = (yield list(shared.values())) if shared else {}
-    _require(results, {number: first.name for number, first in enumerate(firsts) if first is not None}, choices)
-    good: list[int] = []
-    for number, first in enumerate(firsts):
-        if first is not None and (why := results[first.name].get("failed")):
+    jobs = {number: Job(settings=choice) for number, choice in enumerate(settings)}
+    firsts = {number: job.first for number, job in jobs.items() if job.first is not None}
+    results = (yield list({first.name: first for first in firsts.values()}.values())) if firsts else {}
+    _require(results, firsts, choices)
+    for number, first in firsts.items():
+        if why := results[first.name].get("failed"):
             trials.append({"settings": choices[number], **_seen({"failed": why}, 0), "stopped": False})
-        else:
-            good.append(number)
-    if not good:
+            del jobs[number]
+    if not jobs:
         return {}
-    jobs = {number: _job(settings[number], firsts[number]) for number in good}
     results = yield list(jobs.values())
-    _require(results, {number: job.name for number, job in jobs.items()}, choices)
+    _require(results, jobs, choices)
     ranks = {number: _rank(results[job.name], search) for number, job in jobs.items()}
     best = min(ranks, key=lambda number: (ranks[number], number))
     for number, job in jobs.items():

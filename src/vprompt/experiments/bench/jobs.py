@@ -1,4 +1,4 @@
-"""What one run of a benchmark is, and its name: runs that do the same have the same name, and are done once."""
+"""Job: one run of a benchmark, and its name; runs that do the same have the same name, and are done once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ class Job:
     Args:
         settings: What to do, `resolved`.
         until: Stop after this epoch and validate; None for a whole run.
-        first: Name of the finished run that this one starts from, where several share their first stage.
     """
 
     settings: Settings
     until: int | None = None
-    first: str | None = None
+
+    @functools.cached_property
+    def first(self) -> Job | None:
+        """The training that a condensing or pruning run starts from and shares with others."""
+        first = None if self.until is not None else first_stage(self.settings)
+        return None if first is None else Job(settings=first.resolved())
 
     @functools.cached_property
     def name(self) -> str:
@@ -62,15 +66,9 @@ def current_name(result: Mapping[str, Any]) -> str | None:
         return None
 
 
-def starts_from(settings: Settings) -> Job | None:
-    """The training that a condensing or pruning run shares with others."""
-    first = first_stage(settings)
-    return None if first is None else Job(settings=first.resolved())
-
-
 def to_plain_data(job: Job) -> dict[str, Any]:
     """A job for another process, or another machine."""
-    return {"settings": job.settings.to_flat(), "until": job.until, "first": job.first}
+    return {"settings": job.settings.to_flat(), "until": job.until}
 
 
 def from_plain_data(document: Mapping[str, Any]) -> Job:
@@ -81,4 +79,4 @@ def from_plain_data(document: Mapping[str, Any]) -> Job:
         >>> from_plain_data(json.loads(json.dumps(to_plain_data(job)))) == job
         True
     """
-    return Job(settings=settings_from(document["settings"]), until=document["until"], first=document["first"])
+    return Job(settings=settings_from(document["settings"]), until=document["until"])

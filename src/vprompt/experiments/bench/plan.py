@@ -1,21 +1,21 @@
-"""A benchmark's plan: which methods are compared on which tasks, how each is trained and how settings are chosen."""
+"""Plan of a benchmark: methods and tasks to compare, settings to train with, and the search for settings."""
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import tomli_w
 
 from vprompt.experiments.settings import check_setting
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import build, check_known, options_of
+from vprompt.utils.serialization import build, check_known, typed
 
 By = Literal["accuracy", "loss"]
 
@@ -26,7 +26,7 @@ class PlanError(VPromptError):
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How settings are chosen: by validation images, each choice trained on the others, hopeless ones stopped early.
+    """Search for settings by successive halving: by validation images, the worse choices stopped early.
 
     Args:
         space: Setting -> values to try; every combination is one training.
@@ -36,7 +36,7 @@ class Search:
         seed: Of these trainings.
 
     Raises:
-        PlanError: If a value is out of range.
+        VPromptError: If a value is out of range.
     """
 
     space: Mapping[str, tuple[Any, ...]]
@@ -46,8 +46,7 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(By):
-            raise PlanError(f"A search goes by 'accuracy' or 'loss', not {self.by!r}.")
+        typed("by", self.by, By)
         if not all(0 < share < 1 for share in self.rungs):
             raise PlanError(f"The rungs of a search are shares of the epochs, between 0 and 1, not {self.rungs}.")
         if not 0 < self.keep < 1:
@@ -56,7 +55,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What a plan wants of the machines: how many runs at once, and what each may use.
+    """Workers that a plan asks for: how many runs at once, and what each may use.
 
     Args:
         number: Runs at the same time; for Ray as many as the cluster has room for when not given.
@@ -102,6 +101,10 @@ class MethodPlan:
     space: Mapping[str, tuple[Any, ...]] | None = None
     task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise PlanError(f"The share of a method's prompts must be above 0 and at most 1, not {self.share}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -131,7 +134,7 @@ class Plan:
     source: str = ""
     hours: float | None = None
     hours_on: str = ""
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
     optional_tasks: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     settings: Mapping[str, Any]
@@ -141,40 +144,46 @@ class Plan:
     workers: Workers = field(default_factory=Workers)
     text: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.name or self.name.startswith(".") or "/" in self.name:
+            raise PlanError(f"A plan cannot be called {self.name!r}; its results go to a folder of that name.")
+        if not self.tasks + self.optional_tasks or "" in self.tasks + self.optional_tasks:
+            raise PlanError('It names no tasks, or one by no name; give tasks = ["vtab:svhn", ...].')
+        if not self.methods:
+            raise PlanError("It names no methods; give a [[methods]] table for each.")
+        labels = [method.label for method in self.methods]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise PlanError(f"Two methods are labelled {twice!r}; give each a label of its own.")
+        seeds = set(self.seeds)
+        if not seeds or len(seeds) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise PlanError(
+                "seeds is how many there are, or a list of different whole numbers from 0; not "
+                f"{list(self.seeds) or 'none'}."
+            )
+        if self.hours is not None and not 0 <= self.hours < math.inf:
+            raise PlanError(f"hours is a number from 0, not {self.hours}.")
+
     def to_toml(self) -> str:
         """The plan as TOML text, from which `parse_plan` makes the same plan; what it was read from, if anything."""
-        return self.text or tomli_w.dumps(_without_none(to_document(self)))
+        tables = [({**asdict(method), "settings": None}, method.settings) for method in self.methods]
+        methods = [_without_none(about) | _without_none(settings) for about, settings in tables]
+        return self.text or tomli_w.dumps(_without_none({**asdict(self), "methods": methods, "text": None}))
 
 
-def to_document(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data, laid out as in its file."""
-    document = {
-        entry.name: getattr(plan, entry.name) for entry in fields(Plan) if entry.name not in ("text", "methods")
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without what is None, for which TOML has no word."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
     }
-    document["search"] = None if plan.search is None else asdict(plan.search)
-    document["workers"] = asdict(plan.workers)
-    document["methods"] = [
-        {"label": m.label, **m.settings, "share": m.share, "search": m.search, "space": m.space, "task": m.task}
-        for m in plan.methods
-    ]
-    return document
-
-
-def _without_none(value: Any) -> Any:
-    """Plain data that TOML can hold: without what is None, lists for tuples, dicts for mappings."""
-    if isinstance(value, Mapping):
-        items = cast("Mapping[str, Any]", value)
-        return {key: _without_none(item) for key, item in items.items() if item is not None}
-    if isinstance(value, tuple | list):
-        return [_without_none(item) for item in cast("Sequence[Any]", value)]
-    return value
 
 
 def shipped_plans() -> dict[str, str]:
     """The texts of the plans that come with vprompt, by name."""
     folder = resources.files("vprompt.experiments.plans")
-    found = {file.name: file for file in folder.iterdir() if file.name.endswith(".toml")}
-    return {name[:-5]: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+    files = {file.name: file for file in folder.iterdir() if file.name.endswith(".toml")}
+    return {name[:-5]: files[name].read_text(encoding="utf-8") for name in sorted(files)}
 
 
 def load_plan(place: str) -> Plan:
@@ -235,73 +244,58 @@ def parse_plan(text: str, *, name: str) -> Plan:
 
 
 def _plan(document: dict[str, Any], name: str, text: str) -> Plan:
-    known = {entry.name for entry in fields(Plan)} - {"text"}
-    _refuse_unknown(document, known, "the plan")
-    given: dict[str, Any] = {}
-    for key in ("name", "title", "description", "source", "hours_on"):
-        if key in document:
-            given[key] = _checked(document[key], str, key)
-    if "hours" in document:
-        given["hours"] = _number(document["hours"], "hours")
-    tasks, optional = _names(document, "tasks"), _names(document, "optional_tasks")
-    if not tasks and not optional:
-        raise PlanError('It names no tasks; give tasks = ["vtab:svhn", ...].')
-    settings = _settings(document.get("settings", {}), "settings")
-    per_task = _per_task(document.get("task", {}), "task")
-    methods: list[MethodPlan] = []
-    for entry in _checked(document.get("methods", []), list, "methods"):
-        methods += _methods(_checked(entry, dict, "an entry of methods"))
-    if not methods:
-        raise PlanError("It names no methods; give a [[methods]] table for each.")
-    labels = [method.label for method in methods]
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
-        raise PlanError(f"Two methods are labelled {twice!r}; give each a label of its own.")
-    plan_name = given.pop("name", name)
-    if not plan_name or plan_name.startswith(".") or "/" in plan_name:
-        raise PlanError(f"A plan cannot be called {plan_name!r}; its results go to a folder of that name.")
-    return Plan(
-        name=plan_name,
-        **given,
-        tasks=tasks,
-        optional_tasks=optional,
-        seeds=_seeds(document.get("seeds", 3)),
-        settings=settings,
-        task=per_task,
-        methods=tuple(methods),
-        search=_search(document["search"]) if "search" in document else None,
-        workers=_workers(document.get("workers", {})),
+    given = {"name": name, **document}
+    seeds = typed("seeds", given.get("seeds", 3), int | tuple[int, ...])
+    return _read(
+        Plan,
+        given,
+        "the plan",
+        seeds=tuple(range(seeds)) if isinstance(seeds, int) else seeds,
+        settings=_settings(given.get("settings", {}), "settings"),
+        task=_per_task(given.get("task", {}), "task"),
+        methods=tuple(
+            method
+            for entry in typed("methods", given.get("methods", []), list[dict[str, Any]])
+            for method in _methods(entry)
+        ),
+        search=_search(given["search"]) if "search" in given else None,
+        workers=_read(Workers, given.get("workers", {}), "workers"),
         text=text,
     )
 
 
+def _read(kind: type, values: Any, where: str, **ready: Any) -> Any:
+    """A table as a dataclass, some of whose fields are made already; a key that it does not have is refused."""
+    table = typed(where, values, dict[str, Any])
+    check_known(table, {entry.name: entry for entry in fields(kind) if entry.name != "text"}, f"key of {where}")
+    return build(kind, table, **ready)
+
+
 def _methods(entry: dict[str, Any]) -> list[MethodPlan]:
     """The methods of one entry: one for every combination of the settings that are lists."""
-    own = {"label", "share", "search", "space", "task"}
-    label = _checked(entry.get("label", entry.get("method", "")), str, "label")
+    label = typed("label", entry.get("label", entry.get("method", "")), str)
     if not label:
         raise PlanError("A method has neither a label nor a method.")
-    values = {key: value for key, value in entry.items() if key not in own - {"share"}}
+    values = {key: value for key, value in entry.items() if key not in ("label", "search", "space", "task")}
     spread = {key: value for key, value in values.items() if isinstance(value, list)}
     if empty := next((key for key, value in spread.items() if not value), None):
         raise PlanError(f"The list of {empty} of {label} is empty; that would leave the method out.")
-    found: list[MethodPlan] = []
+    methods: list[MethodPlan] = []
     for chosen in combinations(spread):
-        both = {key: chosen.get(key, value) for key, value in values.items()}
+        settings = {**values, **chosen}
         # A number is a share of the prompts; a word is E2VPT's setting of that name.
-        share = None if isinstance(both.get("share"), str) else both.pop("share", None)
-        if share is not None and not 0 < _number(share, "share") <= 1:
-            raise PlanError(f"The share of a method's prompts must be above 0 and at most 1, not {share}.")
-        found.append(
+        share = None if isinstance(settings.get("share"), str) else settings.pop("share", None)
+        methods.append(
             MethodPlan(
-                label=_label(label, chosen, both if share is None else {**both, "share": share}),
-                settings=_settings(both, label),
-                share=share,
-                search=_checked(entry.get("search", True), bool, f"search of {label}"),
+                label=_label(label, chosen, settings if share is None else {**settings, "share": share}),
+                settings=_settings(settings, label),
+                share=typed("share", share, float | None),
+                search=typed("search", entry.get("search", True), bool),
                 space=_space(entry["space"]) if "space" in entry else None,
                 task=_per_task(entry.get("task", {}), f"task of {label}"),
             )
         )
-    return found
+    return methods
 
 
 def combinations(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -311,10 +305,7 @@ def combinations(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         >>> combinations({"lr": [1, 2], "prompts": [5]})
         [{'lr': 1, 'prompts': 5}, {'lr': 2, 'prompts': 5}]
     """
-    found: list[dict[str, Any]] = [{}]
-    for name, values in space.items():
-        found = [{**one, name: value} for one in found for value in values]
-    return found
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
 def _label(template: str, chosen: Mapping[str, Any], values: Mapping[str, Any]) -> str:
@@ -332,74 +323,30 @@ def _label(template: str, chosen: Mapping[str, Any], values: Mapping[str, Any]) 
 def _settings(values: Any, where: str) -> dict[str, Any]:
     """Flat settings of the right types; `prompts = "paper"` is filled in once the task is known."""
     reserved = {"data": "tasks", "root": "--root", "seed": "seeds", "test": "nothing: runs that are chosen are tested"}
-    found: dict[str, Any] = {}
-    for name, value in _checked(values, dict, where).items():
-        if name in reserved:
-            raise PlanError(f"{name} is no setting of a plan's {where}; that is what {reserved[name]} says.")
-        method = values.get("method") if isinstance(values.get("method"), str) else None
-        found[name] = value if (name, value) == ("prompts", "paper") else check_setting(name, value, method)
-    return found
+    settings = typed(where, values, dict[str, Any])
+    if taken := next((name for name in settings if name in reserved), None):
+        raise PlanError(f"{taken} is no setting of a plan's {where}; that is what {reserved[taken]} says.")
+    method = settings["method"] if isinstance(settings.get("method"), str) else None
+    return {
+        name: value if (name, value) == ("prompts", "paper") else check_setting(name, value, method)
+        for name, value in settings.items()
+    }
 
 
 def _per_task(values: Any, where: str) -> dict[str, dict[str, Any]]:
-    return {task: _settings(own, f"{where}, {task}") for task, own in _checked(values, dict, where).items()}
+    return {task: _settings(own, f"{where}, {task}") for task, own in typed(where, values, dict[str, Any]).items()}
 
 
 def _space(values: Any) -> dict[str, tuple[Any, ...]]:
-    found: dict[str, tuple[Any, ...]] = {}
-    for name, choices in _checked(values, dict, "space").items():
+    space = typed("space", values, dict[str, tuple[Any, ...]])
+    for name, choices in space.items():
         if name in ("data", "root", "seed", "test", "train_on", "backbone", "weights", "img_size"):
             raise PlanError(f"{name} is nothing that a search may choose.")
-        found[name] = tuple(check_setting(name, value) for value in _checked(choices, list, f"space of {name}"))
-        if not found[name]:
+        if not choices:
             raise PlanError(f"The search space of {name} is empty.")
-    return found
+    return {name: tuple(check_setting(name, value) for value in choices) for name, choices in space.items()}
 
 
 def _search(values: Any) -> Search:
-    table = dict(_checked(values, dict, "search"))
-    _refuse_unknown(table, {entry.name for entry in fields(Search)}, "search")
-    return build(Search, {**table, "space": _space(table.get("space", {}))})
-
-
-def _workers(values: Any) -> Workers:
-    table = _checked(values, dict, "workers")
-    check_known(table, options_of(Workers))
-    return build(Workers, table)
-
-
-def _seeds(value: Any) -> tuple[int, ...]:
-    """A number of seeds, from 0, or the seeds themselves."""
-    seeds = list(range(value)) if type(value) is int else _checked(value, list, "seeds")
-    if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise PlanError(f"seeds is how many there are, or a list of different whole numbers from 0; not {value!r}.")
-    return tuple(seeds)
-
-
-def _names(document: dict[str, Any], key: str) -> tuple[str, ...]:
-    names = _checked(document.get(key, []), list, key)
-    for name in names:
-        if type(name) is not str or not name:
-            raise PlanError(f"{key} lists names in quotes, not {name!r}.")
-    return tuple(names)
-
-
-def _checked(value: Any, kind: type, where: str) -> Any:
-    words = {str: "text in quotes", list: "a list in [...]", dict: "a table", bool: "true or false"}
-    if type(value) is not kind:
-        raise PlanError(f"{where} must be {words[kind]}, not {value!r}.")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise PlanError(f"{where} must be a number, not {value!r}.")
-    return float(value)
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(sorted(known))}."
-            raise PlanError(f"{where} knows no {key!r}; {hint}")
+    space = typed("search", values, dict[str, Any]).get("space", {})
+    return _read(Search, values, "search", space=_space(space))

@@ -1,4 +1,4 @@
-"""What a plan needs to know of its tasks before any image is read."""
+"""Tasks of a plan: names, prompts of the papers, sizes, all before any image is read."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def paper_prompts(task: str) -> int:
         >>> paper_prompts("vtab:svhn")
         50
     """
-    found = known(task)
-    if found is None:
+    benchmark = known(task)
+    if benchmark is None:
         raise PlanError(f'The papers say nothing of {task}: prompts = "paper" is for the tasks of VTAB-1k and FGVC.')
-    return found.prompts[0]
+    return benchmark.prompts[0]
 
 
 def why_missing(spec: str, root: str | None) -> str | None:

@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from vprompt.data.dataset import Task
-from vprompt.data.preprocessing import Preprocessing
 from vprompt.experiments.bench.jobs import Job, from_plain_data, identity
 from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import RESULT, BusyError
 from vprompt.experiments.run import run, try_settings
-from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.experiments.stages import Sources
+from vprompt.experiments.stages import CachedSources
 from vprompt.utils.errors import DivergedError, VPromptError
 from vprompt.utils.progress import Report, silent
 
@@ -34,30 +30,6 @@ REFUSED = (errno.EACCES, errno.EPERM)
 
 NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 """What torch says on a CPU, where it has no error of its own for that, and the system."""
-
-
-class CachedSources(Sources):
-    """Keeps the last backbone and the last task; the old one goes before the next is made, as both might not fit."""
-
-    def __init__(self) -> None:
-        self._backbone: tuple[object, nn.Module] | None = None
-        self._task: tuple[object, Task] | None = None
-
-    def backbone(self, settings: Settings) -> nn.Module:
-        """See `Sources`."""
-        key = (settings.backbone, settings.img_size, settings.weights)
-        if self._backbone is None or self._backbone[0] != key:
-            self._backbone = None
-            self._backbone = (key, super().backbone(settings))
-        return self._backbone[1]
-
-    def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
-        """See `Sources`."""
-        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing)
-        if self._task is None or self._task[0] != key:
-            self._task = None
-            self._task = (key, super().task(settings, preprocessing, report))
-        return self._task[1]
 
 
 class Worker:
@@ -108,7 +80,7 @@ class Worker:
         elif job.until is not None:
             result = try_settings(job.settings, scratch / "training.safetensors", until=job.until, **common)
         else:
-            trained = None if job.first is None else self.store.adapter(job.first)
+            trained = None if job.first is None else self.store.adapter(job.first.name)
             if trained is not None and not (trained / RESULT).exists():
                 trained = None  # somebody removed it, as adapters are large: this run then trains by itself
             result = run(job.settings, scratch, resume=True, trained=trained, **common)

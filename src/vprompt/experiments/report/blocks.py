@@ -1,4 +1,4 @@
-"""Prompts that every block kept, beside those that it had."""
+"""Prompts retained in each block, beside those that it had."""
 
 from __future__ import annotations
 

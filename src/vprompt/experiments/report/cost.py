@@ -14,7 +14,7 @@ from vprompt.utils.text import amount, count, gmacs, listed, spread
 QUANTITIES: dict[str, Callable[[Model], float | None]] = {
     "prompts in all blocks": lambda model: model.prompts,
     "learned parameters": lambda model: model.learned_params,
-    "GMACs per image, folded": lambda model: model.gmacs,
+    "GMACs per image, folded": lambda model: model.folded_gmacs,
 }
 
 

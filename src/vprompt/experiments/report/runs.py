@@ -1,8 +1,9 @@
-"""Every run as a row of a table with all that a spreadsheet wants."""
+"""Table of all runs for a spreadsheet, a row for each."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from vprompt.experiments.report.provenance import flat
@@ -29,6 +30,22 @@ _FACTS = {
     "torch": "versions.torch",
 }
 """Column -> where its value stands in the settings and the provenance of a run."""
+
+
+_MODEL: dict[str, Callable[[Model], Any]] = {
+    "test_accuracy": lambda model: model.test_accuracy,
+    "val_accuracy": lambda model: model.val_accuracy,
+    "converged": lambda model: model.converged,
+    "epochs": lambda model: len(model.losses),
+    "final_loss": lambda model: next(reversed(model.losses), None),
+    "prompts": lambda model: model.prompts,
+    "prompts_per_block": lambda model: None if model.prompt_counts is None else " ".join(map(str, model.prompt_counts)),
+    "learned_params": lambda model: model.learned_params,
+    "folded_gmacs": lambda model: model.folded_gmacs,
+    "published_gmacs": lambda model: model.published_gmacs,
+    "training_seconds": lambda model: model.training_seconds,
+}
+"""Column -> its value for a model."""
 
 
 def runs_table(study: Study) -> Table:
@@ -62,21 +79,7 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
 
 
 def _model(model: Model | None) -> dict[str, Any]:
-    losses = () if model is None else model.losses
-    counts = None if model is None else model.prompt_counts
-    return {
-        "test_accuracy": model and model.test_accuracy,
-        "val_accuracy": model and model.val_accuracy,
-        "converged": model and model.converged,
-        "epochs": model and len(model.losses),
-        "final_loss": losses[-1] if losses else None,
-        "prompts": model and model.prompts,
-        "prompts_per_block": None if counts is None else " ".join(map(str, counts)),
-        "learned_params": model and model.learned_params,
-        "folded_gmacs": model and model.gmacs,
-        "published_gmacs": model and model.published_gmacs,
-        "training_seconds": model and model.training_seconds,
-    }
+    return {name: None if model is None else value(model) for name, value in _MODEL.items()}
 
 
 def _text(value: Any) -> str:

@@ -55,7 +55,7 @@ class Model:
     val_accuracy: float | None
     prompt_counts: tuple[int, ...] | None
     learned_params: float | None
-    gmacs: float | None
+    folded_gmacs: float | None
     published_gmacs: float | None
     training_seconds: float | None
     converged: bool | None
@@ -263,14 +263,12 @@ def _model(result: Mapping[str, Any]) -> Model:
     counts = result.get("prompt_counts")
     whole = isinstance(counts, list | tuple) and all(type(c) is int and 0 <= c < 10**9 for c in _list(counts))
     converged = result.get("converged")
+    shares = {name: share(result.get(name)) for name in ("test_accuracy", "val_accuracy")}
+    amounts = ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")
     return Model(
-        test_accuracy=share(result.get("test_accuracy")),
-        val_accuracy=share(result.get("val_accuracy")),
+        **shares,
+        **{name: _positive(result.get(name)) for name in amounts},
         prompt_counts=tuple(_list(counts)) if whole else None,
-        learned_params=_positive(result.get("learned_params")),
-        gmacs=_positive(result.get("folded_gmacs")),
-        published_gmacs=_positive(result.get("published_gmacs")),
-        training_seconds=_positive(result.get("training_seconds")),
         converged=converged if isinstance(converged, bool) else None,
         losses=tuple(number(_mapping(epoch).get("loss")) for epoch in _list(result.get("epochs"))),
     )

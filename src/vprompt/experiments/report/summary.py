@@ -27,16 +27,16 @@ def sentences(study: Study) -> list[str]:
         f"{count(len(study.methods), 'method')} ({methods}) on {count(len(study.tasks), 'task')}{groups}, "
         f"{count(len(study.seeds), 'seed')} each."
     )
-    said = [compared, _backbone(study), _progress(study), *_best(study)]
+    texts = [compared, _backbone(study), _progress(study), *_best(study)]
     unconverged = sum(run.unconverged for run in study.runs)
     if unconverged:
-        said.append(
+        texts.append(
             f"{unconverged:,} of {count(len(study.finished), 'finished run')} had not converged (†): they say what "
             "this schedule gives, not what the method can reach."
         )
     if study.source:
-        said.append(f"The plan follows {study.source.rstrip('.')}.")
-    return said
+        texts.append(f"The plan follows {study.source.rstrip('.')}.")
+    return texts
 
 
 def _backbone(study: Study) -> str:
@@ -70,18 +70,18 @@ def _best(study: Study) -> list[str]:
         what = f"On {study.tasks[0].title}"
     name, first = ranked[0]
     if len(ranked) == 1:
-        said = [f"{what}, {name} reaches {_said(first)}."]
+        sentences = [f"{what}, {name} reaches {_said(first)}."]
     else:
         other, second = ranked[1]
         gap = _gap(first, second)
-        said = [f"{what}, {name} is best: {_said(first)}; {other} follows with {_said(second)}{gap}."]
+        sentences = [f"{what}, {name} is best: {_said(first)}; {other} follows with {_said(second)}{gap}."]
     if without := [label for label, mean in means.items() if mean.mean is None]:
-        said.append(f"Without a result on every task, and not ranked: {listed(without)}.")
+        sentences.append(f"Without a result on every task, and not ranked: {listed(without)}.")
     if len(study.groups) > 1:
         plain = {method.label: over_groups(study, method, [study.tasks]) for method in study.methods}
         name, best = max(plain.items(), key=lambda entry: entry[1].mean or -1.0)
-        said.append(f"By the plain mean of the {len(study.tasks)} tasks it is {name}: {_said(best)}.")
-    return said
+        sentences.append(f"By the plain mean of the {len(study.tasks)} tasks it is {name}: {_said(best)}.")
+    return sentences
 
 
 def _said(mean: Spread) -> str:
