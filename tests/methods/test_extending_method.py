@@ -18,7 +18,7 @@ from vprompt.methods.registry import METHODS
 from vprompt.model.cost import model_cost
 from vprompt.utils.registry import load_plugin
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = ["--epochs", 1, "--batch-size", 9, "--img-size", 16, "--prompts", 4]
 
 
