@@ -30,25 +30,6 @@ METHODS = {
     "deep": (vprompt.VPT(6), [3, 0, 6]),
     "shallow": (vprompt.VPT(6, "shallow"), None),
 }
-EACH_CLASS = [
-    "swin-padded",
-    "swin2-padded",
-    "swin-cr-padded",
-    "sam",
-    "eva-rope-unfused",
-    "eva-post-norm-rope",
-    "dinov3",
-    "rope-mixed-token",
-    "gqa-per-block",
-    "beit-both",
-    "relpos-bias-shared-token",
-    "diff-qk-norm",
-    "parallel-no-qkv-bias",
-    "diff-parallel",
-    "naflex-gap-resized",
-    "cait",
-    "deepseek-aligned",
-]
 """One backbone for every kind of attention or block."""
 
 EXECUTIONS = ("prefix", "published", "folded")

@@ -98,10 +98,10 @@ def test_the_halves_are_the_whole_bit_for_bit(name):
     images = families.some_images(name, 3)
     split = Split(model, torch.zeros_like(images[:1]))
     assert split.blocks == first
-    handed = split.below(images)
+    handed = split.trunk(images)
     assert (handed.shape[1:], handed.dtype) == (split.sample.shape[1:], split.sample.dtype)
     assert not handed.requires_grad
-    assert torch.equal(split.above()(handed), model(images))
+    assert torch.equal(split.trainable_part()(handed), model(images))
 
 
 @pytest.mark.parametrize("execution", ["prefix", "published"])
@@ -113,7 +113,7 @@ def test_gradients_of_the_upper_half_are_those_of_the_whole(name, execution):
     split = Split(model, images[:1])
     assert split.blocks == blocks - 1
     found = []
-    for run, inputs in ((model, images), (split.above(), split.below(images))):
+    for run, inputs in ((model, images), (split.trainable_part(), split.trunk(images))):
         torch.manual_seed(3)  # of dropout
         loss = torch.nn.functional.cross_entropy(run(inputs), labels)
         found.append(torch.autograd.grad(loss, list(model.learned.values())))
@@ -144,8 +144,8 @@ def test_learning_starts_where_a_method_first_learns(method, first):
     images = torch.randn(5, 3, 32, 32)
     split = Split(model, images[:1])
     if first:
-        handed = split.below(images)
-        logits = split.above()(handed, images) if split.needs_images else split.above()(handed)
+        handed = split.trunk(images)
+        logits = split.trainable_part()(handed, images) if split.needs_images else split.trainable_part()(handed)
         # Features of the whole backbone are computed without gradients, and so is the last block then.
         with torch.set_grad_enabled(not split.whole):
             assert torch.equal(logits, model(images))

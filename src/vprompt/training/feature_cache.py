@@ -131,12 +131,12 @@ def _filled(
     device, done = next(model.parameters()).device, 0
     for images, labels in iterate(data, in_order(len(rows), batch), device=device, workers=recipe.workers):
         check_batch(images, labels, model)
-        rows[done : done + len(labels)] = split.below(images)
+        rows[done : done + len(labels)] = split.trunk(images)
         all_labels.append(labels.cpu())
         done += len(labels)
         on_images(done)
     features = TensorDataset(rows, torch.cat(all_labels))
-    return Cache(data=features, trainable=split.above(), with_images=split.needs_images)
+    return Cache(data=features, trainable=split.trainable_part(), with_images=split.needs_images)
 
 
 SHARE = 4
