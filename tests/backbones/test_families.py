@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 
 import families
 import vprompt
-from families import BACKBONES, SWIN, WRAPPED, attached, blocks_of, some_images, some_prompts, widths_of
+from families import BACKBONES, EACH_CLASS, SWIN, WRAPPED, attached, blocks_of, some_images, some_prompts, widths_of
 from reference import close, is_shallow, learned, loss_weights
 from vprompt.utils.errors import BackboneError, VPromptError
 

@@ -1,4 +1,4 @@
-"""Which prompts to keep, given their scores."""
+"""Selection of prompts and segments by their scores."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
     Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1; shared: E²VPT (arXiv 2307.13770), section 3.3.
     """
-    found = _comparable(scores, ratio, scope, "prompts")
-    return [mask.nonzero().flatten() for mask in _best(found, ratio, scope)]
+    values = _comparable(scores, ratio, scope, "prompts")
+    return [mask.nonzero().flatten() for mask in _best(values, ratio, scope)]
 
 
 def select_segments(scores: Sequence[Tensor], *, ratio: float = 0.5, scope: Scope = "global") -> list[Tensor]:
@@ -63,28 +63,35 @@ def select_segments(scores: Sequence[Tensor], *, ratio: float = 0.5, scope: Scop
 
     Source: E²VPT (arXiv 2307.13770), section 3.3.
     """
-    found = _comparable(scores, ratio, scope, "segments")
-    firm = [values.masked_fill(_best_of_each(values), torch.inf).flatten() for values in found]
-    return [mask.view(values.shape) for mask, values in zip(_best(firm, ratio, scope), found, strict=True)]
+    values = _comparable(scores, ratio, scope, "segments")
+    firm = [block_PR.masked_fill(_best_of_each(block_PR), torch.inf).flatten() for block_PR in values]
+    return [mask.view(block_PR.shape) for mask, block_PR in zip(_best(firm, ratio, scope), values, strict=True)]
 
 
-def _comparable(scores: Sequence[Tensor], ratio: float, scope: Scope, what: str) -> list[Tensor]:
-    """The scores by which to choose, on the CPU: where blocks share their choice, the sum in each."""
+def summed_over_blocks(scores: Sequence[Tensor]) -> list[Tensor]:
+    """For each block that has any scores, their sum over the blocks, by which blocks share one mask.
+
+    Raises:
+        VPromptError: If blocks have different numbers of prompts.
+    """
+    used = [values for values in scores if len(values)]
+    if len({values.shape for values in used}) > 1:
+        raise VPromptError("Blocks with different numbers of prompts cannot share a choice; use the scope 'global'.")
+    total = torch.stack(used).sum(0) if used else torch.empty(0)
+    return [total if len(values) else values for values in scores]
+
+
+def _comparable(scores: Sequence[Tensor], ratio: float, scope: Scope, parts: str) -> list[Tensor]:
+    """Checked scores on the CPU; where blocks share their choice, the sum in each."""
     if not 0 < ratio <= 1:
-        raise VPromptError(f"The ratio of {what} to keep must be above 0 and at most 1, not {ratio}.")
+        raise VPromptError(f"The ratio of {parts} to keep must be above 0 and at most 1, not {ratio}.")
     if scope not in SCOPES:
         raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
     for block, values in enumerate(scores):
         if not bool(torch.isfinite(values).all()):
             raise VPromptError(f"The scores of block {block} are not all numbers; the model or its data is broken.")
-    found = [values.cpu() for values in scores]
-    used = [values for values in found if len(values)]
-    if scope != "shared" or not used:
-        return found
-    if len({values.shape for values in used}) > 1:
-        raise VPromptError("Blocks with different numbers of prompts cannot share a choice; use the scope 'global'.")
-    total = torch.stack(used).sum(0)
-    return [total if len(values) else values for values in found]
+    on_cpu = [values.cpu() for values in scores]
+    return summed_over_blocks(on_cpu) if scope == "shared" else on_cpu
 
 
 def _best(scores: Sequence[Tensor], ratio: float, scope: Scope) -> list[Tensor]:
@@ -97,9 +104,9 @@ def _best(scores: Sequence[Tensor], ratio: float, scope: Scope) -> list[Tensor]:
 
 def _highest(values: Tensor, ratio: float) -> Tensor:
     """A mask of the highest values: as many as the ratio says, but at least one, and all that are infinite."""
-    keep = max(1, round(ratio * len(values)), int(values.isinf().sum()))
+    number = max(1, round(ratio * len(values)), int(values.isinf().sum()))
     mask = torch.zeros(len(values), dtype=torch.bool)
-    mask[values.sort(descending=True, stable=True).indices[:keep]] = True
+    mask[values.sort(descending=True, stable=True).indices[:number]] = True
     return mask
 
 
