@@ -1,4 +1,4 @@
-"""What all commands share."""
+"""Parts that all commands share."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def prune(
 
     Args:
         model: A trained model with prompts; it is not changed.
-        train: What to score and train on; as for `vprompt.fit`.
-        val: What the search is decided on; not needed where both shares are given.
+        train: Data to score and train on; as for `vprompt.fit`.
+        val: Data that decides the search; not needed where both shares are given.
         early: Rewind weights: what `model.state()` was at `rewind_epoch`; those of now when not given.
         rewind_epoch: Epoch of `early`, for the record; 0 is before the first step.
         settings: Shares, segments and criterion; searched shares when not given.

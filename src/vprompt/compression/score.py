@@ -55,7 +55,7 @@ def score(
             the Taylor scores, and each block is given the sum.
         batch_size: Images per pass; does not change the scores.
         seed: For `random` and `feature-change`.
-        workers: Processes that load a data set which is not ours.
+        workers: Processes that load a data set that is no `ImageDataset`.
         report: Told of every batch.
 
     Returns:

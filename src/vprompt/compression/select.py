@@ -18,10 +18,10 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
     Args:
         scores: One tensor (P_l,) per block.
-        ratio: Share to keep, above 0 and up to 1; rounded to whole prompts, at least one.
-        scope: `"global"` keeps the best over all blocks together, so that blocks end with different counts, possibly
-            none; `"local"` keeps the share in every block; `"shared"` keeps the same prompts in every block that has
-            any, those with the highest sums of scores.
+        ratio: Share to retain, above 0 and up to 1; rounded to whole prompts, at least one.
+        scope: `"global"` retains the best over all blocks together, so that blocks end with different counts, possibly
+            none; `"local"` retains the share in every block; `"shared"` retains the same prompts in every block that
+            has any, those with the highest sums of scores.
 
     Returns:
         One int64 tensor of indices, rising, for every block.
@@ -32,9 +32,9 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
     Example:
         >>> scores = [torch.tensor([3.0, 1.0]), torch.tensor([2.0, 9.0])]
-        >>> [kept.tolist() for kept in select(scores, ratio=0.5)]
+        >>> [index.tolist() for index in select(scores, ratio=0.5)]
         [[0], [1]]
-        >>> [kept.tolist() for kept in select(scores, ratio=0.25)]
+        >>> [index.tolist() for index in select(scores, ratio=0.25)]
         [[], [1]]
 
     Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1; shared: E²VPT (arXiv 2307.13770), section 3.3.
@@ -44,11 +44,11 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
 
 def select_segments(scores: Sequence[Tensor], *, ratio: float = 0.5, scope: Scope = "global") -> list[Tensor]:
-    """Chooses the segments with the highest scores; every prompt keeps its best one at least.
+    """Chooses the segments with the highest scores; every prompt retains its best one at least.
 
     Args:
         scores: One tensor (P_l, R) per block.
-        ratio: Share of the segments to keep, above 0 and up to 1.
+        ratio: Share of the segments to retain, above 0 and up to 1.
         scope: As for `select`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Where a run's backbone and images come from."""
+"""Stages of a run, and where its backbone and images come from."""
 
 from __future__ import annotations
 

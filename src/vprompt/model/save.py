@@ -37,12 +37,12 @@ def save_adapter(model: PromptedModel, directory: str | Path) -> None:
         AdapterError: If a number is not finite, or the files cannot be written.
 
     Example:
-        >>> import tempfile, timm, torch
+        >>> import tempfile, timm, torch, vprompt
         >>> backbone = timm.create_model("test_vit", img_size=32)
         >>> model = vprompt.attach(backbone, vprompt.VPT(num_prompts=4), num_classes=3).eval()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_adapter(model, folder)
-        ...     again = load(folder, backbone=backbone)
+        ...     again = vprompt.load(folder, backbone=backbone)
         >>> images = torch.rand(1, 3, 32, 32)
         >>> torch.equal(again(images), model(images))
         True

@@ -1,4 +1,4 @@
-"""What one run of a benchmark is, and its name: runs that do the same have the same name, and are done once."""
+"""Runs of a benchmark and their names: runs that do the same have the same name, and are done once."""
 
 from __future__ import annotations
 

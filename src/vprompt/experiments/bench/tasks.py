@@ -1,4 +1,4 @@
-"""What a plan needs to know of its tasks before any image is read."""
+"""Facts about the tasks of a plan that are needed before any image is read."""
 
 from __future__ import annotations
 
