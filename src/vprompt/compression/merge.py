@@ -20,11 +20,12 @@ ROUNDS = 20
 def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
     """A copy in which the prompts of a block are clustered by their keys; each cluster becomes one prompt.
 
-    K-means starts from the retained prompts, so that there are as many clusters. The prompt of a cluster is the mean of
     K-means starts from the retained prompts, so that there are as many clusters. The prompt of a cluster is the mean
     of its members as the norm before attention, if any, leaves them, and attention counts it as often as there were
     members (the logarithm of their number is added to its logits): members whose keys are the same are merged exactly,
     up to what that norm does to their mean. A block without any retained prompt loses all.
+
+    Args:
         model: With deep prompts, whole (no segments pruned).
         kept: Indices of the prompts to retain, one tensor per block, as `vprompt.select` returns.
 

@@ -28,9 +28,9 @@ class Recipe:
         precision: `"fp32"`, or `"bf16"` for autocast.
         seed: Seeds the order of the images and prompt dropout.
         workers: Processes that load a data set which is not held in memory.
-        cache_gb: The input of the first block in which something is learned is computed once for every image and cached,
-            if that takes no more than so many gigabytes (10^9 bytes); 0 computes it anew in every epoch. Not for images
-            that are augmented, or come from a data set that is neither an `ImageDataset` nor a `TensorDataset`.
+        cache_gb: The input of the first block in which something is learned is computed once for every image and
+            cached, if that takes no more than so many gigabytes (10^9 bytes); 0 computes it anew in every epoch. Not
+            for images that are augmented, or of a data set that is neither an `ImageDataset` nor a `TensorDataset`.
         grad_checkpointing: Compute the blocks' activations again in the backward pass instead of keeping them: less
             memory, more time, the same numbers.
 
