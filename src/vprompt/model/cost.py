@@ -162,7 +162,7 @@ def executions(model: PromptedModel) -> Executions:
     """MACs of a model in each of its executions."""
     meta = on_meta(model)
     published, biases = gmacs_and_biases(meta.copy(execution="published").eval())
-    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), _folded_gmacs(meta)
+    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), folded_gmacs(meta)
     return Executions(published, published + biases, prefix, folded)
 
 
@@ -174,10 +174,7 @@ def folded_gmacs(model: PromptedModel) -> float:
         >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
         16.51
     """
-    return _folded_gmacs(on_meta(model))
-
-
-def _folded_gmacs(meta: PromptedModel) -> float:
+    meta = on_meta(model)
     with QuickShapes():  # folding runs parts of the blocks
         return gmacs(meta.fold())
 

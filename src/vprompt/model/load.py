@@ -16,13 +16,10 @@ from vprompt.backbones.factory import can_create, create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
-from vprompt.model.config import FORMAT_VERSION, AdapterConfig, read_config
+from vprompt.model.config import AdapterConfig, read_config
 from vprompt.model.model import Execution, PromptedModel
-from vprompt.model.save import push_adapter, save_adapter
 from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, Shape, check_shapes, read_bytes, read_tensors
 from vprompt.utils.errors import AdapterError, BackboneError
-
-__all__ = ["FORMAT_VERSION", "load", "push_adapter", "save_adapter"]
 
 
 def load(

@@ -103,7 +103,7 @@ def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | N
     except AdapterError as error:
         raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
     try:
-        write_atomically(directory / TENSORS_FILE, lambda part: _write_bytes(part, data))
+        write_atomically(directory / TENSORS_FILE, lambda part: part.write_bytes(data))
         write_text(directory / CARD_FILE, _card_of(model, config))
         write_text(directory / CONFIG_FILE, text)
     except OSError as error:
@@ -142,7 +142,3 @@ def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
     base_model = published or config.backbone.name
     known = can_create(config.backbone.name)
     return card(config, base_model=str(base_model), known_to_timm=known, learned=model.num_learned)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
