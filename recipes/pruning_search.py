@@ -20,10 +20,9 @@ import vprompt
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe
-from vprompt.compression.choices import Choice, Trial, grid, ranked
+from vprompt.compression.choices import Choice, PruneSettings, Trial, grid, ranked
 from vprompt.compression.importance import importance, pruned
 from vprompt.compression.prune import prune
-from vprompt.compression.settings import PruneSettings
 from vprompt.data.dataset import Task
 from vprompt.data.tasks import open_task
 from vprompt.model.model import PromptedModel

@@ -1148,3 +1148,25 @@ def attached(name, method, *, execution="prefix", counts=None, dtype=torch.float
         wanted = [counts[block % len(counts)] for block in range(len(model.prompts))]
         model = model.keep([torch.arange(count) for count in wanted])
     return model.to(dtype).eval()
+
+
+EACH_CLASS = [
+    "swin-padded",
+    "swin2-padded",
+    "swin-cr-padded",
+    "sam",
+    "eva-rope-unfused",
+    "eva-post-norm-rope",
+    "dinov3",
+    "rope-mixed-token",
+    "gqa-per-block",
+    "beit-both",
+    "relpos-bias-shared-token",
+    "diff-qk-norm",
+    "parallel-no-qkv-bias",
+    "diff-parallel",
+    "naflex-gap-resized",
+    "cait",
+    "deepseek-aligned",
+]
+"""One backbone for each class of attention and block."""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from vprompt.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from vprompt.compression.choices import PruneSettings as PruneSettings
     from vprompt.compression.condense import condense as condense
     from vprompt.compression.prune import prune as prune
     from vprompt.compression.score import score as score
     from vprompt.compression.select import select as select
     from vprompt.compression.select import select_segments as select_segments
-    from vprompt.compression.settings import PruneSettings as PruneSettings
     from vprompt.exporters.export import export as export
     from vprompt.exporters.exported import load_exported as load_exported
     from vprompt.methods.adapter import Adapter as Adapter
@@ -54,7 +54,7 @@ _HOMES = {
     "MLP": "methods.linear",
     "Partial": "methods.finetune",
     "PromptedModel": "model.model",
-    "PruneSettings": "compression.settings",
+    "PruneSettings": "compression.choices",
     "Recipe": "model.records",
     "Side": "methods.side",
     "VPT": "methods.vpt",

@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 
 import families
 import vprompt
-from families import BACKBONES, SWIN, WRAPPED, attached, blocks_of, some_images, some_prompts, widths_of
+from families import BACKBONES, EACH_CLASS, SWIN, WRAPPED, attached, blocks_of, some_images, some_prompts, widths_of
 from reference import close, is_shallow, learned, loss_weights
 from vprompt.utils.errors import BackboneError, VPromptError
 
@@ -30,25 +30,6 @@ METHODS = {
     "deep": (vprompt.VPT(6), [3, 0, 6]),
     "shallow": (vprompt.VPT(6, "shallow"), None),
 }
-EACH_CLASS = [
-    "swin-padded",
-    "swin2-padded",
-    "swin-cr-padded",
-    "sam",
-    "eva-rope-unfused",
-    "eva-post-norm-rope",
-    "dinov3",
-    "rope-mixed-token",
-    "gqa-per-block",
-    "beit-both",
-    "relpos-bias-shared-token",
-    "diff-qk-norm",
-    "parallel-no-qkv-bias",
-    "diff-parallel",
-    "naflex-gap-resized",
-    "cait",
-    "deepseek-aligned",
-]
 """One backbone for every kind of attention or block."""
 
 EXECUTIONS = ("prefix", "published", "folded")

@@ -98,10 +98,10 @@ def test_the_halves_are_the_whole_bit_for_bit(name):
     images = families.some_images(name, 3)
     split = Split(model, torch.zeros_like(images[:1]))
     assert split.blocks == first
-    handed = split.below(images)
+    handed = split.trunk(images)
     assert (handed.shape[1:], handed.dtype) == (split.sample.shape[1:], split.sample.dtype)
     assert not handed.requires_grad
-    assert torch.equal(split.above()(handed), model(images))
+    assert torch.equal(split.trainable_part()(handed), model(images))
 
 
 @pytest.mark.parametrize("execution", ["prefix", "published"])
@@ -113,7 +113,7 @@ def test_gradients_of_the_upper_half_are_those_of_the_whole(name, execution):
     split = Split(model, images[:1])
     assert split.blocks == blocks - 1
     found = []
-    for run, inputs in ((model, images), (split.above(), split.below(images))):
+    for run, inputs in ((model, images), (split.trainable_part(), split.trunk(images))):
         torch.manual_seed(3)  # of dropout
         loss = torch.nn.functional.cross_entropy(run(inputs), labels)
         found.append(torch.autograd.grad(loss, list(model.learned.values())))
@@ -144,8 +144,8 @@ def test_learning_starts_where_a_method_first_learns(method, first):
     images = torch.randn(5, 3, 32, 32)
     split = Split(model, images[:1])
     if first:
-        handed = split.below(images)
-        logits = split.above()(handed, images) if split.needs_images else split.above()(handed)
+        handed = split.trunk(images)
+        logits = split.trainable_part()(handed, images) if split.needs_images else split.trainable_part()(handed)
         # Features of the whole backbone are computed without gradients, and so is the last block then.
         with torch.set_grad_enabled(not split.whole):
             assert torch.equal(logits, model(images))
@@ -153,7 +153,7 @@ def test_learning_starts_where_a_method_first_learns(method, first):
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (0, 0, 1), (0, 3, 0), (2, 0, 0), (0, 1, 1)])
-def test_empty_blocks_at_the_start_lie_below(counts):
+def test_empty_blocks_at_the_start_are_in_the_trunk(counts):
     wanted = next((block for block, count in enumerate(counts) if count), 3)
     assert first_learned(condensed(counts)) == wanted
     assert first_learned(condensed(counts, execution="published")) == wanted
@@ -192,10 +192,10 @@ def test_training_gives_the_same_numbers_as_without(method, precision):
 
 def test_each_image_comes_through_the_start_once():
     model = condensed()
-    below, above = images_seen(model, 1), images_seen(model, 2)
+    lower, upper = images_seen(model, 1), images_seen(model, 2)
     fit(model, in_memory(21), recipe=recipe(epochs=7))
-    assert sum(below) == 21 + 1
-    assert sum(above) == 7 * 21 + 1
+    assert sum(lower) == 21 + 1
+    assert sum(upper) == 7 * 21 + 1
 
 
 class Items(Dataset):
@@ -343,7 +343,7 @@ def test_means_are_no_part_of_a_run():
     other = settings_from({"backbone": "x", "cache_gb": 7, "grad_checkpointing": True, "workers": 2})
     assert (other.recipe.cache_gb, other.recipe.grad_checkpointing) == (7.0, True)
     assert identity(plain) == identity(other)
-    before, now = ({"recipe": asdict(settings.recipe)} for settings in (plain, other))
+    before, now = {"backbone": "x", "prompts": 20, "recipe": asdict(plain.recipe)}, other.to_flat()
     assert changed_settings(json.loads(json.dumps(before)), now) == []
     del before["recipe"]["cache_gb"]  # as runs of earlier versions
     assert changed_settings(before, now) == []

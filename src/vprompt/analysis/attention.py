@@ -39,10 +39,10 @@ def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = No
     tokens = model.prompts.select(retained).constants().eval()
     base = model.tuned.base
     if model.method.riding == "tokens":
-        parts = shallow_token_parts(base, model.info, tokens, published=True, ours=True)
+        parts = shallow_token_parts(base, model.info, tokens, published=True, observable=True)
     else:
         kv_prompts = KVPrompts() if prompts == 0 else model.kv_prompts
-        parts = deep_token_parts(base, model.info, tokens, kv_prompts, ours=True)
+        parts = deep_token_parts(base, model.info, tokens, kv_prompts, observable=True)
     view: Any = graft(base, parts).eval()
     attentions = [module for module in view.modules() if isinstance(module, PrefixAttention)]
     for block, attention in enumerate(attentions):

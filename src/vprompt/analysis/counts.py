@@ -1,4 +1,4 @@
-"""How many prompts each block has before and after condensation, where nothing was trained that could tell."""
+"""Numbers of prompts per block before and after condensation, where nothing was trained that could tell."""
 
 from __future__ import annotations
 

@@ -1,34 +1,35 @@
-"""How much to prune: the choices there are, and which of two that were tried is better."""
+"""Settings of pruning, the shares that a search tries, its budget, and the order of what it tried."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
+from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_segments_by
 from vprompt.utils.errors import VPromptError
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares that are tried for prompts and for segments; 0 prunes none."""
 
 TRAININGS = 6
-"""What scoring, search and all trainings may cost, in trainings of the whole schedule, the first one included."""
+"""Most that scoring, search and all trainings cost, in trainings of the whole schedule, the first one included."""
 
 LOW = 0.01
 """Cross-entropy that is as good as none."""
 
 FEWEST = 16
-"""So many choices are looked at even where validation data is plenty and training short."""
+"""At least so many choices are evaluated, also where validation data is plenty and training short."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How much to prune; what that comes to depends on how many prompts and segments there are.
+    """Shares to prune; they are rounded to whole prompts and segments.
 
     Args:
         tokens: Share of the prompts to remove, 0 to below 1.
-        segments: Share of the segments of the prompts that stay to remove, 0 to below 1.
+        segments: Share of the segments of the retained prompts to remove, 0 to below 1.
 
     Raises:
         VPromptError: If a share is out of range.
@@ -38,18 +39,18 @@ class Choice:
     segments: float = 0.0
 
     def __post_init__(self) -> None:
-        for share, what in ((self.tokens, "prompts"), (self.segments, "segments")):
+        for share, parts in ((self.tokens, "prompts"), (self.segments, "segments")):
             if not 0 <= share < 1:
-                raise VPromptError(f"The share of {what} to prune must be at least 0 and below 1, not {share}.")
+                raise VPromptError(f"The share of {parts} to prune must be at least 0 and below 1, not {share}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What came of a choice on validation data.
+    """Result of a choice on validation data.
 
     Args:
         choice: What was pruned.
-        kept: What stays: the mean of the share of the prompts, which cost time, and of their numbers, which are stored.
+        kept: Retained share: the mean of that of the prompts, which cost time, and of their numbers, which are stored.
         epochs: How long it was trained after rewinding; 0 for the trained prompts without their pruned part.
         accuracy: On validation data, 0 to 1; 0 where the training diverged.
         loss: Mean cross-entropy there; None where it is no number.
@@ -77,35 +78,77 @@ def grid(tokens: float | None = None, segments: float | None = None) -> list[Cho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a search may do.
+class PruneSettings:
+    """Settings of pruning.
 
     Args:
-        looks: Choices to evaluate as trained.
+        tokens: Prune this share of the prompts (0.5 halves them), 0 to below 1; searched on validation data when not
+            given.
+        segments: Prune this share of the segments of the retained prompts; searched when not given.
+        num_segments: Segments that a prompt is cut into; must divide the widths of the backbone.
+        criterion: See `vprompt.score`.
+        scope: See `vprompt.select`; `"shared"` is one mask for all blocks.
+        saving: Share of the validation loss that removing all prompts may cost: with 0.08, removing half of them may
+            cost 4 %.
+
+    Raises:
+        VPromptError: If a value is out of range.
+    """
+
+    tokens: float | None = field(default=None, metadata={"flag": "prune_tokens"})
+    segments: float | None = field(default=None, metadata={"flag": "prune_segments"})
+    num_segments: int = 16
+    criterion: Criterion = "taylor"
+    scope: Scope = "global"
+    saving: float = 0.08
+
+    def __post_init__(self) -> None:
+        grid(self.tokens, self.segments)
+        check_name(self.criterion)
+        if self.scope not in SCOPES:
+            raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {self.scope!r}.")
+        check_segments_by(self.criterion)
+        if self.num_segments < 1:
+            raise VPromptError(f"A prompt has at least one segment, not {self.num_segments}.")
+        if not 0 <= self.saving <= 1:
+            raise VPromptError(f"The saving (loss that removing all prompts may cost) is 0 to 1, not {self.saving}.")
+
+    @property
+    def searched(self) -> bool:
+        """True where a share is not given but searched."""
+        return self.tokens is None or self.segments is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Numbers of evaluations and trainings of a search.
+
+    Args:
+        evaluations: Choices to evaluate without training them again.
         trainings: Choices to train on the whole schedule.
     """
 
-    looks: int
+    evaluations: int
     trainings: int
 
     @staticmethod
     def of(choices: int, *, epochs: int, train: int, val: int) -> Budget:
-        """For so many choices, epochs and images, so that all of it costs at most `TRAININGS`.
+        """The budget for so many choices, epochs and images, with which all of it costs at most `TRAININGS`.
 
         Scoring takes two passes over the training images, a forward pass a third of a training step.
 
         Example:
             >>> Budget.of(100, epochs=100, train=800, val=200)
-            Budget(looks=100, trainings=3)
+            Budget(evaluations=100, trainings=3)
         """
-        look = max(1, val) / (3 * train * epochs)
-        looks = min(choices, max(FEWEST, int(0.5 / look)))
-        left = TRAININGS - 1 - 2 / epochs - looks * look
-        return Budget(looks=looks, trainings=max(1, min(3, int(left / (1 + look)))))
+        price = max(1, val) / (3 * train * epochs)  # of an evaluation, in trainings
+        evaluations = min(choices, max(FEWEST, int(0.5 / price)))
+        left = TRAININGS - 1 - 2 / epochs - evaluations * price
+        return Budget(evaluations=evaluations, trainings=max(1, min(3, int(left / (1 + price)))))
 
 
 def spread(ordered: Sequence[Choice], number: int) -> list[Choice]:
-    """So many of the choices, at equal distances, the first and the last among them.
+    """As many of the choices as `number` says, at equal distances, the first and the last among them.
 
     Example:
         >>> [choice.tokens for choice in spread(grid(segments=0.0), 4)]
@@ -117,9 +160,9 @@ def spread(ordered: Sequence[Choice], number: int) -> list[Choice]:
 
 
 def best_of_each_size(trials: Sequence[Trial], number: int, *, saving: float) -> list[Choice]:
-    """So many choices, those that keep most first: the best one of each group of neighbouring sizes.
+    """The best choice of each of `number` groups of neighbouring sizes, the largest first.
 
-    Without training again, trials of different sizes say little of each other: they all lose by what they lack.
+    Without training again, trials of different sizes cannot be compared: the smaller ones lack more.
     """
     ordered = sorted(trials, key=lambda trial: (-trial.kept, trial.choice.tokens))
     number = min(number, len(ordered))
@@ -142,11 +185,11 @@ def ranked(trials: Sequence[Trial], *, saving: float) -> list[Trial]:
         (True, False)
     """
 
-    def price(trial: Trial) -> tuple[float, float, float]:
+    def key(trial: Trial) -> tuple[float, float, float]:
         if trial.loss is None:
             return math.inf, 0.0, trial.kept
         # Rounded, so that equal losses are not told apart by the last bit.
-        worth = round(math.log(max(trial.loss, LOW)) - saving * (1 - trial.kept), 12)
-        return worth, -trial.accuracy, trial.kept
+        objective = round(math.log(max(trial.loss, LOW)) - saving * (1 - trial.kept), 12)
+        return objective, -trial.accuracy, trial.kept
 
-    return sorted(trials, key=price)
+    return sorted(trials, key=key)

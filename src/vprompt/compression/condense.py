@@ -36,16 +36,16 @@ def condense(
     resume: bool = False,
     progress: bool = False,
 ) -> PromptedModel:
-    """Scores the prompts of a trained model, keeps the best, removes the others, and fine-tunes what is left.
+    """Scores the prompts of a trained model, retains the best, removes the others, and fine-tunes the rest.
 
     Args:
         model: A trained model with prompts; it is not changed.
-        train: What to score and fine-tune on; as for `vprompt.fit`.
+        train: Data to score and fine-tune on; as for `vprompt.fit`.
         val: As for `vprompt.fit`.
-        ratio: Share of the prompts to keep, above 0 and up to 1.
+        ratio: Share of the prompts to retain, above 0 and up to 1.
         criterion: See `vprompt.score`.
         scope: See `vprompt.select`.
-        merge: Merge the other prompts of a block into those that stay, instead of dropping them; see
+        merge: Merge the other prompts of a block into the retained ones, instead of dropping them; see
             `vprompt.compression.merge`.
         fine_tune: False stops after the removal.
         recipe: For the fine-tuning; see `fine_tuning_recipe` when not given. Prompt dropout is off in any case.
@@ -77,8 +77,8 @@ def condense(
     if scores is None:
         with bar("scoring", enabled=progress) as report:
             scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)
-    kept = select(scores, ratio=ratio, scope=scope)
-    small = merged(model, kept) if merge else model.keep(kept)
+    retained = select(scores, ratio=ratio, scope=scope)
+    small = merged(model, retained) if merge else model.keep(retained)
     small.method = small.method.without_dropout()
     small.prompts.dropout = 0.0
     small.condensation = Condensation(
@@ -87,7 +87,7 @@ def condense(
         ratio=ratio,
         merge=merge,
         scores=tuple(tuple(values.tolist()) for values in scores),
-        kept=tuple(tuple(index.tolist()) for index in kept),
+        kept=tuple(tuple(index.tolist()) for index in retained),
     )
     if fine_tune:
         fit(

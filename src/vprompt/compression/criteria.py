@@ -1,4 +1,4 @@
-"""By what prompts can be scored; without torch, as commands list it."""
+"""Criteria by which prompts are scored; without torch, as commands list them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Gradient:
     """A criterion that one pass forward and backward gives, to first order.
 
     Args:
-        of: What changes: the loss with the labels, the loss with the labels that the model itself predicts, or the
-            pooled features.
-        along: What is done to the prompt: `"scaling"` it to zero, or its `"removal"` from attention.
+        of: The changing quantity: the loss with the labels, that with the labels that the model predicts, or the pooled
+            features.
+        along: The change of the prompt: `"scaling"` to zero, or `"removal"` from attention.
         signed: Whether images cancel.
     """
 
@@ -59,24 +59,24 @@ GRADIENTS: Mapping[str, Gradient] = {
 
 
 def removes(criterion: str) -> bool:
-    """Whether a criterion is about the removal of whole deep prompts."""
+    """True for a criterion of the removal of whole deep prompts."""
     return criterion in GRADIENTS and GRADIENTS[criterion].along == "removal"
 
 
 def check_name(criterion: str) -> None:
-    """Raises a `VPromptError` for a criterion that there is not."""
+    """Raises a `VPromptError` for an unknown criterion."""
     if criterion not in CRITERIA:
         raise VPromptError(f"There is no criterion called {criterion!r}; there are {', '.join(CRITERIA)}.")
 
 
 def check_segments_by(criterion: str) -> None:
-    """Raises a `VPromptError` for a criterion that says nothing of the segments of prompts."""
+    """Raises a `VPromptError` for a criterion that cannot score segments."""
     if removes(criterion) or criterion == "cls-similarity":
         raise VPromptError(f"The criterion {criterion!r} is about whole prompts; use 'taylor' for segments.")
 
 
 def check_riding(criterion: str, method: Method) -> None:
-    """Raises a `VPromptError` for a criterion that says nothing of the prompts of a method."""
+    """Raises a `VPromptError` for a criterion that cannot score the prompts of a method."""
     if method.riding == "tokens" and removes(criterion):
         raise VPromptError(
             f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
@@ -84,7 +84,7 @@ def check_riding(criterion: str, method: Method) -> None:
 
 
 def check_criterion(criterion: str, info: BackboneInfo) -> None:
-    """Raises a `VPromptError` for a criterion that there is not, or not on this backbone."""
+    """Raises a `VPromptError` for a criterion that is unknown, or impossible on this backbone."""
     check_name(criterion)
     if criterion == "cls-similarity" and not info.class_token:
         raise VPromptError(

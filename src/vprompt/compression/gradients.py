@@ -1,4 +1,4 @@
-"""What each prompt does to each image: to its loss or features, to first order, or to the class token."""
+"""Effects of each prompt on each image: on its loss or features, to first order, or on the class token."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vprompt.methods.layers.inject import attention_at
 from vprompt.model.model import PromptedModel
 
 Effects = Callable[[Tensor, Tensor], dict[int, Tensor]]
-"""From images and labels, in the order of the data, to what each prompt or segment does to each image: (B, P, R) by
+"""From images and labels, in the order of the data, to the effect of each prompt or segment on each image: (B, P, R) by
 block."""
 
 
 @contextmanager
 def gradient_effects(model: PromptedModel, kind: Gradient, *, segments: int, seed: int) -> Generator[Effects]:
-    """How much each image's loss would rise, or its features move, without a prompt or segment, to first order.
+    """Rise of each image's loss, or change of its features, without a prompt or segment, to first order.
 
     - Scaled to zero: -<dL_i/ds, s>. Norms before attention undo the length of a prompt all but for their epsilon, so
       that the inner product is a small remainder of large terms. For a prefix it is therefore taken at its keys and
@@ -67,7 +67,7 @@ def gradient_effects(model: PromptedModel, kind: Gradient, *, segments: int, see
 
 
 def _objective(model: PromptedModel, images: Tensor, labels: Tensor, kind: Gradient, seed: int, first: int) -> Tensor:
-    """A sum over images of what changes with the prompts."""
+    """The quantity that changes with the prompts, summed over images."""
     if kind.of == "features":
         features_BF = model.features(images)
         drawn = [
@@ -90,13 +90,13 @@ def _cut(prompts_PD: Tensor, segments: int) -> Tensor:
 
 
 def _scaling(model: PromptedModel, block: int, segments: int) -> tuple[Tensor, Tensor]:
-    """How keys and values (R, H, P, d) of a block's prompts change when a segment is scaled, in float64."""
-    adapter = copy.deepcopy(attention_at(model.backbone, model.info, block)).cpu().double()
+    """Derivatives of keys and values (R, H, P, d) of a block's prompts by the scale of a segment, in float64."""
+    attention = copy.deepcopy(attention_at(model.backbone, model.info, block)).cpu().double()
     prompts_PD = model.prompts.dense(block).detach().cpu().double()
     jvp: Any = torch.func.jvp
 
     def projected(prompts_1PD: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values, _ = adapter.key_values(prompts_1PD)
+        keys, values, _ = attention.key_values(prompts_1PD)
         return keys, values
 
     with warnings.catch_warnings():

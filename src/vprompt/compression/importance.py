@@ -1,4 +1,4 @@
-"""What each prompt and each of its segments is worth, and a model without those that are worth least."""
+"""Importance of prompts and of their segments, and pruning of the least important ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vprompt.utils.progress import Report, part, silent
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Scores of prompts and of segments, and by what they were found.
+    """Scores of prompts and of segments, and the criterion and scope behind them.
 
     Args:
         tokens: One tensor (P_l,) per block.
@@ -55,7 +55,7 @@ def importance(
     Args:
         model: A trained model with prompts.
         data: Usually the training set.
-        num_segments: R, into which a prompt is cut; must divide every width.
+        num_segments: R, segments of a prompt; must divide every width.
         criterion: See `vprompt.score`.
         scope: See `vprompt.select`.
         seed: For random scores.
@@ -72,8 +72,8 @@ def importance(
         >>> import timm, torch, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.E2VPT(3), num_classes=2)
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
-        >>> found = importance(model, data, num_segments=4)
-        >>> found.tokens[0].shape, found.segments[0].shape
+        >>> scores = importance(model, data, num_segments=4)
+        >>> scores.tokens[0].shape, scores.segments[0].shape
         (torch.Size([3]), torch.Size([3, 4]))
 
     Source: E²VPT (arXiv 2307.13770), section 3.3.
@@ -96,63 +96,63 @@ def importance(
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What stays of a model's prompts.
+    """Retained prompts and segments of a model.
 
     Args:
-        kept: Indices of the prompts that stay, by block.
-        segments: For these, a mask (P_l, R) by block; None where their segments all stay.
-        tokens: Share of the prompts that goes.
-        removed: Share of the segments of the others that goes.
+        retained: Indices of the retained prompts, by block.
+        segments: For these, a mask (P_l, R) by block; None where all their segments are retained.
+        pruned_tokens: Share of the prompts that is pruned.
+        pruned_segments: Share of the segments of the retained prompts that is pruned.
     """
 
-    kept: Sequence[Tensor]
+    retained: Sequence[Tensor]
     segments: Sequence[Tensor] | None
-    tokens: float
-    removed: float
+    pruned_tokens: float
+    pruned_segments: float
 
     @property
     def share(self) -> float:
-        """What stays, the mean of prompts and numbers; see `Trial`."""
-        prompts = 1 - self.tokens
-        return (prompts + prompts * (1 - self.removed)) / 2
+        """The retained share, the mean of prompts and numbers; see `Trial`."""
+        prompts = 1 - self.pruned_tokens
+        return (prompts + prompts * (1 - self.pruned_segments)) / 2
 
 
-def cut(worth: Importance, choice: Choice) -> Cut:
-    """What stays when the prompts and segments that are worth least go.
+def cut(scores: Importance, choice: Choice) -> Cut:
+    """The prompts and segments that are retained when the least important ones are pruned.
 
     Example:
         >>> import torch
-        >>> scores = torch.tensor([1.0, 2.0, 3.0])
-        >>> worth = Importance(tokens=[scores], segments=[scores[:, None]], criterion="taylor", scope="global")
-        >>> found = cut(worth, Choice(tokens=0.5, segments=0.5))  # of three prompts, two stay, with their only segment
-        >>> found.kept[0].tolist(), round(found.tokens, 3), found.removed
+        >>> values = torch.tensor([1.0, 2.0, 3.0])
+        >>> scores = Importance(tokens=[values], segments=[values[:, None]], criterion="taylor", scope="global")
+        >>> half = cut(scores, Choice(tokens=0.5, segments=0.5))  # two of three prompts, with their only segment
+        >>> half.retained[0].tolist(), round(half.pruned_tokens, 3), half.pruned_segments
         ([1, 2], 0.333, 0.0)
     """
-    kept = select(worth.tokens, ratio=1 - choice.tokens, scope=worth.scope)
+    retained = select(scores.tokens, ratio=1 - choice.tokens, scope=scores.scope)
     masks = None
-    if choice.segments and worth.num_segments > 1:
-        rows = [scores[index] for scores, index in zip(worth.segments, kept, strict=True)]
-        masks = select_segments(rows, ratio=1 - choice.segments, scope=worth.scope)
-    prompts = sum(map(len, kept))
-    stay = prompts * worth.num_segments if masks is None else sum(int(mask.sum()) for mask in masks)
+    if choice.segments and scores.num_segments > 1:
+        rows = [values[index] for values, index in zip(scores.segments, retained, strict=True)]
+        masks = select_segments(rows, ratio=1 - choice.segments, scope=scores.scope)
+    prompts = sum(map(len, retained))
+    segments = prompts * scores.num_segments if masks is None else sum(int(mask.sum()) for mask in masks)
     return Cut(
-        kept=kept,
+        retained=retained,
         segments=masks,
-        tokens=1 - prompts / sum(map(len, worth.tokens)),
-        removed=1 - stay / (prompts * worth.num_segments),
+        pruned_tokens=1 - prompts / sum(map(len, scores.tokens)),
+        pruned_segments=1 - segments / (prompts * scores.num_segments),
     )
 
 
 def pruned(
-    model: PromptedModel, worth: Importance, choice: Choice, *, early: Mapping[str, Tensor] | None = None
+    model: PromptedModel, scores: Importance, choice: Choice, *, early: Mapping[str, Tensor] | None = None
 ) -> PromptedModel:
-    """A copy of a model without the prompts and segments that are worth least.
+    """A copy of a model without its least important prompts and segments.
 
     Args:
         model: The model that was scored; it is not changed.
-        worth: Its importance.
-        choice: How much to prune.
-        early: Learned values, as `model.state()` recorded them earlier, for what stays; those of now when not given.
+        scores: Importance of its prompts.
+        choice: Shares to prune.
+        early: Rewind weights, as `model.state()` recorded them, for what is retained; those of now when not given.
 
     Returns:
         A `PromptedModel` whose `condensation` and `pruning` say what was done.
@@ -161,24 +161,24 @@ def pruned(
         >>> import timm, torch, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.E2VPT(4), num_classes=2)
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
-        >>> worth = importance(model, data, num_segments=4)
-        >>> small = pruned(model, worth, Choice(tokens=0.5, segments=0.5))
+        >>> scores = importance(model, data, num_segments=4)
+        >>> small = pruned(model, scores, Choice(tokens=0.5, segments=0.5))
         >>> sum(small.prompt_counts), sum(p.numel() for p in small.prompts)
         (12, 384)
 
     Source: E²VPT (arXiv 2307.13770), section 3.3.
     """
-    stays = cut(worth, choice)
+    chosen = cut(scores, choice)
     whole = model.copy()
     if early is not None:
         whole.restore(early)
-    small = whole.keep(stays.kept, stays.segments)
+    small = whole.keep(chosen.retained, chosen.segments)
     small.condensation = Condensation(
-        criterion=worth.criterion,
-        scope=worth.scope,
-        ratio=1 - stays.tokens,
-        scores=tuple(tuple(values.tolist()) for values in worth.tokens),
-        kept=tuple(tuple(index.tolist()) for index in stays.kept),
+        criterion=scores.criterion,
+        scope=scores.scope,
+        ratio=1 - chosen.pruned_tokens,
+        scores=tuple(tuple(values.tolist()) for values in scores.tokens),
+        kept=tuple(tuple(index.tolist()) for index in chosen.retained),
     )
-    small.pruning = Pruning(tokens=stays.tokens, segments=stays.removed, rewind_epoch=None)
+    small.pruning = Pruning(tokens=chosen.pruned_tokens, segments=chosen.pruned_segments, rewind_epoch=None)
     return small

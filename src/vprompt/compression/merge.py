@@ -1,4 +1,4 @@
-"""Prompts that go are merged into those that stay, instead of being dropped."""
+"""Merging of prompts: those that are not retained are merged into the others instead of being dropped."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from vprompt.model.model import PromptedModel
 from vprompt.utils.errors import VPromptError
 
 ROUNDS = 20
-"""Of k-means; it has long ended by then."""
+"""Most rounds of k-means; it ends long before."""
 
 
 @torch.no_grad()
 def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
     """A copy in which the prompts of a block are clustered by their keys; each cluster becomes one prompt.
 
-    The kept prompts are where k-means starts, so that their number stays. The prompt of a cluster is the mean of its
-    members as the norm before attention, if any, leaves them, and attention counts it as often as there were members
-    (the logarithm of their number is added to its logits): members whose keys are the same are merged exactly, up to
-    what that norm does to their mean. A block that keeps none loses all.
+    K-means starts from the retained prompts, so that there are as many clusters. The prompt of a cluster is the mean
+    of its members as the norm before attention, if any, leaves them, and attention counts it as often as there were
+    members (the logarithm of their number is added to its logits): members whose keys are the same are merged exactly,
+    up to what that norm does to their mean. A block without any retained prompt loses all.
 
     Args:
         model: With deep prompts, whole (no segments pruned).
-        kept: One index tensor per block, as `vprompt.select` returns.
+        kept: Indices of the prompts to retain, one tensor per block, as `vprompt.select` returns.
 
     Returns:
-        A model with as many prompts per block as are kept.
+        A model with as many prompts per block as are retained.
 
     Raises:
         VPromptError: If the prompts are shallow, or segments of them were pruned.
@@ -75,17 +75,17 @@ def check_merge(model: PromptedModel) -> None:
 
 
 def _clusters(keys_PA: Tensor, number_P: Tensor, start_K: Tensor) -> Tensor:
-    """The cluster (P,) of every prompt by k-means over its key; a prompt that counts twice pulls twice."""
+    """The cluster (P,) of every prompt by k-means over its key, weighted by multiplicity."""
     centres_KA = keys_PA[start_K]
     member_P = torch.cdist(keys_PA, centres_KA).argmin(1)
-    member_P[start_K] = torch.arange(len(start_K), device=keys_PA.device)  # also where two kept keys are the same
+    member_P[start_K] = torch.arange(len(start_K), device=keys_PA.device)  # also where two retained keys are the same
     for _ in range(ROUNDS):
         weights_KP = _one_hot(member_P, len(start_K)) * number_P
         total_K1 = weights_KP.sum(1, keepdim=True)
         means_KA = weights_KP.to(keys_PA.dtype) @ keys_PA / total_K1.clamp(min=1)
         centres_KA = torch.where(total_K1 > 0, means_KA, centres_KA)
         nearest_P = torch.cdist(keys_PA, centres_KA).argmin(1)
-        # A cluster never loses its last member, so that as many prompts are left as are kept.
+        # A cluster never loses its last member, so that there are as many prompts as clusters.
         if len(nearest_P.unique()) < len(start_K) or torch.equal(nearest_P, member_P):
             break
         member_P = nearest_P

@@ -1,4 +1,4 @@
-"""E²VPT's pruning as one call: score, search how much to prune, rewind, train what is left."""
+"""E²VPT's pruning as one call: score, search the shares to prune, rewind, train the rest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vprompt.compression.choices import PruneSettings
 from vprompt.compression.search import Pruned, Search
-from vprompt.compression.settings import PruneSettings
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
@@ -32,20 +32,20 @@ def prune(
     resume: bool = False,
     progress: bool = False,
 ) -> Pruned:
-    """Removes the prompts, and the segments of prompts, that are worth least, and trains the rest from an early state.
+    """Removes the least important prompts and segments of prompts, and trains the rest from rewind weights.
 
-    How much to remove is searched on validation data: every choice is evaluated as trained; then the size is bisected,
-    at the price of three trainings. With the first training, and scoring, that is less than six.
+    How much to remove is searched on validation data: every choice is evaluated without training it again; then the
+    size is bisected, at the price of three trainings. With the first training, and scoring, that is less than six.
 
     Args:
         model: A trained model with prompts; it is not changed.
-        train: What to score and train on; as for `vprompt.fit`.
-        val: What the search is decided on; not needed where both shares are given.
-        early: What `model.state()` was at `rewind_epoch`; training goes on from the trained values when not given.
+        train: Data to score and train on; as for `vprompt.fit`.
+        val: Data that decides the search; not needed where both shares are given.
+        early: Rewind weights: what `model.state()` was at `rewind_epoch`; those of now when not given.
         rewind_epoch: Epoch of `early`, for the record; 0 is before the first step.
-        settings: How to prune.
-        recipe: How to train; that of the model when not given.
-        folder: Keeps the state of the search, so that it can be resumed.
+        settings: Shares, segments and criterion; searched shares when not given.
+        recipe: Recipe of the trainings; that of the model when not given.
+        folder: Folder for the state of the search, so that it can be resumed.
         resume: Go on with the search in `folder`.
         progress: Show bars on standard error.
 
@@ -63,8 +63,8 @@ def prune(
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
         >>> early = model.state()
         >>> _ = vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=1))
-        >>> found = prune(model, data, early=early, settings=PruneSettings(tokens=0.5, segments=0.25))
-        >>> sum(found.model.prompt_counts), sum(p.numel() for p in found.model.prompts)
+        >>> result = prune(model, data, early=early, settings=PruneSettings(tokens=0.5, segments=0.25))
+        >>> sum(result.model.prompt_counts), sum(p.numel() for p in result.model.prompts)
         (12, 576)
 
     Source: E²VPT (arXiv 2307.13770), section 3.3; bisection instead of a search over all choices.
@@ -80,7 +80,7 @@ def prune(
         )
     recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor)
     if recipe.epochs < 1:
-        raise VPromptError("What is left after pruning is trained again, which takes at least one epoch.")
+        raise VPromptError("The retained prompts are trained again after pruning, which takes at least one epoch.")
     if settings.searched and val is None:
         raise VPromptError("The search for how much to prune needs validation data; give both shares instead.")
     if torch.accelerator.is_available():
@@ -88,4 +88,15 @@ def prune(
     place = None if folder is None else Path(folder)
     if place is not None and not resume and is_main_process():
         shutil.rmtree(place, ignore_errors=True)
-    return Search(model, train, val, early, rewind_epoch, settings, recipe, place, progress).run()
+    search = Search(
+        model=model,
+        train=train,
+        val=val,
+        early=early,
+        rewind_epoch=None if early is None else rewind_epoch,
+        settings=settings,
+        recipe=recipe,
+        folder=place,
+        progress=progress and is_main_process(),
+    )
+    return search.run()

@@ -1,4 +1,4 @@
-"""How much each prompt matters."""
+"""Scores of prompts and of their segments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vprompt.compression.criteria import GRADIENTS, Criterion, check_criterion, check_riding, check_segments_by
 from vprompt.compression.gradients import class_similarity, gradient_effects
+from vprompt.compression.select import summed_over_blocks
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, check_batch, in_order, iterate, size_of
@@ -26,7 +27,7 @@ def score(
     workers: int = 0,
     report: Report = silent,
 ) -> list[Tensor]:
-    """Scores every prompt, or every segment of it; higher means more worth keeping.
+    """Scores every prompt, or every segment of it; higher means more important.
 
     - `taylor`: how much the loss would change if the prompt were zeroed, to first order, per sample and then averaged:
       mean over i of |<dL_i/dp, p>|. It is the expected sensitivity E|dL/dm| to a mask m = 1 that the prompt is
@@ -35,13 +36,13 @@ def score(
       over i of -<dL_i/dp, p>.
     - `removal`, `removal-signed`: the same for removing the prompt from attention, which is what condensing does,
       instead of zeroing it: the derivative by a bias that is added to its logits. Norms before attention undo the
-      length of a prompt, so that the derivative by it says little of what its removal does. Deep prompts only.
+      length of a prompt, so that the derivative by it says little about its removal. Deep prompts only.
     - `pseudo-label`: as `taylor`, with the labels that the model itself predicts. The labels of the data are not read.
     - `feature-change`: how far the pooled features would move if the prompt were zeroed, to first order: the mean
       over i of the length of their change, along one random direction per image (from `seed`). Without labels.
     - `cls-similarity`: mean attention that the class token pays to the prompt, over heads and images (shallow: and over
       blocks). One forward pass.
-    - `magnitude`: Euclidean norm. `random`: uniform, from `seed`. Both without a look at the data.
+    - `magnitude`: Euclidean norm. `random`: uniform, from `seed`. Neither reads the data.
 
     The model is left as it was, and prompt dropout is off.
 
@@ -50,11 +51,11 @@ def score(
         data: Usually the training set; as for `vprompt.fit`.
         criterion: One of the above.
         segments: R, to score each of the R segments (contiguous channels) of every prompt instead of the whole.
-        shared: Score one mask for all blocks that have prompts: what the blocks say is added up, image by image for
+        shared: Score one mask for all blocks that have prompts: scores are added over the blocks, image by image for
             the Taylor scores, and each block is given the sum.
         batch_size: Images per pass; does not change the scores.
         seed: For `random` and `feature-change`.
-        workers: Processes that load a data set which is not ours.
+        workers: Processes that load a data set that is no `ImageDataset`.
         report: Told of every batch.
 
     Returns:
@@ -82,31 +83,38 @@ def score(
     check_riding(criterion, model.method)
     if shared and len(set(filter(None, model.prompt_counts))) > 1:
         raise VPromptError("Blocks with different numbers of prompts cannot share a mask.")
-    found = _scores(model, data, criterion, segments or 1, shared, batch_size, seed, workers, report)
-    return found if segments is not None else [scores.squeeze(1) for scores in found]
+    sizes = [(count, segments or 1) for count in model.prompt_counts]
+    if criterion in ("magnitude", "random"):
+        generator = torch.Generator().manual_seed(seed)
+        scores = [
+            torch.rand(*size, generator=generator) if criterion == "random" else _lengths(model, block, size)
+            for block, size in enumerate(sizes)
+        ]
+        scores = summed_over_blocks(scores) if shared else scores
+    else:
+        scores = _effects(model, data, criterion, sizes, shared, batch_size, seed, workers, report)
+    return scores if segments is not None else [values.squeeze(1) for values in scores]
 
 
-def _scores(
+def _lengths(model: PromptedModel, block: int, size: tuple[int, int]) -> Tensor:
+    """Euclidean norms (P, R)."""
+    return model.prompts.dense(block).detach().float().unflatten(1, (size[1], -1)).norm(dim=2).cpu()
+
+
+def _effects(
     model: PromptedModel,
     data: ImageLabels,
     criterion: Criterion,
-    segments: int,
+    sizes: list[tuple[int, int]],
     shared: bool,
     batch_size: int,
     seed: int,
     workers: int,
     report: Report,
 ) -> list[Tensor]:
-    """Scores (P_l, R)."""
-    sizes = [(count, segments) for count in model.prompt_counts]
-    if criterion == "magnitude":
-        cut = [model.prompts.dense(block).detach().float() for block in range(len(sizes))]
-        return _added([p.view(len(p), segments, p.shape[1] // segments).norm(dim=2).cpu() for p in cut], shared)
-    if criterion == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return _added([torch.rand(*size, generator=generator) for size in sizes], shared)
+    """Scores (P_l, R) that are means over images."""
     kind = GRADIENTS.get(criterion)
-    run = class_similarity(model) if kind is None else gradient_effects(model, kind, segments=segments, seed=seed)
+    run = class_similarity(model) if kind is None else gradient_effects(model, kind, segments=sizes[0][1], seed=seed)
     device, length = next(model.parameters()).device, size_of(data)
     sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
     batches = in_order(length, batch_size)
@@ -117,10 +125,10 @@ def _scores(
             done = 0
             for images, labels in iterate(data, batches, device=device, workers=workers):
                 check_batch(images, labels, model)
-                found = effects(images, labels)
-                if shared:
-                    found = dict.fromkeys(found, torch.stack(list(found.values())).sum(0)) if found else found
-                for block, effect_BPR in found.items():
+                by_block = effects(images, labels)
+                if shared and by_block:
+                    by_block = dict.fromkeys(by_block, torch.stack(list(by_block.values())).sum(0))
+                for block, effect_BPR in by_block.items():
                     summed = (effect_BPR if kind is None or kind.signed else effect_BPR.abs()).sum(0)
                     sums[block] += summed.double().cpu()
                 done += len(labels)
@@ -128,12 +136,3 @@ def _scores(
     finally:
         model.train(training)
     return [(total / length).float() for total in sums]
-
-
-def _added(scores: list[Tensor], shared: bool) -> list[Tensor]:
-    """The scores, or their sum for every block that has any."""
-    used = [values for values in scores if len(values)]
-    if not shared or not used:
-        return scores
-    total = torch.stack(used).sum(0)
-    return [total if len(values) else values for values in scores]

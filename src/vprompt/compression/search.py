@@ -1,4 +1,4 @@
-"""What a search has tried so far, on disk, so that it can be resumed."""
+"""The search for how much to prune, and its journal on disk, from which it is resumed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from vprompt.compression.choices import Budget, Choice, Trial, best_of_each_size, grid, ranked, spread
+from vprompt.compression.choices import Budget, Choice, PruneSettings, Trial, best_of_each_size, grid, ranked, spread
 from vprompt.compression.importance import Importance, cut, importance, pruned
-from vprompt.compression.settings import PruneSettings
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.evaluate import evaluate
@@ -31,68 +31,58 @@ class Journal:
     """The trials of a search, in order.
 
     Args:
-        path: The file; None keeps nothing.
-        search: By what the search is known, as plain data.
+        path: The file; None writes none.
+        identity: Facts that tell this search from others, as plain data.
 
     Raises:
         TrainingError: If the file is damaged, or the journal of another search.
     """
 
-    def __init__(self, path: Path | None, search: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
         self.path = path
-        self.search = search
+        self.identity = identity
         self.trials: list[Trial] = []
         if path is None or not path.exists():
             return
         document = read_json(path)
-        if not same_search(document.get("search"), search):
+        if not same_search(document.get("search"), identity):
             raise TrainingError(f"{path} is of another search; give its model and settings, or another folder.")
         try:
-            self.trials = [_trial(row) for row in document["trials"]]
-        except (TypeError, KeyError, VPromptError) as error:
+            self.trials = msgspec.convert(document["trials"], list[Trial])
+        except (KeyError, msgspec.ValidationError, VPromptError) as error:
             raise TrainingError(f"{path} is damaged; delete its folder to search anew.") from error
 
     def of(self, epochs: int) -> dict[Choice, Trial]:
-        """What was tried with so many epochs."""
+        """The trials with so many epochs."""
         return {trial.choice: trial for trial in self.trials if trial.epochs == epochs}
 
     def add(self, trial: Trial) -> None:
-        """Notes a trial, also on disk."""
+        """Records a trial, also on disk."""
         self.trials.append(trial)
         if self.path is not None and is_main_process():
-            write_json(self.path, {"search": self.search, "trials": [asdict(trial) for trial in self.trials]})
+            write_json(self.path, {"search": self.identity, "trials": [asdict(trial) for trial in self.trials]})
 
 
-def _trial(row: dict[str, Any]) -> Trial:
-    return Trial(
-        choice=Choice(tokens=row["choice"]["tokens"], segments=row["choice"]["segments"]),
-        kept=row["kept"],
-        epochs=row["epochs"],
-        accuracy=row["accuracy"],
-        loss=row["loss"],
-    )
-
-
-def same_search(known: object, mine: dict[str, Any]) -> bool:
-    """Whether state on disk is of a search; data without a fingerprint, on either side, is taken on trust."""
-    if not isinstance(known, dict):
+def same_search(recorded: object, identity: dict[str, Any]) -> bool:
+    """True for the recorded facts of this search; data without a fingerprint, on either side, is taken on trust."""
+    if not isinstance(recorded, dict):
         return False
-    found = cast("dict[str, Any]", known)
-    data = zip(found.get("data", ()), mine["data"], strict=False)
+    facts = cast("dict[str, Any]", recorded)
+    data = zip(facts.get("data", ()), identity["data"], strict=False)
     trusted = all(None in pair or pair[0] == pair[1] for pair in data)
-    return trusted and {**found, "data": None} == {**mine, "data": None}
+    return trusted and {**facts, "data": None} == {**identity, "data": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """What pruning came to.
+    """The outcome of `vprompt.prune`.
 
     Args:
-        model: The model without what was pruned, in eval mode; a copy of the trained one where nothing was.
-        choice: How much was pruned; what it came to says `model.pruning`.
+        model: The pruned model in eval mode; a copy of the trained one where nothing was pruned.
+        choice: Shares to prune; `model.pruning` has those in whole prompts and segments.
         trials: Every choice that was tried, in the order of the search.
         history: Of the training after rewinding; None where nothing was pruned.
-        trainings: What scoring, search and training cost, in trainings of the whole schedule.
+        trainings: Cost of scoring, search and training, in trainings of the whole schedule.
     """
 
     model: PromptedModel
@@ -102,53 +92,44 @@ class Pruned:
     trainings: float
 
 
+@dataclass(kw_only=True)
 class Search:
-    """One search: what was tried is kept in a journal, beside the state of the training that is going on.
+    """One search; its trials are in a journal, beside the checkpoints of its trainings.
 
-    Every choice is looked at as trained, without its pruned part. What is worth most at each of seven sizes stays in
-    the race, and the size is bisected: a size is trained from the early state, and the next one is smaller if it was
-    better than all before, else larger. Arguments as those of `vprompt.prune`.
+    Every choice is evaluated without training it again. The best one of each of seven sizes competes, and the size is
+    bisected: a size is trained from the rewind weights, and the next one is smaller if it was better than all before,
+    else larger. Arguments as those of `vprompt.prune`.
     """
 
-    def __init__(
-        self,
-        model: PromptedModel,
-        train: ImageLabels,
-        val: ImageLabels | None,
-        early: Mapping[str, Tensor] | None,
-        rewind_epoch: int,
-        settings: PruneSettings,
-        recipe: Recipe,
-        folder: Path | None,
-        progress: bool,
-    ) -> None:
-        self.model = model
-        self.train = train
-        self.val = val
-        self.early = early
-        self.rewind_epoch = None if early is None else rewind_epoch
-        self.settings = settings
-        self.recipe = recipe
-        self.folder = folder
-        self.progress = progress and is_main_process()
+    model: PromptedModel
+    train: ImageLabels
+    val: ImageLabels | None
+    early: Mapping[str, Tensor] | None
+    rewind_epoch: int | None
+    settings: PruneSettings
+    recipe: Recipe
+    folder: Path | None
+    progress: bool
+
+    def __post_init__(self) -> None:
         self.trained: dict[Choice, tuple[PromptedModel, History]] = {}
-        self.images = {"train": size_of(train), "val": 0 if val is None else size_of(val)}
-        self.choices = grid(settings.tokens, settings.segments)
-        self.budget = Budget.of(len(self.choices), epochs=recipe.epochs, **self.images)
+        self.images = {"train": size_of(self.train), "val": 0 if self.val is None else size_of(self.val)}
+        self.choices = grid(self.settings.tokens, self.settings.segments)
+        self.budget = Budget.of(len(self.choices), epochs=self.recipe.epochs, **self.images)
         self.stages = 2 + self.budget.trainings if len(self.choices) > 1 else 2
 
     def run(self) -> Pruned:
-        """Goes through all stages, or what is left of them."""
+        """Runs all stages, or those that are left of them."""
         self.identity = self._identity()
-        self.worth = self._importance()
-        self.journal = Journal(None if self.folder is None else self.folder / "trials.json", self.identity)
+        self.scores = self._importance()
+        self.journal = Journal(self._file("trials.json"), self.identity)
         if len(self.choices) == 1:
             model, history = self._trained(self.choices[0], self.progress)
-            return self._found(self.choices[0], model, history)
-        tried = self._look()
+            return self._pruned(self.choices[0], model, history)
+        evaluated = self._evaluate_choices()
         # What was trained already competes as it is.
-        best = next((trial for trial in tried if trial.kept == 1), None)
-        smaller = [trial for trial in tried if trial.kept < 1]
+        best = next((trial for trial in evaluated if trial.kept == 1), None)
+        smaller = [trial for trial in evaluated if trial.kept < 1]
         sizes = best_of_each_size(smaller, 2**self.budget.trainings - 1, saving=self.settings.saving)
         low, high, stage = 0, len(sizes), 2
         while low < high and stage < self.stages:
@@ -160,17 +141,20 @@ class Search:
                 high = middle
             stage += 1
         if best is None or best.kept == 1:
-            return self._found(Choice(), self.model.copy().eval(), None)
+            return self._pruned(Choice(), self.model.copy().eval(), None)
         model, history = self._trained(best.choice, False)
-        return self._found(best.choice, model, history)
+        return self._pruned(best.choice, model, history)
+
+    def _file(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
 
     def _importance(self) -> Importance:
-        """Scores, from disk where they were found before."""
-        path, settings = None if self.folder is None else self.folder / "importance.safetensors", self.settings
+        """Scores, read from disk where an earlier run wrote them."""
+        path, settings = self._file("importance.safetensors"), self.settings
         if path is not None and path.exists():
             return self._read_importance(path)
         with bar(self._label(0, "scoring"), enabled=self.progress) as report:
-            worth = importance(
+            scores = importance(
                 self.model,
                 self.train,
                 num_segments=settings.num_segments,
@@ -180,13 +164,13 @@ class Search:
                 workers=self.recipe.workers,
                 report=report,
             )
-        worth = agreed(worth)
+        scores = agreed(scores)
         if path is not None and is_main_process():
-            kinds = {"tokens": worth.tokens, "segments": worth.segments}
-            held = {f"{kind}.{n}": t.contiguous() for kind, scores in kinds.items() for n, t in enumerate(scores)}
+            tensors = {f"tokens.{n}": values.contiguous() for n, values in enumerate(scores.tokens)}
+            tensors |= {f"segments.{n}": values.contiguous() for n, values in enumerate(scores.segments)}
             metadata = {"search": json.dumps(self.identity, sort_keys=True)}
-            write_atomically(path, lambda part: save_file(held, part, metadata=metadata))
-        return worth
+            write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
+        return scores
 
     def _read_importance(self, path: Path) -> Importance:
         blocks = range(len(self.model.prompts))
@@ -202,60 +186,59 @@ class Search:
             tokens=tokens, segments=segments, criterion=self.settings.criterion, scope=self.settings.scope
         )
 
-    def _look(self) -> list[Trial]:
-        """Evaluates choices of all sizes as trained, or finds them in the journal."""
-        cuts = {choice: cut(self.worth, choice) for choice in self.choices}
-        different = {(found.tokens, found.removed): choice for choice, found in reversed(cuts.items())}
-        ordered = sorted(different.values(), key=lambda choice: (-cuts[choice].share, choice.tokens))
-        chosen = spread(ordered, self.budget.looks)
+    def _evaluate_choices(self) -> list[Trial]:
+        """Evaluates choices of all sizes without training them again; those in the journal are taken from there."""
+        cuts = {choice: cut(self.scores, choice) for choice in self.choices}
+        shares = {(part.pruned_tokens, part.pruned_segments): choice for choice, part in reversed(cuts.items())}
+        ordered = sorted(shares.values(), key=lambda choice: (-cuts[choice].share, choice.tokens))
+        chosen = spread(ordered, self.budget.evaluations)
         known = self.journal.of(0)
         with bar(self._label(1, f"trying {len(chosen)} choices"), enabled=self.progress) as report:
             for number, choice in enumerate(chosen):
                 if choice not in known:
-                    small = pruned(self.model, self.worth, choice)
-                    known[choice] = self._judged(choice, small, 0)
+                    known[choice] = self._evaluate(choice, pruned(self.model, self.scores, choice), 0)
                 report(number + 1, len(chosen))
         return [known[choice] for choice in chosen]
 
     def _train_trial(self, choice: Choice, stage: int) -> Trial:
-        """Trains what a choice leaves, or finds it in the journal."""
+        """Trains and evaluates the model that a choice leaves; a trial in the journal is taken from there."""
         known = self.journal.of(self.recipe.epochs)
         if choice in known:
             return known[choice]
-        stays = cut(self.worth, choice)
-        what = f"{100 * (1 - stays.tokens):.0f} % of the prompts, {100 * (1 - stays.removed):.0f} % of each"
+        part = cut(self.scores, choice)
+        prompts, segments = (100 * (1 - share) for share in (part.pruned_tokens, part.pruned_segments))
+        label = self._label(stage, f"{prompts:.0f} % of the prompts, {segments:.0f} % of each")
         try:
-            with bar(self._label(stage, what), enabled=self.progress, unit="img", keep=True) as report:
+            with bar(label, enabled=self.progress, unit="img", keep=True) as report:
                 small, _ = self._trained(choice, report)
         except DivergedError:
-            return self._judged(choice, None, self.recipe.epochs)
-        return self._judged(choice, small, self.recipe.epochs)
+            return self._evaluate(choice, None, self.recipe.epochs)
+        return self._evaluate(choice, small, self.recipe.epochs)
 
-    def _judged(self, choice: Choice, model: PromptedModel | None, epochs: int) -> Trial:
-        """Notes what became of a choice; None is a training that diverged."""
+    def _evaluate(self, choice: Choice, model: PromptedModel | None, epochs: int) -> Trial:
+        """Evaluates and records a choice; None is a training that diverged."""
         accuracy, loss = 0.0, float("nan")
         if model is not None and self.val is not None:
-            found = evaluate(model, self.val, workers=self.recipe.workers)
-            accuracy, loss = found.accuracy, found.loss
-        kept = cut(self.worth, choice).share
+            evaluation = evaluate(model, self.val, workers=self.recipe.workers)
+            accuracy, loss = evaluation.accuracy, evaluation.loss
+        share = cut(self.scores, choice).share
         finite = loss if abs(loss) < float("inf") else None
-        trial = agreed(Trial(choice=choice, kept=kept, epochs=epochs, accuracy=accuracy, loss=finite))
+        trial = agreed(Trial(choice=choice, kept=share, epochs=epochs, accuracy=accuracy, loss=finite))
         self.journal.add(trial)
         return trial
 
     def _trained(self, choice: Choice, progress: bool | Report) -> tuple[PromptedModel, History]:
-        """What a choice leaves, trained from the early state; as far as its checkpoint is."""
+        """The model that a choice leaves, trained from the rewind weights; resumed from its checkpoint."""
         if choice in self.trained:
             return self.trained[choice]
-        small = pruned(self.model, self.worth, choice, early=self.early)
+        small = pruned(self.model, self.scores, choice, early=self.early)
         assert small.pruning is not None
         small.pruning = replace(small.pruning, rewind_epoch=self.rewind_epoch)
-        name = f"{choice.tokens:g}-{choice.segments:g}.safetensors"
         history = fit(
             small,
             self.train,
             recipe=self.recipe,
-            checkpoint=None if self.folder is None else self.folder / name,
+            checkpoint=self._file(f"{choice.tokens:g}-{choice.segments:g}.safetensors"),
             resume=True,
             progress=progress,
             label=self._label(self.stages - 1, "training"),
@@ -263,27 +246,27 @@ class Search:
         self.trained[choice] = small, history
         return small, history
 
-    def _found(self, choice: Choice, model: PromptedModel, history: History | None) -> Pruned:
+    def _pruned(self, choice: Choice, model: PromptedModel, history: History | None) -> Pruned:
         trials = self.journal.trials
         epochs = sum(trial.epochs for trial in trials) if trials else self.recipe.epochs
-        looks = len(trials) * self.images["val"] / (3 * self.images["train"])
-        trainings = (2 + epochs + looks) / self.recipe.epochs
+        evaluations = len(trials) * self.images["val"] / (3 * self.images["train"])
+        trainings = (2 + epochs + evaluations) / self.recipe.epochs
         return Pruned(model=model, choice=choice, trials=trials, history=history, trainings=trainings)
 
-    def _label(self, stage: int, what: str) -> str:
-        return f"pruning {stage + 1}/{self.stages}: {what}"
+    def _label(self, stage: int, text: str) -> str:
+        return f"pruning {stage + 1}/{self.stages}: {text}"
 
     def _identity(self) -> dict[str, Any]:
-        """By what the state on disk is known to be of this search."""
+        """Facts by which state on disk is known to be of this search."""
         values = {f"now.{name}": value for name, value in self.model.state().items()}
         values |= {f"early.{name}": value for name, value in (self.early or {}).items()}
-        held = {name: value.cpu().contiguous() for name, value in values.items()}
+        tensors = {name: value.cpu().contiguous() for name, value in values.items()}
         document = {
             "settings": asdict(self.settings),
             "recipe": asdict(self.recipe),
             "images": self.images,
             "data": [identity(self.train), None if self.val is None else identity(self.val)],
             "rewind_epoch": self.rewind_epoch,
-            "values": hashlib.sha256(save(held)).hexdigest(),
+            "values": hashlib.sha256(save(tensors)).hexdigest(),
         }
         return json.loads(json.dumps(document))

@@ -1,4 +1,4 @@
-"""Which prompts to keep, given their scores."""
+"""Selection of prompts and segments by their scores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
     Args:
         scores: One tensor (P_l,) per block.
-        ratio: Share to keep, above 0 and up to 1; rounded to whole prompts, at least one.
-        scope: `"global"` keeps the best over all blocks together, so that blocks end with different counts, possibly
-            none; `"local"` keeps the share in every block; `"shared"` keeps the same prompts in every block that has
-            any, those with the highest sums of scores.
+        ratio: Share to retain, above 0 and up to 1; rounded to whole prompts, at least one.
+        scope: `"global"` retains the best over all blocks together, so that blocks end with different counts, possibly
+            none; `"local"` retains the share in every block; `"shared"` retains the same prompts in every block that
+            has any, those with the highest sums of scores.
 
     Returns:
         One int64 tensor of indices, rising, for every block.
@@ -32,23 +32,23 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
     Example:
         >>> scores = [torch.tensor([3.0, 1.0]), torch.tensor([2.0, 9.0])]
-        >>> [kept.tolist() for kept in select(scores, ratio=0.5)]
+        >>> [index.tolist() for index in select(scores, ratio=0.5)]
         [[0], [1]]
-        >>> [kept.tolist() for kept in select(scores, ratio=0.25)]
+        >>> [index.tolist() for index in select(scores, ratio=0.25)]
         [[], [1]]
 
     Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1; shared: E²VPT (arXiv 2307.13770), section 3.3.
     """
-    found = _comparable(scores, ratio, scope, "prompts")
-    return [mask.nonzero().flatten() for mask in _best(found, ratio, scope)]
+    values = _comparable(scores, ratio, scope, "prompts")
+    return [mask.nonzero().flatten() for mask in _best(values, ratio, scope)]
 
 
 def select_segments(scores: Sequence[Tensor], *, ratio: float = 0.5, scope: Scope = "global") -> list[Tensor]:
-    """Chooses the segments with the highest scores; every prompt keeps its best one at least.
+    """Chooses the segments with the highest scores; every prompt retains its best one at least.
 
     Args:
         scores: One tensor (P_l, R) per block.
-        ratio: Share of the segments to keep, above 0 and up to 1.
+        ratio: Share of the segments to retain, above 0 and up to 1.
         scope: As for `select`.
 
     Returns:
@@ -63,28 +63,35 @@ def select_segments(scores: Sequence[Tensor], *, ratio: float = 0.5, scope: Scop
 
     Source: E²VPT (arXiv 2307.13770), section 3.3.
     """
-    found = _comparable(scores, ratio, scope, "segments")
-    firm = [values.masked_fill(_best_of_each(values), torch.inf).flatten() for values in found]
-    return [mask.view(values.shape) for mask, values in zip(_best(firm, ratio, scope), found, strict=True)]
+    values = _comparable(scores, ratio, scope, "segments")
+    firm = [block_PR.masked_fill(_best_of_each(block_PR), torch.inf).flatten() for block_PR in values]
+    return [mask.view(block_PR.shape) for mask, block_PR in zip(_best(firm, ratio, scope), values, strict=True)]
 
 
-def _comparable(scores: Sequence[Tensor], ratio: float, scope: Scope, what: str) -> list[Tensor]:
-    """The scores by which to choose, on the CPU: where blocks share their choice, the sum in each."""
+def summed_over_blocks(scores: Sequence[Tensor]) -> list[Tensor]:
+    """For each block that has any scores, their sum over the blocks, by which blocks share one mask.
+
+    Raises:
+        VPromptError: If blocks have different numbers of prompts.
+    """
+    used = [values for values in scores if len(values)]
+    if len({values.shape for values in used}) > 1:
+        raise VPromptError("Blocks with different numbers of prompts cannot share a choice; use the scope 'global'.")
+    total = torch.stack(used).sum(0) if used else torch.empty(0)
+    return [total if len(values) else values for values in scores]
+
+
+def _comparable(scores: Sequence[Tensor], ratio: float, scope: Scope, parts: str) -> list[Tensor]:
+    """Checked scores on the CPU; where blocks share their choice, the sum in each."""
     if not 0 < ratio <= 1:
-        raise VPromptError(f"The ratio of {what} to keep must be above 0 and at most 1, not {ratio}.")
+        raise VPromptError(f"The ratio of {parts} to keep must be above 0 and at most 1, not {ratio}.")
     if scope not in SCOPES:
         raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {scope!r}.")
     for block, values in enumerate(scores):
         if not bool(torch.isfinite(values).all()):
             raise VPromptError(f"The scores of block {block} are not all numbers; the model or its data is broken.")
-    found = [values.cpu() for values in scores]
-    used = [values for values in found if len(values)]
-    if scope != "shared" or not used:
-        return found
-    if len({values.shape for values in used}) > 1:
-        raise VPromptError("Blocks with different numbers of prompts cannot share a choice; use the scope 'global'.")
-    total = torch.stack(used).sum(0)
-    return [total if len(values) else values for values in found]
+    on_cpu = [values.cpu() for values in scores]
+    return summed_over_blocks(on_cpu) if scope == "shared" else on_cpu
 
 
 def _best(scores: Sequence[Tensor], ratio: float, scope: Scope) -> list[Tensor]:
@@ -97,9 +104,9 @@ def _best(scores: Sequence[Tensor], ratio: float, scope: Scope) -> list[Tensor]:
 
 def _highest(values: Tensor, ratio: float) -> Tensor:
     """A mask of the highest values: as many as the ratio says, but at least one, and all that are infinite."""
-    keep = max(1, round(ratio * len(values)), int(values.isinf().sum()))
+    number = max(1, round(ratio * len(values)), int(values.isinf().sum()))
     mask = torch.zeros(len(values), dtype=torch.bool)
-    mask[values.sort(descending=True, stable=True).indices[:keep]] = True
+    mask[values.sort(descending=True, stable=True).indices[:number]] = True
     return mask
 
 

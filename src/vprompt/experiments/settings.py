@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from vprompt.compression.choices import PruneSettings
 from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_riding
-from vprompt.compression.settings import PruneSettings
 from vprompt.methods.base import Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT

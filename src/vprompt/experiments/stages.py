@@ -17,10 +17,10 @@ from torch import nn
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import BackboneInfo, num_parameters
+from vprompt.compression.choices import PruneSettings
 from vprompt.compression.condense import condense
 from vprompt.compression.prune import prune
 from vprompt.compression.search import Pruned
-from vprompt.compression.settings import PruneSettings
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment, Preprocessing

@@ -56,7 +56,7 @@ class Adapter(Method):
         return f"r{self.reduction}"
 
     def summary(self) -> str:
-        """What is learned, in words."""
+        """The learned part, in words."""
         return f"a bottleneck of 1/{self.reduction} of the width behind the MLP of every block"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:

@@ -19,27 +19,38 @@ if TYPE_CHECKING:
     from vprompt.methods.layers.tuned import Tuning
 
 Riding = Literal["prefix", "tokens", "nothing"]
-"""How prompts act on the backbone: as keys and values of each block's attention, as tokens that pass all blocks, or
-not at all.
+"""The form of prompts in the backbone: a prefix of keys and values in each block's attention, tokens that are inserted
+once and pass all blocks, or none.
 """
 
 
 def option(default: Any, *, flag: str) -> Any:
-    """A field of a method that command line, plans and results call by another name than Python does."""
+    """A field of a method with another name on the command line, in plans and in results."""
     return field(default=default, metadata={"flag": flag})
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of adaptation: what is learned on, in or beside a frozen backbone.
+    """A method of adaptation: parameters that are learned on, in or beside a frozen backbone.
 
-    A method is a frozen dataclass of its options that inherits from this class and says what differs from a linear
-    probe: `make_prompts`, `make_head`, `make_tuning`. Everything else (attaching, training, saving, loading, folding,
-    condensing, the command line, plans) asks the method, so that a new one is one file.
+    A method is a frozen dataclass of its options. Its base class, this one, is a linear probe: a linear head on the
+    frozen backbone. A new method inherits from it, or from `DeepPrompts`, sets `name`, and overrides what differs:
+
+    - prompts: `riding`, `initial_counts` (prompts per block) and, where they are computed in a way of their own,
+      `make_prompts`. With `riding = "prefix"` the prompts of each block are keys and values of its attention; with
+      `"tokens"` those of the first block are inserted into the sequence and pass all blocks.
+    - parameters in or beside the backbone: `tunes_backbone = True` and `make_tuning`, which returns a `Tuning`: the
+      learned parameters by name, and a view of the backbone (made by `graft`) in which they act. `fold_tuning` where
+      inference can do with less.
+    - another classifier: `make_head`.
+
+    `lr_factor`, `size` and `summary` are its share of the learning rate and its texts. With the decorator `register`
+    (`vprompt.methods.registry`) it is known to all the rest: attaching, training, saving, loading, folding,
+    condensing, the command line and plans ask the method. `docs/extending.md` has an example of 50 lines.
 
     Attributes:
         name: Its name on the command line and in files.
-        riding: How its prompts act.
+        riding: Form of its prompts; see `Riding`.
         lr_factor: Share of the default learning rate at which it trains; weights that are good already need a low one.
         backward_cost: Backward passes over the forward one: 2 where weights learn, 1 where only what comes before.
         tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
@@ -68,7 +79,7 @@ class Method:
 
     @property
     def caches_features(self) -> bool:
-        """Whether the pooled features never change while it trains, so that they can be computed once."""
+        """True where the pooled features never change in training, so that they can be computed once."""
         return self.riding == "nothing" and not self.tunes_backbone
 
     @property
@@ -77,7 +88,7 @@ class Method:
         return ""
 
     def summary(self) -> str:
-        """What it learns, in words for the model card."""
+        """The learned part in words, for the model card."""
         return "a linear head"
 
     def initial_counts(self, num_blocks: int) -> list[int]:
@@ -105,12 +116,12 @@ class Method:
         return nn.Linear(features, classes)
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
-        """What is learned in or beside the backbone, as training starts, and a view of the backbone with it in place.
+        """Learned parameters in or beside the backbone, as training starts, and a view of the backbone that uses them.
 
         Args:
             backbone: The timm model; it is not changed.
             info: Its description.
-            learned: Names of what is learned, where they are known from a file.
+            learned: Names of the learned parameters, where they are known from a file.
 
         Raises:
             VPromptError: If the method does not fit the backbone.
@@ -124,7 +135,7 @@ class Method:
         return self.tuning(backbone, info, dict(tuned.named_parameters())).requires_grad_(False)
 
     def tuning(self, backbone: nn.Module, info: BackboneInfo, values: Mapping[str, Tensor] | None = None) -> Tuning:
-        """What `make_tuning` gives, with values, by name, if any; these take nothing from torch's random generator."""
+        """The `Tuning` of `make_tuning`, with values, by name, if given; these take nothing from torch's generator."""
         if values is None:
             return self.make_tuning(backbone, info)
         import torch

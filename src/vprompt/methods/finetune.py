@@ -48,7 +48,7 @@ class Full(_FineTuning):
     backward_cost: ClassVar[float] = 2.0
 
     def summary(self) -> str:
-        """What is learned, in words."""
+        """The learned part, in words."""
         return "all parameters of the backbone"
 
 
@@ -84,7 +84,7 @@ class Partial(_FineTuning):
         return f"b{self.blocks}"
 
     def summary(self) -> str:
-        """What is learned, in words."""
+        """The learned part, in words."""
         return f"the last {self.blocks} blocks of the backbone and what follows them"
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
@@ -110,7 +110,7 @@ class Bias(_FineTuning):
     lr_factor: ClassVar[float] = 1.0
 
     def summary(self) -> str:
-        """What is learned, in words."""
+        """The learned part, in words."""
         return "the biases of the backbone"
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:

@@ -63,7 +63,7 @@ class LoRA(Method):
         return f"r{self.rank}"
 
     def summary(self) -> str:
-        """What is learned, in words."""
+        """The learned part, in words."""
         return f"updates of rank {self.rank} (alpha {self.alpha:g}) of the projections of attention"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:

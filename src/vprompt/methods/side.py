@@ -52,7 +52,7 @@ class Side(Method):
         return f"w{self.width}"
 
     def summary(self) -> str:
-        """What is learned, in words."""
+        """The learned part, in words."""
         return f"a convolutional network of {self.width} channels and more beside the backbone"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:

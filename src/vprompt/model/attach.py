@@ -1,4 +1,4 @@
-"""From a backbone and a method to a model that can be trained."""
+"""Attaching a method to a backbone."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def attach(
     weights: str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
 ) -> PromptedModel:
-    """Puts prompts, or what another method learns, and a head on a frozen vision transformer.
+    """Attaches a method, such as prompts, and a head to a frozen vision transformer.
 
     Prompts are drawn from uniform(-v, v) (see `init_bound` in `vprompt.methods.layers.prompts`) with torch's global
     generator: call `torch.manual_seed` to repeat.
 
     Args:
         backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
-        method: What to attach; `VPT()`, deep with 20 prompts, when not given.
+        method: The method; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
             -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training. Of a
             deeper head, its last layer.
         classes: Names of the classes.
-        preprocessing: What images must look like; the backbone's own when not given.
+        preprocessing: Preprocessing of images; the backbone's own when not given.
         pretrained: With a name: load its weights.
         weights: With a name: file with other weights than those that the name stands for; see
             `vprompt.backbones.factory.create_backbone`.

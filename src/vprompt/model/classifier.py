@@ -1,4 +1,4 @@
-"""What predictions and evaluations need to know of a model, whatever runs it."""
+"""The interface of a classifier: the facts that prediction and evaluation ask of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Classifier(nn.Module):
 
     Attributes:
         classes: Names of the classes, in the order of the logits, or None.
-        preprocessing: What images must look like.
+        preprocessing: Preprocessing of images.
     """
 
     classes: tuple[str, ...] | None
@@ -24,17 +24,17 @@ class Classifier(nn.Module):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """How many logits there are."""
+        """Number of logits."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where images go."""
+        """Device of the model, and so of its images."""
 
     @property
     @abstractmethod
     def any_size(self) -> bool:
-        """Whether it takes images of other sizes than that of `preprocessing` as they come."""
+        """True where images of other sizes than that of `preprocessing` are taken as they come."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -48,20 +48,20 @@ class AdapterConfig:
 
     Args:
         format_version: Version of the files' layout.
-        vprompt_version: What wrote them.
-        method: What is attached.
-        backbone: What it is attached to.
-        preprocessing: What images must look like.
+        vprompt_version: Version that wrote them.
+        method: The method.
+        backbone: Its backbone.
+        preprocessing: Preprocessing of images.
         classes: Names of the classes, or None.
-        num_classes: How many classes there are.
+        num_classes: Number of classes.
         prompt_counts: P_l for every block.
         widths: D_l for every block.
-        condensation: What was scored and kept, or None.
-        recipe: How it was trained, or None.
+        condensation: Scores and choice of condensing, or None.
+        recipe: Recipe of its training, or None.
         tensors_sha256: SHA-256 of the tensors' file, in hex.
-        num_segments: R, into which prompts are cut of which only some segments are there; 1 where they are whole.
-        pruning: What was pruned, or None.
-        merged: Whether some prompt stands for several, so that the tensors say for how many each does.
+        num_segments: R, segments of a prompt, where some are pruned; 1 where prompts are whole.
+        pruning: Shares that were pruned, or None.
+        merged: Whether prompts were merged, so that the tensors hold their multiplicity.
         plain_prompts: Whether the learned values are the prompts themselves, even if the method computes its prompts
             from such values at first.
     """
@@ -167,7 +167,7 @@ class _Reader(Reader):
 
 
 def _check(config: AdapterConfig, reader: _Reader) -> None:
-    """What must hold between the values, and within them beyond their types."""
+    """Checks conditions on the values beyond their types."""
     counts, method, preprocessing = config.prompt_counts, config.method, config.preprocessing
     start = method.initial_counts(len(config.widths))
     misplaced = any(count > 0 and not first for count, first in zip(counts, start, strict=False))

@@ -24,7 +24,7 @@ _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16:
 
 
 def gmacs(model: PromptedModel | FoldedModel) -> float:
-    """10^9 multiply-accumulates of what the classifier sees of one image, counted as the model runs."""
+    """10^9 multiply-accumulates of the features of one image, counted as the model runs."""
     return gmacs_and_biases(model)[0]
 
 
@@ -139,18 +139,18 @@ def model_cost(model: PromptedModel) -> Cost:
     """
     counts = model.prompt_counts
     used = sum(count > 0 for count in counts)
-    found = executions(model)
+    costs = executions(model)
     return Cost(
         prompts=sum(counts) / used if used else 0,
-        published_gmacs=found.published_gmacs,
-        prefix_gmacs=found.prefix_gmacs,
-        folded_gmacs=found.folded_gmacs,
+        published_gmacs=costs.published_gmacs,
+        prefix_gmacs=costs.prefix_gmacs,
+        folded_gmacs=costs.folded_gmacs,
         prompt_params=sum(p.numel() for p in model.prompts),
     )
 
 
 class Executions(NamedTuple):
-    """What every execution costs, under the names that `Cost` and `CondensedCost` give it."""
+    """Costs of every execution, under the names that `Cost` and `CondensedCost` give them."""
 
     published_gmacs: float
     published_gmacs_with_biases: float
@@ -162,7 +162,7 @@ def executions(model: PromptedModel) -> Executions:
     """MACs of a model in each of its executions."""
     meta = on_meta(model)
     published, biases = gmacs_and_biases(meta.copy(execution="published").eval())
-    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), _folded_gmacs(meta)
+    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), folded_gmacs(meta)
     return Executions(published, published + biases, prefix, folded)
 
 
@@ -174,10 +174,7 @@ def folded_gmacs(model: PromptedModel) -> float:
         >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
         16.51
     """
-    return _folded_gmacs(on_meta(model))
-
-
-def _folded_gmacs(meta: PromptedModel) -> float:
+    meta = on_meta(model)
     with QuickShapes():  # folding runs parts of the blocks
         return gmacs(meta.fold())
 

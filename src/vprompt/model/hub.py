@@ -14,7 +14,7 @@ from vprompt.utils.errors import AdapterError
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether this could name a repository on the Hub: `user/name`.
+    """True for text that could name a repository on the Hub: `user/name`.
 
     Example:
         >>> is_hub_id("me/birds"), is_hub_id("adapters/birds/best"), is_hub_id("./birds")
@@ -47,7 +47,7 @@ def fetch(repo_id: str, files: Sequence[str]) -> Path:
     folder = Path()
     for file in files:
         try:
-            found = hf_hub_download(
+            path = hf_hub_download(
                 repo_id,
                 file,
                 revision=revision,
@@ -57,7 +57,7 @@ def fetch(repo_id: str, files: Sequence[str]) -> Path:
             )
         except Exception as error:  # the Hub's own errors, the network's and the file system's have no common base
             raise AdapterError(_why_not_fetched(repo_id, file, error, unreachable)) from error
-        folder = Path(found).parent
+        folder = Path(path).parent
         revision = folder.name  # the other files from the same commit
     return folder
 
@@ -104,7 +104,7 @@ def _endpoint() -> str | None:
 
 
 def _why_unreachable(repo_id: str, file: str) -> Exception | None:
-    """What keeps the Hub from answering, if anything does; `hf_hub_download` alone takes half a minute to tell."""
+    """The error of a Hub that cannot be reached, or None; `hf_hub_download` alone takes half a minute to raise it."""
     try:
         get_hf_file_metadata(hf_hub_url(repo_id, file, endpoint=_endpoint()))
     except Exception as error:  # as in `fetch`

@@ -50,8 +50,8 @@ def latency(
         Name -> `Latency`.
 
     Example:
-        >>> found = latency({"a": lambda x: x @ x, "b": lambda x: x @ x}, torch.zeros(8, 8), rounds=3)
-        >>> found["a"].ratio
+        >>> times = latency({"a": lambda x: x @ x, "b": lambda x: x @ x}, torch.zeros(8, 8), rounds=3)
+        >>> times["a"].ratio
         1.0
     """
     on_cpu = images_BCHW.device.type == "cpu"
@@ -70,7 +70,7 @@ def latency(
     finally:
         torch.set_num_threads(threads)
     base = next(iter(times.values()))
-    return {name: _summary(found, base, len(images_BCHW)) for name, found in times.items()}
+    return {name: _summary(measured, base, len(images_BCHW)) for name, measured in times.items()}
 
 
 def _clock(on_cpu: bool) -> float:
@@ -81,7 +81,7 @@ def _clock(on_cpu: bool) -> float:
 
 
 def _summary(times: list[float], base: list[float], images: int) -> Latency:
-    ratios = [mine / other if other else 1.0 for mine, other in zip(times, base, strict=True)]
+    ratios = [own / other if other else 1.0 for own, other in zip(times, base, strict=True)]
     quarter = len(ratios) // 4
     middle = sorted(ratios)[quarter : len(ratios) - quarter]
     return Latency(

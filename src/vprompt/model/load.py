@@ -16,13 +16,10 @@ from vprompt.backbones.factory import can_create, create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
-from vprompt.model.config import FORMAT_VERSION, AdapterConfig, read_config
+from vprompt.model.config import AdapterConfig, read_config
 from vprompt.model.model import Execution, PromptedModel
-from vprompt.model.save import push_adapter, save_adapter
 from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, Shape, check_shapes, read_bytes, read_tensors
 from vprompt.utils.errors import AdapterError, BackboneError
-
-__all__ = ["FORMAT_VERSION", "load", "push_adapter", "save_adapter"]
 
 
 def load(
@@ -59,8 +56,8 @@ def load(
     folder = _find(source)
     config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tensors = read_tensors(folder / TENSORS_FILE, config)
-    mine = os.path.isdir(source)
-    model = _make_backbone(config, folder, weights, mine=mine) if backbone is None else backbone
+    own = os.path.isdir(source)
+    model = _make_backbone(config, folder, weights, own=own) if backbone is None else backbone
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
 
@@ -80,17 +77,17 @@ def _find(source: str | Path) -> Path:
     return adapter_hub.fetch(source, [CONFIG_FILE, TENSORS_FILE])
 
 
-def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, mine: bool) -> nn.Module:
+def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, own: bool) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
     if not can_create(name):
         raise AdapterError(
             f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
             "give the model object: vprompt.load(..., backbone=model)."
         )
-    return create_backbone(name, img_size=size, weights=_recorded(config, folder, mine) if weights is None else weights)
+    return create_backbone(name, img_size=size, weights=_recorded(config, folder, own) if weights is None else weights)
 
 
-def _recorded(config: AdapterConfig, folder: Path, mine: bool) -> Path | None:
+def _recorded(config: AdapterConfig, folder: Path, own: bool) -> Path | None:
     """The weights file that the adapter was trained with: beside the adapter, or where it was then.
 
     Where it was then is looked at only for a folder of the user's own: no adapter from the Hub chooses files here.
@@ -98,7 +95,7 @@ def _recorded(config: AdapterConfig, folder: Path, mine: bool) -> Path | None:
     if config.backbone.weights is None:
         return None
     recorded = Path(config.backbone.weights)
-    for file in (folder / recorded.name, recorded) if mine else ():
+    for file in (folder / recorded.name, recorded) if own else ():
         if os.path.isfile(file):
             return file
     raise AdapterError(
@@ -124,15 +121,15 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
             f"{pair} it took images of {there} pixels there, {here} here; make the backbone with "
             f"img_size={wanted.img_size if wanted.img_size[0] != wanted.img_size[1] else wanted.img_size[0]}."
         )
-    found = fingerprint(backbone)
-    if found != wanted.fingerprint:
+    actual = fingerprint(backbone)
+    if actual != wanted.fingerprint:
         todo = (
             "give the weights it was trained on: vprompt.load(..., weights=FILE), --weights FILE on the command line, "
             "or vprompt.load(..., backbone=model)"
             if by_name
             else "give the backbone with the weights it was trained on"
         )
-        raise AdapterError(f"{pair} their weights differ (fingerprints {wanted.fingerprint} and {found}); {todo}.")
+        raise AdapterError(f"{pair} their weights differ (fingerprints {wanted.fingerprint} and {actual}); {todo}.")
 
 
 def _assemble(

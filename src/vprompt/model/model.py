@@ -1,4 +1,4 @@
-"""A frozen backbone with prompts and a head: what is learned, copied, removed, folded, saved."""
+"""A frozen backbone with prompts and a head: training, copying, selecting, folding and saving of what is learned."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Execution = Literal["prefix", "published"]
 
 
 class _Adapted(Classifier):
-    """What a learned and a folded model have in common: a backbone, a head, and a view of the backbone that runs.
+    """Common parts of a learned and a folded model: a backbone, a head, and a view of the backbone that runs.
 
     The view stays out of the module tree: it owns nothing, everything in it is reached through the module's children.
     """
@@ -86,17 +86,17 @@ class _Adapted(Classifier):
 
     @property
     def num_classes(self) -> int:
-        """How many logits there are."""
+        """Number of logits."""
         return self.head.out_features
 
     @property
     def device(self) -> torch.device:
-        """Where images go."""
+        """Device of the model, and so of its images."""
         return next(self.parameters()).device
 
     @property
     def any_size(self) -> bool:
-        """Whether it takes images of other sizes than that of `preprocessing` as they come."""
+        """True where images of other sizes than that of `preprocessing` are taken as they come."""
         return self.info.any_size
 
     @property
@@ -135,7 +135,7 @@ class PromptedModel(_Adapted):
 
     Args:
         backbone: The timm model; its weights are shared, not copied.
-        method: What to attach.
+        method: The method to attach.
         prompts: One parameter (P_l, D_l) per block.
         head: The classifier.
         kv_prompts: Key-value prompts, where the method has any.
@@ -143,17 +143,17 @@ class PromptedModel(_Adapted):
         execution: `"prefix"` runs deep prompts as keys and values (the same function, faster); `"published"` as
             tokens through every block, as the papers do.
         classes: Names of the classes, in the order of the logits.
-        preprocessing: What images must look like; the backbone's own when not given.
+        preprocessing: Preprocessing of images; the backbone's own when not given.
 
     Attributes:
         backbone: The timm model, plain as ever.
-        prompts: `prompts[l]` is the parameter (P_l, D_l) of block l; where segments were pruned, the kept ones.
+        prompts: `prompts[l]` is the parameter (P_l, D_l) of block l; where segments were pruned, the retained ones.
         kv_prompts: `kv_prompts[l]` is the parameter of block l, in the shape that `KVPrompts` says;
             empty for methods that have none.
         tuned: What the method learns in or beside the backbone, under the backbone's names; nothing for prompts.
         head: `torch.nn.Linear`, or what the method's `make_head` gives.
-        condensation: What `condense` or `prune` scored and kept, or None.
-        pruning: What `prune` took away, or None.
+        condensation: Scores and choice of `condense` or `prune`, or None.
+        pruning: Shares that `prune` removed, or None.
         recipe: The recipe this model was last trained with, or None.
     """
 
@@ -199,7 +199,7 @@ class PromptedModel(_Adapted):
 
     @property
     def num_learned(self) -> int:
-        """How many numbers training changes."""
+        """Number of learned values."""
         return sum(p.numel() for p in self.learned.values())
 
     def copy(self, *, prompts: Prompts | None = None, execution: Execution | None = None) -> PromptedModel:
@@ -238,10 +238,10 @@ class PromptedModel(_Adapted):
         Raises:
             VPromptError: If they are those of another model.
         """
-        mine, learned = self.state(), self.learned
-        fixed = mine.keys() - learned.keys()
-        if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in state.items()} or any(
-            not torch.equal(mine[name], state[name].to(mine[name].device)) for name in fixed
+        current, learned = self.state(), self.learned
+        fixed = current.keys() - learned.keys()
+        if {n: t.shape for n, t in current.items()} != {n: t.shape for n, t in state.items()} or any(
+            not torch.equal(current[name], state[name].to(current[name].device)) for name in fixed
         ):
             raise VPromptError("The recorded values are not those of this model: names, shapes or segments differ.")
         for name, parameter in learned.items():
@@ -251,9 +251,10 @@ class PromptedModel(_Adapted):
         """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
 
         Args:
-            kept: One index tensor per block, as `vprompt.select` returns.
-            segments: One mask (P_l, R) per block for the prompts that are kept, as `vprompt.select_segments` returns:
-                which segments of them stay; the channels of the others become zeros that are neither learned nor saved.
+            kept: Indices of the prompts to retain, one tensor per block, as `vprompt.select` returns.
+            segments: One mask (P_l, R) per block of the segments to retain of these prompts, as
+                `vprompt.select_segments` returns; the channels of the others become zeros that are neither learned nor
+                saved.
 
         Raises:
             VPromptError: If the indices or masks do not fit the prompts.
@@ -268,14 +269,14 @@ class PromptedModel(_Adapted):
         if segments is not None:
             segments = self._checked(segments, kept)
         small = self.copy(prompts=self.prompts.select(kept, segments))
-        small.condensation = small.pruning = None  # they told of other prompts
+        small.condensation = small.pruning = None  # records of other prompts
         return small
 
     def _checked(self, segments: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
         """Masks that fit the prompts to keep, without the segments that these lack already."""
         if len(segments) != len(kept):
             raise VPromptError(f"There are {len(segments)} masks of segments for {len(kept)} blocks.")
-        found: list[Tensor] = []
+        masks: list[Tensor] = []
         for block, (mask_PR, index) in enumerate(zip(segments, kept, strict=True)):
             if mask_PR.dtype != torch.bool or mask_PR.ndim != 2 or len(mask_PR) != len(index):
                 raise VPromptError(
@@ -289,9 +290,9 @@ class PromptedModel(_Adapted):
                     f"Segments were pruned before, {self.prompts.num_segments} to a prompt; {mask_PR.shape[1]} do not "
                     "fit these."
                 )
-            held_PR = self.prompts.segments(block)[index.to(self.prompts[block].device)]
-            found.append(mask_PR.to(held_PR.device) & held_PR)
-        return found
+            retained_PR = self.prompts.segments(block)[index.to(self.prompts[block].device)]
+            masks.append(mask_PR.to(retained_PR.device) & retained_PR)
+        return masks
 
     @torch.no_grad()
     def fold(self) -> FoldedModel:
@@ -328,7 +329,7 @@ class PromptedModel(_Adapted):
 
 
 class FoldedModel(_Adapted):
-    """A model for inference only: what was learned is constant. Made by `PromptedModel.fold`."""
+    """A model for inference only, in which nothing learns; made by `PromptedModel.fold`."""
 
     def __init__(self, source: PromptedModel) -> None:
         head = copy.deepcopy(source.head).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""How to train: one recipe type for every method."""
+"""Recipes of training, and the records of condensing and pruning that are saved with a model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Recipe:
         precision: `"fp32"`, or `"bf16"` for autocast.
         seed: Seeds the order of the images and prompt dropout.
         workers: Processes that load a data set which is not held in memory.
-        cache_gb: What enters the first block in which something is learned is computed once for every image and kept,
-            if it takes no more than so many gigabytes (10^9 bytes); 0 computes it anew in every epoch. Not for images
-            that are augmented, or come from a data set that is neither ours nor a `TensorDataset`.
+        cache_gb: The input of the first block in which something is learned is computed once for every image and
+            cached, if that takes no more than so many gigabytes (10^9 bytes); 0 computes it anew in every epoch. Not
+            for images that are augmented, or of a data set that is neither an `ImageDataset` nor a `TensorDataset`.
         grad_checkpointing: Compute the blocks' activations again in the backward pass instead of keeping them: less
             memory, more time, the same numbers.
 
@@ -114,15 +114,15 @@ def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation:
-    """Why each prompt stayed: what `condense` scored and chose, saved with the adapter.
+    """Scores and choice of `condense`, saved with the adapter.
 
     Args:
         criterion: Name of the score.
         scope: `"global"`, `"local"` or `"shared"`.
-        ratio: Share of the prompts that was kept.
-        merge: Whether the others of a block were merged into those that were kept.
+        ratio: Share of the prompts that was retained.
+        merge: Whether the other prompts of a block were merged into the retained ones.
         scores: Score of every prompt there was, block by block.
-        kept: Indices of the kept prompts, block by block.
+        kept: Indices of the retained prompts, block by block.
     """
 
     criterion: str
@@ -135,13 +135,13 @@ class Condensation:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What `prune` took away and how the rest was trained, saved with the adapter beside the `Condensation`.
+    """Shares that `prune` removed and how the rest was trained, saved with the adapter beside the `Condensation`.
 
     Args:
-        tokens: Share of the prompts that is gone, 0 to below 1.
-        segments: Share of the other prompts' segments that is gone, 0 to below 1.
-        rewind_epoch: Epoch after which the values were recorded that the rest was trained from; None where it was not
-            trained again, or from where it was.
+        tokens: Pruned share of the prompts, 0 to below 1.
+        segments: Pruned share of the other prompts' segments, 0 to below 1.
+        rewind_epoch: Epoch of the rewind weights that the rest was trained from; None where it was not trained again,
+            or from the trained weights.
     """
 
     tokens: float

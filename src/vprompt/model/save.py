@@ -37,12 +37,12 @@ def save_adapter(model: PromptedModel, directory: str | Path) -> None:
         AdapterError: If a number is not finite, or the files cannot be written.
 
     Example:
-        >>> import tempfile, timm, torch
+        >>> import tempfile, timm, torch, vprompt
         >>> backbone = timm.create_model("test_vit", img_size=32)
         >>> model = vprompt.attach(backbone, vprompt.VPT(num_prompts=4), num_classes=3).eval()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_adapter(model, folder)
-        ...     again = load(folder, backbone=backbone)
+        ...     again = vprompt.load(folder, backbone=backbone)
         >>> images = torch.rand(1, 3, 32, 32)
         >>> torch.equal(again(images), model(images))
         True
@@ -103,7 +103,7 @@ def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | N
     except AdapterError as error:
         raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
     try:
-        write_atomically(directory / TENSORS_FILE, lambda part: _write_bytes(part, data))
+        write_atomically(directory / TENSORS_FILE, lambda part: part.write_bytes(data))
         write_text(directory / CARD_FILE, _card_of(model, config))
         write_text(directory / CONFIG_FILE, text)
     except OSError as error:
@@ -142,7 +142,3 @@ def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
     base_model = published or config.backbone.name
     known = can_create(config.backbone.name)
     return card(config, base_model=str(base_model), known_to_timm=known, learned=model.num_learned)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

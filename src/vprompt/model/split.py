@@ -1,4 +1,4 @@
-"""A model cut in two: what lies below the first block in which something is learned, and the rest."""
+"""A model split into its frozen trunk, all before the first block in which something is learned, and the rest."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from torch import Tensor, nn
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import patch_embed_path
 from vprompt.model.model import PromptedModel
-from vprompt.model.wrappers import StandIn, running_blocks
+from vprompt.model.wrappers import BlockCall, running_blocks, with_forward, wrapped
 
 
 class Split:
-    """A model cut before the first block in which something is learned, so that what lies below may run once an image.
+    """A model split before the first block in which something is learned, so that its trunk may run once an image.
 
-    `above(below(images))` is `model(images)`, for the same batch bit for bit (where the whole backbone lies below, as
-    the model computes it without gradients). Where learning starts is asked of the
-    gradients of one image, and so found for every method. Where nothing is learned in any block, the cut is behind the
-    pooled features.
+    `trainable_part()(trunk(images))` is `model(images)`, for the same batch bit for bit (where the whole backbone is
+    frozen, as the model computes it without gradients). The first block that learns is found from the gradients of one
+    image, for any method. Where no block learns, the split is behind the pooled features.
 
     Args:
-        model: The model; its view as it is now is cut.
+        model: The model; its view as it is now is split.
         image_1CHW: One image.
 
     Attributes:
-        blocks: How many blocks lie below; 0 where there is nothing to cut.
-        sample: What is handed over of the image, (1, ...).
+        blocks: Number of blocks in the trunk; 0 where there is nothing to split.
+        sample: Features of the image, (1, ...).
 
     Example:
         >>> import timm, vprompt
@@ -35,83 +34,82 @@ class Split:
         >>> late = model.keep([torch.arange(0)] * 4 + [torch.arange(2)] * 2).eval()
         >>> images = torch.randn(3, 3, 32, 32)
         >>> split = Split(late, images[:1])
-        >>> split.blocks, torch.equal(split.above()(split.below(images)), late(images))
+        >>> split.blocks, torch.equal(split.trainable_part()(split.trunk(images)), late(images))
         (4, True)
     """
 
     def __init__(self, model: PromptedModel, image_1CHW: Tensor) -> None:
         self._model = model
         self._paths = running_blocks(model)
-        self.blocks, self.sample, self._embedded = _cut(model.view, self._paths, image_1CHW)
+        self.blocks, self.sample, self._embedded = _split(model.view, self._paths, image_1CHW)
 
     @property
     def whole(self) -> bool:
-        """Whether the whole backbone lies below."""
+        """True where the whole backbone is the trunk."""
         return self.blocks == len(self._paths)
 
     @property
     def needs_images(self) -> bool:
-        """Whether what lies above looks at the images as well."""
+        """True where the trainable part takes the images as well."""
         return self._model.tuned.side is not None
 
     @torch.no_grad()
-    def below(self, images_BCHW: Tensor) -> Tensor:
-        """What is handed over of images, (B, ...)."""
+    def trunk(self, images_BCHW: Tensor) -> Tensor:
+        """Features (B, ...) of images: the input of the first block that learns, or the pooled features."""
         view = self._model.view
         if not self.whole:
             path = self._paths[self.blocks]
-            view = graft(view, {path: _Stop(view.get_submodule(path))})
+            view = graft(view, {path: wrapped(view.get_submodule(path), _stop)})
         try:
             return _pooled(view, images_BCHW)
         except _Reached as reached:
             return reached.tensor
 
-    def above(self) -> nn.Module:
-        """A module from what is handed over (and the images, where it needs them) to logits."""
-        return _FromFeatures(self._model) if self.whole else _FromBlock(self._model, *self._upper())
-
-    def _upper(self) -> tuple[nn.Module, _Enter]:
-        """A view in which nothing below the cut costs anything, and the block that is given what was handed over."""
-        view, first = self._model.view, self._paths[self.blocks]
-        enter = _Enter(view.get_submodule(first))
-        names = [name for name, _ in view.named_modules()]
-        # Where nothing is computed, the merging of patches between stages would only cost time.
-        merging = [name for name in names[: names.index(first)] if name.endswith(".downsample")]
-        parts: dict[str, nn.Module] = {name: nn.Identity() for name in merging}
-        parts |= {path: _Skip(view.get_submodule(path)) for path in self._paths[: self.blocks]}
-        embed = patch_embed_path(view)
-        parts |= {first: enter, embed: _blank(view.get_submodule(embed), self._embedded)}
-        return graft(view, parts), enter
+    def trainable_part(self) -> nn.Module:
+        """A module from features (and the images, where it needs them) to logits."""
+        return _Head(self._model) if self.whole else _UpperBlocks(self._model, self._paths, self.blocks, self._embedded)
 
 
 def first_learned(model: PromptedModel) -> int:
     """The first block in which something is learned; the number of blocks where that is none of them."""
     like = next(model.parameters())
-    paths = running_blocks(model)
-    return _cut(model.view, paths, like.new_zeros(1, 3, *model.preprocessing.size))[0]
+    return _split(model.view, running_blocks(model), like.new_zeros(1, 3, *model.preprocessing.size))[0]
 
 
-def _cut(view: nn.Module, paths: list[str], image_1CHW: Tensor) -> tuple[int, Tensor, Any]:
-    """How many blocks lie below the cut, what is handed over there, and what the image's patches are embedded as."""
-    watched = graft(view, {path: _Watch(view.get_submodule(path), n) for n, path in enumerate(paths)})
-    noted: list[Any] = []
-    hook = view.get_submodule(patch_embed_path(view)).register_forward_hook(lambda _, __, out: noted.append(out))
+def _split(view: nn.Module, paths: list[str], image_1CHW: Tensor) -> tuple[int, Tensor, Any]:
+    """Number of blocks before the split, features of the image there, and the image's embedded patches."""
+    embed = view.get_submodule(patch_embed_path(view))
+    embedded: list[Any] = []
+
+    def embedding(*arguments: Any, **options: Any) -> Any:
+        embedded.append(embed(*arguments, **options))
+        return embedded[-1]
+
+    def watching(number: int) -> BlockCall:
+        def watch(run: BlockCall, x: Tensor, *arguments: Any, **positions: Any) -> Any:
+            out = run(x, *arguments, **positions)
+            if any(t is not None and t.requires_grad for t in (out if isinstance(out, tuple) else (out,))):
+                raise _Reached(0 if x.requires_grad else number, x)
+            return out
+
+        return watch
+
+    parts = {path: wrapped(view.get_submodule(path), watching(number)) for number, path in enumerate(paths)}
+    watched = graft(view, {**parts, patch_embed_path(view): with_forward(embed, embedding)})
     with torch.enable_grad():
         try:
             features = _pooled(watched, image_1CHW)
         except _Reached as reached:
-            return reached.block, reached.tensor.detach(), noted[0]
-        finally:
-            hook.remove()
-    # With something learned behind the blocks and nothing in them there is no place to cut.
-    return 0 if features.requires_grad else len(paths), features.detach(), noted[0]
+            return reached.block, reached.tensor.detach(), embedded[0]
+    # With something learned behind the blocks and nothing in them there is no place to split.
+    return 0 if features.requires_grad else len(paths), features.detach(), embedded[0]
 
 
 def _pooled(view: Any, images_BCHW: Tensor) -> Tensor:
     return view.forward_head(view.forward_features(images_BCHW), pre_logits=True)
 
 
-class _FromFeatures(nn.Module):
+class _Head(nn.Module):
     """Logits of pooled features."""
 
     def __init__(self, model: PromptedModel) -> None:
@@ -124,21 +122,33 @@ class _FromFeatures(nn.Module):
         return model.head(model.tuned.finish(features_BF, *images_BCHW) if images_BCHW else features_BF)
 
 
-class _FromBlock(nn.Module):
-    """Logits of what enters a block."""
+class _UpperBlocks(nn.Module):
+    """Logits of the input of a block: a view of the model runs in which nothing before that block costs anything."""
 
-    def __init__(self, model: PromptedModel, view: nn.Module, enter: _Enter) -> None:
+    def __init__(self, model: PromptedModel, paths: list[str], blocks: int, embedded: Any) -> None:
         super().__init__()
         self.model = model
-        self.__dict__["_upper"] = view, enter  # like the model's own view, no part of the module tree
+        self.given: Tensor | None = None
+        view, first = model.view, paths[blocks]
+        names = [name for name, _ in view.named_modules()]
+        # Where nothing is computed, the merging of patches between stages would only cost time.
+        merging = [name for name in names[: names.index(first)] if name.endswith(".downsample")]
+        parts: dict[str, nn.Module] = {name: nn.Identity() for name in merging}
+        parts |= {path: wrapped(view.get_submodule(path), _skip) for path in paths[:blocks]}
+        parts[first] = wrapped(view.get_submodule(first), self._enter)
+        embed = patch_embed_path(view)
+        parts[embed] = _blank(view.get_submodule(embed), embedded)
+        self.__dict__["_view"] = graft(view, parts)  # like the model's own view, no part of the module tree
+
+    def _enter(self, run: BlockCall, x: Tensor, *arguments: Any, **positions: Any) -> Any:
+        return run(self.given, *arguments, **positions)
 
     def forward(self, x: Tensor) -> Tensor:
-        view, enter = self.__dict__["_upper"]
-        enter.given = x
+        self.given = x
         try:
-            return self.model.head(_pooled(view, x.new_empty(x.shape[0], 0)))
+            return self.model.head(_pooled(self.__dict__["_view"], x.new_empty(x.shape[0], 0)))
         finally:
-            enter.given = None
+            self.given = None
 
 
 class _Reached(Exception):  # noqa: N818 - nothing is wrong
@@ -150,57 +160,27 @@ class _Reached(Exception):  # noqa: N818 - nothing is wrong
         self.tensor = tensor
 
 
-class _Watch(StandIn):
-    """Ends the forward pass with what entered the first block that gradients come out of."""
-
-    def __init__(self, block: nn.Module, number: int) -> None:
-        super().__init__(block)
-        self.number = number
-
-    def call(self, run: Any, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        out = run(x, *arguments, **positions)
-        if any(t is not None and t.requires_grad for t in (out if isinstance(out, tuple) else (out,))):
-            raise _Reached(0 if x.requires_grad else self.number, x)
-        return out
+def _stop(run: BlockCall, x: Tensor, *arguments: Any, **positions: Any) -> Any:
+    """Ends the forward pass with the input of the block."""
+    raise _Reached(0, x)
 
 
-class _Stop(StandIn):
-    """Ends the forward pass with what enters the block."""
-
-    def call(self, run: Any, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        raise _Reached(0, x)
+def _skip(run: BlockCall, x: Tensor, *arguments: Any, **positions: Any) -> Any:
+    """Returns the input: of `carry`, the prompts as well."""
+    return x if isinstance(run, nn.Module) else (x, *arguments)
 
 
-class _Skip(StandIn):
-    """Hands on what it is given."""
-
-    def call(self, run: Any, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        return x if run is self.block else (x, *arguments)
-
-
-class _Enter(StandIn):
-    """The block, given something else than what comes."""
-
-    given: Tensor | None = None
-
-    def call(self, run: Any, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        assert self.given is not None
-        return run(self.given, *arguments, **positions)
-
-
-def _blank(embed: nn.Module, noted: Any) -> nn.Module:
-    """The embedding of patches, with all that it tells of itself, that gives zeros which nothing will look at.
+def _blank(embed: nn.Module, embedded: Any) -> nn.Module:
+    """A view of the patch embedding that returns zeros in the shape of an image's embedded patches.
 
     Args:
         embed: The embedding.
-        noted: What it gave for an image: a tensor, or one and more that all images share.
+        embedded: Its output for one image: a tensor, or one and more that all images share.
     """
-    embedded, *others = noted if isinstance(noted, tuple) else (noted,)
+    patches, *others = embedded if isinstance(embedded, tuple) else (embedded,)
 
     def forward(images: Tensor, *arguments: Any, **options: Any) -> Any:
-        zeros = embedded.new_zeros(images.shape[0], *embedded.shape[1:])
-        return (zeros, *others) if isinstance(noted, tuple) else zeros
+        zeros = patches.new_zeros(images.shape[0], *patches.shape[1:])
+        return (zeros, *others) if isinstance(embedded, tuple) else zeros
 
-    blank = graft(embed, {})
-    blank.__dict__["forward"] = forward
-    return blank
+    return with_forward(embed, forward)

@@ -23,7 +23,7 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 
 TUNED = "tuned."
-"""How the names of tensors begin that act in the backbone; whether they fit is for the backbone to say."""
+"""Prefix of the names of tensors that act in the backbone; their shapes are the method's on that backbone."""
 
 _REDO = "save or download the adapter again"
 
@@ -39,16 +39,16 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     merged prompts, their multiplicity (P,).
     """
     prompts = model.prompts
-    held: dict[str, Tensor] = {f"prompts.{name}": p for name, p in prompts.named_parameters() if p.numel()}
+    tensors: dict[str, Tensor] = {f"prompts.{name}": p for name, p in prompts.named_parameters() if p.numel()}
     used = [block for block, count in enumerate(prompts.counts) if count]
     if prompts.num_segments > 1:
-        held |= {f"segments.{block}": prompts.segments(block) for block in used}
+        tensors |= {f"segments.{block}": prompts.segments(block) for block in used}
     if prompts.merged:
-        held |= {f"copies.{block}": torch.tensor(prompts.multiplicity[block]) for block in used}
-    held |= {f"kv_prompts.{block}": values for block, values in enumerate(model.kv_prompts)}
-    held |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
-    held |= {f"head.{name}": p for name, p in model.head.named_parameters()}
-    return {name: p.detach().cpu().contiguous().clone() for name, p in held.items()}
+        tensors |= {f"copies.{block}": torch.tensor(prompts.multiplicity[block]) for block in used}
+    tensors |= {f"kv_prompts.{block}": values for block, values in enumerate(model.kv_prompts)}
+    tensors |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
+    tensors |= {f"head.{name}": p for name, p in model.head.named_parameters()}
+    return {name: p.detach().cpu().contiguous().clone() for name, p in tensors.items()}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -92,7 +92,7 @@ def read_tensors(path: Path, config: AdapterConfig) -> dict[str, Tensor]:
 
 
 def check_values(tensors: dict[str, Tensor], where: str) -> None:
-    """Looks for tensors of other types than belong there, and for numbers that are not finite.
+    """Checks that tensors are of the types that belong there, and their numbers finite.
 
     Args:
         tensors: By name.
@@ -118,7 +118,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], whe
 
     Args:
         tensors: By name.
-        shapes: What they should be; a size is None where the file decides.
+        shapes: The shapes they should have; a size is None where the file decides.
         where: The file, for messages.
 
     Raises:
@@ -138,19 +138,16 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], whe
             )
 
 
-def _check_mask(mask: Tensor, kept: int, where: str) -> None:
-    """Raises an AdapterError for a mask of segments that does not say where the kept ones belong."""
-    if mask.dtype != torch.bool or int(mask.sum()) != kept or not bool(mask.any(1).all()):
+def _check_mask(mask: Tensor, retained: int, where: str) -> None:
+    """Raises an AdapterError for a mask that does not place the retained segments."""
+    if mask.dtype != torch.bool or int(mask.sum()) != retained or not bool(mask.any(1).all()):
         raise AdapterError(
-            f"{where} should be a mask of booleans that places {kept} segments, at least one in every prompt; save or "
-            "download the adapter again."
+            f"{where} should be a mask of booleans that places {retained} segments, at least one in every prompt; "
+            f"{_REDO}."
         )
 
 
 def _check_multiplicity(multiplicity_P: Tensor, where: str) -> None:
     """Raises an AdapterError for numbers of prompts that cannot be."""
     if multiplicity_P.dtype != torch.int64 or not bool(((multiplicity_P >= 1) & (multiplicity_P < 2**31)).all()):
-        raise AdapterError(
-            f"{where} should say for how many prompts each one stands, whole numbers from 1; save or download the "
-            "adapter again."
-        )
+        raise AdapterError(f"{where} should say for how many prompts each one stands, whole numbers from 1; {_REDO}.")

@@ -1,58 +1,60 @@
-"""Wrappers of blocks, and gradient checkpointing: activations are computed again in the backward pass."""
+"""Functions run in place of blocks, and gradient checkpointing: activations are computed again in the backward pass."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vprompt.backbones.blocks import WindowBlock
+from vprompt.backbones.graft import graft
 from vprompt.model.model import PromptedModel
 
+M = TypeVar("M", bound=nn.Module)
 
-class StandIn(nn.Module):
-    """Called in a sequence, or with prompts beside a map of tokens; what to do is for `call` to say."""
+BlockCall = Callable[..., Any]
+"""Called in place of a block with what would run, which is the block or its `carry`, and the arguments."""
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
 
-    def forward(self, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        """As the block's."""
-        return self.call(self.block, x, *arguments, **positions)
+def with_forward(module: M, forward: Callable[..., Any]) -> M:
+    """A view of a module, with all its attributes, that runs another forward."""
+    view = graft(module, {})
+    view.__dict__["forward"] = forward
+    return view
 
-    def carry(self, x_BHWC: Tensor, prompts_BPC: Tensor | None) -> Any:
-        """As `WindowBlock.carry`."""
-        block: Any = self.block
-        return self.call(block.carry, x_BHWC, prompts_BPC)
 
-    def call(self, run: Any, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        """Does what stands here instead of `run`, which is the block or its `carry`."""
-        raise NotImplementedError
+def wrapped(block: nn.Module, call: BlockCall) -> nn.Module:
+    """A view of a block that hands every call of it to `call`, also with prompts beside a map of tokens.
+
+    Example:
+        >>> wrapped(nn.Identity(), lambda run, x: 2 * run(x))(torch.tensor(3))
+        tensor(6)
+    """
+    view = with_forward(block, partial(call, block))
+    if isinstance(block, WindowBlock):
+        view.__dict__["carry"] = partial(call, block.carry)
+    return view
 
 
 def running_blocks(model: PromptedModel) -> list[str]:
     """Paths in a model's view of what runs as its blocks, in forward order."""
     if model.info.stages is None:
         return [site.path for site in model.info.blocks]
-    found: list[str] = []
-    for path, module in model.view.named_modules():
-        within = bool(found) and path.startswith(f"{found[-1]}.")
-        if isinstance(module, WindowBlock | StandIn) and not within:
-            found.append(path)
-    return found
+    return [path for path, module in model.view.named_modules() if isinstance(module, WindowBlock)]
 
 
 def checkpointed_parts(model: PromptedModel, first: int = 0) -> dict[str, nn.Module]:
-    """Blocks that keep only what enters them, for `PromptedModel.exchanged`; gradients are the same numbers.
+    """Blocks that save only their inputs for the backward pass, for `PromptedModel.exchanged`; equal gradients.
 
     Prompt dropout is drawn again as it was, and the precision of autocast is the same.
 
     Args:
         model: The model.
-        first: The first block in which something is learned; those below keep nothing anyway.
+        first: The first block in which something is learned; those before it save nothing anyway.
 
     Example:
         >>> import timm, vprompt
@@ -64,13 +66,11 @@ def checkpointed_parts(model: PromptedModel, first: int = 0) -> dict[str, nn.Mod
 
     Source: Chen et al. (arXiv 1604.06174).
     """
-    return {path: _Checkpointed(model.view.get_submodule(path)) for path in running_blocks(model)[first:]}
+    blocks = running_blocks(model)[first:]
+    return {path: wrapped(model.view.get_submodule(path), _checkpointed) for path in blocks}
 
 
-class _Checkpointed(StandIn):
-    """The block, of which nothing is kept for the backward pass but what enters it."""
-
-    def call(self, run: Any, x: Tensor, *arguments: Any, **positions: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return run(x, *arguments, **positions)
-        return checkpoint(run, x, *arguments, use_reentrant=False, **positions)
+def _checkpointed(run: BlockCall, x: Tensor, *arguments: Any, **positions: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return run(x, *arguments, **positions)
+    return checkpoint(run, x, *arguments, use_reentrant=False, **positions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,15 +17,15 @@ from vprompt.utils.io import write_atomically
 from vprompt.utils.serialization import options_of
 
 _METADATA = "vprompt"
-"""The key of the plain facts in a file's metadata."""
+"""Key of the plain facts in a file's metadata."""
 _OLD_METADATA = "laconic"
 """The same in files written before the library had its name."""
 
 STATE = {"step", "sums", "history"}
 """The entries of the progress of a training."""
 
-MEANS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
-"""The settings of a recipe that say how the work is done; they may change when a run goes on."""
+EXECUTION_SETTINGS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
+"""Settings of a recipe that change the execution and not the result; they may change when a run is resumed."""
 
 
 def save_checkpoint(
@@ -86,7 +86,7 @@ def load_checkpoint(
         ) from error
     # Data without a fingerprint, on either side, is taken on trust.
     known = [key for key in run if key != "data" or (saved.get(key) and run[key])]
-    changed = sorted(key for key in known if _without_means(saved.get(key)) != _without_means(run[key]))
+    changed = sorted(key for key in known if _comparable(saved.get(key)) != _comparable(run[key]))
     if changed:
         raise TrainingError(
             f"The checkpoint {path} belongs to a run with other settings ({', '.join(changed)}); give the settings of "
@@ -108,6 +108,9 @@ def load_checkpoint(
     return state
 
 
-def _without_means(fact: Any) -> Any:
-    """A fact of a run without `MEANS`."""
-    return {key: value for key, value in fact.items() if key not in MEANS} if isinstance(fact, dict) else fact  # pyright: ignore
+def _comparable(fact: Any) -> Any:
+    """A fact of a run without `EXECUTION_SETTINGS`."""
+    if not isinstance(fact, dict):
+        return fact
+    settings = cast("dict[str, Any]", fact)
+    return {key: value for key, value in settings.items() if key not in EXECUTION_SETTINGS}

@@ -1,4 +1,4 @@
-"""The features of a frozen trunk, which never change between epochs, computed once for every image and kept."""
+"""The feature cache: features of the frozen trunk, which no epoch changes, computed once for every image."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def cached(
     Args:
         model: The model, on its device.
         data: The images.
-        recipe: Its `epochs` and `cache_gb` decide whether it is worth it; pooled features are always cached.
+        recipe: Its `epochs` and `cache_gb` decide whether features are cached; pooled features are always cached.
         processes: Processes that do the same at once; either all of them have a cache, or none.
         on_images: Called with the number of images that are done; may raise to stop.
 
     Returns:
-        None where nothing is to be gained, or the features are too large.
+        None where a cache gains nothing, or the features are too large.
     """
     head_only = all(name.startswith("head.") for name in model.learned)
     unknown = not isinstance(data, TensorDataset | ImageDataset)
@@ -77,17 +77,17 @@ def cached(
         if not head_only:  # features deserve full precision: they are computed but once
             stack.enter_context(attention_for_training(model, recipe))
             stack.enter_context(autocast(model, recipe))
-        blank = _blank(model, data)
+        blank = _blank_image(model, data)
         split = None if blank is None else Split(model, blank)
         if split is None or not split.blocks:
             return None
-        rows = _room(split, size_of(data), recipe, processes)
+        rows = _allocated(split, size_of(data), recipe, processes)
         # In batches as large as those of the training, most backends compute the same bits as there.
         batch = FEATURES if head_only else math.ceil(recipe.batch_size / processes)
         return None if rows is None else _filled(split, rows, model, data, recipe, batch, on_images)
 
 
-def _blank(model: PromptedModel, data: ImageLabels) -> Tensor | None:
+def _blank_image(model: PromptedModel, data: ImageLabels) -> Tensor | None:
     """A black image (1, 3, H, W) of the size of the others, of which none is read; None if that does not fit."""
     size, like = model.preprocessing.size, next(model.parameters())
     if isinstance(data, ImageDataset):
@@ -102,17 +102,17 @@ def _blank(model: PromptedModel, data: ImageLabels) -> Tensor | None:
     return blank
 
 
-def _room(split: Split, length: int, recipe: Recipe, processes: int) -> Tensor | None:
+def _allocated(split: Split, length: int, recipe: Recipe, processes: int) -> Tensor | None:
     row = split.sample[0]
     size = length * row.numel() * row.element_size()
     allowed = split.whole or size <= recipe.cache_gb * 1e9
     rows = empty_rows(length, row.shape, row.dtype, processes=processes) if allowed else None
     if unanimous(rows is not None):
         return rows
-    why = "there is no room for it" if allowed else f"no more than {recipe.cache_gb:g} may be (cache_gb)"
+    reason = "there is no room for it" if allowed else f"no more than {recipe.cache_gb:g} may be (cache_gb)"
     warnings.warn(
         f"The first {split.blocks} blocks learn nothing, but to compute them only once {size / 1e9:.2g} GB would have "
-        f"to be kept, and {why}; they are computed anew in every epoch.",
+        f"to be kept, and {reason}; they are computed anew in every epoch.",
         stacklevel=2,
     )
     return None
@@ -131,12 +131,12 @@ def _filled(
     device, done = next(model.parameters()).device, 0
     for images, labels in iterate(data, in_order(len(rows), batch), device=device, workers=recipe.workers):
         check_batch(images, labels, model)
-        rows[done : done + len(labels)] = split.below(images)
+        rows[done : done + len(labels)] = split.trunk(images)
         all_labels.append(labels.cpu())
         done += len(labels)
         on_images(done)
     features = TensorDataset(rows, torch.cat(all_labels))
-    return Cache(data=features, trainable=split.above(), with_images=split.needs_images)
+    return Cache(data=features, trainable=split.trainable_part(), with_images=split.needs_images)
 
 
 SHARE = 4

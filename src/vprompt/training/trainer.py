@@ -56,7 +56,7 @@ class History:
 
     @property
     def converged(self) -> bool:
-        """Whether the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
+        """True where the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
         losses = [row["loss"] for row in self.rows]
         fifth = len(losses) // 5
         if not fifth:
@@ -78,7 +78,7 @@ def fit(
     at_epoch: Callable[[int], None] | None = None,
     until: int | None = None,
 ) -> History:
-    """Trains what the method learns, such as prompts, and the head, in place; the backbone stays as it is.
+    """Trains the learned part of a model, such as prompts, and its head, in place; the backbone stays as it is.
 
     On a CPU the same seed and number of threads give the same numbers bit for bit, also when a run was killed and
     resumed. Under `torchrun` the batch is shared by the processes.
@@ -95,10 +95,10 @@ def fit(
         checkpoint: File that holds the state of the run, written atomically.
         resume: Go on from `checkpoint` where it exists.
         progress: Show a bar on standard error, or report to this.
-        label: What the bar says.
+        label: Text of the bar.
         at_epoch: Called with the number of epochs that are done, 0 before the first step. A resumed run calls it again
             only for what a kill took back.
-        until: Stop after this many of the recipe's epochs; `resume` goes on from there as if nothing had been. With
+        until: Stop after this many of the recipe's epochs; `resume` goes on from there as without the stop. With
             such a stop, a checkpoint is needed.
 
     Returns:
@@ -127,7 +127,7 @@ def fit(
 
 
 class _Run:
-    """One training: the model that learns, its optimiser, its data, and how far it is."""
+    """One training: its model, optimiser, data and progress."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _Run:
         return self.model.exchanged(checkpointed_parts(self.model, first_learned(self.model)))
 
     def _fill_cache(self, report: Report, interrupted: Callable[[], bool]) -> None:
-        """Computes what never changes between epochs; the same, wherever in them this run stands."""
+        """Computes the feature cache; the same at every point of a resumed run."""
 
         def on_images(done: int) -> None:
             report(self.step, self.last_step, cached=done)
@@ -285,7 +285,7 @@ class _Run:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
         if not math.isfinite(float(sums[0])):
             epoch, step = divmod(self.step, self.steps_per_epoch)
-            base = cast("float", recipe.lr)  # `fit` has spelt it out
+            base = cast("float", recipe.lr)  # set by `fit`
             raise DivergedError(
                 f"The loss became {float(sums[0])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
                 f"try a lower rate, such as --lr {base / 10:.1g}, or fp32 instead of bf16."

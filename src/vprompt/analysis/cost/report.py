@@ -1,4 +1,4 @@
-"""What prompts cost by execution, before and after condensation, beside what the paper prints."""
+"""The report of the cost of prompts by execution, before and after condensation, beside the paper's."""
 
 from __future__ import annotations
 

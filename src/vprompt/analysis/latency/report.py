@@ -1,4 +1,4 @@
-"""What prompts and condensation do to time, by execution and device, beside what the paper prints."""
+"""The report of the time that prompts and condensation take, by execution and device, beside the paper's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How low the rank of attention is with prompts and without, and the law of its growth."""
+"""The report of the rank of attention with prompts and without, and of the law of its growth."""
 
 from __future__ import annotations
 

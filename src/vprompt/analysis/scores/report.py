@@ -1,4 +1,4 @@
-"""How right each criterion is, shown."""
+"""The report of the accuracy of each criterion."""
 
 from __future__ import annotations
 

@@ -72,6 +72,6 @@ def _reaching(names: Sequence[str], backbone: nn.Module, info: BackboneInfo) -> 
     image = torch.zeros(1, 3, *info.preprocessing.size, device="meta", dtype=watched[0].dtype)
     with QuickShapes(), torch.enable_grad():
         feature = model.forward_head(model.forward_features(image), pre_logits=True)
-        found = torch.autograd.grad(feature.sum(), watched, allow_unused=True)
-    gradients = cast("tuple[Tensor | None, ...]", found)
+        values = torch.autograd.grad(feature.sum(), watched, allow_unused=True)
+    gradients = cast("tuple[Tensor | None, ...]", values)
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]

@@ -18,8 +18,8 @@ class MLPHead(nn.Module):
 
     Args:
         features: Width of the pooled feature.
-        classes: How many classes there are.
-        layers: How many layers in all, the classifier included.
+        classes: Number of classes.
+        layers: Number of layers, the classifier included.
 
     Example:
         >>> import torch
@@ -33,7 +33,7 @@ class MLPHead(nn.Module):
         self.classifier = nn.Linear(features, classes)
 
     def represent(self, features_BF: Tensor) -> Tensor:
-        """What the classifier sees of features, (B, F)."""
+        """Input of the last layer, (B, F)."""
         for layer in self.hidden:
             features_BF = F.gelu(layer(features_BF))
         return features_BF
@@ -49,7 +49,7 @@ class MLPHead(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self.classifier.out_features
 
     @property

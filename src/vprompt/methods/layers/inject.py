@@ -1,4 +1,4 @@
-"""Which parts stand in for which of a backbone's: prompts as prefix or as tokens, learned or constant."""
+"""Parts of a backbone with prompts in them: as a prefix or as tokens, learned or constant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vprompt.methods.layers.prompts import KVPrompts, Prompts
 from vprompt.methods.layers.tokens import TokenBlock, TokenStages
 
 Around = Callable[[int, PrefixAttention], nn.Module]
-"""What stands where the attention of a block would: something that calls it, and tells its `num_queries`."""
+"""Makes the module in place of a block's attention: it calls that attention, and has its `num_queries`."""
 
 
 class KVPrefix:
@@ -35,8 +35,8 @@ class KVPrefix:
             return None
         # Finding the number of heads costs a little at every forward; it is asked where all of them share.
         heads = attention.head_shape[0] if self.kv_prompts.share == "heads" else 0
-        found = self.kv_prompts.take(self.block, heads)
-        return None if found is None else KeyValue(*found)
+        pair = self.kv_prompts.take(self.block, heads)
+        return None if pair is None else KeyValue(*pair)
 
 
 class LearnedPrefix(KVPrefix):
@@ -55,8 +55,8 @@ class LearnedPrefix(KVPrefix):
         if projected is None or ready is None:
             return ready if projected is None else projected
         keys, values = (
-            torch.cat([mine, other.to(mine.dtype).expand(mine.shape[0], -1, -1, -1)], dim=2)
-            for mine, other in zip(projected[:2], ready[:2], strict=True)
+            torch.cat([first, other.to(first.dtype).expand(first.shape[0], -1, -1, -1)], dim=2)
+            for first, other in zip(projected[:2], ready[:2], strict=True)
         )
         bias = None if projected.bias is None else F.pad(projected.bias, (0, ready.keys.shape[2]))
         return KeyValue(keys, values, bias)
@@ -93,7 +93,7 @@ class ConstantPrefix(nn.Module):
         return KeyValue(*cast("KeyValue", (self.keys, self.values, self.bias))) if len(self) else None
 
     def forward(self, attention: PrefixAttention, batch: int) -> KeyValue | None:
-        """The constants, whatever asks."""
+        """The constants, for any attention and batch."""
         return self.constant()
 
 
@@ -109,7 +109,7 @@ def prefix_parts(
         around: Puts something around the attention of each block.
 
     Returns:
-        Path in the backbone -> what stands there instead, for `graft`.
+        Path in the backbone -> the module in its place, for `graft`.
     """
     last = len(info.blocks) - 1
     return {
@@ -126,7 +126,7 @@ def prefix_parts(
 
 
 def deep_token_parts(
-    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts, *, ours: bool = False
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, kv_prompts: KVPrompts, *, observable: bool = False
 ) -> dict[str, nn.Module]:
     """Every block is given its own prompts as tokens, and their places are cleared after it; returns as above.
 
@@ -137,13 +137,13 @@ def deep_token_parts(
         info: Its description.
         prompts: Of all blocks.
         kv_prompts: Of all blocks, or none.
-        ours: Run our attention in every block, which can be observed, where timm's own would do.
+        observable: Run our attention in every block, which can be observed, also where timm's own would do.
     """
     if info.stages is not None:
         return _stages_part(backbone, info, info.stages, prompts, kv_prompts)
     return {
         site.path: TokenBlock(
-            _published_block(backbone, info, block, prompts.num_tokens[block], kv_prompts, ours=ours),
+            _published_block(backbone, info, block, prompts.num_tokens[block], kv_prompts, observable=observable),
             prompts,
             info.num_prefix_tokens,
             enter=block,
@@ -154,7 +154,7 @@ def deep_token_parts(
 
 
 def shallow_token_parts(
-    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, published: bool, ours: bool = False
+    backbone: nn.Module, info: BackboneInfo, prompts: Prompts, *, published: bool, observable: bool = False
 ) -> dict[str, nn.Module]:
     """The first block's prompts enter before it and leave after the last block; returns as above.
 
@@ -164,7 +164,7 @@ def shallow_token_parts(
         prompts: Of all blocks; the first has them.
         published: Run timm's own attention where it can be, and the last block whole; else let the last block compute
             only what the pooling reads, where it reads leading tokens.
-        ours: As for `deep_token_parts`.
+        observable: As for `deep_token_parts`.
     """
     if info.stages is not None:
         return _stages_part(backbone, info, info.stages, prompts)
@@ -173,7 +173,7 @@ def shallow_token_parts(
     for block, site in enumerate(info.blocks):
         cut = info.leading_tokens if block == last and not published else None
         if published:
-            module = _published_block(backbone, info, block, count, ours=ours)
+            module = _published_block(backbone, info, block, count, observable=observable)
         else:
             inserted = (info.num_prefix_tokens, count)
             module = _block(backbone, info, block, no_prefix, num_queries=cut, inserted=inserted)
@@ -207,14 +207,14 @@ def constant_prefixes(
 ) -> list[ConstantPrefix]:
     """The keys and values of every block's prompts as they are now."""
     still = prompts.constants()
-    found: list[ConstantPrefix] = []
+    prefixes: list[ConstantPrefix] = []
     for block in range(len(info.blocks)):
         attention = attention_at(backbone, info, block)
         learned = LearnedPrefix(still, kv_prompts, block)(attention, 1)
         prefix = attention.key_values(still[block].unsqueeze(0)) if learned is None else learned
         keys, values = (_by_token(part.detach()) for part in prefix[:2])
-        found.append(ConstantPrefix(keys, values, None if prefix.bias is None else prefix.bias.to(keys.dtype)))
-    return found
+        prefixes.append(ConstantPrefix(keys, values, None if prefix.bias is None else prefix.bias.to(keys.dtype)))
+    return prefixes
 
 
 def _by_token(heads_1HPd: Tensor) -> Tensor:
@@ -253,12 +253,12 @@ def _published_block(
     count: int,
     kv_prompts: KVPrompts | None = None,
     *,
-    ours: bool = False,
+    observable: bool = False,
 ) -> nn.Module:
     """A block for tokens among which prompts stand: timm's own, unless its attention must be told of something."""
     site = info.blocks[block]
     prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix
-    if not ours and prefix is no_prefix and not wrapper_for(backbone.get_submodule(site.attention)).positional:
+    if not observable and prefix is no_prefix and not wrapper_for(backbone.get_submodule(site.attention)).positional:
         return backbone.get_submodule(site.path)
     return _block(backbone, info, block, prefix, inserted=(info.num_prefix_tokens, count))
 
@@ -271,12 +271,12 @@ def _stages_part(
     Shallow without `kv_prompts`.
     """
     counts, deep = prompts.num_tokens, kv_prompts is not None
-    every: list[WindowBlock] = []
+    wrapped: list[WindowBlock] = []
     for block in range(len(info.blocks)):
         prefix = KVPrefix(kv_prompts, block) if kv_prompts else no_prefix
         inserted = (0, counts[block if deep else 0])
-        every.append(cast("WindowBlock", _block(backbone, info, block, prefix, inserted=inserted)))
-    blocks = iter(every)
+        wrapped.append(cast("WindowBlock", _block(backbone, info, block, prefix, inserted=inserted)))
+    blocks = iter(wrapped)
     stages = list(backbone.get_submodule(path).children())
     if hasattr(stages[0], "blocks"):
         mergings = [stage.get_submodule("downsample") for stage in stages]

@@ -31,9 +31,9 @@ def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInf
     view = graft(backbone, {path: backbone.get_submodule(path) for path in paths})
     exactly = "|".join(re.escape(path) for path in paths)
     config: Any = LoraConfig(r=rank, lora_alpha=cast("int", alpha), target_modules=exactly)
-    wanted = [(p, p.requires_grad) for p in backbone.parameters()]
+    flags = [(p, p.requires_grad) for p in backbone.parameters()]
     inject_adapter_in_model(config, view)
-    for parameter, gradient in wanted:  # peft freezes all but its own
+    for parameter, gradient in flags:  # peft freezes all but its own
         parameter.requires_grad_(gradient)
     learned: dict[str, nn.Parameter] = {}
     for path in paths:
@@ -56,7 +56,7 @@ def merged(scale: float, backbone: nn.Module, info: BackboneInfo, tuned: Tuning)
 
 def _projections(backbone: nn.Module, info: BackboneInfo) -> list[str]:
     """Paths of the projections to queries, keys and values, block by block."""
-    found: list[str] = []
+    paths: list[str] = []
     for site in info.blocks:
         children = dict(backbone.get_submodule(site.attention).named_children())
         for name in _PROJECTIONS:
@@ -67,5 +67,5 @@ def _projections(backbone: nn.Module, info: BackboneInfo) -> list[str]:
                     f"LoRA updates plain linear projections, and {site.attention}.{name} is a "
                     f"{type(children[name]).__name__}; give the backbone without it."
                 )
-            found.append(f"{site.attention}.{name}")
-    return found
+            paths.append(f"{site.attention}.{name}")
+    return paths

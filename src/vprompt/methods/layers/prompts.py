@@ -1,4 +1,4 @@
-"""What is learned: the prompts of every block, as tokens or as keys and values, and how a batch gets them."""
+"""Learned prompts of every block, as tokens or as keys and values, and the form in which a batch gets them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vprompt.utils.errors import VPromptError
 
 Share = Literal["key-value", "heads", "none"]
-"""What key-value prompts have in common; see `KVPrompts`."""
+"""Parts that key-value prompts have in common; see `KVPrompts`."""
 
 
 def init_bound(patch_size: tuple[int, int], width: int) -> float:
@@ -83,7 +83,7 @@ class Prompts(nn.ParameterList):
         self.multiplicity = [list(numbers) for numbers in multiplicity or ([1] * count for count in self.counts)]
         """By block, how many prompts each one stands for."""
         self.merged = any(number > 1 for numbers in self.multiplicity for number in numbers)
-        """Whether some prompt stands for several."""
+        """True where some prompt stands for several."""
         self.num_tokens = [sum(numbers) for numbers in self.multiplicity]
         """By block, how many tokens its prompts are as the papers run them: each as often as it counts."""
         for block, numbers in enumerate(self.multiplicity if self.merged else ()):
@@ -99,7 +99,7 @@ class Prompts(nn.ParameterList):
 
     @property
     def plain(self) -> bool:
-        """Whether the learned values are the prompts themselves; a subclass computes them by its `transform`."""
+        """True where the learned values are the prompts themselves; a subclass computes them by its `transform`."""
         return type(self) is Prompts
 
     def transform(self, block: int, values_PD: Tensor) -> Tensor:
@@ -119,13 +119,13 @@ class Prompts(nn.ParameterList):
         return scattered.view(self.counts[block], self.num_segments * retained_Kw.shape[1])
 
     def segments(self, block: int) -> Tensor:
-        """Which segments (P, R) of one block's prompts are retained."""
+        """A mask (P, R) of the retained segments of one block's prompts."""
         mask_S = torch.zeros(self.counts[block] * self.num_segments, dtype=torch.bool, device=self[block].device)
         mask_S[self._places(block) if self.num_segments > 1 else slice(None)] = True
         return mask_S.view(-1, self.num_segments)
 
     def bias(self, block: int) -> Tensor | None:
-        """What attention adds to the logits of one block's prompts, (1, P); None where that is nothing."""
+        """The bias of attention's logits of one block's prompts, (1, P); None where there is none."""
         if not self.merged:
             return None
         precise = torch.promote_types(self[block].dtype, torch.float32)
@@ -163,7 +163,7 @@ class Prompts(nn.ParameterList):
         return prompts_bPD.repeat_interleave(multiplicity_P, dim=1, output_size=tokens)
 
     def record(self, block: int, batch: int, *shared: Tensor) -> tuple[Tensor, ...]:
-        """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are kept by block."""
+        """Inside `per_sample`: copies of tensors (1, ...) for every sample, as leaves that are recorded by block."""
         assert self.recorded is not None
         leaves = tuple(t.detach().expand(batch, *t.shape[1:]).clone().requires_grad_() for t in shared)
         self.recorded[block] = leaves
@@ -177,7 +177,7 @@ class Prompts(nn.ParameterList):
             with_bias: Record the bias of the logits as well, which keeps attention from running fused.
 
         Yields:
-            A dict block -> leaves of the latest forward pass: prompts (B, P, D) where they ride as tokens; keys and
+            A dict block -> leaves of the latest forward pass: prompts (B, P, D) where they are tokens; keys and
             values (B, H, P, d), and that bias (B, P) if asked for, where they are a prefix.
         """
         self.recorded, self.records_bias = {}, with_bias
@@ -190,8 +190,8 @@ class Prompts(nn.ParameterList):
         """A copy that holds only some of the prompts, and of those only some segments.
 
         Args:
-            retained: Indices of the prompts that stay, for each block.
-            segments: For each block a mask (number of prompts that stay, R); those they have when not given.
+            retained: Indices of the retained prompts, for each block.
+            segments: For each block a mask (number of retained prompts, R); the segments they have when not given.
         """
         indices = [index.to(p.device) for p, index in zip(self, retained, strict=True)]
         values = [self.dense(block).detach()[index] for block, index in enumerate(indices)]

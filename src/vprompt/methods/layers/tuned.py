@@ -1,4 +1,4 @@
-"""What a method learns in or beside a backbone, and the view of the backbone in which it is in place."""
+"""Learned parameters in or beside a backbone, and the view of the backbone in which they act."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tuning(nn.Module):
         return self.__dict__["_base"]
 
     def finish(self, features_BF: Tensor, images_BCHW: Tensor) -> Tensor:
-        """The model's features of images, of those that the backbone gives."""
+        """Features of the model, from those of the backbone and the images."""
         return features_BF if self.side is None else cast("Any", self.side).mix(features_BF, images_BCHW)
 
     def fill(self, values: Mapping[str, Tensor]) -> None:

@@ -9,9 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_adapter import backbone, config_of, edit, folder, model_with, pristine, refused, some_images
 
 import vprompt
-from test_adapter import backbone, config_of, edit, folder, model_with, pristine, refused, some_images
 from vprompt.model.config import FORMAT_VERSION, read_config, write_config
 from vprompt.model.save import save_adapter
 from vprompt.utils.errors import AdapterError

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from test_adapter import FILES, backbone, model_with, refused, some_images
 
 import vprompt
-from test_adapter import FILES, backbone, model_with, refused, some_images
 from vprompt.model.hub import is_hub_id
 from vprompt.model.save import push_adapter, save_adapter
 from vprompt.utils.errors import AdapterError

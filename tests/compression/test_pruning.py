@@ -22,11 +22,21 @@ import vprompt
 from conftest import run_command, write_classes
 from reference import attached, close, some_images
 from test_experiment import adapter_hash, checkpoint_step, end, numbers, on_cpu
-from vprompt.compression.choices import FEWEST, SHARES, Budget, Choice, Trial, best_of_each_size, grid, ranked, spread
+from vprompt.compression.choices import (
+    FEWEST,
+    SHARES,
+    Budget,
+    Choice,
+    PruneSettings,
+    Trial,
+    best_of_each_size,
+    grid,
+    ranked,
+    spread,
+)
 from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
 from vprompt.compression.select import select_segments
-from vprompt.compression.settings import PruneSettings
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.records import Pruning, Recipe
 from vprompt.model.tensors import TENSORS_FILE
@@ -469,18 +479,18 @@ def test_a_search_costs_at_most_six_trainings(epochs, train, share, fixed):
     val = max(1, round(train * share))
     budget = Budget.of(10 if fixed else 100, epochs=epochs, train=train, val=val)
     look = val / (3 * train * epochs)
-    total = 1 + 2 / epochs + (budget.looks + budget.trainings) * look + budget.trainings
+    total = 1 + 2 / epochs + (budget.evaluations + budget.trainings) * look + budget.trainings
     assert budget.trainings >= 1
-    assert budget.looks >= min(FEWEST, 10 if fixed else 100)
+    assert budget.evaluations >= min(FEWEST, 10 if fixed else 100)
     # With one epoch and many validation images, sixteen looks and one training are more already.
-    assert total <= 6 or (epochs == 1 and budget.trainings == 1 and budget.looks <= FEWEST)
+    assert total <= 6 or (epochs == 1 and budget.trainings == 1 and budget.evaluations <= FEWEST)
 
 
 @pytest.mark.parametrize("epochs", [4, 12, 100])
 def test_of_the_usual_splits_all_choices_are_looked_at_and_three_trained(epochs):
     budget = Budget.of(100, epochs=epochs, train=800, val=200)
     assert budget.trainings == 3
-    assert budget.looks == 100 if epochs >= 20 else budget.looks >= 24
+    assert budget.evaluations == 100 if epochs >= 20 else budget.evaluations >= 24
 
 
 def trial(tokens, segments, accuracy, loss=1.0, epochs=1):
@@ -531,10 +541,10 @@ def test_shares_are_those_that_came_about_and_not_those_wished_for(parts, scope)
     for choice in [Choice(), Choice(tokens=0.9, segments=0.9), Choice(tokens=0.4, segments=0.6)]:
         found, small = cut(worth, choice), pruned(model, worth, choice)
         prompts, numbers = sum(small.prompt_counts), sum(p.numel() for p in small.prompts)
-        assert found.tokens == pytest.approx(1 - prompts / 9)
-        assert found.removed == pytest.approx(1 - numbers / (prompts * model.info.widths[0]))
+        assert found.pruned_tokens == pytest.approx(1 - prompts / 9)
+        assert found.pruned_segments == pytest.approx(1 - numbers / (prompts * model.info.widths[0]))
         assert found.share == pytest.approx((prompts / 9 + numbers / (9 * model.info.widths[0])) / 2)
-        assert (small.pruning.tokens, small.pruning.segments) == (found.tokens, found.removed)
+        assert (small.pruning.tokens, small.pruning.segments) == (found.pruned_tokens, found.pruned_segments)
 
 
 @pytest.mark.parametrize(

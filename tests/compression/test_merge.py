@@ -11,7 +11,7 @@ from test_families import EACH_CLASS
 from torch.utils.data import TensorDataset
 
 import vprompt
-from families import attached, some_images
+from families import EACH_CLASS, attached, some_images
 from reference import close, loss_weights
 from vprompt.backbones.attention.functional import KeyValue, attend, attention_weights
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
@@ -31,7 +31,7 @@ def counted(name, *, execution="prefix", dtype=torch.float64):
     plain = attached(name, vprompt.VPT(6), counts=COUNTS, dtype=dtype)
     copies = [list(range(1, count + 1)) for count in plain.prompt_counts]
     values = [p.detach().clone() for p in plain.prompts]
-    several = plain.copy(prompts=Prompts(values, copies=copies), execution=execution)
+    several = plain.copy(prompts=Prompts(values, multiplicity=copies), execution=execution)
     out = [
         value.repeat_interleave(torch.tensor(number).long(), 0) for value, number in zip(values, copies, strict=True)
     ]
