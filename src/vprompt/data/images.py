@@ -77,7 +77,12 @@ def decode(
     except UnusableImageError as error:
         if name is None:
             name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
-        raise DataError(f"{printable(name)} {error}; replace it or leave it out.") from error
+        raise DataError(refusal(name, str(error))) from error
+
+
+def refusal(name: str, problem: str) -> str:
+    """The sentence that refuses an image; `problem` completes the sentence `FILE ...`."""
+    return f"{printable(name)} {problem}; replace it or leave it out."
 
 
 def try_decode(source: Source, preprocessing: Preprocessing | None) -> Tensor | str | None:
