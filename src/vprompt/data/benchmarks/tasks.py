@@ -85,11 +85,6 @@ class BenchmarkTask:
         """Source of the data, as the end of a sentence."""
         return f"the images come from {self.site}, and {_LISTS[self.suite]}"
 
-    @property
-    def transforms(self) -> Transforms:
-        """Preparation of images that the benchmark's results are made with."""
-        return _FGVC if self.suite == "fgvc" else _PLAIN
-
 
 _PLAIN = Transforms(resize="squash", augment="none")
 

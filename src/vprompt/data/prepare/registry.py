@@ -23,6 +23,7 @@ class Recipe:
 
     Args:
         spec: The task: `vtab:cifar`.
+        pieces: The files that it is prepared from.
         read: Makes contents of its pieces; None where the task cannot be prepared.
         images: Number of images that the original has in the parts that are used.
         where: The `site`, if it is not the task's.
@@ -32,6 +33,7 @@ class Recipe:
     """
 
     spec: str
+    pieces: Mapping[str, Piece]
     read: Callable[[Originals], Contents] | None = None
     images: int = 0
     where: str = ""
@@ -43,11 +45,6 @@ class Recipe:
     def task(self) -> BenchmarkTask:
         """The benchmark's task."""
         return find_task(self.spec)
-
-    @property
-    def pieces(self) -> Mapping[str, Piece]:
-        """The files that it is prepared from."""
-        return _PIECES.get(self.spec, {})
 
     @property
     def site(self) -> str:
@@ -84,17 +81,20 @@ def _read_pieces() -> dict[str, dict[str, Piece]]:
     return pieces
 
 
-_PIECES = _read_pieces()
-
 _READERS = {"fgvc": fgvc, "vtab_arrays": vtab_arrays, "vtab_images": vtab_images}
 
 
-def _recipe(row: dict[str, str]) -> Recipe:
-    """The recipe in a row of `recipes.csv`, whose reader is a function of one of the modules."""
-    module, _, function = row.pop("read").partition(".")
-    read = getattr(_READERS[module], function) if module else None
-    return Recipe(read=read, images=int(row.pop("images")), **row)
+def _read_recipes() -> tuple[Recipe, ...]:
+    """The recipes in `recipes.csv`, whose readers are functions of one of the modules."""
+    recipes: list[Recipe] = []
+    pieces = _read_pieces()
+    for row in read_table("vprompt.data.prepare", "recipes.csv"):
+        module, _, function = row.pop("read").partition(".")
+        read = getattr(_READERS[module], function) if module else None
+        images = int(row.pop("images"))
+        recipes.append(Recipe(pieces=pieces.get(row["spec"], {}), read=read, images=images, **row))
+    return tuple(recipes)
 
 
-RECIPES = tuple(map(_recipe, read_table("vprompt.data.prepare", "recipes.csv")))
+RECIPES = _read_recipes()
 """All tasks, in the order of the papers' tables."""
