@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from vprompt.data.augmentation import View
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.preprocessing import Preprocessing, View
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
