@@ -78,7 +78,10 @@ def check_images(images: Tensor, size: tuple[int, int], *, any_size: bool) -> No
     if not images.is_floating_point():
         raise DataError(f"Images must be float and normalised, as `Preprocessing.normalise` does; not {images.dtype}.")
     if images.ndim != 4 or images.shape[1] != 3 or (not any_size and tuple(images.shape[2:]) != (height, width)):
-        raise DataError(f"Images must be (3, {height}, {width}) for this backbone; a batch is {_shape(images)}.")
+        one = f"3, {height}, {width}"
+        raise DataError(
+            f"Images must be ({one}) for this backbone, and a batch of them (B, {one}); it is {_shape(images)}."
+        )
 
 
 def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
