@@ -77,7 +77,7 @@ def test_missing_files_and_what_is_no_file(folder):
     sentences = found(folder)
     assert [sentence.split()[0] for sentence in sentences] == [f"images/test/00000{i}.png" for i in range(3)]
     assert "does not exist; put the image there" in sentences[0]
-    assert "is not a regular file" in sentences[1]
+    assert "is a folder, not an image" in sentences[1]
     assert "cannot be read" in sentences[2]
 
 
@@ -219,4 +219,4 @@ def test_progress_counts_every_image_once(folder):
 
 def test_file_names_keep_their_case(folder):
     write_lines(folder / "test.txt", [("b", 0)])
-    assert found(folder) == ["b is listed but does not exist; put the image there, or take it off the list."]
+    assert found(folder) == ["b does not exist; put the image there, or take it off the list."]

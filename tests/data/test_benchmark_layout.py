@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark_folders import VTAB, fgvc, read_list, vtab, write_image, write_lines
-from vprompt.data.benchmarks.lists import clean, read_layout, read_lines, read_object, recognise
+from vprompt.data.benchmarks.lists import clean, parse_list, read_layout, recognise
 from vprompt.data.benchmarks.tasks import find_task
 from vprompt.utils.errors import DataError
 
@@ -24,7 +24,7 @@ paths = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\\/:"), m
 def test_what_is_written_is_read(tmp_path_factory, pairs, end):
     file = tmp_path_factory.mktemp("lists") / "test.txt"
     write_lines(file, pairs, end)
-    entries, problems = read_lines(file)
+    entries, problems = parse_list(file, "vtab")
     assert [(entry.path, int(entry.label)) for entry in entries] == pairs
     assert problems == []
 
@@ -42,7 +42,7 @@ def test_what_is_written_is_read(tmp_path_factory, pairs, end):
 )
 def test_one_list_written_in_many_ways(tmp_path, text):
     (tmp_path / "test.txt").write_bytes(text)
-    entries, problems = read_lines(tmp_path / "test.txt")
+    entries, problems = parse_list(tmp_path / "test.txt", "vtab")
     assert [(entry.path, entry.label) for entry in entries] == [("images/a b.png", "0"), ("images/c.png", "1")]
     assert problems == []
 
@@ -62,7 +62,7 @@ def test_a_backslash_in_a_name_that_is_there_stays(tmp_path):
 )
 def test_a_malformed_line_is_named(tmp_path, line):
     (tmp_path / "test.txt").write_text(f"\nimages/b.png 1\n{line}\nimages/c.png 2\n", encoding="utf-8")
-    entries, problems = read_lines(tmp_path / "test.txt")
+    entries, problems = parse_list(tmp_path / "test.txt", "vtab")
     assert [entry.path for entry in entries] == ["images/b.png", "images/c.png"]
     (problem,) = problems
     assert (problem.severity, problem.where) == ("fatal", "test.txt, line 3")
@@ -86,7 +86,7 @@ def test_paths_stay_in_the_folder(tmp_path, path, word):
     write_image(tmp_path.parent / "a.png")
     (tmp_path / "test.txt").write_text(f"{path} 0\n")
     (tmp_path / "test.json").write_text(json.dumps({path: 0}))
-    for entries, problems in (read_lines(tmp_path / "test.txt"), read_object(tmp_path / "test.json")):
+    for entries, problems in (parse_list(tmp_path / "test.txt", "vtab"), parse_list(tmp_path / "test.json", "fgvc")):
         assert entries == []
         assert [problem.severity for problem in problems] == ["fatal"]
         assert word in problems[0].sentence
@@ -96,7 +96,7 @@ def test_files_that_are_no_text(tmp_path):
     (tmp_path / "utf16.txt").write_bytes("images/a.png 0\n".encode("utf-16"))
     (tmp_path / "folder.txt").mkdir()
     for name in ("utf16.txt", "folder.txt", "missing.txt"):
-        entries, problems = read_lines(tmp_path / name)
+        entries, problems = parse_list(tmp_path / name, "vtab")
         assert entries == []
         assert [problem.severity for problem in problems] == ["fatal"]
         assert problems[0].sentence.startswith(name)
@@ -106,7 +106,7 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"images/caf\xe9.png")
     write_image(tmp_path / name)
     (tmp_path / "test.txt").write_bytes(b"images/caf\xe9.png 0\n")
-    entries, _ = read_lines(tmp_path / "test.txt")
+    entries, _ = parse_list(tmp_path / "test.txt", "vtab")
     assert (tmp_path / entries[0].path).exists()
 
 
@@ -132,7 +132,7 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
 )
 def test_json_that_is_no_list_of_images(tmp_path, text, word):
     (tmp_path / "test.json").write_text(text)
-    entries, problems = read_object(tmp_path / "test.json")
+    entries, problems = parse_list(tmp_path / "test.json", "fgvc")
     assert entries == []
     (problem,) = problems
     assert problem.severity == "fatal"
@@ -141,7 +141,7 @@ def test_json_that_is_no_list_of_images(tmp_path, text, word):
 
 def test_keys_that_stand_twice_are_both_kept(tmp_path):
     (tmp_path / "test.json").write_text('{"a.png": 1, "a.png": 2}')
-    entries, _ = read_object(tmp_path / "test.json")
+    entries, _ = parse_list(tmp_path / "test.json", "fgvc")
     assert [(entry.path, entry.label) for entry in entries] == [("a.png", "1"), ("a.png", "2")]
 
 

@@ -7,8 +7,7 @@ import torch
 
 import vprompt.data.images
 from benchmark_folders import PLAIN, SIZES, VTAB, colours, fgvc, read_list, vtab, write_image, write_lines
-from vprompt.data.labelled import load_labelled
-from vprompt.data.tasks import load_folder, open_task
+from vprompt.data.tasks import load_folder, load_labelled, open_task
 from vprompt.utils.errors import DataError
 
 

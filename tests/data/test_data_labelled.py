@@ -4,9 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vprompt.data.labelled import load_labelled
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.tasks import load_bundled, load_folder
+from vprompt.data.tasks import load_bundled, load_folder, load_labelled
 from vprompt.utils.errors import DataError
 
 PLAIN = Preprocessing(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vprompt.data.labelled import load_labelled
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.synthetic.dsprites import FACTORS, sprites
 from vprompt.data.synthetic.tasks import SIZES, synthetic_names
-from vprompt.data.tasks import open_task
+from vprompt.data.tasks import load_labelled, open_task
 from vprompt.utils.errors import DataError
 
 NATIVE = Preprocessing(size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

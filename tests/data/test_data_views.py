@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vprompt.data.augmentation import View
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.images import decode
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.preprocessing import Preprocessing, View
 from vprompt.data.tasks import load_bundled, load_folder
 from vprompt.training.loader import TrainingEpoch, identity, in_order, iterate
 from vprompt.utils.errors import DataError

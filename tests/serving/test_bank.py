@@ -351,9 +351,9 @@ def test_what_cannot_be_asked():
         ((images, ["one"]), "1 adapters for 2 images"),
         ((images, "one"), "for every request"),
         ((images.byte(), ["one", "one"]), "float and normalised"),
-        ((images[0], ["one"] * 3), "float and normalised"),
-        ((images[:, :1], ["one", "one"]), "float and normalised"),
-        ((torch.zeros(1, 3, 40, 32), ["one"]), "32 x 32 for this backbone, not 40 x 32"),
+        ((images[0], ["one"] * 3), r"a batch of them \(B, 3, 32, 32\); it is \(3, 32, 32\)"),
+        ((images[:, :1], ["one", "one"]), r"it is \(2, 1, 32, 32\)"),
+        ((torch.zeros(1, 3, 40, 32), ["one"]), r"\(3, 32, 32\) for this backbone.*it is \(1, 3, 40, 32\)"),
     ]:
         with pytest.raises(DataError, match=words):
             bank(*arguments)

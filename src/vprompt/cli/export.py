@@ -73,7 +73,7 @@ class Export:
 
     def _int8(self, model: FoldedModel, data: str) -> Int8:
         """The images to calibrate with, and those to measure the accuracy on, where there are labels."""
-        from vprompt.data.labelled import load_labelled
+        from vprompt.data.tasks import load_labelled
         from vprompt.exporters.export import Int8
         from vprompt.utils.errors import DataError
         from vprompt.utils.text import printable

@@ -58,7 +58,7 @@ class Eval(_Source):
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
-        from vprompt.data.labelled import load_labelled
+        from vprompt.data.tasks import load_labelled
         from vprompt.training.evaluate import evaluate
         from vprompt.utils.progress import bar
 

@@ -3,9 +3,8 @@
 from vprompt.data.benchmarks.tasks import find_task, transforms_of
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.images import decode
-from vprompt.data.labelled import SplitChoice, load_labelled
 from vprompt.data.scan import list_images
-from vprompt.data.tasks import load_bundled, load_folder, open_task
+from vprompt.data.tasks import SplitChoice, load_bundled, load_folder, load_labelled, open_task
 
 __all__ = [
     "ImageDataset",

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vprompt.data.augmentation import View
 from vprompt.data.images import Source, decode
-from vprompt.data.preprocessing import Augment, Preprocessing
+from vprompt.data.preprocessing import Augment, Preprocessing, View
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable

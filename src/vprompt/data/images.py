@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from vprompt.data.augmentation import View
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.preprocessing import Preprocessing, View
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -77,13 +76,24 @@ def decode(
     except UnusableImageError as error:
         if name is None:
             name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the image"
-        raise DataError(f"{printable(name)} {error}; replace it or leave it out.") from error
+        raise DataError(refusal(name, str(error))) from error
 
 
-def try_decode(source: Source, preprocessing: Preprocessing, view: View | None = None) -> Tensor | str:
-    """Like `decode`, but returns what is wrong (it completes the sentence `FILE ...`) instead of raising."""
+def refusal(name: str, problem: str) -> str:
+    """The sentence that refuses an image; `problem` completes the sentence `FILE ...`."""
+    return f"{printable(name)} {problem}; replace it or leave it out."
+
+
+def try_decode(source: Source, preprocessing: Preprocessing | None) -> Tensor | str | None:
+    """Like `decode`, but returns what is wrong (it completes the sentence `FILE ...`) instead of raising.
+
+    Without a preprocessing only the header is read, and there are no pixels.
+    """
     try:
-        return read_pixels(source, preprocessing, view)
+        if preprocessing is not None:
+            return read_pixels(source, preprocessing)
+        with opened(source):
+            return None
     except UnusableImageError as error:
         return str(error)
 
@@ -104,29 +114,23 @@ def read_pixels(
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
-    with _opened(source, max_pixels) as image:
+    with opened(source, max_pixels) as image:
         _draft(image, preprocessing, view)
         image.load()
         return render(_upright(image), preprocessing, view)
 
 
-def probe(source: Source) -> str | None:
-    """Reads the header of an image only; returns what is wrong (it completes the sentence `FILE ...`), or None."""
-    try:
-        with _opened(source, MAX_PIXELS):
-            return None
-    except UnusableImageError as error:
-        return str(error)
-
-
 @contextmanager
-def _opened(source: Source, max_pixels: int) -> Generator[Image.Image]:
+def opened(source: Source, max_pixels: int = MAX_PIXELS) -> Generator[Image.Image]:
     """An image whose header was read; what goes wrong with it, also in the block, is an `UnusableImageError`."""
     try:
         with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            _refuse_bombs(image, max_pixels)
+            width, height = image.size
+            if width * height > max_pixels:
+                size = f"{width} x {height} pixels; the limit is {max_pixels / 10**6:g} million"
+                raise TooManyPixelsError(f"is too large ({size})")
             yield image
-    except (MemoryError, DataError):
+    except (MemoryError, DataError, UnusableImageError):
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
@@ -184,14 +188,6 @@ def _file_of(source: Source) -> str | io.BytesIO:
     return file
 
 
-def _refuse_bombs(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise TooManyPixelsError(
-            f"is too large ({width} x {height} pixels; the limit is {max_pixels / 10**6:g} million)"
-        )
-
-
 def _draft(image: Image.Image, preprocessing: Preprocessing, view: View | None) -> None:
     """Lets JPEG decode at 1/2, 1/4 or 1/8, still at least twice as large as the result (as `Image.thumbnail` does)."""
     # Nearest picks single pixels, and which ones must not depend on the file's format.
@@ -234,21 +230,19 @@ def _box(
 
 
 def _unusable(error: Exception, max_pixels: int) -> UnusableImageError:
-    if isinstance(error, UnusableImageError):
-        return error
-    if isinstance(error, UnidentifiedImageError):
-        return NotAnImageError("is not an image, or its header is damaged")
-    if isinstance(error, Image.DecompressionBombError):
-        return TooManyPixelsError(f"is too large (the limit is {max_pixels / 10**6:g} million pixels)")
-    known: dict[type[Exception], str] = {
-        FileNotFoundError: "does not exist",
-        IsADirectoryError: "is a folder, not an image",
-    }
-    if type(error) in known:
-        return UnusableImageError(known[type(error)])
-    if isinstance(error, OSError) and error.strerror:
-        return UnusableImageError(f"cannot be read: {error.strerror.lower()}")
-    return UnusableImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")
+    match error:
+        case UnidentifiedImageError():
+            return NotAnImageError("is not an image, or its header is damaged")
+        case Image.DecompressionBombError():
+            return TooManyPixelsError(f"is too large (the limit is {max_pixels / 10**6:g} million pixels)")
+        case FileNotFoundError():
+            return UnusableImageError("does not exist")
+        case IsADirectoryError():
+            return UnusableImageError("is a folder, not an image")
+        case OSError() if error.strerror:
+            return UnusableImageError(f"cannot be read: {error.strerror.lower()}")
+        case _:
+            return UnusableImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 class UnusableImageError(ValueError):
@@ -314,37 +308,23 @@ def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class _Silence:
-    """Warning filters are shared by all threads: the first that enters sets them, the last that leaves restores."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.saved = warnings.catch_warnings()
-
-    def enter(self) -> None:
-        with self.lock:
-            if self.inside == 0:
-                self.saved = warnings.catch_warnings()
-                self.saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-            self.inside += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                self.saved.__exit__(None, None, None)
-
-
-_SILENCE = _Silence()
+_QUIET, _LOCK = list[warnings.catch_warnings](), threading.Lock()
+"""Blocks under way, as all threads have the same warning filters. The first sets, the last restores."""
 
 
 @contextmanager
 def quiet_pillow() -> Generator[None]:
     """Ignores warnings from Pillow inside the block, also when many threads are in such a block at once."""
-    _SILENCE.enter()
+    with _LOCK:
+        saved = _QUIET[0] if _QUIET else warnings.catch_warnings()
+        if not _QUIET:
+            saved.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        _QUIET.append(saved)
     try:
         yield
     finally:
-        _SILENCE.leave()
+        with _LOCK:
+            _QUIET.pop()
+            if not _QUIET:
+                saved.__exit__(None, None, None)

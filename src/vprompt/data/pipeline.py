@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Task
-from vprompt.data.images import probe, render_arrays, try_decode
+from vprompt.data.images import render_arrays, try_decode
 from vprompt.data.listing import UNSPLIT, Item, Listing
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.split import Splits, cut
@@ -190,27 +189,36 @@ def check(
     *,
     decode_all: bool,
 ) -> Checked:
-    """Looks at every image once.
-
-    Args:
-        listing: Where the images come from.
-        groups: Their names; a group is held decoded if it fits into what the groups before left of the memory.
-        preprocessing: How they are decoded.
-        memory_limit: Bytes of decoded images to hold.
-        progress: Called after every image with (done, total).
-        decode_all: Decode also what is not held, which is decoded again when it is used, instead of reading headers.
-    """
+    """Looks at every image of a listing once; see `check_files`."""
     if listing.rendered is not None:
         store = render_arrays(listing.rendered(), preprocessing)
         names = (item.name for items in listing.splits.values() for item in items)
         held = {name: (store, row) for row, name in enumerate(names)}
         return Checked(preprocessing=preprocessing, files=None, held=held, bad={})
     assert listing.files is not None
-    files = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files
+    return check_files(listing.files, groups, preprocessing, memory_limit, progress, decode_all=decode_all)
 
-    def look(name: str, decoded: bool) -> Tensor | str | None:
-        return try_decode(files.read(name), preprocessing) if decoded else probe(files.read(name))
 
+def check_files(
+    files: Path | Files,
+    groups: Sequence[Sequence[str]],
+    preprocessing: Preprocessing,
+    memory_limit: int,
+    progress: Progress | None,
+    *,
+    decode_all: bool,
+) -> Checked:
+    """Looks at every file once.
+
+    Args:
+        files: The folder that names are paths in, or what reads an image by its name.
+        groups: Their names; a group is held decoded if it fits into what the groups before left of the memory.
+        preprocessing: How they are decoded.
+        memory_limit: Bytes of decoded images to hold.
+        progress: Called after every image with (done, total).
+        decode_all: Decode also what is not held, which is decoded again when it is used, instead of reading headers.
+    """
+    files = FolderFiles(files) if isinstance(files, Path) else files
     groups = [list(dict.fromkeys(names)) for names in groups]
     done, total = 0, sum(map(len, groups))
     held: dict[str, tuple[Tensor, int]] = {}
@@ -220,7 +228,8 @@ def check(
         fits = math.prod(shape) <= memory_limit
         store = torch.empty(shape if fits else 0, dtype=torch.uint8)
         memory_limit -= store.numel()
-        images = in_threads(partial(look, decoded=fits or decode_all), names)
+        how = preprocessing if fits or decode_all else None
+        images = in_threads(lambda name, how=how: try_decode(files.read(name), how), names)
         for row, (name, image) in enumerate(zip(names, images, strict=True)):
             if isinstance(image, str):
                 bad[name] = image

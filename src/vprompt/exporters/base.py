@@ -120,9 +120,16 @@ def is_exported(source: str | Path) -> bool:
     return any(suffix == format.suffix for format in FORMATS) and not Path(source).is_dir()
 
 
-def reason(error: Exception) -> str:
-    """An error's message in one short line."""
-    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
+@contextlib.contextmanager
+def translated(problem: str, remedy: str = "") -> Generator[None]:
+    """Turns whatever a format's library raises into a VPromptError: the problem, its reason in short, the remedy."""
+    try:
+        yield
+    except VPromptError:
+        raise
+    except Exception as error:  # every library raises its own, and a damaged file can raise almost anything
+        reason = printable(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise VPromptError(f"{problem} ({reason}){remedy}.") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from vprompt.data.images import decode
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.sources.bundled import bundled_images
-from vprompt.exporters.base import FORMATS, Format, format_of, quiet, reason
+from vprompt.exporters.base import FORMATS, Format, format_of, quiet, translated
 from vprompt.exporters.exported import Exported, load_exported
 from vprompt.exporters.metadata import Comparison, Quantisation, describe_export
 from vprompt.exporters.program import capture
@@ -149,7 +148,9 @@ def export(
     folded = _plain(model)
     compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
     report(0, 3)
-    converted = _converted(folded, format)
+    title = folded.info.name
+    with quiet(), translated(f"{title} cannot be converted to {format.name}", "; choose another format"):
+        converted = format.convert(capture(folded, max_batch=format.max_batch))
     about = describe_export(folded, adapter, ("torch", "timm", *(name.partition(".")[0] for name in format.to_write)))
     report(1, 3)
     with written_together(path, format.companions(path)) as part:
@@ -159,7 +160,9 @@ def export(
         report(2, 3)
         if int8 is not None:
             calibration_NCHW = _images(int8.calibration, folded.preprocessing, MOST_CALIBRATING)
-            converted, tool = _quantised(format, converted, calibration_NCHW, part.parent)
+            batches = [image.numpy() for image in calibration_NCHW.split(1)]
+            with quiet(), translated(f"The {format.name} model cannot be made int8"):
+                converted, tool = format.quantised(converted, batches, part.parent)
             format.save(converted, part, about.to_text())
             exported_NC = paired_logits(folded, load_exported(part), compared_NCHW)[1]
             cost = Quantisation(
@@ -221,27 +224,6 @@ def _spread(count: int, most: int) -> list[int]:
     """At most so many numbers below `count`, from all over."""
     taken = min(count, most)
     return [number * count // taken for number in range(taken)]
-
-
-def _converted(model: FoldedModel, format: Format) -> Any:
-    try:
-        with quiet():
-            return format.convert(capture(model, max_batch=format.max_batch))
-    except Exception as error:  # every exporter raises its own
-        raise VPromptError(
-            f"{model.info.name} cannot be converted to {format.name} ({reason(error)}); choose another format."
-        ) from error
-
-
-def _quantised(format: Format, converted: Any, images_NCHW: Tensor, folder: Path) -> tuple[Any, str]:
-    """The model in int8, and the tool."""
-    try:
-        with quiet():
-            return format.quantised(converted, [image.numpy() for image in images_NCHW.split(1)], folder)
-    except VPromptError:
-        raise
-    except Exception as error:  # every tool raises its own
-        raise VPromptError(f"The {format.name} model cannot be made int8 ({reason(error)}).") from error
 
 
 def _with_accuracy(cost: Quantisation, model: FoldedModel, part: Path, int8: Int8) -> Quantisation:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vprompt.exporters.base import Format, format_of, quiet, reason
+from vprompt.exporters.base import Format, format_of, quiet, translated
 from vprompt.exporters.metadata import About, read_about
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import VPromptError
@@ -68,10 +69,8 @@ class Exported(Classifier):
         wanted = (3, *self.preprocessing.size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
             raise VPromptError(f"{_shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
-        try:
+        with _running(self.path):
             parts = [self._run(part.numpy()) for part in images.split(self.format.max_batch)]
-        except Exception as error:  # every runtime raises its own
-            _fail(self.path, error)
         logits = torch.cat([torch.from_numpy(part) for part in parts])
         if logits.shape != (len(images), self.num_classes):
             raise VPromptError(
@@ -100,27 +99,21 @@ def load_exported(path: str | Path) -> Exported:
     if not path.is_file():
         raise VPromptError(f"There is no exported file {_shown(path)}; check the path.")
     format.require(format.to_read)
-    try:
-        with quiet():
-            text, ready = format.read(path)
-            if text is None:
-                raise VPromptError(
-                    f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
-                )
-            about = read_about(text, _shown(path))
-            return Exported(path, format, about, ready())
-    except VPromptError:
-        raise
-    except Exception as error:  # a damaged file can raise almost anything in a library that reads it
-        _fail(path, error)
+    with quiet(), _running(path):
+        text, ready = format.read(path)
+        if text is None:
+            raise VPromptError(
+                f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
+            )
+        about = read_about(text, _shown(path))
+        return Exported(path, format, about, ready())
 
 
 def _shown(path: Path) -> str:
     return printable(str(path))
 
 
-def _fail(path: Path, error: Exception) -> NoReturn:
-    raise VPromptError(
-        f"{_shown(path)} cannot be run: it is damaged, or its library is of another version ({reason(error)}); export "
-        "the adapter again."
-    ) from error
+def _running(path: Path) -> AbstractContextManager[None]:
+    """What goes wrong in the block is a file that cannot be run."""
+    problem = f"{_shown(path)} cannot be run: it is damaged, or its library is of another version"
+    return translated(problem, "; export the adapter again")

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from vprompt.data.images import decode
+from vprompt.data.images import refusal
+from vprompt.data.pipeline import check_files
 from vprompt.data.scan import list_images
 from vprompt.model.classifier import Classifier
+from vprompt.training.evaluate import outputs
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.progress import Report, silent
 from vprompt.utils.text import printable
@@ -61,43 +62,28 @@ def predict(
     """
     if top < 1:
         raise VPromptError(f"At least one class must be named for each image, not {top}.")
-    files = list_images(list(paths))
-    predictions: list[Prediction] = []
-    skipped: list[str] = []
-    model.eval()
-    for start in range(0, len(files), batch_size):
-        batch: list[tuple[Path, Tensor]] = []
-        for file in files[start : start + batch_size]:
-            try:
-                batch.append((file, decode(file, model.preprocessing)))
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                skipped.append(str(error))
-        if batch:
-            predictions += _predict_batch(model, batch, top)
-        report(min(start + batch_size, len(files)), len(files))
-    if not predictions:
+    files = [str(file) for file in list_images(list(paths))]
+    checked = check_files(Path(), [files] if skip_bad else [], model.preprocessing, 0, None, decode_all=True)
+    skipped = [refusal(file, problem) for file, problem in checked.bad.items()]
+    usable = [file for file in files if file not in checked.bad]
+    if not usable:
         raise DataError(f"None of the {len(files)} images could be read; the first: {skipped[0]}")
-    return predictions, skipped
+    images = checked.dataset(usable, [0] * len(usable))
+    batches = (logits for logits, _ in outputs(model, images, batch_size=batch_size, report=report))
+    ranked = [best for logits_BC in batches for best in most_probable(logits_BC, top)]
+    return [_named(file, best, model.class_names) for file, best in zip(usable, ranked, strict=True)], skipped
 
 
-@torch.inference_mode()
-def _predict_batch(model: Classifier, batch: Sequence[tuple[Path, Tensor]], top: int) -> list[Prediction]:
-    names, predictions = model.class_names, list[Prediction]()
-    images = model.preprocessing.normalise(torch.stack([pixels for _, pixels in batch]).to(model.device))
-    for (file, _), best in zip(batch, most_probable(model(images), top), strict=True):
-        ranked = tuple((names[index], probability) for index, probability in best)
-        name, probability = ranked[0]
-        image = printable(str(file))
-        predictions.append(Prediction(image=image, class_name=name, probability=probability, top=ranked))
-    return predictions
+def _named(file: str, best: Sequence[tuple[int, float]], classes: Sequence[str]) -> Prediction:
+    top = tuple((classes[index], probability) for index, probability in best)
+    return Prediction(image=printable(file), class_name=top[0][0], probability=top[0][1], top=top)
 
 
 def most_probable(logits_BC: Tensor, top: int) -> list[list[tuple[int, float]]]:
     """For each image the `top` most probable classes (all where there are fewer) and their probabilities, falling.
 
     Example:
+        >>> import torch
         >>> [[(best, probability), _]] = most_probable(torch.tensor([[0.0, 9.0, 1.0]]), 2)
         >>> best, round(probability, 3)
         (1, 1.0)

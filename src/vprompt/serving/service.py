@@ -32,8 +32,6 @@ R = TypeVar("R")
 MAX_SCANS = 100
 """Scans of a JPEG file. Usual are 1 to 20; each costs a pass over all pixels, for as little as 75 bytes."""
 
-_MAX_NAMED = 20
-
 _LOG = logging.getLogger("vprompt.serving")
 
 
@@ -126,8 +124,8 @@ class Service:
         """
         try:
             return self.bank[name]
-        except UnknownAdapterError:
-            raise self._unknown(name) from None
+        except UnknownAdapterError as error:
+            raise self._problem(error) from None
 
     async def predict(self, image: bytes, adapters: Sequence[str], *, top: int = 3) -> list[Answer | RequestError]:
         """Asks several adapters about one image, which is decoded once; each answers or fails alone.
@@ -182,8 +180,8 @@ class Service:
         """
         try:
             self.bank.remove(name)
-        except UnknownAdapterError:
-            raise self._unknown(name) from None
+        except UnknownAdapterError as error:
+            raise self._problem(error) from None
 
     def exposition(self) -> str:
         """The metrics as text."""
@@ -211,7 +209,7 @@ class Service:
     def _answer(self, ask: _Ask, logits_C: Tensor | UnknownAdapterError) -> Answer | RequestError:
         entry, name = ask.entry, printable(ask.entry.name)
         if isinstance(logits_C, UnknownAdapterError):
-            return self._unknown(entry.name)
+            return self._problem(logits_C)
         # Another adapter under the same name has other classes.
         if self.bank.get(entry.name) != entry:
             return RequestError("busy", f"The adapter {name!r} was exchanged meanwhile; ask again.")
@@ -249,6 +247,8 @@ class Service:
         match error:
             case RequestError():
                 return error
+            case UnknownAdapterError():
+                return RequestError("unknown_adapter", str(error))
             case FullError():
                 sentence = f"{limits.max_queue} requests are under way, which is the limit; ask again in a moment."
                 return RequestError("busy", sentence)
@@ -259,12 +259,6 @@ class Service:
             case _:
                 _LOG.error("A prediction failed.", exc_info=error)
                 return RequestError("failed", "The prediction failed; the service's log says why.")
-
-    def _unknown(self, name: str) -> RequestError:
-        names = [*self.bank]
-        there = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
-        asked = printable(name[:100])
-        return RequestError("unknown_adapter", f"There is no adapter {asked!r}; there is {there or 'none'}.")
 
 
 def decoded(data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int) -> Mapping[Preprocessing, Tensor]:

@@ -72,13 +72,21 @@ def iterate(
         yield images.to(device), labels.long().to(device)
 
 
-def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
-    """Raises a `DataError` for images or labels that do not fit a model."""
-    height, width = model.preprocessing.size
+def check_images(images: Tensor, size: tuple[int, int], *, any_size: bool) -> None:
+    """Raises a `DataError` for images that do not fit a backbone."""
+    height, width = size
     if not images.is_floating_point():
         raise DataError(f"Images must be float and normalised, as `Preprocessing.normalise` does; not {images.dtype}.")
-    if images.ndim != 4 or images.shape[1] != 3 or (not model.any_size and tuple(images.shape[2:]) != (height, width)):
-        raise DataError(f"Images must be (3, {height}, {width}) for this backbone; a batch is {_shape(images)}.")
+    if images.ndim != 4 or images.shape[1] != 3 or (not any_size and tuple(images.shape[2:]) != (height, width)):
+        one = f"3, {height}, {width}"
+        raise DataError(
+            f"Images must be ({one}) for this backbone, and a batch of them (B, {one}); it is {_shape(images)}."
+        )
+
+
+def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
+    """Raises a `DataError` for images or labels that do not fit a model."""
+    check_images(images, model.preprocessing.size, any_size=model.any_size)
     low, high, classes = int(labels.min()), int(labels.max()), model.num_classes
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high

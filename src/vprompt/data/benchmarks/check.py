@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from vprompt.data.benchmarks.lists import (
 )
 from vprompt.data.benchmarks.places import data_root, find_folder
 from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
-from vprompt.data.images import try_decode
+from vprompt.data.pipeline import Progress, check_files
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.threads import in_threads
 from vprompt.utils.text import listed, printable
@@ -69,7 +67,7 @@ def check(
     task: BenchmarkTask | None,
     *,
     hashes: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Problem]:
     """Everything that is wrong with a task's folder, or differs from the benchmark; every image is decoded.
 
@@ -99,32 +97,11 @@ def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
 
 
 def _check_images(
-    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Callable[[int, int], None] | None
+    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Progress | None
 ) -> list[Problem]:
     out = "put the image there, or take it off the list" if task is None else remedy(task)
-    problems: list[Problem] = []
-    reasons = in_threads(lambda path: _wrong_with(folder / path), paths)
-    for done, (path, reason) in enumerate(zip(paths, reasons, strict=True), start=1):
-        if reason is not None:
-            problems.append(fatal(path, f"{printable(path)} {reason}", out))
-        if progress is not None:
-            progress(done, len(paths))
-    return problems
-
-
-def _wrong_with(file: Path) -> str | None:
-    try:
-        mode = os.stat(file).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "is listed but does not exist"
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
-    except ValueError:
-        return "is listed, but no file can be called that"
-    if not stat.S_ISREG(mode):
-        return "is not a regular file"
-    image = try_decode(file, _THUMBNAIL)
-    return image if isinstance(image, str) else None
+    checked = check_files(folder, [paths], _THUMBNAIL, 0, progress, decode_all=True)
+    return [fatal(path, f"{printable(path)} {reason}", out) for path, reason in checked.bad.items()]
 
 
 def _twice(layout: Layout) -> list[Problem]:

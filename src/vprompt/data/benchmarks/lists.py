@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -106,11 +106,10 @@ def read_layout(folder: Path, task: BenchmarkTask | None) -> Layout:
         )
     problems: list[Problem] = []
     lists: dict[str, list[Entry]] = {}
-    read = read_lines if kind == "vtab" else read_object
     for split, name in (FILES[kind] | ({"union": UNION} if kind == "vtab" else {})).items():
         there, wanted = os.path.lexists(folder / name), split in FILES[kind]
         if there:
-            lists[split], wrong = read(folder / name)
+            lists[split], wrong = parse_list(folder / name, kind)
             problems += wrong
             if wanted and not lists[split] and not wrong:
                 problems.append(fatal(name, f"{name} lists no image", remedy(task)))
@@ -210,71 +209,73 @@ class Entry(NamedTuple):
     where: str
 
 
-def read_lines(file: Path) -> tuple[list[Entry], list[Problem]]:
-    """The entries of a text file and what is wrong with it; lines that are wrong are left out.
+class _WrongError(Exception):
+    """A list, or a line of it, that cannot be used; its arguments are those of `fatal`."""
 
-    Labels are whole numbers in plain decimal writing. Paths may have spaces; Windows separators become slashes.
+
+def parse_list(file: Path, kind: Suite) -> tuple[list[Entry], list[Problem]]:
+    """The entries of a list and what is wrong with it; what is wrong is left out.
+
+    Of VTAB it is a text file. Labels are whole numbers in plain decimal writing. Paths may have spaces; Windows
+    separators become slashes. Of FGVC it is a JSON object; a key that stands there twice gives two entries.
     """
-    text = read_text(file)
-    if isinstance(text, Problem):
-        return [], [text]
-    lines = enumerate(_LINE_END.split(text), start=1)
-    return _parted(_line(file, number, line) for number, line in lines if line.strip())
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    try:
+        rows: list[Any] = list(_lines(file) if kind == "vtab" else _pairs(file))
+    except _WrongError as error:
+        return [], [fatal(*error.args)]
+    for row in rows:
+        try:
+            where, path, label = _line(file, *row) if kind == "vtab" else _pair(file, *row)
+            cleaned, reason = clean(file.parent, path)
+            if cleaned is None:
+                wrong = f"{where} names {printable(path)!r}, which {reason}"
+                raise _WrongError(where, wrong, "list files inside the folder, by paths relative to it")
+            entries.append(Entry(cleaned, label, where))
+        except _WrongError as error:
+            problems.append(fatal(*error.args))
+    return entries, problems
 
 
-def _line(file: Path, number: int, line: str) -> Entry | Problem:
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """The lines that are not empty, by their numbers."""
+    lines = enumerate(_LINE_END.split(_text(file)), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def _line(file: Path, number: int, line: str) -> tuple[str, str, str]:
+    """Place, path and label of a line."""
     where = f"{file.name}, line {number}"
     words = line.rsplit(maxsplit=1)
     if len(words) == 2 and _LABEL.fullmatch(words[1]):
-        return _entry(file, where, words[0].strip(), str(int(words[1])))
+        return where, words[0].strip(), str(int(words[1]))
     shown = printable(line.strip())
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     wrong = f"Line {number} of {file.name} does not end in a class number: {shown!r}"
-    return fatal(where, wrong, "write PATH LABEL, such as images/000123.jpg 7")
+    raise _WrongError(where, wrong, "write PATH LABEL, such as images/000123.jpg 7")
 
 
-def read_object(file: Path) -> tuple[list[Entry], list[Problem]]:
-    """The entries of a JSON file and what is wrong with it; a key that stands there twice gives two entries."""
-    data = _bytes(file)
-    if isinstance(data, Problem):
-        return [], [data]
+def _pairs(file: Path) -> list[tuple[str, Any]]:
+    """The pairs of an object, which keep keys that stand there twice."""
     try:
-        # Pairs keep keys that stand there twice.
-        pairs: Any = json.loads(data, object_pairs_hook=_Pairs)
+        pairs: Any = json.loads(_bytes(file), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())
         wrong = f"{file.name} is not valid JSON ({printable(detail)})"
-        return [], [fatal(file.name, wrong, "write an object from image paths to class ids, or get it anew")]
+        raise _WrongError(file.name, wrong, "write an object from image paths to class ids, or get it anew") from error
     if not isinstance(pairs, _Pairs):
         kind = "a list" if isinstance(pairs, list) else "a single value"
-        return [], [fatal(file.name, f"{file.name} holds {kind}, not an object", 'write {"PATH": CLASS, ...}')]
-    return _parted(_pair(file, key, value) for key, value in pairs.items)
+        raise _WrongError(file.name, f"{file.name} holds {kind}, not an object", 'write {"PATH": CLASS, ...}')
+    return pairs.items
 
 
-def _pair(file: Path, key: str, value: Any) -> Entry | Problem:
+def _pair(file: Path, key: str, value: Any) -> tuple[str, str, str]:
+    """Place, path and label of a pair."""
     if isinstance(value, int | str) and not isinstance(value, bool) and str(value).strip():
-        return _entry(file, file.name, key, str(value).strip())
+        return file.name, key, str(value).strip()
     wrong = f"{file.name} gives {printable(key)} the class {_shown(value)}, which is neither a number nor a name"
-    return fatal(file.name, wrong, "write a whole number or a string")
-
-
-def _entry(file: Path, where: str, path: str, label: str) -> Entry | Problem:
-    cleaned, reason = clean(file.parent, path)
-    if cleaned is not None:
-        return Entry(cleaned, label, where)
-    wrong = f"{where} names {printable(path)!r}, which {reason}"
-    return fatal(where, wrong, "list files inside the folder, by paths relative to it")
-
-
-def _parted(rows: Iterable[Entry | Problem]) -> tuple[list[Entry], list[Problem]]:
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    for row in rows:
-        if isinstance(row, Entry):
-            entries.append(row)
-        else:
-            problems.append(row)
-    return entries, problems
+    raise _WrongError(file.name, wrong, "write a whole number or a string")
 
 
 def clean(folder: Path, path: str) -> tuple[str | None, str]:
@@ -307,21 +308,19 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _bytes(file: Path) -> bytes | Problem:
+def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
         problem = "is a folder" if file.is_dir() else f"cannot be read: {(error.strerror or str(error)).lower()}"
-        return fatal(file.name, f"{file.name} {problem}", "put a readable file in its place")
+        raise _WrongError(file.name, f"{file.name} {problem}", "put a readable file in its place") from error
 
 
-def read_text(file: Path) -> str | Problem:
-    """The text of a file, without byte order mark, or what is wrong with it."""
+def _text(file: Path) -> str:
+    """The text of a file, without byte order mark."""
     data = _bytes(file)
-    if isinstance(data, Problem):
-        return data
     if b"\0" in data:
-        return fatal(file.name, f"{file.name} is not UTF-8 text", "save it as UTF-8")
+        raise _WrongError(file.name, f"{file.name} is not UTF-8 text", "save it as UTF-8")
     # Names of files need not be UTF-8; escaped bytes find them again.
     return data.decode("utf-8-sig", errors="surrogateescape")
 
@@ -337,10 +336,10 @@ def read_names(file: Path, *, ids: bool) -> tuple[dict[str, str] | None, list[Pr
     """
     if not file.exists():
         return None, []
-    text = read_text(file)
-    if isinstance(text, Problem):
-        return None, [text]
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+    try:
+        lines = [line.strip() for line in _text(file).rstrip().splitlines()]
+    except _WrongError as error:
+        return None, [fatal(*error.args)]
     pairs = [line.split(maxsplit=1) for line in lines]
     if ids and lines and all(len(pair) == 2 and pair[0].isdigit() for pair in pairs):
         return {pair[0]: pair[1] for pair in pairs}, []

@@ -6,7 +6,9 @@ import csv
 import difflib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal, cast
+from typing import Literal
+
+import msgspec
 
 from vprompt.data.preprocessing import Augment, Resize
 from vprompt.utils.errors import DataError
@@ -83,11 +85,6 @@ class BenchmarkTask:
         """Source of the data, as the end of a sentence."""
         return f"the images come from {self.site}, and {_LISTS[self.suite]}"
 
-    @property
-    def transforms(self) -> Transforms:
-        """Preparation of images that the benchmark's results are made with."""
-        return _FGVC if self.suite == "fgvc" else _PLAIN
-
 
 _PLAIN = Transforms(resize="squash", augment="none")
 
@@ -163,28 +160,18 @@ def fold(name: str) -> str:
     return "".join(sign for sign in name.casefold() if sign.isalnum())
 
 
-def _read_table() -> tuple[BenchmarkTask, ...]:
-    """The tasks in `tasks.csv`; where a cell has several values, spaces part them."""
-    table = resources.files("vprompt.data.benchmarks").joinpath("tasks.csv").read_text("utf-8")
-    return tuple(
-        BenchmarkTask(
-            suite=cast("Suite", row["suite"]),
-            name=row["name"],
-            title=row["title"],
-            group=cast("Group", row["group"]),
-            classes=int(row["classes"]),
-            train=int(row["train"]),
-            val=int(row["val"]),
-            test=int(row["test"]),
-            prompts=tuple(int(count) for count in row["prompts"].split()),
-            site=row["site"],
-            aliases=tuple(row["aliases"].split()),
-            folders=tuple(row["folders"].split()),
-        )
-        for row in csv.DictReader(table.splitlines())
-    )
+def read_table(package: str, name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file in a package, by the names of its columns."""
+    text = resources.files(package).joinpath(name).read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
-_TASKS = _read_table()
+def _task(row: dict[str, str]) -> BenchmarkTask:
+    """The task in a row of `tasks.csv`; where a cell has several values, spaces part them."""
+    several = {key: row[key].split() for key in ("prompts", "aliases", "folders")}
+    return msgspec.convert(row | several, BenchmarkTask, strict=False)
+
+
+_TASKS = tuple(map(_task, read_table("vprompt.data.benchmarks", "tasks.csv")))
 
 _BY_NAME = {(task.suite, fold(name)): task for task in _TASKS for name in (task.name, *task.aliases)}

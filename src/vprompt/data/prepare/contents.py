@@ -15,7 +15,7 @@ from PIL import Image
 
 from vprompt.data.benchmarks.lists import FILES, read_layout
 from vprompt.data.benchmarks.tasks import BenchmarkTask
-from vprompt.data.prepare.archives import leaves
+from vprompt.data.prepare.archives import leaves, reading
 from vprompt.data.split import place
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -75,24 +75,38 @@ def from_files(folder: Path, items: Sequence[Item], classes: Iterable[Any], part
 
 
 def from_arrays(
-    labels: Mapping[Part, Iterable[Any]],
-    pixels: Callable[[str, int], NDArray[np.uint8]],
+    labels: Mapping[Part, Any],
+    images: Mapping[Any, Any],
     classes: Iterable[str],
     parts: str,
+    *,
+    files: Mapping[Any, Path] | None = None,
+    scale: int = 1,
 ) -> Contents:
     """Contents whose items are rows of arrays, named `PART/ROW`.
 
     Args:
         labels: The label of each row, by part.
-        pixels: The row of a part as (H, W) or (H, W, 3).
+        images: Arrays of bytes (N, H, W) or (N, H, W, 3), by part; only one row is read at a time.
         classes: See `Contents`.
         parts: See `Contents`.
+        files: Where the images of a part come from, for messages.
+        scale: Factor of the pixels.
+
+    Raises:
+        DataError: A part has another number of images than of labels.
     """
+    titles: dict[Any, str] = {part: printable(files[part].name) if files else f"The {part} part" for part in labels}
+    for part, title in titles.items():
+        if len(images[part]) != len(labels[part]):
+            wrong = f"has another number of images ({len(images[part])}) than of labels ({len(labels[part])})"
+            raise DataError(f"{title} {wrong}; fetch both again.")
     items = [Item(f"{part}/{row:06d}", int(label), part) for part in labels for row, label in enumerate(labels[part])]
 
     def read(name: str) -> bytes:
         part, _, row = name.partition("/")
-        return to_png(pixels(part, int(row)))
+        with reading(titles[part]):
+            return to_png(images[part][int(row)] * np.uint8(scale))
 
     return Contents(classes=tuple(classes), items=items, read=read, parts=parts)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib
-import io
 import os
 import shutil
 from collections.abc import Generator, Mapping
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vprompt.data.benchmarks.lists import FILES, UNION
-from vprompt.data.images import MAX_PIXELS, quiet_pillow, to_rgb
+from vprompt.data.images import UnusableImageError, opened, to_rgb
 from vprompt.data.prepare.archives import Originals, digest, find, open_piece, reading, verify
 from vprompt.data.prepare.contents import PARTS, SPLIT_SEED, Contents, listed, to_png, vtab_1k
 from vprompt.data.prepare.registry import Recipe, recipe_of
@@ -249,13 +247,8 @@ def as_jpeg_or_png(data: bytes, name: str) -> tuple[str, bytes]:
         if data.startswith(signature):
             return suffix, data
     try:
-        with quiet_pillow(), Image.open(io.BytesIO(data), formats=("GIF", "BMP", "TIFF", "WEBP", "PPM")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError("it is too large")
+        with opened(data) as image:
             image.load()
             return ".png", to_png(np.asarray(to_rgb(image)))
-    except MemoryError:
-        raise
-    # A damaged file can raise almost anything in a decoder.
-    except Exception as error:
+    except UnusableImageError as error:
         raise DataError(f"{printable(name)} in the original is not an image; fetch the original again.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torchvision import datasets
 
 from vprompt.data.prepare.archives import Originals, reading
 from vprompt.data.prepare.contents import Contents, Part, from_arrays, move
-from vprompt.utils.errors import DataError
 
 # Signatures of the NORB matrix format, in the little-endian files that are given out.
 _NORB_TYPES = {0x1E3D4C55: np.dtype(np.uint8), 0x1E3D4C54: np.dtype("<i4")}
@@ -35,56 +35,45 @@ class _SVHN(datasets.SVHN):
 
 def cifar(originals: Originals) -> Contents:
     """CIFAR-100 with its fine classes, from the binary version: torchvision's reader unpickles the Python one."""
-    parts: dict[Part, NDArray[np.uint8]] = {}
+    labels: dict[Part, Any] = {}
+    images: dict[Part, Any] = {}
     for part in ("train", "test"):
         path = originals["images"] / f"{part}.bin"
         with reading(path.name):
-            parts[part] = np.fromfile(path, np.uint8).reshape(-1, _CIFAR_RECORD)
-
-    def pixels(part: Any, row: int) -> NDArray[np.uint8]:
-        return parts[part][row, 2:].reshape(3, 32, 32).transpose(1, 2, 0)
-
+            records = np.fromfile(path, np.uint8).reshape(-1, _CIFAR_RECORD)
+        labels[part], images[part] = records[:, 1], records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     classes = (originals["images"] / "fine_label_names.txt").read_text("utf-8").split()
-    labels: dict[Part, Any] = {part: records[:, 1] for part, records in parts.items()}
-    return from_arrays(labels, pixels, classes, "the official training and test parts")
+    return from_arrays(labels, images, classes, "the official training and test parts")
 
 
 def svhn(originals: Originals) -> Contents:
     """House numbers: the digit in the middle; without the extra images."""
     root = originals.arranged({f"{part}_32x32.mat": originals[part] for part in ("train", "test")})
-    parts: dict[Part, _SVHN] = {}
+    labels: dict[Part, Any] = {}
+    images: dict[Part, Any] = {}
     for part in ("train", "test"):
         with reading(f"{part}_32x32.mat"):
-            parts[part] = _SVHN(root, split=part)
-            if parts[part].data.dtype != np.uint8 or len(parts[part].data) != len(parts[part].labels):
-                raise ValueError(f"{len(parts[part].data)} images for {len(parts[part].labels)} labels")
-
-    def pixels(part: Any, row: int) -> NDArray[np.uint8]:
-        return np.asarray(parts[part][row][0])
-
-    labels: dict[Part, Any] = {part: digits.labels for part, digits in parts.items()}
-    return from_arrays(labels, pixels, "0123456789", "the official training and test parts, without the extra one")
+            digits = _SVHN(root, split=part)
+            labels[part], images[part] = digits.labels, digits.data.transpose(0, 2, 3, 1)
+            if digits.data.dtype != np.uint8:
+                raise ValueError(f"its pixels are {digits.data.dtype}")
+    rule = "the official training and test parts, without the extra one"
+    return from_arrays(labels, images, "0123456789", rule, files={part: root / f"{part}_32x32.mat" for part in labels})
 
 
 def patch_camelyon(originals: Originals) -> Contents:
     """Tumours in the middle of patches of tissue; torchvision's reader would open two files for each image."""
     h5py: Any = importlib.import_module("h5py")
-    labels: dict[Part, NDArray[Any]] = {}
-    images: dict[str, Any] = {}
+    labels: dict[Part, Any] = {}
+    images: dict[Part, Any] = {}
     parts: tuple[Part, ...] = ("train", "val", "test")
     for part in parts:
         with reading(originals[f"{part}_y"].name), h5py.File(originals[f"{part}_y"]) as file:
             labels[part] = np.ravel(file["y"][:])
         with reading(originals[f"{part}_x"].name):
             images[part] = h5py.File(originals[f"{part}_x"], rdcc_nbytes=_PCAM_CACHE)["x"]
-            if len(images[part]) != len(labels[part]):
-                raise ValueError(f"{len(images[part])} images for {len(labels[part])} labels")
-
-    def pixels(part: str, row: int) -> NDArray[np.uint8]:
-        with reading(originals[f"{part}_x"].name):
-            return images[part][row]
-
-    return from_arrays(labels, pixels, ("no tumour", "tumour"), "the official parts")
+    files = {part: originals[f"{part}_x"] for part in parts}
+    return from_arrays(labels, images, ("no tumour", "tumour"), "the official parts", files=files)
 
 
 def dsprites_loc(originals: Originals) -> Contents:
@@ -109,46 +98,32 @@ def smallnorb_ele(originals: Originals) -> Contents:
 
 def _dsprites(originals: Originals, factor: str, values: int) -> Contents:
     """The rest of the file, its metadata, is pickled and not read."""
-    latents, images = (_array(originals["images"] / f"{name}.npy") for name in ("latents_classes", "imgs"))
+    arrays: list[NDArray[Any]] = []
+    for name in ("latents_classes.npy", "imgs.npy"):
+        with reading(name):
+            arrays.append(np.load(originals["images"] / name, mmap_mode="r", allow_pickle=False))
     with reading("latents_classes.npy"):
-        labels = latents[:, _DSPRITES_COLUMNS.index(factor)].astype(np.int64) * 16 // values
-        if len(labels) != len(images):
-            raise ValueError(f"{len(images)} images for {len(labels)} labels")
+        labels = arrays[0][:, _DSPRITES_COLUMNS.index(factor)].astype(np.int64) * 16 // values
     bounds = [-(-label * values // 16) for label in range(17)]
-    contents = from_arrays(
-        {"train": labels},
-        lambda _, row: images[row] * np.uint8(255),
-        [f"{bounds[label]} to {bounds[label + 1] - 1}" for label in range(16)],
-        "a hash draws 10 % of each class for test",
-    )
+    classes = [f"{low} to {high - 1}" for low, high in pairwise(bounds)]
+    rule = "a hash draws 10 % of each class for test"
+    contents = from_arrays({"train": labels}, {"train": arrays[1]}, classes, rule, scale=255)
     return move(contents, "train", "test", len(labels) // 10)
-
-
-def _array(path: Path) -> NDArray[Any]:
-    """An array of NumPy on disk."""
-    with reading(path.name):
-        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _smallnorb(originals: Originals, column: int, classes: list[str], step: int) -> Contents:
     """The left of the two cameras. Half of the official test part is for validation."""
-    labels: dict[Part, NDArray[Any]] = {}
-    images: dict[str, NDArray[Any]] = {}
+    labels: dict[Part, Any] = {}
+    images: dict[Part, Any] = {}
     for part in ("train", "test"):
-        info = originals[f"{part}_info"]
-        matrix = norb_matrix(info)
-        with reading(info.name):
+        matrix = norb_matrix(originals[f"{part}_info"])
+        with reading(originals[f"{part}_info"].name):
             labels[part] = matrix[:, column] // step
-        images[part] = norb_matrix(originals[f"{part}_images"])
-        if len(images[part]) != len(labels[part]):
-            name = originals[f"{part}_images"].name
-            raise DataError(f"{name} has another number of images than {info.name}; fetch both again.")
-    contents = from_arrays(
-        labels,
-        lambda part, row: images[part][row, 0],
-        classes,
-        "the official training part; a hash draws half of each class of the official test part for validation",
-    )
+        with reading(originals[f"{part}_images"].name):
+            images[part] = norb_matrix(originals[f"{part}_images"])[:, 0]
+    rule = "the official training part; a hash draws half of each class of the official test part for validation"
+    files = {part: originals[f"{part}_images"] for part in labels}
+    contents = from_arrays(labels, images, classes, rule, files=files)
     return move(contents, "test", "val", len(labels["test"]) // 2)
 
 

@@ -69,9 +69,7 @@ class OpenVino(Format):
         core = openvino.Core()
         model = core.read_model(path)
         key = next((key for key in (KEY, FORMER_KEY) if model.has_rt_info([key])), None)
-        if key is None:
-            return None, lambda: _refused(path)
-        if model.get_rt_info([_checksum(key)]).astype(str) != _sha256(self.companions(path)[0]):
+        if key is not None and model.get_rt_info([_checksum(key)]).astype(str) != _sha256(self.companions(path)[0]):
             raise VPromptError(f"{printable(str(path))} and its .bin are not of one export; export the adapter again.")
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -80,7 +78,7 @@ class OpenVino(Format):
             compiled = core.compile_model(model, "CPU", options)
             return lambda images: compiled(images)[0]
 
-        return model.get_rt_info([key]).astype(str), ready
+        return None if key is None else model.get_rt_info([key]).astype(str), ready
 
     def companions(self, path: Path) -> list[Path]:
         """The weights."""
@@ -99,10 +97,6 @@ class OpenVino(Format):
 def _checksum(key: str) -> str:
     """Name of the weights' SHA-256 in the graph."""
     return f"{key}_weights_sha256"
-
-
-def _refused(path: Path) -> Run:
-    raise VPromptError(f"{path} was not exported by vprompt.")
 
 
 def _sha256(path: Path) -> str:

@@ -21,6 +21,7 @@ from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.serving.bank.routing import route
 from vprompt.serving.bank.view import MixedView
+from vprompt.training.loader import check_images
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
 
 
@@ -182,10 +183,9 @@ class Bank:
         return None if adapter is None else adapter.entry
 
     def __getitem__(self, name: str) -> Entry:
-        adapters = self._adapters
-        if name not in adapters:
-            raise _unknown(name, adapters)
-        return adapters[name].entry
+        if (entry := self.get(name)) is None:
+            raise _unknown(name, self._adapters)
+        return entry
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapters)
@@ -312,17 +312,7 @@ class Bank:
         if asked != len(adapters):
             kind = "images" if rows is None else "rows"
             raise DataError(f"There are {len(adapters)} adapters for {asked} {kind}; each request needs one of both.")
-        size = self.info.preprocessing.size
-        if not images_BCHW.is_floating_point() or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
-            raise DataError(
-                "Images must be float and normalised, (B, 3, H, W); these are "
-                f"{images_BCHW.dtype} {tuple(images_BCHW.shape)}."
-            )
-        if tuple(images_BCHW.shape[2:]) != size and not self.info.any_size:
-            raise DataError(
-                f"Images must be {size[0]} x {size[1]} for this backbone, not {images_BCHW.shape[2]} x "
-                f"{images_BCHW.shape[3]}."
-            )
+        check_images(images_BCHW, self.info.preprocessing.size, any_size=self.info.any_size)
         wrong = next((row for row in rows or () if not 0 <= row < len(images_BCHW)), None)
         if wrong is not None:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")
@@ -330,7 +320,7 @@ class Bank:
 
 def _unknown(name: str, adapters: Mapping[str, object]) -> UnknownAdapterError:
     known = ", ".join(map(repr, list(adapters)[:10])) + (", ..." if len(adapters) > 10 else "")
-    return UnknownAdapterError(f"There is no adapter called {name!r} in the bank; there is {known or 'none'}.")
+    return UnknownAdapterError(f"There is no adapter called {name[:100]!r} in the bank; there is {known or 'none'}.")
 
 
 def _shares_a_pass(method: Method) -> bool:
