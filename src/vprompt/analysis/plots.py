@@ -38,7 +38,11 @@ STYLE: dict[Any, Any] = {
 # ── words and tables ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def table(caption: str, rows: Iterable[Any], *columns: tuple[str, Callable[[Any], str]]) -> Table:
+Column = tuple[str, Callable[[Any], str]]
+"""Head of a column, and the text that it shows of a row."""
+
+
+def table(caption: str, rows: Iterable[Any], *columns: Column) -> Table:
     """A table of rows: each column has a head, and the text that it shows of a row.
 
     Example:

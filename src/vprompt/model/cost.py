@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -140,8 +140,16 @@ def model_cost(model: PromptedModel) -> Cost:
     )
 
 
-class Executions(NamedTuple):
-    """What every execution costs, under the names that `Cost` and `CondensedCost` give it."""
+@dataclass(frozen=True, kw_only=True)
+class Executions:
+    """Cost of one image under each execution, as in `Cost`.
+
+    Args:
+        published_gmacs: As in `Cost`.
+        published_gmacs_with_biases: With one more multiply-accumulate for every bias that a linear layer adds.
+        prefix_gmacs: As in `Cost`.
+        folded_gmacs: As in `Cost`.
+    """
 
     published_gmacs: float
     published_gmacs_with_biases: float
@@ -154,7 +162,12 @@ def executions(model: PromptedModel) -> Executions:
     meta = on_meta(model)
     published, biases = gmacs_and_biases(meta.copy(execution="published").eval())
     prefix, folded = gmacs(meta.copy(execution="prefix").eval()), _folded_gmacs(meta)
-    return Executions(published, published + biases, prefix, folded)
+    return Executions(
+        published_gmacs=published,
+        published_gmacs_with_biases=published + biases,
+        prefix_gmacs=prefix,
+        folded_gmacs=folded,
+    )
 
 
 def folded_gmacs(model: PromptedModel) -> float:

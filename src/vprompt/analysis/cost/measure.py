@@ -60,20 +60,8 @@ class PromptCost(counting.Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CondensedCost(Retained):
-    """Cost of one image with the prompts that condensation left, in 10^9 multiply-accumulates, without the classifier.
-
-    Args:
-        published_gmacs: As in `Cost`.
-        published_gmacs_with_biases: With one more multiply-accumulate for every bias that a linear layer adds.
-        prefix_gmacs: As in `Cost`.
-        folded_gmacs: As in `Cost`.
-    """
-
-    published_gmacs: float
-    published_gmacs_with_biases: float
-    prefix_gmacs: float
-    folded_gmacs: float
+class CondensedCost(Retained, counting.Executions):
+    """Cost of one image with the prompts that condensation left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +157,8 @@ def run(options: Cost, host: Host) -> Costs:
         threshold=options.threshold,
         bare_gmacs=bare,
         prompts=tuple(_prompt_cost(n, models[row], costs[row], bare, options.threshold) for n, row in alike.items()),
-        condensed=tuple(CondensedCost(**vars(row), **costs[row.counts]._asdict()) for row in retained),
-        given=tuple(CondensedCost(**vars(row), **costs[row.counts]._asdict()) for row in given),
+        condensed=tuple(CondensedCost(**vars(row), **vars(costs[row.counts])) for row in retained),
+        given=tuple(CondensedCost(**vars(row), **vars(costs[row.counts])) for row in given),
     )
 
 

@@ -162,9 +162,7 @@ def _curves(axes: Axes, points: Sequence[Any]) -> None:
         label = f"{amount(points[index]['prompts'])} prompts" if index else "no prompts"
         style = ("-", "-.", "--")[number]
         axes.plot(range(len(shares)), [100 * s for s in shares], style, color=COLOURS[number], label=label, zorder=3)
-    axes.set_xlabel("number of singular values, largest first")
-    axes.set_ylabel("share of the sum of all (%)")
-    axes.set_ylim(0, 103)
+    axes.set(xlabel="number of singular values, largest first", ylabel="share of the sum of all (%)", ylim=(0, 103))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right")
@@ -198,10 +196,8 @@ def _growth(axes: Axes, result: Result) -> None:
         top = max(top, *bent, *straight)
     if any(law["verdict"] != "open" for law in result["laws"].values()):
         handles += [handle("logarithmic law", style="-"), handle("straight line", style=":")]
-    axes.set_xlabel("prompts in each block")
-    axes.set_ylabel("numerical rank of attention")
+    axes.set(xlabel="prompts in each block", ylabel="numerical rank of attention", ylim=(0, 1.08 * top))
     axes.set_xlim(-0.04 * max(most, 1), 1.04 * max(most, 1))
-    axes.set_ylim(0, 1.08 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_above(axes, handles, columns=5)
 

@@ -131,9 +131,7 @@ def _table(result: Result, place: Place) -> Table:
 
 
 def _linearity(result: Result, places: Sequence[Place]) -> list[Table]:
-    rows = [
-        row for row in result["linearity"] if row["half"] is not None and (row["method"], row["task"]) in places
-    ]
+    rows = [row for row in result["linearity"] if row["half"] is not None and (row["method"], row["task"]) in places]
     if not rows:
         return []
     half, low = (share_of(rows[0][key], "g") for key in ("half", "low"))
