@@ -41,17 +41,17 @@ def answer(result: Result) -> str:
 
 def tables(result: Result) -> list[Block]:
     """The paper's Table 1, its rule, what is learned, and its Table 5."""
-    found: list[Block] = [_by_prompts(result), _rule(result), _learned(result), *_condensed(result)]
+    blocks: list[Block] = [_by_prompts(result), _rule(result), _learned(result), *_condensed(result)]
     if result["given"]:
-        found.append(_given(result))
+        blocks.append(_given(result))
     if any(row["where"] == "global" for row in result["condensed"]):
-        found.append(
+        blocks.append(
             Paragraph(
                 "Global counts depend on training. Here a profile stands in for them: counts in proportion to the "
                 "place of the block, the first being number 1, for early blocks keep few."
             )
         )
-    return found
+    return blocks
 
 
 def figure(result: Result) -> Figure:
@@ -85,10 +85,10 @@ def _prompts(result: Result, number: int) -> str:
 
 def _verdict(result: Result, key: str) -> str:
     rows = sorted(result["prompts"], key=lambda row: row["prompts"])
-    worth = [row["prompts"] for row in rows if row[key]["condense"]]
-    if not worth:
+    paying = [row["prompts"] for row in rows if row[key]["condense"]]
+    if not paying:
         return "at none of these numbers"
-    return f"from {count(worth[0], 'prompt')} on"
+    return f"from {count(paying[0], 'prompt')} on"
 
 
 # ── what the paper prints ────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +113,7 @@ def _printed(result: Result, row: Row) -> str | None:
 
 
 def _against_paper(result: Result) -> list[str]:
-    said: list[str] = []
+    sentences: list[str] = []
     printed = _printed_by_prompts(result)
     rows = [row for row in result["prompts"] if row["prompts"] in printed]
     if rows:
@@ -123,7 +123,7 @@ def _against_paper(result: Result) -> list[str]:
             for row in rows
             if f"{row['published_gmacs']:.1f}" != printed[row["prompts"]]
         ]
-        said.append(_met("Table 1", len(rows), other))
+        sentences.append(_met("Table 1", len(rows), other))
     for where in ("local", "global"):
         pairs = [(row, _printed(result, row)) for row in result["condensed"] if row["where"] == where]
         known = [(row, text) for row, text in pairs if text is not None]
@@ -134,10 +134,10 @@ def _against_paper(result: Result) -> list[str]:
         name = f"Table 5, {where}, biases counted"
         if where == "local":
             other = [] if exact == len(known) else [f"off by at most {max(gaps):.3f}"]
-            said.append(_met(name, len(known), other, exact))
+            sentences.append(_met(name, len(known), other, exact))
         else:
-            said.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {max(gaps):.3f}.")
-    return ["The paper's figures, to the printed digit: " + " ".join(said)] if said else []
+            sentences.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {max(gaps):.3f}.")
+    return ["The paper's figures, to the printed digit: " + " ".join(sentences)] if sentences else []
 
 
 def _met(name: str, many: int, other: Sequence[str], exact: int | None = None) -> str:

@@ -103,8 +103,8 @@ def _figure(result: Result) -> Figure:
     ablations = result["ablations"]
     rows = [max(1, len(_drawn(ablation))) for ablation in ablations] or [1]
     all_rows = [row for ablation in ablations for row in ablation["rows"]]
-    each = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for row in all_rows)])
-    figure = Figure(figsize=(7.2, 1.2 + each * sum(rows) + 0.7 * len(rows)))
+    row_height = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for row in all_rows)])
+    figure = Figure(figsize=(7.2, 1.2 + row_height * sum(rows) + 0.7 * len(rows)))
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 0.6 for n in rows])[:, 0]
     for axes, ablation in zip(panels, ablations, strict=False):
         _panel(axes, ablation)

@@ -324,7 +324,7 @@ def rank(
 
 
 def _counts(model: PromptedModel, counts: Sequence[int] | None) -> list[int]:
-    """Numbers of prompts to look at, with 0 among them, rising."""
+    """Numbers of prompts to measure with, with 0 among them, rising."""
     most = max(model.prompt_counts, default=0)
     if not most:
         raise VPromptError("The model has no prompts, so there is nothing to compare its attention with.")
@@ -388,7 +388,7 @@ def _largest(curves: Sequence[Tensor], percent: int) -> float:
 def study(adapters: Sequence[tuple[str, Ranks]]) -> RankStudy:
     """Means over adapters by number of prompts, with their spread, and the law of the mean growth.
 
-    Where all adapters were looked at with the same numbers of prompts, the points are these. Where they differ (for
+    Where all adapters were measured with the same numbers of prompts, the points are these. Where they differ (for
     they were trained with different numbers), a point is made of adapters with all the prompts they have.
 
     Args:

@@ -45,7 +45,7 @@ def answer(result: Result) -> str:
         f"{'hardly changes, as in the paper' if same else 'does change, unlike in the paper'}."
     )
     laws: list[tuple[str, Any]] = list(result["laws"].items())
-    found = "; ".join(f"at ε = {name} {_WORDS[law['verdict']]}{_fits(law)}" for name, law in laws)
+    laws_text = "; ".join(f"at ε = {name} {_WORDS[law['verdict']]}{_fits(law)}" for name, law in laws)
     likeness = laws[0][1]["likeness"]
     alike = ""
     told = any(law["verdict"] in ("logarithmic", "linear") for _, law in laws)
@@ -54,7 +54,7 @@ def answer(result: Result) -> str:
             " With so few prompts to the tokens a straight line fits an exact logarithm with R² "
             f"{likeness:.3f}, so that the two can hardly be told apart."
         )
-    return f"{first} As for the growth of the rank, {found}.{alike}"
+    return f"{first} As for the growth of the rank, {laws_text}.{alike}"
 
 
 def _fits(law: Any) -> str:
@@ -71,10 +71,10 @@ def tables(result: Result) -> list[Block]:
     """Ranks, shares and laws by number of prompts; ranks by block; ranks by adapter where there are several."""
     names = list(result["laws"])
     points = result["points"]
-    found: list[Block] = [_ranks(result, names), _shares(points), _laws(result), _by_block(points, names)]
+    blocks: list[Block] = [_ranks(result, names), _shares(points), _laws(result), _by_block(points, names)]
     if len(result["names"]) > 1:
-        found.append(_by_adapter(result, names))
-    return found
+        blocks.append(_by_adapter(result, names))
+    return blocks
 
 
 def _ranks(result: Result, names: Sequence[str]) -> Table:
