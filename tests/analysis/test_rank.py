@@ -19,7 +19,8 @@ from vprompt.analysis.attention import watched
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.analysis.rank import Rank
 from vprompt.analysis.rank import measure as measuring
-from vprompt.analysis.rank.measure import fit_law, numerical_rank, singular_values, spectrum, study
+from vprompt.analysis.rank.law import fit_law
+from vprompt.analysis.rank.measure import numerical_rank, singular_values, spectrum, study
 from vprompt.analysis.rank.report import VIEW
 from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.report.document import Table

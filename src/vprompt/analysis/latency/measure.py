@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -132,9 +131,14 @@ def run(options: Latency, host: Host) -> Latencies:
     devices: list[DeviceTimes] = []
     with host.bar("timing") as report:
         for number, device in enumerate(places):
-            with _enough_memory(device):
+            try:
                 rounds, batch = _prepare(model.to(device), info, retained, device, options, host)
                 devices.append(_measure(model, retained, device, batch, rounds, part(report, number, len(places))))
+            except RuntimeError as error:  # the processor's allocator has no error of its own
+                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                    raise
+                kind = device.type
+                raise VPromptError(f"The device {kind!r} has too little memory; give fewer --images.") from error
     return Latencies(
         backbone=options.backbone,
         img_size=info.preprocessing.size,
@@ -144,16 +148,6 @@ def run(options: Latency, host: Host) -> Latencies:
         torch=torch.__version__,
         devices=tuple(devices),
     )
-
-
-@contextmanager
-def _enough_memory(device: torch.device) -> Generator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # the processor's allocator has no error of its own
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise VPromptError(f"The device {device.type!r} has too little memory; give fewer --images.") from error
-        raise
 
 
 def _prepare(

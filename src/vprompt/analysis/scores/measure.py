@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -24,6 +24,7 @@ from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
 from vprompt.experiments.finished import Trained
 from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.model.records import Recipe
 from vprompt.training.evaluate import evaluate, outputs
 from vprompt.training.loader import ImageLabels, size_of
 from vprompt.training.trainer import fit
@@ -200,15 +201,48 @@ def scores(
         done += 1
         report(done, total)
 
-    def selection(name: str, ratio: float, scope: Scope) -> Selection:
-        small = model.keep(select(values[name], ratio=ratio, scope=scope)).eval()
+    values: dict[str, Sequence[Tensor]] = {
+        name: score(model, drawn, criterion=name, seed=options.seed) for name in usable
+    }
+    ablation = ablate(model, drawn, step=step)
+    for name, effect in zip(EXACT, (ablation.change, ablation.rise), strict=True):
+        values[name] = [torch.tensor(block) for block in effect]
+    flat = {name: torch.cat(list(blocks)).tolist() for name, blocks in values.items()}
+    rise, change = flat[EXACT[1]], flat[EXACT[0]]
+    whole = evaluate(model.fold(), data)
+    return ScoreAnalysis(
+        accuracy=whole.accuracy,
+        loss=whole.loss,
+        prompt_counts=tuple(model.prompt_counts),
+        scores={name: _plain(values[name]) for name in usable},
+        ablation=ablation,
+        agreement={
+            name: {"rise": spearman(flat[name], rise), "change": spearman(flat[name], change)} for name in usable
+        },
+        between={name: {other: spearman(flat[name], flat[other]) for other in usable} for name in usable},
+        kept=tuple(_selections(model, train, data, values, choices, recipe, step)),
+    )
+
+
+def _selections(
+    model: PromptedModel,
+    train: ImageLabels,
+    data: ImageLabels,
+    values: Mapping[str, Sequence[Tensor]],
+    choices: Sequence[tuple[float, Scope]],
+    recipe: Recipe,
+    step: Callable[[], None],
+) -> Iterator[Selection]:
+    """The model with what each criterion retains by each choice, fine-tuned where the recipe has epochs."""
+    for (ratio, scope), (name, of_prompts) in itertools.product(choices, values.items()):
+        small = model.keep(select(of_prompts, ratio=ratio, scope=scope)).eval()
         measured, tuned = evaluate(small.fold(), data), None
         if recipe.epochs:
             small.method, small.prompts.dropout = model.method.without_dropout(), 0.0
             fit(small, train, recipe=recipe)
             tuned = evaluate(small.fold(), data).accuracy
         step()
-        return Selection(
+        yield Selection(
             criterion=name,
             scope=scope,
             ratio=ratio,
@@ -217,27 +251,6 @@ def scores(
             fine_tuned=tuned,
             counts=tuple(small.prompt_counts),
         )
-
-    values: dict[str, Sequence[Tensor]] = {
-        name: score(model, drawn, criterion=name, seed=options.seed) for name in usable
-    }
-    ablation = ablate(model, drawn, step=step)
-    effects = {"rise": ablation.rise, "change": ablation.change}
-    for name, kind in zip(EXACT, ("change", "rise"), strict=True):
-        values[name] = [torch.tensor(block) for block in effects[kind]]
-    flat = {name: torch.cat(list(blocks)).tolist() for name, blocks in values.items()}
-    exact = {"rise": flat[EXACT[1]], "change": flat[EXACT[0]]}
-    whole = evaluate(model.fold(), data)
-    return ScoreAnalysis(
-        accuracy=whole.accuracy,
-        loss=whole.loss,
-        prompt_counts=tuple(model.prompt_counts),
-        scores={name: _plain(values[name]) for name in usable},
-        ablation=ablation,
-        agreement={name: {kind: spearman(flat[name], exact[kind]) for kind in exact} for name in usable},
-        between={name: {other: spearman(flat[name], flat[other]) for other in usable} for name in usable},
-        kept=tuple(selection(name, ratio, scope) for ratio, scope in choices for name in values),
-    )
 
 
 def _fits(model: PromptedModel, criterion: str) -> bool:
