@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from vprompt.analysis.base import Result
 from vprompt.report.document import Block, Bullets, Fold, Paragraph, Table, Warn, simple_table
-from vprompt.report.plots import legend_below
+from vprompt.report.plots import legend_below, short
 from vprompt.utils.text import count, line, listed
 
 MOST_PROBLEMS = 20
@@ -263,7 +263,7 @@ def dot(
 
 def panel_title(axes: Axes, text: str) -> None:
     """A heading that fits over a small panel."""
-    axes.set_title(text if len(text) <= 38 else f"{text[:37]}…")
+    axes.set_title(short(text, 38))
 
 
 def handle(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
-from vprompt.analysis.base import Host, Study
+from vprompt.analysis.base import Study
 from vprompt.analysis.options import Training
 from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
-from vprompt.experiments.bench.store import Store, open_store
+from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
 from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
 
@@ -27,16 +27,6 @@ RUNGS = (0.25,)
 
 LINEAR = "Linear"
 """Label of the linear probe."""
-
-
-S = TypeVar("S", bound=Study)
-R = TypeVar("R")
-
-
-def run_study(study: S, host: Host, plan: Plan, read: Callable[[S, Store], R]) -> R | None:
-    """Runs what is not done of a study's plan, and reads its results; None where it is only to be shown."""
-    store = open_store(study.output.out)
-    return read(study, store) if host.train(plan, store, study.training) else None
 
 
 def linear_probe(training: Training) -> dict[str, Any]:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-from vprompt.analysis.base import Host
-from vprompt.analysis.e2vpt import E2VPTAblations
-from vprompt.analysis.study import Compared, RunResult, Runs, StudySummary, linear_probe, make_plan, run_study
+from vprompt.analysis.e2vpt import PARTS, E2VPTAblations
+from vprompt.analysis.study import Compared, RunResult, Runs, StudySummary, linear_probe, make_plan
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
-
-Part = Literal["parts", "sharing", "lengths", "pruning"]
-
-PARTS: tuple[Part, ...] = get_args(Part)
 
 DEFAULT = "E2VPT"
 
@@ -52,13 +47,13 @@ class AblationRow:
 class PartAblation:
     """One question and its rows, the default first."""
 
-    part: Part
+    part: str
     rows: tuple[AblationRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class E2VPTResult:
-    """What `read` returns.
+    """Ablations of E2VPT.
 
     Args:
         about: What was run.
@@ -71,11 +66,6 @@ class E2VPTResult:
     prompts: int
     kv_prompts: int
     ablations: tuple[PartAblation, ...]
-
-
-def run(options: E2VPTAblations, host: Host) -> E2VPTResult | None:
-    """Trains what is not trained, and reads it."""
-    return run_study(options, host, plan_of(options), read)
 
 
 def plan_of(options: E2VPTAblations) -> Plan:
@@ -111,12 +101,12 @@ def plan_of(options: E2VPTAblations) -> Plan:
     )
 
 
-def _tables(options: E2VPTAblations) -> dict[Part, list[dict[str, Any]]]:
+def _tables(options: E2VPTAblations) -> dict[str, list[dict[str, Any]]]:
     """What is trained for each ablation, besides the default."""
     own, own_kv, shares = options.prompts, options.kv_prompts, sorted(set(options.pruned))
     # As many prompts in all, and as many learned numbers: one key-value prompt has those of a visual one.
     rival = {"label": f"VPT-Deep, {own + own_kv} prompts", "method": "vpt-deep", "prompts": own + own_kv}
-    tables: dict[Part, list[dict[str, Any]]] = {
+    tables: dict[str, list[dict[str, Any]]] = {
         "parts": [
             linear_probe(options.training),
             rival,

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vprompt.analysis.base import Host
 from vprompt.analysis.options import depth_title
-from vprompt.analysis.schedule import Schedule
+from vprompt.analysis.schedule import PAPER_EPOCHS, Schedule
 from vprompt.analysis.study import (
     RunResult,
     Runs,
@@ -16,15 +15,12 @@ from vprompt.analysis.study import (
     check_choice,
     check_shares,
     make_plan,
-    run_study,
     tested,
 )
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference, seeds_of
 from vprompt.utils.text import count
-
-PAPER_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +79,7 @@ class CondensingTime:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleResult:
-    """What `read` returns.
+    """Accuracies and times of a schedule.
 
     Args:
         about: What was run.
@@ -104,11 +100,6 @@ class ScheduleResult:
     times: tuple[CondensingTime, ...]
     training_seconds: float | None
     scoring_seconds: float | None
-
-
-def run(options: Schedule, host: Host) -> ScheduleResult | None:
-    """Trains what is not trained, and reads it."""
-    return run_study(options, host, plan_of(options), read)
 
 
 def plan_of(options: Schedule) -> Plan:

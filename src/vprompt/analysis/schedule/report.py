@@ -12,11 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from vprompt.analysis import plots
 from vprompt.analysis.base import Result, View
 from vprompt.analysis.plots import share_of
+from vprompt.analysis.schedule import PAPER_EPOCHS
 from vprompt.report.document import Block, Paragraph, Table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count, duration
 
-CLAIMED_EPOCHS, CLAIMED_OF, CLAIMED_SHARE = 20, 100, 0.25
+CLAIMED_OF, CLAIMED_SHARE = 100, 0.25
 """The paper fine-tunes for 20 epochs after 100 of training, and says that it takes less than 25 % of the time."""
 
 NEXT_TO_NOTHING = 0.005
@@ -39,13 +40,13 @@ def _plateau(result: Result) -> str:
         return f"{condensed}: there is no result yet."
     full, late = curve["full_validation"]["mean"], curve["late"]
     # The first, the paper's choice and the last.
-    ends = dict.fromkeys([finished[0], *(pair for pair in finished if pair[0] == CLAIMED_EPOCHS), finished[-1]])
+    ends = dict.fromkeys([finished[0], *(pair for pair in finished if pair[0] == PAPER_EPOCHS), finished[-1]])
     accuracies = ", ".join(f"{100 * mean:.1f} % {_after(epochs)}" for epochs, mean in ends)
     accuracies += "" if full is None else f" ({100 * full:.1f} % with all prompts)"
     text = f"{condensed}, {plots.title_of(result, curve['task'])}, validation accuracy: {accuracies}"
     if late is None or late["mean"] is None:
         return f"{text}."
-    text += f"; more than {CLAIMED_EPOCHS}"
+    text += f"; more than {PAPER_EPOCHS}"
     if late["mean"] <= max(NEXT_TO_NOTHING, late["std"] or 0.0):
         return f"{text} change it by {plots.change(late)} points, the plateau that the paper found."
     return f"{text} still bring {plots.change(late)} points, so there is no plateau yet."
@@ -59,14 +60,14 @@ def _time(result: Result) -> str:
     times = [time for time in result["times"] if _both(time) is not None]
     if not times:
         return "How long scoring took was not recorded."
-    time = next((each for each in times if each["epochs"] == CLAIMED_EPOCHS), times[-1])
+    time = next((each for each in times if each["epochs"] == PAPER_EPOCHS), times[-1])
     share, epochs = _both(time) or 0.0, result["about"]["epochs"]
     tuned = f" and {count(time['epochs'], 'epoch')}" if time["epochs"] else ""
     took = f"Scoring{tuned} took {100 * share:.0f} % of the time of the training"
     if epochs != CLAIMED_OF:
         share *= epochs / CLAIMED_OF
         took += f" of {count(epochs, 'epoch')}, which is {100 * share:.0f} % of one of {CLAIMED_OF}"
-    if time["epochs"] != CLAIMED_EPOCHS:
+    if time["epochs"] != PAPER_EPOCHS:
         return f"{took}."
     if share < CLAIMED_SHARE:
         return f"{took}: less than 25 %, as the paper says."

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 
 from vprompt.analysis.adapters import measure_each
 from vprompt.analysis.base import Host
-from vprompt.analysis.scores import Scores
+from vprompt.analysis.scores import EXACT, Scores
 from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, removes
 from vprompt.compression.score import score
@@ -30,10 +30,6 @@ from vprompt.training.loader import ImageLabels, size_of
 from vprompt.training.trainer import fit
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
-
-EXACT = ("ablation", "ablation-signed")
-"""What the exact effects are called beside the criteria: mean absolute change of an image's loss without a prompt, and
-by how much the mean loss rises."""
 
 PerBlock = tuple[tuple[float, ...], ...]
 """A number for each prompt, block by block."""

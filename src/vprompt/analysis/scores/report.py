@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 
 from vprompt.analysis.base import Result, View
 from vprompt.analysis.plots import legend_above, plus_minus, table
+from vprompt.analysis.scores import EXACT
 from vprompt.report.document import Block, Paragraph, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line, percent
-
-EXACT = ("ablation", "ablation-signed")
 
 
 def _answer(result: Result) -> str:

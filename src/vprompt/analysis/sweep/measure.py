@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vprompt.analysis.base import Host
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.study import (
     LINEAR,
@@ -18,7 +17,6 @@ from vprompt.analysis.study import (
     check_shares,
     linear_probe,
     make_plan,
-    run_study,
 )
 from vprompt.analysis.sweep import Sweep
 from vprompt.experiments.bench.plan import Plan
@@ -91,7 +89,7 @@ class Linearity:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What `read` returns."""
+    """Curves of a sweep, and whether they are linear."""
 
     about: StudySummary
     criterion: str
@@ -99,11 +97,6 @@ class SweepResult:
     fine_tune_epochs: int
     curves: tuple[ShareCurve, ...]
     linearity: tuple[Linearity, ...]
-
-
-def run(options: Sweep, host: Host) -> SweepResult | None:
-    """Trains what is not trained, and reads it."""
-    return run_study(options, host, plan_of(options), read)
 
 
 def plan_of(options: Sweep) -> Plan:
