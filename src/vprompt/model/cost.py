@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,12 +44,20 @@ def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
     model.requires_grad_(False)
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, *model.preprocessing.size, device=parameter.device, dtype=parameter.dtype)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm: addmm})
+    # The CPU's own attention is not counted by every version of torch.
+    aten = torch.ops.aten
+    counted = {aten.addmm: addmm, aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    counter = FlopCounterMode(display=False, custom_mapping=counted)
     with QuickShapes(), counter, torch.no_grad():
         features = model.features(image)
         if isinstance(model.head, MLPHead):
             model.head.represent(features)
     return counter.get_total_flops() / 2e9, biases / 1e9
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of attention on shapes (B, H, N, d), two for each multiply-accumulate."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def adapter_bytes(model: PromptedModel) -> int:
