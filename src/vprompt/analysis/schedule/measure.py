@@ -8,15 +8,7 @@ from typing import Any
 
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.schedule import PAPER_EPOCHS, Schedule
-from vprompt.analysis.study import (
-    RunResult,
-    Runs,
-    StudySummary,
-    check_choice,
-    check_shares,
-    make_plan,
-    tested,
-)
+from vprompt.analysis.study import RunResult, Runs, StudySummary, check_choice, check_shares, make_plan, tested
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference, seeds_of
