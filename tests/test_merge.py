@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from test_families import EACH_CLASS
 from torch.utils.data import TensorDataset
 
 import vprompt
 from families import attached, some_images
 from reference import close, loss_weights
-from test_families import EACH_CLASS
 from vprompt.backbones.attention.functional import KeyValue, attend, attention_weights
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone

@@ -155,9 +155,14 @@ def load_plugin(place: str) -> None:
         if spec is None or spec.loader is None:
             raise ImportError("it is no Python file")
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise VPromptError(f"The plugin {place} of ${PLUGINS} cannot load: {error}.") from error
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    except Exception as error:  # a user's file may raise anything
+        why = str(error) or type(error).__name__
+        raise VPromptError(f"The plugin {place} of ${PLUGINS} cannot load: {why}.") from error
 
 
 def _origin(member: object) -> str:

@@ -18,7 +18,7 @@ from vprompt.methods.registry import METHODS
 from vprompt.model.cost import model_cost
 from vprompt.utils.registry import load_plugin
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = ["--epochs", 1, "--batch-size", 9, "--img-size", 16, "--prompts", 4]
 
 
@@ -268,3 +268,15 @@ def test_a_plan_of_three_settings_makes_three_runs(plugin, text, tmp_path):
     assert [cell["method"] for cell in cells[:3]] == ["Fourier 0", "Fourier 0.5", "Fourier 1"]
     results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "runs" / "results").glob("*.json")]
     assert {result["settings"]["fourier_share"] for result in results} == {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize("code", ["raise NameError('oops')", "import nothing_of_that_name", "def ("])
+def test_a_plugin_that_fails_is_one_sentence(tmp_path, code):
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    environment = {**os.environ, "VPROMPT_PLUGINS": str(path)}
+    command = [sys.executable, "-m", "vprompt", "fit", "--help"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"vprompt: The plugin {path}")
+    assert len(failed.stderr.splitlines()) == 1
