@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ def _answer(result: Result) -> str:
         return "No criterion could be compared."
     taylor = f", taylor's {_mean(rise['taylor']):.2f}" if "taylor" in rise and best != "taylor" else ""
     ratio = min(result["ratios"])
-    drops = _drops(result, "global" if "global" in result["scopes"] else result["scopes"][0])
+    drops = _drops(result, _scope(result))
     at = {name: _mean(drops[name][ratio]) for name in drops if name not in EXACT}
     keeps = max(at, key=lambda name: at[name])
     return (
@@ -79,8 +78,7 @@ def _tables(result: Result) -> Sequence[Block]:
 def _figure(result: Result) -> Figure:
     figure, (left, right) = side_by_side(10.4, 4.4, 2)
     _draw_correlations(left, result)
-    scope = "global" if "global" in result["scopes"] else result["scopes"][0]
-    _draw_kept(right, result, scope)
+    _draw_kept(right, result, _scope(result))
     return figure
 
 
@@ -90,8 +88,8 @@ def _draw_correlations(axes: Axes, result: Result) -> None:
     for number, (values, label) in enumerate(((rise, "rise of the mean loss"), (change, "mean absolute change"))):
         places = [row + 0.14 - 0.28 * number for row in range(len(names))]
         means, errors = [_mean(values[name]) for name in names], [std(values[name]) or 0.0 for name in names]
-        style: dict[str, Any] = {"fmt": MARKERS[number], "color": COLOURS[number], "markersize": 5}
-        axes.errorbar(means, places, xerr=errors, capsize=2, linewidth=1, label=label, **style)
+        colour, marker = COLOURS[number], MARKERS[number]
+        axes.errorbar(means, places, xerr=errors, fmt=marker, color=colour, ms=5, capsize=2, lw=1, label=label)
     axes.axvline(0, color="#999999", linewidth=0.8)
     axes.set_yticks(range(len(names)), [line(name, 24) for name in names])
     axes.set(xlabel="rank correlation with exact ablation", xlim=(-1.05, 1.05), ylim=(-0.6, len(names) - 0.4))
@@ -150,6 +148,11 @@ def _drops(result: Result, scope: str, key: str = "accuracy") -> dict[str, dict[
                 drops = by_criterion.setdefault(kept["criterion"], {ratio: [] for ratio in result["ratios"]})
                 drops[kept["ratio"]].append(kept[key] - model["accuracy"])
     return by_criterion
+
+
+def _scope(result: Result) -> str:
+    """What is drawn and put in words."""
+    return "global" if "global" in result["scopes"] else result["scopes"][0]
 
 
 def _mean(values: Sequence[float]) -> float:
