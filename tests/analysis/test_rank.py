@@ -17,11 +17,22 @@ import vprompt
 from reference import close
 from vprompt.analysis.attention import watched
 from vprompt.analysis.page import analysis_sections, write_analysis
-from vprompt.analysis.rank.measure import fit_law, numerical_rank, rank, singular_values, spectrum, study
+from vprompt.analysis.rank import Rank
+from vprompt.analysis.rank import measure as measuring
+from vprompt.analysis.rank.law import fit_law
+from vprompt.analysis.rank.measure import numerical_rank, singular_values, spectrum, study
 from vprompt.analysis.rank.report import VIEW
 from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.report.document import Table
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import silent
+
+
+def rank(model, images, *, counts=None, epsilon=(0.1, 0.03, 0.01), max_images=32, report=silent):
+    """The measurement by its options, one relative error or several."""
+    several = (epsilon,) if isinstance(epsilon, float) else tuple(epsilon)
+    return measuring.rank(model, images, Rank(prompts=counts, epsilon=several, images=max_images), report=report)
+
 
 # ── the maths ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

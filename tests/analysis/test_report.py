@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from vprompt.analysis.page import analysis_sections
 from vprompt.cli.main import main
 from vprompt.model.cost import cost
+from vprompt.report.markdown import markdown_page
 
 
 def test_analyses_beside_runs_are_sections_of_their_report(undisturbed, tmp_path, capsys):
@@ -38,3 +41,12 @@ def test_files_of_others_are_passed_over_and_not_replaced(content, undisturbed, 
     assert main(["analyze", "cost", "vit_tiny_patch16_224", "--out", str(runs)]) == 1
     assert "is there already and is no analysis" in capsys.readouterr().err
     assert (runs / "cost.json").read_text() == content
+
+
+@pytest.mark.parametrize("key", ["vprompt", "laconic"])
+def test_a_section_says_which_version_made_it_also_under_the_old_name(key):
+    document = json.loads((Path(__file__).parents[2] / "docs" / "results" / "analyses" / "cost.json").read_text())
+    del document["laconic"]
+    (section,) = analysis_sections([{**document, key: "0.0.9"}])
+    text = markdown_page("Analyses", [section])
+    assert f"vprompt 0.0.9, {document['made']}" in text

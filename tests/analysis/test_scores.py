@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import scipy.stats
@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 import families
 import vprompt
 from vprompt.analysis.page import analysis_sections, write_analysis
+from vprompt.analysis.scores import Scores
 from vprompt.analysis.scores.measure import EXACT, ablate, scores, spearman
 from vprompt.cli.main import main
 from vprompt.compression.criteria import CRITERIA
@@ -23,6 +24,7 @@ from vprompt.utils.errors import VPromptError
 
 FAMILIES = ["swin-padded", "eva-rope-unfused", "beit-both", "cait", "gqa-per-block"]
 LABELS = torch.tensor([0, 4, 2, 1])
+FEW = Scores(ratios=(0.5,), scopes=("global",), criteria=("random",))
 
 
 def some_data(name):
@@ -76,7 +78,7 @@ def test_everything_is_left_as_it_was():
     model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3), num_classes=3).train()
     data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
     before = model.state()
-    scores(model, data, data, ratios=[0.5], scopes=["global"], fine_tune_epochs=1)
+    scores(model, data, data, Scores(ratios=(0.5,), scopes=("global",), fine_tune_epochs=1))
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state().items())
 
@@ -109,7 +111,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def found(trained):
-    return scores(*trained, trained[1], ratios=[0.2, 0.6], images=20, fine_tune_epochs=1)
+    return scores(*trained, trained[1], Scores(ratios=(0.2, 0.6), images=20, fine_tune_epochs=1))
 
 
 def test_what_is_kept_is_what_select_keeps_and_evaluate_measures(trained, found):
@@ -142,11 +144,12 @@ def test_correlations_are_over_all_prompts(found):
 def test_criteria_that_cannot_be_are_left_out():
     shallow = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3, "shallow"), num_classes=3)
     data = TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3))
-    seen = scores(shallow, data, data, ratios=[0.5], scopes=["global"])
+    seen = scores(shallow, data, data, Scores(ratios=(0.5,), scopes=("global",)))
     assert set(seen.scores) == set(CRITERIA) - {"removal", "removal-signed"}
     windows = families.attached("swin-padded", vprompt.VPT(2))
     images = families.some_images("swin-padded", 3)
-    seen = scores(windows, TensorDataset(images, LABELS[:3]), TensorDataset(images, LABELS[:3]), ratios=[0.5])
+    data = TensorDataset(images, LABELS[:3])
+    seen = scores(windows, data, data, Scores(ratios=(0.5,)))
     assert "cls-similarity" not in seen.scores
 
 
@@ -154,15 +157,15 @@ def test_criteria_that_cannot_be_are_left_out():
     ("options", "words"),
     [
         ({"images": 0}, "at least one image"),
-        ({"ratios": [0.0]}, "above 0"),
-        ({"scopes": ["everywhere"]}, "scope"),
-        ({"criteria": ["nonsense"]}, "no criterion"),
+        ({"ratios": (0.0,)}, "above 0"),
+        ({"scopes": ("everywhere",)}, "scope"),
+        ({"criteria": ("nonsense",)}, "no criterion"),
         ({"fine_tune_epochs": -1}, "epochs"),
     ],
 )
 def test_bad_arguments(trained, options, words):
     with pytest.raises(VPromptError, match=words):
-        scores(*trained, trained[1], **{"ratios": [0.5], "scopes": ["global"], "criteria": ["random"], **options})
+        scores(*trained, trained[1], replace(FEW, **options))
 
 
 def test_nothing_to_score():
@@ -276,9 +279,9 @@ def test_no_adapter_there(tmp_path, capsys):
 def test_what_cannot_be_shared_is_said_before_anything_is_run(trained):
     model, data = trained
     uneven = model.keep([torch.arange(1 + block % 2) for block in range(len(model.prompts))])
-    told = []
+    told, options = [], Scores(scopes=("shared",), criteria=("random",))
     with pytest.raises(VPromptError, match="different numbers"):
-        scores(uneven, data, data, scopes=["shared"], criteria=["random"], report=lambda *done: told.append(done))
+        scores(uneven, data, data, options, report=lambda *done: told.append(done))
     assert not told
 
 

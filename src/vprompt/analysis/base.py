@@ -60,15 +60,17 @@ class Host:
         """A failure that leaves a result to show; raised at once here."""
         raise error
 
-    def train(self, plan: Plan, store: Store, training: Training) -> bool:
-        """Runs what is not done of a plan; False where its results are not to be read."""
+    def train(self, plan: Plan, address: str, training: Training) -> Store | None:
+        """Runs what is not done of a plan; its store, or None where the results are not to be read."""
         from vprompt.experiments.bench.bench import engine_of, overview, run_plan
+        from vprompt.experiments.bench.store import open_store
 
+        store = open_store(address)
         if not training.read_only:
             todo = overview(plan, store, root=training.root, workers=training.workers, estimate=False)
             with engine_of(plan, store.address, workers=training.workers) as engine:
                 run_plan(todo, store, engine, retry_failed=training.retry_failed)
-        return True
+        return store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +115,19 @@ class Analysis:
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Analysis):
-    """Options of an analysis that trains: a plan of the bench, and what is read of its runs."""
+    """Options of an analysis that trains: a plan of the bench, and what is read of its runs.
+
+    In the folder of one, `measure.py` has `plan_of(options)` and `read(options, store)` instead of `run`.
+    """
 
     training: Training = field(default_factory=Training)
     output: RunsOutput = field(default_factory=RunsOutput)
+
+    def run(self, host: Host = Host()) -> Any:  # noqa: B008 - it has no state
+        """Trains what is not trained, and reads it; None where it is only to be shown."""
+        measure = import_module(f"{type(self).__module__}.measure")
+        store = host.train(measure.plan_of(self), self.output.out, self.training)
+        return None if store is None else measure.read(self, store)
 
 
 analyses: Registry[type[Analysis]] = Registry("analysis", "vprompt.analysis", "vprompt.analyses", folders=True)

@@ -159,6 +159,17 @@ class Training:
             raise VPromptError("The analysis starts its own workers; start it without torchrun.")
 
 
+def depth_title(method: str) -> str:
+    """A name of VPT on the command line as people write it.
+
+    Example:
+        >>> depth_title("vpt-deep"), depth_title("vpt-shallow")
+        ('VPT-Deep', 'VPT-Shallow')
+    """
+    first, dash, depth = method.partition("-")
+    return first.upper() + dash + depth.capitalize()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condensation:
     """What is condensed, and how."""

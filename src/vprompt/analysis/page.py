@@ -101,7 +101,7 @@ def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
             f"The analysis {name} lacks what its section shows ({type(error).__name__}: {error}); run "
             f"`vprompt analyze {name}` again."
         ) from error
-    made = line(f"vprompt {document.get('vprompt')}, {document.get('made')}", 80)
+    made = line(f"vprompt {document.get('vprompt') or document.get('laconic')}, {document.get('made')}", 80)
     command = lines(document.get("command"), 2000)
     return Section(
         key=f"analysis-{name}",

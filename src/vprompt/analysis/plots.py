@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -13,12 +13,10 @@ from matplotlib.lines import Line2D
 
 from vprompt.analysis.base import Result
 from vprompt.report.document import Block, Bullets, Fold, Paragraph, Table, Warn, simple_table
-from vprompt.report.plots import legend_below
+from vprompt.report.plots import legend_below, short
 from vprompt.utils.text import count, line, listed
 
 MOST_PROBLEMS = 20
-
-METHODS = {"vpt-deep": "VPT-Deep", "vpt-shallow": "VPT-Shallow"}
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -40,14 +38,38 @@ STYLE: dict[Any, Any] = {
 # ── words and tables ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def share_of(value: float | None) -> str:
-    """A share of the prompts in percent, with no more digits than it has.
+Column = tuple[str, Callable[[Any], str]]
+"""Head of a column, and the text that it shows of a row."""
+
+
+def table(caption: str, rows: Iterable[Any], *columns: Column) -> Table:
+    """A table of rows: each column has a head, and the text that it shows of a row.
+
+    Example:
+        >>> table("Files", [{"size": 3}], ("Size", lambda row: str(row["size"]))).texts
+        [['3']]
+    """
+    return simple_table(caption, [head for head, _ in columns], [[text(row) for _, text in columns] for row in rows])
+
+
+def show(value: float | None, form: str = "g", *, factor: float = 1, unit: str = "") -> str:
+    """A number times a factor in a format, with its unit; a dash where there is none.
+
+    Example:
+        >>> show(0.256, ".0f", factor=100, unit=" %"), show(None)
+        ('26 %', '–')
+    """
+    return "–" if value is None else f"{factor * value:{form}}{unit}"
+
+
+def share_of(value: float | None, form: str = ".3g") -> str:
+    """A share in percent, with no more digits than it has.
 
     Example:
         >>> share_of(0.3), share_of(1 / 3), share_of(None)
         ('30 %', '33.3 %', '–')
     """
-    return "–" if value is None else f"{100 * value:.3g} %"
+    return show(value, form, factor=100, unit=" %")
 
 
 def signed(value: float) -> str:
@@ -68,9 +90,8 @@ def plus_minus(mean: float | None, std: float | None, digits: int = 2, *, factor
         >>> plus_minus(0.123, 0.05), plus_minus(0.01, None, 1, factor=100), plus_minus(None, None)
         ('0.12 ± 0.05', '1.0', '–')
     """
-    if mean is None:
-        return "–"
-    return f"{factor * mean:.{digits}f}" + ("" if std is None else f" ± {factor * std:.{digits}f}")
+    form = f".{digits}f"
+    return show(mean, form, factor=factor) + ("" if mean is None or std is None else f" ± {factor * std:{form}}")
 
 
 # ── words and tables of studies ──────────────────────────────────────────────────────────────────────────────────────
@@ -242,7 +263,7 @@ def dot(
 
 def panel_title(axes: Axes, text: str) -> None:
     """A heading that fits over a small panel."""
-    axes.set_title(text if len(text) <= 38 else f"{text[:37]}…")
+    axes.set_title(short(text, 38))
 
 
 def handle(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
-from vprompt.analysis.base import Host, Study
+from vprompt.analysis.base import Study
 from vprompt.analysis.options import Training
 from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
-from vprompt.experiments.bench.store import Store, open_store
+from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
-from vprompt.utils.statistics import Seeds, over_tasks, seeds_of
+from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
 
 LINEAR_EPOCHS = 100
 """At least so many for the linear probe, which learns on features that are computed once."""
@@ -25,21 +25,8 @@ LINEAR_EPOCHS = 100
 RUNGS = (0.25,)
 """After a quarter of the epochs the worse half of the learning rates is given up."""
 
-TITLES = {"vpt-deep": "VPT-Deep", "vpt-shallow": "VPT-Shallow"}
-"""Labels of the methods whose prompts are condensed."""
-
 LINEAR = "Linear"
 """Label of the linear probe."""
-
-
-S = TypeVar("S", bound=Study)
-R = TypeVar("R")
-
-
-def run_study(study: S, host: Host, plan: Plan, read: Callable[[S, Store], R]) -> R | None:
-    """Runs what is not done of a study's plan, and reads its results; None where it is only to be shown."""
-    store = open_store(study.output.out)
-    return read(study, store) if host.train(plan, store, study.training) else None
 
 
 def linear_probe(training: Training) -> dict[str, Any]:
@@ -47,15 +34,17 @@ def linear_probe(training: Training) -> dict[str, Any]:
     return {"label": LINEAR, "method": "linear", "epochs": max(LINEAR_EPOCHS, training.epochs)}
 
 
-def title_of(method: str) -> str:
-    """Label of a method whose prompts are condensed.
+def check_choice(options: Study, option: str, value: str) -> None:
+    """Raises a `PlanError` for a value that the option does not list."""
+    listed = get_args(get_type_hints(type(options))[option])
+    if value not in listed:
+        raise PlanError(f"The {option} is {' or '.join(map(repr, listed))}, not {value!r}.")
 
-    Raises:
-        PlanError: If it is another.
-    """
-    if method not in TITLES:
-        raise PlanError(f"What is condensed is {' or '.join(map(repr, TITLES))}, not {method!r}.")
-    return TITLES[method]
+
+def check_shares(what: str, shares: Sequence[float]) -> None:
+    """Raises a `PlanError` for shares that are not above 0 and at most 1."""
+    if wrong := [share for share in shares if not 0 < share <= 1]:
+        raise PlanError(f"The {what} must be above 0 and at most 1, not {wrong[0]}.")
 
 
 def make_plan(
@@ -123,6 +112,14 @@ class StudyTask:
 
     task: str
     title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Accuracy on the test images, and that less the accuracy of what it is compared with, seed by seed."""
+
+    accuracy: Seeds
+    change: Seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +233,11 @@ class Runs:
             missing=sum(cell["state"] == "missing" for cell in cells),
             unconverged=sum(_unconverged(cell["result"]) for cell in cells),
         )
+
+    def compared(self, task: str | None, label: str, other: str) -> Compared:
+        """Test accuracy of a method against another's."""
+        accuracy = self.seeds(task, label, tested)
+        return Compared(accuracy=accuracy, change=difference(accuracy, self.seeds(task, other, tested)))
 
     @property
     def places(self) -> list[str | None]:

@@ -16,14 +16,11 @@ from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
-from vprompt.training.evaluate import evaluate
+from vprompt.training.evaluate import Evaluation, evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
 from vprompt.utils.statistics import std
-
-RATIOS = (0.5, 0.3, 0.1)
-"""Shares of the prompts to retain, as in Fig. 7."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,21 +181,18 @@ def blocks(model: PromptedModel, data: ImageLabels, *, report: Report = silent) 
     if not used:
         raise VPromptError("The model has no prompts, so there is nothing to take away from its blocks.")
     # With prompts in one block only, a model without them has none at all.
-    variants = [set[int](), *({block} for block in used), *([set(used)] if len(used) > 1 else [])]
-    results: list[Evaluated] = []
-    images = 0
+    variants = list(dict.fromkeys([(), *((block,) for block in used), tuple(used)]))
+    results: dict[tuple[int, ...], Evaluation] = {}
     for number, removed in enumerate(variants):
         retained = [torch.arange(0 if block in removed else count) for block, count in enumerate(counts)]
-        result = evaluate(model.keep(retained), data, report=part(report, number, len(variants)))
-        results.append(Evaluated(accuracy=result.accuracy, loss=result.loss))
-        images = result.images
-    without = dict(zip(used, results[1:], strict=False))
+        results[removed] = evaluate(model.keep(retained), data, report=part(report, number, len(variants)))
+    evaluated = {removed: Evaluated(accuracy=result.accuracy, loss=result.loss) for removed, result in results.items()}
     return BlockAblation(
-        images=images,
+        images=results[()].images,
         prompts=counts,
-        full=results[0],
-        without=tuple(without.get(block, results[0]) for block in range(len(counts))),
-        bare=results[-1],
+        full=evaluated[()],
+        without=tuple(evaluated.get((block,), evaluated[()]) for block in range(len(counts))),
+        bare=evaluated[tuple(used)],
     )
 
 
@@ -206,7 +200,7 @@ def retained(
     model: PromptedModel,
     train: ImageLabels,
     *,
-    ratios: Sequence[float] = RATIOS,
+    ratios: Sequence[float] = Blocks.ratios,
     criterion: Criterion = "taylor",
     report: Report = silent,
 ) -> tuple[BlockCounts, ...]:
@@ -226,7 +220,7 @@ def retained(
         >>> import timm, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
-        >>> [(one.ratio, sum(one.counts)) for one in retained(model, data)]
+        >>> [(row.ratio, sum(row.counts)) for row in retained(model, data)]
         [(0.5, 6), (0.3, 4), (0.1, 1)]
 
     Source: Prompt Condensation (arXiv 2305.17223), Fig. 7.

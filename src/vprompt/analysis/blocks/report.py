@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import legend_above, plus_minus, signed
+from vprompt.analysis.plots import legend_above, plus_minus, signed, table
 from vprompt.report.document import Block, Table, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import count, line, percent
@@ -83,17 +83,16 @@ def _std(spread: Any, block: int, factor: float, digits: int = 1) -> list[str]:
 
 
 def _tasks(groups: Sequence[Any]) -> Table:
-    rows: list[list[str]] = []
-    for group in groups:
-        drops = group["drops"]["means"]
-        worst = _worst(drops)
-        row = [line(group["name"], 24), str(group["adapters"]), percent(group["full"]), signed(-group["bare_drop"])]
-        rows.append([*row, str(worst), signed(-drops[worst])])
-    return simple_table(
+    return table(
         "By task: accuracy (%) with all prompts, its change in points without any, and the block whose removal costs "
         "most",
-        ["Task", "Adapters", "Accuracy", "Without any", "Block", "Without it"],
-        rows,
+        groups,
+        ("Task", lambda group: line(group["name"], 24)),
+        ("Adapters", lambda group: str(group["adapters"])),
+        ("Accuracy", lambda group: percent(group["full"])),
+        ("Without any", lambda group: signed(-group["bare_drop"])),
+        ("Block", lambda group: str(_worst(group["drops"]["means"]))),
+        ("Without it", lambda group: signed(-max(group["drops"]["means"]))),
     )
 
 
@@ -112,19 +111,19 @@ def _task(name: str) -> str:
 
 
 def _adapters(adapters: Sequence[Any]) -> Table:
-    rows: list[list[str]] = []
-    for adapter in adapters:
-        ablation = adapter["ablation"]
-        worst = _worst([-without["accuracy"] for without in ablation["without"]])
-        models = (ablation["full"], ablation["bare"], ablation["without"][worst])
-        full, bare, without = (percent(model["accuracy"]) for model in models)
-        row = [line(adapter["name"], 32), f"{ablation['images']} {line(adapter['split'], 8)}", full, bare]
-        rows.append([*row, str(worst), without])
-    return simple_table(
+    def without(adapter: Any) -> list[float]:
+        return [evaluated["accuracy"] for evaluated in adapter["ablation"]["without"]]
+
+    return table(
         "By adapter: images it was measured on, accuracy (%) with all prompts, without any, and without the block that "
         "costs most",
-        ["Adapter", "Images", "All", "None", "Block", "Without it"],
-        rows,
+        adapters,
+        ("Adapter", lambda adapter: line(adapter["name"], 32)),
+        ("Images", lambda adapter: f"{adapter['ablation']['images']} {line(adapter['split'], 8)}"),
+        ("All", lambda adapter: percent(adapter["ablation"]["full"]["accuracy"])),
+        ("None", lambda adapter: percent(adapter["ablation"]["bare"]["accuracy"])),
+        ("Block", lambda adapter: str(without(adapter).index(min(without(adapter))))),
+        ("Without it", lambda adapter: percent(min(without(adapter)))),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,20 +59,8 @@ class PromptCost(counting.Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CondensedCost(Retained):
-    """Cost of one image with the prompts that condensation left, in 10^9 multiply-accumulates, without the classifier.
-
-    Args:
-        published_gmacs: As in `Cost`.
-        published_gmacs_with_biases: With one more multiply-accumulate for every bias that a linear layer adds.
-        prefix_gmacs: As in `Cost`.
-        folded_gmacs: As in `Cost`.
-    """
-
-    published_gmacs: float
-    published_gmacs_with_biases: float
-    prefix_gmacs: float
-    folded_gmacs: float
+class CondensedCost(Retained, counting.Executions):
+    """Cost of one image with the prompts that condensation left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +129,7 @@ def run(options: Cost, host: Host) -> Costs:
     counting.check_prompts(prompts)
     alike = {number: same(number, blocks, shallow=shallow) for number in prompts}
     retained = [row for number in originals for row in retained_counts(number, options.shares, blocks, shallow=shallow)]
-    if options.counts is not None and len(options.counts) != blocks:
-        raise VPromptError(
-            f"The backbone {name!r} has {blocks} blocks and there are counts for {len(options.counts)}; give one for "
-            "each."
-        )
-    given = [] if options.counts is None else _given(options.counts, original, shallow=shallow)
+    given = _given(name, options, original, blocks)
     models = {
         row: with_counts(backbone, row, shallow=shallow, num_classes=classes)
         for row in [(0,) * blocks, *alike.values(), *(row.counts for row in [*retained, *given])]
@@ -169,8 +151,8 @@ def run(options: Cost, host: Host) -> Costs:
         threshold=options.threshold,
         bare_gmacs=bare,
         prompts=tuple(_prompt_cost(n, models[row], costs[row], bare, options.threshold) for n, row in alike.items()),
-        condensed=tuple(CondensedCost(**vars(row), **costs[row.counts]._asdict()) for row in retained),
-        given=tuple(CondensedCost(**vars(row), **costs[row.counts]._asdict()) for row in given),
+        condensed=tuple(CondensedCost(**vars(row), **vars(costs[row.counts])) for row in retained),
+        given=tuple(CondensedCost(**vars(row), **vars(costs[row.counts])) for row in given),
     )
 
 
@@ -197,12 +179,18 @@ def _of_adapter(options: Cost, folder: str) -> tuple[Cost, int | None]:
     return taken, max((len(block) for block in scores), default=None)
 
 
-def _given(counts: Sequence[int], original: int | None, *, shallow: bool) -> list[Retained]:
-    """Real counts, and the same number of prompts spread evenly."""
-    most = None if original is None else original * (1 if shallow else len(counts))
+def _given(name: str, options: Cost, original: int | None, blocks: int) -> list[Retained]:
+    """Real counts, if there are any, and the same number of prompts spread evenly."""
+    if (counts := options.counts) is None:
+        return []
+    if len(counts) != blocks:
+        raise VPromptError(
+            f"The backbone {name!r} has {blocks} blocks and there are counts for {len(counts)}; give one for each."
+        )
+    most = None if original is None else original * (1 if options.shallow else blocks)
     share = sum(counts) / most if most else None
     given = Retained(original=original, share=share, where="given", counts=tuple(counts))
-    return [given] if shallow else [given, replace(given, where="even", counts=even(sum(counts), len(counts)))]
+    return [given] if options.shallow else [given, replace(given, where="even", counts=even(sum(counts), blocks))]
 
 
 def _prompt_cost(

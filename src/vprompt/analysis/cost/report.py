@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import handle, share_of
+from vprompt.analysis.plots import Column, handle, share_of, table
 from vprompt.report import published
-from vprompt.report.document import Block, Paragraph, Table, simple_table
+from vprompt.report.document import Block, Paragraph, Table
 from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent
 
@@ -41,17 +41,17 @@ def answer(result: Result) -> str:
 
 def tables(result: Result) -> list[Block]:
     """The paper's Table 1, its rule, what is learned, and its Table 5."""
-    found: list[Block] = [_by_prompts(result), _rule(result), _learned(result), *_condensed(result)]
+    blocks: list[Block] = [_by_prompts(result), _rule(result), _learned(result), *_condensed(result)]
     if result["given"]:
-        found.append(_given(result))
+        blocks.append(_given(result))
     if any(row["where"] == "global" for row in result["condensed"]):
-        found.append(
+        blocks.append(
             Paragraph(
                 "Global counts depend on training. Here a profile stands in for them: counts in proportion to the "
                 "place of the block, the first being number 1, for early blocks keep few."
             )
         )
-    return found
+    return blocks
 
 
 def figure(result: Result) -> Figure:
@@ -85,10 +85,10 @@ def _prompts(result: Result, number: int) -> str:
 
 def _verdict(result: Result, key: str) -> str:
     rows = sorted(result["prompts"], key=lambda row: row["prompts"])
-    worth = [row["prompts"] for row in rows if row[key]["condense"]]
-    if not worth:
+    paying = [row["prompts"] for row in rows if row[key]["condense"]]
+    if not paying:
         return "at none of these numbers"
-    return f"from {count(worth[0], 'prompt')} on"
+    return f"from {count(paying[0], 'prompt')} on"
 
 
 # ── what the paper prints ────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +113,7 @@ def _printed(result: Result, row: Row) -> str | None:
 
 
 def _against_paper(result: Result) -> list[str]:
-    said: list[str] = []
+    sentences: list[str] = []
     printed = _printed_by_prompts(result)
     rows = [row for row in result["prompts"] if row["prompts"] in printed]
     if rows:
@@ -123,7 +123,7 @@ def _against_paper(result: Result) -> list[str]:
             for row in rows
             if f"{row['published_gmacs']:.1f}" != printed[row["prompts"]]
         ]
-        said.append(_met("Table 1", len(rows), other))
+        sentences.append(_met("Table 1", len(rows), other))
     for where in ("local", "global"):
         pairs = [(row, _printed(result, row)) for row in result["condensed"] if row["where"] == where]
         known = [(row, text) for row, text in pairs if text is not None]
@@ -134,10 +134,10 @@ def _against_paper(result: Result) -> list[str]:
         name = f"Table 5, {where}, biases counted"
         if where == "local":
             other = [] if exact == len(known) else [f"off by at most {max(gaps):.3f}"]
-            said.append(_met(name, len(known), other, exact))
+            sentences.append(_met(name, len(known), other, exact))
         else:
-            said.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {max(gaps):.3f}.")
-    return ["The paper's figures, to the printed digit: " + " ".join(said)] if said else []
+            sentences.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {max(gaps):.3f}.")
+    return ["The paper's figures, to the printed digit: " + " ".join(sentences)] if sentences else []
 
 
 def _met(name: str, many: int, other: Sequence[str], exact: int | None = None) -> str:
@@ -150,28 +150,36 @@ def _met(name: str, many: int, other: Sequence[str], exact: int | None = None) -
 
 def _by_prompts(result: Result) -> Table:
     printed = _printed_by_prompts(result)
-    head = ["prompts", *(["paper"] if printed else []), "published", "prefix", "folded", "folded / bare"]
-    rows = [
-        [
-            str(row["prompts"]),
-            *([printed.get(row["prompts"], "–")] if printed else []),
-            *(gmacs(row[f"{name}_gmacs"]) for name in EXECUTIONS),
-            f"{row['folded_gmacs'] / result['bare_gmacs']:.3f}",
-        ]
-        for row in result["prompts"]
-    ]
+    paper: list[Column] = [("paper", lambda row: printed.get(row["prompts"], "–"))] if printed else []
     each = "per block" if result["depth"] == "deep" else "in all"
-    return simple_table(f"GMACs per image by prompts {each}, {_title(result)}", head, rows)
+    return table(
+        f"GMACs per image by prompts {each}, {_title(result)}",
+        result["prompts"],
+        ("prompts", _number),
+        *paper,
+        *_gmacs_columns(),
+        ("folded / bare", lambda row: f"{row['folded_gmacs'] / result['bare_gmacs']:.3f}"),
+    )
+
+
+def _number(row: Row) -> str:
+    return str(row["prompts"])
+
+
+def _gmacs_columns() -> list[Column]:
+    return [(name, lambda row, key=f"{name}_gmacs": gmacs(row[key])) for name in EXECUTIONS]
 
 
 def _rule(result: Result) -> Table:
-    keys = ("rule", "published", "folded")
-    rows = [[str(row["prompts"]), *(_extra(row[key]) for key in keys)] for row in result["prompts"]]
-    caption = (
+    return table(
         f"What prompts add, and whether to condense them for it (above {percent(result['threshold'])} %); by the "
-        f"paper's rule with N = {result['tokens']} tokens, and by GMACs over the bare backbone's"
+        f"paper's rule with N = {result['tokens']} tokens, and by GMACs over the bare backbone's",
+        result["prompts"],
+        ("prompts", _number),
+        ("(N+P)/N - 1", lambda row: _extra(row["rule"])),
+        ("published", lambda row: _extra(row["published"])),
+        ("folded", lambda row: _extra(row["folded"])),
     )
-    return simple_table(caption, ["prompts", "(N+P)/N - 1", "published", "folded"], rows)
 
 
 def _extra(extra: Row) -> str:
@@ -179,18 +187,16 @@ def _extra(extra: Row) -> str:
 
 
 def _learned(result: Result) -> Table:
-    rows = [
-        [
-            str(row["prompts"]),
-            amount(row["prompt_params"]),
-            amount(row["head_params"]),
-            f"{100 * (row['prompt_params'] + row['head_params']) / result['backbone_params']:.3f}",
-            amount(row["adapter_bytes"]),
-        ]
-        for row in result["prompts"]
-    ]
-    caption = f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits"
-    return simple_table(caption, ["prompts", "in prompts", "in head", "% of backbone", "bytes"], rows)
+    params = result["backbone_params"]
+    return table(
+        f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits",
+        result["prompts"],
+        ("prompts", _number),
+        ("in prompts", lambda row: amount(row["prompt_params"])),
+        ("in head", lambda row: amount(row["head_params"])),
+        ("% of backbone", lambda row: f"{100 * (row['prompt_params'] + row['head_params']) / params:.3f}"),
+        ("bytes", lambda row: amount(row["adapter_bytes"])),
+    )
 
 
 def _condensed(result: Result) -> list[Table]:
@@ -204,21 +210,18 @@ def _condensed(result: Result) -> list[Table]:
 
 
 def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
-    printed = [_printed(result, row) for row in rows]
-    known = any(text is not None for text in printed)
-    cells = [
-        [
-            share_of(row["share"]),
-            row["where"],
-            amount(sum(row["counts"])),
-            *([text or "–"] if known else []),
-            gmacs(row["published_gmacs_with_biases"]),
-            *(gmacs(row[f"{name}_gmacs"]) for name in EXECUTIONS),
-        ]
-        for row, text in zip(rows, printed, strict=True)
-    ]
-    head = ["kept", "where", "prompts", *(["paper"] if known else []), "+ biases", *EXECUTIONS]
-    return simple_table(f"{caption}; + biases: as published, each bias counted", head, cells)
+    known = any(_printed(result, row) is not None for row in rows)
+    paper: list[Column] = [("paper", lambda row: _printed(result, row) or "–")] if known else []
+    return table(
+        f"{caption}; + biases: as published, each bias counted",
+        rows,
+        ("kept", lambda row: share_of(row["share"])),
+        ("where", lambda row: row["where"]),
+        ("prompts", lambda row: amount(sum(row["counts"]))),
+        *paper,
+        ("+ biases", lambda row: gmacs(row["published_gmacs_with_biases"])),
+        *_gmacs_columns(),
+    )
 
 
 def _given(result: Result) -> Table:
@@ -242,10 +245,9 @@ def _draw_prompts(axes: Axes, result: Result) -> None:
         axes.plot(seen, values, "x", color="#000000", markersize=8, label="the paper's figure", zorder=4)
     axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, label="bare backbone", zorder=1)
     most = max(1, rows[-1]["prompts"])
-    axes.set_xlim(-0.04 * most, 1.04 * most)
-    axes.set_xlabel("prompts per block" if result["depth"] == "deep" else "prompts in all")
-    axes.set_ylabel("GMACs per image")
-    axes.set_ylim(0, 1.08 * max(row["published_gmacs"] for row in rows))
+    axes.set(xlim=(-0.04 * most, 1.04 * most), ylim=(0, 1.08 * max(row["published_gmacs"] for row in rows)))
+    each = "prompts per block" if result["depth"] == "deep" else "prompts in all"
+    axes.set(xlabel=each, ylabel="GMACs per image")
     axes.legend(loc="lower right")
 
 
@@ -271,9 +273,7 @@ def _draw_condensed(axes: Axes, result: Result) -> None:
         handle("global", marker="o", size=8, fill="none"),
     ]
     axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, zorder=1)
-    axes.set_xlim(0, 104)
-    axes.set_xlabel("prompts kept (%)")
-    axes.set_ylabel("GMACs per image")
+    axes.set(xlim=(0, 104), xlabel="prompts kept (%)", ylabel="GMACs per image")
     axes.set_ylim(0, 1.08 * max(row["published_gmacs_with_biases"] for row in result["condensed"]))
     axes.legend(handles=handles, loc="lower right", ncols=2)
 

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar
 from vprompt.analysis.base import Study, analyses
 from vprompt.analysis.options import commas
 
+PARTS = ("parts", "sharing", "lengths", "pruning")
+
 
 @dataclass(frozen=True, kw_only=True)
 class E2VPTAblations(Study):
@@ -15,9 +17,7 @@ class E2VPTAblations(Study):
 
     name: ClassVar[str] = "e2vpt"
     order: ClassVar[int] = 8
-    parts: Annotated[tuple[str, ...], commas(str.strip, "--parts", "parts,sharing", "PART,...")] = (
-        *("parts", "sharing", "lengths", "pruning"),
-    )
+    parts: Annotated[tuple[str, ...], commas(str.strip, "--parts", "parts,sharing", "PART,...")] = PARTS
     """Which ablations. parts: one kind of prompts alone, and as many of VPT-Deep. sharing: what key-value prompts have
     in common. lengths: numbers of prompts. pruning: prompts and segments pruned, and what is left trained again."""
     prompts: int = 10

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-from vprompt.analysis.base import Host
-from vprompt.analysis.e2vpt import E2VPTAblations
-from vprompt.analysis.study import RunResult, Runs, StudySummary, linear_probe, make_plan, run_study, tested
+from vprompt.analysis.e2vpt import PARTS, E2VPTAblations
+from vprompt.analysis.study import Compared, RunResult, Runs, StudySummary, linear_probe, make_plan
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
-from vprompt.utils.statistics import Seeds, difference
-
-Part = Literal["parts", "sharing", "lengths", "pruning"]
-
-PARTS: tuple[Part, ...] = get_args(Part)
 
 DEFAULT = "E2VPT"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationEntry:
-    """A row of an ablation on one task.
+class AblationEntry(Compared):
+    """A row of an ablation on one task, against the default.
 
     Args:
         task: None is the mean over all tasks.
-        accuracy: On the test images.
-        change: Accuracy less that of the default, seed by seed.
         learned: Numbers that training changes, the head's among them; None where there is no result.
         share: That over the parameters of the backbone.
     """
 
     task: str | None
-    accuracy: Seeds
-    change: Seeds
     learned: float | None
     share: float | None
 
@@ -57,13 +47,13 @@ class AblationRow:
 class PartAblation:
     """One question and its rows, the default first."""
 
-    part: Part
+    part: str
     rows: tuple[AblationRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class E2VPTResult:
-    """What `read` returns.
+    """Ablations of E2VPT.
 
     Args:
         about: What was run.
@@ -76,11 +66,6 @@ class E2VPTResult:
     prompts: int
     kv_prompts: int
     ablations: tuple[PartAblation, ...]
-
-
-def run(options: E2VPTAblations, host: Host) -> E2VPTResult | None:
-    """Trains what is not trained, and reads it."""
-    return run_study(options, host, plan_of(options), read)
 
 
 def plan_of(options: E2VPTAblations) -> Plan:
@@ -116,12 +101,12 @@ def plan_of(options: E2VPTAblations) -> Plan:
     )
 
 
-def _tables(options: E2VPTAblations) -> dict[Part, list[dict[str, Any]]]:
+def _tables(options: E2VPTAblations) -> dict[str, list[dict[str, Any]]]:
     """What is trained for each ablation, besides the default."""
     own, own_kv, shares = options.prompts, options.kv_prompts, sorted(set(options.pruned))
     # As many prompts in all, and as many learned numbers: one key-value prompt has those of a visual one.
     rival = {"label": f"VPT-Deep, {own + own_kv} prompts", "method": "vpt-deep", "prompts": own + own_kv}
-    tables: dict[Part, list[dict[str, Any]]] = {
+    tables: dict[str, list[dict[str, Any]]] = {
         "parts": [
             linear_probe(options.training),
             rival,
@@ -134,27 +119,21 @@ def _tables(options: E2VPTAblations) -> dict[Part, list[dict[str, Any]]]:
             *({"label": f"{n} key-value", "kv_prompts": n} for n in sorted(set(options.key_value)) if n != own_kv),
         ],
         "pruning": [
-            *(_pruning("Prompts", tokens=share) for share in shares),
-            *(_pruning("Segments", segments=share) for share in shares),
+            *(
+                {"label": f"Prompts -{100 * share:g} %", "prune_tokens": share, "prune_segments": 0.0}
+                for share in shares
+            ),
+            *(
+                {"label": f"Segments -{100 * share:g} %", "prune_tokens": 0.0, "prune_segments": share}
+                for share in shares
+            ),
         ],
     }
     return {part: rows for part, rows in tables.items() if part in options.parts and rows}
 
 
-def _pruning(what: str, *, tokens: float = 0.0, segments: float = 0.0) -> dict[str, Any]:
-    share = 100 * (tokens + segments)
-    return {"label": f"{what} -{share:g} %", "prune_tokens": tokens, "prune_segments": segments}
-
-
 def read(options: E2VPTAblations, store: Store) -> E2VPTResult:
-    """The ablations, from the results that are there.
-
-    Args:
-        options: Those of the plan.
-        store: Where it was run, as far as it was.
-
-    Raises:
-        PlanError: If the plan cannot be meant.
+    """The ablations of a plan, from the results that are there.
 
     Example:
         >>> from vprompt.experiments.bench.store import open_store
@@ -175,20 +154,16 @@ def read(options: E2VPTAblations, store: Store) -> E2VPTResult:
 
 
 def _row(runs: Runs, label: str) -> AblationRow:
-    return AblationRow(
-        label=label, default=label == DEFAULT, entries=tuple(_entry(runs, task, label) for task in runs.places)
+    entries = tuple(
+        AblationEntry(
+            task=task,
+            learned=runs.seeds(task, label, _learned).mean,
+            share=runs.seeds(task, label, lambda result: _learned(result) / result["backbone_params"]).mean,
+            **vars(runs.compared(task, label, DEFAULT)),
+        )
+        for task in runs.places
     )
-
-
-def _entry(runs: Runs, task: str | None, label: str) -> AblationEntry:
-    accuracy = runs.seeds(task, label, tested)
-    return AblationEntry(
-        task=task,
-        accuracy=accuracy,
-        change=difference(accuracy, runs.seeds(task, DEFAULT, tested)),
-        learned=runs.seeds(task, label, _learned).mean,
-        share=runs.seeds(task, label, lambda result: _learned(result) / result["backbone_params"]).mean,
-    )
+    return AblationRow(label=label, default=label == DEFAULT, entries=entries)
 
 
 def _learned(result: RunResult) -> float:

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from vprompt.analysis import plots
 from vprompt.analysis.base import Result, View
-from vprompt.report.document import Block, Table, simple_table
+from vprompt.analysis.plots import share_of
+from vprompt.report.document import Block, Table
 from vprompt.report.plots import COLOURS, MARKERS
 from vprompt.utils.text import amount, line
 
@@ -44,9 +45,13 @@ def _answer(result: Result) -> str:
     name = f"E2VPT with {result['prompts']} visual and {result['kv_prompts']} key-value prompts"
     if default["accuracy"]["mean"] is None:
         return f"{name}, {where}: there is no result yet." + plots.caveats(result)
-    learned = f", {_share(default)} of the backbone's parameters learned" if default["share"] is not None else ""
-    found = f"{name}, {where}: {100 * default['accuracy']['mean']:.1f} %{learned}."
-    return f"{found} {_changes(ablations)}{plots.caveats(result)}"
+    learned = (
+        f", {share_of(default['share'], '.2f')} of the backbone's parameters learned"
+        if default["share"] is not None
+        else ""
+    )
+    text = f"{name}, {where}: {100 * default['accuracy']['mean']:.1f} %{learned}."
+    return f"{text} {_changes(ablations)}{plots.caveats(result)}"
 
 
 def _changes(ablations: Sequence[Mapping[str, Any]]) -> str:
@@ -66,36 +71,25 @@ def _changes(ablations: Sequence[Mapping[str, Any]]) -> str:
     return f"Points against it: {'; '.join(changes)}." if changes else ""
 
 
-def _share(entry: Mapping[str, Any]) -> str:
-    return "–" if entry["share"] is None else f"{100 * entry['share']:.2f} %"
-
-
 def _tables(result: Result) -> Sequence[Block]:
     ablations = result["ablations"]
     tasks = [entry["task"] for entry in ablations[0]["rows"][0]["entries"]] if ablations else []
-    by_task = [[_table(result, ablation, number) for ablation in ablations] for number in range(len(tasks))]
-    first, *rest = by_task or [[]]
+    tables = [[_table(result, ablation, number) for ablation in ablations] for number in range(len(tasks))] or [[]]
     seeds = [_seeds(result, number) for number, task in enumerate(tasks) if task is not None]
-    return plots.study_blocks(result, first, [table for tables in rest for table in tables], seeds)
+    return plots.study_blocks(result, tables[0], [table for of_task in tables[1:] for table in of_task], seeds)
 
 
 def _table(result: Result, ablation: Mapping[str, Any], number: int) -> Table:
-    entries = [(row, row["entries"][number]) for row in ablation["rows"]]
-    rows = [
-        [
-            line(row["label"], 40),
-            plots.accuracy(entry["accuracy"]),
-            "" if row["default"] else plots.change(entry["change"]),
-            amount(entry["learned"]),
-            _share(entry),
-        ]
-        for row, entry in entries
-    ]
-    return simple_table(
-        f"{TITLES[ablation['part']]}, {plots.title_of(result, entries[0][1]['task'])}: test accuracy (%), change to "
-        "the default, numbers learned (with the head), of the backbone's",
-        ["", "accuracy", "change", "learned", "of all"],
+    rows = [{**row["entries"][number], **row} for row in ablation["rows"]]
+    return plots.table(
+        f"{TITLES[ablation['part']]}, {plots.title_of(result, rows[0]['task'])}: test accuracy (%), change to the "
+        "default, numbers learned (with the head), of the backbone's",
         rows,
+        ("", lambda row: line(row["label"], 40)),
+        ("accuracy", lambda row: plots.accuracy(row["accuracy"])),
+        ("change", lambda row: "" if row["default"] else plots.change(row["change"])),
+        ("learned", lambda row: amount(row["learned"])),
+        ("of all", lambda row: share_of(row["share"], ".2f")),
     )
 
 
@@ -109,8 +103,8 @@ def _figure(result: Result) -> Figure:
     ablations = result["ablations"]
     rows = [max(1, len(_drawn(ablation))) for ablation in ablations] or [1]
     all_rows = [row for ablation in ablations for row in ablation["rows"]]
-    each = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for row in all_rows)])
-    figure = Figure(figsize=(7.2, 1.2 + each * sum(rows) + 0.7 * len(rows)))
+    row_height = 0.18 + 0.07 * max([1, *(len(_shown(row["entries"])) for row in all_rows)])
+    figure = Figure(figsize=(7.2, 1.2 + row_height * sum(rows) + 0.7 * len(rows)))
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 0.6 for n in rows])[:, 0]
     for axes, ablation in zip(panels, ablations, strict=False):
         _panel(axes, ablation)

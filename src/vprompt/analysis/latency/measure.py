@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,20 +33,14 @@ Execution = Literal["published", "prefix", "folded"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed(Retained):
-    """Time of one model, for one batch.
+class Timed(Retained, timing.Latency):
+    """Time of one model: milliseconds for the batch, and their ratio to those of the bare backbone.
 
     Args:
         execution: Prompts as tokens, as keys and values that are computed, or as constants.
-        ratio: Of its time to that of the bare backbone in the same round, the median over the rounds.
-        spread: Lowest and highest ratio of the middle half of the rounds.
-        milliseconds: For the batch, the median.
     """
 
     execution: Execution
-    ratio: float
-    spread: tuple[float, float]
-    milliseconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +131,14 @@ def run(options: Latency, host: Host) -> Latencies:
     devices: list[DeviceTimes] = []
     with host.bar("timing") as report:
         for number, device in enumerate(places):
-            with _enough_memory(device):
+            try:
                 rounds, batch = _prepare(model.to(device), info, retained, device, options, host)
                 devices.append(_measure(model, retained, device, batch, rounds, part(report, number, len(places))))
+            except RuntimeError as error:  # the processor's allocator has no error of its own
+                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                    raise
+                kind = device.type
+                raise VPromptError(f"The device {kind!r} has too little memory; give fewer --images.") from error
     return Latencies(
         backbone=options.backbone,
         img_size=info.preprocessing.size,
@@ -150,16 +148,6 @@ def run(options: Latency, host: Host) -> Latencies:
         torch=torch.__version__,
         devices=tuple(devices),
     )
-
-
-@contextmanager
-def _enough_memory(device: torch.device) -> Generator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # the processor's allocator has no error of its own
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise VPromptError(f"The device {device.type!r} has too little memory; give fewer --images.") from error
-        raise
 
 
 def _prepare(
@@ -207,19 +195,14 @@ def _measure(
         for place, row in enumerate(rows):
             variants |= {f"{place} {execution}": run for execution, run in _variants(model, row).items()}
         times = timing.latency(variants, batch, rounds=rounds, report=part(report, number, len(retained)))
+        for name, summary in times.items():
+            times[name] = replace(summary, milliseconds=summary.milliseconds * images)
         timed = [
-            Timed(
-                **vars(row),
-                execution=execution,
-                ratio=times[f"{place} {execution}"].ratio,
-                spread=times[f"{place} {execution}"].spread,
-                milliseconds=times[f"{place} {execution}"].milliseconds * images,
-            )
+            Timed(**vars(row), **vars(times[f"{place} {execution}"]), execution=execution)
             for place, row in enumerate(rows)
             for execution in get_args(Execution)
         ]
-        bare = times[""].milliseconds * images
-        series.append(Series(original=original, bare_milliseconds=bare, times=tuple(timed)))
+        series.append(Series(original=original, bare_milliseconds=times[""].milliseconds, times=tuple(timed)))
     return DeviceTimes(
         device=device.type,
         name=_name(device),

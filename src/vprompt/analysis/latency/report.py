@@ -62,19 +62,19 @@ def _of_device(device: Row) -> str:
     full = {name: _row(rows, most, name)["ratio"] for name in EXECUTIONS}
     kept = "all" if most == 1 else f"{share_of(most)} of the"
     words = ", ".join(f"{full[name]:.2f} {name}" for name in EXECUTIONS)
-    said = (
+    text = (
         f"On {line(device['name'], 60)} ({device['device']}, {count(device['images'], 'image')} in a batch) "
         f"{kept} {count(series['original'], 'prompt')} per block take this many times what the bare backbone takes: "
         f"{words}."
     )
     if least == most:
-        return said
+        return text
     saved = {name: 1 - _row(rows, least, name)["ratio"] / full[name] for name in ("published", "folded")}
-    said += (
+    text += (
         f" Condensing them to {share_of(least)} saves {percent(saved['published'])} % of the time as published and "
         f"{percent(saved['folded'])} % when folded."
     )
-    return f"{said} {_claims(device)}".strip()
+    return f"{text} {_claims(device)}".strip()
 
 
 def _claims(device: Row) -> str:
@@ -102,18 +102,17 @@ def _claims(device: Row) -> str:
 
 def _row(rows: Sequence[Row], share: float, name: str) -> Row:
     """The global one where there are both."""
-    found = [row for row in rows if row["share"] == share and row["execution"] == name]
-    return found[-1]
+    return [row for row in rows if row["share"] == share and row["execution"] == name][-1]
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _by_place(series: Row) -> dict[tuple[float, str], dict[str, Row]]:
-    found: dict[tuple[float, str], dict[str, Row]] = {}
+    places: dict[tuple[float, str], dict[str, Row]] = {}
     for row in series["times"]:
-        found.setdefault((row["share"], row["where"]), {})[row["execution"]] = row
-    return found
+        places.setdefault((row["share"], row["where"]), {})[row["execution"]] = row
+    return places
 
 
 def _where(device: Row) -> str:
@@ -192,11 +191,9 @@ def _draw(axes: Axes, device: Row, blocks: int) -> None:
                 size = 8 if row["where"] == "global" else 4
                 axes.plot(x, row["ratio"], MARKERS[number], color=colour, fillstyle=fill, markersize=size, zorder=3)
     axes.axhline(1.0, color="#777777", linewidth=1, zorder=1)
-    axes.set_xlim(0, 1.05 * most)
     top = max(row["spread"][1] for series in device["series"] for row in series["times"])
-    axes.set_ylim(0, 1.1 * max(top, 1.0))
-    axes.set_xlabel("prompts per block after condensation (mean)")
-    axes.set_ylabel("time / bare backbone's")
+    axes.set(xlim=(0, 1.05 * most), ylim=(0, 1.1 * max(top, 1.0)))
+    axes.set(xlabel="prompts per block after condensation (mean)", ylabel="time / bare backbone's")
     name = f"{device['name']}: {count(device['images'], 'image')} in a batch"
     axes.set_title(short(line(name), 60), fontsize=9)
 

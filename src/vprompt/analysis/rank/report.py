@@ -45,7 +45,7 @@ def answer(result: Result) -> str:
         f"{'hardly changes, as in the paper' if same else 'does change, unlike in the paper'}."
     )
     laws: list[tuple[str, Any]] = list(result["laws"].items())
-    found = "; ".join(f"at ε = {name} {_WORDS[law['verdict']]}{_fits(law)}" for name, law in laws)
+    laws_text = "; ".join(f"at ε = {name} {_WORDS[law['verdict']]}{_fits(law)}" for name, law in laws)
     likeness = laws[0][1]["likeness"]
     alike = ""
     told = any(law["verdict"] in ("logarithmic", "linear") for _, law in laws)
@@ -54,7 +54,7 @@ def answer(result: Result) -> str:
             " With so few prompts to the tokens a straight line fits an exact logarithm with R² "
             f"{likeness:.3f}, so that the two can hardly be told apart."
         )
-    return f"{first} As for the growth of the rank, {found}.{alike}"
+    return f"{first} As for the growth of the rank, {laws_text}.{alike}"
 
 
 def _fits(law: Any) -> str:
@@ -71,10 +71,10 @@ def tables(result: Result) -> list[Block]:
     """Ranks, shares and laws by number of prompts; ranks by block; ranks by adapter where there are several."""
     names = list(result["laws"])
     points = result["points"]
-    found: list[Block] = [_ranks(result, names), _shares(points), _laws(result), _by_block(points, names)]
+    blocks: list[Block] = [_ranks(result, names), _shares(points), _laws(result), _by_block(points, names)]
     if len(result["names"]) > 1:
-        found.append(_by_adapter(result, names))
-    return found
+        blocks.append(_by_adapter(result, names))
+    return blocks
 
 
 def _ranks(result: Result, names: Sequence[str]) -> Table:
@@ -162,9 +162,7 @@ def _curves(axes: Axes, points: Sequence[Any]) -> None:
         label = f"{amount(points[index]['prompts'])} prompts" if index else "no prompts"
         style = ("-", "-.", "--")[number]
         axes.plot(range(len(shares)), [100 * s for s in shares], style, color=COLOURS[number], label=label, zorder=3)
-    axes.set_xlabel("number of singular values, largest first")
-    axes.set_ylabel("share of the sum of all (%)")
-    axes.set_ylim(0, 103)
+    axes.set(xlabel="number of singular values, largest first", ylabel="share of the sum of all (%)", ylim=(0, 103))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right")
@@ -198,10 +196,8 @@ def _growth(axes: Axes, result: Result) -> None:
         top = max(top, *bent, *straight)
     if any(law["verdict"] != "open" for law in result["laws"].values()):
         handles += [handle("logarithmic law", style="-"), handle("straight line", style=":")]
-    axes.set_xlabel("prompts in each block")
-    axes.set_ylabel("numerical rank of attention")
+    axes.set(xlabel="prompts in each block", ylabel="numerical rank of attention", ylim=(0, 1.08 * top))
     axes.set_xlim(-0.04 * max(most, 1), 1.04 * max(most, 1))
-    axes.set_ylim(0, 1.08 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_above(axes, handles, columns=5)
 

@@ -8,6 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from vprompt.analysis.base import Study, analyses
 from vprompt.analysis.options import Condensation, commas
 
+PAPER_EPOCHS = 20
+"""Of fine-tuning, in the paper."""
+
 Epochs = Annotated[tuple[int, ...], commas(int, "--fine-tune-epochs", "0,5,20", "EPOCHS,...")]
 
 

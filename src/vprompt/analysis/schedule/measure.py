@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vprompt.analysis.base import Host
-from vprompt.analysis.schedule import Schedule
-from vprompt.analysis.study import RunResult, Runs, StudySummary, make_plan, run_study, tested, title_of
+from vprompt.analysis.options import depth_title
+from vprompt.analysis.schedule import PAPER_EPOCHS, Schedule
+from vprompt.analysis.study import RunResult, Runs, StudySummary, check_choice, check_shares, make_plan, tested
 from vprompt.experiments.bench.plan import Plan, PlanError
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference, seeds_of
 from vprompt.utils.text import count
-
-PAPER_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ class CondensingTime:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleResult:
-    """What `read` returns.
+    """Accuracies and times of a schedule.
 
     Args:
         about: What was run.
@@ -96,11 +94,6 @@ class ScheduleResult:
     scoring_seconds: float | None
 
 
-def run(options: Schedule, host: Host) -> ScheduleResult | None:
-    """Trains what is not trained, and reads it."""
-    return run_study(options, host, plan_of(options), read)
-
-
 def plan_of(options: Schedule) -> Plan:
     """The plan: all prompts, and condensed with each number of epochs of fine-tuning; validation images are held out.
 
@@ -115,10 +108,10 @@ def plan_of(options: Schedule) -> Plan:
     """
     if not options.fine_tune_epochs or min(options.fine_tune_epochs) < 0:
         raise PlanError("The numbers of epochs of fine-tuning are at least 0, and there is at least one.")
-    if not 0 < options.ratio <= 1:
-        raise PlanError(f"The share of prompts to keep must be above 0 and at most 1, not {options.ratio}.")
-    method, condensing = options.method, options.condensing
-    tables: list[dict[str, Any]] = [{"label": title_of(method), "method": method}]
+    check_shares("share of prompts to keep", [options.ratio])
+    check_choice(options, "method", options.method)
+    method = options.method
+    tables: list[dict[str, Any]] = [{"label": depth_title(method), "method": method}]
     for epochs, label in _labels(options).items():
         tuning = {"fine_tune_epochs": epochs} if epochs else {"fine_tune": False}
         tables.append({"label": label, "method": method, "condense": options.ratio, **tuning})
@@ -129,12 +122,7 @@ def plan_of(options: Schedule) -> Plan:
         description="All prompts, and the best of them, fine-tuned for several numbers of epochs. Nothing is trained "
         "on the validation images.",
         source="Prompt Condensation (arXiv 2305.17223), Figure 8",
-        settings={
-            "prompts": condensing.prompts,
-            "train_on": "train",
-            "criterion": condensing.criterion,
-            "scope": condensing.scope,
-        },
+        settings={**vars(options.condensing), "train_on": "train"},
     )
 
 
@@ -147,14 +135,7 @@ def _labels(options: Schedule) -> dict[int, str]:
 
 
 def read(options: Schedule, store: Store) -> ScheduleResult:
-    """Accuracies and times, from the results that are there.
-
-    Args:
-        options: Those of the plan.
-        store: Where it was run, as far as it was.
-
-    Raises:
-        PlanError: If the plan cannot be meant.
+    """Accuracies and times of a plan, from the results that are there.
 
     Example:
         >>> from vprompt.analysis.options import Training
@@ -164,7 +145,7 @@ def read(options: Schedule, store: Store) -> ScheduleResult:
         >>> result.curves[0].points[1].test.values, result.times[1].fine_tuning
         ((None, None), None)
     """
-    runs, full, labels = Runs(plan_of(options), store), title_of(options.method), _labels(options)
+    runs, full, labels = Runs(plan_of(options), store), depth_title(options.method), _labels(options)
     condensed = {epochs: _all(runs, label) for epochs, label in labels.items()}
     scoring = [result.get("scoring_seconds") for results in condensed.values() for result in results]
     return ScheduleResult(

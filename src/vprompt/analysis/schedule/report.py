@@ -11,11 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from vprompt.analysis import plots
 from vprompt.analysis.base import Result, View
-from vprompt.report.document import Block, Paragraph, Table, simple_table
+from vprompt.analysis.plots import share_of
+from vprompt.analysis.schedule import PAPER_EPOCHS
+from vprompt.report.document import Block, Paragraph, Table
 from vprompt.report.plots import COLOURS
 from vprompt.utils.text import count, duration
 
-CLAIMED_EPOCHS, CLAIMED_OF, CLAIMED_SHARE = 20, 100, 0.25
+CLAIMED_OF, CLAIMED_SHARE = 100, 0.25
 """The paper fine-tunes for 20 epochs after 100 of training, and says that it takes less than 25 % of the time."""
 
 NEXT_TO_NOTHING = 0.005
@@ -31,23 +33,23 @@ def _answer(result: Result) -> str:
 
 
 def _plateau(result: Result) -> str:
-    curve, condensed = result["curves"][0], f"Condensed to {plots.share_of(result['ratio'])}"
+    curve, condensed = result["curves"][0], f"Condensed to {share_of(result['ratio'])}"
     means = [(point["epochs"], point["validation"]["mean"]) for point in curve["points"]]
     finished = [(epochs, mean) for epochs, mean in means if mean is not None]
     if not finished:
         return f"{condensed}: there is no result yet."
     full, late = curve["full_validation"]["mean"], curve["late"]
     # The first, the paper's choice and the last.
-    ends = dict.fromkeys([finished[0], *(pair for pair in finished if pair[0] == CLAIMED_EPOCHS), finished[-1]])
+    ends = dict.fromkeys([finished[0], *(pair for pair in finished if pair[0] == PAPER_EPOCHS), finished[-1]])
     accuracies = ", ".join(f"{100 * mean:.1f} % {_after(epochs)}" for epochs, mean in ends)
     accuracies += "" if full is None else f" ({100 * full:.1f} % with all prompts)"
-    found = f"{condensed}, {plots.title_of(result, curve['task'])}, validation accuracy: {accuracies}"
+    text = f"{condensed}, {plots.title_of(result, curve['task'])}, validation accuracy: {accuracies}"
     if late is None or late["mean"] is None:
-        return f"{found}."
-    found += f"; more than {CLAIMED_EPOCHS}"
+        return f"{text}."
+    text += f"; more than {PAPER_EPOCHS}"
     if late["mean"] <= max(NEXT_TO_NOTHING, late["std"] or 0.0):
-        return f"{found} change it by {plots.change(late)} points, the plateau that the paper found."
-    return f"{found} still bring {plots.change(late)} points, so there is no plateau yet."
+        return f"{text} change it by {plots.change(late)} points, the plateau that the paper found."
+    return f"{text} still bring {plots.change(late)} points, so there is no plateau yet."
 
 
 def _after(epochs: int) -> str:
@@ -58,14 +60,14 @@ def _time(result: Result) -> str:
     times = [time for time in result["times"] if _both(time) is not None]
     if not times:
         return "How long scoring took was not recorded."
-    time = next((each for each in times if each["epochs"] == CLAIMED_EPOCHS), times[-1])
+    time = next((each for each in times if each["epochs"] == PAPER_EPOCHS), times[-1])
     share, epochs = _both(time) or 0.0, result["about"]["epochs"]
     tuned = f" and {count(time['epochs'], 'epoch')}" if time["epochs"] else ""
     took = f"Scoring{tuned} took {100 * share:.0f} % of the time of the training"
     if epochs != CLAIMED_OF:
         share *= epochs / CLAIMED_OF
         took += f" of {count(epochs, 'epoch')}, which is {100 * share:.0f} % of one of {CLAIMED_OF}"
-    if time["epochs"] != CLAIMED_EPOCHS:
+    if time["epochs"] != PAPER_EPOCHS:
         return f"{took}."
     if share < CLAIMED_SHARE:
         return f"{took}: less than 25 %, as the paper says."
@@ -87,31 +89,27 @@ def _points(curve: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def _accuracies(result: Result, curve: Mapping[str, Any]) -> Table:
-    rows = [[name, plots.accuracy(validation), plots.accuracy(test)] for name, validation, test in _points(curve)]
-    caption = f"{plots.title_of(result, curve['task'])}: accuracy (%), condensed to {plots.share_of(result['ratio'])}"
-    return simple_table(caption, ["epochs", "validation", "test"], rows)
-
-
-def _times(result: Result) -> Table:
-    rows = [
-        [
-            str(time["epochs"]),
-            *map(_percent, (time["scoring"], time["fine_tuning"], _both(time))),
-            duration(time["seconds"]),
-            str(time["runs"]),
-        ]
-        for time in result["times"]
-    ]
-    return simple_table(
-        f"Time as a share of the training with all prompts ({duration(result['training_seconds'])}); scoring "
-        f"{_seconds(result['scoring_seconds'])}; as measured, whatever else ran at the time",
-        ["epochs", "scoring", "fine-tuning", "both", "fine-tuning", "runs"],
-        rows,
+    return plots.table(
+        f"{plots.title_of(result, curve['task'])}: accuracy (%), condensed to {share_of(result['ratio'])}",
+        _points(curve),
+        ("epochs", lambda point: point[0]),
+        ("validation", lambda point: plots.accuracy(point[1])),
+        ("test", lambda point: plots.accuracy(point[2])),
     )
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+def _times(result: Result) -> Table:
+    return plots.table(
+        f"Time as a share of the training with all prompts ({duration(result['training_seconds'])}); scoring "
+        f"{_seconds(result['scoring_seconds'])}; as measured, whatever else ran at the time",
+        result["times"],
+        ("epochs", lambda time: str(time["epochs"])),
+        ("scoring", lambda time: share_of(time["scoring"], ".1f")),
+        ("fine-tuning", lambda time: share_of(time["fine_tuning"], ".1f")),
+        ("both", lambda time: share_of(_both(time), ".1f")),
+        ("fine-tuning", lambda time: duration(time["seconds"])),
+        ("runs", lambda time: str(time["runs"])),
+    )
 
 
 def _seconds(value: float | None) -> str:
@@ -167,17 +165,14 @@ def _bars(axes: Axes, times: Sequence[Mapping[str, Any]]) -> None:
     tuning = [100 * (time["fine_tuning"] or 0.0) for time in times]
     axes.bar(places, scoring, color=SCORING, label="scoring", zorder=3)
     axes.bar(places, tuning, bottom=scoring, color=TUNING, label="fine-tuning", zorder=3)
-    for place, one, other, time in zip(places, scoring, tuning, times, strict=True):
+    for place, time in zip(places, times, strict=True):
         if time["scoring"] is not None or time["fine_tuning"] is not None:
-            axes.annotate(
-                f"{one + other:.0f}", (place, one + other), (0, 2), textcoords="offset points", ha="center", fontsize=8
-            )
+            top = scoring[place] + tuning[place]
+            axes.annotate(f"{top:.0f}", (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axes.axhline(100 * CLAIMED_SHARE, color="#555555", linestyle="--", linewidth=1, zorder=2)
+    axes.set(xlabel="epochs of fine-tuning", xlim=(-0.8, max(len(times), 4) - 0.2), ylabel="% of the training's time")
     axes.set_ylim(0, max(1.25 * max([0.0, *(a + b for a, b in zip(scoring, tuning, strict=True))]), 34))
-    axes.set_xlim(-0.8, max(len(times), 4) - 0.2)
     axes.set_xticks(list(places), [str(time["epochs"]) for time in times])
-    axes.set_xlabel("epochs of fine-tuning")
-    axes.set_ylabel("% of the training's time")
     plots.panel_title(axes, "Time (paper: below 25 %)")
     axes.legend(loc="upper left")
 

@@ -9,6 +9,10 @@ from vprompt.analysis.base import Analysis, analyses
 from vprompt.analysis.options import Adapters, commas
 from vprompt.compression.criteria import CRITERIA
 
+EXACT = ("ablation", "ablation-signed")
+"""What the exact effects are called beside the criteria: mean absolute change of an image's loss without a prompt, and
+by how much the mean loss rises."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Analysis):

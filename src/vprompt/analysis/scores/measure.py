@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -15,14 +16,13 @@ from torch.utils.data import Subset
 
 from vprompt.analysis.adapters import measure_each
 from vprompt.analysis.base import Host
-from vprompt.analysis.scores import Scores
+from vprompt.analysis.scores import EXACT, Scores
 from vprompt.compression.condense import fine_tuning_recipe
-from vprompt.compression.criteria import CRITERIA, SCOPES, Criterion, Scope, check_name, removes
+from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, removes
 from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
 from vprompt.experiments.finished import Trained
-from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.evaluate import evaluate, outputs
@@ -30,10 +30,6 @@ from vprompt.training.loader import ImageLabels, size_of
 from vprompt.training.trainer import fit
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
-
-EXACT = ("ablation", "ablation-signed")
-"""What the exact effects are called beside the criteria: mean absolute change of an image's loss without a prompt, and
-by how much the mean loss rises."""
 
 PerBlock = tuple[tuple[float, ...], ...]
 """A number for each prompt, block by block."""
@@ -127,117 +123,130 @@ class ScoreStudy:
 
 def run(options: Scores, host: Host) -> ScoreStudy:
     """Scores and ablates one adapter after the other."""
-    criteria, scopes = cast("tuple[Criterion, ...]", options.criteria), cast("tuple[Scope, ...]", options.scopes)
-    for criterion in criteria:
-        check_name(criterion)
-    if wrong := next((scope for scope in scopes if scope not in SCOPES), None):
-        raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {wrong!r}.")
+    _check(options)
     split = options.adapters.split
 
     def measure(trained: Trained) -> AdapterScores:
         with host.bar(trained.label) as report:
-            analysis = scores(
-                trained.model,
-                trained.task.train,
-                trained.split(split),
-                criteria=criteria,
-                ratios=options.ratios,
-                scopes=scopes,
-                images=options.images,
-                fine_tune_epochs=options.fine_tune_epochs,
-                seed=options.seed,
-                report=report,
-            )
+            analysis = scores(trained.model, trained.task.train, trained.split(split), options, report=report)
         seed = trained.result.get("seed")
         return AdapterScores(**vars(analysis), label=trained.label, task=trained.task.source, seed=seed)
 
-    models = measure_each(options.adapters, host, measure)
-    return ScoreStudy(ratios=options.ratios, scopes=scopes, split=split, images=options.images, models=tuple(models))
+    models = tuple(measure_each(options.adapters, host, measure))
+    return ScoreStudy(ratios=options.ratios, scopes=options.scopes, split=split, images=options.images, models=models)
+
+
+def _check(options: Scores) -> None:
+    for criterion in options.criteria:
+        check_name(criterion)
+    if wrong := next((scope for scope in options.scopes if scope not in SCOPES), None):
+        raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {wrong!r}.")
+    if options.images < 1:
+        raise VPromptError(f"There must be at least one image to score on, not {options.images}.")
 
 
 def scores(
     model: PromptedModel,
     train: ImageLabels,
     data: ImageLabels,
+    options: Scores = Scores(),  # noqa: B008 - it is frozen
     *,
-    criteria: Sequence[Criterion] = cast("Sequence[Criterion]", CRITERIA),
-    ratios: Sequence[float] = (0.1, 0.3, 0.5),
-    scopes: Sequence[Scope] = ("global", "local"),
-    images: int | None = 256,
-    fine_tune_epochs: int = 0,
-    seed: int = 0,
     report: Report = silent,
 ) -> ScoreAnalysis:
     """Scores a trained model's prompts by every criterion and compares with leaving out each prompt in turn.
 
     Exact ablation runs the model once for every prompt, over the images that the scores are computed on. Among what is
-    kept, `ablation` and `ablation-signed` choose by these exact effects of each prompt alone.
+    retained, `ablation` and `ablation-signed` choose by these exact effects of each prompt alone. Criteria that the
+    model cannot have (attention of a class token that it lacks, removal of shallow prompts) are left out.
 
     Args:
         model: Trained, with prompts; it is not changed.
-        train: What to score and ablate on; as for `vprompt.fit`.
-        data: What to measure on what each criterion keeps.
-        criteria: Those to compare; what the model cannot have (attention of a class token that it lacks, removal of
-            shallow prompts) is left out.
-        ratios: Shares of the prompts to keep.
-        scopes: See `vprompt.select`.
-        images: How many of `train`, drawn at random by `seed`; None for all.
-        fine_tune_epochs: Fine-tune what each criterion keeps, on all of `train`, for so long; 0 does not.
-        seed: Of the draw, of scores that draw, and of fine-tuning.
+        train: What to score and ablate on, and to fine-tune on; as for `vprompt.fit`.
+        data: What to measure on what each criterion retains.
+        options: Criteria, shares, scopes, images, fine-tuning and seed; its adapters are not opened.
         report: Told of every prompt ablated and every model measured.
 
     Raises:
-        VPromptError: If the model has no prompts, or an argument is out of range.
+        VPromptError: If the model has no prompts, or an option is out of range.
 
     Example:
         >>> import timm, vprompt
         >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(2), num_classes=2)
         >>> data = torch.utils.data.TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
-        >>> found = scores(model, data, data, ratios=[0.5], scopes=["global"], criteria=["removal-signed", "random"])
-        >>> [(one.criterion, sum(one.counts)) for one in found.kept]
+        >>> options = Scores(ratios=(0.5,), scopes=("global",), criteria=("removal-signed", "random"))
+        >>> [(selection.criterion, sum(selection.counts)) for selection in scores(model, data, data, options).kept]
         [('removal-signed', 6), ('random', 6), ('ablation', 6), ('ablation-signed', 6)]
 
     Source: Prompt Condensation (arXiv 2305.17223), section 5 and Table 3; the ablation is ours.
     """
+    _check(options)
     if not any(model.prompt_counts):
         raise VPromptError("There is nothing to score: the model has no prompts.")
-    for ratio, scope in itertools.product(ratios, scopes):
+    choices = list(itertools.product(options.ratios, cast("tuple[Scope, ...]", options.scopes)))
+    for ratio, scope in choices:
         # What is wrong with them is said before anything is run.
         select([torch.zeros(count) for count in model.prompt_counts], ratio=ratio, scope=scope)
-    recipe = replace(fine_tuning_recipe(model), epochs=fine_tune_epochs, seed=seed)
+    recipe = replace(fine_tuning_recipe(model), epochs=options.fine_tune_epochs, seed=options.seed)
     model = model.copy().eval()
-    usable: list[Criterion] = [name for name in criteria if _fits(model, name)]
-    drawn = _draw(train, images, seed)
-    done, total = 0, sum(model.prompt_counts) + (len(usable) + len(EXACT)) * len(ratios) * len(scopes)
+    usable: list[Criterion] = [name for name in cast("Sequence[Criterion]", options.criteria) if _fits(model, name)]
+    drawn = _draw(train, options.images, options.seed)
+    done, total = 0, sum(model.prompt_counts) + (len(usable) + len(EXACT)) * len(choices)
 
     def step() -> None:
         nonlocal done
         done += 1
         report(done, total)
 
-    by_criterion = {name: score(model, drawn, criterion=name, seed=seed) for name in usable}
+    values: dict[str, Sequence[Tensor]] = {
+        name: score(model, drawn, criterion=name, seed=options.seed) for name in usable
+    }
     ablation = ablate(model, drawn, step=step)
-    change, rise = ([torch.tensor(block) for block in effect] for effect in (ablation.change, ablation.rise))
-    values: dict[str, list[Tensor]] = {**by_criterion, **dict(zip(EXACT, (change, rise), strict=True))}
-    flat = {name: torch.cat(blocks).tolist() for name, blocks in values.items()}
-    exact = {"rise": flat[EXACT[1]], "change": flat[EXACT[0]]}
+    for name, effect in zip(EXACT, (ablation.change, ablation.rise), strict=True):
+        values[name] = [torch.tensor(block) for block in effect]
+    flat = {name: torch.cat(list(blocks)).tolist() for name, blocks in values.items()}
+    rise, change = flat[EXACT[1]], flat[EXACT[0]]
     whole = evaluate(model.fold(), data)
-    selections: list[Selection] = []
-    for ratio in ratios:
-        for scope in scopes:
-            for name, of_prompts in values.items():
-                selections.append(_select(model, train, data, name, of_prompts, ratio, scope, recipe))
-                step()
     return ScoreAnalysis(
         accuracy=whole.accuracy,
         loss=whole.loss,
         prompt_counts=tuple(model.prompt_counts),
-        scores={name: _plain(blocks) for name, blocks in by_criterion.items()},
+        scores={name: _plain(values[name]) for name in usable},
         ablation=ablation,
-        agreement={name: {kind: spearman(flat[name], exact[kind]) for kind in exact} for name in by_criterion},
-        between={name: {other: spearman(flat[name], flat[other]) for other in by_criterion} for name in by_criterion},
-        kept=tuple(selections),
+        agreement={
+            name: {"rise": spearman(flat[name], rise), "change": spearman(flat[name], change)} for name in usable
+        },
+        between={name: {other: spearman(flat[name], flat[other]) for other in usable} for name in usable},
+        kept=tuple(_selections(model, train, data, values, choices, recipe, step)),
     )
+
+
+def _selections(
+    model: PromptedModel,
+    train: ImageLabels,
+    data: ImageLabels,
+    values: Mapping[str, Sequence[Tensor]],
+    choices: Sequence[tuple[float, Scope]],
+    recipe: Recipe,
+    step: Callable[[], None],
+) -> Iterator[Selection]:
+    """The model with what each criterion retains by each choice, fine-tuned where the recipe has epochs."""
+    for (ratio, scope), (name, of_prompts) in itertools.product(choices, values.items()):
+        small = model.keep(select(of_prompts, ratio=ratio, scope=scope)).eval()
+        measured, tuned = evaluate(small.fold(), data), None
+        if recipe.epochs:
+            small.method, small.prompts.dropout = model.method.without_dropout(), 0.0
+            fit(small, train, recipe=recipe)
+            tuned = evaluate(small.fold(), data).accuracy
+        step()
+        yield Selection(
+            criterion=name,
+            scope=scope,
+            ratio=ratio,
+            accuracy=measured.accuracy,
+            loss=measured.loss,
+            fine_tuned=tuned,
+            counts=tuple(small.prompt_counts),
+        )
 
 
 def _fits(model: PromptedModel, criterion: str) -> bool:
@@ -246,43 +255,13 @@ def _fits(model: PromptedModel, criterion: str) -> bool:
     return criterion != "cls-similarity" or model.info.class_token
 
 
-def _draw(train: ImageLabels, images: int | None, seed: int) -> ImageLabels:
+def _draw(train: ImageLabels, images: int, seed: int) -> ImageLabels:
     """So many of the images, in their order."""
     length = size_of(train)
-    if images is not None and images < 1:
-        raise VPromptError(f"There must be at least one image to score on, not {images}.")
-    if images is None or images >= length:
+    if images >= length:
         return train
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:images].sort().values
     return train.subset(order) if isinstance(train, ImageDataset) else Subset(train, order.tolist())
-
-
-def _select(
-    model: PromptedModel,
-    train: ImageLabels,
-    data: ImageLabels,
-    name: str,
-    values: Sequence[Tensor],
-    ratio: float,
-    scope: Scope,
-    recipe: Recipe,
-) -> Selection:
-    small = model.keep(select(values, ratio=ratio, scope=scope)).eval()
-    measured = evaluate(small.fold(), data)
-    tuned = None
-    if recipe.epochs:
-        small.method, small.prompts.dropout = model.method.without_dropout(), 0.0
-        fit(small, train, recipe=recipe)
-        tuned = evaluate(small.fold(), data).accuracy
-    return Selection(
-        criterion=name,
-        scope=scope,
-        ratio=ratio,
-        accuracy=measured.accuracy,
-        loss=measured.loss,
-        fine_tuned=tuned,
-        counts=tuple(small.prompt_counts),
-    )
 
 
 def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] = lambda: None) -> PromptAblation:
@@ -300,51 +279,20 @@ def ablate(model: PromptedModel, data: ImageLabels, *, step: Callable[[], None] 
         >>> found.images, [len(block) for block in found.rise]
         (3, [2, 2, 2, 2, 2, 2])
     """
-    folded = model.fold()
-    base_N = _losses(folded, data)
+    base_N = _losses(model.fold(), data)
     rise: list[Tensor] = []
     change: list[Tensor] = []
+    indices = [torch.arange(count) for count in model.prompt_counts]
     for block, count in enumerate(model.prompt_counts):
         effects_PN = torch.zeros(count, len(base_N), dtype=torch.float64)
         for prompt in range(count):
-            effects_PN[prompt] = _losses(_without(model, folded, block, prompt), data) - base_N
+            others = indices[block][indices[block] != prompt]
+            small = model.keep([*indices[:block], others, *indices[block + 1 :]])
+            effects_PN[prompt] = _losses(small.fold(), data) - base_N
             step()
-        _restore(model, folded, block)
         rise.append(effects_PN.mean(1))
         change.append(effects_PN.abs().mean(1))
     return PromptAblation(images=len(base_N), loss=float(base_N.mean()), rise=_plain(rise), change=_plain(change))
-
-
-def _without(model: PromptedModel, folded: FoldedModel, block: int, prompt: int) -> FoldedModel:
-    """The folded model without one prompt: nothing attends to it, which is the same, and quicker than folding anew."""
-    if not hasattr(folded, "prefixes"):
-        left = [torch.arange(count) for count in model.prompt_counts]
-        left[block] = left[block][left[block] != prompt]
-        return model.keep(left).fold()
-    prefix = _prefix(folded, block)
-    bias_1P = _bias(model, prefix, block)
-    bias_1P[0, prompt] = -math.inf
-    prefix.bias = bias_1P
-    return folded
-
-
-def _restore(model: PromptedModel, folded: FoldedModel, block: int) -> None:
-    if hasattr(folded, "prefixes") and model.prompt_counts[block]:
-        prefix = _prefix(folded, block)
-        prefix.register_buffer("bias", _bias(model, prefix, block) if model.prompts.merged else None)
-
-
-def _prefix(folded: FoldedModel, block: int) -> ConstantPrefix:
-    return cast("ConstantPrefix", folded.prefixes[block])
-
-
-def _bias(model: PromptedModel, prefix: ConstantPrefix, block: int) -> Tensor:
-    """A new bias of a block's prefix, key-value prompts included, as it is when nothing is left out."""
-    keys = cast("Tensor", prefix.keys)
-    bias_1P = keys.new_zeros(1, keys.shape[2])
-    if (own := model.prompts.bias(block)) is not None:
-        bias_1P[:, : own.shape[1]] = own
-    return bias_1P
 
 
 def _losses(model: FoldedModel, data: ImageLabels) -> Tensor:
@@ -360,17 +308,14 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
         >>> spearman([1, 2, 3], [10, 30, 20]), spearman([1, 1], [2, 3])
         (0.5, None)
     """
-    a, b = (_ranks(values) for values in (one, other))
-    a, b = a - a.mean(), b - b.mean()
-    size = math.sqrt(float((a * a).sum() * (b * b).sum())) if len(a) else 0.0
-    return round(float((a * b).sum()) / size, 12) if size else None
+    if min(len(set(one)), len(set(other))) < 2:
+        return None
+    return round(statistics.correlation(_ranks(one), _ranks(other)), 12)
 
 
-def _ranks(values: Sequence[float]) -> Tensor:
-    tensor = torch.tensor(values, dtype=torch.float64)
-    _, inverse, counts = tensor.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse] if len(values) else tensor
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]
 
 
 def _plain(values: Sequence[Tensor]) -> PerBlock:

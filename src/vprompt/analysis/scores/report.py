@@ -8,28 +8,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import legend_above, plus_minus
+from vprompt.analysis.plots import legend_above, plus_minus, table
+from vprompt.analysis.scores import EXACT
 from vprompt.report.document import Block, Paragraph, simple_table
 from vprompt.report.plots import COLOURS, MARKERS, side_by_side
 from vprompt.utils.statistics import mean, std
-from vprompt.utils.text import count, line
-
-EXACT = ("ablation", "ablation-signed")
+from vprompt.utils.text import count, line, percent
 
 
 def _answer(result: Result) -> str:
-    found = _correlations(result, "rise")
-    best = max(found, key=lambda name: _mean(found[name]), default=None)
+    rise = _correlations(result, "rise")
+    best = max(rise, key=lambda name: _mean(rise[name]), default=None)
     if best is None:
         return "No criterion could be compared."
-    taylor = f", taylor's {_mean(found['taylor']):.2f}" if "taylor" in found and best != "taylor" else ""
+    taylor = f", taylor's {_mean(rise['taylor']):.2f}" if "taylor" in rise and best != "taylor" else ""
     ratio = min(result["ratios"])
-    drops = _drops(result, "global" if "global" in result["scopes"] else result["scopes"][0])
+    drops = _drops(result, _scope(result))
     at = {name: _mean(drops[name][ratio]) for name in drops if name not in EXACT}
     keeps = max(at, key=lambda name: at[name])
     return (
         f"Over {count(len(result['models']), 'model')}, the scores of {line(best)} go with what leaving out one prompt "
-        f"does to the loss: rank correlation {_mean(found[best]):.2f}{taylor}. At {100 * ratio:g} % kept, without "
+        f"does to the loss: rank correlation {_mean(rise[best]):.2f}{taylor}. At {100 * ratio:g} % kept, without "
         f"fine-tuning, {line(keeps)} is the best, {100 * at[keeps]:+.1f} points against all prompts"
         + (f" (taylor {100 * at['taylor']:+.1f})." if "taylor" in at and keeps != "taylor" else ".")
     )
@@ -37,14 +36,19 @@ def _answer(result: Result) -> str:
 
 def _tables(result: Result) -> Sequence[Block]:
     rise, change = _correlations(result, "rise"), _correlations(result, "change")
-    rows = [[line(name), _spread(rise[name]), _spread(change[name])] for name in rise]
     blocks: list[Block] = [
         Paragraph(
             "Exact ablation leaves out one prompt at a time. Rise: by how much the mean loss rises without it. Change: "
             "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
             "correlation over a model's prompts."
         ),
-        simple_table("Rank correlation of scores with exact ablation", ["Criterion", "Rise", "Change"], rows),
+        table(
+            "Rank correlation of scores with exact ablation",
+            rise,
+            ("Criterion", line),
+            ("Rise", lambda name: _spread(rise[name])),
+            ("Change", lambda name: _spread(change[name])),
+        ),
     ]
     tuned = any(kept["fine_tuned"] is not None for model in result["models"] for kept in model["kept"])
     for scope in result["scopes"]:
@@ -61,45 +65,34 @@ def _tables(result: Result) -> Sequence[Block]:
         for number, name in zip(numbers, names, strict=True)
     ]
     blocks.append(simple_table("Rank correlation of scores with each other, times 100", ["", *numbers], rows))
-    rows = [
-        [line(model["label"], 40), str(sum(model["prompt_counts"])), f"{100 * model['accuracy']:.1f}"]
-        for model in result["models"]
-    ]
-    caption = f"Models, and their accuracy on the {result['split']} images (%)"
-    return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
+    models = table(
+        f"Models, and their accuracy on the {result['split']} images (%)",
+        result["models"],
+        ("Model", lambda model: line(model["label"], 40)),
+        ("Prompts", lambda model: str(sum(model["prompt_counts"]))),
+        ("Accuracy", lambda model: percent(model["accuracy"])),
+    )
+    return [*blocks, models]
 
 
 def _figure(result: Result) -> Figure:
     figure, (left, right) = side_by_side(10.4, 4.4, 2)
     _draw_correlations(left, result)
-    scope = "global" if "global" in result["scopes"] else result["scopes"][0]
-    _draw_kept(right, result, scope)
+    _draw_kept(right, result, _scope(result))
     return figure
 
 
 def _draw_correlations(axes: Axes, result: Result) -> None:
     rise, change = _correlations(result, "rise"), _correlations(result, "change")
     names = sorted(rise, key=lambda name: _mean(rise[name]))
-    for number, (found, label) in enumerate(((rise, "rise of the mean loss"), (change, "mean absolute change"))):
+    for number, (values, label) in enumerate(((rise, "rise of the mean loss"), (change, "mean absolute change"))):
         places = [row + 0.14 - 0.28 * number for row in range(len(names))]
-        values = [_mean(found[name]) for name in names]
-        errors = [std(found[name]) or 0.0 for name in names]
-        axes.errorbar(
-            values,
-            places,
-            xerr=errors,
-            fmt=MARKERS[number],
-            color=COLOURS[number],
-            markersize=5,
-            capsize=2,
-            linewidth=1,
-            label=label,
-        )
+        means, errors = [_mean(values[name]) for name in names], [std(values[name]) or 0.0 for name in names]
+        colour, marker = COLOURS[number], MARKERS[number]
+        axes.errorbar(means, places, xerr=errors, fmt=marker, color=colour, ms=5, capsize=2, lw=1, label=label)
     axes.axvline(0, color="#999999", linewidth=0.8)
     axes.set_yticks(range(len(names)), [line(name, 24) for name in names])
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(-1.05, 1.05)
-    axes.set_xlabel("rank correlation with exact ablation")
+    axes.set(xlabel="rank correlation with exact ablation", xlim=(-1.05, 1.05), ylim=(-0.6, len(names) - 0.4))
     axes.grid(visible=True, axis="x")
     legend_above(axes)
 
@@ -121,9 +114,8 @@ def _draw_kept(axes: Axes, result: Result, scope: str) -> None:
             label=line(name, 24),
         )
     axes.axhline(0, color="#999999", linewidth=0.8)
-    axes.set_xlabel("prompts kept (%)")
+    axes.set(xlabel="prompts kept (%)", xticks=[100 * ratio for ratio in result["ratios"]])
     axes.set_ylabel(f"accuracy against all prompts\n(points, {scope}, not fine-tuned)")
-    axes.set_xticks([100 * ratio for ratio in result["ratios"]])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -135,13 +127,11 @@ def _alt(result: Result) -> str:
 
 
 def _correlations(result: Result, kind: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    by_criterion: dict[str, list[float]] = {}
     for model in result["models"]:
         for name, values in model["agreement"].items():
-            found.setdefault(name, [])
-            if values[kind] is not None:
-                found[name].append(values[kind])
-    return {name: values for name, values in found.items() if values}
+            by_criterion.setdefault(name, []).extend([] if values[kind] is None else [values[kind]])
+    return {name: values for name, values in by_criterion.items() if values}
 
 
 def _between(result: Result, one: str, other: str) -> list[float]:
@@ -158,6 +148,11 @@ def _drops(result: Result, scope: str, key: str = "accuracy") -> dict[str, dict[
                 drops = by_criterion.setdefault(kept["criterion"], {ratio: [] for ratio in result["ratios"]})
                 drops[kept["ratio"]].append(kept[key] - model["accuracy"])
     return by_criterion
+
+
+def _scope(result: Result) -> str:
+    """What is drawn and put in words."""
+    return "global" if "global" in result["scopes"] else result["scopes"][0]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vprompt.analysis.base import Host
+from vprompt.analysis.options import depth_title
 from vprompt.analysis.study import (
     LINEAR,
-    TITLES,
+    Compared,
     RunResult,
     Runs,
     StudySummary,
+    check_choice,
+    check_shares,
     linear_probe,
     make_plan,
-    run_study,
-    tested,
-    title_of,
 )
 from vprompt.analysis.sweep import Sweep
-from vprompt.experiments.bench.plan import Plan, PlanError
+from vprompt.experiments.bench.plan import Plan
 from vprompt.experiments.bench.store import Store
 from vprompt.utils.statistics import Seeds, difference, r_squared, seeds_of
 
@@ -28,21 +27,17 @@ Kind = Literal["scratch", "selected", "condensed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharePoint:
-    """One number of prompts.
+class SharePoint(Compared):
+    """One number of prompts, against all of them trained.
 
     Args:
         share: Of the full number; 0 is the linear probe.
         prompts: Per block (deep) or in all (shallow), of those retained the mean; None where there is no result.
-        accuracy: On the test images.
-        change: That less the accuracy with all prompts trained, seed by seed.
         lr: What the prompts were trained with; None where tasks differ, or there is no result.
     """
 
     share: float
     prompts: float | None
-    accuracy: Seeds
-    change: Seeds
     lr: float | None
 
 
@@ -94,7 +89,7 @@ class Linearity:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What `read` returns."""
+    """Curves of a sweep, and whether they are linear."""
 
     about: StudySummary
     criterion: str
@@ -102,11 +97,6 @@ class SweepResult:
     fine_tune_epochs: int
     curves: tuple[ShareCurve, ...]
     linearity: tuple[Linearity, ...]
-
-
-def run(options: Sweep, host: Host) -> SweepResult | None:
-    """Trains what is not trained, and reads it."""
-    return run_study(options, host, plan_of(options), read)
 
 
 def plan_of(options: Sweep) -> Plan:
@@ -121,16 +111,15 @@ def plan_of(options: Sweep) -> Plan:
 
     Source: Prompt Condensation (arXiv 2305.17223), Figures 1, 4, 5 and 6, Table 2.
     """
-    if wrong := [share for share in options.shares if not 0 < share <= 1]:
-        raise PlanError(f"The shares of the prompts must be above 0 and at most 1, not {wrong[0]}.")
-    tables: list[dict[str, Any]] = [linear_probe(options.training)]
+    check_choice(options, "method", options.method)
+    check_shares("shares of the prompts", options.shares)
+    tables = [linear_probe(options.training)]
     for method in _methods(options):
         tables += [
             {"label": label, "method": method, **_settings(kind, share)}
             for kind, share, label in _labels(options, method)
             if label != LINEAR
         ]
-    condensing = options.condensing
     return make_plan(
         options,
         tables,
@@ -138,17 +127,12 @@ def plan_of(options: Sweep) -> Plan:
         description="All prompts, shares of them trained from scratch, and as many condensed from all of them, with "
         "and without fine-tuning; the linear probe has none.",
         source="Prompt Condensation (arXiv 2305.17223), Figures 1, 4, 5 and 6, Table 2",
-        settings={
-            "prompts": condensing.prompts,
-            "fine_tune_epochs": options.fine_tune_epochs,
-            "criterion": condensing.criterion,
-            "scope": condensing.scope,
-        },
+        settings={**vars(options.condensing), "fine_tune_epochs": options.fine_tune_epochs},
     )
 
 
 def _methods(options: Sweep) -> Sequence[str]:
-    return tuple(TITLES) if options.method == "both" else (options.method,)
+    return ("vpt-deep", "vpt-shallow") if options.method == "both" else (options.method,)
 
 
 def _labels(options: Sweep, method: str) -> list[tuple[Kind, float, str]]:
@@ -157,7 +141,7 @@ def _labels(options: Sweep, method: str) -> list[tuple[Kind, float, str]]:
     below = sorted({share for share in options.shares if share < 1})
     return [
         ("scratch", 0.0, LINEAR),
-        ("scratch", 1.0, title_of(method)),
+        ("scratch", 1.0, depth_title(method)),
         *(("scratch", share, f"{before}From scratch {100 * share:g} %") for share in below),
         *(("selected", share, f"{before}PC {100 * share:g} %, not fine-tuned") for share in below),
         *(("condensed", share, f"{before}PC {100 * share:g} %") for share in below),
@@ -171,14 +155,7 @@ def _settings(kind: Kind, share: float) -> dict[str, Any]:
 
 
 def read(options: Sweep, store: Store) -> SweepResult:
-    """The curves, from the results that are there.
-
-    Args:
-        options: Those of the plan.
-        store: Where it was run, as far as it was.
-
-    Raises:
-        PlanError: If the plan cannot be meant.
+    """The curves of a plan, from the results that are there.
 
     Example:
         >>> from vprompt.analysis.options import Training
@@ -206,7 +183,7 @@ def read(options: Sweep, store: Store) -> SweepResult:
 def _curves(runs: Runs, options: Sweep, method: str, task: str | None) -> list[ShareCurve]:
     points: dict[Kind, list[SharePoint]] = {}
     for kind, share, label in sorted(_labels(options, method), key=lambda entry: entry[1]):
-        points.setdefault(kind, []).append(_point(runs, task, label, share, full=title_of(method)))
+        points.setdefault(kind, []).append(_point(runs, task, label, share, full=depth_title(method)))
     kinds: tuple[Kind, ...] = get_args(Kind)
     return [
         ShareCurve(method=method, kind=kind, task=task, points=tuple(points[kind])) for kind in kinds if kind in points
@@ -215,13 +192,11 @@ def _curves(runs: Runs, options: Sweep, method: str, task: str | None) -> list[S
 
 def _point(runs: Runs, task: str | None, label: str, share: float, *, full: str) -> SharePoint:
     results = [] if task is None else runs.results(task, label)
-    accuracy = runs.seeds(task, label, tested)
     return SharePoint(
         share=share,
         prompts=seeds_of([_prompts(result) for result in results]).mean,
-        accuracy=accuracy,
-        change=difference(accuracy, runs.seeds(task, full, tested)),
         lr=results[0]["settings"].get("lr") if results else None,
+        **vars(runs.compared(task, label, full)),
     )
 
 
@@ -233,7 +208,7 @@ def _prompts(result: RunResult) -> float:
 
 def _linearity(curve: ShareCurve) -> Linearity:
     at = {point.share: point.accuracy for point in curve.points}
-    trained = [(share, one.mean) for share, one in at.items() if share and one.mean is not None]
+    trained = [(share, seeds.mean) for share, seeds in at.items() if share and seeds.mean is not None]
     between = [share for share in at if 0 < share < 1]
     low = min(between, default=None)
     half = min((share for share in between if share != low), key=lambda share: abs(share - 0.5), default=None)
@@ -254,8 +229,8 @@ def _linearity(curve: ShareCurve) -> Linearity:
     )
 
 
-def _times(one: Seeds, factor: float) -> Seeds:
-    return seeds_of([None if value is None else factor * value for value in one.values])
+def _times(seeds: Seeds, factor: float) -> Seeds:
+    return seeds_of([None if value is None else factor * value for value in seeds.values])
 
 
 def _gain(none: float | None, half: float | None, full: float | None) -> float | None:
