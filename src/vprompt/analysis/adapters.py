@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def measure_each(adapters: Adapters, host: Host, measure: Callable[[Trained], T]) -> list[T]:
-    """What was measured of every adapter; one that fails does not end the others.
+    """Measurements of every adapter; one that fails does not end the others.
 
     Args:
         adapters: Where they are, and on which images.

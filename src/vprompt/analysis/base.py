@@ -109,7 +109,7 @@ class Analysis:
 
     @classmethod
     def view(cls) -> View:
-        """How its result is shown."""
+        """The view of its result."""
         return import_module(f"{cls.__module__}.report").VIEW
 
 

@@ -38,7 +38,7 @@ class Retained:
 
 
 def retained_counts(original: int, shares: Sequence[float], blocks: int, *, shallow: bool = False) -> list[Retained]:
-    """What is retained of `original` prompts per block, for each share, local and global.
+    """Prompts retained of `original` per block, for each share, local and global.
 
     Both are rounded as `vprompt.select` does. Global counts depend on trained scores; a profile stands in for them.
 

@@ -18,7 +18,7 @@ from vprompt.utils.errors import VPromptError
 def commas(
     kind: Callable[[str], Any], option: str, example: str, metavar: str = "N,N,...", *, distinct: bool = True
 ) -> PrimitiveConstructorSpec[tuple[Any, ...]]:
-    """How the command line takes a tuple: its entries separated by commas, each once where they are `distinct`.
+    """Type of an option that takes a tuple: its entries separated by commas, each once where they are `distinct`.
 
     Args:
         kind: Makes an entry of its text.
@@ -58,7 +58,7 @@ Shares = Annotated[tuple[float, ...], commas(float, "--shares", "0.1,0.3,0.5", "
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where the analysis goes."""
+    """Output of an analysis."""
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/analyses"
     """Folder for NAME.json, NAME.png, and one page with all analyses that are there: analyses.html and analyses.md."""
@@ -77,7 +77,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsOutput(Output):
-    """Where runs and analysis go."""
+    """Output of runs and their analysis."""
 
     out: Annotated[str, tyro.conf.arg(metavar="RUNS")] = "runs/analyses"
     """Folder for the runs, and for NAME.json, NAME.png and one page with all analyses that are there. Analyses that
@@ -92,7 +92,7 @@ class RunsOutput(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """Which adapters, and on which images."""
+    """Adapters, and the images to use."""
 
     places: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER...")] = ()
     """Adapters, folders with adapters below them (what `vprompt fit` or `vprompt bench` left), or ids on the Hub; of
@@ -114,7 +114,7 @@ class Adapters:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, and how."""
+    """Trainings of a study."""
 
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TASK...]")] = ()
     """Image folders, or tasks: vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME, or all of vtab; the bundled
@@ -128,7 +128,7 @@ class Training:
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
     seeds: int = 3
-    """How many runs of each: seeds 0, 1, ..."""
+    """Number of runs of each: seeds 0, 1, ..."""
     epochs: int = 100
     """Passes over the training images; the linear probe has at least 100."""
     batch_size: int = 64
@@ -141,7 +141,7 @@ class Training:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is faster on GPUs and on recent CPUs."""
     workers: int = 1
-    """How many runs at once."""
+    """Number of runs at once."""
     dry_run: bool = False
     """Only say what would be run and how long that would take."""
     read_only: bool = False
@@ -172,7 +172,7 @@ def depth_title(method: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Condensation:
-    """What is condensed, and how."""
+    """Condensing in a study."""
 
     prompts: int | Literal["paper"] = 20
     """All prompts, per block (deep) or in all (shallow); paper: what the papers have for each task."""

@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,
 }
-"""What matplotlib is to do in the pictures of analyses: faint lines, no frames, and no text from data as markup."""
+"""Style of matplotlib in the pictures of analyses: faint lines, no frames, and no text from data as markup."""
 
 # ── words and tables ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -98,7 +98,7 @@ def plus_minus(mean: float | None, std: float | None, digits: int = 2, *, factor
 
 
 def title_of(result: Result, task: str | None) -> str:
-    """What a task is called; the mean over all has no spec."""
+    """Title of a task; the mean over all has no spec."""
     tasks = result["about"]["tasks"]
     if task is None:
         return f"mean of {len(tasks)} tasks"
@@ -150,7 +150,7 @@ def seed_table(
 
 
 def caveats(result: Result) -> str:
-    """What a reader must know before believing the numbers: what failed, lacks or had not converged; or nothing."""
+    """Warnings before the numbers: what failed, lacks or had not converged; or nothing."""
     about = result["about"]
     failed = sum(problem["why"] is not None for problem in about["problems"])
     missing = len(about["problems"]) - failed
@@ -174,7 +174,7 @@ def study_blocks(
 
 
 def _origin(result: Result) -> list[Block]:
-    """How the numbers came about, and what is wrong with them."""
+    """Origin of the numbers, and what is wrong with them."""
     about = result["about"]
     names = [title_of(result, task["task"]) for task in about["tasks"]]
     size = f" at {about['img_size']} pixels" if about["img_size"] else ""

@@ -141,7 +141,7 @@ class MissingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
-    """What was run, and what came of it as a whole.
+    """Runs of a study, and what came of them as a whole.
 
     Args:
         plan: Name of the plan, whose runs these are.
@@ -191,7 +191,7 @@ class Runs:
             self.cells.setdefault((cell["task"], cell["method"]), []).append(cell)
 
     def about(self) -> StudySummary:
-        """What was run, and what came of it as a whole."""
+        """Runs of a study, and what came of them as a whole."""
         plan, cells = self.plan, [cell for row in self.cells.values() for cell in row]
         results = [(cell["task"], cell["result"]) for cell in cells if cell["result"] is not None]
         trained = [result for _, result in results if result.get("epochs")]
@@ -241,13 +241,13 @@ class Runs:
 
     @property
     def places(self) -> list[str | None]:
-        """What is shown by itself: the mean over all tasks (None) where there are several, and every task."""
+        """Parts that are shown by themselves: the mean over all tasks (None) where there are several, and every task."""
         tasks = [task.task for task in self.tasks]
         return [None, *tasks] if len(tasks) > 1 else list(tasks)
 
 
 def tested(result: RunResult) -> float | None:
-    """What is shown of a run; its test images were read once."""
+    """Figures of a run; its test images were read once."""
     return result.get("test_accuracy")
 
 

@@ -44,7 +44,7 @@ class Bench:
     address: str | None = None
     """Address of a running Ray cluster; one on this machine when left out."""
     workers: int | None = None
-    """How many runs at once, instead of what the plan says."""
+    """Number of runs at once, instead of the plan's."""
     retry_failed: bool = False
     """Try again also what failed for good, such as a loss that became no number."""
     json: bool = False

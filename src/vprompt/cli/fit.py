@@ -84,7 +84,7 @@ def settings_options(*names: str) -> dict[str, Option]:
 
 
 def pruning_options(*, prune: bool = False) -> type:
-    """How to prune, as a group of options; criterion and scope are those of condensing.
+    """Options of pruning; criterion and scope are those of condensing.
 
     Args:
         prune: The default of --prune.
@@ -100,7 +100,7 @@ def default_out(settings: Settings) -> Path:
 
 
 def data_name(data: str | None) -> str:
-    """What a run's folder is called after its DATA."""
+    """Name of a run's folder, after its DATA."""
     return Path(data).resolve().name.replace(":", "-") if data else "fashion-mnist"
 
 

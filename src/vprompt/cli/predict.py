@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where a command finds its classifier."""
+    """Options that name a classifier."""
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folder of the adapter, its Hub id, or an exported file."""
@@ -95,7 +95,7 @@ class Predict(_Source):
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
     top: int = 3
-    """How many classes to name for each image."""
+    """Number of classes to name for each image."""
     skip_bad: bool = False
     """Go on without images that cannot be read."""
 

@@ -18,9 +18,9 @@ class Report:
     `vprompt analyze` left in its folder follows in sections of its own."""
 
     runs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
-    """Where `vprompt bench` wrote to; or a folder with results of `fit`, `condense` or `compare` in it."""
+    """Folder or URL that `vprompt bench` wrote to; or a folder with results of `fit`, `condense` or `compare` in it."""
     plan: str | None = None
-    """Which plan, where several were run there."""
+    """Plan to report, where several were run there."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for report.html, report.md, report.csv and report.tex; RUNS itself when left out."""
     json: bool = False

@@ -31,7 +31,7 @@ class Serve:
     """Folders of adapters, or their Hub ids. Each is asked for by its last name, or by NAME where given as
     NAME=ADAPTER."""
     host: str = "127.0.0.1"
-    """Where to listen; anywhere but on this machine itself a token is needed."""
+    """Address to listen at; anywhere but on this machine itself a token is needed."""
     port: int = 8000
     """0 takes a free one."""
     token_file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -40,7 +40,7 @@ class Serve:
     """Let clients with the token add adapters from folders of this machine, and remove any."""
     limits: Limits = field(default_factory=Limits)
     device: str | None = None
-    """Where to compute, such as cuda; the CPU when left out."""
+    """Device, such as cuda; the CPU when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
     json: bool = False

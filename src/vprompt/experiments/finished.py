@@ -22,7 +22,7 @@ from vprompt.utils.progress import bar
 CONFIG = "adapter_config.json"
 
 Split = Literal["auto", "train", "val", "test"]
-"""Which images of a task; auto: those to validate on, or those to test on where none are left that were not learned."""
+"""Images of a task; auto: those to validate on, or those to test on where none are left that were not learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Trained:
         return images
 
     def split_name(self, name: Split) -> Split:
-        """What `"auto"` stands for here; other names as they are."""
+        """The split that `"auto"` stands for here; other names as they are."""
         if name != "auto":
             return name
         learned = self.result.get("settings", {}).get("train_on") == "train+val"
@@ -165,7 +165,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _result_of(folder: str) -> dict[str, Any]:
-    """What an adapter's run wrote beside it, and its settings, empty where there is nothing."""
+    """Result of an adapter's run, and its settings, empty where there is nothing."""
     path = Path(folder) / RESULT
     try:
         result = read_json(path) if path.is_file() else {}

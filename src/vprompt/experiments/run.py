@@ -222,7 +222,7 @@ def run_condense(
 
 
 def _pruning_facts(pruned: Pruned) -> dict[str, Any]:
-    """What the search came to, and everything it tried."""
+    """Result of the search, and everything it tried."""
     record = pruned.model.pruning
     return {
         "tokens": 0.0 if record is None else record.tokens,

@@ -84,7 +84,7 @@ class CachedSources(Sources):
 
 
 def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
-    """What is done to every image: as the backbone was trained, resized as the settings or the task say."""
+    """Preprocessing of every image: as the backbone was trained, resized as the settings or the task say."""
     return replace(info.preprocessing, resize=settings.resize or transforms_of(settings.data).resize)
 
 
@@ -101,7 +101,7 @@ REPORT_KEYS = (
     "converged",
     "epochs",
 )
-"""What a result says of each model in it."""
+"""Keys of a result for each model in it."""
 
 
 class Stages:
@@ -258,7 +258,7 @@ class Stages:
 
 
 def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[ImageDataset, ImageDataset | None]:
-    """What a run trains on, and what is left to validate on."""
+    """Images that a run trains on, and those left to validate on."""
     train, val = task.train, task.val
     if isinstance(settings, Settings) and settings.train_on == "train+val":
         if val is None:
@@ -268,7 +268,7 @@ def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[
 
 
 def augment_of(settings: Settings | CondenseSettings) -> Augment:
-    """What is done to training images at random: as the settings say, or as the task's results are made."""
+    """Random augmentation of training images: as the settings say, or as the task's results are made."""
     given = settings.augment if isinstance(settings, Settings) else None
     return given or transforms_of(settings.data).augment
 

@@ -37,7 +37,7 @@ from vprompt.utils.version import __version__
 PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
 
 IMAGES = ("image/", "application/octet-stream")
-"""How content types that are taken begin."""
+"""Beginnings of content types that are taken."""
 
 T = TypeVar("T")
 

@@ -83,7 +83,7 @@ class Batcher(Generic[T, R]):
 
     @property
     def waiting(self) -> int:
-        """How many items wait."""
+        """Number of items that wait."""
         return len(self._queue)
 
     def submit(self, items: Sequence[T], *, deadline: float = float("inf")) -> list[Future[R]]:

@@ -29,7 +29,7 @@ MAX_OTHER_BYTES = 64 * 1024
 """Size of a body that is no image."""
 
 LINGER_SECONDS = 1.0
-"""How long a client that is refused may go on sending: closing at once would cost it the answer."""
+"""Seconds that a client that is refused may go on sending: closing at once would cost it the answer."""
 
 RETRY_SECONDS = 1
 """`Retry-After` for those whom the service had no time for."""

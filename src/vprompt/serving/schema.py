@@ -13,7 +13,7 @@ from vprompt.utils.text import printable
 
 
 class Fault(BaseModel):
-    """What went wrong: a code for programs, a sentence for people."""
+    """An error: a code for programs, a sentence for people."""
 
     code: str
     message: str
@@ -67,7 +67,7 @@ class Details(Summary):
 
 
 class Source(BaseModel):
-    """Where an adapter to be added lies: a folder on the server."""
+    """An adapter to be added: a folder on the server."""
 
     path: str
 

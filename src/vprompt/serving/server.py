@@ -20,7 +20,7 @@ from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
 KEEP_ALIVE_SECONDS = 5
-"""How long a connection stays open after an answer."""
+"""Seconds that a connection stays open after an answer."""
 
 
 def bind(host: str, port: int, *, guarded: bool) -> socket.socket:

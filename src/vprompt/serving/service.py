@@ -242,7 +242,7 @@ class Service:
         return future.result() if error is None else self._problem(error)
 
     def _problem(self, error: BaseException) -> RequestError:
-        """What a client is told of an error in a batcher or a computation."""
+        """Message to a client about an error in a batcher or a computation."""
         limits = self.limits
         match error:
             case RequestError():

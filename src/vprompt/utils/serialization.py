@@ -275,7 +275,7 @@ def _wanted(hint: Any, words: Mapping[Any, str] = _WORDS) -> str:
 
 
 def _inside(value: Any, hint: Any, place: str) -> tuple[str, Any, Any]:
-    """Where in a value it is wrong, what stands there, and what should: by the place that msgspec names."""
+    """Place in a value that is wrong, what stands there, and what should: by the place that msgspec names."""
     shown = ""
     for step in re.findall(r"\[(\d+|\.\.\.)\]", place):
         inner = [kind for kind in get_args(hint) if kind is not NoneType and kind is not Ellipsis]

@@ -52,7 +52,7 @@ class BlockAblation:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCounts:
-    """How many prompts each block retains, at one share of all."""
+    """Numbers of prompts that each block retains, at one share of all."""
 
     ratio: float
     counts: tuple[int, ...]
@@ -102,7 +102,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanCounts:
-    """What blocks retain, over adapters.
+    """Prompts that blocks retain, over adapters.
 
     Args:
         ratio: Share of all prompts that is retained.
@@ -204,7 +204,7 @@ def retained(
     criterion: Criterion = "taylor",
     report: Report = silent,
 ) -> tuple[BlockCounts, ...]:
-    """How many prompts each block retains when the best of all blocks together are chosen.
+    """Numbers of prompts that each block retains when the best of all blocks together are chosen.
 
     Args:
         model: With prompts; it is not changed.

@@ -20,7 +20,7 @@ SHOWN = 5
 
 
 def answer(result: Result) -> str:
-    """Which blocks' prompts matter most and least, and whether early blocks retain few."""
+    """Blocks whose prompts matter most and least, and whether early blocks retain few."""
     drops = result["every"]["drops"]["means"]
     most, least = _worst(drops), min(range(len(drops)), key=drops.__getitem__)
     over = f" (means over {count(len(result['adapters']), 'adapter')})" if len(result["adapters"]) > 1 else ""
@@ -207,7 +207,7 @@ def _draw_shares(axes: Axes, retained: Sequence[Any]) -> None:
 
 
 def alt(result: Result) -> str:
-    """What the picture shows."""
+    """The picture in words."""
     drops = result["every"]["drops"]["means"]
     removal = (
         f"Change of accuracy when the prompts of one of {len(drops)} blocks are removed, from "

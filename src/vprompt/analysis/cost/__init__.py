@@ -14,7 +14,7 @@ from vprompt.utils.errors import VPromptError
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Analysis):
-    """What prompts cost before and after condensation (the paper's Tables 1 and 5), and whether condensing is worth it.
+    """Cost of prompts before and after condensation (the paper's Tables 1 and 5), and whether condensing is worth it.
 
     It is counted, without weights or data.
     """
@@ -40,7 +40,7 @@ class Cost(Analysis):
     classes: int | None = None
     """Of the head, for the numbers of learned parameters; 100 when left out, those of the adapter with one."""
     threshold: float = 0.1
-    """What prompts may add to the cost before condensing is worth it."""
+    """Overhead of prompts from which condensing is worth it."""
 
     def check(self) -> None:
         """Raises a `VPromptError` for groups of options that cannot be meant together."""

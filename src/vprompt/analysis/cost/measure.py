@@ -28,7 +28,7 @@ WINDOW_PROMPTS, WINDOW_ORIGINALS = (0, 5, 10, 25, 50), (50, 25, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """What prompts add to the cost of an image, and what that says about condensing them.
+    """Overhead of prompts for one image, and what that says about condensing them.
 
     Args:
         overhead: Cost with prompts over cost without, less one.
@@ -65,7 +65,7 @@ class CondensedCost(Retained, counting.Executions):
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What prompts cost on a backbone, before and after condensation.
+    """Cost of prompts on a backbone, before and after condensation.
 
     Args:
         backbone: Its name.
@@ -157,7 +157,7 @@ def run(options: Cost, host: Host) -> Costs:
 
 
 def _of_adapter(options: Cost, folder: str) -> tuple[Cost, int | None]:
-    """What the configuration of an adapter says, and the prompts it had in every block before condensation.
+    """Configuration of an adapter, and the prompts it had in every block before condensation.
 
     Its tensors and its backbone's weights are not needed.
     """

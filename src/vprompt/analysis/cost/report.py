@@ -23,7 +23,7 @@ EXECUTIONS = {"published": "-", "prefix": "--", "folded": ":"}
 
 
 def answer(result: Result) -> str:
-    """What most prompts cost, from where on condensing pays, and how far the paper's figures are met."""
+    """Cost of the most prompts, the point from which condensing pays, and how far the paper's figures are met."""
     bare = result["bare_gmacs"]
     most = max(result["prompts"], key=lambda row: row["prompts"])
     times = [f"{most[f'{name}_gmacs'] / bare:.2f}" for name in ("published", "folded")]
@@ -105,7 +105,7 @@ def _printed_by_prompts(result: Result) -> dict[int, str]:
 
 
 def _printed(result: Result, row: Row) -> str | None:
-    """What the paper prints for a row of its Table 5."""
+    """Printed figures for a row of the paper's Table 5."""
     family = _family(result)
     if family is None or row["share"] is None:
         return None

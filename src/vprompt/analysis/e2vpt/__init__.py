@@ -18,7 +18,7 @@ class E2VPTAblations(Study):
     name: ClassVar[str] = "e2vpt"
     order: ClassVar[int] = 8
     parts: Annotated[tuple[str, ...], commas(str.strip, "--parts", "parts,sharing", "PART,...")] = PARTS
-    """Which ablations. parts: one kind of prompts alone, and as many of VPT-Deep. sharing: what key-value prompts have
+    """Ablations. parts: one kind of prompts alone, and as many of VPT-Deep. sharing: what key-value prompts have
     in common. lengths: numbers of prompts. pruning: prompts and segments pruned, and what is left trained again."""
     prompts: int = 10
     """Visual prompts per block."""

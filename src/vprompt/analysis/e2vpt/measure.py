@@ -102,7 +102,7 @@ def plan_of(options: E2VPTAblations) -> Plan:
 
 
 def _tables(options: E2VPTAblations) -> dict[str, list[dict[str, Any]]]:
-    """What is trained for each ablation, besides the default."""
+    """Trainings for each ablation, besides the default."""
     own, own_kv, shares = options.prompts, options.kv_prompts, sorted(set(options.pruned))
     # As many prompts in all, and as many learned numbers: one key-value prompt has those of a visual one.
     rival = {"label": f"VPT-Deep, {own + own_kv} prompts", "method": "vpt-deep", "prompts": own + own_kv}

@@ -55,7 +55,7 @@ def _answer(result: Result) -> str:
 
 
 def _changes(ablations: Sequence[Mapping[str, Any]]) -> str:
-    """What all rows of an ablation change, or where they are many those that change most."""
+    """Settings that all rows of an ablation change, or where they are many those that change most."""
     changes: list[str] = []
     for ablation in ablations:
         rows = [row for row in _drawn(ablation) if row["entries"][0]["change"]["mean"] is not None]
@@ -131,7 +131,7 @@ def _linear(ablation: Mapping[str, Any]) -> str:
 
 
 def _shown(entries: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
-    """Which entries of a row are drawn, and the number of their style."""
+    """Entries of a row that are drawn, and the number of their style."""
     tasks = [entry for entry in entries if entry["task"] is not None]
     mean = [(-1, entry) for entry in entries if entry["task"] is None]
     return mean if mean and len(tasks) > MOST_TASKS else [*enumerate(tasks), *mean]

@@ -29,7 +29,7 @@ class Latency(Analysis):
     images: int | None = None
     """In a batch; 64 when left out, fewer where a device would take longer than four minutes."""
     rounds: int | None = None
-    """How often each model is timed; 20 when left out, 5 on a CPU, or 3 on a slow one."""
+    """Number of times that each model is timed; 20 when left out, 5 on a CPU, or 3 on a slow one."""
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
     device: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None

@@ -27,7 +27,7 @@ MOST_IMAGES = 64
 """The paper's batch."""
 
 SECONDS = 240.0
-"""What a device may take in all, unless the number of images is given."""
+"""Seconds that a device may take in all, unless the number of images is given."""
 
 Execution = Literal["published", "prefix", "folded"]
 
@@ -158,7 +158,7 @@ def _prepare(
     options: Latency,
     host: Host,
 ) -> tuple[int, Tensor]:
-    """How many rounds, and a batch of images, by the time that the bare backbone takes; says how long all will take."""
+    """Number of rounds, and a batch of images, by the time that the bare backbone takes; says how long all will take."""
     on_cpu, images, rounds = device.type == "cpu", options.images, options.rounds
     tried = 1 if on_cpu else images or MOST_IMAGES
     batch = torch.randn(tried, 3, *info.preprocessing.size, device=device)

@@ -137,7 +137,7 @@ def _cumulative(values: Tensor) -> Tensor:
 
 
 def numerical_rank(weights: Tensor, epsilon: float) -> Tensor:
-    """How many singular values are above `epsilon` times the largest, (...,) of matrices (..., N, M).
+    """Number of singular values above `epsilon` times the largest, (...,) of matrices (..., N, M).
 
     It is the smallest rank of a matrix Ã with ||A - Ã|| <= epsilon · ||A|| in the spectral norm: the best of rank k
     errs by exactly the singular value number k + 1, so that k suffices if and only if that one is at most epsilon

@@ -203,7 +203,7 @@ def _growth(axes: Axes, result: Result) -> None:
 
 
 def alt(result: Result) -> str:
-    """What the picture shows."""
+    """The picture in words."""
     bare, full = result["points"][0], result["points"][-1]
     name = next(iter(result["laws"]))
     return (

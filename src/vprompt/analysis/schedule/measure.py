@@ -52,7 +52,7 @@ class EpochCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class CondensingTime:
-    """What condensation took, as a share of the time that the training with all prompts took.
+    """Time of condensation, as a share of the time that the training with all prompts took.
 
     Args:
         epochs: Of fine-tuning.

@@ -10,18 +10,18 @@ from vprompt.analysis.options import Adapters, commas
 from vprompt.compression.criteria import CRITERIA
 
 EXACT = ("ablation", "ablation-signed")
-"""What the exact effects are called beside the criteria: mean absolute change of an image's loss without a prompt, and
+"""Names of the exact effects beside the criteria: mean absolute change of an image's loss without a prompt, and
 by how much the mean loss rises."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Analysis):
-    """How right scores of prompts are: against leaving out each prompt, each other, and by what they keep (Table 3)."""
+    """Accuracy of scores of prompts: against leaving out each prompt, each other, and by what they keep (Table 3)."""
 
     name: ClassVar[str] = "scores"
     order: ClassVar[int] = 4
     criteria: Annotated[tuple[str, ...], commas(str, "--criteria", "taylor,random", "NAME,...")] = CRITERIA
-    """Which criteria, separated by commas."""
+    """Criteria, separated by commas."""
     ratios: Annotated[tuple[float, ...], commas(float, "--ratios", "0.1,0.3", "R,R,...")] = (0.1, 0.3, 0.5)
     """Shares of the prompts to keep, separated by commas."""
     scopes: Annotated[tuple[str, ...], commas(str, "--scopes", "global,local", "SCOPE,...")] = ("global", "local")

@@ -37,7 +37,7 @@ PerBlock = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptAblation:
-    """What leaving out one prompt at a time does to the loss of each image, averaged over images.
+    """Effects of leaving out one prompt at a time on the loss of each image, averaged over images.
 
     Args:
         images: How many.
@@ -77,7 +77,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreAnalysis:
-    """What criteria say of a model's prompts, and how right they are.
+    """Scores of a model's prompts by several criteria, and how right they are.
 
     Args:
         accuracy: Of the whole model, 0-1.

@@ -188,7 +188,7 @@ def _backbone(results: Mapping[str, Document]) -> Document:
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    """What a run without a plan is called: its method, its prompts, and what became of them."""
+    """Label of a run without a plan: its method, its prompts, and what became of them."""
     settings = result["settings"]
     parts, method = [result["method"]], str(settings.get("method"))
     if "prompts" in settings and method in METHODS and "prompts" in METHODS.get(method).options:

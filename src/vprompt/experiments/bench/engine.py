@@ -49,7 +49,7 @@ class Engine(Protocol):
     """Workers, on this machine or others."""
 
     def free(self) -> int:
-        """How many jobs could start now."""
+        """Number of jobs that could start now."""
         ...
 
     def submit(self, assignment: Assignment) -> str:
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def poll(self, seconds: float) -> Sequence[Event]:
-        """What has happened since; waits at most so long for something."""
+        """Events since the last call; waits at most so long for something."""
         ...
 
     def stop(self) -> None:

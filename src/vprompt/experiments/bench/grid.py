@@ -15,7 +15,7 @@ from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import options_of
 
 PROTOCOL = {"train_on": "train+val"}
-"""What the runs of a plan do unless it says otherwise: what served to choose settings is trained on in the end."""
+"""Settings of a plan's runs unless it says otherwise: what served to choose settings is trained on in the end."""
 
 AFTERWARDS = frozenset({"prune", *options_of(Condensing), *options_of(Pruning)})
 """Settings of what follows the training; they are chosen after those of the training."""

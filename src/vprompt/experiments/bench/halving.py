@@ -150,7 +150,7 @@ def _compare(
 
 
 def _to_choose(search: Search) -> dict[str, Any]:
-    """What a training is told that serves to choose: validation images are kept out of it, test images are not read."""
+    """Settings of a training that serves to choose: validation images are kept out of it, test images are not read."""
     return {"train_on": "train", "test": False, "seed": search.seed}
 
 

@@ -34,7 +34,7 @@ class Job:
 
     @functools.cached_property
     def name(self) -> str:
-        """What was run in words, and sixteen hex digits that change with every setting that matters."""
+        """The run in words, and sixteen hex digits that change with every setting that matters."""
         settings = self.settings
         parts = [settings.data or "bundled", *settings.words()]
         parts += [f"until{self.until}"] if self.until is not None else []

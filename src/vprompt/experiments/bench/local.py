@@ -20,7 +20,7 @@ from vprompt.experiments.bench.engine import Assignment, Event
 REPORT_EVERY_SECONDS = 0.5
 
 CONTEXT = multiprocessing.get_context("spawn")
-"""How worker processes start: with nothing of the driver's, such as threads, which do not survive a fork."""
+"""Start method of worker processes: with nothing of the driver's, such as threads, which do not survive a fork."""
 
 
 class LocalEngine:

@@ -108,7 +108,7 @@ class MethodPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a benchmark runs.
+    """Plan of a benchmark.
 
     Args:
         name: Short; the folder of its results is called after it.

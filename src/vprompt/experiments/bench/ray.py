@@ -190,7 +190,7 @@ class RayEngine:
         self._pings[seat.actor.ping.options(max_task_retries=-1).remote(seconds)] = seat
 
     def _answers(self, seconds: float) -> list[Event]:
-        """How far the jobs are; workers that are there now, or again, join the pool."""
+        """Events of the jobs; workers that are there now, or again, join the pool."""
         if not self._pings:
             time.sleep(seconds)
             return []
@@ -294,7 +294,7 @@ class Overseer:
 
 
 def room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
-    """How many workers fit on machines with these resources, were nothing else there.
+    """Number of workers that fit on machines with these resources, were nothing else there.
 
     Example:
         >>> room([{"CPU": 8, "GPU": 1}, {"CPU": 5}], {"CPU": 2, "GPU": 0}), room([{"CPU": 8}], {"CPU": 1, "GPU": 1})

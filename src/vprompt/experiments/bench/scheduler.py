@@ -17,7 +17,7 @@ from vprompt.experiments.bench.store import Store
 from vprompt.utils.errors import VPromptError
 
 REMEMBERED = ("val_accuracy", "val_loss", "test_accuracy", "diverged", "seconds")
-"""What is remembered of a result."""
+"""Keys of a result that are remembered."""
 
 BUSY_SECONDS = 5.0
 """After which a job is asked for again that another process has."""
@@ -242,7 +242,7 @@ def preview(cells: Iterable[Cell], store: Store) -> tuple[list[Job], dict[str, b
 
 
 def follow(cell: Cell, store: Store) -> tuple[Outcome | None, dict[str, Any]]:
-    """What is known of a cell from the store alone: its outcome, None where something is missing; and its result."""
+    """State of a cell from the store alone: its outcome, None where something is missing; and its result."""
 
     def find(job: Job) -> dict[str, Any] | None:
         if (result := store.result(job.name)) is not None:

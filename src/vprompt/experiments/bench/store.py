@@ -260,7 +260,7 @@ def _checksum(document: Document) -> str:
 
 
 def _cache_folder(address: str) -> Path:
-    """Where this machine keeps the state of unfinished runs whose results go to a URL."""
+    """Folder in which this machine keeps the state of unfinished runs whose results go to a URL."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if not os.access(os.path.dirname(base), os.W_OK):
         base = tempfile.gettempdir()

@@ -19,7 +19,7 @@ GROUPS = {
     "vtab:structured": benchmark_tasks("vtab", "structured"),
     "fgvc": benchmark_tasks("fgvc"),
 }
-"""What stands for several tasks in a plan."""
+"""Names that stand for several tasks in a plan."""
 
 
 def task_names(entry: str) -> list[str]:
@@ -44,7 +44,7 @@ def known(spec: str) -> BenchmarkTask | None:
 
 
 def paper_prompts(task: str) -> int:
-    """How many prompts the VPT paper gave each block on a task; of two public sources, the first.
+    """Number of prompts that the VPT paper gave each block on a task; of two public sources, the first.
 
     Raises:
         PlanError: If the papers say nothing of it.
@@ -88,7 +88,7 @@ def split_sizes(spec: str | None, root: str | None) -> tuple[int, int, int]:
 
 
 def about_task(spec: str) -> dict[str, Any]:
-    """What a task is called in a report, and whose published numbers stand beside it."""
+    """Title of a task in a report, and whose published numbers stand beside it."""
     task = known(spec)
     if task is None:
         structured = spec.startswith(PREFIX)

@@ -29,7 +29,7 @@ REFUSED = (errno.EACCES, errno.EPERM)
 """Errors that images meet as well, which is then the fault of one task alone."""
 
 NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-"""What torch says on a CPU, where it has no error of its own for that, and the system."""
+"""Messages of torch on a CPU, where it has no error of its own for that, and the system."""
 
 
 class Worker:
@@ -109,7 +109,7 @@ class Worker:
 
 
 def _no_room(error: BaseException | None, root: Path) -> str:
-    """What the system says of a disk that is full or must not be written to; nothing where that is not at fault."""
+    """Message of the system for a disk that is full or must not be written to; nothing where that is not at fault."""
     while error is not None:
         # Libraries that write files themselves only hand on the words of the system.
         number = error.errno if isinstance(error, OSError) else next(iter(re.findall(r"os error (\d+)", str(error))), 0)

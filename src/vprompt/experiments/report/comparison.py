@@ -121,7 +121,7 @@ def _tested(document: Row) -> bool:
 
 
 def _accuracy(row: Row, document: Row) -> float | None:
-    """What a picture shows: the validation accuracy where the data has no test images."""
+    """Accuracy in pictures: that of validation where the data has no test images."""
     return row["test_accuracy" if _tested(document) else "val_accuracy"]
 
 

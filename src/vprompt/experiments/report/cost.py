@@ -78,7 +78,7 @@ def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> 
 
 
 def _published_cost(study: Study) -> list[Block]:
-    """What the same backbone is said to cost where prompts are not folded."""
+    """Published cost of the same backbone where prompts are not folded."""
     family = published.family_of(study.backbone)
     costs, source = published.gmacs(family) if family else ({}, "")
     if not costs:
