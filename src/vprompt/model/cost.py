@@ -149,10 +149,6 @@ def model_cost(model: PromptedModel) -> Cost:
     )
 
 
-<<<<<<< HEAD
-class Executions(NamedTuple):
-    """Costs of every execution, under the names that `Cost` and `CondensedCost` give them."""
-=======
 @dataclass(frozen=True, kw_only=True)
 class Executions:
     """Cost of one image under each execution, as in `Cost`.
@@ -163,7 +159,6 @@ class Executions:
         prefix_gmacs: As in `Cost`.
         folded_gmacs: As in `Cost`.
     """
->>>>>>> analysis2
 
     published_gmacs: float
     published_gmacs_with_biases: float
@@ -175,18 +170,13 @@ def executions(model: PromptedModel) -> Executions:
     """MACs of a model in each of its executions."""
     meta = on_meta(model)
     published, biases = gmacs_and_biases(meta.copy(execution="published").eval())
-<<<<<<< HEAD
     prefix, folded = gmacs(meta.copy(execution="prefix").eval()), folded_gmacs(meta)
-    return Executions(published, published + biases, prefix, folded)
-=======
-    prefix, folded = gmacs(meta.copy(execution="prefix").eval()), _folded_gmacs(meta)
     return Executions(
         published_gmacs=published,
         published_gmacs_with_biases=published + biases,
         prefix_gmacs=prefix,
         folded_gmacs=folded,
     )
->>>>>>> analysis2
 
 
 def folded_gmacs(model: PromptedModel) -> float:
