@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from test_families import EACH_CLASS
 from torch.utils.data import TensorDataset
 
 import vprompt
