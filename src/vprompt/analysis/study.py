@@ -241,7 +241,7 @@ class Runs:
 
     @property
     def places(self) -> list[str | None]:
-        """Parts that are shown by themselves: the mean over all tasks (None) where there are several, and every task."""
+        """Parts shown by themselves: the mean over all tasks (None) where there are several, and every task."""
         tasks = [task.task for task in self.tasks]
         return [None, *tasks] if len(tasks) > 1 else list(tasks)
 

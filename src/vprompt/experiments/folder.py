@@ -66,7 +66,7 @@ class RunFolder:
         self.is_main = is_main_process()
 
     def state(self, name: str) -> Path:
-        """Where a stage keeps its state, by the name of a file or of a folder."""
+        """Place of a stage's state, by the name of a file or of a folder."""
         return self.out / STATE / name
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:

@@ -114,6 +114,6 @@ def _shown(path: Path) -> str:
 
 
 def _running(path: Path) -> AbstractContextManager[None]:
-    """What goes wrong in the block is a file that cannot be run."""
+    """Errors in the block become those of a file that cannot be run."""
     problem = f"{_shown(path)} cannot be run: it is damaged, or its library is of another version"
     return translated(problem, "; export the adapter again")

@@ -158,7 +158,7 @@ def _prepare(
     options: Latency,
     host: Host,
 ) -> tuple[int, Tensor]:
-    """Number of rounds, and a batch of images, by the time that the bare backbone takes; says how long all will take."""
+    """Number of rounds, and a batch of images, by the time of the bare backbone; says how long all will take."""
     on_cpu, images, rounds = device.type == "cpu", options.images, options.rounds
     tried = 1 if on_cpu else images or MOST_IMAGES
     batch = torch.randn(tried, 3, *info.preprocessing.size, device=device)

@@ -278,7 +278,7 @@ def _values(
 
 
 def _largest(curves: Sequence[Tensor], percent: int) -> float:
-    """What a percentage of the values, rounded up and the largest first, add up to; mean over cumulative curves."""
+    """Sum of a percentage of the values, rounded up and the largest first; mean over cumulative curves."""
     return statistics.fmean(float(curve[-(-percent * len(curve) // 100) - 1]) for curve in curves)
 
 

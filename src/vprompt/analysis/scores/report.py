@@ -151,7 +151,7 @@ def _drops(result: Result, scope: str, key: str = "accuracy") -> dict[str, dict[
 
 
 def _scope(result: Result) -> str:
-    """What is drawn and put in words."""
+    """Figures that are drawn and put in words."""
     return "global" if "global" in result["scopes"] else result["scopes"][0]
 
 
