@@ -214,7 +214,6 @@ class CondenseSettings:
         return flat(self)
 
 
-@functools.cache
 def setting_types() -> Mapping[str, Option]:
     """Every setting of a run by its flat name, those of all methods included.
 
@@ -222,7 +221,12 @@ def setting_types() -> Mapping[str, Option]:
         >>> setting_types()["epochs"].type, setting_types()["prune_tokens"].type
         (<class 'int'>, float | None)
     """
-    methods = {flag: option for kind in METHODS for flag, option in kind.options.items()}
+    return _setting_types(METHODS.names())  # a method may join at any time
+
+
+@functools.cache
+def _setting_types(names: tuple[str, ...]) -> Mapping[str, Option]:
+    methods = {flag: option for name in names for flag, option in METHODS.get(name).options.items()}
     return {**methods, **options_of(Settings), "method": Option(flag="method", type=str, default=DEFAULT_METHOD)}
 
 
@@ -268,7 +272,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     return build(Settings, given, method=method)
 
 
-@functools.cache
 def place_settings() -> frozenset[str]:
     """Settings that say where data lie, or how the work is done: they may change between a run and its continuation."""
     return frozenset(name for name, option in setting_types().items() if option.place)
