@@ -132,8 +132,14 @@ def load_plugins() -> None:
     Raises:
         VPromptError: If one is not there, or fails.
     """
-    for place in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+    for place in plugins():
         load_plugin(place)
+
+
+def plugins() -> list[str]:
+    """Files, by their whole paths, and modules that `VPROMPT_PLUGINS` names."""
+    places = filter(None, os.environ.get(PLUGINS, "").split(os.pathsep))
+    return [os.path.abspath(place) if place.endswith(".py") else place for place in places]
 
 
 def load_plugin(place: str) -> None:

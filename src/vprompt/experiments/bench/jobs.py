@@ -12,6 +12,7 @@ from typing import Any
 from vprompt.experiments.run import first_stage
 from vprompt.experiments.settings import Settings, settings_from, upgraded
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.registry import load_plugin, plugins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +68,21 @@ def current_name(result: Mapping[str, Any]) -> str | None:
 
 
 def to_plain_data(job: Job) -> dict[str, Any]:
-    """A job for another process, or another machine."""
-    return {"settings": job.settings.to_flat(), "until": job.until}
+    """A job for another process, or another machine, and the plugins that its settings may need."""
+    return {"settings": job.settings.to_flat(), "until": job.until, "plugins": plugins()}
 
 
 def from_plain_data(document: Mapping[str, Any]) -> Job:
-    """A job from `to_plain_data`.
+    """A job from `to_plain_data`, once its plugins are loaded.
+
+    Raises:
+        VPromptError: If a plugin is not there, or a setting cannot be.
 
     Example:
         >>> job = Job(settings=settings_from({"backbone": "test_vit", "prune_tokens": 0.5}))
         >>> from_plain_data(json.loads(json.dumps(to_plain_data(job)))) == job
         True
     """
+    for place in document.get("plugins", ()):
+        load_plugin(place)
     return Job(settings=settings_from(document["settings"]), until=document["until"])
