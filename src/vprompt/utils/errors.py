@@ -27,3 +27,7 @@ class TrainingError(VPromptError):
 
 class DivergedError(TrainingError):
     """A training whose loss is no longer a number."""
+
+
+class StorageError(VPromptError):
+    """A file that cannot be written: no room, no right, a limit; nothing of it is left behind."""

@@ -2,28 +2,77 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from vprompt.utils.errors import TrainingError
+from vprompt.utils.errors import StorageError, TrainingError
+from vprompt.utils.text import printable
+
+_REFUSALS = {
+    errno.ENOSPC: "no space is left on the disk; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "the system allows no file of that size; raise the limit",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.EACCES: "permission is denied; choose another place",
+    errno.EPERM: "permission is denied; choose another place",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turns what the system or a library says of a file that cannot be written into one sentence.
+
+    Args:
+        path: The file, as the sentence names it.
+
+    Raises:
+        StorageError: Nothing could be written.
+
+    Example:
+        >>> with writing(Path("a.txt")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        vprompt.utils.errors.StorageError: a.txt cannot be written: no space is left on the disk; make room.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        # safetensors and torch's writers put the system's error into the text of their own.
+        told = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code is None:
+            raise
+        problem = _REFUSALS.get(code, os.strerror(code).lower())
+        raise StorageError(f"{printable(str(path))} cannot be written: {problem}.") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path` and puts it in its place in one step, flushed to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Lets `write` fill a temporary file beside `path` and puts it in its place in one step, flushed to disk.
+
+    Raises:
+        StorageError: There is no room, no right, or a limit; what was there before stays.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.touch(exist_ok=False)  # where nothing can be written, all writers then fail alike
-        write(part)
-        _put(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.touch(exist_ok=False)  # where nothing can be written, all writers then fail alike
+            write(part)
+            _put(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -36,13 +85,14 @@ def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[P
         path: The file.
         companions: Files beside it that may be written, too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        yield Path(folder) / path.name
-        for target in (*companions, path):
-            part = Path(folder) / target.name
-            if part.exists():
-                _put(part, target)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            yield Path(folder) / path.name
+            for target in (*companions, path):
+                part = Path(folder) / target.name
+                if part.exists():
+                    _put(part, target)
 
 
 def _put(part: Path, path: Path) -> None:
