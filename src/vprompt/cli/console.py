@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.text import printable
 
 
 class UsageError(VPromptError):
@@ -35,9 +36,17 @@ def resumable(out: object) -> Generator[None]:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document on standard output."""
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not unicode, allow_nan=False) + "\n")
+    sys.stdout.write(json_text(document, indent=2) + "\n")
     sys.stdout.flush()
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """JSON for standard output; what a terminal would not show as a character is in JSON's own escapes."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(document, indent=indent, ensure_ascii=not unicode, allow_nan=False)
+    if printable(text, keep="\n") == text:
+        return text
+    return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def print_table(
@@ -65,15 +74,15 @@ def print_table(
         else:
             table.add_column(Text(column), overflow="fold", no_wrap=whole_first and not number)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=sys.stdout)
-    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(Text(printable(title), style="bold"), soft_wrap=True)
     console.print(table)
 
 
 def print_note(text: str) -> None:
     """Prints a line on standard error."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text, keep="\n") + "\n")
 
 
 def percent(share: float | None) -> str:

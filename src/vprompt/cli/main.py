@@ -25,6 +25,7 @@ from vprompt.cli.predict import Eval, Predict
 from vprompt.cli.report import Report
 from vprompt.cli.serve import Serve
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
 
 DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, fold.
@@ -116,5 +117,6 @@ def _unread() -> int:
 
 
 def _say(sentence: str, status: int) -> int:
-    print(f"vprompt: {sentence}", file=sys.stderr)  # noqa: T201
+    shown = printable(sentence, keep="\n")
+    print(f"vprompt: {shown}", file=sys.stderr)  # noqa: T201
     return status

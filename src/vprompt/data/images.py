@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from vprompt.data.preprocessing import Preprocessing, View
+from vprompt.data.preprocessing import WHITE, Preprocessing, View
 from vprompt.data.threads import in_threads
+from vprompt.data.tiff import Tiff, read_tiff, white_in
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -28,6 +29,8 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels by their header are refused before they are decoded."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -114,27 +117,123 @@ def read_pixels(
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
-    with opened(source, max_pixels) as image:
+    source = source if isinstance(source, str | os.PathLike | bytes) else source.read()
+    try:
+        return _rendered(source, preprocessing, view, max_pixels)
+    except UnusableImageError as error:
+        # Pillow reads no PNG whose metadata unpack to more than a megabyte. The pixels do not need them.
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        with _file_of(source) as file:
+            return _rendered(_without_metadata(file.read()), preprocessing, view, max_pixels)
+
+
+def _rendered(source: Source, preprocessing: Preprocessing, view: View | None, max_pixels: int) -> Tensor:
+    with opened(source, max_pixels, white=preprocessing.white) as image:
         _draft(image, preprocessing, view)
         image.load()
         return render(_upright(image), preprocessing, view)
 
 
-@contextmanager
-def opened(source: Source, max_pixels: int = MAX_PIXELS) -> Generator[Image.Image]:
-    """An image whose header was read; what goes wrong with it, also in the block, is an `UnusableImageError`."""
+def bits_used(source: Source) -> int:
+    """The bits that the whole numbers in an image of up to 16 bits need; 0 where that is no question.
+
+    It is none for 8 bits, floats, files that say what is white, and files that cannot be read.
+    """
     try:
-        with quiet_pillow(), Image.open(_file_of(source), formats=_formats()) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                size = f"{width} x {height} pixels; the limit is {max_pixels / 10**6:g} million"
-                raise TooManyPixelsError(f"is too large ({size})")
-            yield image
+        with quiet_pillow(), _file_of(source) as file:
+            tiff = read_tiff(file)
+            if tiff is not None and (white_in(tiff.tags) is not None or tiff.kind == "f" or not tiff.colours):
+                return 0
+            if tiff is not None and not tiff.known_to_pillow:
+                _check_size(tiff.size, tiff.bands * tiff.bits / 24)
+                return int(tiff.samples().max()).bit_length() if tiff.bits > 8 else 0
+            with _open(file) as image:
+                _check_size(image.size)
+                if image.mode == "I" or image.mode.startswith("I;"):
+                    return int(np.array(image).max()).bit_length()
+                # Pillow gives the upper byte of colours alone.
+                return 8 + int(np.array(image).max()).bit_length() if _is_deep(image) else 0
+    except Exception:
+        return 0
+
+
+@contextmanager
+def opened(source: Source, max_pixels: int = MAX_PIXELS, *, white: int = WHITE) -> Generator[Image.Image]:
+    """An image whose header was read; what goes wrong with it, also in the block, is an `UnusableImageError`.
+
+    One whose samples Pillow would cut to 8 bits, or does not know, is decoded already.
+    """
+    try:
+        with quiet_pillow(), _file_of(source) as file:
+            tiff = read_tiff(file)
+            if tiff is not None and not tiff.known_to_pillow:
+                yield _picture(tiff, white, max_pixels)
+                return
+            with _open(file) as image:
+                _check_size(image.size, max_pixels=max_pixels)
+                yield image if white == WHITE or not _is_deep(image) else _with_lower_bytes(image, file, white)
     except (MemoryError, DataError, UnusableImageError):
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
         raise _unusable(error, max_pixels) from error
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    file.seek(0)
+    try:
+        return Image.open(file, formats=_formats())
+    except ValueError:
+        file.seek(0)
+        return Image.open(io.BytesIO(_without_metadata(file.read())), formats=_formats())
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG file without its colour profile and texts, none of which was unpacked; any other file as it is."""
+    if not data.startswith(_PNG):
+        return data
+    parts, place = [_PNG], len(_PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
+
+
+def _check_size(size: tuple[int, int], weight: float = 1, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises for more pixels, each `weight` times as large as one of 8-bit RGB, than are taken."""
+    if size[0] * size[1] * max(weight, 1) > max_pixels:
+        text = f"{size[0]} x {size[1]} pixels; the limit is {max_pixels / max(weight, 1) / 10**6:g} million"
+        raise TooManyPixelsError(f"is too large ({text})")
+
+
+def _picture(tiff: Tiff, white: int, max_pixels: int) -> Image.Image:
+    """The picture in a TIFF file that Pillow does not read, in 8 bits."""
+    if not tiff.colours:
+        raise UnusableImageError(f"holds {tiff.layout}, not the 1, 3 or 4 of a picture; save those to look at as RGB")
+    _check_size(tiff.size, tiff.bands * tiff.bits / 24, max_pixels=max_pixels)
+    samples = tiff.samples()[:, :, : tiff.colours]
+    pixels = _bytes_of_floats(samples) if tiff.kind == "f" else _bytes_of(samples, white_in(tiff.tags) or white)
+    image = Image.fromarray(pixels[:, :, 0] if tiff.colours == 1 else pixels)
+    image.getexif()[ExifTags.Base.Orientation] = tiff.tags.get(ExifTags.Base.Orientation, 1)
+    return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow takes only the upper bytes of colours of 16 bits."""
+    return image.format == "PNG" and image.mode in ("RGB", "RGBA") and str(image.tile[0][3]).endswith(";16B")
+
+
+def _with_lower_bytes(image: Image.Image, file: BinaryIO, white: int) -> Image.Image:
+    """A PNG of 16-bit colours from both bytes of each."""
+    upper = np.asarray(image).astype(np.uint16)
+    with _open(file) as again:
+        again.tile = [again.tile[0]._replace(args=f"{again.mode};16L")]  # takes the other byte for the upper one
+        turned = Image.fromarray(_bytes_of(upper << 8 | np.asarray(again), white))
+    turned.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return turned
 
 
 def render(image: Image.Image, preprocessing: Preprocessing, view: View | None = None) -> Tensor:
@@ -148,7 +247,7 @@ def render(image: Image.Image, preprocessing: Preprocessing, view: View | None =
     height, width = preprocessing.size
     whole = preprocessing.resize == "squash" and view is None
     box = None if whole else _box(image.size, preprocessing, view)
-    resized = to_rgb(image).resize((width, height), _FILTERS[preprocessing.interpolation], box=box)
+    resized = to_rgb(image, preprocessing.white).resize((width, height), _FILTERS[preprocessing.interpolation], box=box)
     if view is not None and view.mirrored:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
@@ -171,7 +270,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in wanted if name in Image.OPEN)
 
 
-def _file_of(source: Source) -> str | io.BytesIO:
+def _file_of(source: Source) -> BinaryIO:
     if isinstance(source, str | os.PathLike):
         about = os.stat(source)
         if stat.S_ISDIR(about.st_mode):
@@ -179,7 +278,7 @@ def _file_of(source: Source) -> str | io.BytesIO:
         # A pipe or a device could block for ever.
         if not stat.S_ISREG(about.st_mode):
             raise UnusableImageError("is not a regular file")
-        empty, file = about.st_size == 0, os.fspath(source)
+        empty, file = about.st_size == 0, open(source, "rb")  # noqa: SIM115 - callers close it
     else:
         data = source if isinstance(source, bytes) else source.read()
         empty, file = len(data) == 0, io.BytesIO(data)
@@ -257,11 +356,12 @@ class TooManyPixelsError(UnusableImageError):
     """An image whose header promises more pixels than are taken."""
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts to RGB: transparency on white, 16-bit integers 0-65535 and floats 0-1 (or 0-255) to 0-255.
+def to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
+    """Converts to RGB: transparency on white, 16-bit integers up to white and floats 0-1 (or 0-255) to 0-255.
 
     Args:
         image: A loaded image of any mode.
+        white: The value of white in 16-bit integers, unless the file says one.
 
     Returns:
         An image of mode RGB and the same size.
@@ -276,7 +376,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;"):
-        return Image.fromarray(_bytes_of_integers(image)).convert("RGB")
+        values = np.array(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            white = white_in(image.tag_v2) or white
+        pixels, transparent = _bytes_of(values, white), image.info.get("transparency")
+        if isinstance(transparent, int):
+            pixels[values == transparent] = 255
+        return Image.fromarray(pixels).convert("RGB")
     if image.mode == "F":
         return Image.fromarray(_bytes_of_floats(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
@@ -285,15 +391,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _bytes_of_integers(image: Image.Image) -> NDArray[np.uint8]:
-    values = np.array(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise UnusableImageError("has integer pixels outside 0 to 65535; save it with 8 or 16 bits")
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        values[values == transparent] = 65535
-    # 65535 = 255 * 257: rounds to the nearest byte, and gives 8-bit values back that were widened.
-    return ((values + 128) // 257).astype(np.uint8)
+def _bytes_of(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
+    """Whole numbers from 0 to white as 0 to 255, brighter ones as white; those of 8 bits stay as they are."""
+    if values.dtype == np.uint8:
+        return values
+    if values.min() < 0 or values.max() > WHITE:
+        raise UnusableImageError(f"has integer pixels outside 0 to {WHITE}; save it with 8 or 16 bits")
+    # Rounds to the nearest byte, and gives 8-bit values back that were widened.
+    return ((np.minimum(values, white).astype(np.int64) * 255 + white // 2) // white).astype(np.uint8)
 
 
 def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -14,6 +14,9 @@ Resize = Literal["squash", "crop"]
 
 Augment = Literal["none", "crop-flip"]
 
+WHITE = 65535
+"""The value of white in images of 16 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -26,6 +29,8 @@ class Preprocessing:
         interpolation: `"bilinear"`, `"bicubic"` or `"nearest"`.
         resize: `"squash"` ignores the aspect ratio, as VTAB-1k does; `"crop"` resizes the short side to `size / 0.875`
             and cuts the centre, as FGVC does.
+        white: The value of white in images of 16 bits, such as 4095 for those of a camera of 12 bits, unless a file
+            says it itself.
 
     Example:
         >>> Preprocessing(size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).resize
@@ -37,6 +42,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     resize: Resize = "squash"
+    white: int = WHITE
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Turns uint8 pixels (..., 3, H, W) into float32 with `mean` and `std` taken out; never in place."""

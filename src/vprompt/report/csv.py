@@ -19,13 +19,12 @@ def csv_table(table: Table) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.head)
-    writer.writerows([_cell(line(text, 600)) for text in row] for row in table.texts)
+    writer.writerows([_cell(line(text, 600)) for text in row] for row in [table.head, *table.texts])
     return out.getvalue()
 
 
 def _cell(text: str) -> str:
-    formula = text.startswith(("=", "+", "@", "'")) or (text.startswith("-") and not _number(text))
+    formula = text.startswith(tuple("=+@'＝＋＠－")) or (text.startswith("-") and not _number(text))
     return f"'{text}" if formula else text
 
 

@@ -20,7 +20,7 @@ from vprompt.report.document import (
     Warn,
     as_cell,
 )
-from vprompt.utils.text import escape, printed
+from vprompt.utils.text import escape, printable
 
 _MARKUP = re.compile(
     r"""[\\`*\[\]{}<>&|~#$^@]                 # markup wherever it stands
@@ -51,9 +51,9 @@ def escaped(text: str) -> str:
     end = 0
     for markup in _MARKUP.finditer(text):
         digits = markup[0].rstrip(".)") if markup[0][0].isdigit() else ""
-        parts += [printed(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
+        parts += [printable(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
         end = markup.end()
-    return "".join([*parts, printed(text[end:])])
+    return "".join([*parts, printable(text[end:])])
 
 
 def _mark(marks: str) -> str:
@@ -76,7 +76,10 @@ def _block(block: Block) -> list[str]:
         case Bullets(items):
             return ["\n".join(f"- {escaped(item)}" for item in items)]
         case Code(text):
-            return ["\n".join(f"    {line}" for line in text.split("\n"))]
+            # Fenced: indented code after a list would be part of its last item. No run of backticks in it is as long.
+            shown = printable(text, keep="\n")
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+            return [f"{fence}text\n{shown}\n{fence}"]
         case Charts():
             return []
         case Picture(alt=alt, file=file):

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
-from vprompt.utils.text import line
+from vprompt.utils.text import line, printable
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -235,6 +235,7 @@ def key(style: int) -> tuple[int, str]:
 
 def short(text: str, most: int = 45) -> str:
     """A text with an ellipsis where it is too long."""
+    text = printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -23,14 +23,14 @@ def line(value: Any, most: int = 120) -> str:
     if value is None:
         return "–"
     text = value if isinstance(value, str) else str(value)
-    shown = printed(" ".join(text[: 8 * most].split()) + " " * (len(text) > 8 * most))
+    shown = printable(" ".join(text[: 8 * most].split()) + " " * (len(text) > 8 * most))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def lines(value: Any, most: int = 20_000) -> str:
     """Text of several lines, each as `line` would show it but with its spaces."""
     text = value.expandtabs(4) if isinstance(value, str) else ""
-    return "\n".join([*map(printed, text[:most].splitlines()), *["…"] * (len(text) > most)])
+    return printable(text[:most], keep="\n") + "\n…" * (len(text) > most)
 
 
 def paragraphs(value: Any) -> list[str]:
@@ -126,9 +126,34 @@ def listed(names: list[str], most: int = 8) -> str:
     return names[0] if len(names) == 1 else f"{between.join(names[:-1])} and {names[-1]}" if names else ""
 
 
-def printable(name: str) -> str:
-    """Escapes what a terminal or a UTF-8 file cannot hold: control characters and undecodable bytes of file names."""
-    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in name)
+_UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Categories of characters that move, turn or hide the text around them, or that a UTF-8 file cannot hold."""
+
+_JOINERS = "\u200c\u200d"
+"""Format characters that scripts and emoji are spelled with."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text from data as it may be shown anywhere: one line, in which all that is no visible character is an escape.
+
+    Those are control characters, marks of direction, invisible characters, and undecodable bytes of file names.
+
+    Args:
+        text: The text.
+        keep: Characters that stay as they are, such as the ends of lines.
+
+    Example:
+        >>> printable("photo\\u202egnp.exe"), printable("a\\nb", keep="\\n") == "a\\nb"
+        ('photo\\\\u202egnp.exe', True)
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    # A joiner belongs to the letter or emoji before it; in plain ASCII it would only hide.
+    shown = (
+        c in keep or unicodedata.category(c) not in _UNSHOWN or (c in _JOINERS and not text[i - 1 : i].isascii())
+        for i, c in enumerate(text)
+    )
+    return "".join(c if whole else ascii(c)[1:-1] for c, whole in zip(text, shown, strict=True))
 
 
 _ESCAPES = {
@@ -146,9 +171,4 @@ _ESCAPES = {
 
 def escape(text: str) -> str:
     """Text from data as it can stand in a line of Markdown: never markup, never more than one line."""
-    return "".join(_ESCAPES.get(c, c) for c in printed(text))
-
-
-def printed(text: str) -> str:
-    """Text in which what does not print is written as an escape, so that it is one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(_ESCAPES.get(c, c) for c in printable(text))
