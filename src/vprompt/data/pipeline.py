@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Summary, Task
-from vprompt.data.images import render_arrays, try_decode
+from vprompt.data.images import SHALLOW, bits_used, render_arrays, try_decode
 from vprompt.data.listing import UNSPLIT, Item, Listing
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.preprocessing import WHITE, Preprocessing
 from vprompt.data.split import Splits, cut
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
@@ -52,10 +52,13 @@ def load(
     fixed = listing.classes is not None
     splits = {split: list(items) for split, items in listing.splits.items()}
     problems: list[str] = []
+    notes: tuple[str, ...] = ()
     if not fixed:
         problems += _drop_unusable(splits, listed_classes(listing, splits))
         refuse(listing, problems, skip_bad)
         _require_classes(listing, splits)
+        names = [item.name for items in splits.values() for item in items]
+        preprocessing, notes = _with_white(listing, names, preprocessing)
     learned = tuple(split for split in splits if split != "test")
     parts = (learned, ("test",)) if fixed else (tuple(splits),)
     groups = [[item.name for split in part for item in splits.get(split, ())] for part in parts]
@@ -93,8 +96,28 @@ def load(
         summary=Summary(
             classes=names,
             per_split={split: {name: count[name] for name in names} for split, count in counts.items()},
+            notes=notes,
         ),
     )
+
+
+def _with_white(
+    listing: Listing, names: Sequence[str], preprocessing: Preprocessing
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Finds the white of images of 16 bits that all together use fewer, as those of a camera of 12 bits; and says so."""
+    if listing.files is None or preprocessing.white != WHITE:
+        return preprocessing, ()
+    files, bits = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files, 0
+    deep = [name for name in names if not name.lower().endswith(SHALLOW)]
+    for found in in_threads(lambda name: bits_used(files.read(name)), deep):
+        bits = max(bits, found)
+        if bits >= 16:
+            break
+    if not 0 < bits < 16:
+        return preprocessing, ()
+    white = 2 ** max(bits, 8) - 1
+    note = f"The images of 16 bits use a range of 0 to {white}, not 0 to {WHITE}: {white} is taken as white."
+    return replace(preprocessing, white=white), (note,)
 
 
 def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:

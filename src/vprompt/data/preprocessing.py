@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     resize: Resize = "squash"
-    white: int = WHITE
+    white: int = field(default=WHITE, metadata={"added": True})
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Turns uint8 pixels (..., 3, H, W) into float32 with `mean` and `std` taken out; never in place."""

@@ -156,8 +156,8 @@ def read_about(text: str | bytes, where: str) -> About:
         document[f"{KEY}_version"] = document.pop(f"{FORMER_KEY}_version")
     about = About(**reader.entries(document, About, ""))
     classes = about.classes
-    if min(about.preprocessing.size) < 1 or min(about.preprocessing.std) <= 0:
-        reader.fail("'preprocessing' has a size or a deviation that cannot be")
+    if min(about.preprocessing.size) < 1 or min(about.preprocessing.std) <= 0 or about.preprocessing.white < 1:
+        reader.fail("'preprocessing' has a size, a deviation or a white that cannot be")
     if about.num_classes < 1 or len(classes or range(about.num_classes)) != about.num_classes:
         reader.fail(f"there are {len(classes or ())} names for {about.num_classes} classes")
     return about

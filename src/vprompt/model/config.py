@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, cast
 
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.preprocessing import WHITE, Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.registry import from_config, to_config
 from vprompt.model.records import Condensation, Pruning, Recipe
@@ -189,6 +189,7 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
         (min(config.backbone.img_size) >= 1, "'backbone.img_size' should be above 0"),
         (min(preprocessing.size) >= 1, "'preprocessing.size' should be above 0"),
         (min(preprocessing.std) > 0, "'preprocessing.std' should be above 0"),
+        (0 < preprocessing.white <= WHITE, f"'preprocessing.white' should be from 1 to {WHITE}"),
         (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
         (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and an epoch of at least 0 or none"),
         (

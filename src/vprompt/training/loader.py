@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
-from vprompt.data.dataset import ImageDataset
+from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import DataError
 
 ImageLabels = Dataset[tuple[Tensor, int]]
 """A data set to train and evaluate on: items are a normalised float image (3, H, W) and an integer label."""
+
+PLAUSIBLE = 30.0
+"""Normalised images stay far below it, those of 0 to 255 do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +67,9 @@ def iterate(
         training: The epoch that random views of an `ImageDataset` depend on; without it the images are as they are.
 
     Raises:
-        DataError: If items are not float images (3, H, W) of one size with integer labels.
+        DataError: If items are not float images (3, H, W) of one size with integer labels, or not finite.
     """
+    dataset = dataset_in(dataset)
     if isinstance(dataset, ImageDataset):
         for index in batches:
             if training is None:
@@ -66,10 +79,60 @@ def iterate(
             pixels = pixels.to(device, non_blocking=True)
             yield dataset.preprocessing.normalise(pixels), dataset.labels[index].to(device)
         return
-    for images, labels in _fetched(dataset, batches, workers, seed):
+    warned = training is not None and training.epoch > 0
+    for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):
         if labels.is_floating_point() or labels.ndim != 1:
             raise DataError(f"Labels must be integers, one per image; these are {labels.dtype}, {_shape(labels)}.")
+        if images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3:
+            warned = _check_values(images, index, warned)
         yield images.to(device), labels.long().to(device)
+
+
+def _check_values(images: Tensor, index: Tensor, warned: bool) -> bool:
+    """Raises for images with values that are no numbers, warns once of such as were not normalised."""
+    peaks = images.detach().abs().flatten(1).amax(1)  # NaN where there is one
+    if not bool((finite := peaks.isfinite()).all()):
+        wrong = int(index[int(finite.logical_not().nonzero()[0])])
+        raise DataError(f"In the data set, image {wrong} has values that are NaN or infinite; mend it or leave it out.")
+    if warned or float(peaks.max()) <= PLAUSIBLE:
+        return warned
+    warnings.warn(
+        f"In the data set, image {int(index[int(peaks.argmax())])} has values up to {float(peaks.max()):.4g}, and "
+        "normalised ones stay below 10 or so; was it normalised, as `Preprocessing.normalise` does?",
+        stacklevel=3,
+    )
+    return True
+
+
+def dataset_in(data: ImageLabels | DataLoader[Any]) -> ImageLabels:
+    """The data set itself, where a `DataLoader` was given: batches, order and processes are the training's own.
+
+    Raises:
+        DataError: It is no data set, or the loader does more than to take its items one by one.
+    """
+    if isinstance(data, DataLoader):
+        if isinstance(data.dataset, IterableDataset):
+            return dataset_in(cast("ImageLabels", data.dataset))
+        own = [
+            f"{what} of its own ({_kind(part)})"
+            for what, part, usual in (
+                ("a sampler", data.sampler, (RandomSampler, SequentialSampler)),
+                ("a batch sampler", data.batch_sampler, (BatchSampler, type(None))),
+            )
+            if type(part) not in usual
+        ]
+        if own:
+            raise DataError(f"The DataLoader has {own[0]}, which would not be followed; give its data set alone.")
+        data = cast("ImageLabels", data.dataset)
+    if isinstance(data, Task):
+        raise DataError("Here images are needed, not a task; give a part of it, such as task.train.")
+    wrong = isinstance(data, IterableDataset | str | bytes | Mapping | Tensor | np.ndarray)
+    if wrong or not hasattr(data, "__getitem__"):
+        raise DataError(
+            f"A data set of pairs of an image and a label is needed, such as a TensorDataset, not {_kind(data)}; one "
+            "that can only be iterated is not supported."
+        )
+    return data
 
 
 def check_images(images: Tensor, size: tuple[int, int], *, any_size: bool) -> None:
@@ -87,6 +150,9 @@ def check_images(images: Tensor, size: tuple[int, int], *, any_size: bool) -> No
 def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
     """Raises a `DataError` for images or labels that do not fit a model."""
     check_images(images, model.preprocessing.size, any_size=model.any_size)
+    computes = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+    if images.dtype not in (torch.float32, computes):
+        raise DataError(f"Images are {images.dtype}, and the model computes in {computes}; convert them by .float().")
     low, high, classes = int(labels.min()), int(labels.max()), model.num_classes
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
@@ -95,6 +161,7 @@ def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
 
 def identity(dataset: ImageLabels) -> str | None:
     """A fingerprint of the data where there is one to be had cheaply."""
+    dataset = dataset_in(dataset)
     if isinstance(dataset, ImageDataset):
         return dataset.fingerprint()
     if isinstance(dataset, TensorDataset):
@@ -107,16 +174,18 @@ def identity(dataset: ImageLabels) -> str | None:
 
 def augmentation(dataset: ImageLabels) -> Augment | None:
     """The random views that training takes of the images; None for none."""
+    dataset = dataset_in(dataset)
     return dataset.augment if isinstance(dataset, ImageDataset) and dataset.augment != "none" else None
 
 
 def _fetched(
     dataset: ImageLabels, batches: Sequence[Tensor], workers: int, seed: int
-) -> Iterable[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(dataset, TensorDataset):
         if len(dataset.tensors) != 2:
             raise DataError("A TensorDataset must hold two tensors, images and labels.")
-        return ((dataset.tensors[0][index], dataset.tensors[1][index]) for index in batches)
+        yield from ((dataset.tensors[0][index], dataset.tensors[1][index]) for index in batches)
+        return
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=[index.tolist() for index in batches],
@@ -125,7 +194,16 @@ def _fetched(
         # A generator of its own: loading must not move the global one.
         generator=torch.Generator().manual_seed(seed),
     )
-    return loader
+    try:
+        yield from loader
+    except DataError as error:  # from another process it comes with the trace of that in front
+        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "A process that loads the images was killed, perhaps for want of memory; take fewer of them (--workers)."
+        ) from error
 
 
 def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
@@ -141,7 +219,11 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
     if len(shapes) > 1:
         sizes = " and ".join(str(shape) for shape in sorted(shapes)[:2])
         raise DataError(f"Images of a data set must have one size; these have {sizes}.")
-    labels = torch.stack([torch.as_tensor(label) for _, label in items])
+    try:
+        labels = torch.stack([torch.as_tensor(label) for _, label in items])
+    except (RuntimeError, OverflowError, ValueError):  # too large, or of several shapes
+        found = ", ".join(sorted({str(label) for _, label in items})[:3])
+        raise DataError(f"Labels of a data set must be numbers of classes, not {found[:80]}.") from None
     return torch.stack([image for image, _ in items]), labels
 
 
@@ -165,9 +247,9 @@ def size_of(dataset: ImageLabels) -> int:
         DataError: If the data set has no length, or none in it.
     """
     try:
-        length = len(dataset)  # pyright: ignore[reportArgumentType]
+        length = len(dataset_in(dataset))  # pyright: ignore[reportArgumentType]
     except TypeError:
-        raise DataError("The data set must have a length; iterable-only data sets are not supported.") from None
+        raise DataError("The data set must have a length.") from None
     if length == 0:
         raise DataError("The data set is empty.")
     return length

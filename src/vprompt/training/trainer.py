@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
+from vprompt.data.dataset import ImageDataset
 from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
@@ -29,6 +30,7 @@ from vprompt.training.loader import (
     TrainingEpoch,
     augmentation,
     check_batch,
+    dataset_in,
     epoch_order,
     identity,
     iterate,
@@ -117,6 +119,9 @@ def fit(
         3
     """
     recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
+    train = dataset_in(train)
+    if isinstance(train, ImageDataset):  # the model is to see all other images as it sees these
+        model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
     default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():

@@ -177,7 +177,7 @@ class Reader:
     beside: ClassVar[frozenset[str]] = frozenset()
     """Keys that may stand beside a dataclass's fields, with all names above them."""
     may_lack: ClassVar[tuple[type, ...]] = ()
-    """Dataclasses whose fields may be missing where they have a default."""
+    """Dataclasses whose fields may be missing where they have a default; a field whose metadata say `added` always may."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -198,7 +198,7 @@ class Reader:
         for entry in fields(kind):
             if entry.name in document:
                 found[entry.name] = self.value(document[entry.name], hints[entry.name], f"'{dot}{entry.name}'")
-            elif not issubclass(kind, self.may_lack) or entry.default is MISSING:
+            elif entry.default is MISSING or not (issubclass(kind, self.may_lack) or entry.metadata.get("added")):
                 self.fail(f"'{dot}{entry.name}' is missing")
         return found
 
