@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -47,6 +47,25 @@ def json_text(document: Any, *, indent: int | None = None) -> str:
     if printable(text, keep="\n") == text:
         return text
     return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+@contextmanager
+def json_rows() -> Generator[Callable[[Any], None]]:
+    """Prints a JSON list row by row, one on each line; it is closed also where the command is stopped on the way."""
+    rows = 0
+
+    def write(row: Any) -> None:
+        nonlocal rows
+        sys.stdout.write((",\n" if rows else "[\n") + json_text(row))
+        sys.stdout.flush()
+        rows += 1
+
+    try:
+        yield write
+    finally:
+        if rows:
+            sys.stdout.write("\n]\n")
+            sys.stdout.flush()
 
 
 def print_table(

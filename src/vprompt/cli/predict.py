@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
+from vprompt.cli.console import UsageError, json_rows, percent, print_json, print_note, print_table
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
+    from vprompt.serving.predict import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,8 @@ class _Source:
     """Folder of the adapter, its Hub id, or an exported file."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    device: str = "auto"
+    """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -34,11 +39,15 @@ class _Source:
 
             if self.weights is not None:
                 raise UsageError(f"An exported model has its weights in it; leave out --weights for {self.adapter}.")
+            if self.device not in ("auto", "cpu"):
+                raise UsageError(f"An exported model runs on the processor; leave out --device for {self.adapter}.")
             return load_exported(self.adapter)
         from vprompt.model.load import load
+        from vprompt.utils.devices import device_named
 
+        device = device_named(self.device)
         model = load(self.adapter, weights=self.weights)
-        return model.fold() if fold else model
+        return (model.fold() if fold else model).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,32 +99,54 @@ class Eval(_Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(_Source):
-    """Classes and probabilities of images; a folder stands for all images in it."""
+    """Classes and probabilities of images; a folder stands for all images in it.
+
+    Rows are written batch by batch, with --json one on each line: neither a stop nor a bad file costs finished work.
+    """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
     top: int = 3
     """Number of classes to name for each image."""
     skip_bad: bool = False
-    """Go on without images that cannot be read."""
+    """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
-        from vprompt.serving.predict import predict
+        from vprompt.serving.predict import Failure, Prediction, predict_each
+        from vprompt.utils.errors import DataError
         from vprompt.utils.progress import bar
 
         if not self.images:
             raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
         model = self.load(fold=True)
-        with bar("predicting") as report:
-            predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
-        if self.json:
-            print_json([asdict(prediction) for prediction in predictions])
-        else:
-            rows = [
-                [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
-                for p in predictions
-            ]
-            print_table(f"{len(rows)} image{'s' * (len(rows) != 1)}", ["image", "class", "probability", "then"], rows)
-        for sentence in skipped:
-            print_note(sentence)
+        failures: list[Failure] = []
+        done = 0
+        # Rows on a terminal are progress themselves, and would tear a bar.
+        with bar("predicting", enabled=not sys.stdout.isatty()) as report, json_rows() as write:
+            for batch in predict_each(model, self.images, top=self.top, report=report):
+                predictions = [found for found in batch if isinstance(found, Prediction)]
+                failures += [found for found in batch if isinstance(found, Failure)]
+                done += len(predictions)
+                if self.json:
+                    for found in predictions if self.skip_bad else batch:
+                        write(asdict(found))
+                elif predictions:
+                    _print(predictions, done)
+        for failure in failures:
+            print_note(failure.error)
+        if failures and not (self.skip_bad and done):
+            which = f"{len(failures)} of {done + len(failures)} images could not be read"
+            go_on = "" if self.skip_bad else " (with --skip-bad that is no error)"
+            raise DataError(f"{which}{go_on}; the first: {failures[0].error}")
+
+
+def _print(predictions: Sequence[Prediction], done: int) -> None:
+    """Prints a table of some predictions, the last of which is number `done`."""
+    rows = [
+        [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
+        for p in predictions
+    ]
+    first = done - len(rows) + 1
+    title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
+    print_table(title, ["image", "class", "probability", "then"], rows)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from vprompt.data.preprocessing import WHITE, Preprocessing, View
@@ -102,6 +102,8 @@ def try_decode(source: Source, preprocessing: Preprocessing | None) -> Tensor | 
             return None
     except UnusableImageError as error:
         return str(error)
+    except MemoryError:
+        return "needs more memory than there is"
 
 
 def read_pixels(
@@ -183,7 +185,7 @@ def opened(source: Source, max_pixels: int = MAX_PIXELS, *, white: int = WHITE) 
         raise _unusable(error, max_pixels) from error
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
     file.seek(0)
     try:
         return Image.open(file, formats=_formats())
@@ -226,7 +228,9 @@ def _picture(tiff: Tiff, white: int, max_pixels: int) -> Image.Image:
 
 def _is_deep(image: Image.Image) -> bool:
     """Whether Pillow takes only the upper bytes of colours of 16 bits."""
-    return image.format == "PNG" and image.mode in ("RGB", "RGBA") and str(image.tile[0][3]).endswith(";16B")
+    if not isinstance(image, PngImagePlugin.PngImageFile) or image.mode not in ("RGB", "RGBA"):
+        return False
+    return str(image.tile[0].args).endswith(";16B")
 
 
 def _with_lower_bytes(image: Image.Image, file: BinaryIO, white: int) -> Image.Image:

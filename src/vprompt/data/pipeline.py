@@ -104,7 +104,7 @@ def load(
 def _with_white(
     listing: Listing, names: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Finds the white of images of 16 bits that all together use fewer, as those of a camera of 12 bits; and says so."""
+    """Finds the white of images of 16 bits that together use fewer, as those of a camera of 12 bits; and says so."""
     if listing.files is None or preprocessing.white != WHITE:
         return preprocessing, ()
     files, bits = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files, 0

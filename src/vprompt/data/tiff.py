@@ -77,7 +77,7 @@ class Tiff:
         if self._tag(262, 1) not in (1, 2):
             return True
         if self.bands == 1:
-            return self.bits <= 16 and self.kind != "f" or self.bits == 32
+            return (self.bits <= 16 and self.kind != "f") or self.bits == 32
         return self.bits <= 8 and self.bands <= 6 and (self._tag(262, 1) == 2 or self.bands == 2)
 
     def samples(self) -> NDArray[Any]:

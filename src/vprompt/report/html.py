@@ -24,9 +24,7 @@ def html_page(title: str, made: str, sections: Sequence[Section]) -> str:
         made: What it is and when it was made, in a line below.
         sections: Its content, linked from its top.
     """
-    pages = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_shown
-    )
+    pages = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_shown)
     pages.trim_blocks = pages.lstrip_blocks = True
     tools = {"kind": _kind, "as_cell": as_cell, "base64": _base64, "svg": svg, "key": key}
     # The style sheet is our own file, the only text that goes in as it is.

@@ -177,7 +177,7 @@ class Reader:
     beside: ClassVar[frozenset[str]] = frozenset()
     """Keys that may stand beside a dataclass's fields, with all names above them."""
     may_lack: ClassVar[tuple[type, ...]] = ()
-    """Dataclasses whose fields may be missing where they have a default; a field whose metadata say `added` always may."""
+    """Dataclasses whose fields may be missing where they have a default; one that is `added` always may."""
 
     def __init__(self, where: str) -> None:
         self.where = where
