@@ -76,10 +76,8 @@ def _block(block: Block) -> list[str]:
         case Bullets(items):
             return ["\n".join(f"- {escaped(item)}" for item in items)]
         case Code(text):
-            # Fenced: indented code after a list would be part of its last item. No run of backticks in it is as long.
-            shown = printable(text, keep="\n")
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-            return [f"{fence}text\n{shown}\n{fence}"]
+            # Without a comment before it, indented code after a list would be part of the list's last item.
+            return ["<!-- -->", "\n".join(f"    {printable(line)}" for line in text.split("\n"))]
         case Charts():
             return []
         case Picture(alt=alt, file=file):
