@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -353,3 +354,36 @@ def test_real_resizing_runs_the_file_path(tmp_path):
 def test_open_task_reads_folders(unsplit):
     task = open_task(str(unsplit), PLAIN, split_seed=4)
     assert task.fingerprint() == load_folder(unsplit, PLAIN, split_seed=4).fingerprint()
+
+
+def add_deep(root, folder, values):
+    """Adds an image of 16 bits for each (H, W) of values."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(values):
+        Image.fromarray(image.astype(np.uint16)).save(root / folder / f"{number}.tif")
+
+
+@pytest.mark.parametrize(("most", "white"), [(4000, 4095), (900, 1023), (200, 255), (20_000, 32_767), (40_000, 65_535)])
+def test_white_of_deep_images_is_that_of_all_of_them(tmp_path, most, white):
+    """Of each alone, a dark image would come out as bright as a bright one."""
+    dark, bright = np.full((5, 4, 4), most // 4), np.full((5, 4, 4), most)
+    add_deep(tmp_path, "dark", dark)
+    add_deep(tmp_path, "bright", bright)
+    task = load_folder(tmp_path, PLAIN)
+    assert task.preprocessing.white == white
+    assert task.train.preprocessing == task.preprocessing
+    pixels = task.train.pixels(torch.arange(len(task.train))).flatten(1).float().mean(1)
+    for name, value in (("dark", most // 4), ("bright", most)):
+        seen = pixels[task.train.labels == task.classes.index(name)]
+        assert (seen == int(value * 255 / white + 0.5)).all()
+    notes = [note for note in task.summary.notes if "16 bits" in note]
+    assert len(notes) == (white != 65_535)
+    assert all(str(white) in note for note in notes)
+
+
+def test_white_that_is_given_is_not_looked_for(tmp_path):
+    add_deep(tmp_path, "dark", np.full((5, 4, 4), 100))
+    add_deep(tmp_path, "bright", np.full((5, 4, 4), 900))
+    task = load_folder(tmp_path, replace(PLAIN, white=4095))
+    assert task.preprocessing.white == 4095
+    assert not task.summary.notes

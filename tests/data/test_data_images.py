@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vprompt.data.images import MAX_PIXELS, decode, quiet_pillow, try_decode
+from vprompt.data.images import MAX_PIXELS, bits_used, decode, quiet_pillow, try_decode
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -446,3 +446,212 @@ def test_silence_ends_with_the_block():
             pass
         assert warnings.filters != before
     assert warnings.filters == before
+
+
+# ── metadata of a PNG ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def with_chunks(png, *chunks, last=False):
+    """A PNG file with more chunks behind its header, or before its end."""
+    place = png.index(b"IEND") - 4 if last else 33
+    return png[:place] + b"".join(chunk(name, body) for name, body in chunks) + png[place:]
+
+
+MEGABYTES = zlib.compress(bytes(3 * 2**20))
+METADATA = {
+    "profile": [(b"iCCP", b"icc\0\0" + MEGABYTES)],
+    "text": [(b"zTXt", b"workflow\0\0" + MEGABYTES)],
+    "XMP": [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + MEGABYTES)],
+    "many texts": [(b"zTXt", b"%d\0\0" % n + zlib.compress(bytes(2**20 - 9))) for n in range(70)],
+    "all of it": [(b"iCCP", b"icc\0\0" + MEGABYTES), (b"zTXt", b"a\0\0" + MEGABYTES)],
+}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("kind", METADATA)
+def test_large_metadata_do_not_cost_the_pixels(kind, last):
+    if kind in ("profile", "all of it") and last:
+        pytest.skip("a profile stands before the pixels")
+    data = with_chunks(saved(Image.fromarray(RGB), "PNG"), *METADATA[kind], last=last)
+    assert np.array_equal(pixels(data), RGB)
+    if not last:
+        assert try_decode(data, None) is None
+    found = try_decode(data[: data.index(b"IDAT") + 40], plain())
+    assert isinstance(found, str)
+    assert "MAX_TEXT" not in found
+
+
+def test_small_metadata_still_turn_the_image():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = with_chunks(saved(Image.fromarray(RGB), "PNG", exif=exif), *METADATA["text"])
+    assert np.array_equal(pixels(data, size=(WIDTH, HEIGHT)), np.rot90(RGB, -1))
+
+
+# ── TIFF files that Pillow knows no mode for ─────────────────────────────────────────────────────────────────────────
+
+
+def tiff(array, *, photometric=2, packed=False, predictor=False, planar=False, rows=None, order="<", tags=None):
+    """A TIFF file of (H, W, bands), written from the specification; `tags` holds others, each (type, values)."""
+    height, width, bands = array.shape
+    rows = rows or height
+    strips = []
+    for plane in [array[..., band : band + 1] for band in range(bands)] if planar else [array]:
+        for top in range(0, height, rows):
+            part = plane[top : top + rows].copy()
+            if predictor:
+                part[:, 1:] = part[:, 1:] - plane[top : top + rows, :-1]
+            raw = part.astype(part.dtype.newbyteorder(order)).tobytes()
+            strips.append(zlib.compress(raw) if packed else raw)
+    offsets = [8 + sum(map(len, strips[:number])) for number in range(len(strips))]
+    short, long = 3, 4
+    entries = {
+        256: (short, [width]),
+        257: (short, [height]),
+        258: (short, [array.dtype.itemsize * 8] * bands),
+        259: (short, [8 if packed else 1]),
+        262: (short, [photometric]),
+        273: (long, offsets),
+        277: (short, [bands]),
+        278: (short, [rows]),
+        279: (long, list(map(len, strips))),
+        284: (short, [2 if planar else 1]),
+        317: (short, [2 if predictor else 1]),
+        339: (short, [{"u": 1, "i": 2, "f": 3}[array.dtype.kind]] * bands),
+        **(tags or {}),
+    }
+    start = 8 + sum(map(len, strips))
+    after, directory, beyond = start + 6 + 12 * len(entries), struct.pack(order + "H", len(entries)), b""
+    for number, (kind, values) in sorted(entries.items()):
+        raw = struct.pack(f"{order}{len(values)}{'HI'[kind - short]}", *values)
+        if len(raw) > 4:
+            raw, beyond = struct.pack(order + "I", after + len(beyond)), beyond + raw
+        directory += struct.pack(order + "HHI", number, kind, len(values)) + raw.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
+    return head + b"".join(strips) + directory + bytes(4) + beyond
+
+
+FORMS = {
+    "plain": {},
+    "big-endian": {"order": ">"},
+    "strips": {"rows": 4},
+    "packed": {"packed": True, "rows": 4},
+    "differences": {"packed": True, "predictor": True, "order": ">"},
+    "planes": {"planar": True, "packed": True, "rows": 4},
+}
+SAMPLES_OF = {
+    "uint16": (noise(HEIGHT, WIDTH, 3) * np.uint16(257), RGB),
+    "uint32": (RGB.astype(np.uint32) * 257, RGB),
+    "float32": ((RGB / 255).astype(np.float32), RGB),
+    "float64": (RGB / 255, RGB),
+    "float16": (RGB.astype(np.float16), RGB),
+    "float64, grey": (RGB[..., :1] / 255, np.repeat(RGB[..., :1], 3, axis=2)),
+    "int32": (RGB.astype(np.int32) * 257, RGB),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", SAMPLES_OF)
+def test_tiff_of_many_bits_a_sample(kind, form):
+    samples, expected = SAMPLES_OF[kind]
+    if form == "differences" and samples.dtype.kind == "f":
+        pytest.skip("TIFF has no such differences of floats")
+    # Many writers call the three bands grey.
+    for photometric in {2, 1} if samples.shape[2] == 3 else {1}:
+        assert np.array_equal(pixels(tiff(samples, photometric=photometric, **FORMS[form])), expected)
+
+
+def test_tiff_with_opacity_and_an_orientation():
+    alpha = noise(HEIGHT, WIDTH, seed=2)
+    deep = np.dstack([RGB, alpha]) * np.uint16(257)
+    found = pixels(tiff(deep, tags={338: (3, [2]), 274: (3, [6])}), size=(WIDTH, HEIGHT))
+    assert np.abs(found - np.rot90(over_white(RGB, alpha), -1)).max() <= 1
+    unspecified = pixels(tiff(deep, tags={338: (3, [0])}))
+    assert np.array_equal(unspecified, RGB)
+
+
+@pytest.mark.parametrize(
+    ("samples", "photometric", "words"),
+    [
+        (np.zeros((4, 4, 13), np.uint16), 1, "holds 13 bands of 16-bit integers"),
+        (np.zeros((4, 4, 4), np.float32), 1, "holds 4 bands of 32-bit floats"),
+        (np.zeros((4, 4, 7), np.uint8), 1, "holds 7 bands of 8-bit integers"),
+        (np.full((4, 4, 3), np.nan, np.float32), 2, "float pixels outside"),
+        (np.full((4, 4, 3), 9000, np.float32), 2, "float pixels outside"),
+        (np.full((4, 4, 3), -1, np.int16), 2, "outside 0 to 65535"),
+    ],
+)
+def test_tiff_that_is_no_picture_is_refused_by_what_it_is(samples, photometric, words):
+    found = try_decode(tiff(samples, photometric=photometric), plain())
+    assert isinstance(found, str)
+    assert words in found
+    assert "damaged" not in found
+
+
+def test_damaged_and_giant_tiffs_are_refused():
+    whole = tiff(np.zeros((40, 40, 3), np.float32), packed=True)
+    count = struct.pack("<HHII", 279, 4, 1, len(zlib.compress(bytes(19200))))
+    cut = whole.replace(count, struct.pack("<HHII", 279, 4, 1, 9))
+    assert cut != whole
+    assert isinstance(try_decode(cut, plain()), str)
+    assert isinstance(try_decode(whole[:40], plain()), str)
+    giant = tiff(np.zeros((4, 4, 3), np.float32), tags={256: (3, [60_000]), 257: (3, [60_000])})
+    assert "too large" in try_decode(giant, plain())
+    greedy = tiff(np.zeros((4, 4, 3), np.float32), tags={279: (4, [2**31])})
+    assert isinstance(try_decode(greedy, plain()), str)
+
+
+# ── white of images of fewer bits than 16 ────────────────────────────────────────────────────────────────────────────
+
+
+def twelve_bits(bands=1):
+    values = noise(HEIGHT, WIDTH, bands, high=4096, dtype=np.uint16)
+    values[0, 0], values[0, 1] = 4095, 0
+    return values
+
+
+def deep_png(values):
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, {1: 0, 3: 2, 4: 6}[values.shape[2]], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    body = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("write", [deep_png, lambda values: tiff(values, photometric=2 if values.shape[2] == 3 else 1)])
+def test_white_is_what_the_preprocessing_says(write, bands):
+    values = twelve_bits(bands)
+    data = write(values)
+    assert bits_used(data) == 12
+    expected = np.floor(values / 4095 * 255 + 0.5)
+    assert np.array_equal(pixels(data, white=4095), np.broadcast_to(expected, (HEIGHT, WIDTH, 3)))
+    assert pixels(data).max() <= 16
+    brighter = write(np.full_like(values, 5000))
+    assert (pixels(brighter, white=4095) == 255).all()
+
+
+def test_white_is_what_the_file_says():
+    values = twelve_bits()
+    expected = np.broadcast_to(np.floor(values / 4095 * 255 + 0.5), (HEIGHT, WIDTH, 3))
+    packed = np.unpackbits(values[..., 0].astype(">u2").view(np.uint8).reshape(HEIGHT, WIDTH, 2), axis=2)[..., 4:]
+    twelve = np.packbits(packed.reshape(HEIGHT, -1), axis=1)  # 12 bits each, rows of whole bytes
+    plain12 = tiff(twelve[..., None], photometric=1, tags={256: (3, [WIDTH]), 258: (3, [12])})
+    for data in (
+        tiff(values, photometric=1, tags={281: (3, [4095])}),
+        tiff(values, photometric=1, tags={341: (3, [4000])}),
+        plain12,
+    ):
+        assert bits_used(data) == 0
+        for white in (65535, 255):
+            assert np.array_equal(pixels(data, white=white), expected)
+
+
+def test_bits_are_no_question_for_other_images():
+    others = [saved(Image.fromarray(RGB), "PNG"), saved(Image.fromarray(RGB), "JPEG"), b"", b"nothing"]
+    others += [tiff(np.zeros((4, 4, 13), np.uint16), photometric=1), tiff(np.zeros((4, 4, 3), np.float32))]
+    assert [bits_used(data) for data in others] == [0] * len(others)
+    assert bits_used(deep_png(np.full((HEIGHT, WIDTH, 3), 65535, np.uint16))) == 16

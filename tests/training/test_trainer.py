@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import vprompt
 import vprompt.training.trainer as training
@@ -890,12 +891,64 @@ def test_a_loss_that_is_no_number_is_reported_with_its_place(method, tmp_path):
     assert not file.exists()
 
 
-def test_images_that_are_no_numbers_stop_in_the_first_step():
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", [vprompt.VPT(4), vprompt.Linear()], ids=["vpt", "linear"])
+def test_an_image_with_values_that_are_no_numbers_is_named(method, value):
+    """By its number in the data set, whatever the order of the epoch, and not as a rate that is too high."""
     images, labels = tensors().tensors
-    images[:, 0, 0, 0] = math.nan
-    with pytest.raises(TrainingError) as error:
-        fit(fresh(), TensorDataset(images, labels), recipe=recipe())
-    assert "epoch 1, step 1" in a_sentence(error)
+    images[17, 2, 3, 4] = value
+    broken = TensorDataset(images, labels)
+    for call in (
+        lambda: fit(fresh(method), broken, recipe=recipe()),
+        lambda: fit(fresh(method), Items(broken), recipe=recipe(workers=1)),
+        lambda: fit(fresh(method), tensors(), broken, recipe=recipe()),
+        lambda: evaluate(fresh(method), DataLoader(broken)),
+    ):
+        with pytest.raises(DataError) as error:
+            call()
+        assert "image 17 " in a_sentence(error)
+
+
+def test_images_that_were_not_normalised_are_a_warning_once():
+    images, labels = tensors().tensors
+    images[5] = images[5] * 60 + 128
+    with pytest.warns(UserWarning, match=r"image 5 .* normalised") as said:
+        fit(fresh(), TensorDataset(images, labels), recipe=recipe(epochs=3, cache_gb=0))
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(fresh(), TensorDataset(torch.full_like(images, 2.64), labels), recipe=recipe())
+
+
+def test_a_data_loader_stands_for_its_data_set():
+    loader = DataLoader(tensors(), batch_size=2, shuffle=True, num_workers=2)
+    mine, there = fresh(), fresh()
+    rows = fit(mine, loader, loader, recipe=recipe()).rows
+    assert rows == fit(there, tensors(), tensors(), recipe=recipe()).rows
+    assert evaluate(mine, loader) == evaluate(there, tensors())
+    torch.testing.assert_close(vprompt.score(mine, loader), vprompt.score(there, tensors()))
+
+
+def test_a_data_loader_with_a_will_of_its_own_is_refused():
+    """Its sampler would silently not be followed."""
+    data = tensors()
+    for loader, kind in (
+        (DataLoader(data, sampler=WeightedRandomSampler([1.0] * 24, 24)), "WeightedRandomSampler"),
+        (DataLoader(data, batch_sampler=[[0, 1], [2, 3]]), "list"),
+    ):
+        with pytest.raises(DataError) as error:
+            fit(fresh(), loader, recipe=recipe())
+        assert kind in a_sentence(error)
+
+
+def test_a_process_that_loads_images_and_is_killed_is_a_data_error():
+    def before(fetched):
+        if fetched == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(DataError) as error:
+        fit(fresh(), Items(tensors(), before), recipe=recipe(workers=1))
+    assert "killed" in a_sentence(error)
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 1000])
@@ -938,6 +991,17 @@ WRONG = {
     "wrong-size-tensors": TensorDataset(torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64)),
     "empty": TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.int64)),
     "empty-list": [],
+    "dictionary-of-data-sets": {"train": tensors()},
+    "path": "photos/",
+    "one-tensor": torch.zeros(4, 3, 32, 32),
+    "images-and-labels": (torch.zeros(4, 3, 32, 32), torch.zeros(4)),
+    "generator": (pair for pair in [(IMAGE, 0)]),
+    "nothing": None,
+    "huge-label": [(IMAGE, 2**70)] * 4,
+    "labels-of-several-lengths": [(IMAGE, torch.zeros(1).long()), (IMAGE, torch.zeros(2).long())] * 2,
+    "half": [(IMAGE.half(), 0)] * 4,
+    "double": TensorDataset(torch.zeros(4, 3, 32, 32, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)),
+    "loader-of-dictionaries": DataLoader([{"image": IMAGE, "label": 0}] * 4),
 }
 
 
@@ -956,9 +1020,10 @@ def test_a_stream_is_refused():
         def __iter__(self):
             yield IMAGE, 0
 
-    with pytest.raises(DataError) as error:
-        fit(fresh(), Stream(), recipe=recipe())
-    assert "length" in a_sentence(error)
+    for stream in (Stream(), DataLoader(Stream())):
+        with pytest.raises(DataError) as error:
+            fit(fresh(), stream, recipe=recipe())
+        assert "length" in a_sentence(error)
 
 
 def test_an_error_of_the_users_own_data_set_comes_through():

@@ -110,9 +110,9 @@ def dataset_in(data: ImageLabels | DataLoader[Any]) -> ImageLabels:
     Raises:
         DataError: It is no data set, or the loader does more than to take its items one by one.
     """
+    if isinstance(data.dataset if isinstance(data, DataLoader) else data, IterableDataset):
+        raise DataError("The data set must have a length; one that can only be iterated is not supported.")
     if isinstance(data, DataLoader):
-        if isinstance(data.dataset, IterableDataset):
-            return dataset_in(cast("ImageLabels", data.dataset))
         own = [
             f"{what} of its own ({_kind(part)})"
             for what, part, usual in (
@@ -126,12 +126,8 @@ def dataset_in(data: ImageLabels | DataLoader[Any]) -> ImageLabels:
         data = cast("ImageLabels", data.dataset)
     if isinstance(data, Task):
         raise DataError("Here images are needed, not a task; give a part of it, such as task.train.")
-    wrong = isinstance(data, IterableDataset | str | bytes | Mapping | Tensor | np.ndarray)
-    if wrong or not hasattr(data, "__getitem__"):
-        raise DataError(
-            f"A data set of pairs of an image and a label is needed, such as a TensorDataset, not {_kind(data)}; one "
-            "that can only be iterated is not supported."
-        )
+    if isinstance(data, str | bytes | Mapping | Tensor | np.ndarray) or not hasattr(data, "__getitem__"):
+        raise DataError(f"A data set of images with labels is needed, such as a TensorDataset, not {_kind(data)}.")
     return data
 
 
