@@ -5,12 +5,14 @@ import io
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 from PIL import Image
@@ -18,6 +20,7 @@ from timm.models import save_for_hf
 
 import vprompt
 from conftest import COLOURS, run_command, write_classes, write_images
+from processes import Command
 from vprompt.cli.fit import show_result
 from vprompt.cli.main import main
 
@@ -350,14 +353,77 @@ def test_skip_bad_goes_on_and_says_how_many(tmp_path):
     assert any("red/99.png" in sentence for sentence in everything.document["skipped"])
 
 
-def test_predict_skips_what_is_no_image_and_says_so(trained, tmp_path):
-    images = write_images(tmp_path / "images", COLOURS["red"], 2) or tmp_path / "images"
-    (images / "00a.png").write_bytes(b"nothing")
-    outcome = run_command("predict", trained.folder, images, "--json", "--skip-bad")
+@pytest.fixture
+def one_bad(tmp_path):
+    """Three batches of images, one of which is none."""
+    images = tmp_path / "images"
+    write_images(images, COLOURS["red"], 70)
+    (images / "40a.png").write_bytes(b"nothing")
+    return images
+
+
+def test_a_bad_file_costs_no_finished_prediction(trained, one_bad):
+    outcome = run_command("predict", trained.folder, one_bad, "--json")
+    assert outcome.status == 1
+    rows = [json.loads(line.rstrip(",")) for line in outcome.out.splitlines()[1:-1]]
+    assert rows == outcome.document
+    bad = [row for row in rows if "class_name" not in row]
+    assert [os.path.basename(row["image"]) for row in bad] == ["40a.png"]
+    assert "not an image" in bad[0]["error"]
+    assert len(rows) == 71
+    sentence = outcome.err.splitlines()[-1]
+    assert sentence.startswith("vprompt: 1 of 71 images")
+    assert "40a.png" in sentence
+    assert "--skip-bad" in sentence
+    table = run_command("predict", trained.folder, one_bad)
+    assert table.status == 1
+    assert table.out.count(".png") == 70
+    good = run_command("predict", trained.folder, *sorted(one_bad.glob("??.png")), "--json").document
+    assert [row["class_name"] for row in rows if row not in bad] == [row["class_name"] for row in good]
+
+
+def test_predict_skips_what_is_no_image_and_says_so(trained, one_bad):
+    outcome = run_command("predict", trained.folder, one_bad, "--json", "--skip-bad")
     assert outcome.status == 0
-    assert [os.path.basename(found["image"]) for found in outcome.document] == ["00.png", "01.png"]
-    assert "00a.png" in outcome.err
-    assert run_command("predict", trained.folder, images).status == 1
+    assert [os.path.basename(found["image"]) for found in outcome.document] == [f"{n:02}.png" for n in range(70)]
+    assert "40a.png" in outcome.err
+    nothing = run_command("predict", trained.folder, one_bad / "40a.png", "--skip-bad")
+    assert nothing.status == 1
+    assert nothing.out == ""
+
+
+def test_a_prediction_that_is_stopped_leaves_what_it_did(trained, tmp_path):
+    write_images(tmp_path / "images", COLOURS["red"], 40)
+    endless = [tmp_path / "images"] * 200
+    process = Command("predict", trained.folder, *endless, "--json", folder=tmp_path)
+    status, out, err = process.when(lambda: process.printed()[0].count("class_name") > 40, signal.SIGINT)
+    assert status == 130
+    assert 40 < len(json.loads(out)) < 8000
+    assert "Traceback" not in err
+
+
+def test_a_device_is_taken_by_name(trained):
+    image = trained.data / "red" / "00.png"
+    for arguments in (["predict", trained.folder, image], ["eval", trained.folder, trained.data]):
+        assert run_command(*arguments, "--device", "cpu").status == 0
+        outcome = run_command(*arguments, "--device", "abacus")
+        assert outcome.status == 1
+        assert "'abacus'" in outcome.err
+
+
+def test_white_of_a_camera_goes_with_the_adapter(tmp_path):
+    """An image alone does not tell how many bits the others need."""
+    for name, level in (("dim", 300), ("dimmer", 150)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            values = np.random.default_rng([level, number]).normal(level, 20, (24, 24)).clip(0).astype(np.uint16)
+            values[:4, :4] = 4000 * (number == 0)
+            Image.fromarray(values).save(tmp_path / "data" / name / f"{number}.tif")
+    assert run_command("fit", tmp_path / "data", *QUICK, "--out", tmp_path / "run").status == 0
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["preprocessing"]["white"] == 4095
+    model = vprompt.load(tmp_path / "run")
+    assert model.fold().preprocessing.white == 4095
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -507,6 +573,19 @@ def test_a_stream_that_cannot_hold_a_name_is_no_crash(odd, json_):
     if json_:
         classes = {name for found in json.loads(written.decode("cp1252")) for name, _ in found["top"]}
         assert "鸟 vögel" in classes
+
+
+def test_a_mark_of_direction_never_reaches_the_terminal(trained, tmp_path):
+    name = "photo\u202egnp.png"
+    shutil.copy(trained.data / "red" / "00.png", tmp_path / name)
+    (tmp_path / "bad\u2066.png").write_bytes(b"")
+    for options in ([], ["--json"]):
+        outcome = run_command("predict", trained.folder, tmp_path, *options)
+        assert outcome.status == 1
+        assert not set(outcome.out + outcome.err) & set("\u202e\u2066")
+        assert "\\u202e" in outcome.out
+    missing = run_command("predict", trained.folder, tmp_path / "no\u202e.png")
+    assert "no\\u202e.png does not exist" in missing.err
 
 
 @pytest.mark.parametrize("json_", [True, False], ids=["json", "table"])

@@ -47,8 +47,7 @@ def escaped(text: str) -> str:
         >>> escaped("85.2 ± 0.4 (n = 3) of <b> a_b: _c_ www.x.")
         '85.2 ± 0.4 (n = 3) of &lt;b&gt; a_b: \\\\_c\\\\_ www&#46;x.'
     """
-    parts: list[str] = []
-    end = 0
+    text, parts, end = text.strip(), list[str](), 0  # spaces in front would make it code
     for markup in _MARKUP.finditer(text):
         digits = markup[0].rstrip(".)") if markup[0][0].isdigit() else ""
         parts += [printable(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
