@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,33 +28,23 @@ class Tiff:
 
     Args:
         file: The open file.
-        tags: The tags of the picture.
+        tags: All of them.
         order: `"<"` or `">"`.
+        size: Width and height.
+        bands: Samples per pixel.
+        bits: Bits per sample.
+        kind: Numpy's letter of the samples' type.
+        photometric: 1 of grey, 2 of RGB.
     """
 
     file: BinaryIO
     tags: TiffImagePlugin.ImageFileDirectory_v2
     order: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self._tag(256, 0), self._tag(257, 0)
-
-    @property
-    def bands(self) -> int:
-        """Samples per pixel."""
-        return self._tag(277, 1)
-
-    @property
-    def bits(self) -> int:
-        """Bits per sample."""
-        return self._tag(258, 1)
-
-    @property
-    def kind(self) -> str:
-        """Numpy's letter of the samples' type."""
-        return _KINDS.get(self._tag(339, 1), "u")
+    size: tuple[int, int]
+    bands: int
+    bits: int
+    kind: str
+    photometric: int
 
     @property
     def layout(self) -> str:
@@ -64,21 +55,21 @@ class Tiff:
     @property
     def colours(self) -> int:
         """The number of bands that make a picture, opacity included; 0 where that cannot be told."""
-        rgb, opaque = self._tag(262, 1) == 2, self._tag(338, 0) not in _ALPHA
-        if self._tag(262, 1) not in (1, 2):
+        if self.photometric not in (1, 2):
             return 0
+        clear = _first(self.tags, 338, 0) not in _ALPHA
         if self.bands >= 4:
-            return (3 if opaque else 4) if rgb else 0
-        return {1: 1, 2: 1 if opaque else 2, 3: 3}[self.bands]
+            return (3 if clear else 4) if self.photometric == 2 else 0
+        return {1: 1, 2: 1 if clear else 2, 3: 3}[self.bands]
 
     @property
     def known_to_pillow(self) -> bool:
         """Whether Pillow reads it without loss."""
-        if self._tag(262, 1) not in (1, 2):
+        if self.photometric not in (1, 2):
             return True
         if self.bands == 1:
             return (self.bits <= 16 and self.kind != "f") or self.bits == 32
-        return self.bits <= 8 and self.bands <= 6 and (self._tag(262, 1) == 2 or self.bands == 2)
+        return self.bits <= 8 and self.bands <= 6 and (self.photometric == 2 or self.bands == 2)
 
     def samples(self) -> NDArray[Any]:
         """The samples (H, W, bands).
@@ -88,38 +79,36 @@ class Tiff:
         """
         width, height = self.size
         kind = np.dtype(f"{self.order}{self.kind}{self.bits // 8}")
-        predictor = self._tag(317, 1)
+        predictor = _first(self.tags, 317, 1)
         if self.bits % 8 or predictor not in (1, 2) or (predictor == 2 and self.kind == "f"):
             raise ValueError(f"{self.layout}, packed in a way that is not read")
-        planes = self.bands if self._tag(284, 1) == 2 else 1
+        planes = self.bands if _first(self.tags, 284, 1) == 2 else 1
         together = self.bands // planes
         parts: list[NDArray[Any]] = []
         for plane in range(planes):
             raw = self._plane(plane, planes, together * kind.itemsize)
             part = np.frombuffer(raw, kind).reshape(height, width, together).astype(kind.newbyteorder("="))
             if predictor == 2:
-                step = self._tag(322, width)
+                step = _first(self.tags, 322, width)
                 for left in range(0, width, step):
                     part[:, left : left + step] = part[:, left : left + step].cumsum(1, dtype=part.dtype)
             parts.append(part)
         return np.concatenate(parts, axis=2)
-
-    def _tag(self, number: int, default: int) -> int:
-        return _first(self.tags, number, default)
 
     def _plane(self, plane: int, planes: int, pixel: int) -> bytes:
         """The bytes of a plane, `pixel` for each pixel, unpacked by Pillow: to it they are grey values in long rows."""
         width, height = self.size
         offsets, counts, rows = (324, 325, 323) if 324 in self.tags else (273, 279, 278)
         same = {number: self.tags[number] for number in (259, 266, rows) if number in self.tags}
-        wide = {256: width * pixel, **({322: self._tag(322, 0) * pixel} if 324 in self.tags else {})}
-        lengths, body = _share(self.tags[counts], plane, planes), b""
-        if sum(lengths) > 2 * width * height * pixel + 2**16 * len(lengths):
-            raise ValueError("has more packed than unpacked bytes")
+        wide = {256: width * pixel, **({322: _first(self.tags, 322, 0) * pixel} if 324 in self.tags else {})}
+        lengths = _share(self.tags[counts], plane, planes)
+        if min(lengths) < 0 or sum(lengths) > 2 * width * height * pixel + 2**16:
+            raise ValueError("more bytes are packed than unpacked")
+        pieces: list[bytes] = []
         for offset, length in zip(_share(self.tags[offsets], plane, planes), lengths, strict=True):
             self.file.seek(offset)
-            body += self.file.read(length)
-        begins = tuple(8 + sum(lengths[:number]) for number in range(len(lengths)))
+            pieces.append(self.file.read(length))
+        body, begins = b"".join(pieces), tuple(accumulate(lengths[:-1], initial=8))
         tags = {**same, **wide, 257: height, 258: 8, 262: 1, 277: 1, 284: 1, offsets: begins, counts: lengths}
         start = 8 + len(body) + len(body) % 2
         head = struct.pack(f"{self.order}2sHI", b"II" if self.order == "<" else b"MM", 42, start)
@@ -162,7 +151,8 @@ def white_in(tags: TiffImagePlugin.ImageFileDirectory_v2) -> int | None:
 
 def _first(tags: TiffImagePlugin.ImageFileDirectory_v2, number: int, default: int) -> int:
     value = tags.get(number, default)
-    return int(value[0] if isinstance(value, tuple) else value)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else default
 
 
 def read_tiff(file: BinaryIO) -> Tiff | None:
@@ -174,7 +164,16 @@ def read_tiff(file: BinaryIO) -> Tiff | None:
         tags = TiffImagePlugin.ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b""))
         file.seek(tags.next)
         tags.load(file)
-        found = Tiff(file=file, tags=tags, order="<" if head[:2] == b"II" else ">")
-        return found if min(found.size) > 0 and found.bands > 0 else None
+        found = Tiff(
+            file=file,
+            tags=tags,
+            order="<" if head[:2] == b"II" else ">",
+            size=(_first(tags, 256, 0), _first(tags, 257, 0)),
+            bands=_first(tags, 277, 1),
+            bits=_first(tags, 258, 1),
+            kind=_KINDS.get(_first(tags, 339, 1), "u"),
+            photometric=_first(tags, 262, 1),
+        )
+        return found if min(*found.size, found.bands) > 0 else None
     except Exception:  # tags can be damaged in any way
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from vprompt.data.preprocessing import WHITE
 from vprompt.model.config import AdapterConfig
 from vprompt.utils.text import escape
 
@@ -91,6 +92,7 @@ def _images(config: AdapterConfig) -> str:
         ["Resizing", escape(f"{preprocessing.resize}, {preprocessing.interpolation}")],
         ["Mean", ", ".join(f"{value:g}" for value in preprocessing.mean)],
         ["Standard deviation", ", ".join(f"{value:g}" for value in preprocessing.std)],
+        *[["White in images of 16 bits", str(preprocessing.white)]] * (preprocessing.white != WHITE),
     ]
     return "## Images\n\n" + _table(["", ""], rows)
 
