@@ -15,7 +15,6 @@ from vprompt.data.threads import in_threads
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.progress import Report, silent
-from vprompt.utils.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ def predict_each(
             batch = list(zip(files[start : start + batch_size], images, strict=False))
             ranked = iter(_ranked(model, [image for _, image in batch if isinstance(image, Tensor)], top))
             yield [
-                Failure(image=printable(file), error=refusal(file, image))
+                Failure(image=file, error=refusal(file, image))
                 if isinstance(image, str)
                 else _named(file, next(ranked), model.class_names)
                 for file, image in batch
@@ -139,7 +138,7 @@ def _ranked(model: Classifier, images: Sequence[Tensor], top: int) -> list[list[
 
 def _named(file: str, best: Sequence[tuple[int, float]], classes: Sequence[str]) -> Prediction:
     top = tuple((classes[index], probability) for index, probability in best)
-    return Prediction(image=printable(file), class_name=top[0][0], probability=top[0][1], top=top)
+    return Prediction(image=file, class_name=top[0][0], probability=top[0][1], top=top)
 
 
 def most_probable(logits_BC: Tensor, top: int) -> list[list[tuple[int, float]]]:
