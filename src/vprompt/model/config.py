@@ -14,6 +14,7 @@ from vprompt.model.records import Condensation, Pruning, Recipe
 from vprompt.utils.errors import AdapterError, VPromptError
 from vprompt.utils.io import pretty_json
 from vprompt.utils.serialization import Reader, parse, show
+from vprompt.utils.text import printable
 
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""
@@ -120,7 +121,7 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
     config = reader.config(cast("dict[str, Any]", document))
     _check(config, reader)
     if reader.unknown:
-        known = f"this version of vprompt does not know: {', '.join(sorted(reader.unknown))}"
+        known = f"this version of vprompt does not know: {printable(', '.join(sorted(reader.unknown)))}"
         warnings.warn(f"{where} has keys that {known}. They are ignored.", stacklevel=3)
     return config
 

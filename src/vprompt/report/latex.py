@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vprompt.report.document import Body, Cell, Table, as_cell
+from vprompt.utils.text import printable
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -56,7 +57,7 @@ def escaped(text: str) -> str:
         >>> escaped("100 % of a_b")
         '100 \\\\% of a\\\\_b'
     """
-    return "".join(_SPECIAL.get(c) or (c if ord(c) < 0x180 else f"U+{ord(c):04X}") for c in text)
+    return "".join(_SPECIAL.get(c) or (c if ord(c) < 0x180 else f"U+{ord(c):04X}") for c in printable(text))
 
 
 def _body(body: Body, columns: int) -> list[str]:
