@@ -930,11 +930,16 @@ def test_a_data_loader_stands_for_its_data_set():
 
 
 def test_a_data_loader_with_a_will_of_its_own_is_refused():
-    """Its sampler would silently not be followed."""
+    """Its sampler, or how it joins images, would silently not be followed."""
+
+    def mixed_up(items):
+        return torch.stack([image for image, _ in items]).flip(0), torch.tensor([label for _, label in items])
+
     data = tensors()
     for loader, kind in (
         (DataLoader(data, sampler=WeightedRandomSampler([1.0] * 24, 24)), "WeightedRandomSampler"),
         (DataLoader(data, batch_sampler=[[0, 1], [2, 3]]), "list"),
+        (DataLoader(data, collate_fn=mixed_up), "mixed_up"),
     ):
         with pytest.raises(DataError) as error:
             fit(fresh(), loader, recipe=recipe())

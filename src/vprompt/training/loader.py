@@ -19,6 +19,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     TensorDataset,
+    default_collate,
 )
 
 from vprompt.data.dataset import ImageDataset, Task
@@ -113,16 +114,11 @@ def dataset_in(data: ImageLabels | DataLoader[Any]) -> ImageLabels:
     if isinstance(data.dataset if isinstance(data, DataLoader) else data, IterableDataset):
         raise DataError("The data set must have a length; one that can only be iterated is not supported.")
     if isinstance(data, DataLoader):
-        own = [
-            f"{what} of its own ({_kind(part)})"
-            for what, part, usual in (
-                ("a sampler", data.sampler, (RandomSampler, SequentialSampler)),
-                ("a batch sampler", data.batch_sampler, (BatchSampler, type(None))),
-            )
-            if type(part) not in usual
-        ]
+        usual = (RandomSampler, SequentialSampler, BatchSampler, type(None))
+        own = [_kind(part) for part in (data.sampler, data.batch_sampler) if type(part) not in usual]
+        own += [getattr(data.collate_fn, "__name__", "collate_fn")] * (data.collate_fn is not default_collate)
         if own:
-            raise DataError(f"The DataLoader has {own[0]}, which would not be followed; give its data set alone.")
+            raise DataError(f"The DataLoader has a {own[0]}, which would not be followed; give its data set alone.")
         data = cast("ImageLabels", data.dataset)
     if isinstance(data, Task):
         raise DataError("Here images are needed, not a task; give a part of it, such as task.train.")
