@@ -1020,6 +1020,22 @@ def test_data_that_does_not_fit_is_a_data_error(kind):
     a_sentence(error)
 
 
+def test_arguments_in_each_other_s_place_are_named_before_anything_is_trained():
+    model, data, never = fresh(), tensors(), Items(tensors(), lambda fetched: pytest.fail("it was read"))
+    calls = [
+        (lambda: fit(model.backbone, data), "VisionTransformer"),
+        (lambda: fit(model, never, recipe()), "Recipe"),
+        (lambda: fit(model, never, recipe={"epochs": 1}), "dict"),
+        (lambda: fit(model, never, (data for _ in "a")), "generator"),
+        (lambda: evaluate(model.backbone, data), "VisionTransformer"),
+        (lambda: evaluate(data, model), "PromptedModel"),
+    ]
+    for call, name in calls:
+        with pytest.raises(VPromptError) as error:
+            call()
+        assert f"not {name}." in a_sentence(error)
+
+
 def test_a_stream_is_refused():
     class Stream(IterableDataset):
         def __iter__(self):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vprompt.model.classifier import Classifier
-from vprompt.training.loader import ImageLabels, check_batch, in_order, iterate, size_of
+from vprompt.training.loader import ImageLabels, check_batch, check_kind, in_order, iterate, size_of
 from vprompt.utils.progress import Report, silent
 
 
@@ -64,6 +64,7 @@ def outputs(
     report: Report = silent,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (logits in float32, labels) batch by batch, in order."""
+    check_kind(model, Classifier, "A model from vprompt.attach, load or fold")
     device, length = model.device, size_of(data)
     was_training = model.training
     model.eval()

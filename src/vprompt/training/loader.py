@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, cast
 
 import numpy as np
@@ -149,6 +150,12 @@ def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise DataError(f"A label is {wrong}, but the model has {classes} classes, numbered from 0.")
+
+
+def check_kind(given: object, kind: type | UnionType, needed: str) -> None:
+    """Raises a `DataError` for an argument of another kind, such as one in the place of another."""
+    if not isinstance(given, kind):
+        raise DataError(f"{needed} is needed, not {_kind(given)}.")
 
 
 def identity(dataset: ImageLabels) -> str | None:

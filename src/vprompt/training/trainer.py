@@ -30,6 +30,7 @@ from vprompt.training.loader import (
     TrainingEpoch,
     augmentation,
     check_batch,
+    check_kind,
     dataset_in,
     epoch_order,
     identity,
@@ -118,8 +119,10 @@ def fit(
         >>> len(vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=3)).rows)
         3
     """
+    check_kind(model, PromptedModel, "A model from vprompt.attach")
+    check_kind(recipe, Recipe | None, "A vprompt.Recipe")
     recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
-    train = dataset_in(train)
+    train, val = dataset_in(train), None if val is None else dataset_in(val)
     if isinstance(train, ImageDataset):  # the model is to see all other images as it sees these
         model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
