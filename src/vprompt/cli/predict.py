@@ -122,6 +122,7 @@ class Predict(_Source):
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
+        from vprompt.data.scan import PassedOver, in_words, list_images
         from vprompt.serving.predict import predict
         from vprompt.utils.progress import bar
 
@@ -140,3 +141,7 @@ class Predict(_Source):
             print_table(f"{len(rows)} image{'s' * (len(rows) != 1)}", ["image", "class", "probability", "then"], rows)
         for sentence in skipped:
             print_note(sentence)
+        others: PassedOver = {}
+        list_images(self.images, others)
+        if others:
+            print_note(f"Passed over: {in_words(others)}.")

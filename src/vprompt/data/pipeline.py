@@ -86,7 +86,6 @@ def load(
     names = tuple(printable(name) for name in classes)
     counts = {split: Counter(printable(item.label) for item in items) for split, items in splits.items() if items}
     per_split = {split: {name: count[name] for name in names} for split, count in counts.items()}
-    other = in_words(listing.passed_over)
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
     return Task(
         name=listing.name,
@@ -103,7 +102,6 @@ def load(
             per_split=per_split,
             passed_over=listing.passed_over,
             notes=(
-                *([f"Passed over in {listing.where}: {other}."] if other else ()),
                 *listing.remarks,
                 *about_copies,
                 *count_notes(per_split),

@@ -11,6 +11,7 @@ from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
 from vprompt.data.notes import in_sample
 from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, check, listed_classes, load, refuse
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.scan import in_words
 from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.benchmark import lists_in
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
@@ -204,7 +205,8 @@ def load_labelled(
         raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
     label_of = {name: label for label, name in enumerate(classes)}
     images = checked.dataset([item.name for item in items], [label_of[printable(item.label)] for item in items])
-    return images, name, as_sentences(problems + checked.problems)
+    other = [f"passed over: {other}"] if (other := in_words(listing.passed_over)) else []
+    return images, name, as_sentences([*problems, *checked.problems, *other])
 
 
 def _pick(splits: Splits, split: SplitChoice) -> Splits:
