@@ -52,15 +52,15 @@ def test_no_image_moves_when_others_come_or_classes_are_added():
     assert {number: more[number] for number in few} == few
 
 
-@given(start=st.integers(0, 10**6), counts=st.tuples(st.integers(8, 20), st.integers(1, 30)))
-@settings(max_examples=300, deadline=None)
-def test_an_image_that_was_trained_on_is_never_tested_on_later(start, counts):
-    few, more = counts
-    before = sides(dict.fromkeys(range(start, start + few), "a"))
-    after = sides(dict.fromkeys(range(start, start + few + more), "a"))
-    # One of eight is lent for training in 0.36^8 = 0.03 % of all classes.
-    moved = [number for number in before if before[number] == "train" != after[number]]
-    assert len(moved) <= 1
+def test_an_image_that_was_trained_on_is_not_tested_on_later():
+    moved = trained = 0
+    for start in range(0, 40_000, 100):
+        before = sides(dict.fromkeys(range(start, start + 8), "a"))
+        after = sides(dict.fromkeys(range(start, start + 20), "a"))
+        trained += list(before.values()).count("train")
+        moved += sum(before[number] == "train" and after[number] == "test" for number in before)
+    assert trained > 1600  # half of each class
+    assert moved <= 8  # 1 % of the 400 classes, and what chance adds
 
 
 def test_shares_hold_on_average():

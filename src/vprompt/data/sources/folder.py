@@ -39,7 +39,6 @@ class SplitFolder(NamedTuple):
     path: Path
     split: str
     rest: frozenset[str]
-    bare: bool
 
 
 def words_of(name: str) -> list[str]:
@@ -129,25 +128,25 @@ def folder_listing(root: Path, *, training: bool = True) -> Listing:
 
 
 def _unwrapped(folder: Path, root: Path, remarks: list[str]) -> Path:
-    """The folder itself, or the only one in it where that has its name, says nothing (`data`) or has the splits."""
-    outer = folder
+    """The folder itself, or the first with more than one folder, where all above it are alone and hold no images.
+
+    In a folder of a split these must say nothing (`train/images/CLASS`) or the same (`seg_train/seg_train/CLASS`).
+    """
+    inner, ours = folder, _split_folder(folder)
     while True:
-        folders, images = visible_entries(folder)
-        if images or len(folders) != 1 or not (inner := visible_entries(folders[0])[0]):
+        folders, images = visible_entries(inner)
+        if images or not folders:
+            return folder
+        split = _split_folder(folders[0])
+        if len(folders) > 1 or (folder == root and split is not None and not split.rest):
             break
-        ours, split = _split_folder(folder), _split_folder(folders[0])
-        same = folders[0].name.casefold() == folder.resolve().name.casefold()
-        plain = split is None and set(words_of(folders[0].name)) <= _PLAIN
-        holds_splits = len({one.split for one in map(_split_folder, inner) if one is not None}) > 1
-        as_above = split is not None and ours is not None and ours.split == split.split and folder != root
-        if not (plain or as_above or holds_splits or (same and (split is None or not split.bare))):
+        plain = split.split == ours.split if split and ours else set(words_of(folders[0].name)) <= _PLAIN
+        if folder != root and not plain:
             break
-        folder = folders[0]
-    if folder != outer:
-        remarks.append(
-            f"The images are taken from {printable(folder.relative_to(root).as_posix())}, the only folder there."
-        )
-    return folder
+        inner = folders[0]
+    if inner != folder == root:
+        remarks.append(f"The images are taken from {printable(inner.relative_to(root).as_posix())}, the only folder.")
+    return inner
 
 
 def _split_folder(path: Path) -> SplitFolder | None:
@@ -157,8 +156,7 @@ def _split_folder(path: Path) -> SplitFolder | None:
         splits = {"train"}  # `trainval` is what both are cut from
     if len(splits) != 1:
         return None
-    rest = frozenset(words) - SPLIT_WORDS.keys() - _PLAIN
-    return SplitFolder(path, splits.pop(), rest, path.name.lower() in SPLIT_WORDS)
+    return SplitFolder(path, splits.pop(), frozenset(words) - SPLIT_WORDS.keys() - _PLAIN)
 
 
 def _split_folders(root: Path, folders: list[Path], training: bool) -> dict[str, Path]:
@@ -177,8 +175,8 @@ def _split_folders(root: Path, folders: list[Path], training: bool) -> dict[str,
 
     named = [one for one in named if fits(one)]
     # A class may be called "train": then it holds images, no folders, and other classes lie beside it.
-    alone = len(named) == 1 and named[0].bare and len(folders) > 1
-    if alone and not visible_entries(named[0].path)[0]:
+    alone = named[0].path if len(named) == 1 < len(folders) else None
+    if alone and alone.name.lower() in SPLIT_WORDS and not visible_entries(alone)[0]:
         return {}
     splits: dict[str, Path] = {}
     for one in named:
