@@ -71,8 +71,8 @@ def load(
     if not fixed:
         problems += _drop_unusable(splits, present)
     _require_classes(listing, splits)
-    group_of = checked.copies(splits, near=not fixed)
-    splits, was_cut = cut(splits, split_seed, checked.contents, group_of), missing_splits(splits)
+    group_of, was_cut = checked.copies(splits, near=not fixed), missing_splits(splits)
+    splits = cut(splits, split_seed, checked.contents, group_of)
     classes = listing.classes or tuple(sorted(_labels(splits["train"])))
     label_of = {name: label for label, name in enumerate(classes)}
 
