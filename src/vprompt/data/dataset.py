@@ -240,8 +240,8 @@ class Summary:
         per_split: Split -> class -> number of images, for the splits that are there.
         passed_over: Reason -> names of the files and folders that are no part of the task, relative to the data.
         notes: One sentence for each thing to know.
-        sample: Beginnings of the SHA-256 of files to learn from and choose by, the 1024 smallest, in one string: tells
-            which images of a folder a model has seen.
+        sample: Beginnings of the SHA-256 of the files to learn from, the 1024 smallest, in one string: tells which
+            images of a folder a model has seen.
     """
 
     classes: tuple[str, ...] = ()

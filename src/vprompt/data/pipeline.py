@@ -106,9 +106,7 @@ def load(
                 *about_copies,
                 *count_notes(per_split),
             ),
-            sample=sample_of(
-                [checked.contents.get(item.name) for part in ("train", "val") for item in splits.get(part, ())]
-            ),
+            sample=sample_of(checked.contents.get(item.name) for item in splits["train"]),
         ),
     )
 

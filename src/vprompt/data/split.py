@@ -72,17 +72,17 @@ def cut(splits: Splits, seed: int, contents: Mapping[str, str], group_of: Mappin
 
 
 def _ends(numbers: Sequence[float], limits: Sequence[float]) -> list[int]:
-    """Places at which sorted numbers are cut: at the limits, but half are left, and of 3 or more each part has one.
+    """Places at which sorted numbers are cut: at the limits, but half are left, and each part has one; 1 or 2 stay.
 
     Example:
-        >>> [_ends(numbers, [0.2, 0.36]) for numbers in ([0.1, 0.3, 0.5, 0.9], [0.4, 0.5, 0.9], [0.1])]
+        >>> [_ends(numbers, [0.2, 0.36]) for numbers in ([0.1, 0.3, 0.5, 0.9], [0.4, 0.5, 0.9], [0.1, 0.5])]
         [[1, 2], [1, 2], [0, 0]]
     """
-    least, ends = int(len(numbers) >= 3), [0]
+    few, ends = len(numbers) < 3, [0]
     for later, limit in zip(reversed(range(len(limits))), limits, strict=True):
-        most = len(numbers) - max(1, len(numbers) // 2) - least * later
+        most = 0 if few else len(numbers) - max(1, len(numbers) // 2) - later
         natural = sum(number < limit for number in numbers)
-        ends.append(max(ends[-1], min(max(natural, ends[-1] + least), most)))
+        ends.append(max(ends[-1], min(max(natural, ends[-1] + 1), most)))
     return ends[1:]
 
 
