@@ -60,7 +60,8 @@ def load(
         problems += _drop_unusable(splits, listed_classes(listing, splits))
         refuse(listing, problems, skip_bad)
         _require_classes(listing, splits)
-    parts = (tuple(split for split in splits if split != "test"), ("test",)) if fixed else (tuple(splits),)
+    learned = tuple(split for split in splits if split != "test")
+    parts = (learned, ("test",)) if fixed else (tuple(splits),)
     groups = [[item.name for split in part for item in splits.get(split, ())] for part in parts]
     decode_all = skip_bad or not fixed or missing_splits(splits)
     checked = check(listing, groups, preprocessing, memory_limit, progress, decode_all=decode_all)

@@ -90,8 +90,8 @@ def load_folder(
 ) -> Task:
     """Reads `root/CLASS/...`, or `root/{train,val,test}/CLASS/...`, or the lists of a benchmark, and checks all of it.
 
-    Without splits, every class is cut into 64 % train, 16 % val and 20 % test; with `train` but no `val`, 20 % of
-    train become val. Shares are rounded, and every class keeps a train image. Labels follow the sorted class names.
+    Without splits, images are cut into 64 % train, 16 % val and 20 % test; with `train` but no `val`, 20 % of train
+    become val. `vprompt.data.split` says how. Labels follow the sorted class names.
     Lists as VTAB-1k (train800.txt, val200.txt, test.txt) or FGVC (train.json, ...) has them say all that themselves.
 
     Args:
