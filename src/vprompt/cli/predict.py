@@ -95,8 +95,10 @@ class Eval(_Source):
             [[split, str(result.images), percent(result.accuracy), f"{result.loss:.4f}"]],
         )
         print_note(which)
-        if skipped:
-            print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
+        for sentence in skipped[:3]:
+            print_note(sentence)
+        if len(skipped) > 3:
+            print_note(f"{len(skipped) - 3} more such sentences: --json.")
 
 
 def trained_on(adapter: Path) -> tuple[str | None, int]:

@@ -159,9 +159,9 @@ def _connected(looks_ND: Tensor, least: float) -> list[list[int]]:
     """Rows that are linked by cosines of at least `least`, in groups of two and more."""
     first_N = torch.arange(len(looks_ND))
     for rows in first_N.clone().split(max(1, 2**24 // len(looks_ND))):
-        linked = looks_ND[rows] @ looks_ND.T >= least
+        linked = looks_ND[rows] @ looks_ND[rows[0] :].T >= least
         for row in (linked.sum(1) > 1).nonzero().flatten():
-            alike = first_N[linked[row]].unique()
+            alike = first_N[rows[0] :][linked[row]].unique()
             if len(alike) > 1:
                 first_N[torch.isin(first_N, alike)] = alike[0]
     groups: dict[int, list[int]] = {}

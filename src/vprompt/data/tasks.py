@@ -161,7 +161,7 @@ def load_labelled(
         progress: Called after every image with (done, total).
 
     Returns:
-        The images, the name of the split, and one sentence for each thing that was skipped.
+        The images, the name of the split, and one sentence for each thing that was skipped or is not plain.
 
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
@@ -190,14 +190,14 @@ def load_labelled(
     refuse(listing, checked.problems, skip_bad)
     splits = checked.usable(splits)
     seen = in_sample(sample or "", checked.contents) if split == "auto" else set[str]()
-    if cutting and sample and split == "auto" and not seen:
+    if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
         splits = _pick(cut(splits, split_seed, checked.contents, checked.copies(splits)), split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
         more = f" and {len(known) - 1} more" if len(known) > 1 else ""
-        problems.append(f"the model was trained on {printable(known[0])}{more}, which {name} would have")
+        problems.append(f"the model was trained on {printable(known[0])}{more}, which were left out of {name}")
         items = [item for item in items if item.name not in seen]
     if not items:
         which = "" if split == "auto" else f" in its split {split!r}"
@@ -206,7 +206,7 @@ def load_labelled(
     label_of = {name: label for label, name in enumerate(classes)}
     images = checked.dataset([item.name for item in items], [label_of[printable(item.label)] for item in items])
     other = [f"passed over: {other}"] if (other := in_words(listing.passed_over)) else []
-    return images, name, as_sentences([*problems, *checked.problems, *other])
+    return images, name, (*as_sentences([*problems, *checked.problems, *other]), *listing.remarks)
 
 
 def _pick(splits: Splits, split: SplitChoice) -> Splits:
