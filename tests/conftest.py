@@ -95,7 +95,7 @@ def vprompt_command():
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory):
-    """Three classes of 10 images each, not split: 18 train, 6 val and 6 test images after the cut."""
+    """Three classes of 10 images each, not split: 16 train, 5 val and 9 test images after the cut."""
     return write_classes(tmp_path_factory.mktemp("colours"), 10)
 
 

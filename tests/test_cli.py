@@ -437,6 +437,26 @@ def test_json_is_one_document_and_progress_goes_elsewhere(trained):
     assert "img/s" in trained.outcome.err
 
 
+def test_eval_tells_folders_that_were_trained_on_from_others(trained, tmp_path):
+    judged = run_command("eval", trained.folder, write_classes(tmp_path / "new", 4, start=50), "--json").document
+    assert (judged["split"], judged["images"]) == ("all", 12)
+    assert "the model has seen none" in judged["notes"][0]
+    grown = shutil.copytree(trained.data, tmp_path / "elsewhere")
+    for path in grown.rglob("*.png"):
+        path.rename(path.with_stem(f"renamed {path.stem}"))
+    same = run_command("eval", trained.folder, grown, "--json").document
+    assert same == run_command("eval", trained.folder, trained.data, "--json").document | {"notes": same["notes"]}
+    assert same["split"] == "test"
+    assert same["images"] == trained.result["provenance"]["data"]["images"]["test"]
+    seed = run_command("eval", trained.folder, grown, "--split-seed", 5, "--json").document
+    assert seed["images"] < 9
+    assert any("trained on" in sentence for sentence in seed["skipped"])
+    alone = shutil.copytree(trained.folder, tmp_path / "alone")
+    (alone / "result.json").unlink()
+    unknown = run_command("eval", alone, grown)
+    assert "not known which images the model was trained on" in unknown.err
+
+
 def test_eval_and_predict_print_json(trained, tmp_path):
     judged = run_command("eval", trained.folder, trained.data, "--json")
     assert judged.status == 0

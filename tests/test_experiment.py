@@ -196,10 +196,10 @@ def layout(root, *splits):
     ("splits", "images"),
     [
         (["train", "val", "test"], {"train": 30, "val": 30, "test": 30}),
-        (["train", "test"], {"train": 24, "val": 6, "test": 30}),
+        (["train", "test"], {"train": 21, "val": 9, "test": 30}),
         (["train", "val"], {"train": 30, "val": 30, "test": None}),
-        (["train"], {"train": 24, "val": 6, "test": None}),
-        ([""], {"train": 18, "val": 6, "test": 6}),
+        (["train"], {"train": 21, "val": 9, "test": None}),
+        ([""], {"train": 16, "val": 5, "test": 9}),
     ],
 )
 def test_every_layout_of_a_folder(tmp_path, splits, images):

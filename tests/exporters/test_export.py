@@ -535,7 +535,7 @@ def test_export_and_predict(adapter, colours, tmp_path, monkeypatch):
     assert document["path"] == "colours é.onnx"
     assert document["adapter"] == "colours é"
     assert document["comparison"]["images"] == 30
-    assert (document["quantisation"]["images"], document["quantisation"]["split"]) == (6, "test")
+    assert (document["quantisation"]["images"], document["quantisation"]["split"]) == (9, "test")
     assert document["quantisation"]["calibration_images"] == 0
     assert document["bytes"] < 0.5 * 4 * sum(p.numel() for p in vprompt.load(adapter).backbone.blocks.parameters())
     assert document["bytes"] == (tmp_path / "colours é.onnx").stat().st_size
@@ -552,7 +552,7 @@ def test_export_and_predict(adapter, colours, tmp_path, monkeypatch):
     assert [p["image"] for p in found.document] == [p["image"] for p in wanted]
     assert [p["probability"] for p in found.document] == pytest.approx([p["probability"] for p in wanted], abs=0.1)
     evaluated = run_command("eval", "colours é.onnx", colours, "--json")
-    assert evaluated.document["images"] == judged["images"] == 6
+    assert evaluated.document["images"] == judged["images"] == 9
     assert evaluated.document["accuracy"] == document["quantisation"]["accuracy_after"]
     assert "images" in run_command("predict", "colours é.onnx", colours / "red").out
 

@@ -149,6 +149,7 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
     data = result["provenance"]["data"]
     if skipped := data["skipped"]:
         yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
+    yield from data.get("notes", ())
     if differences := data.get("differences"):
         from vprompt.experiments.bench.tasks import known
 

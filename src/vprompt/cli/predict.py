@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vprompt.cli.console import UsageError, json_rows, percent, print_json, print_note, print_table
+from vprompt.utils.errors import DataError, VPromptError
+from vprompt.utils.io import read_json
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
@@ -59,9 +61,9 @@ class Eval(_Source):
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
-    """auto: the test images that `fit` would use, or the validation images where there are none."""
-    split_seed: int = 0
-    """Cuts the splits that a folder does not have; as given to `fit`."""
+    """auto: all images of a folder that the adapter was not trained on, else its test or validation images."""
+    split_seed: int | None = None
+    """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
     """Go on without images and classes that cannot be used."""
 
@@ -72,6 +74,7 @@ class Eval(_Source):
         from vprompt.utils.progress import bar
 
         model = self.load(fold=False)
+        sample, seed = trained_on(Path(self.adapter))
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
@@ -79,22 +82,42 @@ class Eval(_Source):
                 model.class_names,
                 root=self.root,
                 split=self.split,
-                split_seed=self.split_seed,
+                split_seed=seed if self.split_seed is None else self.split_seed,
                 skip_bad=self.skip_bad,
+                sample=sample,
                 progress=report,
             )
         with bar("evaluating") as report:
             result = evaluate(model, images, report=report)
+        data = self.data or "the bundled task"
+        which = f"These are the {split} images of {data}; --split all takes all of them."
+        if sample is None and self.data:
+            which = f"It is not known which images the model was trained on. {which}"
+        elif split == "all":
+            which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
         if self.json:
-            print_json({**asdict(result), "split": split, "skipped": list(skipped)})
+            print_json({**asdict(result), "split": split, "skipped": list(skipped), "notes": [which]})
             return
         print_table(
-            f"{self.adapter} on {self.data or 'the bundled task'}",
+            f"{self.adapter} on {data}",
             ["split", "images", "accuracy", "loss"],
             [[split, str(result.images), percent(result.accuracy), f"{result.loss:.4f}"]],
         )
-        if skipped:
-            print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
+        print_note(which)
+        for sentence in skipped[:3]:
+            print_note(sentence)
+        if len(skipped) > 3:
+            print_note(f"{len(skipped) - 3} more such sentences: --json.")
+
+
+def trained_on(adapter: Path) -> tuple[str | None, int]:
+    """A sample of the images that an adapter has seen, where its result has one, and the seed of their cut."""
+    try:
+        result = read_json(adapter / "result.json")
+        sample, seed = result["provenance"]["data"].get("sample"), result["settings"].get("split_seed", 0)
+    except (VPromptError, LookupError, TypeError, AttributeError):
+        return None, 0  # from the Hub, exported, or written by hand
+    return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,18 +136,20 @@ class Predict(_Source):
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
+        from vprompt.data.scan import PassedOver, in_words, list_images
         from vprompt.serving.predict import Failure, Prediction, predict_each
-        from vprompt.utils.errors import DataError
         from vprompt.utils.progress import bar
 
         if not self.images:
             raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
         model = self.load(fold=True)
+        others: PassedOver = {}
+        files = list_images(self.images, others)
         failures: list[Failure] = []
         done = 0
         # Rows on a terminal are progress themselves, and would tear a bar.
         with bar("predicting", enabled=not sys.stdout.isatty()) as report, json_rows() as write:
-            for batch in predict_each(model, self.images, top=self.top, report=report):
+            for batch in predict_each(model, files, top=self.top, report=report):
                 predictions = [found for found in batch if isinstance(found, Prediction)]
                 failures += [found for found in batch if isinstance(found, Failure)]
                 done += len(predictions)
@@ -135,6 +160,8 @@ class Predict(_Source):
                     _print(predictions, done)
         for failure in failures:
             print_note(failure.error)
+        if others:
+            print_note(f"Passed over: {in_words(others)}.")
         if failures and not (self.skip_bad and done):
             which = f"{len(failures)} of {done + len(failures)} images could not be read"
             go_on = "" if self.skip_bad else " (with --skip-bad that is no error)"
