@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from vprompt.utils.errors import VPromptError
+
+Precision = Literal["fp32", "bf16", "auto"]
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
@@ -25,7 +27,7 @@ class Recipe:
         weight_decay: Not applied to the bias of the head.
         warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
         momentum: For SGD.
-        precision: `"fp32"`, or `"bf16"` for autocast.
+        precision: `"fp32"`; `"bf16"` for autocast; or `"auto"`: bf16 where the machine is faster in it, as measured.
         seed: Seeds the order of the images and prompt dropout.
         workers: Processes that load a data set which is not held in memory.
         cache_gb: The input of the first block in which something is learned is computed once for every image and
@@ -51,7 +53,7 @@ class Recipe:
     weight_decay: float = 1e-4
     warmup: float = 0.1
     momentum: float = 0.9
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
     workers: int = field(default=0, metadata={"place": True})
     cache_gb: float = field(default=2.0, metadata={"place": True})
@@ -66,7 +68,7 @@ class Recipe:
             (self.weight_decay >= 0, f"weight decay must be at least 0, not {self.weight_decay}"),
             (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
             (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
-            (self.precision in ("fp32", "bf16"), f"the precision is 'fp32' or 'bf16', not {self.precision!r}"),
+            (self.precision in get_args(Precision), f"the precision is fp32, bf16 or auto, not {self.precision!r}"),
             (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
             (self.workers >= 0, f"the number of workers must be at least 0, not {self.workers}"),
             (0 <= self.cache_gb < math.inf, f"the cache takes at least 0 gigabytes, not {self.cache_gb}"),

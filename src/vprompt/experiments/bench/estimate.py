@@ -19,6 +19,8 @@ from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
+from vprompt.model.records import Precision
+from vprompt.training.precision import in_bf16
 
 CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
 """Of one step at most, and of all steps about."""
@@ -58,7 +60,7 @@ def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
 
 
 @functools.cache
-def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> float:
+def rate(backbone: str, img_size: int | None, precision: Precision, threads: int) -> float:
     """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
     weights.
     """
@@ -77,7 +79,7 @@ def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> f
         # The first steps also wake the machine up.
         while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
             started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
                 loss = F.cross_entropy(model(images).float(), labels)
             loss.backward()
             float(loss.detach())  # waits for the device
