@@ -99,12 +99,9 @@ class Evaluation:
         return told
 
     def __repr__(self) -> str:
-        return f"Evaluation({', '.join(f'{k}={v:.4g}' for k, v in self._shown().items())}, images={self.images})"
-
-    def _shown(self) -> dict[str, float]:
-        low, high = self.interval
-        shown = {"accuracy": self.accuracy, "low": low, "high": high, "balanced_accuracy": self.balanced_accuracy}
-        return {**shown, "majority_accuracy": self.majority_accuracy, "loss": self.loss}
+        figures = {"accuracy": self.accuracy, "low": self.interval[0], "high": self.interval[1], "loss": self.loss}
+        figures |= {"balanced_accuracy": self.balanced_accuracy, "majority_accuracy": self.majority_accuracy}
+        return f"Evaluation(images={self.images}, {', '.join(f'{key}={value:.4g}' for key, value in figures.items())})"
 
 
 def difference(before: Evaluation, after: Evaluation) -> tuple[float, tuple[float, float]]:
