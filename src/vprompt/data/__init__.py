@@ -1,7 +1,7 @@
 """Labelled images: sources that list them, the pipeline that makes tasks of them, and the data sets of a task."""
 
 from vprompt.data.benchmarks.tasks import find_task, transforms_of
-from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.dataset import ImageDataset, Summary, Task
 from vprompt.data.images import decode
 from vprompt.data.scan import list_images
 from vprompt.data.tasks import SplitChoice, load_bundled, load_folder, load_labelled, open_task
@@ -9,6 +9,7 @@ from vprompt.data.tasks import SplitChoice, load_bundled, load_folder, load_labe
 __all__ = [
     "ImageDataset",
     "SplitChoice",
+    "Summary",
     "Task",
     "decode",
     "find_task",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -229,6 +229,23 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Facts about the images of a task, for people: found, passed over, and worth knowing before a figure is believed.
+
+    Args:
+        classes: Names of the classes, in the order of their labels.
+        per_split: Split -> class -> number of images, for the splits that are there.
+        passed_over: Reason -> names of the files and folders that are no part of the task, relative to the data.
+        notes: One sentence for each thing to know.
+    """
+
+    classes: tuple[str, ...] = ()
+    per_split: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """Classes, and images for training, validation and test.
 
@@ -243,6 +260,7 @@ class Task:
         skipped: One sentence per file, class or folder that was left out.
         differences: One sentence for each way in which the data are not those of the benchmark that they are named
             after.
+        summary: What was found, passed over and is worth knowing.
     """
 
     name: str
@@ -254,6 +272,7 @@ class Task:
     test: ImageDataset | None
     skipped: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
+    summary: Summary = field(default_factory=Summary)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the classes or with any split's data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Task
+from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Summary, Task
 from vprompt.data.images import render_arrays, try_decode
 from vprompt.data.listing import UNSPLIT, Item, Listing
 from vprompt.data.preprocessing import Preprocessing
@@ -77,16 +78,22 @@ def load(
 
     train = dataset("train")
     assert train is not None  # two classes have images in it
+    names = tuple(printable(name) for name in classes)
+    counts = {split: Counter(printable(item.label) for item in items) for split, items in splits.items() if items}
     return Task(
         name=listing.name,
         source=listing.source,
-        classes=tuple(printable(name) for name in classes),
+        classes=names,
         preprocessing=preprocessing,
         train=train,
         val=dataset("val"),
         test=dataset("test"),
         skipped=as_sentences([*problems, *listing.notes]),
         differences=listing.differences,
+        summary=Summary(
+            classes=names,
+            per_split={split: {name: count[name] for name in names} for split, count in counts.items()},
+        ),
     )
 
 

@@ -28,6 +28,7 @@ def provenance(
             "images": {name: None if split is None else len(split) for name, split in splits.items()},
             "skipped": list(task.skipped),
             "differences": list(task.differences),
+            "summary": asdict(task.summary),
         },
         "preprocessing": asdict(task.preprocessing),
         "trained_on": {"images": len(trained_on), "augment": trained_on.augment},
