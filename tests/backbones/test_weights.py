@@ -105,7 +105,7 @@ def test_half_precision_files_make_single_precision_models(tmp_path, source):
 
 
 def test_a_relative_path_and_no_other_weights_are_asked_for(monkeypatch, file):
-    monkeypatch.setattr("vprompt.backbones.factory._require_weights", lambda name: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("vprompt.backbones.factory.require_weights", lambda name: pytest.fail("asked the Hub"))
     monkeypatch.chdir(file.parent)
     model = create_backbone(f"{NAME}.r160_in1k", weights=file.name, img_size=32)
     assert weights_file(model) == file

@@ -13,8 +13,12 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.meta import shapes_only
+from vprompt.backbones.names import full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
 from vprompt.utils.errors import BackboneError
+
+HUB_SECONDS = 4.0
+"""To wait for the Hub's first answer: a network that drops what is sent must not make a run wait."""
 
 
 def can_create(name: str) -> bool:
@@ -32,7 +36,8 @@ def create_backbone(
     """Makes a timm model by name.
 
     Args:
-        name: Any name that `timm.create_model` takes, `hf-hub:` and `local-dir:` included.
+        name: `small`, `base`, `large` or `bundled` (`vprompt.backbones.names`), or any name that `timm.create_model`
+            takes, `hf-hub:` and `local-dir:` included.
         pretrained: Load the weights, from timm's cache, the Hub or the package.
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
             pre-training size; timm resizes position embeddings and relative position tables.
@@ -51,12 +56,12 @@ def create_backbone(
     if weights is not None:
         return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
     if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
-        _require_weights(name)
+        require_weights(name)
     return _create(name, img_size, pretrained=pretrained)
 
 
 def _name_today(name: str) -> str:
-    architecture, dot, tag = name.partition(".")
+    architecture, dot, tag = full_name(name).partition(".")
     return FORMER_NAMES.get(architecture, architecture) + dot + tag
 
 
@@ -91,8 +96,13 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
         ) from error
 
 
-def _require_weights(name: str) -> None:
-    """Asks for the weights' whereabouts first: timm takes a minute to find out that the Hub cannot be reached."""
+def require_weights(name: str) -> None:
+    """Asks for the weights' whereabouts first: timm takes a minute to find out that the Hub cannot be reached.
+
+    Raises:
+        BackboneError: If they are neither in the cache nor to be had.
+    """
+    name = _name_today(name)
     if name.startswith("hf-hub:"):
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
         _require_reachable(name, repository, "config.json", revision or None)
@@ -112,14 +122,14 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
         cached = (try_to_load_from_cache(repository, name, revision=revision) for name in (file, "pytorch_model.bin"))
         if any(isinstance(path, str) for path in cached):
             return
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_SECONDS)
     except Exception as error:  # the Hub's own errors and the network's have no common base
         if getattr(getattr(error, "response", None), "status_code", None) is not None:
             return  # it can be reached; timm knows other places to look
         raise BackboneError(
             f"The weights of the backbone {name!r} are not in the cache, and the Hub cannot be reached to get them "
-            f"({type(error).__name__}); check the network, or use the bundled backbone {BUNDLED_BACKBONE!r}, which "
-            "needs no download."
+            f"({type(error).__name__}); check the network, give a file of them (weights), or use the bundled "
+            f"backbone {BUNDLED_BACKBONE!r}, which needs no download."
         ) from error
 
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
-from vprompt.cli.fit import IMAGES, OUTPUT, data_name, pruning_options, settings_options
+from vprompt.cli.fit import IMAGES, OUTPUT, backbone_of, data_name, pruning_options, settings_options
 from vprompt.cli.options import chosen, command, group, values_of
 from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
@@ -60,6 +60,7 @@ class CompareCommand:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A comparison runs in one process; start it without torchrun.")
         methods = tuple(_names(asked["methods"]))
+        values["backbone"] = backbone_of(values)
         comparison = Comparison(methods=methods, seeds=asked["seeds"], rates=_rates(asked["rates"]), values=values)
         out = Path("runs") / f"{data_name(values['data'])}-compare" if asked["out"] is None else Path(asked["out"])
         with resumable(out):
@@ -85,7 +86,8 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
     kinds = sorted(METHODS, key=lambda kind: kind.name in named)  # the last one to say what a flag is prevails
     methods = {flag: option for kind in kinds for flag, option in kind.options.items()}
     condensing = options_of(Condensing)
-    ratio = replace(condensing["condense"], flag="ratio", type=float, default=0.3, help="pc: share of prompts to keep.")
+    ratio = replace(condensing["condense"], flag="ratio", type=float | Literal["auto"], default=0.3)
+    ratio = replace(ratio, help="pc: share of prompts to keep, or auto.")
     recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
     groups = {
         "compared": group("compared", methods, doc="Options of the methods; each reads its own."),

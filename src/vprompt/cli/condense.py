@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from vprompt.cli.console import resumable
 from vprompt.cli.fit import OUTPUT, show_result
@@ -30,7 +31,11 @@ class CondenseCommand:
 
 
 _SHARE = replace(
-    options_of(Condensing)["condense"], flag="ratio", type=float, default=0.3, help="Share of the prompts to keep."
+    options_of(Condensing)["condense"],
+    flag="ratio",
+    type=float | Literal["auto"],
+    default=0.3,
+    help="Share of the prompts to keep; auto: the smallest that is not worse on the validation images.",
 )
 _OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": _SHARE}).values()}
 _OUT = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.names import full_name
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.options import chosen, command, group, values_of
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
@@ -37,15 +38,17 @@ class FitCommand:
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
-        from vprompt.experiments.run import run
-
-        settings = settings_from(values := values_of(self, setting_types()))
-        asked = values_of(self, OUTPUT)
+        values, asked = values_of(self, setting_types()), values_of(self, OUTPUT)
+        settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
         if values["merge"] and settings.condense is None:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
         if settings.data == "" or asked["out"] == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
-        out = default_out(settings) if asked["out"] is None else Path(asked["out"])
+        from vprompt.experiments.run import run
+
+        out = None if asked["out"] is None else Path(asked["out"])
+        settings = replace(settings, backbone=backbone_of(values, out if asked["resume"] else None))
+        out = out or default_out(settings)
         with resumable(out):
             result = run(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
@@ -77,10 +80,28 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
 
 
 def settings_options(*names: str) -> dict[str, Option]:
-    """Some of the options of `Settings`; the backbone is the bundled one where none is given."""
+    """Some of the options of `Settings`; the backbone may be left out."""
     options = options_of(Settings)
-    options = {**options, "backbone": replace(options["backbone"], default=BUNDLED_BACKBONE)}
+    text = f"{options['backbone'].help} When left out: small, or bundled for the tasks that come with vprompt."
+    options = {**options, "backbone": replace(options["backbone"], type=str | None, default=None, help=text)}
     return {name: options[name] for name in names}
+
+
+def backbone_of(values: Mapping[str, Any], out: Path | None = None) -> str:
+    """The backbone that a command line names, or the one that suits the data.
+
+    Args:
+        values: Of the command line.
+        out: Folder of an earlier run that goes on.
+    """
+    if values["backbone"] is not None:
+        return full_name(values["backbone"])
+    from vprompt.experiments.stages import backbone_for
+
+    name, problem = backbone_for(values["data"], root=values["root"], weights=values["weights"], out=out)
+    if problem is not None and is_main_process():
+        print_note(problem)
+    return name
 
 
 def pruning_options(*, prune: bool = False) -> type:
@@ -113,22 +134,14 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         return
     after = "pruned" if "pruning" in result else "condensed"
     stages = [("all prompts", result["before"]), (after, result)] if "before" in result else [("", result)]
+    titles = [" ".join(filter(None, [stage["method"], name])) for name, stage in stages]
+    rows = [row for title, (_, stage) in zip(titles, stages, strict=True) for row in accuracy_rows(title, stage)]
+    print_table(f"{result['provenance']['data']['source']} on {result['backbone']}", ["method", *ACCURACY], rows)
     rows = [
-        [
-            " ".join(filter(None, [stage["method"], name])),
-            percent(stage["val_accuracy"]),
-            percent(stage["test_accuracy"]),
-            str(sum(stage["prompt_counts"])),
-            _learned(stage),
-            f"{stage['training_seconds']:.0f} s",
-        ]
-        for name, stage in stages
+        [title, str(sum(stage["prompt_counts"])), _learned(stage), f"{stage['training_seconds']:.0f} s"]
+        for title, (_, stage) in zip(titles, stages, strict=True)
     ]
-    print_table(
-        f"{result['provenance']['data']['source']} on {result['backbone']}",
-        ["method", "val", "test", "prompts", "learned", "time"],
-        rows,
-    )
+    print_table("What was learned", ["method", "prompts", "learned", "time"], rows)
     counts = [stage["prompt_counts"] for _, stage in stages]
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
@@ -138,14 +151,57 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     print_note(f"Adapter and result.json are in {out}. Next: vprompt predict {out} IMAGE")
 
 
+ACCURACY = ["images", "accuracy", "95 %", "balanced", "majority"]
+"""Heads of a table of accuracies: which images, the accuracy, its interval, the mean over classes, and what naming the
+commonest class gets.
+"""
+
+
+def accuracy_rows(title: str, stage: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a table of accuracies, one for each split that a model was evaluated on."""
+    return [
+        [
+            title,
+            split if f"{split}_images" not in stage else f"{stage[f'{split}_images']} {split}",
+            percent(stage[f"{split}_accuracy"]),
+            interval(stage.get(f"{split}_interval")),
+            percent(stage.get(f"{split}_balanced_accuracy")),
+            percent(stage.get(f"{split}_majority_accuracy")),
+        ]
+        for split in ("val", "test")
+        if stage[f"{split}_accuracy"] is not None
+    ]
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """An interval of accuracies.
+
+    Example:
+        >>> interval([0.412, 0.68]), interval(None)
+        ('41-68', '-')
+    """
+    return "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+
+
 def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """Sentences below the tables: cost, pruning, images left out, data unlike the benchmark's, convergence."""
+    """Sentences below the tables: doubts, cost, what fewer prompts lost, images left out, convergence."""
+    yield from result.get("notes", [])
     if all("folded_gmacs" in stage for _, stage in stages):
         costs = [" ".join(filter(None, [f"{stage['folded_gmacs']:.3g}", name])) for name, stage in stages]
         yield f"GMACs per image, folded: {', '.join(costs)}."
     if pruning := result.get("pruning"):
         shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
+    if trials := result.get("condensing", {}).get("trials"):
+        tried = [f"{100 * trial['ratio']:g} % of the prompts {100 * trial['difference']:+.1f}" for trial in trials]
+        yield f"Points of validation accuracy against all prompts: {', '.join(tried)}."
+    for split, images in (("val", "validation"), ("test", "test")):
+        if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
+            points = [f"{-100 * share:+.1f}" for share in (result["lost"][f"{split}_accuracy"], ends[1], ends[0])]
+            yield (
+                f"Against all prompts, {points[0]} points on the {images} images (95 %: {points[1]} to {points[2]}); "
+                "the adapter with all of them is in full/."
+            )
     data = result["provenance"]["data"]
     if skipped := data["skipped"]:
         yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
@@ -156,8 +212,11 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         what = "Not the benchmark's own data" if known(data["source"]) else "About the data"
         yield f"{what}: {differences[0]}{more}"
     for name, stage in stages:
-        if not stage["converged"] and stage["epochs"]:
-            yield f"The loss{f' ({name})' if name else ''} was still falling at the end; more epochs may help."
+        of = f" ({name})" if name else ""
+        if stage.get("overfits"):
+            yield f"The loss{of} on the validation images rose at the end: it overfits, and fewer epochs may do better."
+        elif not stage["converged"] and stage["epochs"]:
+            yield f"The loss{of} was still falling at the end; more epochs may help."
 
 
 def _learned(stage: dict[str, Any]) -> str:

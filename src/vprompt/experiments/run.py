@@ -72,20 +72,21 @@ def run(
         early = None
         if trained is not None:
             early, history, before = _take_over(model, trained, stages)
-        elif settings.prune is not None:
-            history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
-            before = stages.report(model, history)
         else:
-            history = stages.train(model, recipe, "training")
-            before = None
+            if settings.prune is not None:
+                history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
+            else:
+                history = stages.train(model, recipe, "training")
+            before = stages.report(model, history)
+            stages.keep(model, before, settings)
         if settings.prune is not None:
             pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
             facts |= {"before": before, "pruning": _pruning_facts(pruned)}
             return stages.finish(pruned.model, pruned.history or history, facts, origin)
         assert settings.condense is not None
         fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
-        small, tuning = stages.condense(model, settings.condense, fine_tuning)
-        return stages.finish(small, tuning, {"before": before or stages.report(model, history), **facts}, origin)
+        small, tuning = stages.condense(model, settings.condense, fine_tuning, keep=trained is None)
+        return stages.finish(small, tuning, {"before": before, **facts}, origin)
 
 
 def first_stage(settings: Settings) -> Settings | None:
@@ -172,6 +173,7 @@ def _prepare(
         classes=stages.task.classes,
         preprocessing=preprocessing,
     )
+    stages.introduce(model)
     return stages, model
 
 
@@ -215,8 +217,9 @@ def run_condense(
             )
         earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work
         recipe = replace(fine_tuning_recipe(model), epochs=condensing.fine_tune_epochs, seed=settings.seed)
-        small, history = stages.condense(model, condensing, recipe)
-        before = earlier or stages.report(model, History())
+        stages.introduce(model)
+        before = stages.report(model, History()) | (earlier or {})
+        small, history = stages.condense(model, condensing, recipe, keep=True)
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
         return stages.finish(small, history, facts, origin)
 

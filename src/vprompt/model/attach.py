@@ -36,7 +36,8 @@ def attach(
     generator: call `torch.manual_seed` to repeat.
 
     Args:
-        backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
+        backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); or a timm model,
+            which is not changed.
         method: The method; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.

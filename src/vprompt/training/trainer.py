@@ -64,6 +64,12 @@ class History:
         before, after = sum(losses[-2 * fifth : -fifth]) / fifth, sum(losses[-fifth:]) / fifth
         return before - after < 0.05 * before or after < 0.05
 
+    @property
+    def overfits(self) -> bool:
+        """True where the loss on the validation images has risen by more than 5 % since its lowest."""
+        losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
+        return bool(losses) and losses[-1] > 1.05 * min(losses)
+
 
 def fit(
     model: PromptedModel,
@@ -299,7 +305,8 @@ class _Run:
         row["lr"] = self.optimizer.param_groups[0]["lr"]
         interval = max(1, self.recipe.epochs // 10)
         if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
-            row["val_accuracy"] = evaluate(self.model, self.val, workers=self.recipe.workers).accuracy
+            evaluation = evaluate(self.model, self.val, workers=self.recipe.workers)
+            row |= {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
             report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
         self.history.rows.append(row)
         self.sums.zero_()

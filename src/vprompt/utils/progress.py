@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -36,6 +37,15 @@ def part(report: Report, number: int, parts: int) -> Report:
         report(number * total + done, parts * total, **figures)
 
     return whole
+
+
+def tell(sentences: Sequence[str]) -> None:
+    """Writes sentences on standard error, each on a line of its own; on a terminal, words are not broken."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+    for sentence in sentences:
+        text = textwrap.fill(sentence, width, subsequent_indent="  ") if width > 20 else sentence
+        sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 QUIET_SECONDS = 30.0
@@ -153,6 +163,8 @@ def figures_text(figures: dict[str, float], unit: str = "", most: int | None = N
     """
     parts: list[str] = []
     for name, value in figures.items():
+        if name == "cached" and "epoch" in figures:
+            continue  # that was before
         if name == "rate":
             parts.append(f"{value:.0f} {unit}/s")
         elif name == "epoch":

@@ -196,6 +196,8 @@ def _label(result: Mapping[str, Any]) -> str:
     retained = settings.get("condense")
     if isinstance(retained, int | float):
         parts.append(f"condensed to {100 * retained:g} %")
+    elif retained is not None:
+        parts.append("condensed as far as it goes")
     if settings.get("prune") is not None:
         parts.append("pruned")
     return ", ".join(parts)
@@ -235,6 +237,8 @@ def _below(folder: Path) -> tuple[list[Document], list[str]]:
     results: list[Document] = []
     unread: list[str] = []
     for path in sorted(folder.rglob("result.json")):
+        if path.parent != folder and (path.parent.parent / "result.json").exists():
+            continue  # a stage of the run above, which says so itself
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError, RecursionError):

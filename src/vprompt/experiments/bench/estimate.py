@@ -14,7 +14,7 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.meta import shapes_only
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.tasks import split_sizes
-from vprompt.experiments.stages import augment_of
+from vprompt.experiments.preview import passes
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
@@ -32,22 +32,11 @@ JOB_SECONDS = 1.0
 
 def gmacs_of(job: Job) -> float:
     """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
-    settings, recipe = job.settings, job.settings.recipe
-    train, val, test = split_sizes(settings.data, settings.root)
-    learning = train + val if settings.train_on == "train+val" else train
+    settings = job.settings
+    sizes = split_sizes(settings.data, settings.root)
+    learned, seen = passes(settings, *sizes, until=job.until, trained=job.first is not None)
     forward = _gmacs(settings.backbone, settings.img_size, settings.method)
-    step = forward * (1 + settings.method.backward_cost)
-    epochs = recipe.epochs if job.until is None else job.until
-    passes = 0.0 if job.first is not None else float(epochs)
-    total = learning * passes * step
-    if settings.method.caches_features and augment_of(settings) == "none":
-        total = learning * forward  # features are computed once
-    if settings.condense is not None:
-        total += learning * step * (1 + (settings.condense.fine_tune_epochs if settings.condense.fine_tune else 0))
-    if settings.prune is not None:
-        total += learning * step * (1 + recipe.epochs * (4 if settings.prune.searched else 1))
-    read = (val if settings.train_on == "train" else 0) + (test if settings.test and job.until is None else 0)
-    return total + forward * read
+    return forward * (learned * (1 + settings.method.backward_cost) + seen)
 
 
 @functools.cache
