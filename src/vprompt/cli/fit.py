@@ -9,8 +9,18 @@ from typing import Any, Literal
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.names import full_name
-from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
-from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.cli.console import (
+    ACCURACY,
+    UsageError,
+    accuracy_cells,
+    majority,
+    percent,
+    print_json,
+    print_note,
+    print_table,
+    resumable,
+)
+from vprompt.cli.options import chosen, command, group, shown, values_of
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
@@ -34,7 +44,10 @@ OUTPUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
-    """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present."""
+    """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present.
+
+    These are the usual options; --help-all shows all.
+    """
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
@@ -71,12 +84,12 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     }
     groups = {
         kind.name: group(kind.name, kind.options, doc=f"Options of the method {kind.name}."),
-        "condensing": group("condensing", options_of(Condensing), doc="Condensing after training."),
-        "pruning": pruning_options(),
-        "training": group("training", options_of(Recipe), doc="Training."),
-        "images": group("images", settings_options(*IMAGES), doc="Reading of images."),
+        "condensing": group("condensing", shown(options_of(Condensing), arguments), doc="Condensing after training."),
+        "pruning": pruning_options(arguments),
+        "training": group("training", shown(options_of(Recipe), arguments), doc="Training."),
+        "images": group("images", shown(settings_options(*IMAGES), arguments), doc="Reading of images."),
     }
-    return command(FitCommand, options, groups)
+    return command(FitCommand, shown(options, arguments), groups)
 
 
 def settings_options(*names: str) -> dict[str, Option]:
@@ -104,15 +117,16 @@ def backbone_of(values: Mapping[str, Any], out: Path | None = None) -> str:
     return name
 
 
-def pruning_options(*, prune: bool = False) -> type:
+def pruning_options(arguments: Sequence[str], *, prune: bool = False) -> type:
     """Options of pruning; criterion and scope are those of condensing.
 
     Args:
+        arguments: The command line.
         prune: The default of --prune.
     """
     switch = replace(options_of(Settings)["prune"], default=prune)
     own = {name: option for name, option in options_of(Pruning).items() if name not in options_of(Condensing)}
-    return group("pruning", {"prune": switch, **own}, doc="Pruning after training, as E2VPT does.")
+    return group("pruning", shown({"prune": switch, **own}, arguments), doc="Pruning after training, as E2VPT does.")
 
 
 def default_out(settings: Settings) -> Path:
@@ -135,52 +149,29 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
     after = "pruned" if "pruning" in result else "condensed"
     stages = [("all prompts", result["before"]), (after, result)] if "before" in result else [("", result)]
     titles = [" ".join(filter(None, [stage["method"], name])) for name, stage in stages]
-    rows = [row for title, (_, stage) in zip(titles, stages, strict=True) for row in accuracy_rows(title, stage)]
-    print_table(f"{result['provenance']['data']['source']} on {result['backbone']}", ["method", *ACCURACY], rows)
+    models = [stage for _, stage in stages]
     rows = [
         [title, str(sum(stage["prompt_counts"])), _learned(stage), f"{stage['training_seconds']:.0f} s"]
-        for title, (_, stage) in zip(titles, stages, strict=True)
+        for title, stage in zip(titles, models, strict=True)
     ]
-    print_table("What was learned", ["method", "prompts", "learned", "time"], rows)
+    print_table(
+        f"{result['provenance']['data']['source']} on {result['backbone']}",
+        ["method", "prompts", "learned", "time"],
+        rows,
+    )
+    for split in ("val", "test"):
+        if result[f"{split}_accuracy"] is not None:
+            rows = [[title, *accuracy_cells(stage, f"{split}_")] for title, stage in zip(titles, models, strict=True)]
+            print_table(f"{split}{majority(result, f'{split}_')}", ["method", *ACCURACY], rows)
     counts = [stage["prompt_counts"] for _, stage in stages]
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
         print_table("Prompts in each block", ["block", *(name or "prompts" for name, _ in stages)], rows)
     for remark in _remarks(result, stages):
         print_note(remark)
+    if (out / "full").exists():
+        print_note(f"The adapter with all prompts is in {out / 'full'}.")
     print_note(f"Adapter and result.json are in {out}. Next: vprompt predict {out} IMAGE")
-
-
-ACCURACY = ["images", "accuracy", "95 %", "balanced", "majority"]
-"""Heads of a table of accuracies: which images, the accuracy, its interval, the mean over classes, and what naming the
-commonest class gets.
-"""
-
-
-def accuracy_rows(title: str, stage: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a table of accuracies, one for each split that a model was evaluated on."""
-    return [
-        [
-            title,
-            split if f"{split}_images" not in stage else f"{stage[f'{split}_images']} {split}",
-            percent(stage[f"{split}_accuracy"]),
-            interval(stage.get(f"{split}_interval")),
-            percent(stage.get(f"{split}_balanced_accuracy")),
-            percent(stage.get(f"{split}_majority_accuracy")),
-        ]
-        for split in ("val", "test")
-        if stage[f"{split}_accuracy"] is not None
-    ]
-
-
-def interval(ends: Sequence[float] | None) -> str:
-    """An interval of accuracies.
-
-    Example:
-        >>> interval([0.412, 0.68]), interval(None)
-        ('41-68', '-')
-    """
-    return "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
 
 
 def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
@@ -193,15 +184,12 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     if trials := result.get("condensing", {}).get("trials"):
-        tried = [f"{100 * trial['ratio']:g} % of the prompts {100 * trial['difference']:+.1f}" for trial in trials]
-        yield f"Points of validation accuracy against all prompts: {', '.join(tried)}."
+        tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
+        yield f"Validation accuracy with shares of the prompts, against all of them: {', '.join(tried)} points."
     for split, images in (("val", "validation"), ("test", "test")):
         if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
-            points = [f"{-100 * share:+.1f}" for share in (result["lost"][f"{split}_accuracy"], ends[1], ends[0])]
-            yield (
-                f"Against all prompts, {points[0]} points on the {images} images (95 %: {points[1]} to {points[2]}); "
-                "the adapter with all of them is in full/."
-            )
+            change, low, high = (_points(-share) for share in (result["lost"][f"{split}_accuracy"], ends[1], ends[0]))
+            yield f"Against all prompts, {change} points on the {images} images (95 %: {low} to {high})."
     data = result["provenance"]["data"]
     if skipped := data["skipped"]:
         yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
@@ -223,3 +211,7 @@ def _learned(stage: dict[str, Any]) -> str:
     """Learned numbers, and what share of the backbone's they are, where the result says it."""
     share = f" ({100 * stage['learned_params'] / stage['backbone_params']:.2f} %)" if "backbone_params" in stage else ""
     return f"{stage['learned_params']:,}{share}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share + 0.0:+.1f}"  # never -0.0

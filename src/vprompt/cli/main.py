@@ -21,6 +21,7 @@ from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
 from vprompt.cli.export import Export
 from vprompt.cli.fit import fit_command
+from vprompt.cli.options import HELP_ALL
 from vprompt.cli.predict import Eval, Predict
 from vprompt.cli.report import Report
 from vprompt.cli.serve import Serve
@@ -29,7 +30,8 @@ from vprompt.utils.version import __version__
 
 DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, fold.
 
-Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`."""
+Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`.
+`vprompt COMMAND --help` explains a command, --help-all with every option; `vprompt --version` is the version."""
 
 COMMANDS = {
     "fit": fit_command,
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands(arguments),
             prog="vprompt",
             description=DESCRIPTION,
-            args=arguments or ["--help"],
+            args=["--help" if argument == HELP_ALL else argument for argument in arguments or ["--help"]],
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except BrokenPipeError:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
+from vprompt.cli.console import (
+    ACCURACY,
+    UsageError,
+    accuracy_cells,
+    majority,
+    percent,
+    print_json,
+    print_note,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
@@ -77,13 +86,16 @@ class Eval(_Source):
         with bar("evaluating") as report:
             result = evaluate(model, images, report=report)
         if self.json:
-            print_json({**asdict(result), "split": split, "skipped": list(skipped)})
+            print_json({**result.figures(model.class_names), "split": split, "skipped": list(skipped)})
             return
+        figures = result.figures(model.class_names)
         print_table(
-            f"{self.adapter} on {self.data or 'the bundled task'}",
-            ["split", "images", "accuracy", "loss"],
-            [[split, str(result.images), percent(result.accuracy), f"{result.loss:.4f}"]],
+            f"{self.adapter} on {self.data or 'the bundled task'}{majority(figures)}",
+            ["split", *ACCURACY, "loss"],
+            [[split, *accuracy_cells(figures), f"{result.loss:.4f}"]],
         )
+        for remark in result.remarks(model.class_names, split):
+            print_note(remark)
         if skipped:
             print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
 

@@ -32,7 +32,7 @@ from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
 from vprompt.utils.serialization import options_of
-from vprompt.utils.statistics import mean, seeds_of
+from vprompt.utils.statistics import mean, seeds_of, wilson
 
 CONDENSED = "pc"
 """Label of Prompt Condensation: the condensed run of VPT-Deep."""
@@ -276,11 +276,16 @@ def _row(method: str, rows: Sequence[dict[str, Any]], measured: Measured) -> dic
     learned = mean([result["learned_params"] for result in results])
     prompts = mean([sum(result["prompt_counts"]) for result in results])
     costs = measured.costs.get(method)
+    images, majority = (next((r.get(f"test_{key}") for r in results), None) for key in ("images", "majority_accuracy"))
+    balanced = [r["test_balanced_accuracy"] for r in results if "test_balanced_accuracy" in r]
     return {
         "method": method,
         "runs": len(results),
         "test_accuracy": test.mean,
         "test_std": test.std,
+        "test_interval": None if not images or test.mean is None else wilson(test.mean * images, images),
+        "test_balanced_accuracy": mean(balanced),
+        "test_majority_accuracy": majority,
         "val_accuracy": val.mean,
         "learned_params": learned,
         "learned_share": None if learned is None or not measured.bare else learned / measured.bare["parameters"],

@@ -142,8 +142,8 @@ def backbone_for(
         require_weights(small)
     except BackboneError:
         return BUNDLED_BACKBONE, (
-            f"Offline: the weights of the backbone small ({small}) are neither in the cache nor to be had from the Hub, "
-            "so the bundled one takes its place, which is for trying things out and knows far less. Go online once, or "
+            f"Offline: the weights of the backbone small ({small}) are neither in the cache nor to be had from the "
+            "Hub, so the bundled one takes its place, which is for trials and knows far less. Go online once, or "
             "give --backbone small --weights FILE; --backbone bundled asks for this one."
         )
     return small, None
@@ -187,9 +187,7 @@ class Stages:
     def introduce(self, model: PromptedModel) -> None:
         """Says on standard error what was found, and what will be done with it."""
         if model.info.name == BUNDLED_BACKBONE and not _is_rendered(self.settings.data, self.settings.root):
-            self.notes.append(
-                "The backbone is the bundled one, for trying things out: --backbone small knows far more."
-            )
+            self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.bars:
             lines = preview(model, self.task, self.settings, self._recipe(model))
             tell([*lines, *self.task.summary.notes, *self.notes])
