@@ -477,12 +477,16 @@ def test_the_table_of_a_run_has_its_numbers(trained, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     outcome = run_command("fit", trained.data, *FIXTURE_RUN, "--out", trained.folder, "--resume")
     assert outcome.status == 0
-    line = next(line for line in outcome.out.splitlines() if "vpt-deep" in line)
+    learned, val, test = (line for line in outcome.out.splitlines() if "vpt-deep" in line)
     result = trained.result
-    assert f"{100 * result['val_accuracy']:.1f} %" in line
-    assert f"{100 * result['test_accuracy']:.1f} %" in line
-    assert f"{result['learned_params']:,}" in line
-    assert " 36 " in line
+    for line, split in ((val, "val"), (test, "test")):
+        low, high = result[f"{split}_interval"]
+        assert f" {100 * result[f'{split}_accuracy']:.1f} % " in line
+        assert f" {100 * low:.0f}-{100 * high:.0f} " in line
+        assert f" {100 * result[f'{split}_balanced_accuracy']:.1f} % " in line
+        assert f"{100 * result[f'{split}_majority_accuracy']:.1f} %" in outcome.out
+    assert f"{result['learned_params']:,}" in learned
+    assert " 36 " in learned
     assert str(trained.folder) in outcome.err
 
 

@@ -132,9 +132,9 @@ def test_memory_that_torch_does_not_get_is_said_to_be_memory(tmp_path, text):
 
 
 def test_a_validation_loss_that_is_no_number_is_a_divergence(tmp_path, text, monkeypatch):
-    monkeypatch.setattr(
-        "vprompt.experiments.run.evaluate", lambda *a, **k: Evaluation(accuracy=0.3, loss=float("nan"), images=3)
-    )
+    right = torch.tensor([True, False, False])
+    without_a_loss = Evaluation(loss=float("nan"), labels=torch.zeros(3).long(), right=right, num_classes=2)
+    monkeypatch.setattr("vprompt.experiments.run.evaluate", lambda *a, **k: without_a_loss)
     settings = replace(the_jobs(text, 0), train_on="train", test=False)
     found = try_settings(settings, tmp_path / "training.safetensors", until=1)
     assert found["val_loss"] is None

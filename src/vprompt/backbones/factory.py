@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import OfflineModeIsEnabled
 from torch import nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
@@ -122,6 +124,8 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
         cached = (try_to_load_from_cache(repository, name, revision=revision) for name in (file, "pytorch_model.bin"))
         if any(isinstance(path, str) for path in cached):
             return
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OfflineModeIsEnabled  # the client only reads this when it is imported
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_SECONDS)
     except Exception as error:  # the Hub's own errors and the network's have no common base
         if getattr(getattr(error, "response", None), "status_code", None) is not None:

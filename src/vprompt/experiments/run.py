@@ -78,7 +78,7 @@ def run(
             else:
                 history = stages.train(model, recipe, "training")
             before = stages.report(model, history)
-            stages.keep(model, before, settings)
+            stages.keep(model, before, settings, origin)
         if settings.prune is not None:
             pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
             facts |= {"before": before, "pruning": _pruning_facts(pruned)}

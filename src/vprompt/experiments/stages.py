@@ -291,33 +291,37 @@ class Stages:
                 scores=scores,
             )
 
-        def tuned(small: PromptedModel, stage: str) -> History:
-            return self.train(small, recipe, stage) if settings.fine_tune else History()
-
-        def attempt(ratio: float) -> tuple[tuple[float, PromptedModel, History], Evaluation]:
+        def tuned(ratio: float, stage: str) -> tuple[float, PromptedModel, History]:
             small = condensed(ratio)
-            history = tuned(small, f"fine-tuning-{ratio:g}")
-            assert self.val is not None
-            return (ratio, small, history), self._evaluated(small, self.val, "validation")
+            return ratio, small, self.train(small, recipe, stage) if settings.fine_tune else History()
 
         if settings.ratio == "auto":
-            best, trials = smallest_share(self.evaluations[-1]["val"], attempt)
+            val = self.val
+            assert val is not None  # as is checked at the start
+
+            def attempt(ratio: float) -> tuple[tuple[float, PromptedModel, History], Evaluation]:
+                made = tuned(ratio, f"fine-tuning-{ratio:g}")
+                return made, self._evaluated(made[1], val, "validation")
+
+            best, trials = smallest_share(self._evaluated(model, val, "validation"), attempt)
             ratio, small, history = best or (1.0, condensed(1.0), History())
             self.facts["condensing"] = {"ratio": ratio, "trials": [asdict(trial) for trial in trials]}
         else:
-            ratio, small = settings.ratio, condensed(settings.ratio)
-            history = tuned(small, "fine-tuning")
+            ratio, small, history = tuned(settings.ratio, "fine-tuning")
         if keep and history.rows and is_main_process():
             condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
         return small, history
 
-    def keep(self, model: PromptedModel, report: dict[str, Any], settings: Settings) -> None:
+    def keep(
+        self, model: PromptedModel, report: dict[str, Any], settings: Settings, weights: dict[str, str] | None
+    ) -> None:
         """Leaves the model with all prompts, whose report is given, as a finished run in a folder of its own."""
         if is_main_process():
             model.save_pretrained(self.folder.out / FULL)
             whole = replace(settings, condense=None, prune=None).to_flat()
             facts = {"backbone": settings.backbone, "seed": settings.recipe.seed, "settings": whole}
-            write_json(self.folder.out / FULL / RESULT, {**report, **facts, "provenance": self._provenance(model)})
+            origin = self._provenance(model, weights)
+            write_json(self.folder.out / FULL / RESULT, {**report, **facts, "provenance": origin})
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
         """The numbers of one model; the only place where test data is read."""
@@ -387,7 +391,7 @@ class Stages:
             lost |= {f"{split}_accuracy": change, f"{split}_interval": [low, high]}
         return lost
 
-    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None = None) -> dict[str, Any]:
+    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None) -> dict[str, Any]:
         return provenance(model, self.train_images, self.task, weights, tested=self._tests)
 
     @property

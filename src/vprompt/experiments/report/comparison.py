@@ -74,7 +74,8 @@ def markdown(document: Row) -> str:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     blocks: list[Block] = [
         Paragraph(
-            f"{training}; mean ± sample standard deviation over the seeds{_majority(rows)}. {_LEARNED_TITLE}. {_cost_title(document)}."
+            f"{training}; mean ± sample standard deviation over the seeds{_majority(rows)}. "
+            f"{_LEARNED_TITLE}. {_cost_title(document)}."
         ),
         _table("", {**_ACCURACY, **_LEARNED, **_COST}, rows),
     ]
