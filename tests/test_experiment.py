@@ -35,6 +35,8 @@ from vprompt.experiments.settings import settings_from
 from vprompt.utils.errors import TrainingError
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
+STAGES = {"full", "condensed"}
+"""Folders that a condensing run leaves beside them: with all prompts, and without fine-tuning."""
 BLOCKS, WIDTH = 12, 192
 NUMBERS = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "method", "converged", "epochs")
 """What must repeat; times may differ."""
@@ -310,7 +312,7 @@ def condensed(colours, tmp_path_factory):
 
 def test_a_condensed_run_says_the_same_of_the_model_before(condensed, trained):
     out, result = condensed
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | STAGES
     assert sum(result["prompt_counts"]) == 18
     assert max(result["prompt_counts"]) <= 3
     assert result["learned_params"] == learned(18, 3)
@@ -330,7 +332,7 @@ def test_condensing_later_is_the_same_as_at_once(condensed, trained, tmp_path):
     later = done("condense", trained.folder, trained.data, *arguments)
     assert numbers(later) == numbers(at_once)
     assert adapter_hash(tmp_path / "later") == adapter_hash(out)
-    assert {path.name for path in (tmp_path / "later").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "later").iterdir()} == FILES | {"condensed"}
     assert later["backbone"] == BUNDLED_BACKBONE
     assert later["before"]["training_seconds"] == trained.result["training_seconds"]
 
@@ -559,7 +561,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
     result = done(*command, "--resume")
     assert numbers(result) == numbers(uninterrupted[1])
     assert adapter_hash(out) == adapter_hash(uninterrupted[0])
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | STAGES
     assert "Warning" not in err  # what libraries tell programmers is not for users
 
 

@@ -119,9 +119,10 @@ def test_the_smallest_share_is_the_last_before_one_that_is_worse(until, kept):
 
     best, trials = smallest_share(before, attempt)
     assert best == kept
-    assert [trial.ratio for trial in trials] == asked == list(SHARES[: len(asked)])
-    assert [trial.worse for trial in trials[:-1]] == [False] * (len(trials) - 1)
-    assert trials[-1].worse is (kept != SHARES[-1])
+    assert [trial["ratio"] for trial in trials] == asked == list(SHARES[: len(asked)])
+    assert [trial["interval"][1] < 0 for trial in trials[:-1]] == [False] * (len(trials) - 1)
+    assert (trials[-1]["interval"][1] < 0) is (kept != SHARES[-1])
+    assert [trial["difference"] for trial in trials] == [0.0 if share > until else -0.3 for share in asked]
 
 
 def test_auto_is_what_the_machine_has_and_is_fast_in():

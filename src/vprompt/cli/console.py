@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import tell
 
 
 class UsageError(VPromptError):
@@ -72,8 +73,8 @@ def print_table(
 
 
 def print_note(text: str) -> None:
-    """Prints a line on standard error."""
-    sys.stderr.write(text + "\n")
+    """Prints lines on standard error."""
+    tell(text.split("\n"))
 
 
 ACCURACY = ("accuracy", "95 %", "balanced")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -28,31 +27,9 @@ SHARES = (0.5, 0.3, 0.2, 0.1, 0.05)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A share of the prompts that was tried.
-
-    Args:
-        ratio: The share.
-        val_accuracy: Of the model with it.
-        difference: This accuracy minus that of the model with all prompts, on the same images.
-        interval: Its paired 95 % interval.
-    """
-
-    ratio: float
-    val_accuracy: float
-    difference: float
-    interval: tuple[float, float]
-
-    @property
-    def worse(self) -> bool:
-        """Whether the model is worse than that with all prompts, by more than chance."""
-        return self.interval[1] < 0
-
-
 def smallest_share(
     before: Evaluation, attempt: Callable[[float], tuple[T, Evaluation]]
-) -> tuple[T | None, tuple[Trial, ...]]:
+) -> tuple[T | None, list[dict[str, Any]]]:
     """Tries ever smaller shares of the prompts, until one is worse than all prompts by more than chance.
 
     Args:
@@ -60,7 +37,8 @@ def smallest_share(
         attempt: Makes something of a share, and evaluates it on the same images.
 
     Returns:
-        What was made of the smallest share that is not worse, None where each is; and all that was tried.
+        What was made of the smallest share that is not worse, None where each is. And for each that was tried: `ratio`,
+        `val_accuracy`, `difference` (from that with all prompts, on the same images) and its paired 95 % `interval`.
 
     Example:
         >>> import torch
@@ -68,18 +46,18 @@ def smallest_share(
         ...     hits, labels = torch.arange(100) < right, torch.zeros(100).long()
         ...     return Evaluation(loss=0.0, labels=labels, right=hits, num_classes=1)
         >>> best, trials = smallest_share(evaluation(90), lambda share: (share, evaluation(88 if share > 0.2 else 60)))
-        >>> best, [trial.ratio for trial in trials]
+        >>> best, [trial["ratio"] for trial in trials]
         (0.3, [0.5, 0.3, 0.2])
     """
-    best, trials = None, list[Trial]()
+    best, trials = None, list[dict[str, Any]]()
     for ratio in SHARES:
         made, after = attempt(ratio)
         change, interval = difference(before, after)
-        trials.append(Trial(ratio=ratio, val_accuracy=after.accuracy, difference=change, interval=interval))
-        if trials[-1].worse:
+        trials.append({"ratio": ratio, "val_accuracy": after.accuracy, "difference": change, "interval": interval})
+        if interval[1] < 0:
             break
         best = made
-    return best, tuple(trials)
+    return best, trials
 
 
 def condense(

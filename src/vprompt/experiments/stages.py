@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +305,7 @@ class Stages:
 
             best, trials = smallest_share(self._evaluated(model, val, "validation"), attempt)
             ratio, small, history = best or (1.0, condensed(1.0), History())
-            self.facts["condensing"] = {"ratio": ratio, "trials": [asdict(trial) for trial in trials]}
+            self.facts["condensing"] = {"ratio": ratio, "trials": trials}
         else:
             ratio, small, history = tuned(settings.ratio, "fine-tuning")
         if keep and history.rows and is_main_process():

@@ -40,11 +40,17 @@ def part(report: Report, number: int, parts: int) -> Report:
 
 
 def tell(sentences: Sequence[str]) -> None:
-    """Writes sentences on standard error, each on a line of its own; on a terminal, words are not broken."""
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+    """Writes sentences on standard error, each on a line of its own; on a terminal, no word is broken."""
+    width = max(20, shutil.get_terminal_size().columns) if sys.stderr.isatty() else sys.maxsize
+    wrapper = textwrap.TextWrapper(
+        width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=width < sys.maxsize,
+    )
     for sentence in sentences:
-        text = textwrap.fill(sentence, width, subsequent_indent="  ") if width > 20 else sentence
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{wrapper.fill(sentence)}\n")
     sys.stderr.flush()
 
 
@@ -92,7 +98,7 @@ def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False)
     ]
     with Progress(*columns, console=console, transient=not keep) as shown:
         label = textwrap.shorten(label, max(8, console.width - len(" 100% 0:00:00 ")), placeholder="")
-        row = shown.add_task(label, total=None, figures="", left="left")
+        row = shown.add_task(label, total=None, figures="", left="")
         last: dict[str, float] = {}
         fixed = len(label) + room * (1 + (BAR if wide else NARROW_BAR)) + len(" 100% 0:00:00 ") + room * len("left ")
 
