@@ -15,7 +15,7 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.meta import shapes_only
-from vprompt.backbones.names import full_name
+from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
 from vprompt.utils.errors import BackboneError
 
@@ -128,7 +128,8 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
             raise OfflineModeIsEnabled  # the client only reads this when it is imported
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_SECONDS)
     except Exception as error:  # the Hub's own errors and the network's have no common base
-        if getattr(getattr(error, "response", None), "status_code", None) is not None:
+        answered = getattr(getattr(error, "response", None), "status_code", None) is not None
+        if answered and name not in SHORT_NAMES.values():  # these are there for sure: something on the way answered
             return  # it can be reached; timm knows other places to look
         raise BackboneError(
             f"The weights of the backbone {name!r} are not in the cache, and the Hub cannot be reached to get them "

@@ -20,4 +20,4 @@ def full_name(name: str) -> str:
         >>> full_name("base"), full_name("swin_tiny_patch4_window7_224")
         ('vit_base_patch16_224.augreg_in21k', 'swin_tiny_patch4_window7_224')
     """
-    return SHORT_NAMES.get(name, name)
+    return SHORT_NAMES.get(name.lower(), name)
