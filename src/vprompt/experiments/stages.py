@@ -50,6 +50,9 @@ from vprompt.utils.progress import Report, bar, tell
 class Sources:
     """Makes backbones and opens tasks for runs; a subclass may keep them from one run to the next."""
 
+    introduced: Task | None = None
+    """The last task of which a run has said what was found; the runs that follow need not."""
+
     def backbone(self, settings: Settings) -> nn.Module:
         """The backbone that settings name, with its weights; runs leave it as it is."""
         return create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
@@ -168,6 +171,7 @@ class Stages:
     ) -> None:
         self.folder = folder
         self.settings = settings
+        self.sources = sources
         self.bars = progress is True
         self.progress = progress
         self.started = time.monotonic()
@@ -188,9 +192,11 @@ class Stages:
         """Says on standard error what was found, and what will be done with it."""
         if model.info.name == BUNDLED_BACKBONE and not _is_rendered(self.settings.data, self.settings.root):
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
-        if self.bars:
+        if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.settings, self._recipe(model))
-            tell([*lines, *self.task.summary.notes, *self.notes])
+            about_data = [note for note in self.task.summary.notes if not note.startswith("Passed over")]
+            tell([*lines, *about_data, *self.notes])
+            self.sources.introduced = self.task
 
     def _recipe(self, model: PromptedModel) -> Recipe:
         return self.settings.recipe if isinstance(self.settings, Settings) else fine_tuning_recipe(model)
