@@ -151,5 +151,12 @@ def show(document: dict[str, Any], out: Path) -> None:
     print_table(f"{title(document)}\n\n{first.caption}", first.head, first.texts)
     for table in others:
         print_table(table.caption, table.head, table.texts, whole_first=True)
+    weak = [
+        row["method"]
+        for row in document["rows"]
+        if row["test_interval"] and row["test_interval"][0] <= row["test_majority_accuracy"]
+    ]
+    if weak:
+        print_note(f"Not clearly above always saying the commonest class: {', '.join(weak)}.")
     files = ", ".join(name for name in ("compare.json", "compare.md", "compare.png") if (out / name).exists())
     print_note(f"In {out}: {files}, and every run's adapter. More: vprompt report {out}")

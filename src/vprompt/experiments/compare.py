@@ -15,6 +15,7 @@ from torch import nn
 
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import num_parameters
+from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.experiments.bench.bench import changed_images, run_here
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
@@ -38,8 +39,6 @@ CONDENSED = "pc"
 """Label of Prompt Condensation: the condensed run of VPT-Deep."""
 
 DOCUMENT = "compare.json"
-
-BUNDLED_TASK = "bundled:fashion-mnist"
 
 GMACS_PER_CALL = 40.0
 """About a second on one thread of a processor."""

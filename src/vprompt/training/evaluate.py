@@ -69,10 +69,6 @@ class Evaluation:
         """Accuracy of naming the commonest class for every image."""
         return int(self.counts.max()) / self.images
 
-    def never_right(self) -> list[int]:
-        """The classes of whose images none is right."""
-        return torch.nonzero(self.recalls == 0).flatten().tolist()
-
     def figures(self, classes: Sequence[str]) -> dict[str, Any]:
         """All of it as plain data, with the names of the classes."""
         return {
@@ -80,7 +76,7 @@ class Evaluation:
             "interval": list(self.interval),
             "balanced_accuracy": self.balanced_accuracy,
             "majority_accuracy": self.majority_accuracy,
-            "never_right": [classes[index] for index in self.never_right()],
+            "never_right": [classes[label] for label in torch.nonzero(self.recalls == 0).flatten().tolist()],
             "loss": self.loss if math.isfinite(self.loss) else None,
             "images": self.images,
         }
@@ -94,7 +90,8 @@ class Evaluation:
                 f"The {split} accuracy of {percent(self.accuracy)} % is not {far}above that of always saying "
                 f"{classes[common]} ({percent(self.majority_accuracy)} %)."
             )
-        if never := [f"{classes[index]} ({count(int(self.counts[index]), 'image')})" for index in self.never_right()]:
+        counts = dict(zip(classes, self.counts.tolist(), strict=True))
+        if never := [f"{name} ({count(counts[name], 'image')})" for name in self.figures(classes)["never_right"]]:
             told.append(f"Not one {split} image is recognised of {listed(never)}.")
         return told
 

@@ -57,8 +57,8 @@ def tell(sentences: Sequence[str]) -> None:
 QUIET_SECONDS = 30.0
 """A log hears of a job at least this often."""
 
-BAR, NARROW_BAR = 20, 10
-"""Characters of a bar on terminals of 80 columns and more, and on others; none below 50 columns."""
+BAR = 12
+"""Characters of a bar, for which terminals of less than 50 columns have no room."""
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False)
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    wide, room = console.width >= 80, console.width >= 50
+    room = console.width >= 50
     columns = [
         TextColumn("{task.description}"),
-        *([BarColumn(bar_width=BAR if wide else NARROW_BAR)] if room else []),
+        *([BarColumn(bar_width=BAR)] if room else []),
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         *([TextColumn("{task.fields[left]}")] if room else []),
@@ -100,7 +100,7 @@ def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False)
         label = textwrap.shorten(label, max(8, console.width - len(" 100% 0:00:00 ")), placeholder="")
         row = shown.add_task(label, total=None, figures="", left="")
         last: dict[str, float] = {}
-        fixed = len(label) + room * (1 + (BAR if wide else NARROW_BAR)) + len(" 100% 0:00:00 ") + room * len("left ")
+        fixed = len(f"{label} 100% 0:00:00 ") + room * len(f"{BAR * '-'} left ")
 
         def report(done: int, total: int, **figures: float) -> None:
             last.update(figures)
