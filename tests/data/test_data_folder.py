@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,215 @@ def test_other_names_of_splits(split, names):
     assert [len(task.train), len(task.val), len(task.test)] == [30, 9, 12]
 
 
+def noise(root, layout):
+    """Writes images of noise, no two of them equal: folder -> number."""
+    random = np.random.default_rng(0)
+    for folder, count in layout.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(root / folder / f"{number:02}.png")
+    return root
+
+
+def sizes(task):
+    return [None if part is None else len(part) for part in (task.train, task.val, task.test)]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        *(("training_set", "test_set"), ("train2017", "test2017"), ("seg_train/seg_train", "seg_test/seg_test")),
+        *(("Training Data", "Test Data"), ("TrainingSet", "TestSet"), ("trainset", "testdata"), ("trainval", "test")),
+        *(("birds_train", "birds_test"), ("train/images", "test/images"), ("data/train", "data/test")),
+        *(("x/y/Train", "x/y/TEST"), ("train-images", "test-images"), ("01_train", "02_test"), ("TRAIN DATA", "tst")),
+    ],
+)
+def test_splits_by_many_names(tmp_path, train, test):
+    layout = {f"{train}/ant": 12, f"{train}/bee": 12, f"{test}/ant": 4, f"{test}/bee": 5}
+    task = load_folder(noise(tmp_path, layout), PLAIN)
+    assert task.classes == ("ant", "bee")
+    assert (len(task.train) + len(task.val), len(task.test)) == (24, 9)
+    assert task.test.labels.tolist() == [0] * 4 + [1] * 5
+    if train.lower() not in ("train", "trainval"):
+        assert any(test.split("/")[0] in note for note in task.summary.notes) or train.startswith(("train/", "x/"))
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training Set", "Test Set"), ("train", "val", "test")])
+def test_splits_inside_the_classes(tmp_path, names):
+    layout = {f"{label}/{name}": 5 + row for label in ("ant", "bee") for row, name in enumerate(names)}
+    task = load_folder(noise(tmp_path, layout), PLAIN)
+    assert task.classes == ("ant", "bee")
+    assert len(task.test) == 2 * (4 + len(names))
+    assert any(names[-1] in note and "splits" in note for note in task.summary.notes)
+    noise(tmp_path, {"cat": 5})
+    assert "cat has not" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("images", "masks"), ("img", "label"), ("JPEGImages", "SegmentationClass"), ("train/images", "train/masks")),
+        *(
+            ("images/train", "masks/train"),
+            ("Photos", "Ground Truth gt"),
+            ("train2017", "val2017"),
+            ("inputs", "targets"),
+        ),
+        ("training_set", "test_set"),
+    ],
+)
+def test_what_is_never_a_pair_of_classes(tmp_path, names):
+    message = refused(noise(tmp_path, dict.fromkeys(names, 6)))
+    assert "not two classes" in message or "no class folder" in message
+
+
+@pytest.mark.parametrize(
+    "names", [("train station", "test tube"), ("steam train", "bus"), ("dev board", "val d'isere"), ("mask", "helmet")]
+)
+def test_classes_whose_names_have_such_words(tmp_path, names):
+    task = load_folder(noise(tmp_path, dict.fromkeys(names, 6)), PLAIN)
+    assert sorted(task.classes) == sorted(names)
+
+
+def test_folders_that_all_classes_have_are_said(tmp_path):
+    layout = {f"{outer}/{inner}": 4 for outer in ("fold1", "fold2") for inner in ("ant", "bee")}
+    task = load_folder(noise(tmp_path, layout), PLAIN)
+    assert task.classes == ("fold1", "fold2")
+    assert "The classes are fold1 and fold2; the folders ant and bee" in " ".join(task.summary.notes)
+
+
+def test_what_is_not_the_users_is_no_data(unsplit):
+    clean = load_folder(unsplit, PLAIN)
+    names = ["$RECYCLE.BIN/S-1-5-21", "#recycle/bee", "@Recycle", "System Volume Information", "lost+found", "mine"]
+    noise(
+        unsplit, dict.fromkeys(["ant/@eaDir/0.png", "__MACOSX/ant", "bee/.thumbnails", *names], 2) | {"runs/ant-vpt": 0}
+    )
+    (unsplit / "runs" / "ant-vpt" / "adapter_config.json").write_text("{}")
+    (unsplit / "mine" / ".run").mkdir()
+    (unsplit / "bee" / "._3.png").write_bytes(b"resource fork")
+    for name in ("ant/IMG_1.HEIC", "ant/IMG_2.heic", "bee/a.txt", "train.json", "val.json"):
+        (unsplit / name).write_text("[]")
+    task = load_folder(unsplit, PLAIN)
+    assert task.fingerprint() == clean.fingerprint()
+    assert task.skipped == ()
+    passed = task.summary.passed_over
+    assert passed[".heic"] == ["ant/IMG_1.HEIC", "ant/IMG_2.heic"]
+    assert passed["output of vprompt"] == ["mine", "runs"]
+    assert {*passed["made by a system"]} >= {"ant/@eaDir", "$RECYCLE.BIN", "__MACOSX"}
+    assert passed["hidden"] == ["bee/._3.png", "bee/.thumbnails"]
+    assert {reason: len(names) for reason, names in passed.items() if reason.startswith(".")} == {
+        ".heic": 2,
+        ".json": 2,
+        ".txt": 1,
+    }
+
+
+def test_a_folder_of_heic_alone(tmp_path):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    assert "1 .heic file (convert them to JPEG)" in refused(tmp_path)
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "word"),
+    [
+        ("\u00e9l\u00e9phant", "e\u0301le\u0301phant", "Unicode form"),
+        ("e\u0301le\u0301phant", "\u00e9l\u00e9phant", "Unicode form"),
+        *(
+            ("cat", "cat ", "blanks"),
+            (" cat", "cat", "blanks"),
+            ("big  cat", "big cat", "blanks"),
+            ("cat", "Cat", "case"),
+        ),
+    ],
+)
+def test_names_that_look_alike_are_one_class(tmp_path, train, val, word):
+    noise(tmp_path, {f"train/{train}": 8, "train/zebra": 8, f"val/{val}": 3, "val/zebra": 4})
+    if len(os.listdir(tmp_path / "train")) < 2:
+        pytest.skip("this file system does not tell them apart")
+    task = load_folder(tmp_path, PLAIN)
+    assert sorted(task.classes)[0] in ("\u00e9l\u00e9phant", "cat", "big cat", "zebra")
+    assert sorted(task.val.labels.bincount().tolist()) == [3, 4]
+    assert any(word in note for note in task.summary.notes)
+
+
+def test_names_in_one_split(tmp_path):
+    noise(tmp_path, {"Cat": 6, "cat": 6, "dog": 3, "dog ": 3})
+    if len(os.listdir(tmp_path)) < 4:
+        pytest.skip("this file system does not tell case apart")
+    task = load_folder(tmp_path, PLAIN)
+    assert task.classes == ("Cat", "cat", "dog")
+    assert sum(counts["dog"] for counts in task.summary.per_split.values()) == 6
+    assert any("Cat and cat differ in case only" in note for note in task.summary.notes)
+
+
+def test_a_decomposed_folder_is_the_same_data(tmp_path):
+    for name, label in (("nfc", "\u00e9l\u00e9phant"), ("nfd", "e\u0301le\u0301phant")):
+        noise(
+            tmp_path / name, {f"train/{label}": 6, "train/elk": 6, "train/zebra": 6, f"val/{label}": 3, "val/zebra": 3}
+        )
+    for limit in (0, 10**6):
+        one, other = (load_folder(tmp_path / name, PLAIN, memory_limit=limit) for name in ("nfc", "nfd"))
+        assert one.fingerprint() == other.fingerprint()
+        assert other.summary.notes == one.summary.notes
+
+
+# ── what a figure is worth ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_counts_and_doubts_are_said(tmp_path):
+    task = load_folder(noise(tmp_path, {"ant": 90, "bee": 20, "cat": 1}), PLAIN)
+    counts = task.summary.per_split
+    assert list(counts) == ["train", "val", "test"]
+    assert [sum(part[name] for part in counts.values()) for name in task.classes] == [90, 20, 1]
+    assert [sum(part.values()) for part in counts.values()] == sizes(task)
+    notes = " ".join(task.summary.notes)
+    assert "Of class cat there is no image in test: accuracy on test says nothing of it" in notes
+    assert "fewer than 5 images to learn from: cat (1)." in notes
+    assert "The classes are uneven" in notes
+    even = load_folder(noise(tmp_path / "even", {"ant": 40, "bee": 40}), PLAIN)
+    assert even.summary.notes == ()
+
+
+def test_copies_stay_together(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(40):
+        place = tmp_path / ("ant", "bee")[number % 2] / f"{number:02}.png"
+        place.parent.mkdir(exist_ok=True)
+        blobs = Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8))
+        blobs.resize((60, 60), Image.Resampling.BICUBIC).save(place)
+    for path in sorted(tmp_path.glob("*/*.png")):
+        shutil.copy(path, path.with_name(f"{path.stem} (1).png"))
+        with Image.open(path) as image:
+            image.resize((45, 45)).save(path.with_name(f"{path.stem} small.jpg"), quality=60)
+    task = load_folder(tmp_path, replace(PLAIN, size=(32, 32)))
+    originals = [{path[:6] for path in part.paths} for part in (task.train, task.val, task.test)]
+    assert [3 * len(part) for part in originals] == sizes(task)
+    assert sum(map(len, originals)) == 40
+    assert "120 images are copies or near copies of others" in " ".join(task.summary.notes)
+
+
+def test_copies_between_given_splits_are_said(split):
+    noise(split, {"train/ant": 5, "test/ant": 2})
+    shutil.copy(split / "train/ant/03.png", split / "test/ant/copy.png")
+    task = load_folder(split, PLAIN)
+    (note,) = task.summary.notes
+    assert "1 of the 15 images of test are copies or near copies of images of train" in note
+    assert "test/ant/copy.png and train/ant/03.png" in note
+    shutil.rmtree(split / "val")
+    shutil.copytree(split / "train", split / "val")
+    assert any(note.startswith("All 35 images of val") for note in load_folder(split, PLAIN).summary.notes)
+
+
+def test_one_file_in_two_classes(unsplit):
+    shutil.copy(unsplit / "ant" / "3.png", unsplit / "bee" / "x.png")
+    notes = load_folder(unsplit, PLAIN).summary.notes
+    assert any("1 file is in two classes" in note and "bee/x.png" in note for note in notes)
+
+
 def test_two_folders_for_one_split(split):
     add(split, "valid/ant", 1)
     message = refused(split)
@@ -79,8 +289,8 @@ def test_two_folders_for_one_split(split):
 
 def test_unsplit_folder_is_cut_by_class(unsplit):
     task = load_folder(unsplit, PLAIN)
-    for dataset, count in ((task.train, 16), (task.val, 4), (task.test, 5)):
-        assert torch.bincount(dataset.labels).tolist() == [count] * 3
+    for dataset in (task.train, task.val, task.test):
+        assert set(dataset.labels.tolist()) == {0, 1, 2}
         assert all(red == label for red, _, _, label in colours(dataset))
     together = [path for dataset in (task.train, task.val, task.test) for path in dataset.paths]
     assert len(set(together)) == len(together) == 75
@@ -112,8 +322,9 @@ def test_classes_of_one_image_stay_in_train(tmp_path):
 def test_val_is_cut_from_train_when_missing(split):
     shutil.rmtree(split / "val")
     task = load_folder(split, PLAIN)
-    assert torch.bincount(task.train.labels).tolist() == [8] * 3
-    assert torch.bincount(task.val.labels).tolist() == [2] * 3
+    assert set(task.train.labels.tolist()) == set(task.val.labels.tolist()) == {0, 1, 2}
+    assert len(task.train) + len(task.val) == 30
+    assert len(task.val) < 12
     assert {green for _, green, _, _ in colours(task.val)} == {1}
     assert len(task.test) == 12
 
@@ -272,7 +483,8 @@ def test_split_of_only_bad_files_counts_as_missing(split):
     for path in (split / "val").rglob("*.png"):
         path.write_bytes(b"broken")
     task = load_folder(split, PLAIN, skip_bad=True)
-    assert [len(task.train), len(task.val), len(task.test)] == [24, 6, 12]
+    assert (len(task.train) + len(task.val), len(task.test)) == (30, 12)
+    assert set(task.val.labels.tolist()) == {0, 1, 2}
 
 
 def test_nothing_good_left(unsplit):

@@ -18,6 +18,8 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.io import read_json
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
@@ -59,9 +61,9 @@ class Eval(_Source):
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
-    """auto: the test images that `fit` would use, or the validation images where there are none."""
-    split_seed: int = 0
-    """Cuts the splits that a folder does not have; as given to `fit`."""
+    """auto: all images of a folder that the adapter was not trained on, else its test or validation images."""
+    split_seed: int | None = None
+    """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
     """Go on without images and classes that cannot be used."""
 
@@ -72,6 +74,7 @@ class Eval(_Source):
         from vprompt.utils.progress import bar
 
         model = self.load(fold=False)
+        sample, seed = trained_on(Path(self.adapter))
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
@@ -79,25 +82,42 @@ class Eval(_Source):
                 model.class_names,
                 root=self.root,
                 split=self.split,
-                split_seed=self.split_seed,
+                split_seed=seed if self.split_seed is None else self.split_seed,
                 skip_bad=self.skip_bad,
+                sample=sample,
                 progress=report,
             )
         with bar("evaluating") as report:
             result = evaluate(model, images, report=report)
+        data = self.data or "the bundled task"
+        which = f"These are the {split} images of {data}; --split all takes all of them."
+        if sample is None and self.data:
+            which = f"It is not known which images the model was trained on. {which}"
+        elif split == "all":
+            which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
+        figures, notes = result.figures(model.class_names), [which, *result.remarks(model.class_names, split)]
         if self.json:
-            print_json({**result.figures(model.class_names), "split": split, "skipped": list(skipped)})
+            print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
             return
-        figures = result.figures(model.class_names)
         print_table(
-            f"{self.adapter} on {self.data or 'the bundled task'}{majority(figures)}",
+            f"{self.adapter} on {data}{majority(figures)}",
             ["split", *ACCURACY, "loss"],
             [[split, *accuracy_cells(figures), f"{result.loss:.4f}"]],
         )
-        for remark in result.remarks(model.class_names, split):
-            print_note(remark)
+        for note in notes:
+            print_note(note)
         if skipped:
             print_note(f"Skipped {len(skipped)}: {skipped[0]}" + (" ..." if len(skipped) > 1 else ""))
+
+
+def trained_on(adapter: Path) -> tuple[str | None, int]:
+    """A sample of the images that an adapter has seen, where its result has one, and the seed of their cut."""
+    try:
+        result = read_json(adapter / "result.json")
+        sample, seed = result["provenance"]["data"].get("sample"), result["settings"].get("split_seed", 0)
+    except (VPromptError, LookupError, TypeError, AttributeError):
+        return None, 0  # from the Hub, exported, or written by hand
+    return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +133,7 @@ class Predict(_Source):
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
+        from vprompt.data.scan import PassedOver, in_words, list_images
         from vprompt.serving.predict import predict
         from vprompt.utils.progress import bar
 
@@ -131,3 +152,7 @@ class Predict(_Source):
             print_table(f"{len(rows)} image{'s' * (len(rows) != 1)}", ["image", "class", "probability", "then"], rows)
         for sentence in skipped:
             print_note(sentence)
+        others: PassedOver = {}
+        list_images(self.images, others)
+        if others:
+            print_note(f"Passed over: {in_words(others)}.")

@@ -134,7 +134,7 @@ def opened(source: Source, max_pixels: int = MAX_PIXELS) -> Generator[Image.Imag
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
-        raise _unusable(error, max_pixels) from error
+        raise _unusable(error, max_pixels, source) from error
 
 
 def render(image: Image.Image, preprocessing: Preprocessing, view: View | None = None) -> Tensor:
@@ -229,8 +229,18 @@ def _box(
     return left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height)
 
 
-def _unusable(error: Exception, max_pixels: int) -> UnusableImageError:
+def _is_heic(source: Source) -> bool:
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            source = file.read(12)
+    head = source[:12] if isinstance(source, bytes) else b""
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+def _unusable(error: Exception, max_pixels: int, source: Source) -> UnusableImageError:
     match error:
+        case UnidentifiedImageError() if _is_heic(source):
+            return NotAnImageError("is a HEIC photo, which is not read here (convert it to JPEG)")
         case UnidentifiedImageError():
             return NotAnImageError("is not an image, or its header is damaged")
         case Image.DecompressionBombError():

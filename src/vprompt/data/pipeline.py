@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +15,11 @@ from torch import Tensor
 
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Summary, Task
 from vprompt.data.images import render_arrays, try_decode
-from vprompt.data.listing import UNSPLIT, Item, Listing
+from vprompt.data.listing import UNSPLIT, Item, Listing, with_one_spelling
+from vprompt.data.notes import copy_notes, count_notes, sample_of
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.split import Splits, cut
+from vprompt.data.scan import in_words
+from vprompt.data.split import Splits, content_of, cut, look, missing_splits, near_copies
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -49,17 +53,17 @@ def load(
     Raises:
         DataError: There is something wrong, and it is not to be skipped; or fewer than two classes are left.
     """
-    fixed = listing.classes is not None
+    listing, fixed = with_one_spelling(listing), listing.classes is not None
     splits = {split: list(items) for split, items in listing.splits.items()}
     problems: list[str] = []
     if not fixed:
         problems += _drop_unusable(splits, listed_classes(listing, splits))
         refuse(listing, problems, skip_bad)
         _require_classes(listing, splits)
-    learned = tuple(split for split in splits if split != "test")
-    parts = (learned, ("test",)) if fixed else (tuple(splits),)
+    parts = (tuple(split for split in splits if split != "test"), ("test",)) if fixed else (tuple(splits),)
     groups = [[item.name for split in part for item in splits.get(split, ())] for part in parts]
-    checked = check(listing, groups, preprocessing, memory_limit, progress, decode_all=skip_bad or not fixed)
+    decode_all = skip_bad or not fixed or missing_splits(splits)
+    checked = check(listing, groups, preprocessing, memory_limit, progress, decode_all=decode_all)
     refuse(listing, checked.problems, skip_bad)
     problems += checked.problems
     present = {split: _labels(items) for split, items in splits.items()}
@@ -67,7 +71,8 @@ def load(
     if not fixed:
         problems += _drop_unusable(splits, present)
     _require_classes(listing, splits)
-    splits = cut(splits, split_seed)
+    group_of, was_cut = checked.copies(splits, near=not fixed), missing_splits(splits)
+    splits = cut(splits, split_seed, checked.contents, group_of)
     classes = listing.classes or tuple(sorted(_labels(splits["train"])))
     label_of = {name: label for label, name in enumerate(classes)}
 
@@ -80,6 +85,8 @@ def load(
     assert train is not None  # two classes have images in it
     names = tuple(printable(name) for name in classes)
     counts = {split: Counter(printable(item.label) for item in items) for split, items in splits.items() if items}
+    per_split = {split: {name: count[name] for name in names} for split, count in counts.items()}
+    about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
     return Task(
         name=listing.name,
         source=listing.source,
@@ -92,7 +99,16 @@ def load(
         differences=listing.differences,
         summary=Summary(
             classes=names,
-            per_split={split: {name: count[name] for name in names} for split, count in counts.items()},
+            per_split=per_split,
+            passed_over=listing.passed_over,
+            notes=(
+                *listing.remarks,
+                *about_copies,
+                *count_notes(per_split),
+            ),
+            sample=sample_of(
+                [checked.contents.get(item.name) for part in ("train", "val") for item in splits.get(part, ())]
+            ),
         ),
     )
 
@@ -101,10 +117,13 @@ def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
     """Raises a `DataError` for the first problem, unless bad files are to be skipped."""
     if not problems or skip_bad:
         return
+    other = in_words(listing.passed_over) if "no usable image" in problems[0] else ""
+    other = f" (passed over: {other})" if other else ""
     more = {1: "", 2: " (and 1 more problem)"}.get(len(problems), f" (and {len(problems) - 1} more problems)")
     them = "it" if len(problems) == 1 else "them"
     raise DataError(
-        f"In {listing.where}, {problems[0]}{more}; fix {them}, or go on without {them} by --skip-bad (skip_bad=True)."
+        f"In {listing.where}, {problems[0]}{other}{more}; fix {them}, or go on without {them} by --skip-bad "
+        "(skip_bad=True)."
     )
 
 
@@ -164,6 +183,8 @@ class Checked:
     files: Files | None
     held: Mapping[str, tuple[Tensor, int]]
     bad: Mapping[str, str]
+    contents: Mapping[str, str]
+    looks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def problems(self) -> list[str]:
@@ -173,6 +194,12 @@ class Checked:
     def usable(self, splits: Mapping[str, Sequence[Item]]) -> Splits:
         """The images in which nothing is wrong."""
         return {split: [item for item in items if item.name not in self.bad] for split, items in splits.items()}
+
+    def copies(self, splits: Mapping[str, Sequence[Item]], *, near: bool = True) -> dict[str, str]:
+        """The groups of images that are copies of one another, see `near_copies`."""
+        label_of = {item.name: item.label for items in splits.values() for item in items}
+        contents = {name: content for name, content in self.contents.items() if name in label_of}
+        return near_copies(self.looks if near else {}, contents, label_of)
 
     def dataset(self, names: Sequence[str], labels: Sequence[int]) -> ImageDataset:
         """A data set of images of one group."""
@@ -198,12 +225,16 @@ def check(
 ) -> Checked:
     """Looks at every image of a listing once; see `check_files`."""
     if listing.rendered is not None:
-        store = render_arrays(listing.rendered(), preprocessing)
+        images = listing.rendered()
+        store = render_arrays(images, preprocessing)
         names = (item.name for items in listing.splits.values() for item in items)
         held = {name: (store, row) for row, name in enumerate(names)}
-        return Checked(preprocessing=preprocessing, files=None, held=held, bad={})
+        contents = {name: content_of(images[row].tobytes()) for row, name in enumerate(held)}
+        return Checked(preprocessing=preprocessing, files=None, held=held, bad={}, contents=contents)
     assert listing.files is not None
-    return check_files(listing.files, groups, preprocessing, memory_limit, progress, decode_all=decode_all)
+    return check_files(
+        listing.files, groups, preprocessing, memory_limit, progress, decode_all=decode_all, compare=True
+    )
 
 
 def check_files(
@@ -214,6 +245,7 @@ def check_files(
     progress: Progress | None,
     *,
     decode_all: bool,
+    compare: bool = False,
 ) -> Checked:
     """Looks at every file once.
 
@@ -224,20 +256,34 @@ def check_files(
         memory_limit: Bytes of decoded images to hold.
         progress: Called after every image with (done, total).
         decode_all: Decode also what is not held, which is decoded again when it is used, instead of reading headers.
+        compare: Also take the hashes of what is decoded, by which copies are found.
     """
     files = FolderFiles(files) if isinstance(files, Path) else files
     groups = [list(dict.fromkeys(names)) for names in groups]
     done, total = 0, sum(map(len, groups))
     held: dict[str, tuple[Tensor, int]] = {}
     bad: dict[str, str] = {}
+    contents: dict[str, str] = {}
+    looks: dict[str, Tensor] = {}
+
+    def read(name: str, how: Preprocessing | None) -> tuple[Tensor | str | None, str, Tensor | None]:
+        source = files.read(name)
+        source = source if isinstance(source, str | os.PathLike | bytes) else source.read()
+        image = try_decode(source, how)
+        if compare and isinstance(image, Tensor):
+            return image, content_of(source), look(image)
+        return image, "", None
+
     for names in groups:
         shape = (len(names), 3, *preprocessing.size)
         fits = math.prod(shape) <= memory_limit
         store = torch.empty(shape if fits else 0, dtype=torch.uint8)
         memory_limit -= store.numel()
         how = preprocessing if fits or decode_all else None
-        images = in_threads(lambda name, how=how: try_decode(files.read(name), how), names)
-        for row, (name, image) in enumerate(zip(names, images, strict=True)):
+        images = in_threads(partial(read, how=how), names)
+        for row, (name, (image, content, seen)) in enumerate(zip(names, images, strict=True)):
+            if seen is not None:
+                contents[name], looks[name] = content, seen
             if isinstance(image, str):
                 bad[name] = image
             elif fits and image is not None:
@@ -246,4 +292,4 @@ def check_files(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return Checked(preprocessing=preprocessing, files=files, held=held, bad=bad)
+    return Checked(preprocessing=preprocessing, files=files, held=held, bad=bad, contents=contents, looks=looks)

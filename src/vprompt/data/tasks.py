@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.listing import UNSPLIT, Listing
+from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
+from vprompt.data.notes import in_sample
 from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, check, listed_classes, load, refuse
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.scan import in_words
 from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.benchmark import lists_in
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
@@ -140,6 +142,7 @@ def load_labelled(
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
+    sample: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageDataset, str, tuple[str, ...]]:
     """Reads the images of one split, with labels by the names of known classes.
@@ -150,9 +153,11 @@ def load_labelled(
         classes: Names in the order of the labels.
         root: As for `open_task`.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
-            else what there is; `"all"` takes every image.
+            else what there is; but of a folder without splits of which nothing is in `sample`, it takes `"all"`, which
+            is every image.
         split_seed: As in `load_folder`.
         skip_bad: Go on without files that cannot be decoded and classes that are not known.
+        sample: The images that the model has seen, see `Summary`, where that is known; `"auto"` leaves them out.
         progress: Called after every image with (done, total).
 
     Returns:
@@ -165,6 +170,7 @@ def load_labelled(
     if listing.rendered is not None and tuple(classes) != listing.classes:
         what = "the bundled task" if listing.source == SOURCE else listing.source
         raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
+    listing = with_one_spelling(listing, classes)
     splits = {name: list(items) for name, items in listing.splits.items()}
     listed = listed_classes(listing, splits)
     cutting = split != "all" and missing_splits(splits)
@@ -183,16 +189,24 @@ def load_labelled(
     checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
     refuse(listing, checked.problems, skip_bad)
     splits = checked.usable(splits)
-    if cutting:
-        splits = _pick(cut(splits, split_seed), split)
+    seen = in_sample(sample or "", checked.contents) if split == "auto" else set[str]()
+    if cutting and sample and split == "auto" and not seen:
+        splits = {"all": [item for items in splits.values() for item in items]}
+    elif cutting:
+        splits = _pick(cut(splits, split_seed, checked.contents, checked.copies(splits)), split)
     [(name, items)] = splits.items()
+    if known := [item.name for item in items if item.name in seen]:
+        more = f" and {len(known) - 1} more" if len(known) > 1 else ""
+        problems.append(f"the model was trained on {printable(known[0])}{more}, which {name} would have")
+        items = [item for item in items if item.name not in seen]
     if not items:
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
         raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
     label_of = {name: label for label, name in enumerate(classes)}
     images = checked.dataset([item.name for item in items], [label_of[printable(item.label)] for item in items])
-    return images, name, as_sentences(problems + checked.problems)
+    other = [f"passed over: {other}"] if (other := in_words(listing.passed_over)) else []
+    return images, name, as_sentences([*problems, *checked.problems, *other])
 
 
 def _pick(splits: Splits, split: SplitChoice) -> Splits:

@@ -12,13 +12,14 @@ from vprompt.compression.condense import SHARES
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment
+from vprompt.data.scan import in_words
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.loader import iterate
 from vprompt.training.precision import attention_for_training, autocast, in_bf16
 from vprompt.utils.devices import device_named
-from vprompt.utils.text import count, duration, listed
+from vprompt.utils.text import count, duration
 
 MOST_CLASSES = 6
 """To be named one by one."""
@@ -58,8 +59,7 @@ def found(task: Task) -> list[str]:
     shown = order if len(order) <= MOST_CLASSES else [*order[:3], *order[-2:]]
     each = ", ".join(f"{task.classes[label]} {'/'.join(map(str, table[label].tolist()))}" for label in shown)
     sizes = ", ".join(f"{name} {int(column.sum()):,}" for name, column in counts.items())
-    reasons = task.summary.passed_over.items()
-    passed = [f"{count(len(files), 'file')} {reason} ({listed([*files], 2)})" for reason, files in reasons]
+    passed = [in_words(task.summary.passed_over)] if task.summary.passed_over else []
     passed += [sentence.rstrip(".") for sentence in task.skipped[:2]] + ["and more"] * (len(task.skipped) > 2)
     return [
         f"Data: {task.source}, {len(task.classes)} classes, {count(int(table.sum()), 'image')} ({sizes}); by class "

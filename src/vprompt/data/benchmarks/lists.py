@@ -82,10 +82,21 @@ def recognise(folder: Path) -> Suite | None:
     """
     if any((folder / name).is_file() for name in (FILES["vtab"]["train"], UNION)):
         return "vtab"
-    # One JSON file beside class folders may be anything.
-    if sum((folder / name).is_file() for name in FILES["fgvc"].values()) >= 2:
+    # JSON beside class folders may be anything: one file, and files that do not begin as lists do.
+    lists = [folder / name for name in FILES["fgvc"].values() if (folder / name).is_file()]
+    if len(lists) >= 2 and (any(map(_begins_as_list, lists)) or not any(path.is_dir() for path in folder.iterdir())):
         return "fgvc"
     return None
+
+
+def _begins_as_list(file: Path) -> bool:
+    """Whether a file begins as an object from paths to classes does; one that cannot be read may well be one."""
+    try:
+        with file.open("rb") as opened:
+            first = re.match(rb'(?:\xef\xbb\xbf)?\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*["\d-]', opened.read(4096))
+    except OSError:
+        return True
+    return first is not None and re.search(rb"/|\.\w{3,4}$", first[1]) is not None
 
 
 def read_layout(folder: Path, task: BenchmarkTask | None) -> Layout:

@@ -1,0 +1,116 @@
+"""Sentences on the images of a task that a user should know before a figure is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from vprompt.data.listing import Item
+from vprompt.utils.text import listed, printable
+
+FEW = 5
+"""Fewer training images of a class than this are said."""
+
+UNEVEN = 5
+"""Classes are uneven where the largest has this many times the training images of the smallest."""
+
+DIGITS, SAMPLE = 8, 1024
+"""Hexadecimal digits of a hash in a sample, and hashes."""
+
+
+def copy_notes(
+    splits: Mapping[str, Sequence[Item]], contents: Mapping[str, str], group_of: Mapping[str, str], *, was_cut: bool
+) -> list[str]:
+    """Copies in two splits, copies in one, and files that are in two classes.
+
+    Args:
+        splits: The images of each split.
+        contents: Name -> hash of the image's bytes.
+        group_of: Name -> group of copies, of the images that have any.
+        was_cut: Whether a split was cut by us.
+    """
+    notes: list[str] = []
+    for other, split in (("train", "val"), ("train", "test"), ("val", "test")):
+        first = {group_of[item.name]: item.name for item in splits.get(other, ()) if item.name in group_of}
+        pairs = [
+            (item.name, first[group_of[item.name]])
+            for item in splits.get(split, ())
+            if group_of.get(item.name) in first
+        ]
+        if pairs:
+            count = len(splits[split])
+            share = f"All {count}" if len(pairs) == count else f"{len(pairs)} of the {count}"
+            them = listed([f"{printable(one)} and {printable(two)}" for one, two in pairs], 3)
+            notes.append(
+                f"{share} images of {split} are copies or near copies of images of {other} ({them}): accuracy on "
+                f"{split} says little about new images."
+            )
+    if was_cut and group_of:
+        groups: dict[str, list[str]] = {}
+        for name, group in group_of.items():
+            groups.setdefault(group, []).append(printable(name))
+        some = listed([" and ".join(names[:2]) for names in groups.values()], 3)
+        notes.append(f"{len(group_of)} images are copies or near copies of others and were kept in one split ({some}).")
+    classes: dict[str, dict[str, str]] = {}
+    for items in splits.values():
+        for name, label in items:
+            if name in contents:
+                classes.setdefault(contents[name], {}).setdefault(label, name)
+    twice = [" and ".join(map(printable, named.values())) for named in classes.values() if len(named) > 1]
+    if twice:
+        files = "file is" if len(twice) == 1 else "files are"
+        notes.append(
+            f"{len(twice)} {files} in two classes, byte for byte ({listed(twice, 3)}); one of the two is wrong."
+        )
+    return notes
+
+
+def count_notes(per_split: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Classes that a split is without, small classes and uneven ones.
+
+    Example:
+        >>> count_notes({"train": {"ant": 90, "bee": 10}, "test": {"ant": 20, "bee": 0}})[0]
+        'Of class bee there is no image in test: accuracy on test says nothing of it.'
+    """
+    notes: list[str] = []
+    for split, counts in per_split.items():
+        without = [name for name, count in counts.items() if not count]
+        if without:
+            classes, them = ("class", "it") if len(without) == 1 else (f"{len(without)} classes,", "them")
+            said = "says nothing of" if split != "train" else "cannot be learned for"
+            notes.append(
+                f"Of {classes} {listed(without, 3)} there is no image in {split}: accuracy on {split} {said} {them}."
+            )
+    train = per_split["train"]
+    few = [f"{name} ({count})" for name, count in train.items() if 0 < count < FEW]
+    if few:
+        classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+        notes.append(f"{classes} fewer than {FEW} images to learn from: {listed(few, 3)}.")
+    low, high = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
+    if train[high] >= UNEVEN * max(1, train[low]):
+        always = 100 * train[high] / sum(train.values())
+        notes.append(
+            f"The classes are uneven, {train[high]} training images of {high} and {train[low]} of {low}: whoever "
+            f"always answers {high} is right in {always:.1f} % of such images, so look at each class."
+        )
+    return notes
+
+
+def sample_of(contents: Iterable[str | None]) -> str:
+    """The beginnings of some hashes in one string, the smallest ones.
+
+    Example:
+        >>> sample_of(["ff00aa11cc", None, "00aa11bb22"])
+        '00aa11bbff00aa11'
+    """
+    return "".join(sorted({content[:DIGITS] for content in contents if content})[:SAMPLE])
+
+
+def in_sample(sample: str, contents: Mapping[str, str]) -> set[str]:
+    """Names of the images that are in a sample.
+
+    Example:
+        >>> sorted(in_sample("00aa11bbff00aa11", {"a": "ff00aa11cc", "b": "ab"}))
+        ['a']
+    """
+    seen = {sample[start : start + DIGITS] for start in range(0, len(sample), DIGITS)}
+    return {name for name, content in contents.items() if content[:DIGITS] in seen}
