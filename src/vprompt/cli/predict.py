@@ -101,8 +101,8 @@ class Eval(_Source):
             return
         print_table(
             f"{self.adapter} on {data}{majority(figures)}",
-            ["split", *ACCURACY, "loss"],
-            [[split, *accuracy_cells(figures), f"{result.loss:.4f}"]],
+            ["split", "images", *ACCURACY, "loss"],
+            [[split, str(result.images), *accuracy_cells(figures), f"{result.loss:.4f}"]],
         )
         for note in notes:
             print_note(note)
