@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import posixpath
@@ -21,7 +20,8 @@ import fsspec
 from vprompt.experiments.bench.jobs import current_name
 from vprompt.experiments.folder import locked
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import write_atomically
+from vprompt.utils.io import checksum, verified, with_checksum, write_atomically
+from vprompt.utils.serialization import parse
 
 Document = dict[str, Any]
 
@@ -187,10 +187,12 @@ class Store:
             return self.fs.cat_file(self._path(name))
 
     def _read(self, name: str) -> Document | None:
+        """A document; None where there is none, or it is damaged, cut off or was changed by hand."""
         try:
-            return verified(self._bytes(name).decode())
-        except (FileNotFoundError, UnicodeDecodeError):
+            document = parse(self._bytes(name))
+        except (FileNotFoundError, ValueError):
             return None
+        return document if isinstance(document, dict) and verified(document) else None
 
     def _write_document(self, name: str, document: Document) -> None:
         text = json.dumps(with_checksum(document), indent=2, ensure_ascii=False, allow_nan=False)
@@ -233,35 +235,9 @@ def open_store(address: str) -> Store:
     return Store(address)
 
 
-def with_checksum(document: Document) -> Document:
-    """A document with the checksum of everything else in it.
-
-    Example:
-        >>> verified(json.dumps(with_checksum({"a": 1})))["a"], verified('{"a": 1}'), verified('{"a": ')
-        (1, None, None)
-    """
-    return document | {"checksum": _checksum(document)}
-
-
-def verified(text: str) -> Document | None:
-    """The document with a checksum that a text is; None where it is damaged, cut off or was changed by hand."""
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(document, dict):
-        return None
-    rest: Document = {key: value for key, value in document.items() if key != "checksum"}
-    return document if document.get("checksum") == _checksum(rest) else None
-
-
-def _checksum(document: Document) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _cache_folder(address: str) -> Path:
     """Folder in which this machine keeps the state of unfinished runs whose results go to a URL."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if not os.access(os.path.dirname(base), os.W_OK):
         base = tempfile.gettempdir()
-    return Path(base) / "vprompt" / "bench" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    return Path(base) / "vprompt" / "bench" / checksum(os.fsencode(address))[:16]
