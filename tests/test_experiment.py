@@ -440,8 +440,12 @@ def test_resuming_a_finished_run_gives_its_result_and_leaves_it_alone(trained):
     assert {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()} == before
 
 
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
 def test_another_process_of_torchrun_reads_a_finished_run_and_trains_nothing(trained, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     before = {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()}
     outcome = run_command("fit", trained.data, *RUN, "--out", trained.folder, "--resume")
     assert (outcome.status, outcome.out) == (0, "")

@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -111,8 +113,8 @@ def test_an_adapter_without_its_result_goes_back_to_work(tmp_path):
         assert not folder.exists()
 
 
-def _hold(folder, ready, end):
-    with locked(folder):
+def _hold(lock, ready, end):
+    with locked(lock, "a"):
         ready.set()
         end.wait()
 
@@ -120,23 +122,25 @@ def _hold(folder, ready, end):
 def test_one_process_at_a_time(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, end = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "work" / "a", ready, end))
+    lock = tmp_path / "work" / ".a.lock"
+    other = context.Process(target=_hold, args=(lock, ready, end))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(BusyError, match="Another process is at work on a"), locked(tmp_path / "work" / "a"):
+    named = rf"^Another process \(process {other.pid} on {re.escape(platform.node())}\) is at work on a; wait"
+    with pytest.raises(BusyError, match=named), locked(lock, "a"):
         pass
-    with locked(tmp_path / "work" / "b"):
+    with locked(tmp_path / "work" / ".b.lock", "b"):
         pass
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    with locked(tmp_path / "work" / "a"):
+    with locked(lock, "a"):
         pass
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_lock_is_let_go_on_errors(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), locked(tmp_path / "a"):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "a", "a"):
             raise ZeroDivisionError
 
 

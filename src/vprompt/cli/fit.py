@@ -147,7 +147,7 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     data = result["provenance"]["data"]
-    if skipped := data["skipped"]:
+    if skipped := data.get("skipped"):
         yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
     if differences := data.get("differences"):
         from vprompt.experiments.bench.tasks import known

@@ -35,6 +35,7 @@ from vprompt.training.loader import (
     size_of,
 )
 from vprompt.training.precision import attention_for_training, autocast
+from vprompt.utils.distributed import launcher_checked
 from vprompt.utils.errors import DivergedError
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.signals import deferred_interrupt
@@ -140,7 +141,8 @@ class _Run:
         until: int | None = None,
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        with launcher_checked():
+            self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.model = model.to(self.accelerator.device)
         self.val = val
         self.recipe = recipe

@@ -105,8 +105,18 @@ def _put(part: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """Writes UTF-8 text atomically; of names that are no text, undecodable bytes as JSON escapes them."""
+    write_atomically(path, lambda part: part.write_bytes(encoded(text)))
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; what has no place in it, such as a byte of a file's name, is escaped as in JSON.
+
+    Example:
+        >>> json.loads(encoded(json.dumps("caf\\udce9", ensure_ascii=False))) == "caf\\udce9"
+        True
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import fsspec
 from vprompt.experiments.bench.jobs import current_name
 from vprompt.experiments.folder import locked
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import checksum, verified, with_checksum, write_atomically
+from vprompt.utils.io import checksum, encoded, verified, with_checksum, write_atomically
 from vprompt.utils.serialization import parse
 
 Document = dict[str, Any]
@@ -125,7 +125,8 @@ class Store:
             BusyError: If another process is at work there.
         """
         scratch, adapter = self.scratch(name), self.here / "adapters" / name
-        with locked(scratch):
+        # The lock lies beside: the folder is moved away at the end.
+        with locked(scratch.with_name(f".{scratch.name}.lock"), name):
             if not scratch.exists() and adapter.exists() and self.result(name) is None:
                 # It was killed, or its result was damaged, after its adapter had been put in its place.
                 scratch.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ class Store:
 
     def write_plan(self, name: str, text: str) -> None:
         """Records what was run here."""
-        self._write(f"plans/{name}.toml", text.encode())
+        self._write(f"plans/{name}.toml", encoded(text))
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
@@ -196,7 +197,7 @@ class Store:
 
     def _write_document(self, name: str, document: Document) -> None:
         text = json.dumps(with_checksum(document), indent=2, ensure_ascii=False, allow_nan=False)
-        self._write(name, f"{text}\n".encode())
+        self._write(name, encoded(f"{text}\n"))
 
     def _write(self, name: str, data: bytes) -> None:
         """Under another name first: a reader would otherwise see half of it."""
