@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import vprompt
 import vprompt.training.trainer as training
 from conftest import run_command, write_classes
+from plans import TORCHRUN
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
@@ -440,9 +441,6 @@ def test_resuming_a_finished_run_gives_its_result_and_leaves_it_alone(trained):
     assert {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()} == before
 
 
-TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-
-
 def test_another_process_of_torchrun_reads_a_finished_run_and_trains_nothing(trained, monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
@@ -636,7 +634,7 @@ def test_an_end_between_the_last_files_is_mended_by_resuming(noise, tmp_path, mo
 
         monkeypatch.setattr(runfolder, "write_json", write)
     else:
-        monkeypatch.setattr(runfolder.shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(runfolder.RunFolder, "_tidy", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run_command(*quick).status == 130
     monkeypatch.undo()
     assert numbers(done(*quick, "--resume")) == numbers(straight)

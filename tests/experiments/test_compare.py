@@ -15,6 +15,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from conftest import run_command
+from plans import TORCHRUN
 from processes import Command
 from vprompt.experiments.compare import Comparison
 from vprompt.experiments.report.comparison import markdown, tables
@@ -256,7 +257,8 @@ def test_wrong_data_are_one_sentence_and_leave_nothing(backbone, tmp_path):
 
 
 def test_several_processes_are_refused(backbone, noise, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     outcome = run_command(*arguments(backbone, noise, tmp_path / "out", METHODS, 2))
     assert outcome.status == 2
     assert "torchrun" in outcome.err

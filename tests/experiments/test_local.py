@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from conftest import run_command
-from plans import figures, results, workers
+from plans import TORCHRUN, figures, results, workers
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.experiments.bench.collect import study_of
@@ -292,5 +292,6 @@ def test_bad_command_lines(plan_file, tmp_path, monkeypatch):
     listed = run_command("bench")
     assert listed.status == 0
     assert "pc-vit" in listed.out
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     assert "without torchrun" in run_command("bench", plan_file).err

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vprompt.backbones.factory import create_backbone
@@ -31,12 +29,13 @@ from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
+from vprompt.training.checkpoint import load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.training.trainer import History, fit
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import DataError, TrainingError
-from vprompt.utils.io import read_json, write_atomically
+from vprompt.utils.errors import DataError
+from vprompt.utils.io import read_json
 from vprompt.utils.progress import Report, bar
 
 
@@ -155,8 +154,7 @@ class Stages:
 
         def record(epochs: int) -> None:
             if epochs == rewind_epoch and is_main_process():
-                values = {name: value.cpu().contiguous() for name, value in model.state().items()}
-                write_atomically(early, lambda part: save_file(values, part))
+                save_tensors(early, model.state(), {})
 
         return self.train(model, recipe, "training", record)
 
@@ -173,7 +171,7 @@ class Stages:
             model,
             self.train_images,
             self.val,
-            early=_read_state(self._early) if early is None else early,
+            early=load_tensors(self._early, "start the run anew in another --out")[0] if early is None else early,
             rewind_epoch=rewind_epoch,
             settings=settings,
             recipe=recipe,
@@ -271,10 +269,3 @@ def augment_of(settings: Settings | CondenseSettings) -> Augment:
     """Random augmentation of training images: as the settings say, or as the task's results are made."""
     given = settings.augment if isinstance(settings, Settings) else None
     return given or transforms_of(settings.data).augment
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); start the run anew in another --out.") from error
