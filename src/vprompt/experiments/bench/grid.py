@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search
+from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search, check_number
 from vprompt.experiments.bench.tasks import paper_prompts, task_names
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
@@ -55,6 +55,7 @@ def cells_of(plan: Plan, tasks: Sequence[str], *, root: str | None = None) -> li
     Raises:
         PlanError: If the settings of a cell do not go together.
     """
+    check_number(len(tasks) * len(plan.methods) * len(plan.seeds), f"runs in the plan {plan.name}")
     cells: list[Cell] = []
     for task, method in itertools.product(tasks, plan.methods):
         try:

@@ -13,13 +13,13 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import fsspec
 
 from vprompt.experiments.bench.jobs import current_name
-from vprompt.experiments.folder import locked
-from vprompt.utils.errors import VPromptError
+from vprompt.experiments.folder import Figures, fits, locked
+from vprompt.utils.errors import StorageError, VPromptError
 from vprompt.utils.io import checksum, encoded, verified, with_checksum, write_atomically
 from vprompt.utils.serialization import parse
 
@@ -27,6 +27,11 @@ Document = dict[str, Any]
 
 _FORMER_NAME = re.compile(r"-s\d+(-until\d+)?-[0-9a-f]{16}$")
 """Names of runs in version 0.1.0; today's say `seed`."""
+
+
+class _Failure(TypedDict):
+    failure: str
+    again: bool
 
 
 class StoreError(VPromptError):
@@ -68,7 +73,7 @@ class Store:
         """The result of a run; None where there is none, or it is damaged, or a copy of another run's."""
         for stored in (name, self._former_names.get(name)):
             document = None if stored is None else self._read(f"results/{stored}.json")
-            if document is not None and document.get("name") == stored:
+            if document is not None and document.get("name") == stored and fits(document, Figures):
                 return {**document, "name": name}
         return None
 
@@ -106,8 +111,9 @@ class Store:
         self._write_document(f"failures/{name}.json", document)
 
     def failure(self, name: str) -> Document | None:
-        """Why a run failed; None where it did not, or has succeeded since."""
-        return self._read(f"failures/{name}.json")
+        """Why a run failed; None where it did not, or has succeeded since, or what is said of it is damaged."""
+        document = self._read(f"failures/{name}.json")
+        return document if fits(document, _Failure, "failure", "again") else None
 
     def failures(self) -> set[str]:
         """Names of all runs that have failed."""
@@ -143,7 +149,8 @@ class Store:
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
-        return {name: self._bytes(f"plans/{name}.toml").decode() for name in sorted(self._names("plans", ".toml"))}
+        names = sorted(self._names("plans", ".toml"))
+        return {name: self._bytes(f"plans/{name}.toml").decode(errors="replace") for name in names}
 
     def delete(self) -> None:
         """Removes everything."""
@@ -220,7 +227,7 @@ class Store:
     def _reached(self) -> Generator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, StorageError):
             raise
         except Exception as error:  # every filesystem has errors of its own
             raise StoreError(f"{self.address} cannot be used ({type(error).__name__}: {error}).") from error
