@@ -44,7 +44,8 @@ def test_what_was_published_is_there(store):
     assert (store.adapter("a") / "adapter_model.safetensors").read_bytes() == b"weights"
     store.publish("a", {**DOCUMENT, "test_accuracy": 0.6}, None)
     assert store.result("a")["test_accuracy"] == 0.6
-    store.write_plan("p", "seeds = 3")
+    with store.planned("p", "seeds = 3"):
+        pass
     assert store.plans() == {"p": "seeds = 3"}
 
 

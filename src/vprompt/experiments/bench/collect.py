@@ -68,7 +68,7 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     """
     tasks, optional = tasks_of(plan)
     cells: list[Document] = []
-    for cell in cells_of(plan, [*tasks, *optional]):
+    for cell in cells_of(plan, [*tasks, *optional], names=store.path_names()):
         outcome, result = follow(cell, store)
         failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
         state = "missing" if outcome is None else "failed" if failure else "finished"

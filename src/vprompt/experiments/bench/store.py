@@ -11,14 +11,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import fsspec
 
 from vprompt.experiments.bench.jobs import current_name
-from vprompt.experiments.folder import Figures, fits, locked
+from vprompt.experiments.folder import BusyError, Figures, fits, locked
 from vprompt.utils.errors import StorageError, VPromptError
 from vprompt.utils.io import checksum, encoded, verified, with_checksum, write_atomically
 from vprompt.utils.serialization import parse
@@ -27,6 +27,22 @@ Document = dict[str, Any]
 
 _FORMER_NAME = re.compile(r"-s\d+(-until\d+)?-[0-9a-f]{16}$")
 """Names of runs in version 0.1.0; today's say `seed`."""
+
+
+class NamedPath(TypedDict):
+    """A folder or file that runs have read.
+
+    Args:
+        path: As a plan writes it.
+        name: In the names of runs: as the first plan wrote it, which may lie elsewhere but has the same content.
+        place: Its place on the machine, without links.
+        fingerprint: Of its content.
+    """
+
+    path: str
+    name: str
+    place: str
+    fingerprint: str
 
 
 class _Failure(TypedDict):
@@ -42,9 +58,9 @@ class Store:
     """Results, failures and adapters of runs; several processes and machines may use one at the same time.
 
     `results/NAME.json` is the result of a run, `adapters/NAME/` its adapter, `failures/NAME.json` why there is none,
-    `plans/NAME.toml` what was to be run. A result is the last thing of a run that is written, in one step: where there
-    is one, the run is done. The state of an unfinished run lies in `work/NAME/` on this machine: in the same folder,
-    or in the user's cache for a URL.
+    `plans/NAME.toml` what was to be run, `paths/HASH.json` what a plan's folder or file is called in names of runs. A
+    result is the last thing of a run that is written, in one step: where there is one, the run is done. The state of an
+    unfinished run lies in `work/NAME/` on this machine: in the same folder, or in the user's cache for a URL.
 
     Args:
         address: A folder, made when it is first written to, or what `fsspec.core.url_to_fs` takes.
@@ -143,14 +159,43 @@ class Store:
         """Removes the state of a run that will not go on."""
         shutil.rmtree(self.scratch(name), ignore_errors=True)
 
-    def write_plan(self, name: str, text: str) -> None:
-        """Records what was run here."""
-        self._write(f"plans/{name}.toml", encoded(text))
+    @contextmanager
+    def planned(self, name: str, text: str) -> Generator[None]:
+        """Records what is run here, and keeps out other plans of the same name; the same one may run several times.
+
+        Raises:
+            BusyError: If another plan of that name is at work.
+            StoreError: If there is a file in the way that no benchmark wrote.
+        """
+        earlier, ours = self.plans().get(name), ("results", "failures", "adapters", "work", "paths")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.here / "plans" / f".{name}.lock", f"{name} in {self.address}"))
+            except BusyError:
+                if earlier != text:
+                    raise
+            if earlier not in (None, text) and not any(self.fs.exists(self._path(folder)) for folder in ours):
+                raise StoreError(f"{self.address} has a plan {name} that no benchmark wrote; choose another --out.")
+            self._write(f"plans/{name}.toml", encoded(text))
+            yield
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
         names = sorted(self._names("plans", ".toml"))
         return {name: self._bytes(f"plans/{name}.toml").decode(errors="replace") for name in names}
+
+    def paths(self) -> dict[str, NamedPath]:
+        """Folders and files that runs here have read, as plans write them."""
+        documents = [self._read(f"paths/{name}.json") for name in self._names("paths", ".json")]
+        return {each["path"]: cast("NamedPath", each) for each in documents if each and fits(each, NamedPath)}
+
+    def write_path(self, path: NamedPath) -> None:
+        """Records what a plan calls a folder or a file that its runs read."""
+        self._write_document(f"paths/{checksum(encoded(path['path']))[:16]}.json", {**path})
+
+    def path_names(self) -> dict[str, str]:
+        """Path -> its name in the names of runs."""
+        return {path: about["name"] for path, about in self.paths().items()}
 
     def delete(self) -> None:
         """Removes everything."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vprompt.experiments.bench.jobs import Job, from_plain_data, identity
+from vprompt.experiments.bench.jobs import Job, from_plain_data
 from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import RESULT, BusyError
 from vprompt.experiments.run import run, try_settings
@@ -71,7 +71,7 @@ class Worker:
                 trained = None  # somebody removed it, as adapters are large: this run then trains by itself
             result = run(job.settings, scratch, resume=True, trained=trained, **common)
             adapter = scratch
-        about = {"name": job.name, "run": identity(job.settings), "until": job.until}
+        about = {"name": job.name, "run": job.identity, "until": job.until}
         place = {"host": platform.node(), "worker": self.name}
         self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, adapter)
 
