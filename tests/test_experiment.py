@@ -28,6 +28,7 @@ from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe, fingerprint
+from vprompt.cli.fit import default_out
 from vprompt.data.tasks import load_folder
 from vprompt.experiments import folder as runfolder
 from vprompt.experiments import run as experiment
@@ -179,9 +180,48 @@ def test_a_run_that_is_given_no_folder_names_one_after_itself(noise, tmp_path, m
     monkeypatch.chdir(tmp_path)
     outcome = run_command("fit", noise, "--method", "linear", "--epochs", "0", "--seed", "5")
     assert outcome.status == 0, outcome.err
-    out = tmp_path / "runs" / f"{noise.name}-linear-seed5"
+    out = tmp_path / "runs" / f"{noise.name}-linear-epochs0-seed5"
     assert {path.name for path in out.iterdir()} == FILES
     assert str(out.relative_to(tmp_path)) in outcome.err
+
+
+SIDE_BY_SIDE = [
+    {},
+    {"lr": 0.1},
+    {"lr": 0.01},
+    {"epochs": 2},
+    {"seed": 1},
+    {"split_seed": 1},
+    {"backbone": "test_vit"},
+    {"backbone": "test_vit2"},
+    {"img_size": 32},
+    {"weights": "/a/w.npz"},
+    {"weights": "/b/w.npz"},
+    {"data": "/a/other"},
+    {"optimizer": "sgd"},
+    {"optimizer": "sgd", "momentum": 0.5},
+    {"prompts": 3},
+    {"method": "vpt-shallow"},
+    {"method": "lora", "rank": 4},
+    {"method": "lora", "rank": 4, "alpha": 4.0},
+    {"condense": 0.3},
+    {"condense": 0.3, "criterion": "random"},
+    {"condense": 0.3, "merge": True},
+    {"condense": 0.3, "fine_tune": False},
+    {"prune_tokens": 0.3, "prune_segments": 0.5},
+    {"prune_tokens": 0.5, "prune_segments": 0.3},
+    {"skip_bad": True},
+    {"train_on": "train+val"},
+]
+
+
+def test_no_two_runs_share_a_folder_by_default():
+    common = {"data": "/a/photos", "backbone": BUNDLED_BACKBONE}
+    folders = [default_out(settings_from({**common, **values})) for values in SIDE_BY_SIDE]
+    assert len(set(map(str, folders))) == len(SIDE_BY_SIDE)
+    assert folders[0].name == "photos-vpt-deep-p20-seed0"
+    assert folders[1].name == "photos-vpt-deep-p20-lr0.1-seed0"
+    assert all(len(folder.name) < 160 and folder.parent.name == "runs" for folder in folders)
 
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,11 @@ from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Se
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.distributed import is_main_process
+from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, options_of
+
+LONGEST = 120
+"""Characters of the name of a folder, beyond which it is cut."""
 
 IMAGES = ("root", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
@@ -95,8 +100,27 @@ def pruning_options(*, prune: bool = False) -> type:
 
 
 def default_out(settings: Settings) -> Path:
-    """A folder whose name tells the runs apart that a user is likely to make side by side."""
-    return Path("runs") / "-".join([data_name(settings.data), *settings.words()])
+    """A folder whose name tells apart runs that a user makes side by side: by what differs from the defaults."""
+    *words, seed = settings.words()
+    name = "-".join([data_name(settings.data), *words, *_differing(settings), seed])
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{checksum(encoded(repr(settings)))[:8]}"
+    return Path("runs") / name
+
+
+def _differing(settings: Settings) -> Iterator[str]:
+    """Words for settings that are not as by default and that no other word of the name tells."""
+    own = METHODS.get(settings.method.name).options
+    sizes, types = re.findall(r"\d+", settings.method.size), {**setting_types(), **own}
+    told = {"data", "method", "condense", "prune", "merge", "seed"}
+    for name, value in settings.to_flat(places=False).items():
+        known = name in told or (name in own and str(value) in sizes)
+        if known or value in (types[name].default, BUNDLED_BACKBONE):
+            continue
+        text = f"{value:g}" if isinstance(value, float) else "" if value is True else str(value)
+        if name == "weights":
+            text = f"-{Path(value).stem}-{checksum(encoded(value))[:6]}"
+        yield re.sub(r"[^\w.+-]+", "-", text if name == "backbone" else f"{name}{text}")
 
 
 def data_name(data: str | None) -> str:
