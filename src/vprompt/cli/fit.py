@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.experiments.folder import check_out
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
@@ -42,8 +43,6 @@ class FitCommand:
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
-        from vprompt.experiments.run import run
-
         settings = settings_from(values := values_of(self, setting_types()))
         asked = values_of(self, OUTPUT)
         if values["merge"] and settings.condense is None:
@@ -51,6 +50,9 @@ class FitCommand:
         if settings.data == "" or asked["out"] == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         out = default_out(settings) if asked["out"] is None else Path(asked["out"])
+        check_out(out, resume=asked["resume"])
+        from vprompt.experiments.run import run
+
         with resumable(out):
             result = run(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
@@ -118,7 +120,7 @@ def _differing(settings: Settings) -> Iterator[str]:
         if known or value in (types[name].default, BUNDLED_BACKBONE):
             continue
         text = f"{value:g}" if isinstance(value, float) else "" if value is True else str(value)
-        if name == "weights":
+        if name == "weights" and isinstance(value, str):
             text = f"-{Path(value).stem}-{checksum(encoded(value))[:6]}"
         yield re.sub(r"[^\w.+-]+", "-", text if name == "backbone" else f"{name}{text}")
 

@@ -16,12 +16,13 @@ from vprompt.cli.backbones import Backbones
 from vprompt.cli.bench import Bench
 from vprompt.cli.compare import compare_command
 from vprompt.cli.condense import Condense
-from vprompt.cli.console import Command, UsageError, print_note
+from vprompt.cli.console import PLACES, Command, UsageError, check_places, print_note
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
 from vprompt.cli.export import Export
 from vprompt.cli.fit import fit_command
+from vprompt.cli.options import values_of
 from vprompt.cli.predict import Eval, Predict
 from vprompt.cli.report import Report
 from vprompt.cli.serve import Serve
@@ -92,6 +93,7 @@ def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
         )
         if leftovers:
             print_note(f"{', '.join(leftovers)}: left over, as no torchrun is at work; this is one process alone.")
+        check_places(values_of(command, PLACES))
         command.run()
         sys.stdout.flush()
     except UsageError as error:

@@ -131,6 +131,31 @@ def fits(document: object, kind: type[Any], *needed: str) -> bool:
         return False
 
 
+def is_begun(out: Path) -> bool:
+    """Whether there is the state of a run to go on from."""
+    return any((out / STATE).glob("*.safetensors"))
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Raises a `TrainingError` for a folder that no run may be written to, in no time.
+
+    Args:
+        out: The folder.
+        resume: A run in it is to go on.
+    """
+    shown = printable(str(out))
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"The output folder {shown} is a file; choose another --out.")
+    if (out / RESULT).exists():
+        if not resume:
+            raise TrainingError(f"{shown} holds a finished run; choose another --out (its numbers are in {RESULT}).")
+    elif is_begun(out):
+        if not resume:
+            raise TrainingError(f"{shown} holds an unfinished run; add --resume to go on, or choose another --out.")
+    elif taken := [name for name in OWN_FILES if (out / name).exists()]:
+        raise TrainingError(f"{shown} has a {taken[0]} that this run would overwrite; choose another --out.")
+
+
 class RunFolder:
     """The folder of a run: hidden state while it goes on, adapter and result.json when it is done.
 
@@ -181,7 +206,7 @@ class RunFolder:
             with locked(self.state("lock"), self.out):
                 self._check(resume)  # another run may just have been here
                 with self._discarding():
-                    if not self._is_begun():
+                    if not is_begun(self.out):
                         write_json(self.state("settings.json"), self.document)
                     yield None
         finally:
@@ -210,34 +235,22 @@ class RunFolder:
         begun = read_json(self.state("settings.json"))
         known = begun.get(_FINGERPRINTS)
         changed = [name for name in fingerprints if isinstance(known, dict) and known.get(name) != fingerprints[name]]
-        if changed and self._is_begun():
+        if changed and is_begun(self.out):
             raise TrainingError(
                 f"The {changed[0]} of the unfinished run in {printable(str(self.out))} has changed since; start anew "
                 "in another --out."
             )
         write_json(self.state("settings.json"), {**begun, _FINGERPRINTS: dict(fingerprints)})
 
-    def _is_begun(self) -> bool:
-        """Whether there is a state to go on from."""
-        return any((self.out / STATE).glob("*.safetensors"))
-
     def _check(self, resume: bool) -> None:
         """Raises a `TrainingError` where there is anything but a run to begin, or to go on with."""
-        out = printable(str(self.out))
-        if self.out.exists() and not self.out.is_dir():
-            raise TrainingError(f"The output folder {out} is a file; choose another --out.")
-        if self._is_begun():
-            if not resume:
-                raise TrainingError(f"{out} holds an unfinished run; add --resume to go on, or choose another --out.")
+        check_out(self.out, resume=resume)
+        if is_begun(self.out):
             settings = read_json(self.state("settings.json"))
             self._compare(settings, settings.get(_FINGERPRINTS), "unfinished")
-        elif taken := [name for name in OWN_FILES if (self.out / name).exists()]:
-            raise TrainingError(f"{out} has a {taken[0]} that this run would overwrite; choose another --out.")
 
     def _finished(self, resume: bool) -> dict[str, Any]:
-        out = printable(str(self.out))
-        if not resume:
-            raise TrainingError(f"{out} holds a finished run; choose another --out (its numbers are in {RESULT}).")
+        check_out(self.out, resume=resume)
         result = read_json(self.out / RESULT)
         shown = (
             "method",
@@ -266,7 +279,7 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            if not self._is_begun() or isinstance(error, DivergedError):
+            if not is_begun(self.out) or isinstance(error, DivergedError):
                 self._tidy()
             if lacks_memory(error) and not isinstance(error, VPromptError):
                 raise TrainingError(
