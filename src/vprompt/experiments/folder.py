@@ -221,11 +221,11 @@ class RunFolder:
             write_json(self.out / RESULT, result)
             self._tidy()
 
-    def record(self, fingerprints: Mapping[str, str]) -> None:
-        """Writes down what a run reads, for one that goes on elsewhere, or finds what it went on from.
+    def record(self, **known: str) -> None:
+        """Writes down the fingerprints of what a run reads, for one that goes on elsewhere.
 
         Args:
-            fingerprints: By the names of settings.
+            **known: Those that are known already, by the names of settings.
 
         Raises:
             TrainingError: If the run that goes on was begun with something else.
@@ -233,14 +233,15 @@ class RunFolder:
         if not self.is_main:
             return
         begun = read_json(self.state("settings.json"))
-        known = begun.get(_FINGERPRINTS)
-        changed = [name for name in fingerprints if isinstance(known, dict) and known.get(name) != fingerprints[name]]
+        earlier, others = begun.get(_FINGERPRINTS), self.fingerprints.keys() - known
+        now = known | {name: digest for name in others if (digest := self.fingerprints[name]()) is not None}
+        changed = [name for name in now if isinstance(earlier, dict) and earlier.get(name) != now[name]]
         if changed and is_begun(self.out):
             raise TrainingError(
                 f"The {changed[0]} of the unfinished run in {printable(str(self.out))} has changed since; start anew "
                 "in another --out."
             )
-        write_json(self.state("settings.json"), {**begun, _FINGERPRINTS: dict(fingerprints)})
+        write_json(self.state("settings.json"), {**begun, _FINGERPRINTS: now})
 
     def _check(self, resume: bool) -> None:
         """Raises a `TrainingError` where there is anything but a run to begin, or to go on with."""

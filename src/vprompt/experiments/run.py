@@ -74,7 +74,7 @@ def run(
         if finished is not None:
             return finished
         stages, model = _prepare(settings, folder, progress, sources)
-        folder.record({"data": stages.task.fingerprint()})
+        folder.record(data=stages.task.fingerprint())
         recipe = settings.recipe
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
         origin = weights_origin(model.backbone)
@@ -231,8 +231,7 @@ def run_condense(
             check_merge(model)
         origin = weights_origin(model.backbone)
         stages = Stages(folder, settings, model.preprocessing, progress, sources)
-        adapter = fingerprints["adapter"]()
-        folder.record({"data": stages.task.fingerprint(), **({"adapter": adapter} if adapter else {})})
+        folder.record(data=stages.task.fingerprint())
         if model.classes is not None and model.classes != stages.task.classes:
             raise DataError(
                 f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
@@ -243,7 +242,7 @@ def run_condense(
         small, history = stages.condense(model, condensing, recipe)
         before = earlier or stages.report(model, History())
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
-        facts |= {"fingerprints": {"adapter": adapter}}
+        facts |= {"fingerprints": {"adapter": fingerprints["adapter"]()}}
         return stages.finish(small, history, facts, origin)
 
 

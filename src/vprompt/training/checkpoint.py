@@ -9,8 +9,8 @@ from typing import Any, TypedDict, cast
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from vprompt.model.records import Recipe
@@ -78,7 +78,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     text = json.dumps(facts, allow_nan=False)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {_METADATA: text, "checksum": tensors_checksum(whole, text)}
-    write_atomically(path, lambda part: save_file(whole, part, metadata=metadata))
+    data = save(whole, metadata)  # not save_file, which takes no path that is not UTF-8
+    write_atomically(path, lambda part: part.write_bytes(data))
 
 
 def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -92,9 +93,9 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
         TrainingError: If it is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        data = path.read_bytes()
+        tensors = load(data)
+        metadata: dict[str, str] = parse(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
         text = metadata.get(_METADATA, metadata.get(_OLD_METADATA, ""))
         if "checksum" in metadata and metadata["checksum"] != tensors_checksum(tensors, text):
             raise ValueError("its checksum is another")
