@@ -95,11 +95,32 @@ class Figures(TypedDict, total=False):
     until: int | None
 
 
-class _Data(TypedDict):
+class _Source(TypedDict):
     source: str
+
+
+class _Origin(TypedDict):
+    data: _Source
+
+
+class Result(TypedDict):
+    """What tells runs apart in a result of any version."""
+
+    backbone: str
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    provenance: _Origin
+
+
+class _Data(_Source):
     fingerprint: NotRequired[str]
     skipped: NotRequired[list[str]]
     differences: NotRequired[list[str]]
+
+
+class _Provenance(TypedDict):
+    data: _Data
 
 
 class _Pruning(TypedDict):
@@ -108,19 +129,18 @@ class _Pruning(TypedDict):
     trainings: float
 
 
-class _Provenance(TypedDict):
-    data: _Data
-
-
-class Result(Figures):
-    """A finished run, as far as others must be able to count on it."""
+class FinishedRun(Figures):
+    """A result, as far as a command that shows it must be able to count on it."""
 
     backbone: str
-    seed: int
     settings: dict[str, Any]
     provenance: _Provenance
     before: NotRequired[Figures]
     pruning: NotRequired[_Pruning]
+
+
+_SHOWN = ("method", "val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "training_seconds", "converged")
+"""Figures that are shown of every model, besides its `epochs`."""
 
 
 def fits(document: object, kind: type[Any], *needed: str) -> bool:
@@ -253,16 +273,9 @@ class RunFolder:
     def _finished(self, resume: bool) -> dict[str, Any]:
         check_out(self.out, resume=resume)
         result = read_json(self.out / RESULT)
-        shown = (
-            "method",
-            "val_accuracy",
-            "test_accuracy",
-            "prompt_counts",
-            "learned_params",
-            "training_seconds",
-            "epochs",
-        )
-        if not fits(result, Result, "converged", *shown) or not fits(result.get("before", result), Figures, *shown):
+        if not fits(result, FinishedRun, "converged", *shown) or not fits(
+            result.get("before", result), Figures, *shown
+        ):
             raise TrainingError(f"{printable(str(self.out / RESULT))} is damaged; choose another --out.")
         weights = result["provenance"].get("weights")
         known = {

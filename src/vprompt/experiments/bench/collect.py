@@ -250,7 +250,7 @@ def _below(folder: Path) -> tuple[list[Document], list[str]]:
 
 def _usable(document: Any) -> TypeGuard[Document]:
     """Whether this is what a run writes, as far as a report must be able to rely on it."""
-    return fits(document, Result, "method")
+    return fits(document, Result)
 
 
 def _list(value: Any) -> list[Any]:
