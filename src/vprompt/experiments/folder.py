@@ -139,8 +139,11 @@ class FinishedRun(Figures):
     pruning: NotRequired[_Pruning]
 
 
-_SHOWN = ("method", "val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "training_seconds", "converged")
-"""Figures that are shown of every model, besides its `epochs`."""
+_SHOWN = (
+    *("method", "val_accuracy", "test_accuracy", "prompt_counts"),
+    *("learned_params", "training_seconds", "converged", "epochs"),
+)
+"""Figures that are shown of every model."""
 
 
 def fits(document: object, kind: type[Any], *needed: str) -> bool:
@@ -273,9 +276,7 @@ class RunFolder:
     def _finished(self, resume: bool) -> dict[str, Any]:
         check_out(self.out, resume=resume)
         result = read_json(self.out / RESULT)
-        if not fits(result, FinishedRun, "converged", *shown) or not fits(
-            result.get("before", result), Figures, *shown
-        ):
+        if not fits(result, FinishedRun, *_SHOWN) or not fits(result.get("before", result), Figures, *_SHOWN):
             raise TrainingError(f"{printable(str(self.out / RESULT))} is damaged; choose another --out.")
         weights = result["provenance"].get("weights")
         known = {
