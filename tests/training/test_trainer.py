@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import vprompt
@@ -677,7 +677,42 @@ def interrupted_in_memory(file):
     fit(fresh(), data, recipe=recipe(), checkpoint=file)
 
 
+def restated(change):
+    """A checkpoint without a checksum, as earlier versions wrote it, with other facts in it or other tensors."""
+
+    def damaged(content):
+        tensors = load(content)
+        facts = json.loads(content[8:][: int.from_bytes(content[:8], "little")])["__metadata__"]["vprompt"]
+        facts = change(json.loads(facts), tensors)
+        return save(tensors, {"vprompt": facts if isinstance(facts, str) else json.dumps(facts)})
+
+    return damaged
+
+
+def with_state(**changed):
+    return restated(lambda facts, tensors: {**facts, "state": {**facts["state"], **changed}})
+
+
+def without_one_slot(facts, tensors):
+    del tensors[next(name for name in tensors if name.startswith("optimizer.exp_avg."))]
+    return facts
+
+
 DAMAGE = {
+    "a-list-of-facts": restated(lambda facts, tensors: [facts]),
+    "nested-deeply": restated(lambda facts, tensors: "[" * 100_000 + "]" * 100_000),
+    "no-facts": restated(lambda facts, tensors: {}),
+    "state-of-words": restated(lambda facts, tensors: {**facts, "state": "done"}),
+    "step-beyond-the-end": with_state(step=10**12),
+    "step-before-the-start": with_state(step=-1),
+    "step-as-text": with_state(step="3"),
+    "one-sum": with_state(sums=[1.0]),
+    "sums-beyond-floats": with_state(sums=[10**400, 1.0]),
+    "rows-are-a-number": with_state(history={"rows": 3, "seconds": 1.0}),
+    "rows-without-end": with_state(history={"rows": [{"loss": 1.0}] * 99, "seconds": 1.0}),
+    "no-history": with_state(history={}),
+    "half-an-optimiser": restated(without_one_slot),
+    "one-bit-of-a-tensor": lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:],
     "half": lambda b: b[: len(b) // 2],
     "one-byte-short": lambda b: b[:-1],
     "header-only": lambda b: b[:8],

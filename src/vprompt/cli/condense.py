@@ -9,6 +9,7 @@ from typing import Literal
 from vprompt.cli.console import resumable
 from vprompt.cli.fit import OUTPUT, show_result
 from vprompt.cli.options import command, values_of
+from vprompt.experiments.folder import check_out
 from vprompt.experiments.settings import CondenseSettings, Condensing
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.serialization import build, options_of
@@ -20,11 +21,12 @@ class CondenseCommand:
 
     def run(self) -> None:
         """Scores, keeps, fine-tunes, evaluates, saves."""
-        from vprompt.experiments.run import run_condense
-
         values, asked = values_of(self, _OPTIONS), values_of(self, OUTPUT)
         settings = build(CondenseSettings, {**values, "condense": values["ratio"]})
         out: Path = asked["out"]
+        check_out(out, resume=asked["resume"])
+        from vprompt.experiments.run import run_condense
+
         with resumable(out):
             result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,16 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
+from vprompt.experiments.folder import check_out
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.distributed import is_main_process
+from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, options_of
+
+LONGEST = 120
+"""Characters of the name of a folder, beyond which it is cut."""
 
 IMAGES = ("root", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
@@ -57,11 +63,14 @@ class FitCommand:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
         if settings.data == "" or asked["out"] == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
-        from vprompt.experiments.run import run
-
         out = None if asked["out"] is None else Path(asked["out"])
+        if out is not None:
+            check_out(out, resume=asked["resume"])  # before seconds of imports
         settings = replace(settings, backbone=backbone_of(values, out if asked["resume"] else None))
         out = out or default_out(settings)
+        check_out(out, resume=asked["resume"])
+        from vprompt.experiments.run import run
+
         with resumable(out):
             result = run(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
@@ -130,8 +139,27 @@ def pruning_options(arguments: Sequence[str], *, prune: bool = False) -> type:
 
 
 def default_out(settings: Settings) -> Path:
-    """A folder whose name tells the runs apart that a user is likely to make side by side."""
-    return Path("runs") / "-".join([data_name(settings.data), *settings.words()])
+    """A folder whose name tells apart runs that a user makes side by side: by what differs from the defaults."""
+    *words, seed = settings.words()
+    name = "-".join([data_name(settings.data), *words, *_differing(settings), seed])
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{checksum(encoded(repr(settings)))[:8]}"
+    return Path("runs") / name
+
+
+def _differing(settings: Settings) -> Iterator[str]:
+    """Words for settings that are not as by default and that no other word of the name tells."""
+    own = METHODS.get(settings.method.name).options
+    sizes, types = re.findall(r"\d+", settings.method.size), {**setting_types(), **own}
+    told = {"data", "method", "condense", "prune", "merge", "seed"}
+    for name, value in settings.to_flat(places=False).items():
+        known = name in told or (name in own and str(value) in sizes)
+        if known or value in (types[name].default, BUNDLED_BACKBONE):
+            continue
+        text = f"{value:g}" if isinstance(value, float) else "" if value is True else str(value)
+        if name == "weights" and isinstance(value, str):
+            text = f"-{Path(value).stem}-{checksum(encoded(value))[:6]}"
+        yield re.sub(r"[^\w.+-]+", "-", text if name == "backbone" else f"{name}{text}")
 
 
 def data_name(data: str | None) -> str:
@@ -191,7 +219,7 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
             change, low, high = (_points(-share) for share in (result["lost"][f"{split}_accuracy"], ends[1], ends[0]))
             yield f"Against all prompts, {change} points on the {images} images (95 %: {low} to {high})."
     data = result["provenance"]["data"]
-    if skipped := data["skipped"]:
+    if skipped := data.get("skipped"):
         yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
     if differences := data.get("differences"):
         from vprompt.experiments.bench.tasks import known

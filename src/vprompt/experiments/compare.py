@@ -19,7 +19,7 @@ from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.experiments.bench.bench import changed_images, run_here
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
-from vprompt.experiments.bench.plan import MethodPlan, Plan
+from vprompt.experiments.bench.plan import MethodPlan, Plan, check_number
 from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.report.comparison import draw, markdown
 from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from
@@ -183,7 +183,7 @@ class Comparison:
             name="compare",
             title="Comparison of methods",
             tasks=(self.task,),
-            seeds=tuple(range(self.seeds)),
+            seeds=tuple(range(check_number(self.seeds, "seeds"))),
             settings={"train_on": "train"} | {k: v for k, v in self._common.items() if k not in ("data", "root")},
             methods=tuple(MethodPlan(label=name, settings=self.values_of(name)) for name in self.methods),
         )

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
@@ -36,14 +34,15 @@ from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
+from vprompt.training.checkpoint import load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.training.precision import in_bf16
 from vprompt.training.trainer import History, fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import BackboneError, DataError, TrainingError
-from vprompt.utils.io import read_json, write_atomically, write_json
+from vprompt.utils.errors import BackboneError, DataError
+from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
 
 
@@ -231,8 +230,7 @@ class Stages:
 
         def record(epochs: int) -> None:
             if epochs == rewind_epoch and is_main_process():
-                values = {name: value.cpu().contiguous() for name, value in model.state().items()}
-                write_atomically(early, lambda part: save_file(values, part))
+                save_tensors(early, model.state(), {})
 
         return self.train(model, recipe, "training", record)
 
@@ -249,7 +247,7 @@ class Stages:
             model,
             self.train_images,
             self.val,
-            early=_read_state(self._early) if early is None else early,
+            early=load_tensors(self._early, "start the run anew in another --out")[0] if early is None else early,
             rewind_epoch=rewind_epoch,
             settings=settings,
             recipe=recipe,
@@ -417,10 +415,3 @@ def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[
             raise DataError(f"{task.source} has no validation images to train on as well.")
         train, val = train.joined(val), None
     return train.with_augment(augment_of(settings)), val
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); start the run anew in another --out.") from error

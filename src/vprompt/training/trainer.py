@@ -21,7 +21,7 @@ from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
-from vprompt.training.checkpoint import load_checkpoint, save_checkpoint
+from vprompt.training.checkpoint import State, load_checkpoint, save_checkpoint
 from vprompt.training.evaluate import evaluate
 from vprompt.training.feature_cache import Cache, cached
 from vprompt.training.loader import (
@@ -35,6 +35,7 @@ from vprompt.training.loader import (
     size_of,
 )
 from vprompt.training.precision import attention_for_training, autocast
+from vprompt.utils.distributed import launcher_checked
 from vprompt.utils.errors import DivergedError
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.signals import deferred_interrupt
@@ -146,7 +147,8 @@ class _Run:
         until: int | None = None,
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        with launcher_checked():
+            self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.model = model.to(self.accelerator.device)
         self.val = val
         self.recipe = recipe
@@ -316,11 +318,16 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
-        state = {"step": self.step, "sums": self.sums.tolist(), "history": asdict(self.history)}
+        loss, hits = self.sums.tolist()
+        history = asdict(self.history)
+        state = State(
+            step=self.step, sums=(loss, hits), history={"rows": history["rows"], "seconds": history["seconds"]}
+        )
         save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state)
 
     def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts)
+        sizes = {"epochs": self.recipe.epochs, "steps_per_epoch": self.steps_per_epoch}
+        state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts, **sizes)
         self.step = state["step"]
         self.sums = torch.tensor(state["sums"], dtype=torch.float64)
         self.history = History(**state["history"])
