@@ -76,12 +76,27 @@ def _owner(lock: Path) -> str:
     return "Another process"
 
 
-class Figures(TypedDict, total=False):
-    """Figures of a result that others count on, of one model; each may be missing."""
+Interval = tuple[float, float]
+
+
+class Intervals(TypedDict, total=False):
+    """Accuracies, or differences of accuracies, and their intervals; each may be missing."""
 
     val_accuracy: float | None
-    val_loss: float | None
+    val_interval: Interval
     test_accuracy: float | None
+    test_interval: Interval
+
+
+class Figures(Intervals, total=False):
+    """Figures of a result that others count on, of one model; each may be missing."""
+
+    val_balanced_accuracy: float
+    val_majority_accuracy: float
+    val_loss: float | None
+    test_balanced_accuracy: float
+    test_majority_accuracy: float
+    overfits: bool
     prompt_counts: list[int]
     learned_params: int
     backbone_params: int
@@ -129,6 +144,15 @@ class _Pruning(TypedDict):
     trainings: float
 
 
+class _Trial(TypedDict):
+    ratio: float
+    difference: float
+
+
+class _Condensing(TypedDict):
+    trials: list[_Trial]
+
+
 class FinishedRun(Figures):
     """A result, as far as a command that shows it must be able to count on it."""
 
@@ -137,6 +161,9 @@ class FinishedRun(Figures):
     provenance: _Provenance
     before: NotRequired[Figures]
     pruning: NotRequired[_Pruning]
+    condensing: NotRequired[_Condensing]
+    lost: NotRequired[Intervals]
+    notes: NotRequired[list[str]]
 
 
 _SHOWN = (
