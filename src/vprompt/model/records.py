@@ -7,8 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import check_fields
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
+
+MAX_RATE = 10_000
+"""Beyond it a rate is a slip; far beyond, a step is more than a number can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +62,16 @@ class Recipe:
     grad_checkpointing: bool = field(default=False, metadata={"place": True})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = [
-            (self.epochs >= 0, f"epochs must be at least 0, not {self.epochs}"),
-            (self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}"),
-            (self.optimizer in DEFAULT_LR, f"the optimizer is 'adamw' or 'sgd', not {self.optimizer!r}"),
-            (self.lr is None or 0 < self.lr < math.inf, f"the learning rate must be above 0, not {self.lr}"),
-            (self.weight_decay >= 0, f"weight decay must be at least 0, not {self.weight_decay}"),
+            (0 <= self.epochs <= 10**6, f"epochs must be at least 0 and at most a million, not {self.epochs}"),
+            (1 <= self.batch_size <= 10**6, f"the batch size must be 1 to a million, not {self.batch_size}"),
+            (self.lr is None or 0 < self.lr <= MAX_RATE, f"the learning rate must be above 0 and at most {MAX_RATE}, not {self.lr}"),
+            (0 <= self.weight_decay <= MAX_RATE, f"weight decay must be 0 to {MAX_RATE}, not {self.weight_decay}"),
             (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
             (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
-            (self.precision in ("fp32", "bf16"), f"the precision is 'fp32' or 'bf16', not {self.precision!r}"),
             (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
-            (self.workers >= 0, f"the number of workers must be at least 0, not {self.workers}"),
+            (0 <= self.workers <= 1024, f"the number of workers must be 0 to 1024, not {self.workers}"),
             (0 <= self.cache_gb < math.inf, f"the cache takes at least 0 gigabytes, not {self.cache_gb}"),
         ]
         for holds, problem in checks:

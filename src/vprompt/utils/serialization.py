@@ -9,7 +9,9 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from numbers import Number
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
@@ -165,6 +167,30 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         return msgspec.convert(value, hint)
     except (msgspec.ValidationError, UnicodeEncodeError):
         raise VPromptError(f"The setting {name} takes {_wanted(hint, _SETTING_WORDS)}, not {value!r}.") from None
+
+
+def check_fields(config: Any) -> None:
+    """Checks the values of a frozen dataclass, in its `__post_init__`, by the types of its fields.
+
+    Whole numbers serve as others and NumPy's as Python's; they become what the fields say.
+
+    Raises:
+        VPromptError: If a value is of another type.
+
+    Example:
+        >>> from vprompt.model.records import Recipe
+        >>> Recipe(epochs=2.5)
+        Traceback (most recent call last):
+        vprompt.utils.errors.VPromptError: The setting epochs takes a whole number, not 2.5.
+    """
+    hints = _hints(type(config))
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        plain = cast("Any", value).item() if isinstance(value, Number) and hasattr(value, "item") else value
+        with suppress(TypeError):  # a type that only its method knows
+            plain = typed(entry.name, plain, hints[entry.name])
+        if plain is not value:
+            object.__setattr__(config, entry.name, plain)
 
 
 class Reader:
