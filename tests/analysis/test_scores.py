@@ -309,6 +309,7 @@ def test_a_damaged_adapter_in_a_folder_is_named(adapter, counts, tmp_path, capsy
     folder = tmp_path / "adapter"
     shutil.copytree(adapter, folder)
     config = json.loads((folder / "adapter_config.json").read_text())
+    del config["checksum"]
     (folder / "adapter_config.json").write_text(json.dumps({**config, "prompt_counts": counts}))
     capsys.readouterr()
     assert main(["analyze", "scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 1

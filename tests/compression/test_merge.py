@@ -154,7 +154,7 @@ def test_saved_and_loaded_counts_are_the_same_bit_for_bit(segments, tmp_path):
 def test_adapters_without_counts_know_nothing_of_them(tmp_path):
     attached("beit-both", vprompt.VPT(2)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    del config["merged"]  # as an earlier version wrote it
+    del config["merged"], config["checksum"]  # as an earlier version wrote it
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert not vprompt.load(tmp_path, backbone=attached("beit-both", vprompt.VPT(2)).backbone).prompts.merged
 

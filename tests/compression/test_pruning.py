@@ -417,6 +417,7 @@ def tampered(saved, tmp_path, change, config_change=None):
     change(tensors)
     save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text())
+    del config["checksum"]
     config["tensors_sha256"] = hashlib.sha256((folder / TENSORS_FILE).read_bytes()).hexdigest()
     if config_change:
         config_change(config)

@@ -514,7 +514,9 @@ def test_an_older_adapter_on_a_half_backbone_says_what_to_do(folder):
     known = {key: value for key, value in config_of(folder)["backbone"].items() if key != "rounded"}
     edit(folder, backbone=known)
     assert vprompt.load(folder, tiny_backbone()).prompt_counts == [4, 0, 3, 1, 0, 2]
-    refused("older adapter does not know weights rounded to float16: load it on float32", folder, tiny_backbone().half())
+    refused(
+        "older adapter does not know weights rounded to float16: load it on float32", folder, tiny_backbone().half()
+    )
 
 
 def test_tensors_of_several_types(backbone, folder):
@@ -581,9 +583,17 @@ def test_images_of_another_size_for_a_backbone_of_any_size(folder, backbone, siz
         ("num_classes", 10**12, "head.weight|cannot be"),
         ("num_classes", 2**63, "cannot be"),
         ("prompt_counts", [10**12, 0, 3, 1, 0, 2], "more prompts in a block"),
-        ("method", {"name": "vpt-deep", "dropout": None, "depth": "deep", "num_prompts": 10**12}, "num_prompts|prompts"),
+        (
+            "method",
+            {"name": "vpt-deep", "dropout": None, "depth": "deep", "num_prompts": 10**12},
+            "num_prompts|prompts",
+        ),
         ("method", {"name": "mlp", "layers": 10**9}, "layers"),
-        ("method", {"name": "e2vpt", "dropout": None, "share": "heads", "num_prompts": 4, "num_kv_prompts": 10**9}, "prompts"),
+        (
+            "method",
+            {"name": "e2vpt", "dropout": None, "share": "heads", "num_prompts": 4, "num_kv_prompts": 10**9},
+            "prompts",
+        ),
         ("backbone", {"img_size": [30000, 30000]}, "img_size"),
     ],
 )

@@ -19,7 +19,6 @@ from vprompt.backbones.supported import layout_of
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.utils.errors import BackboneError
 
-
 ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
 """Types that weights are rounded to, to run or to keep them cheaply."""
 
@@ -177,10 +176,9 @@ def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if id(tensor) in skipped:
             continue
-        if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.detach().to(dtype)
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        values = tensor.detach().to(dtype if tensor.is_floating_point() else None)
+        digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+        digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -51,7 +51,10 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         checks = [
-            (0 < min(self.size) <= max(self.size) <= MAX_SIDE, f"The size is from 1 to {MAX_SIDE} pixels, not {self.size}"),
+            (
+                0 < min(self.size) <= max(self.size) <= MAX_SIDE,
+                f"The size is from 1 to {MAX_SIDE} pixels, not {self.size}",
+            ),
             (all(map(math.isfinite, self.mean)), f"The mean is finite, not {self.mean}"),
             (all(0 < value < math.inf for value in self.std), f"'std' is above 0 and finite, not {self.std}"),
             (self.resize in ("squash", "crop"), f"Images are resized by 'squash' or 'crop', not {self.resize!r}"),

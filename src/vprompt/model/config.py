@@ -203,7 +203,10 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
         ),
         (not (method.riding == "tokens" and config.merged), "'merged' is nothing that shallow prompts can be"),
         (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
-        (not surplus, f"'prompt_counts' has more prompts in a block than the {max(start, default=0)} that it started with"),
+        (
+            not surplus,
+            f"'prompt_counts' has more prompts in a block than the {max(start, default=0)} that it started with",
+        ),
         (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
         (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),
         (0 < min(size) <= max(size) <= MAX_SIDE, f"'backbone.img_size' should be from 1 to {MAX_SIDE} pixels"),

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones.factory import can_create, create_backbone
+from vprompt.backbones.factory import can_create, create_backbone, timms_name
 from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
 from vprompt.backbones.meta import shapes_only
 from vprompt.backbones.weights import reason
@@ -84,10 +84,10 @@ def _find(source: str | Path) -> Path:
 
 def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, own: bool) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
-    if name.startswith("local-dir:") and not own:
+    if timms_name(name).startswith("local-dir:") and not own:
         raise AdapterError(
-            f"The adapter in {folder} names a folder of the machine that it was made on as its backbone, and no adapter "
-            "from the Hub chooses folders here; give the model object: vprompt.load(..., backbone=model)."
+            f"The adapter in {folder} names a folder of the machine that it was made on as its backbone, and no "
+            "adapter from the Hub chooses folders here; give the model object: vprompt.load(..., backbone=model)."
         )
     if not can_create(name):
         raise AdapterError(
@@ -143,7 +143,8 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     if held in ("float16", "bfloat16") and not wanted.rounded:
         todo += f"; this older adapter does not know weights rounded to {held}: load it on float32, and round the model"
     raise AdapterError(
-        f"{pair} their weights differ (fingerprints {wanted.fingerprint} and {fingerprint(backbone)}, of {held}); {todo}."
+        f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {fingerprint(backbone)} of {held}); "
+        f"{todo}."
     )
 
 

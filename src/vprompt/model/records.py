@@ -66,7 +66,10 @@ class Recipe:
         checks = [
             (0 <= self.epochs <= 10**6, f"epochs must be at least 0 and at most a million, not {self.epochs}"),
             (1 <= self.batch_size <= 10**6, f"the batch size must be 1 to a million, not {self.batch_size}"),
-            (self.lr is None or 0 < self.lr <= MAX_RATE, f"the learning rate must be above 0 and at most {MAX_RATE}, not {self.lr}"),
+            (
+                self.lr is None or 0 < self.lr <= MAX_RATE,
+                f"the learning rate must be above 0 and at most {MAX_RATE}, not {self.lr}",
+            ),
             (0 <= self.weight_decay <= MAX_RATE, f"weight decay must be 0 to {MAX_RATE}, not {self.weight_decay}"),
             (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
             (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
