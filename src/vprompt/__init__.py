@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vprompt.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from vprompt import data as data
     from vprompt.compression.choices import PruneSettings as PruneSettings
     from vprompt.compression.condense import condense as condense
     from vprompt.compression.prune import prune as prune
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vprompt.methods.side import Side as Side
     from vprompt.methods.vpt import VPT as VPT
     from vprompt.model.attach import attach as attach
+    from vprompt.model.attach import open_data as open_data
     from vprompt.model.load import load as load
     from vprompt.model.model import FoldedModel as FoldedModel
     from vprompt.model.model import PromptedModel as PromptedModel
@@ -66,41 +68,15 @@ _HOMES = {
     "fit": "training.trainer",
     "load": "model.load",
     "load_exported": "exporters.exported",
+    "open_data": "model.attach",
     "prune": "compression.prune",
     "score": "compression.score",
     "select": "compression.select",
     "select_segments": "compression.select",
 }
 
-__all__ = [
-    "E2VPT",
-    "MLP",
-    "VPT",
-    "Adapter",
-    "Bank",
-    "Bias",
-    "FoldedModel",
-    "Full",
-    "Linear",
-    "LoRA",
-    "Partial",
-    "PromptedModel",
-    "PruneSettings",
-    "Recipe",
-    "Side",
-    "VPromptError",
-    "attach",
-    "condense",
-    "evaluate",
-    "export",
-    "fit",
-    "load",
-    "load_exported",
-    "prune",
-    "score",
-    "select",
-    "select_segments",
-]
+__all__ = ["data"]
+__all__ += list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -115,4 +91,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return ["__version__", *__all__]

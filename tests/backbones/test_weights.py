@@ -239,8 +239,8 @@ def test_a_file_that_unpacks_to_much_more(tmp_path, name):
 
 @pytest.mark.parametrize(
     "spelling",
-    ["test_vit.r160_in1k", "timm/test_vit.r160_in1k", "TEST_VIT.r160_in1k", "test-vit.r160_in1k", " test_vit.r160_in1k\n",
-     "https://huggingface.co/timm/test_vit.r160_in1k", "hf.co/timm/Test-ViT.R160-In1k"],
+    ["test_vit.r160_in1k", "timm/test_vit.r160_in1k", "TEST_VIT.r160_in1k", "test-vit.r160_in1k",
+     " test_vit.r160_in1k\n", "https://huggingface.co/timm/test_vit.r160_in1k", "hf.co/timm/Test-ViT.R160-In1k"],
 )  # fmt: skip
 def test_names_in_another_spelling(spelling):
     assert can_create(spelling)

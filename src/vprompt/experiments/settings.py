@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_riding
-from vprompt.methods.base import Method
+from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
@@ -113,7 +113,7 @@ class Settings:
     backbone: str
     weights: str | None = None
     method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
-    head_init: Literal["zero", "paper"] = "zero"
+    head_init: HeadInit = HEAD_INIT
     condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
     prune: Pruning | None = field(
         default=None, metadata={"switch": "prune", "when": ("prune", "prune_tokens", "prune_segments")}

@@ -26,6 +26,12 @@ once and pass all blocks, or none.
 
 MAX_PROMPTS = 10_000
 
+HeadInit = Literal["zero", "paper"]
+"""Start of the head; see `vprompt.attach`."""
+
+HEAD_INIT: HeadInit = "zero"
+"""The start that AdamW needs, in Python as on the command line."""
+
 
 def option(default: Any, *, flag: str) -> Any:
     """A field of a method with another name on the command line, in plans and in results."""
