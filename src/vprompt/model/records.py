@@ -11,8 +11,8 @@ from vprompt.utils.serialization import check_fields
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
-MAX_RATE = 10_000
-"""Beyond it a rate is a slip; far beyond, a step is more than a number can hold."""
+MAX_RATE = 1e30
+"""Beyond it, a step is more than a number in single precision can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class Recipe:
             (1 <= self.batch_size <= 10**6, f"the batch size must be 1 to a million, not {self.batch_size}"),
             (
                 self.lr is None or 0 < self.lr <= MAX_RATE,
-                f"the learning rate must be above 0 and at most {MAX_RATE}, not {self.lr}",
+                f"the learning rate must be above 0 and at most {MAX_RATE:g}, not {self.lr}",
             ),
-            (0 <= self.weight_decay <= MAX_RATE, f"weight decay must be 0 to {MAX_RATE}, not {self.weight_decay}"),
+            (0 <= self.weight_decay <= 10_000, f"weight decay must be 0 to 10,000, not {self.weight_decay}"),
             (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
             (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
             (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
