@@ -63,6 +63,7 @@ _HOMES = {
     "VPromptError": "utils.errors",
     "attach": "model.attach",
     "condense": "compression.condense",
+    "data": "data",
     "evaluate": "training.evaluate",
     "export": "exporters.export",
     "fit": "training.trainer",
@@ -75,13 +76,14 @@ _HOMES = {
     "select_segments": "compression.select",
 }
 
-__all__ = ["data"]
-__all__ += list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+if not TYPE_CHECKING:  # type checkers read the imports above
+    __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"vprompt.{_HOMES[name]}"), name)
+        home = import_module(f"vprompt.{_HOMES[name]}")
+        return home if _HOMES[name] == name else getattr(home, name)
     try:
         return import_module(f"vprompt.{name}")
     except ModuleNotFoundError as error:
@@ -91,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["__version__", *__all__]
+    return ["__version__", *_HOMES]

@@ -241,7 +241,8 @@ FORMATS.register(Packed())
     script = f"""
 import timm, torch, vprompt
 from vprompt.cli.main import main
-model = vprompt.attach(timm.create_model("test_vit", img_size=32, depth=1), vprompt.VPT(2), head_init="paper", num_classes=3).eval()
+backbone = timm.create_model("test_vit", img_size=32, depth=1)
+model = vprompt.attach(backbone, vprompt.VPT(2), head_init="paper", num_classes=3).eval()
 vprompt.export(model, {str(tmp_path / "model.pt2gz")!r})
 exported = vprompt.load_exported({str(tmp_path / "model.pt2gz")!r})
 images = torch.rand(5, 3, 32, 32)

@@ -18,6 +18,7 @@ from vprompt.backbones.attention.registry import WRAPPERS, wrapper_for
 from vprompt.backbones.supported import layout_of
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.utils.errors import BackboneError
+from vprompt.utils.serialization import brief
 
 ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
 """Types that weights are rounded to, to run or to keep them cheaply."""
@@ -77,6 +78,8 @@ class BackboneInfo:
     fixed_batch: bool
     any_size: bool
     preprocessing: Preprocessing
+
+    __repr__ = brief
 
     @property
     def widths(self) -> list[int]:

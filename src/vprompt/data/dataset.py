@@ -120,6 +120,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if augment != "none" and (root is None or paths is None):
             raise DataError("Only images in files can be augmented, because crops are cut from the originals.")
 
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        held = "in memory" if self.in_memory else "in files"
+        return (
+            f"ImageDataset({len(self)} images of {height}×{width} pixels {held}, {len(self.labels.unique())} classes)"
+        )
+
     @property
     def in_memory(self) -> bool:
         """Whether the decoded pixels are held, rather than decoded on each access."""
@@ -254,6 +261,14 @@ class Task:
     test: ImageDataset | None
     skipped: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{len(split)} {name}"
+            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
+            if split is not None
+        )
+        return f"Task({self.name!r}, {len(self.classes)} classes, images: {sizes})"
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the classes or with any split's data."""

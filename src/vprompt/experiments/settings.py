@@ -14,7 +14,7 @@ from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Option, build, check_known, flat, options_of, typed
+from vprompt.utils.serialization import Option, brief, build, check_known, flat, options_of, typed
 
 TrainOn = Literal["train", "train+val"]
 
@@ -126,6 +126,8 @@ class Settings:
     img_size: int | None = None
     split_seed: int = 0
     skip_bad: bool = False
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         if self.condense is not None:

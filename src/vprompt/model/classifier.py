@@ -37,6 +37,10 @@ class Classifier(nn.Module):
     def any_size(self) -> bool:
         """True where images of other sizes than that of `preprocessing` are taken as they come."""
 
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        return f"{type(self).__name__}({self.num_classes} classes, images of {height}×{width} pixels)"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes; those without names are called by their numbers."""

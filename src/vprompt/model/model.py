@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,6 +105,20 @@ class _Adapted(Classifier):
     def attentions(self) -> list[PrefixAttention]:
         """Our attention of every block, in forward order; the published execution runs timm's own where it can."""
         return [module for module in self.view.modules() if isinstance(module, PrefixAttention)]
+
+    def __repr__(self) -> str:
+        counts = self.prompt_counts
+        prompts = f"{sum(counts)} prompts in {sum(map(bool, counts))} blocks, " if any(counts) else ""
+        learned = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        name = f"{type(self).__name__}({self.method.name} on {self.info.name}"
+        height, width = self.preprocessing.size
+        numbers = f"{learned:,} learned numbers, " if learned else ""
+        return f"{name}, {prompts}{numbers}{self.num_classes} classes, images of {height}×{width} pixels)"
+
+    @property
+    @abstractmethod
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
 
     def as_held(self, images_BCHW: Tensor) -> Tensor:
         """Images in the type of the model's numbers, which may be of half precision."""

@@ -74,7 +74,7 @@ def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Pre
     )
 
 
-def _each(images: Pictures) -> Iterator[str | os.PathLike[str] | Image.Image | NDArray[Any]]:
+def _each(images: Any) -> Iterator[str | os.PathLike[str] | Image.Image | NDArray[Any]]:
     """The images one by one; arrays as (H, W) or (H, W, C)."""
     if isinstance(images, str | os.PathLike):
         yield from list_images([os.fspath(images)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import check_fields
+from vprompt.utils.serialization import brief, check_fields
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
@@ -60,6 +60,8 @@ class Recipe:
     workers: int = field(default=0, metadata={"place": True})
     cache_gb: float = field(default=2.0, metadata={"place": True})
     grad_checkpointing: bool = field(default=False, metadata={"place": True})
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -137,6 +139,8 @@ class Condensation:
     scores: tuple[tuple[float, ...], ...]
     kept: tuple[tuple[int, ...], ...]
     merge: bool = False
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,10 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        figures = "".join(f", {name} {value:.3g}" for name, value in (self.rows or [{}])[-1].items() if name != "epoch")
+        return f"History({len(self.rows)} epochs{figures}, {self.seconds:.1f} seconds)"
+
     @property
     def converged(self) -> bool:
         """True where the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""

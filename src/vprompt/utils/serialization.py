@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from numbers import Number
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
@@ -72,7 +72,7 @@ def options_of(kind: type) -> dict[str, Option]:
             found |= {flag: option for flag, option in options_of(nested).items() if flag not in found}
             continue
         flag = entry.metadata.get("flag", entry.name)
-        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        default = _default(entry)
         if entry.metadata.get("off"):
             default, hint = None, hints[entry.name] | None
         else:
@@ -268,6 +268,19 @@ def parse(text: str | bytes) -> Any:
 def show(value: object) -> str:
     """A value in few characters."""
     return reprlib.repr(value)
+
+
+def brief(self: Any) -> str:
+    """A dataclass in a line, for its `__repr__`: what differs from the defaults, and of long values the beginning."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxtuple, short.maxlist, short.maxstring, short.maxother = 2, 2, 2, 60, 60
+    pairs = [(entry, getattr(self, entry.name)) for entry in fields(self)]
+    shown = [f"{entry.name}={short.repr(value)}" for entry, value in pairs if value != _default(entry)]
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def _refuse_constant(name: str) -> NoReturn:
