@@ -17,6 +17,7 @@ from vprompt.backbones.catalogue import read
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.meta import shapes_only
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
+from vprompt.data.preprocessing import MAX_SIDE
 from vprompt.utils.errors import BackboneError
 
 
@@ -106,6 +107,8 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
     try:
         if img_size is not None:
             height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+            if max(height, width) > MAX_SIDE:
+                raise ValueError(f"at most {MAX_SIDE} pixels a side")
             # A model that takes any size keeps none; what its configuration says is then what images are brought to.
             overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
             options.update(img_size=(height, width), pretrained_cfg_overlay=overlay)
