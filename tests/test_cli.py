@@ -195,7 +195,10 @@ MISTAKES = {
     "benchmark task misspelt": ("fit vtab:cifer", ["vtab:cifer", "vtab:cifar"]),
     "bundled task that is none": ("fit bundled:mnist", ["bundled:mnist", "bundled:fashion-mnist"]),
     "backbone unknown": ("fit DATA --backbone vit_nope", ["'vit_nope'"]),
-    "backbone misspelt": ("fit DATA --backbone vit_base_patch16_223", ["'vit_base_patch16_223'", "list_models"]),
+    "backbone misspelt": (
+        "fit DATA --backbone vit_base_patch16_223",
+        ["'vit_base_patch16_223'", "close names: vit_base_patch16_224"],
+    ),
     "backbone of another kind": ("fit DATA --backbone local-dir:HERE/resnet", ["ResNet", "not supported"]),
     "backbone folder missing": ("fit DATA --backbone local-dir:HERE/nope", ["local-dir:HERE/nope"]),
     "no prompts": ("fit DATA --method vpt-deep --prompts 0", ["at least one prompt", "0"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from torch import nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
+from vprompt.backbones.catalogue import read
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.meta import shapes_only
 from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
+from vprompt.data.preprocessing import MAX_SIDE
 from vprompt.utils.errors import BackboneError
 
 HUB_SECONDS = 4.0
@@ -25,7 +29,8 @@ HUB_SECONDS = 4.0
 
 def can_create(name: str) -> bool:
     """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
-    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(_name_today(name))
+    name = timms_name(name)
+    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
 
 
 def create_backbone(
@@ -39,7 +44,7 @@ def create_backbone(
 
     Args:
         name: `small`, `base`, `large` or `bundled` (`vprompt.backbones.names`), or any name that `timm.create_model`
-            takes, `hf-hub:` and `local-dir:` included.
+            takes, `hf-hub:` and `local-dir:` included, and what stands for such a name elsewhere; see `timms_name`.
         pretrained: Load the weights, from timm's cache, the Hub or the package.
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
             pre-training size; timm resizes position embeddings and relative position tables.
@@ -50,11 +55,9 @@ def create_backbone(
     Raises:
         BackboneError: If timm knows no such model, or its weights cannot be had.
     """
-    name = _name_today(name)
+    given, name = name, timms_name(name)
     if not can_create(name):
-        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
-        hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
-        raise BackboneError(f"timm has no model called {name!r}{hint}.")
+        raise BackboneError(f"timm has no model called {given!r}; {_hint(name)}.")
     if weights is not None:
         return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
     if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
@@ -62,9 +65,34 @@ def create_backbone(
     return _create(name, img_size, pretrained=pretrained)
 
 
-def _name_today(name: str) -> str:
-    architecture, dot, tag = full_name(name).partition(".")
-    return FORMER_NAMES.get(architecture, architecture) + dot + tag
+def timms_name(name: str) -> str:
+    """A name as timm writes it: from a short one, in capitals, with hyphens, of the Hub's pages, of earlier versions.
+
+    Example:
+        >>> timms_name("timm/ViT-Base-Patch16-224.augreg_in21k"), timms_name("HF_hub:me/ViT")
+        ('vit_base_patch16_224.augreg_in21k', 'hf-hub:me/ViT')
+    """
+    name = full_name(name.strip())
+    source, colon, place = name.partition(":")
+    if colon and (source := source.lower().replace("_", "-")) in ("hf-hub", "local-dir"):
+        return f"{source}:{place}"
+    plain = re.sub(r"^((https?://)?(www\.)?(huggingface\.co|hf\.co)/)?(timm/)?", "", name)
+    for spelling in (plain, plain.lower().replace("-", "_")):
+        architecture, dot, tag = spelling.partition(".")
+        architecture = FORMER_NAMES.get(architecture, architecture)
+        if timm.is_model(architecture):
+            return architecture + dot + tag
+    return name
+
+
+def _hint(name: str) -> str:
+    """What to write instead of a name that there is not."""
+    words = re.split(r"[/:]", name)[-1].partition(".")[0].lower().replace("-", "_")
+    names = [entry.name for entry in read()]
+    near = sorted((known for known in names if words and words in known), key=len)
+    near = near or difflib.get_close_matches(words, names)
+    hub = f", or hf-hub:{name} for timm's models of others" if name.count("/") == 1 and ":" not in name else ""
+    return (f"close names: {', '.join(near[:3])}" if near else "`vprompt backbones` lists the names") + hub
 
 
 def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
@@ -86,6 +114,8 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
     try:
         if img_size is not None:
             height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+            if max(height, width) > MAX_SIDE:
+                raise ValueError(f"at most {MAX_SIDE} pixels a side")
             # A model that takes any size keeps none; what its configuration says is then what images are brought to.
             overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
             options.update(img_size=(height, width), pretrained_cfg_overlay=overlay)
@@ -104,7 +134,7 @@ def require_weights(name: str) -> None:
     Raises:
         BackboneError: If they are neither in the cache nor to be had.
     """
-    name = _name_today(name)
+    name = timms_name(name)
     if name.startswith("hf-hub:"):
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
         _require_reachable(name, repository, "config.json", revision or None)
@@ -113,7 +143,8 @@ def require_weights(name: str) -> None:
     try:
         config: Any = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise BackboneError(f"timm has no weights called {name!r} ({error}).") from error
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise BackboneError(f"timm has no weights called {name!r}; there are {', '.join(tags) or 'none'}.") from error
     if config is not None and not config.file and config.hf_hub_id:
         _require_reachable(name, config.hf_hub_id, config.hf_hub_filename or "model.safetensors", None)
 

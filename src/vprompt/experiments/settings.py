@@ -9,13 +9,13 @@ from typing import Any, Literal, cast
 
 from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
-from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_riding
-from vprompt.methods.base import Method
+from vprompt.compression.criteria import Criterion, Scope, check_name, check_riding
+from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Option, build, check_known, flat, options_of, typed
+from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 
 TrainOn = Literal["train", "train+val"]
 
@@ -57,8 +57,7 @@ class Condensing:
                 f"The share of prompts to keep must be above 0 and at most 1, or auto, not {self.ratio}."
             )
         check_name(self.criterion)
-        if self.scope not in SCOPES:
-            raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {self.scope!r}.")
+        check_fields(self)
         Recipe(epochs=self.fine_tune_epochs)
 
     def check(self, method: Method) -> None:
@@ -118,7 +117,7 @@ class Settings:
     backbone: str
     weights: str | None = None
     method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
-    head_init: Literal["zero", "paper"] = "zero"
+    head_init: HeadInit = HEAD_INIT
     condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
     prune: Pruning | None = field(
         default=None, metadata={"switch": "prune", "when": ("prune", "prune_tokens", "prune_segments")}
@@ -132,7 +131,10 @@ class Settings:
     split_seed: int = 0
     skip_bad: bool = False
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.condense is not None:
             self.condense.check(self.method)
             if self.condense.ratio == "auto" and self.train_on != "train":
@@ -142,12 +144,6 @@ class Settings:
                 )
         if self.prune is not None:
             self._check_pruning(self.prune)
-        if self.resize not in ("squash", "crop", None):
-            raise VPromptError(f"Images are resized by 'squash' or 'crop', not {self.resize!r}.")
-        if self.augment not in ("none", "crop-flip", None):
-            raise VPromptError(f"Images are augmented by 'none' or 'crop-flip', not {self.augment!r}.")
-        if self.train_on not in ("train", "train+val"):
-            raise VPromptError(f"A run trains on 'train' or on 'train+val', not on {self.train_on!r}.")
         if self.img_size is not None and self.img_size < 1:
             raise VPromptError(f"The image size must be at least 1 pixel, not {self.img_size}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
+from vprompt.data.dataset import Task
+from vprompt.methods.layers.head import starts_as_in_the_paper
 from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
@@ -36,7 +39,7 @@ from vprompt.training.loader import (
 )
 from vprompt.training.precision import attention_for_training, autocast
 from vprompt.utils.distributed import launcher_checked
-from vprompt.utils.errors import DivergedError
+from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.signals import deferred_interrupt
 
@@ -54,6 +57,10 @@ class History:
 
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        figures = "".join(f", {name} {value:.3g}" for name, value in (self.rows or [{}])[-1].items() if name != "epoch")
+        return f"History({len(self.rows)} epochs{figures}, {self.seconds:.1f} seconds)"
 
     @property
     def converged(self) -> bool:
@@ -74,7 +81,7 @@ class History:
 
 def fit(
     model: PromptedModel,
-    train: ImageLabels,
+    train: ImageLabels | Task,
     val: ImageLabels | None = None,
     *,
     recipe: Recipe | None = None,
@@ -96,7 +103,8 @@ def fit(
 
     Args:
         model: From `vprompt.attach`.
-        train: Items are (normalised float image (3, H, W), label); or a data set made by `vprompt.data`.
+        train: Items are (normalised float image (3, H, W), label); or a data set made by `vprompt.data`; or a task from
+            `vprompt.open_data`, with its images to validate on.
         val: Evaluated ten times on the way and at the end, and used for nothing.
         recipe: `Recipe()` when not given; without a learning rate, the method's own is taken and recorded.
         checkpoint: File that holds the state of the run, written atomically.
@@ -113,7 +121,8 @@ def fit(
 
     Raises:
         DataError: If the data does not fit.
-        TrainingError: If the loss is no longer a number, or the checkpoint belongs to another run.
+        TrainingError: If the loss is no longer a number, the checkpoint belongs to another run, or the model's numbers
+            are of a precision in which nothing is learned.
         Interrupted: On Ctrl-C, after the state was saved.
 
     Example:
@@ -124,6 +133,9 @@ def fit(
         3
     """
     recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
+    if isinstance(train, Task):
+        train, val = train.train, val or train.val
+    _check_start(model, recipe)
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
     default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():
@@ -131,6 +143,21 @@ def fit(
     model.recipe = recipe
     model.eval()
     return run.history
+
+
+def _check_start(model: PromptedModel, recipe: Recipe) -> None:
+    """Refuses what cannot be trained, and says what is known to train badly."""
+    if (held := model.head.weight.dtype) == torch.float16:
+        raise TrainingError(
+            f"The model's numbers are {held}, too coarse for the steps of a training; attach to the backbone in "
+            "float32 (backbone.float()), with precision='bf16' in the recipe to be fast, and halve the trained model."
+        )
+    if recipe.optimizer == "adamw" and recipe.epochs and starts_as_in_the_paper(model.head):
+        warnings.warn(
+            "The head starts from the VPT paper's random values, which suit its SGD, and AdamW does not forget them in "
+            "a short training; attach with head_init='zero', or train with optimizer='sgd'.",
+            stacklevel=3,
+        )
 
 
 class _Run:
