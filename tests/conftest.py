@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import json
+import os
 import random
 import signal
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from plans import PLAN
 from processes import FORKED
 from vprompt.cli.main import main
 from vprompt.experiments.bench import local
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a test does must not depend on whether there is a network
 
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 

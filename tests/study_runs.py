@@ -11,7 +11,7 @@ from vprompt.analysis.schedule import Schedule
 from vprompt.analysis.sweep import Sweep
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.halving import steps
-from vprompt.experiments.bench.jobs import identity
+from vprompt.experiments.bench.jobs import Job
 
 BLOCKS, WIDTH = 12, 192
 
@@ -109,13 +109,13 @@ def made(job, *, converged=True):
         epochs = tuned_for(settings.condense)
     return {
         "name": job.name,
-        "run": identity(settings),
+        "run": Job(settings=settings).identity,
         "until": None,
         **stage(settings, chance, epochs=epochs, converged=converged and bool(epochs)),
         **extra,
         "backbone": settings.backbone,
         "seed": settings.recipe.seed,
-        "settings": {**identity(settings), "img_size": None},
+        "settings": {**Job(settings=settings).identity, "img_size": None},
         "provenance": {
             "data": {"source": settings.data, "fingerprint": "f", "classes": ["a"], "images": {}, "differences": []}
         },

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 import vprompt
@@ -196,7 +198,10 @@ MISTAKES = {
     "benchmark task misspelt": ("fit vtab:cifer", ["vtab:cifer", "vtab:cifar"]),
     "bundled task that is none": ("fit bundled:mnist", ["bundled:mnist", "bundled:fashion-mnist"]),
     "backbone unknown": ("fit DATA --backbone vit_nope", ["'vit_nope'"]),
-    "backbone misspelt": ("fit DATA --backbone vit_base_patch16_223", ["'vit_base_patch16_223'", "list_models"]),
+    "backbone misspelt": (
+        "fit DATA --backbone vit_base_patch16_223",
+        ["'vit_base_patch16_223'", "close names: vit_base_patch16_224"],
+    ),
     "backbone of another kind": ("fit DATA --backbone local-dir:HERE/resnet", ["ResNet", "not supported"]),
     "backbone folder missing": ("fit DATA --backbone local-dir:HERE/nope", ["local-dir:HERE/nope"]),
     "no prompts": ("fit DATA --method vpt-deep --prompts 0", ["at least one prompt", "0"]),
@@ -563,12 +568,16 @@ def test_the_table_of_a_run_has_its_numbers(trained, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     outcome = run_command("fit", trained.data, *FIXTURE_RUN, "--out", trained.folder, "--resume")
     assert outcome.status == 0
-    line = next(line for line in outcome.out.splitlines() if "vpt-deep" in line)
+    learned, val, test = (line for line in outcome.out.splitlines() if "vpt-deep" in line)
     result = trained.result
-    assert f"{100 * result['val_accuracy']:.1f} %" in line
-    assert f"{100 * result['test_accuracy']:.1f} %" in line
-    assert f"{result['learned_params']:,}" in line
-    assert " 36 " in line
+    for line, split in ((val, "val"), (test, "test")):
+        low, high = result[f"{split}_interval"]
+        assert f" {100 * result[f'{split}_accuracy']:.1f} % " in line
+        assert f" {100 * low:.0f}-{100 * high:.0f} " in line
+        assert f" {100 * result[f'{split}_balanced_accuracy']:.1f} % " in line
+        assert f"{100 * result[f'{split}_majority_accuracy']:.1f} %" in outcome.out
+    assert f"{result['learned_params']:,}" in learned
+    assert " 36 " in learned
     assert str(trained.folder) in outcome.err
 
 
@@ -621,6 +630,146 @@ def test_a_file_name_that_is_no_unicode_is_no_crash(trained, tmp_path, json_):
     assert b"caf" in written
     if json_:
         assert json.loads(written)[0]["class_name"] in COLOURS
+
+
+def named(name, tmp_path, weights):
+    """Images, weights and an output folder below a folder of a strange name, and a short run on them."""
+    here = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    write_classes(here / "data", 4)
+    torch.save(load_file(weights), here / "w.pth")
+    options = [
+        "--backbone",
+        "test_vit",
+        "--img-size",
+        "32",
+        "--epochs",
+        "1",
+        "--condense",
+        "0.5",
+        "--fine-tune-epochs",
+        "1",
+    ]
+    return here, [
+        "fit",
+        str(here / "data"),
+        *options,
+        "--weights",
+        str(here / "w.pth"),
+        "--out",
+        str(here / "out"),
+    ]
+
+
+def test_paths_that_are_no_text_are_no_crash(tiny_weights, tmp_path):
+    here, arguments = named(b"caf\xe9", tmp_path, tiny_weights)
+    for again in ([], ["--resume"]):
+        outcome = run_command(*arguments, *again)
+        assert outcome.status == 0, outcome.err
+    result = json.loads((here / "out" / "result.json").read_bytes())
+    assert (result["settings"]["data"], result["settings"]["weights"]) == (
+        str(here / "data"),
+        str(here / "w.pth"),
+    )
+
+
+def test_a_locale_that_knows_no_letters_is_no_crash(tiny_weights, tmp_path):
+    here, arguments = named("vögel 鸟".encode(), tmp_path, tiny_weights)
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "vprompt", *arguments]
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=300, env={**os.environ, **plain})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.isascii()
+    assert ended.stderr.isascii()
+    assert (here / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "leftovers",
+    [
+        {"RANK": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"LOCAL_RANK": "1"},
+        {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+        {"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+        {"PMI_SIZE": "4", "PMI_RANK": "2"},
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "LOCAL_RANK": "0"},
+    ],
+    ids=str,
+)
+def test_what_a_launcher_left_over_is_said_and_passed_over(trained, tmp_path, monkeypatch, leftovers):
+    for name, value in leftovers.items():
+        monkeypatch.setenv(name, value)
+    outcome = run_command("fit", trained.data, "--method", "linear", "--epochs", "0", "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "out" / "result.json").exists()
+    assert {name: os.environ.get(name) for name in leftovers} == leftovers
+    said = [name for name in leftovers if f"{name}" in outcome.err.partition("left over")[0]]
+    assert bool(said) is (leftovers.get("SLURM_PROCID") is None)
+
+
+def test_too_little_memory_is_a_sentence(trained, tmp_path):
+    options = ["--prompts", 10**11, "--img-size", 32, "--out", tmp_path / "out"]
+    outcome = run_command("fit", trained.data, *options)
+    assert outcome.status == 1
+    assert outcome.err.splitlines()[-1].startswith("vprompt: There is not enough memory; try")
+    assert not (tmp_path / "out").exists()
+
+
+EARLY = """
+import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+{}
+from vprompt.cli import main
+sys.exit(main(["tasks", "--json"]))
+"""
+
+STOPS = {
+    "import": "import builtins; real = builtins.__import__\ndef late(name, *a, **k):\n"
+    "    if name == 'vprompt.cli.predict': os.kill(os.getpid(), signal.SIGINT)\n"
+    "    return real(name, *a, **k)\nbuiltins.__import__ = late",
+    "module": "sys.path.insert(0, 'HERE'); sys.modules.pop('tyro', None)",
+    "parser": "import tyro; real = tyro.cli\ndef cli(*a, **k):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    "    return real(*a, **k)\ntyro.cli = cli",
+}
+
+
+@pytest.mark.parametrize("moment", STOPS)
+def test_ctrl_c_at_the_very_beginning_is_no_traceback(moment, tmp_path):
+    (tmp_path / "tyro.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code = EARLY.format(STOPS[moment].replace("HERE", str(tmp_path)))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "vprompt: Stopped.\n")
+
+
+def test_a_full_disk_behind_standard_output_is_a_sentence():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vprompt", "backbones", "--json"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr == "vprompt: The system refused something: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "no"],
+        ["eval", "./no", "d"],
+        ["fit", "--weights", "no"],
+        ["predict", "no", "x"],
+        ["fit", "--out", "FILE"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_is_wrong_is_said_before_seconds_of_imports(arguments, tmp_path):
+    (tmp_path / "FILE").write_text("mine")
+    code = (
+        f"import sys; from vprompt.cli import main; print(main({arguments}), *{{'torch', 'numpy'}} & {{*sys.modules}})"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
+    assert ended.stdout == "1\n", ended.stderr
+    assert ended.stderr.startswith("vprompt: ")
 
 
 @pytest.mark.parametrize("asked", ["tasks", "--help"])

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,10 +25,12 @@ from safetensors.torch import load_file
 import vprompt
 import vprompt.training.trainer as training
 from conftest import run_command, write_classes
+from plans import TORCHRUN
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe, fingerprint
+from vprompt.cli.fit import default_out
 from vprompt.data.tasks import load_folder
 from vprompt.experiments import folder as runfolder
 from vprompt.experiments import run as experiment
@@ -35,6 +39,8 @@ from vprompt.experiments.settings import settings_from
 from vprompt.utils.errors import TrainingError
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
+STAGES = {"full", "condensed"}
+"""Folders that a condensing run leaves beside them: with all prompts, and without fine-tuning."""
 BLOCKS, WIDTH = 12, 192
 NUMBERS = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "method", "converged", "epochs")
 """What must repeat; times may differ."""
@@ -178,9 +184,48 @@ def test_a_run_that_is_given_no_folder_names_one_after_itself(noise, tmp_path, m
     monkeypatch.chdir(tmp_path)
     outcome = run_command("fit", noise, "--method", "linear", "--epochs", "0", "--seed", "5")
     assert outcome.status == 0, outcome.err
-    out = tmp_path / "runs" / f"{noise.name}-linear-seed5"
+    out = tmp_path / "runs" / f"{noise.name}-linear-epochs0-seed5"
     assert {path.name for path in out.iterdir()} == FILES
     assert str(out.relative_to(tmp_path)) in outcome.err
+
+
+SIDE_BY_SIDE = [
+    {},
+    {"lr": 0.1},
+    {"lr": 0.01},
+    {"epochs": 2},
+    {"seed": 1},
+    {"split_seed": 1},
+    {"backbone": "test_vit"},
+    {"backbone": "test_vit2"},
+    {"img_size": 32},
+    {"weights": "/a/w.npz"},
+    {"weights": "/b/w.npz"},
+    {"data": "/a/other"},
+    {"optimizer": "sgd"},
+    {"optimizer": "sgd", "momentum": 0.5},
+    {"prompts": 3},
+    {"method": "vpt-shallow"},
+    {"method": "lora", "rank": 4},
+    {"method": "lora", "rank": 4, "alpha": 4.0},
+    {"condense": 0.3},
+    {"condense": 0.3, "criterion": "random"},
+    {"condense": 0.3, "merge": True},
+    {"condense": 0.3, "fine_tune": False},
+    {"prune_tokens": 0.3, "prune_segments": 0.5},
+    {"prune_tokens": 0.5, "prune_segments": 0.3},
+    {"skip_bad": True},
+    {"train_on": "train+val"},
+]
+
+
+def test_no_two_runs_share_a_folder_by_default():
+    common = {"data": "/a/photos", "backbone": BUNDLED_BACKBONE}
+    folders = [default_out(settings_from({**common, **values})) for values in SIDE_BY_SIDE]
+    assert len(set(map(str, folders))) == len(SIDE_BY_SIDE)
+    assert folders[0].name == "photos-vpt-deep-p20-seed0"
+    assert folders[1].name == "photos-vpt-deep-p20-lr0.1-seed0"
+    assert all(len(folder.name) < 160 and folder.parent.name == "runs" for folder in folders)
 
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -310,11 +355,13 @@ def condensed(colours, tmp_path_factory):
 
 def test_a_condensed_run_says_the_same_of_the_model_before(condensed, trained):
     out, result = condensed
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | STAGES
     assert sum(result["prompt_counts"]) == 18
     assert max(result["prompt_counts"]) <= 3
     assert result["learned_params"] == learned(18, 3)
-    assert set(result["before"]) == {key for key in sources.REPORT_KEYS if key in result}
+    assert set(result["before"]) == {
+        key for key in result if key in sources.REPORT_KEYS or key.startswith(("val_", "test_"))
+    }
     assert [row["epoch"] for row in result["epochs"]] == [1, 2]
 
 
@@ -330,7 +377,7 @@ def test_condensing_later_is_the_same_as_at_once(condensed, trained, tmp_path):
     later = done("condense", trained.folder, trained.data, *arguments)
     assert numbers(later) == numbers(at_once)
     assert adapter_hash(tmp_path / "later") == adapter_hash(out)
-    assert {path.name for path in (tmp_path / "later").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "later").iterdir()} == FILES | {"condensed"}
     assert later["backbone"] == BUNDLED_BACKBONE
     assert later["before"]["training_seconds"] == trained.result["training_seconds"]
 
@@ -441,7 +488,8 @@ def test_resuming_a_finished_run_gives_its_result_and_leaves_it_alone(trained):
 
 
 def test_another_process_of_torchrun_reads_a_finished_run_and_trains_nothing(trained, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     before = {path.name: path.stat().st_mtime_ns for path in trained.folder.iterdir()}
     outcome = run_command("fit", trained.data, *RUN, "--out", trained.folder, "--resume")
     assert (outcome.status, outcome.out) == (0, "")
@@ -453,6 +501,100 @@ def test_resuming_a_finished_run_with_other_settings_names_them(trained):
     sentence = refused("fit", trained.data, *RUN, "--split-seed", 3, "--out", trained.folder, "--resume")
     assert "split_seed" in sentence
     assert "recipe" not in sentence
+
+
+def other_spellings(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    return [f"{folder}/", f"./{folder}", os.path.abspath(folder), "link", shutil.copytree(folder, tmp_path / "copy")]
+
+
+def test_the_same_data_however_written_and_wherever_it_lies_is_the_same_run(colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probe = ["--method", "linear", "--epochs", 1, *SMALL, "--out", tmp_path / "run"]
+    shutil.copytree(colours, "d")
+    result = done("fit", "d", *probe)
+    for data in other_spellings("d", tmp_path):
+        assert done("fit", data, *probe, "--resume") == result
+    (tmp_path / "e").mkdir()
+    monkeypatch.chdir("e")
+    assert done("fit", "../d", *probe, "--resume") == result
+    shutil.copy("../d/red/00.png", "../copy/blue/01.png")
+    assert "(data)" in refused("fit", "../copy", *probe, "--resume")
+    shutil.rmtree("../d")
+    assert "does not exist" in refused("fit", "../d", *probe, "--resume")
+
+
+def test_an_unfinished_run_goes_on_with_a_copy_of_its_data_and_of_its_weights(
+    colours, tiny_weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    shutil.copytree(colours, "d")
+    shutil.copy(tiny_weights, "w.safetensors")
+    probe = ["--backbone", "test_vit", *SMALL, "--epochs", 20, "--batch-size", 8, "--prompts", 1]
+    probe += ["--out", "run", "--weights"]
+    with interrupt_once(lambda: checkpoint_step(tmp_path / "run" / ".run" / "training.safetensors") >= 2):
+        assert run_command("fit", "d", *probe, "w.safetensors").status == 130
+    os.rename("d", "moved")
+    os.rename("w.safetensors", "moved.safetensors")
+    other = write_classes(tmp_path / "other", 10, start=50)
+    assert "(data)" in refused("fit", other, *probe, "moved.safetensors", "--resume")
+    shutil.copy("moved/red/00.png", "moved/blue/00.png")
+    assert "(data)" in refused("fit", "moved", *probe, "moved.safetensors", "--resume")
+    shutil.copy(colours / "blue" / "00.png", "moved/blue/00.png")
+    assert len(done("fit", "moved", *probe, "moved.safetensors", "--resume")["epochs"]) == 20
+
+
+def test_a_copy_of_an_adapter_is_the_same_adapter(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.folder, "adapter")
+    rest = [trained.data, "--no-fine-tune", "--out", tmp_path / "out"]
+    result = done("condense", "adapter", *rest)
+    for adapter in other_spellings("adapter", tmp_path):
+        assert done("condense", adapter, *rest, "--resume") == result
+    tensors = Path("copy/adapter_model.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\0")
+    assert "(adapter)" in refused("condense", "copy", *rest, "--resume")
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(noise, tmp_path):
+    probe = ["fit", noise, "--method", "linear", "--epochs", 0, *SMALL, "--out", tmp_path / "run"]
+    with runfolder.locked(tmp_path / "run" / ".run" / "lock", "run"):
+        for more in ([], ["--resume"]):
+            sentence = refused(*probe, *more)
+            assert f"(process {os.getpid()} on {platform.node()}) is at work on {tmp_path / 'run'}" in sentence
+        assert {path.name for path in tmp_path.rglob("*")} == {"run", ".run", "lock"}
+    assert run_command(*probe).status == 0
+
+
+RESULTS = {
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "a list": "[]",
+    "cut off": "{",
+    "no counts": {"prompt_counts": None},
+    "counts of words": {"prompt_counts": ["many"]},
+    "accuracy of words": {"test_accuracy": "0.5"},
+    "accuracy beyond numbers": {"val_accuracy": 10**400},
+    "rows": {"epochs": [1, 2]},
+    "provenance": {"provenance": []},
+    "source": {"provenance": {"data": {"source": 3}}},
+    "settings": {"settings": [1]},
+    "before": {"before": {}},
+    "pruning": {"pruning": {"tokens": "all"}},
+}
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_a_result_of_another_structure_is_damaged(trained, tmp_path, what):
+    change = RESULTS[what]
+    if isinstance(change, dict):
+        document = {key: value for key, value in {**trained.result, **change}.items() if value is not None}
+        change = json.dumps(document)
+    (tmp_path / "result.json").write_text(change)
+    sentence = refused("fit", trained.data, *RUN, "--out", tmp_path, "--resume")
+    assert "damaged" in sentence
+    assert str(tmp_path / "result.json") in sentence
+    assert len(sentence) < 300
 
 
 def test_a_folder_with_an_adapter_but_no_result_is_not_overwritten(trained, tmp_path):
@@ -472,7 +614,9 @@ def test_files_of_the_user_survive(noise, tmp_path):
     out.mkdir()
     for name in ("README.md", "notes.txt"):
         (out / name).write_text("mine", encoding="utf-8")
-    run_command("fit", noise, "--method", "linear", "--epochs", 0, "--out", out)  # done or refused, but not destroyed
+    (out / ".run").mkdir()  # as a run leaves it that was killed before it saved anything
+    (out / ".run" / "settings.json").write_text("{}", encoding="utf-8")
+    assert "README.md" in refused("fit", noise, "--method", "linear", "--epochs", 0, "--out", out)
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert (out / "README.md").read_text(encoding="utf-8") == "mine"
 
@@ -559,7 +703,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, uninterr
     result = done(*command, "--resume")
     assert numbers(result) == numbers(uninterrupted[1])
     assert adapter_hash(out) == adapter_hash(uninterrupted[0])
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | STAGES
     assert "Warning" not in err  # what libraries tell programmers is not for users
 
 
@@ -632,7 +776,7 @@ def test_an_end_between_the_last_files_is_mended_by_resuming(noise, tmp_path, mo
 
         monkeypatch.setattr(runfolder, "write_json", write)
     else:
-        monkeypatch.setattr(runfolder.shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(runfolder.RunFolder, "_tidy", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run_command(*quick).status == 130
     monkeypatch.undo()
     assert numbers(done(*quick, "--resume")) == numbers(straight)

@@ -85,11 +85,12 @@ def test_a_plan_goes_on_with_its_old_results(tmp_path):
 def test_checkpoint(tmp_path):
     weight = torch.nn.Parameter(torch.arange(3.0))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    state = {"step": 3, "sums": [0.5, 1.0], "history": {}}
+    state = {"step": 3, "sums": (0.5, 1.0), "history": {"rows": [{"loss": 1.0}], "seconds": 2.0}}
     save_checkpoint(tmp_path / "new", {"weight": weight}, optimizer, run={"images": 7}, state=state)
     with safe_open(tmp_path / "new", framework="pt") as file:
         metadata = {"laconic": file.metadata()["vprompt"]}
     save_file(load_file(tmp_path / "new"), tmp_path / "old", metadata=metadata)
     learned = torch.nn.Parameter(torch.zeros(3))
-    assert load_checkpoint(tmp_path / "old", {"weight": learned}, optimizer, run={"images": 7}) == state
+    sizes = {"epochs": 2, "steps_per_epoch": 2}
+    assert load_checkpoint(tmp_path / "old", {"weight": learned}, optimizer, run={"images": 7}, **sizes) == state
     assert learned.tolist() == [0, 1, 2]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vprompt.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from vprompt import data as data
     from vprompt.compression.choices import PruneSettings as PruneSettings
     from vprompt.compression.condense import condense as condense
     from vprompt.compression.prune import prune as prune
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vprompt.methods.side import Side as Side
     from vprompt.methods.vpt import VPT as VPT
     from vprompt.model.attach import attach as attach
+    from vprompt.model.attach import open_data as open_data
     from vprompt.model.load import load as load
     from vprompt.model.model import FoldedModel as FoldedModel
     from vprompt.model.model import PromptedModel as PromptedModel
@@ -61,51 +63,27 @@ _HOMES = {
     "VPromptError": "utils.errors",
     "attach": "model.attach",
     "condense": "compression.condense",
+    "data": "data",
     "evaluate": "training.evaluate",
     "export": "exporters.export",
     "fit": "training.trainer",
     "load": "model.load",
     "load_exported": "exporters.exported",
+    "open_data": "model.attach",
     "prune": "compression.prune",
     "score": "compression.score",
     "select": "compression.select",
     "select_segments": "compression.select",
 }
 
-__all__ = [
-    "E2VPT",
-    "MLP",
-    "VPT",
-    "Adapter",
-    "Bank",
-    "Bias",
-    "FoldedModel",
-    "Full",
-    "Linear",
-    "LoRA",
-    "Partial",
-    "PromptedModel",
-    "PruneSettings",
-    "Recipe",
-    "Side",
-    "VPromptError",
-    "attach",
-    "condense",
-    "evaluate",
-    "export",
-    "fit",
-    "load",
-    "load_exported",
-    "prune",
-    "score",
-    "select",
-    "select_segments",
-]
+if not TYPE_CHECKING:  # type checkers read the imports above
+    __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"vprompt.{_HOMES[name]}"), name)
+        home = import_module(f"vprompt.{_HOMES[name]}")
+        return home if _HOMES[name] == name else getattr(home, name)
     try:
         return import_module(f"vprompt.{name}")
     except ModuleNotFoundError as error:
@@ -115,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return ["__version__", *_HOMES]

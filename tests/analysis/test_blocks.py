@@ -72,7 +72,11 @@ def test_removal_is_that_of_the_reference(name, depth):
 
 def small(method=None, **options):
     torch.manual_seed(0)
-    model = vprompt.attach(reference.small_vit(**options), method or vprompt.VPT(5), num_classes=2).double().eval()
+    model = (
+        vprompt.attach(reference.small_vit(**options), method or vprompt.VPT(5), head_init="paper", num_classes=2)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for prompts in model.prompts:
             prompts.normal_()

@@ -213,7 +213,7 @@ def first(prompts, count):
 def test_they_are_those_of_the_reference(name, depth):
     torch.manual_seed(0)
     backbone = reference.BACKBONES[name]().double()
-    model = vprompt.attach(backbone, METHODS[depth], num_classes=3).eval()
+    model = vprompt.attach(backbone, METHODS[depth], head_init="paper", num_classes=3).eval()
     images = reference.some_images(name, 2, dtype=torch.float64)
     for count in (None, 0, 1, 3, 4):
         prompts = first(model.prompts, 4 if count is None else count)
@@ -279,7 +279,7 @@ def test_every_window_has_one(monkeypatch, name, depth):
 
 def test_key_value_prompts_are_columns_and_not_part_of_the_bare_backbone():
     torch.manual_seed(0)
-    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(3, 2), num_classes=3).eval()
+    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(3, 2), head_init="paper", num_classes=3).eval()
     images = reference.some_images("class-token", 2)
     assert {tuple(m.shape) for m in matrices(model, images)} == {(4, 20, 22)}
     assert {tuple(m.shape) for m in matrices(model, images, 0)} == {(4, 17, 17)}
@@ -298,7 +298,11 @@ def some_data(count=5, size=32, dtype=torch.float32):
 
 def small(method=None, dtype=torch.float64, **options):
     torch.manual_seed(0)
-    return vprompt.attach(reference.small_vit(**options), method or vprompt.VPT(6), num_classes=3).to(dtype).eval()
+    return (
+        vprompt.attach(reference.small_vit(**options), method or vprompt.VPT(6), head_init="paper", num_classes=3)
+        .to(dtype)
+        .eval()
+    )
 
 
 @pytest.mark.parametrize("depth", METHODS)
@@ -444,7 +448,7 @@ def test_means_and_spread_over_adapters():
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
-        model = vprompt.attach(reference.small_vit(), vprompt.VPT(6), num_classes=3).double().eval()
+        model = vprompt.attach(reference.small_vit(), vprompt.VPT(6), head_init="paper", num_classes=3).double().eval()
         with torch.no_grad():
             for prompts in model.prompts:
                 prompts.normal_()

@@ -61,7 +61,7 @@ def test_ablation_of_merged_prompts_and_beside_key_value_prompts():
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", img_size=32)
     data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
-    model = vprompt.attach(backbone, vprompt.E2VPT(4, 3), num_classes=3).eval()
+    model = vprompt.attach(backbone, vprompt.E2VPT(4, 3), head_init="paper", num_classes=3).eval()
     small = merge(model, [torch.arange(2)] * 6)
     for each in (model, small):
         found = ablate(each, data)
@@ -75,7 +75,9 @@ def test_ablation_of_merged_prompts_and_beside_key_value_prompts():
 
 def test_everything_is_left_as_it_was():
     torch.manual_seed(0)
-    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3), num_classes=3).train()
+    model = vprompt.attach(
+        timm.create_model("test_vit", img_size=32), vprompt.VPT(3), head_init="paper", num_classes=3
+    ).train()
     data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
     before = model.state()
     scores(model, data, data, Scores(ratios=(0.5,), scopes=("global",), fine_tune_epochs=1))
@@ -103,7 +105,7 @@ def trained():
     torch.manual_seed(0)
     images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 4
     images += F.interpolate(torch.randn(4, 3, 4, 4), 32)[labels]
-    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3), num_classes=4)
+    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3), head_init="paper", num_classes=4)
     data = TensorDataset(images, labels)
     vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=5, lr=0.01, batch_size=16))
     return model, data
@@ -142,7 +144,9 @@ def test_correlations_are_over_all_prompts(found):
 
 
 def test_criteria_that_cannot_be_are_left_out():
-    shallow = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(3, "shallow"), num_classes=3)
+    shallow = vprompt.attach(
+        timm.create_model("test_vit", img_size=32), vprompt.VPT(3, "shallow"), head_init="paper", num_classes=3
+    )
     data = TensorDataset(torch.randn(3, 3, 32, 32), torch.arange(3))
     seen = scores(shallow, data, data, Scores(ratios=(0.5,), scopes=("global",)))
     assert set(seen.scores) == set(CRITERIA) - {"removal", "removal-signed"}
@@ -169,7 +173,9 @@ def test_bad_arguments(trained, options, words):
 
 
 def test_nothing_to_score():
-    plain = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.methods.linear.Linear(), num_classes=3)
+    plain = vprompt.attach(
+        timm.create_model("test_vit", img_size=32), vprompt.methods.linear.Linear(), head_init="paper", num_classes=3
+    )
     with pytest.raises(VPromptError, match="no prompts"):
         scores(plain, TensorDataset(torch.zeros(1, 3, 32, 32), torch.tensor([0])), TensorDataset(torch.zeros(1)))
 
@@ -309,6 +315,7 @@ def test_a_damaged_adapter_in_a_folder_is_named(adapter, counts, tmp_path, capsy
     folder = tmp_path / "adapter"
     shutil.copytree(adapter, folder)
     config = json.loads((folder / "adapter_config.json").read_text())
+    del config["checksum"]
     (folder / "adapter_config.json").write_text(json.dumps({**config, "prompt_counts": counts}))
     capsys.readouterr()
     assert main(["analyze", "scores", str(tmp_path), "--out", str(tmp_path / "out")]) == 1

@@ -473,7 +473,7 @@ def test_a_backbone_that_was_resized_before(name, method):
     with torch.no_grad():
         bare = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
         close(families.prompted(backbone, families.no_prompts(backbone), images), bare, 1e-12)
-    model = vprompt.attach(backbone, METHODS[method][0], num_classes=3).eval()
+    model = vprompt.attach(backbone, METHODS[method][0], head_init="paper", num_classes=3).eval()
     wanted = reference_logits(model, images)
     for execution in EXECUTIONS:
         close(executed(model, execution)(images), wanted, 1e-10)
@@ -570,7 +570,7 @@ def test_without_prompts_it_is_the_bare_backbone(name, kind):
 def test_prompts_start_uniform_with_one_bound_for_all_blocks(name, patch, width):
     torch.manual_seed(0)
     backbone = BACKBONES[name]()
-    model = vprompt.attach(backbone, vprompt.VPT(500), num_classes=3)
+    model = vprompt.attach(backbone, vprompt.VPT(500), head_init="paper", num_classes=3)
     bound = math.sqrt(6 / (3 * patch[0] * patch[1] + width))
     assert [tuple(p.shape) for p in model.prompts] == [(500, w) for w in widths_of(backbone)]
     for p in model.prompts:
@@ -581,7 +581,7 @@ def test_prompts_start_uniform_with_one_bound_for_all_blocks(name, patch, width)
 
 @pytest.mark.parametrize(("name", "features"), [("swin-catavgmax", 64), ("swin", 32), ("swin-cr-max", 32), ("eva", 32)])
 def test_the_head_is_as_wide_as_what_is_pooled(name, features):
-    model = vprompt.attach(BACKBONES[name](), vprompt.VPT(1), num_classes=3)
+    model = vprompt.attach(BACKBONES[name](), vprompt.VPT(1), head_init="paper", num_classes=3)
     assert model.head.in_features == features
     assert model.features(some_images(name, 2)).shape == (2, features)
 
@@ -625,7 +625,7 @@ def test_detach_gives_the_backbone_back_bit_for_bit(name, method, execution):
     torch.manual_seed(5)
     answer = backbone(images)
     before = snapshot(backbone)
-    model = vprompt.attach(backbone, METHODS[method][0], num_classes=3, execution=execution)
+    model = vprompt.attach(backbone, METHODS[method][0], head_init="paper", num_classes=3, execution=execution)
     optimizer = torch.optim.AdamW(model.learned.values(), lr=0.1)
     loss_weights(model.train()(images)).sum().backward()
     optimizer.step()
@@ -647,11 +647,11 @@ def test_two_models_on_one_backbone_do_not_disturb_each_other(name):
     images = some_images(name, 2, dtype=torch.float64)
     with torch.no_grad():
         plain = backbone(images)
-    first = vprompt.attach(backbone, vprompt.VPT(4), num_classes=3).eval()
+    first = vprompt.attach(backbone, vprompt.VPT(4), head_init="paper", num_classes=3).eval()
     with torch.no_grad():
         alone = first(images)
-    second = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), num_classes=6).eval()
-    third = vprompt.attach(backbone, vprompt.VPT(9), num_classes=2, execution="published").eval()
+    second = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), head_init="paper", num_classes=6).eval()
+    third = vprompt.attach(backbone, vprompt.VPT(9), head_init="paper", num_classes=2, execution="published").eval()
     with torch.no_grad():
         close(second(images), reference_logits(second, images), 1e-10)
         close(third(images), reference_logits(third, images), 1e-10)
@@ -859,7 +859,7 @@ ONE_BLOCK = {
 
 
 def with_one_block(name):
-    model = vprompt.attach(ONE_BLOCK[name](), vprompt.VPT(6), num_classes=5)
+    model = vprompt.attach(ONE_BLOCK[name](), vprompt.VPT(6), head_init="paper", num_classes=5)
     with torch.no_grad():
         for p in learned(model):
             p.normal_(std=0.7, generator=torch.Generator().manual_seed(3))
@@ -931,7 +931,7 @@ def test_blocks_of_parallel_things_are_refused_or_exact():
     backbone = families.vit(block_fn=ParallelThingsBlock).double()
     before = snapshot(backbone)
     try:
-        model = vprompt.attach(backbone, vprompt.VPT(4), num_classes=3).eval()
+        model = vprompt.attach(backbone, vprompt.VPT(4), head_init="paper", num_classes=3).eval()
     except BackboneError as error:
         text = str(error)
     else:
@@ -1002,7 +1002,10 @@ def test_a_projection_that_was_wrapped_is_called(name):
             other.attn.qkv.weight += mine.attn.qkv.up @ mine.attn.qkv.down
     images = some_images(name, 2, dtype=torch.float64)
     prompts = some_prompts(plain, [3])
-    models = [vprompt.attach(backbone, vprompt.VPT(3), num_classes=2).eval() for backbone in (wrapped, plain)]
+    models = [
+        vprompt.attach(backbone, vprompt.VPT(3), head_init="paper", num_classes=2).eval()
+        for backbone in (wrapped, plain)
+    ]
     with torch.no_grad():
         for model in models:
             for p, values in zip(model.prompts, prompts, strict=True):
@@ -1013,7 +1016,7 @@ def test_a_projection_that_was_wrapped_is_called(name):
 
 
 def test_a_hook_on_a_projection_is_called_for_every_block():
-    model = vprompt.attach(BACKBONES["swin"](), vprompt.VPT(2), num_classes=2).eval()
+    model = vprompt.attach(BACKBONES["swin"](), vprompt.VPT(2), head_init="paper", num_classes=2).eval()
     seen = []
     for block in blocks_of(model.backbone):
         block.attn.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import huggingface_hub
@@ -23,7 +24,7 @@ from timm.models import save_for_hf
 import vprompt
 from conftest import run_command, write_classes
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.factory import can_create, create_backbone, describe_name
 from vprompt.backbones.info import fingerprint
 from vprompt.backbones.weights import _conversion, load_weights, weights_file, weights_origin
 from vprompt.model import load as adapters
@@ -105,10 +106,176 @@ def test_half_precision_files_make_single_precision_models(tmp_path, source):
 
 
 def test_a_relative_path_and_no_other_weights_are_asked_for(monkeypatch, file):
-    monkeypatch.setattr("vprompt.backbones.factory._require_weights", lambda name: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("vprompt.backbones.factory.require_weights", lambda name: pytest.fail("asked the Hub"))
     monkeypatch.chdir(file.parent)
     model = create_backbone(f"{NAME}.r160_in1k", weights=file.name, img_size=32)
     assert weights_file(model) == file
+
+
+# ── what trainers save around them ───────────────────────────────────────────────────────────────────────────────────
+
+
+def under(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def chunked(state):
+    return {
+        re.sub(r"^blocks\.(\d+)", lambda found: f"blocks.{int(found[1]) // 3}.{found[1]}", key): v
+        for key, v in state.items()
+    }
+
+
+WRAPPERS = {
+    "DINO's backbone": lambda state: under("module.backbone.", state),
+    "Lightning": lambda state: {"state_dict": under("model.", state), "hyper_parameters": {"lr": 1.0}, "epoch": 9},
+    "a network in a network": lambda state: {
+        "state_dict": under("net.encoder.vit.", state) | {"net.loss.weight": torch.ones(3)}
+    },
+    "MoCo v3": lambda state: {
+        "arch": "vit",
+        "state_dict": under(
+            "module.base_encoder.", {**state, "head.0.weight": torch.ones(3, 64), "head.4.bias": torch.ones(3)}
+        ),
+    },
+    "a loop of one's own": lambda state: {
+        "net": state,
+        "acc": 0.9,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+    },
+    "compiled": lambda state: {"model_state_dict": under("_orig_mod.module.", state)},
+    "deep down": lambda state: {"ckpt": {"weights": {"vit": under("x.y.z.", state)}}},
+    "DINOv2 in chunks": lambda state: {
+        "teacher": under("backbone.", {**chunked(state), "mask_token": torch.ones(1, 64)})
+    },
+    "an open_clip trunk": lambda state: (
+        under("visual.trunk.", state) | {"logit_scale": torch.ones(()), "text.norm.weight": torch.ones(5)}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_are_found_in_whatever_a_trainer_saved_around_them(tmp_path, source, wrapper):
+    torch.save(WRAPPERS[wrapper](source.state_dict()), tmp_path / "vit.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there is only one such part
+        assert same(create_backbone(NAME, weights=tmp_path / "vit.pth", img_size=32), source)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "other"),
+    [
+        ("teacher.backbone.", "student.module.backbone."),
+        ("state_dict_ema.", "state_dict."),
+        ("model_ema.module.", "model."),
+        ("state_dict.ema_model.", "state_dict.online_model."),
+        ("state_dict.module.base_encoder.", "state_dict.module.momentum_encoder."),
+    ],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_of_several_such_parts_the_average_is_taken_and_said(tmp_path, source, wanted, other, first):
+    parts = [under(wanted, source.state_dict()), under(other, random_model(seed=5, img_size=32).state_dict())]
+    save_as({**parts[first], **parts[not first]}, tmp_path / "both.safetensors")
+    with pytest.warns(UserWarning, match=f"'{wanted[:-1]}', '{other[:-1]}'; the first were taken"):
+        assert same(create_backbone(NAME, weights=tmp_path / "both.safetensors", img_size=32), source)
+
+
+def test_a_part_of_another_size_is_not_taken_for_the_backbone(tmp_path, source):
+    larger = random_model(seed=5, img_size=32, embed_dim=128)
+    save_as({**under("teacher.", larger.state_dict()), **under("student.", source.state_dict())}, tmp_path / "w.pth")
+    assert same(create_backbone(NAME, weights=tmp_path / "w.pth", img_size=32), source)
+
+
+def test_what_is_missing_in_a_part_names_the_part(tmp_path, source):
+    state = under("teacher.backbone.", source.state_dict())
+    del state["teacher.backbone.norm.weight"]
+    torch.save(state, tmp_path / "vit.pth")
+    refused(
+        r"\(under 'teacher.backbone'\).*they lack 'norm.weight'", create_backbone, NAME, weights=tmp_path / "vit.pth"
+    )
+
+
+def test_a_mapping_that_holds_itself(tmp_path):
+    document = {"x": torch.zeros(2)}
+    document["again"] = document
+    torch.save(document, tmp_path / "loop.pth")
+    refused("not those of the backbone", create_backbone, NAME, weights=tmp_path / "loop.pth")
+
+
+FORMS = {
+    "meta": (lambda tensor: tensor.to("meta"), "on the meta device"),
+    "sparse": (lambda tensor: tensor.to_sparse(), "sparse"),
+    "compressed rows": (lambda tensor: tensor[:, None].to_sparse_csr(), "sparse"),
+    "nested": (lambda tensor: torch.nested.nested_tensor([tensor, tensor[:3]]), "nested"),
+    "quantised": (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantised"),
+    "repeated": (lambda tensor: torch.zeros(1).expand(10**12), "larger than what the file holds"),
+    "complex": (lambda tensor: tensor.to(torch.complex64), "torch.complex64, not floating point"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_tensors_without_ordinary_numbers(tmp_path, source, form, all_of_them):
+    change, match = FORMS[form]
+    names = [name for name, value in source.state_dict().items() if value.ndim == 1] if all_of_them else ["norm.weight"]
+    torch.save({k: change(v) if k in names else v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
+    refused(match, create_backbone, NAME, weights=tmp_path / "w.pth", img_size=32)
+
+
+@pytest.mark.parametrize("name", ["bomb.npz", "bomb.pth"])
+def test_a_file_that_unpacks_to_much_more(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("a.npy", b"x")
+    data = bytearray((tmp_path / name).read_bytes())
+    size = data.index(b"PK\x01\x02") + 24  # of the file, in the directory at the end
+    data[size : size + 4] = (2 * 10**9).to_bytes(4, "little")
+    (tmp_path / name).write_bytes(data)
+    refused("unpacks to 2 GB", create_backbone, "vit_tiny_patch16_224", weights=tmp_path / name)
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["test_vit.r160_in1k", "timm/test_vit.r160_in1k", "TEST_VIT.r160_in1k", "test-vit.r160_in1k",
+     " test_vit.r160_in1k\n", "https://huggingface.co/timm/test_vit.r160_in1k", "hf.co/timm/Test-ViT.R160-In1k"],
+)  # fmt: skip
+def test_names_in_another_spelling(spelling):
+    assert can_create(spelling)
+    assert describe_name(spelling).name == "test_vit.r160_in1k"
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("vit_base_patch16_223", "close names: vit_base_patch16_224"),
+        (
+            "google/vit-base-patch16-224",
+            "close names: vit_base_patch16_224,.* or hf-hub:google/vit-base-patch16-224 for",
+        ),
+        ("swin_tini_patch4_window7_224", "close names: swin_tiny_patch4_window7_224"),
+        ("ViT-B/16", "`vprompt backbones` lists the names|close names"),
+        ("", "`vprompt backbones` lists the names"),
+        ("resnet_of_tomorrow", "`vprompt backbones` lists the names|close names"),
+        ("vit_base_patch16_224.augreg_in22k", "no weights called.*vit_base_patch16_224.augreg_in21k"),
+    ],
+)
+def test_names_that_timm_does_not_have(name, match):
+    refused(match, create_backbone, name)
+
+
+@pytest.mark.parametrize("name", ["local-dir:/etc", "LOCAL_DIR:/etc", " local-dir:/etc"])
+def test_an_adapter_from_the_hub_chooses_no_folder_here(tmp_path, monkeypatch, name):
+    vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, pretrained=False).save_pretrained(tmp_path / "hub")
+    edit_backbone(tmp_path / "hub", name=name)
+    monkeypatch.setattr(adapters.adapter_hub, "fetch", lambda repo_id, files: tmp_path / "hub")
+    assert "/etc" not in refused(
+        "folder of the machine that it was made on", vprompt.load, "me/birds", error=AdapterError
+    )
+    with pytest.raises(BackboneError, match="/etc"):  # of an adapter of one's own it is read
+        vprompt.load(tmp_path / "hub")
 
 
 # ── layouts that timm converts ───────────────────────────────────────────────────────────────────────────────────────
@@ -450,11 +617,6 @@ def add_register(state):
     state["reg_token"] = torch.zeros(1, 4, 64)
 
 
-def rename_all(state):
-    for key in list(state):
-        state[f"backbone.{key}"] = state.pop(key)
-
-
 def widen(state):
     state["blocks.3.mlp.fc1.bias"] = torch.zeros(300)
 
@@ -476,7 +638,6 @@ def overflow(state):
     [
         (drop_norm, "not those of the backbone 'test_vit': they lack 'norm.weight';"),
         (add_register, "they have 'reg_token', which it does not have"),
-        (rename_all, "they lack 'cls_token', and have 'backbone."),
         (widen, r"'blocks.3.mlp.fc1.bias' is 300 in the file, and 192 in the backbone"),
         (quantise, "'blocks.0.attn.proj.weight' is of type torch.int8"),
         (spoil, "'blocks.0.attn.proj.weight' .*NaN or infinite"),
@@ -497,9 +658,9 @@ def test_a_value_that_is_no_tensor(tmp_path, source):
 
 
 def test_a_bundle_of_something_else(tmp_path, broken, source):
-    torch.save({"student": source.state_dict(), "epoch": 3}, tmp_path / "dino.pth")
-    refused("have 'student'", create_backbone, NAME, weights=tmp_path / "dino.pth")
-    refused("is damaged|cannot be converted", create_backbone, NAME, weights=broken / "nested.pth")
+    torch.save({"student": {"fc.weight": torch.zeros(3, 4)}, "epoch": 3}, tmp_path / "other.pth")
+    refused("have 'student.fc.weight'", create_backbone, NAME, weights=tmp_path / "other.pth")
+    refused("they lack 'cls_token', and have 'model'", create_backbone, NAME, weights=broken / "nested.pth")
 
 
 def test_a_conversion_that_fails_still_names_a_key(file):
@@ -600,6 +761,7 @@ def config_of(folder):
 
 def edit_backbone(folder, **changes):
     config = config_of(folder)
+    config.pop("checksum", None)
     config["backbone"] = {key: v for key, v in {**config["backbone"], **changes}.items() if v is not ...}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 

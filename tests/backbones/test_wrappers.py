@@ -98,7 +98,7 @@ load_plugins()
 plugin = next(module for name, module in sys.modules.items() if name.startswith("vprompt_plugin"))
 torch.manual_seed(0)
 net = plugin.Net().double().eval()
-model = vprompt.attach(net, vprompt.VPT(3), num_classes=2).eval()
+model = vprompt.attach(net, vprompt.VPT(3), head_init="paper", num_classes=2).eval()
 with torch.no_grad():
     for parameter in model.prompts:
         parameter.normal_()

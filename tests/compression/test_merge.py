@@ -154,7 +154,7 @@ def test_saved_and_loaded_counts_are_the_same_bit_for_bit(segments, tmp_path):
 def test_adapters_without_counts_know_nothing_of_them(tmp_path):
     attached("beit-both", vprompt.VPT(2)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    del config["merged"]  # as an earlier version wrote it
+    del config["merged"], config["checksum"]  # as an earlier version wrote it
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert not vprompt.load(tmp_path, backbone=attached("beit-both", vprompt.VPT(2)).backbone).prompts.merged
 
@@ -233,7 +233,7 @@ def test_feature_change_tends_to_the_length_of_the_change(name):
     else:
         torch.manual_seed(0)
         model = vprompt.attach(
-            timm.create_model("test_vit", img_size=32).double(), vprompt.VPT(2), num_classes=5
+            timm.create_model("test_vit", img_size=32).double(), vprompt.VPT(2), head_init="paper", num_classes=5
         ).eval()
         image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     many = 600
@@ -259,10 +259,10 @@ def test_feature_change_tends_to_the_length_of_the_change(name):
 def test_what_removal_says_nothing_of(criterion):
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
     backbone = timm.create_model("test_vit", img_size=32)
-    shallow = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), num_classes=2)
+    shallow = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), head_init="paper", num_classes=2)
     with pytest.raises(VPromptError, match="deep prompts"):
         vprompt.score(shallow, TensorDataset(images, labels), criterion=criterion)
-    deep = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
+    deep = vprompt.attach(backbone, vprompt.VPT(2), head_init="paper", num_classes=2)
     with pytest.raises(VPromptError, match="whole prompts"):
         vprompt.score(deep, TensorDataset(images, labels), criterion=criterion, segments=4)
     with pytest.raises(VPromptError, match="deep prompts"):
@@ -374,7 +374,7 @@ def test_planted_uselessness_is_found_by_removal(harmed):
 def test_removal_does_not_mind_the_length_of_a_prompt_that_its_norm_undoes():
     torch.manual_seed(1)
     backbone = timm.create_model("test_vit", img_size=32).double()
-    model = vprompt.attach(backbone, vprompt.VPT(3), num_classes=4).eval()
+    model = vprompt.attach(backbone, vprompt.VPT(3), head_init="paper", num_classes=4).eval()
     data = TensorDataset(torch.randn(6, 3, 32, 32, dtype=torch.float64), torch.arange(6) % 4)
     longer = model.copy()
     with torch.no_grad():
@@ -392,7 +392,7 @@ def test_removal_does_not_mind_the_length_of_a_prompt_that_its_norm_undoes():
 def test_prompts_that_are_the_same_are_merged_exactly():
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", img_size=32).double()
-    model = vprompt.attach(backbone, vprompt.VPT(3), num_classes=4).eval()
+    model = vprompt.attach(backbone, vprompt.VPT(3), head_init="paper", num_classes=4).eval()
     # Twice as long, and moved along all channels: the norm before attention sees the same prompt.
     values = [torch.cat([p, 2 * p + 0.3, p[:1]]).detach() for p in model.prompts]
     model = model.copy(prompts=Prompts(values))
@@ -433,7 +433,7 @@ def test_keeping_all_merges_nothing():
 def test_condense_merges_and_says_so(tmp_path):
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", img_size=32)
-    model = vprompt.attach(backbone, vprompt.VPT(4), num_classes=2)
+    model = vprompt.attach(backbone, vprompt.VPT(4), head_init="paper", num_classes=2)
     data = TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 2)
     recipe = vprompt.Recipe(epochs=2, batch_size=4)
     small = vprompt.condense(model, data, ratio=0.25, scope="local", merge=True, recipe=recipe)
@@ -450,20 +450,20 @@ def test_condense_merges_and_says_so(tmp_path):
 
 def test_what_cannot_be_merged_is_said_before_anything_is_run():
     backbone = timm.create_model("test_vit", img_size=32)
-    shallow = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), num_classes=2)
+    shallow = vprompt.attach(backbone, vprompt.VPT(2, "shallow"), head_init="paper", num_classes=2)
     data = TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
         vprompt.condense(shallow, data, merge=True)
     with pytest.raises(VPromptError, match="Shallow prompts cannot be merged"):
         settings_from({"backbone": "test_vit", "method": "vpt-shallow", "condense": 0.5, "merge": True})
-    deep = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
+    deep = vprompt.attach(backbone, vprompt.VPT(2), head_init="paper", num_classes=2)
     halved = deep.keep([torch.arange(2)] * 6, [torch.tensor([[True, False]] * 2)] * 6)
     with pytest.raises(VPromptError, match="segments were pruned"):
         merge(halved, [torch.arange(1)] * 6)
 
 
 def test_a_checkpoint_of_dropped_prompts_is_none_of_merged_ones(tmp_path):
-    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(4), num_classes=2)
+    model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.VPT(4), head_init="paper", num_classes=2)
     data = TensorDataset(torch.randn(4, 3, 32, 32), torch.arange(4) % 2)
     options = {"ratio": 0.5, "scope": "local", "criterion": "magnitude", "checkpoint": tmp_path / "tuning.safetensors"}
     recipe = vprompt.Recipe(epochs=1, batch_size=4)
@@ -483,7 +483,9 @@ def test_what_fit_and_condense_cannot_merge_is_said_before_images_are_read(tmp_p
     where = ["--out", str(tmp_path / "run")]
     assert main(["fit", "no/such/folder", "--merge", *where]) == 2
     assert "--condense" in capsys.readouterr().err
-    shallow = vprompt.attach(create_backbone(BUNDLED_BACKBONE), vprompt.VPT(2, "shallow"), num_classes=2)
+    shallow = vprompt.attach(
+        create_backbone(BUNDLED_BACKBONE), vprompt.VPT(2, "shallow"), head_init="paper", num_classes=2
+    )
     shallow.save_pretrained(tmp_path / "shallow")
     for option, words in (["--merge"], "cannot be merged"), (["--criterion", "removal"], "deep prompts"):
         assert main(["condense", str(tmp_path / "shallow"), "no/such/folder", *option, *where]) == 1

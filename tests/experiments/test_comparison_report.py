@@ -60,4 +60,4 @@ def test_what_is_not_known_is_a_dash():
     settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}
     study = document(rows) | {"settings": settings}
     line = next(line for line in markdown(study).splitlines() if line.startswith("| a "))
-    assert line == "| a | 78.0 ± – | 70.0 | 1 of 1 | – | 2,000 | – | – | 1.4 | – | – |"
+    assert line == "| a | 78.0 ± – | – | – | 70.0 | 1 of 1 | – | 2,000 | – | – | 1.4 | – | – |"

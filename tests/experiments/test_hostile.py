@@ -20,7 +20,7 @@ from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.bench.worker import Worker
 from vprompt.experiments.run import try_settings
 from vprompt.training.evaluate import Evaluation
-from vprompt.utils.errors import DataError
+from vprompt.utils.errors import DataError, StorageError, VPromptError
 
 HEAD = 'tasks = ["vtab:svhn"]\nsettings = {backbone = "test_vit"}\n[[methods]]\nmethod = "linear"\n'
 
@@ -103,6 +103,52 @@ def test_one_failed_first_stage_leaves_choices_that_need_none():
     assert outcome.search["chosen"] == {"rewind_epoch": 3}
 
 
+SPREAD = ("prompts", "epochs", "batch_size")
+
+HUGE = {
+    "seeds": ("seeds = 1", "seeds = 1_000_000_000_000"),
+    "combinations": ('label = "VPT"', "".join(f"{name} = {list(range(1, 99))}\n" for name in SPREAD)),
+    "nesting": ('title = "tiny"', f"title = {'[' * 50_000}"),
+    "digits": ('title = "tiny"', f"hours = {'9' * 5_000}"),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_a_plan_of_more_than_can_be_done_is_refused_at_once(text, what):
+    old, new = HUGE[what]
+    with pytest.raises(VPromptError) as error:
+        parse_plan(text.replace(old, new), name="p")
+    assert len(str(error.value)) < 300
+
+
+def test_a_plan_of_many_seeds_and_methods_is_refused_before_its_runs_are_listed(text):
+    plan = parse_plan(text.replace("seeds = 1", "seeds = 99_999"), name="p")
+    with pytest.raises(VPromptError, match="runs in the plan p"):
+        cells_of(plan, tasks_of(plan)[0])
+
+
+WRONG = {
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "text": {"val_loss": "x"},
+    "list": {"val_accuracy": [0.5]},
+    "huge": {"val_accuracy": 10**400},
+    "rows": {"epochs": [{"loss": {}}]},
+    "flag": {"test_accuracy": True},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_result_of_other_types_is_none_also_with_its_checksum(tmp_path, what):
+    store = open_store(str(tmp_path))
+    wrong = WRONG[what]
+    store.publish("a", {"name": "a", "val_accuracy": 0.5, "val_loss": 1, **(wrong if isinstance(wrong, dict) else {})})
+    if isinstance(wrong, str):
+        (tmp_path / "results" / "a.json").write_text(wrong)
+    assert store.result("a") is None
+    store.fail("a", {"name": "a", "failure": 3, "again": "x"})
+    assert store.failure("a") is None
+
+
 def test_a_result_under_another_name_is_none(tmp_path):
     for store in (open_store(str(tmp_path)), open_store(f"file://{tmp_path}")):
         store.publish("a", {"name": "a"})
@@ -114,13 +160,12 @@ def test_a_result_under_another_name_is_none(tmp_path):
 def test_what_cannot_be_read_of_a_task_is_not_the_fault_of_the_folder(tmp_path, text):
     worker = Worker(str(tmp_path / "runs"), "w")
     job = Job(settings=the_jobs(text, 1))
-    for place, for_all in ((tmp_path / "images" / "1.png", False), (tmp_path / "runs" / "work", True)):
-        try:
-            raise DataError("It cannot be read.") from PermissionError(errno.EACCES, "Permission denied", str(place))
-        except DataError as error:
-            failed = worker._failed(job, error)
-        assert failed["for_all"] is for_all
-        assert ("Nothing can be written" in failed["failure"]) is for_all
+    unread = DataError("It cannot be read.")
+    unread.__cause__ = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "images" / "1.png"))
+    unwritten = StorageError("runs/work/a cannot be written: no space is left on the disk; make room.")
+    for error, for_all in ((unread, False), (unwritten, True)):
+        failed = worker._failed(job, error)
+        assert (failed["for_all"], failed["failure"]) == (for_all, str(error))
 
 
 def test_memory_that_torch_does_not_get_is_said_to_be_memory(tmp_path, text):
@@ -132,9 +177,9 @@ def test_memory_that_torch_does_not_get_is_said_to_be_memory(tmp_path, text):
 
 
 def test_a_validation_loss_that_is_no_number_is_a_divergence(tmp_path, text, monkeypatch):
-    monkeypatch.setattr(
-        "vprompt.experiments.run.evaluate", lambda *a, **k: Evaluation(accuracy=0.3, loss=float("nan"), images=3)
-    )
+    right = torch.tensor([True, False, False])
+    without_a_loss = Evaluation(loss=float("nan"), labels=torch.zeros(3).long(), right=right, num_classes=2)
+    monkeypatch.setattr("vprompt.experiments.run.evaluate", lambda *a, **k: without_a_loss)
     settings = replace(the_jobs(text, 0), train_on="train", test=False)
     found = try_settings(settings, tmp_path / "training.safetensors", until=1)
     assert found["val_loss"] is None

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from conftest import run_command
-from plans import figures, results, workers
+from plans import TORCHRUN, figures, results, workers
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.experiments.bench.collect import study_of
@@ -24,7 +24,8 @@ from vprompt.experiments.bench.jobs import Job, to_plain_data
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import parse_plan
 from vprompt.experiments.bench.scheduler import Schedule, follow, preview
-from vprompt.experiments.bench.store import open_store
+from vprompt.experiments.bench.store import StoreError, open_store
+from vprompt.experiments.folder import BusyError
 from vprompt.experiments.run import run
 from vprompt.experiments.settings import settings_from
 
@@ -269,6 +270,58 @@ def test_a_study_says_what_is_missing(undisturbed, tmp_path):
         study_of(str(tmp_path))
 
 
+def test_a_folder_has_one_name_however_it_is_written_and_wherever_it_lies(colours, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(colours, "d")
+    shutil.copytree(colours, "elsewhere/copy")
+    shutil.copytree(colours, "other")
+    Path("link").symlink_to("d")
+    shutil.copy("other/blue/00.png", "other/red/00.png")
+    shutil.copy(tiny_weights, "w.safetensors")
+    settings = 'backbone = "test_vit"\nimg_size = 32\nepochs = 1'
+    plan = 'tasks = ["{}"]\nseeds = 1\n[settings]\n{}\nweights = "{}"\n[[methods]]\nmethod = "linear"\n'
+
+    def bench(task, weights, *more):
+        Path("p.toml").write_text(plan.format(task, settings, weights))
+        outcome = run_command("bench", "p.toml", "--out", "S", "--json", *more)
+        assert outcome.status == 0, outcome.err
+        return outcome.document
+
+    (name,) = [cell["result"] for cell in bench("d", tiny_weights)["cells"]]
+    same = ["d", "d/", "./d", str(tmp_path / "d"), "link", "elsewhere/copy", "elsewhere/../d"]
+    for task in same:
+        assert [(run["name"], run["done"]) for run in bench(task, "./w.safetensors", "--dry-run")["runs"]] == [
+            (name, True)
+        ]
+    assert [run["done"] for run in bench("other", tiny_weights, "--dry-run")["runs"]] == [False]
+    assert bench("elsewhere/copy", "w.safetensors")["cells"][0]["result"] == name
+    (cell,) = study_of("S")["cells"]
+    assert (cell["task"], cell["state"]) == ("elsewhere/copy", "finished")
+    monkeypatch.chdir("elsewhere")
+    shutil.copytree("../other", "d")  # is called as the first one was, and is another
+    Path("../p.toml").write_text(plan.format("d", settings, tiny_weights))
+    outcome = run_command("bench", "../p.toml", "--out", "../S", "--json", "--dry-run")
+    assert [run["done"] for run in outcome.document["runs"]] == [False]
+
+
+def test_another_plan_of_the_same_name_is_kept_out_while_one_is_at_work(tmp_path):
+    store = open_store(str(tmp_path))
+    with store.planned("p", "seeds = 1"):
+        with open_store(str(tmp_path)).planned("p", "seeds = 1"):
+            pass
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on"), store.planned("p", "seeds = 2"):
+            pass
+        assert store.plans() == {"p": "seeds = 1"}
+
+
+def test_a_plan_of_the_user_is_not_replaced(tmp_path):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "p.toml").write_text("mine")
+    with pytest.raises(StoreError, match="choose another --out"), open_store(str(tmp_path)).planned("p", "other"):
+        pass
+    assert (tmp_path / "plans" / "p.toml").read_text() == "mine"
+
+
 def test_a_dry_run_leaves_nothing_behind(plan_file, tmp_path):
     found = run_command("bench", plan_file, "--out", tmp_path / "runs", "--dry-run", "--json")
     assert found.status == 0
@@ -292,5 +345,6 @@ def test_bad_command_lines(plan_file, tmp_path, monkeypatch):
     listed = run_command("bench")
     assert listed.status == 0
     assert "pc-vit" in listed.out
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     assert "without torchrun" in run_command("bench", plan_file).err

@@ -1,7 +1,7 @@
 """Flat settings, as commands and plans have them, and what a run makes of those that are new in this file."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -20,7 +20,8 @@ from vprompt.experiments.settings import (
     setting_types,
     settings_from,
 )
-from vprompt.methods.registry import METHODS
+from vprompt.methods.base import Method
+from vprompt.methods.registry import METHODS, Kind
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import DataError, VPromptError
 
@@ -193,3 +194,21 @@ def test_a_task_without_validation_images_has_none_to_train_on(tmp_path, monkeyp
         run(settings_from({**TINY, "train_on": "train+val"}), tmp_path / "final")
     with pytest.raises(DataError, match="no validation images to choose settings by"):
         try_settings(settings_from(TINY), tmp_path / "t" / "training.safetensors", until=1)
+
+
+def test_a_flag_that_two_methods_share_has_the_type_of_the_one_that_is_named():
+    @dataclass(frozen=True)
+    class Share(Method):
+        name = "rank-share"
+        rank: float = 0.5
+
+    METHODS.register(Kind(name="rank-share", method=Share, fixed={}))
+    try:
+        assert settings_from({"backbone": "x", "method": "rank-share", "rank": 0.25}).method == Share(rank=0.25)
+        with pytest.raises(VPromptError, match=r"rank takes a whole number, not 0\.25"):
+            settings_from({"backbone": "x", "method": "lora", "rank": 0.25})
+        assert settings_from({"backbone": "x", "method": "linear", "rank": 0.25}).method == METHODS.get("linear").make(
+            {}
+        )
+    finally:
+        METHODS._members.pop("rank-share")

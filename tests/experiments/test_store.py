@@ -1,14 +1,17 @@
 import json
 import multiprocessing
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from vprompt.experiments.bench.store import StoreError, open_store, verified, with_checksum
+from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import BusyError, locked
+from vprompt.utils.io import verified, with_checksum
 
 DOCUMENT = {"name": "a", "test_accuracy": 0.5, "classes": ["ü", "<b>"]}
 
@@ -41,7 +44,8 @@ def test_what_was_published_is_there(store):
     assert (store.adapter("a") / "adapter_model.safetensors").read_bytes() == b"weights"
     store.publish("a", {**DOCUMENT, "test_accuracy": 0.6}, None)
     assert store.result("a")["test_accuracy"] == 0.6
-    store.write_plan("p", "seeds = 3")
+    with store.planned("p", "seeds = 3"):
+        pass
     assert store.plans() == {"p": "seeds = 3"}
 
 
@@ -78,9 +82,9 @@ def test_bytes_that_are_no_text_are_none(store):
 
 
 def test_the_checksum_covers_everything():
-    assert verified(json.dumps(with_checksum(DOCUMENT))) == with_checksum(DOCUMENT)
+    assert verified(with_checksum(DOCUMENT))
     for key in DOCUMENT:
-        assert verified(json.dumps(with_checksum(DOCUMENT) | {key: 1})) is None
+        assert not verified(with_checksum(DOCUMENT) | {key: 1})
 
 
 def test_half_written_files_are_no_results(store):
@@ -110,8 +114,8 @@ def test_an_adapter_without_its_result_goes_back_to_work(tmp_path):
         assert not folder.exists()
 
 
-def _hold(folder, ready, end):
-    with locked(folder):
+def _hold(lock, ready, end):
+    with locked(lock, "a"):
         ready.set()
         end.wait()
 
@@ -119,23 +123,25 @@ def _hold(folder, ready, end):
 def test_one_process_at_a_time(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, end = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "work" / "a", ready, end))
+    lock = tmp_path / "work" / ".a.lock"
+    other = context.Process(target=_hold, args=(lock, ready, end))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(BusyError, match="Another process is at work on a"), locked(tmp_path / "work" / "a"):
+    named = rf"^Another process \(process {other.pid} on {re.escape(platform.node())}\) is at work on a; wait"
+    with pytest.raises(BusyError, match=named), locked(lock, "a"):
         pass
-    with locked(tmp_path / "work" / "b"):
+    with locked(tmp_path / "work" / ".b.lock", "b"):
         pass
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    with locked(tmp_path / "work" / "a"):
+    with locked(lock, "a"):
         pass
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_lock_is_let_go_on_errors(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), locked(tmp_path / "a"):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "a", "a"):
             raise ZeroDivisionError
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vprompt.experiments.bench.grid import Cell
 from vprompt.experiments.bench.halving import steps
-from vprompt.experiments.bench.jobs import Job, from_plain_data, identity, to_plain_data
+from vprompt.experiments.bench.jobs import Job, from_plain_data, to_plain_data
 from vprompt.experiments.bench.plan import Search
 from vprompt.experiments.settings import settings_from
 
@@ -237,7 +237,7 @@ def test_jobs_travel(values):
     sent = Job(settings=settings_from({**VALUES, **values}).resolved(), until=3)
     received = from_plain_data(json.loads(json.dumps(to_plain_data(sent))))
     assert received == sent
-    assert identity(received.settings) == identity(sent.settings)
+    assert received.identity == sent.identity
 
 
 def test_whether_to_merge_is_chosen_after_the_training():

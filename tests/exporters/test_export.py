@@ -33,7 +33,7 @@ HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426"
 
 
 def attached(backbone, method, *, counts=None, copies=None, classes=HOSTILE):
-    model = vprompt.attach(backbone, method, num_classes=len(classes), classes=classes)
+    model = vprompt.attach(backbone, method, head_init="paper", num_classes=len(classes), classes=classes)
     torch.manual_seed(1)
     if counts is not None:
         prompts = Prompts(
@@ -241,7 +241,8 @@ FORMATS.register(Packed())
     script = f"""
 import timm, torch, vprompt
 from vprompt.cli.main import main
-model = vprompt.attach(timm.create_model("test_vit", img_size=32, depth=1), vprompt.VPT(2), num_classes=3).eval()
+backbone = timm.create_model("test_vit", img_size=32, depth=1)
+model = vprompt.attach(backbone, vprompt.VPT(2), head_init="paper", num_classes=3).eval()
 vprompt.export(model, {str(tmp_path / "model.pt2gz")!r})
 exported = vprompt.load_exported({str(tmp_path / "model.pt2gz")!r})
 images = torch.rand(5, 3, 32, 32)

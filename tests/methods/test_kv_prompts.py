@@ -51,7 +51,7 @@ def images_of(name, batch):
 
 
 def prompted(backbone, method, seed=5):
-    model = vprompt.attach(backbone, method, num_classes=4).eval()
+    model = vprompt.attach(backbone, method, head_init="paper", num_classes=4).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in [*model.prompts, *model.kv_prompts, model.head.weight, model.head.bias]:
@@ -126,7 +126,11 @@ def test_with_prompts_of_both_kinds_all_executions_agree(name, share):
     with torch.no_grad():
         close(model.fold()(images), wanted, 1e-10)
         close(torch.cat([model(image[None]) for image in images]), wanted, 1e-10)
-        bare = vprompt.attach(model.backbone, vprompt.VPT(4, dropout=0.0), num_classes=4).double().eval()
+        bare = (
+            vprompt.attach(model.backbone, vprompt.VPT(4, dropout=0.0), head_init="paper", num_classes=4)
+            .double()
+            .eval()
+        )
         for mine, other in zip(bare.prompts, prompted(where[name](), vprompt.E2VPT(4, 2, share)).prompts, strict=True):
             mine.copy_(other)
         bare.head.load_state_dict(model.head.state_dict())
@@ -139,7 +143,7 @@ def test_with_prompts_of_both_kinds_all_executions_agree(name, share):
 )
 def test_shapes_counts_and_start(share, shape):
     torch.manual_seed(0)
-    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(4, 3, share), num_classes=5)
+    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(4, 3, share), head_init="paper", num_classes=5)
     assert [tuple(p.shape) for p in model.kv_prompts] == [shape] * 3
     assert model.num_learned == 3 * 4 * 32 + 3 * math.prod(shape) + 5 * 32 + 5
     bound = math.sqrt(6 / (3 * 16))
@@ -152,7 +156,7 @@ def test_shapes_counts_and_start(share, shape):
 
 
 def test_shapes_follow_the_stages_of_a_swin():
-    model = vprompt.attach(BACKBONES["swin"](), vprompt.E2VPT(1, 3), num_classes=5)
+    model = vprompt.attach(BACKBONES["swin"](), vprompt.E2VPT(1, 3), head_init="paper", num_classes=5)
     assert [tuple(p.shape) for p in model.kv_prompts] == [(2, 3, 8)] * 2 + [(4, 3, 8)] * 2
 
 
@@ -196,7 +200,7 @@ def test_condensed_and_scored_beside_them():
 
 def test_training_changes_them():
     torch.manual_seed(0)
-    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(0, 2), num_classes=2)
+    model = vprompt.attach(reference.small_vit(), vprompt.E2VPT(0, 2), head_init="paper", num_classes=2)
     before = [p.detach().clone() for p in model.kv_prompts]
     data = TensorDataset(some_images("class-token", 8), torch.tensor([0, 1] * 4))
     vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=2, batch_size=4))
@@ -206,7 +210,9 @@ def test_training_changes_them():
 def test_keys_and_values_of_two_shapes_are_refused():
     with pytest.raises(BackboneError, match="DiffAttention"):
         vprompt.attach(BACKBONES["diff"](), vprompt.E2VPT(2, 2), num_classes=2)
-    assert len(vprompt.attach(BACKBONES["diff"](), vprompt.E2VPT(2, 0), num_classes=2).kv_prompts) == 0
+    assert (
+        len(vprompt.attach(BACKBONES["diff"](), vprompt.E2VPT(2, 0), head_init="paper", num_classes=2).kv_prompts) == 0
+    )
 
 
 def test_the_wrong_heads_are_refused(tmp_path):
@@ -232,4 +238,4 @@ def test_settings_that_cannot_be(arguments, words):
 
 def test_no_prompts_are_an_empty_list():
     assert len(KVPrompts.initial(0, [(2, 16)], "none")) == 0
-    assert len(vprompt.attach(reference.small_vit(), vprompt.VPT(2), num_classes=2).kv_prompts) == 0
+    assert len(vprompt.attach(reference.small_vit(), vprompt.VPT(2), head_init="paper", num_classes=2).kv_prompts) == 0

@@ -58,7 +58,7 @@ def shaken(model, seed=0):
 
 def attached(name, method, **options):
     torch.manual_seed(3)
-    return vprompt.attach(BACKBONES[name](), METHODS[method], num_classes=CLASSES, **options)
+    return vprompt.attach(BACKBONES[name](), METHODS[method], head_init="paper", num_classes=CLASSES, **options)
 
 
 def images(name, batch=2):
@@ -197,9 +197,9 @@ def test_as_many_numbers_are_learned_as_the_formulas_say(name, method):
 def test_a_vit_has_the_counts_of_the_textbook():
     d, f, blocks = 32, 128, 3
     block = (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
-    one = vprompt.attach(families.vit(), vprompt.Partial(1), num_classes=2)
+    one = vprompt.attach(families.vit(), vprompt.Partial(1), head_init="paper", num_classes=2)
     assert one.num_learned == block + 2 * d + 2 * (d + 1)
-    bias = vprompt.attach(families.vit(), vprompt.Bias(), num_classes=2)
+    bias = vprompt.attach(families.vit(), vprompt.Bias(), head_init="paper", num_classes=2)
     assert bias.num_learned == d + blocks * (3 * d + d + f + d + 2 * d) + d + 2 * (d + 1)
     assert {"tuned.blocks.0.attn.qkv.bias", "tuned.norm.bias"} <= set(bias.learned)
 
@@ -216,7 +216,7 @@ def test_parameters_that_reach_no_feature_are_not_learned():
     backbone.unused = nn.Linear(3, 3)
     wanted = attached("vit", "full").num_learned
     for method in (vprompt.Full(), vprompt.Bias(), vprompt.Partial(3)):
-        model = vprompt.attach(backbone, method, num_classes=CLASSES)
+        model = vprompt.attach(backbone, method, head_init="paper", num_classes=CLASSES)
         assert not any("unused" in name or name.startswith("tuned.head") for name in model.learned)
     assert vprompt.attach(backbone, vprompt.Full(), num_classes=CLASSES).num_learned == wanted
 
@@ -225,7 +225,7 @@ def test_parameters_that_reach_no_feature_are_not_learned():
 def test_a_parameter_in_two_places_is_one_and_changes_in_both():
     backbone = families.vit()
     backbone.blocks[2].mlp = backbone.blocks[0].mlp
-    model = shaken(vprompt.attach(backbone, vprompt.Full(), num_classes=CLASSES))
+    model = shaken(vprompt.attach(backbone, vprompt.Full(), head_init="paper", num_classes=CLASSES))
     shared = sum(p.numel() for p in backbone.blocks[0].mlp.parameters())
     assert model.num_learned == attached("vit", "full").num_learned - shared
     x = images("vit")
@@ -264,7 +264,7 @@ def test_training_leaves_the_backbone_as_it_was_and_detach_gives_it_back(name, m
     before = state(backbone)
     tree = {path: (type(m), m.training, set(vars(m))) for path, m in backbone.named_modules()}
     wanted = {path: p.requires_grad for path, p in backbone.named_parameters()}
-    model = vprompt.attach(backbone, METHODS[method], num_classes=CLASSES)
+    model = vprompt.attach(backbone, METHODS[method], head_init="paper", num_classes=CLASSES)
     start = {n: p.detach().clone() for n, p in model.learned.items()}
     steps(model, name=name)
     moved = {n for n, p in model.learned.items() if not torch.equal(p, start[n])}
@@ -277,8 +277,10 @@ def test_training_leaves_the_backbone_as_it_was_and_detach_gives_it_back(name, m
 
 def test_models_over_one_backbone_do_not_see_each_other():
     backbone, x = families.vit().double(), images("vit")
-    models = {key: vprompt.attach(backbone, method, num_classes=CLASSES) for key, method in METHODS.items()}
-    models["vpt"] = vprompt.attach(backbone, vprompt.VPT(3), num_classes=CLASSES)
+    models = {
+        key: vprompt.attach(backbone, method, head_init="paper", num_classes=CLASSES) for key, method in METHODS.items()
+    }
+    models["vpt"] = vprompt.attach(backbone, vprompt.VPT(3), head_init="paper", num_classes=CLASSES)
     with torch.no_grad():
         before = {key: model.eval()(x) for key, model in models.items()}
     for changed in METHODS:
@@ -302,7 +304,7 @@ def test_a_model_moves_between_types(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_works_in_half_a_type_from_the_start(method):
-    model = vprompt.attach(families.vit().bfloat16(), METHODS[method], num_classes=CLASSES)
+    model = vprompt.attach(families.vit().bfloat16(), METHODS[method], head_init="paper", num_classes=CLASSES)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     steps(model)
 
@@ -339,7 +341,7 @@ def test_a_folded_model_learns_nothing_and_outlives_its_source(method):
 def test_folded_low_rank_updates_are_plain_weights_and_cost_nothing(name):
     model = shaken(attached(name, "lora"))
     folded = model.fold()
-    bare = vprompt.attach(BACKBONES[name](), vprompt.Linear(), num_classes=CLASSES)
+    bare = vprompt.attach(BACKBONES[name](), vprompt.Linear(), head_init="paper", num_classes=CLASSES)
     assert model_cost(model).folded_gmacs == model_cost(bare).folded_gmacs
     assert model_cost(model).prefix_gmacs > model_cost(bare).prefix_gmacs
     assert {type(m) for m in folded.view.modules()} == {type(m) for m in bare.fold().view.modules()}
@@ -347,7 +349,7 @@ def test_folded_low_rank_updates_are_plain_weights_and_cost_nothing(name):
 
 def test_low_rank_updates_stay_out_of_the_backbone():
     backbone = families.vit()
-    model = vprompt.attach(backbone, vprompt.LoRA(), num_classes=2)
+    model = vprompt.attach(backbone, vprompt.LoRA(), head_init="paper", num_classes=2)
     assert type(backbone.blocks[0].attn.qkv) is nn.Linear
     assert type(model.view.get_submodule("blocks.0.attn.attention.qkv")) is not nn.Linear
     assert not hasattr(backbone, "peft_config")
@@ -359,7 +361,7 @@ def test_low_rank_updates_stay_out_of_the_backbone():
 
 def test_costs_follow_closed_formulas():
     """A ViT of 3 blocks of width 32 over 16 patches of 8x8 and a class token; the last block is cut to that."""
-    bare = model_cost(vprompt.attach(families.vit(), vprompt.Linear(), num_classes=2))
+    bare = model_cost(vprompt.attach(families.vit(), vprompt.Linear(), head_init="paper", num_classes=2))
     tokens, h, d = 17, 32 // 5, 32
     added = {
         "full": (0, 0),
@@ -369,7 +371,7 @@ def test_costs_follow_closed_formulas():
         "mlp": (2 * d * d,) * 2,
     }
     for method, (published, folded) in added.items():
-        found = model_cost(vprompt.attach(families.vit(), METHODS[method], num_classes=2))
+        found = model_cost(vprompt.attach(families.vit(), METHODS[method], head_init="paper", num_classes=2))
         assert found.published_gmacs == pytest.approx(bare.published_gmacs + published / 1e9, rel=1e-12)
         assert found.folded_gmacs == pytest.approx(bare.folded_gmacs + folded / 1e9, rel=1e-12)
         assert found.prompt_params == 0
@@ -415,6 +417,7 @@ def forge(folder, change):
     change(tensors)
     save_file(tensors, file)
     document = json.loads(config.read_text(encoding="utf-8"))
+    del document["checksum"]
     document["tensors_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     config.write_text(json.dumps(document), encoding="utf-8")
 
@@ -464,6 +467,7 @@ def test_a_forged_size_is_refused_before_memory_is_asked_for(method, field, tmp_
     model.save_pretrained(tmp_path)
     config = tmp_path / "adapter_config.json"
     document = json.loads(config.read_text(encoding="utf-8"))
+    del document["checksum"]
     document["method"][field] = 10**15
     config.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(AdapterError, match=str(10**15)):
@@ -500,7 +504,7 @@ def test_stopped_and_resumed_is_uninterrupted(method, optimizer, tmp_path):
     with pytest.raises(Interrupted):
         vprompt.fit(attached("vit", method), Signalling(at=14), recipe=recipe, checkpoint=file)
     torch.manual_seed(99)
-    other = vprompt.attach(BACKBONES["vit"](), METHODS[method], num_classes=CLASSES)
+    other = vprompt.attach(BACKBONES["vit"](), METHODS[method], head_init="paper", num_classes=CLASSES)
     assert vprompt.fit(other, Signalling(), recipe=recipe, checkpoint=file, resume=True).rows == history.rows
     assert same(dict(other.learned), dict(whole.learned))
     for model, folder in ((whole, "whole"), (other, "other")):
@@ -524,7 +528,7 @@ def test_a_deeper_head_trains_on_features_computed_once():
 )
 def test_the_rate_that_a_method_takes_is_recorded(method, share):
     for optimizer, default in (("adamw", 0.005), ("sgd", 5.0)):
-        model = vprompt.attach(families.vit(), method or vprompt.VPT(2), num_classes=CLASSES)
+        model = vprompt.attach(families.vit(), method or vprompt.VPT(2), head_init="paper", num_classes=CLASSES)
         vprompt.fit(model, Signalling(), recipe=vprompt.Recipe(epochs=0, optimizer=optimizer))
         assert model.recipe.lr == pytest.approx(default * share, rel=1e-12)
         vprompt.fit(model, Signalling(), recipe=vprompt.Recipe(epochs=0, optimizer=optimizer, lr=0.3))
@@ -576,7 +580,7 @@ def test_nonsense_is_refused(make, match):
 
 
 def test_an_adapter_is_never_without_width():
-    model = vprompt.attach(families.vit(), vprompt.Adapter(reduction=1000), num_classes=2)
+    model = vprompt.attach(families.vit(), vprompt.Adapter(reduction=1000), head_init="paper", num_classes=2)
     assert model.learned["tuned.blocks.0.mlp.down.weight"].shape == (1, 32)
 
 

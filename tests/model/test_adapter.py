@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import shutil
 import warnings
 from dataclasses import replace
@@ -21,10 +22,11 @@ from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
+from vprompt.model.config import read_config
 from vprompt.model.load import load
 from vprompt.model.records import Condensation
 from vprompt.model.save import save_adapter
-from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
+from vprompt.utils.errors import AdapterError, BackboneError, StorageError, VPromptError
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 NASTY = [
@@ -90,13 +92,14 @@ def folder(pristine, tmp_path):
 
 
 def edit(folder, **changes):
-    """Changes top-level entries of the configuration."""
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}))
+    """Changes top-level entries of the configuration, which loses its checksum."""
+    (folder / "adapter_config.json").write_text(json.dumps({**config_of(folder), **changes}))
 
 
 def config_of(folder):
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    """The configuration without its checksum, as older versions wrote it."""
+    document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in document.items() if key != "checksum"}
 
 
 def rewrite_tensors(folder, change):
@@ -242,7 +245,7 @@ def test_saving_in_place_replaces_the_adapter_and_leaves_other_files(backbone, f
 @pytest.mark.parametrize("stuck", FILES)
 def test_a_half_written_adapter_does_not_look_finished(backbone, tmp_path, stuck):
     (tmp_path / stuck).mkdir()  # this file cannot be written
-    with pytest.raises(AdapterError, match="could not be written"):
+    with pytest.raises(StorageError, match=f"{stuck} cannot be written: is a directory"):
         save_adapter(model_with(backbone), tmp_path)
     assert not (tmp_path / "adapter_config.json").is_file()
     assert not list(tmp_path.glob(".*"))
@@ -483,3 +486,119 @@ def test_a_good_adapter_loads_without_a_warning(backbone, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vprompt.load(folder, backbone)
+
+
+# ── the same weights in another form ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_backbone_in_another_precision_is_the_same(folder, dtype):
+    expected = vprompt.load(folder, tiny_backbone())(some_images())
+    other = tiny_backbone().to(dtype)
+    before = fingerprint(other)
+    model = vprompt.load(folder, other)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    for runs in (model, model.fold()):
+        torch.testing.assert_close(runs(some_images()).float(), expected, rtol=0.1, atol=0.3)
+    assert fingerprint(other) == before
+    refused(f"weights differ.*{str(dtype).removeprefix('torch.')}", folder, tiny_backbone(seed=1).to(dtype))
+
+
+def test_an_adapter_of_a_half_backbone_on_a_whole_one(tmp_path):
+    save_adapter(model_with(tiny_backbone().bfloat16()), tmp_path)
+    assert vprompt.load(tmp_path, tiny_backbone()).head.weight.dtype == torch.float32
+    assert vprompt.load(tmp_path, tiny_backbone().bfloat16().float()).prompt_counts == [4] * 6
+
+
+def test_an_older_adapter_on_a_half_backbone_says_what_to_do(folder):
+    known = {key: value for key, value in config_of(folder)["backbone"].items() if key != "rounded"}
+    edit(folder, backbone=known)
+    assert vprompt.load(folder, tiny_backbone()).prompt_counts == [4, 0, 3, 1, 0, 2]
+    refused(
+        "older adapter does not know weights rounded to float16: load it on float32", folder, tiny_backbone().half()
+    )
+
+
+def test_tensors_of_several_types(backbone, folder):
+    def mix(tensors):
+        tensors["prompts.3"] = tensors["prompts.3"].double()
+
+    rewrite_tensors(folder, mix)
+    refused(r"several types \(torch.float32, torch.float64\)", folder, backbone)
+
+
+# ── the whole of it is vouched for ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_any_flipped_bit_in_the_configuration_is_noticed_or_changes_nothing(pristine, folder, backbone):
+    path, whole = folder / "adapter_config.json", (pristine / "adapter_config.json").read_bytes()
+    wanted = read_config(whole, "here")
+    chance = random.Random(0)
+    noticed = 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a key that is no longer known
+                found = read_config(bytes(data), str(path))
+        except AdapterError:
+            noticed += 1
+        else:
+            assert found == wanted
+    assert noticed > 1000
+
+
+def test_a_configuration_changed_on_purpose(folder, backbone):
+    path = folder / "adapter_config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"ant"', '"aunt"'))
+    refused("damaged: what it says is not what was saved.*remove the line 'checksum'", folder, backbone)
+    path.write_text("\n".join(line for line in path.read_text().split("\n") if '"checksum"' not in line))
+    assert vprompt.load(folder, backbone).classes[0] == "aunt"
+    path.write_text(json.dumps(dict(reversed(json.loads(text).items()))))  # only order and spacing
+    assert vprompt.load(folder, backbone).classes[0] == "ant"
+
+
+@pytest.mark.parametrize("size", [[64, 64], [32, 64], [4096, 4096], [30000, 30000], [0, 32], [32]])
+def test_images_of_a_size_that_the_backbone_does_not_take(tmp_path, size):
+    backbone = tiny_backbone(dynamic_img_size=False)
+    save_adapter(model_with(backbone), tmp_path)
+    edit(tmp_path, preprocessing={**config_of(tmp_path)["preprocessing"], "size": size})
+    refused("pixels|list of 2", tmp_path, backbone, error=VPromptError)
+
+
+@pytest.mark.parametrize(("size", "takes"), [([64, 48], True), ([40, 32], False), ([30000, 30000], False)])
+def test_images_of_another_size_for_a_backbone_of_any_size(folder, backbone, size, takes):
+    edit(folder, preprocessing={**config_of(folder)["preprocessing"], "size": size})
+    if takes:
+        assert vprompt.load(folder, backbone)(torch.zeros(1, 3, *size)).shape == (1, 3)
+    else:
+        refused("pixels", folder, backbone, error=VPromptError)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "match"),
+    [
+        ("num_classes", 10**12, "head.weight|cannot be"),
+        ("num_classes", 2**63, "cannot be"),
+        ("prompt_counts", [10**12, 0, 3, 1, 0, 2], "more prompts in a block"),
+        (
+            "method",
+            {"name": "vpt-deep", "dropout": None, "depth": "deep", "num_prompts": 10**12},
+            "num_prompts|prompts",
+        ),
+        ("method", {"name": "mlp", "layers": 10**9}, "layers"),
+        (
+            "method",
+            {"name": "e2vpt", "dropout": None, "share": "heads", "num_prompts": 4, "num_kv_prompts": 10**9},
+            "prompts",
+        ),
+        ("backbone", {"img_size": [30000, 30000]}, "img_size"),
+    ],
+)
+def test_numbers_without_bounds_are_refused_before_memory_is_asked_for(folder, backbone, place, value, match):
+    if place == "backbone":
+        value = {**config_of(folder)["backbone"], **value}
+    edit(folder, **{place: value, "condensation": None, **({"classes": None} if place == "num_classes" else {})})
+    refused(match, folder, backbone)

@@ -189,11 +189,11 @@ def test_values_that_cannot_be(folder, backbone, changes, match):
         ('"seed": 0', '"seed": ' + "9" * 30, "'recipe.seed' should be a whole number, not 9"),
         ('"lr": 0.5', '"lr": ' + "9" * 400, "'recipe.lr' should be a finite number, not 9"),
         ('"lr": 0.5', '"lr": NaN', "NaN is not a JSON number"),
-        ('"std": [0.5', '"std": [0', "'preprocessing.std' should be above 0"),
+        ('"std": [0.5', '"std": [0', "'preprocessing' cannot be: 'std' is above 0"),
     ],
 )
 def test_numbers_that_cannot_be(pristine, old, new, match):
-    text = (pristine / "adapter_config.json").read_text(encoding="utf-8")
+    text = json.dumps(config_of(pristine))
     assert old in text
     with pytest.raises(AdapterError, match=match):
         read_config(text.replace(old, new), "here")

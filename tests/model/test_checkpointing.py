@@ -65,7 +65,7 @@ METHODS = [E2VPT(2, num_kv_prompts=2, dropout=0.5), Adapter(), Full(), Bias(), P
 @pytest.mark.parametrize("method", [VPT(4, dropout=0.5), *METHODS], ids=lambda method: method.name)
 def test_every_method_has_the_same_gradients(method, bf16):
     torch.manual_seed(0)
-    model = vprompt.attach(small_vit(), method, num_classes=3).train()
+    model = vprompt.attach(small_vit(), method, head_init="paper", num_classes=3).train()
     images = torch.randn(3, 3, 32, 32)
     assert_identical(gradients(model, images, True, bf16=bf16)[0], gradients(model, images, False, bf16=bf16)[0])
 
@@ -84,7 +84,7 @@ def times_run(model):
 
 def test_only_blocks_that_learn_run_again_and_only_for_gradients():
     torch.manual_seed(0)
-    model = vprompt.attach(small_vit(depth=4), VPT(4), num_classes=3)
+    model = vprompt.attach(small_vit(depth=4), VPT(4), head_init="paper", num_classes=3)
     model = model.keep([torch.arange(count) for count in (0, 0, 2, 2)]).train()
     images, counts = torch.randn(3, 3, 32, 32), times_run(model)
     gradients(model, images, True, first=2)
@@ -102,7 +102,7 @@ def data(images=16):
 def trained(counts, *, data, **options):
     """What a training gives, and how often each block ran in it."""
     torch.manual_seed(0)
-    model = vprompt.attach(small_vit(), VPT(4, dropout=0.5), num_classes=3)
+    model = vprompt.attach(small_vit(), VPT(4, dropout=0.5), head_init="paper", num_classes=3)
     model = model.keep([torch.arange(count) for count in counts])
     ran = times_run(model)
     recipe = vprompt.Recipe(epochs=2, batch_size=8, lr=0.01, **options)
@@ -124,7 +124,7 @@ def test_training_is_the_same_bit_for_bit(cache_gb, precision):
 
 def test_a_model_whose_training_fails_runs_as_before():
     torch.manual_seed(0)
-    model = vprompt.attach(small_vit(), VPT(4), num_classes=3)
+    model = vprompt.attach(small_vit(), VPT(4), head_init="paper", num_classes=3)
     view = model.view
     with pytest.raises(vprompt.VPromptError):
         fit(model, TensorDataset(torch.full((4, 3, 32, 32), torch.nan), torch.zeros(4).long()),
@@ -133,7 +133,7 @@ def test_a_model_whose_training_fails_runs_as_before():
 
 
 def test_parts_that_are_not_there_are_refused():
-    model = vprompt.attach(small_vit(), VPT(4), num_classes=3)
+    model = vprompt.attach(small_vit(), VPT(4), head_init="paper", num_classes=3)
     view = model.view
     with pytest.raises(KeyError, match="nowhere"), model.exchanged({"nowhere": torch.nn.Identity()}):
         pass

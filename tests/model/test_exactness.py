@@ -201,12 +201,12 @@ def test_gradient_checkpointing_changes_nothing(name, execution):
     vit = BACKBONES[name]().double()
     images = some_images(name, 3, dtype=torch.float64)
     torch.manual_seed(0)
-    plain = vprompt.attach(vit, vprompt.VPT(4), num_classes=5, execution=execution).double()
+    plain = vprompt.attach(vit, vprompt.VPT(4), head_init="paper", num_classes=5, execution=execution).double()
     torch.manual_seed(1)
     wanted = logits_and_gradients(plain, images)
     vit.set_grad_checkpointing(True)
     torch.manual_seed(0)
-    thrifty = vprompt.attach(vit, vprompt.VPT(4), num_classes=5, execution=execution).double()
+    thrifty = vprompt.attach(vit, vprompt.VPT(4), head_init="paper", num_classes=5, execution=execution).double()
     torch.manual_seed(1)
     logits = thrifty(images)
     loss_weights(logits).sum().backward()
@@ -389,7 +389,7 @@ def test_detach_gives_the_backbone_back_bit_for_bit(name, method, execution):
     torch.manual_seed(5)
     answer = vit(images)
     before = snapshot(vit)
-    model = vprompt.attach(vit, METHODS[method][0], num_classes=3, execution=execution)
+    model = vprompt.attach(vit, METHODS[method][0], head_init="paper", num_classes=3, execution=execution)
     optimizer = torch.optim.AdamW(model.learned.values(), lr=0.1)
     for _ in range(3):
         loss_weights(model.train()(images)).sum().backward()
@@ -419,7 +419,7 @@ def test_detach_restores_what_was_before_the_latest_attach():
 def test_detach_of_a_deep_copy_restores_its_own_backbone():
     vit = BACKBONES["class-token"]().train()
     before = snapshot(vit)
-    twin = copy.deepcopy(vprompt.attach(vit, vprompt.VPT(2), num_classes=3))
+    twin = copy.deepcopy(vprompt.attach(vit, vprompt.VPT(2), head_init="paper", num_classes=3))
     returned = twin.detach()
     assert returned is not vit
     found = snapshot(returned)
@@ -434,11 +434,13 @@ def test_two_models_on_one_backbone_do_not_disturb_each_other(executions):
     with torch.no_grad():
         plain = vit(images)
     torch.manual_seed(0)
-    first = vprompt.attach(vit, vprompt.VPT(4), num_classes=3, execution=executions[0]).eval()
+    first = vprompt.attach(vit, vprompt.VPT(4), head_init="paper", num_classes=3, execution=executions[0]).eval()
     with torch.no_grad():
         alone = first(images)
-    second = vprompt.attach(vit, vprompt.VPT(2, "shallow"), num_classes=6, execution=executions[1]).eval()
-    third = vprompt.attach(vit, vprompt.VPT(9), num_classes=2, execution=executions[1])
+    second = vprompt.attach(
+        vit, vprompt.VPT(2, "shallow"), head_init="paper", num_classes=6, execution=executions[1]
+    ).eval()
+    third = vprompt.attach(vit, vprompt.VPT(9), head_init="paper", num_classes=2, execution=executions[1])
     optimizer = torch.optim.SGD(third.learned.values(), lr=1.0)
     loss_weights(third(images)).sum().backward()
     optimizer.step()
@@ -540,7 +542,7 @@ def test_moving_after_attach_moves_everything(method, execution):
 @pytest.mark.parametrize("method", ["deep", "shallow", "linear"])
 def test_attaching_to_a_backbone_of_another_type(method, execution, dtype):
     model = vprompt.attach(
-        BACKBONES["class-token"]().to(dtype), METHODS[method][0], num_classes=3, execution=execution
+        BACKBONES["class-token"]().to(dtype), METHODS[method][0], head_init="paper", num_classes=3, execution=execution
     ).eval()
     images = some_images("class-token", 2, dtype=dtype)
     close(model(images), reference_logits(model, images), 1e-10 if dtype == torch.float64 else 0.1)
@@ -591,7 +593,7 @@ def test_init_bound(patch, width):
 @pytest.mark.parametrize(("name", "patch"), [("class-token", (8, 8)), ("non-square-patch", (8, 16))])
 def test_prompts_start_uniform(name, patch):
     torch.manual_seed(0)
-    model = vprompt.attach(BACKBONES[name](), vprompt.VPT(1000), num_classes=3)
+    model = vprompt.attach(BACKBONES[name](), vprompt.VPT(1000), head_init="paper", num_classes=3)
     bound = math.sqrt(6 / (3 * patch[0] * patch[1] + 32))
     for prompts in (p.detach() for p in model.prompts):
         assert float(prompts.abs().max()) <= bound
@@ -606,7 +608,7 @@ def test_prompts_start_uniform(name, patch):
 
 def test_head_starts_with_kaimings_fan_out_and_a_low_bias():
     torch.manual_seed(0)
-    model = vprompt.attach(BACKBONES["class-token"](), vprompt.VPT(1), num_classes=2000)
+    model = vprompt.attach(BACKBONES["class-token"](), vprompt.VPT(1), head_init="paper", num_classes=2000)
     assert torch.equal(model.head.bias, torch.full((2000,), -math.log(99)))
     assert float(model.head.weight.std()) == pytest.approx(math.sqrt(2 / 2000), rel=0.02)
     assert abs(float(model.head.weight.mean())) < 1e-3
@@ -617,7 +619,9 @@ def test_the_global_seed_decides_the_start():
 
     def start(seed):
         torch.manual_seed(seed)
-        return torch.cat([p.flatten() for p in learned(vprompt.attach(vit, vprompt.VPT(3), num_classes=4))])
+        return torch.cat(
+            [p.flatten() for p in learned(vprompt.attach(vit, vprompt.VPT(3), head_init="paper", num_classes=4))]
+        )
 
     assert torch.equal(start(1), start(1))
     assert not torch.equal(start(1), start(2))
@@ -634,7 +638,7 @@ def test_the_global_seed_decides_the_start():
 def test_number_of_learned_values_has_a_closed_formula(prompts, depth, classes, blocks, width):
     vit = reference.small_vit(depth=blocks, embed_dim=width)
     method = vprompt.Linear() if depth == "linear" else vprompt.VPT(prompts, depth)
-    model = vprompt.attach(vit, method, num_classes=classes)
+    model = vprompt.attach(vit, method, head_init="paper", num_classes=classes)
     rows = {"deep": blocks * prompts, "shallow": prompts, "linear": 0}[depth]
     assert model.num_learned == rows * width + classes * width + classes
     assert model.num_learned == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -59,7 +59,7 @@ def zoo(backbone, *, kv):
         methods["e2vpt"] = (vprompt.E2VPT(2, 3), None)
     models = {}
     for number, (name, (method, counts)) in enumerate(methods.items()):
-        model = vprompt.attach(backbone, method, num_classes=2 + number)
+        model = vprompt.attach(backbone, method, head_init="paper", num_classes=2 + number)
         if counts is not None:
             model = model.keep([torch.arange(count) for count in counts])
         models[name] = randomised(model, number)
@@ -264,7 +264,7 @@ def test_adapters_come_and_go_while_others_ask():
 
 def test_two_threads_that_add_one_name():
     backbone = reference.small_vit()
-    model = vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)
+    model = vprompt.attach(backbone, vprompt.VPT(2), head_init="paper", num_classes=2)
     bank = vprompt.Bank(backbone)
 
     def add(_):
@@ -280,7 +280,7 @@ def test_two_threads_that_add_one_name():
 
 def test_what_an_entry_says_and_costs():
     backbone = reference.small_vit()
-    model = vprompt.attach(backbone, vprompt.VPT(5), num_classes=3, classes=["x", "y", "z"])
+    model = vprompt.attach(backbone, vprompt.VPT(5), head_init="paper", num_classes=3, classes=["x", "y", "z"])
     model = model.keep([torch.arange(count) for count in (5, 0, 2)])
     bank = vprompt.Bank(backbone)
     entry = bank.add("birds", model)
@@ -318,7 +318,9 @@ def test_saved_adapters(tmp_path):
 
 
 def test_a_bank_of_saved_adapters_makes_their_backbone(tmp_path):
-    model = vprompt.attach("vprompt_vit_tiny_patch8_64.tiny_imagenet", vprompt.VPT(2), num_classes=3).eval()
+    model = vprompt.attach(
+        "vprompt_vit_tiny_patch8_64.tiny_imagenet", vprompt.VPT(2), head_init="paper", num_classes=3
+    ).eval()
     model.save_pretrained(tmp_path / "birds")
     bank = vprompt.Bank.load({"birds": tmp_path / "birds", "again": tmp_path / "birds"})
     images = torch.randn(2, 3, 64, 64)
@@ -344,7 +346,7 @@ def test_models_over_other_backbones():
 
 def test_what_cannot_be_asked():
     backbone = reference.small_vit()
-    bank = banked(backbone, {"one": vprompt.attach(backbone, vprompt.VPT(2), num_classes=2)})
+    bank = banked(backbone, {"one": vprompt.attach(backbone, vprompt.VPT(2), head_init="paper", num_classes=2)})
     images = torch.zeros(2, 3, 32, 32)
     assert bank(images[:0], []) == []
     for arguments, words in [

@@ -894,7 +894,9 @@ def places(adapters, tmp_path_factory):
     (root / "long-token").write_text("two words\n")
     (root / "binary-token").write_bytes(b"\xff\xfe")
     (root / "token").write_text(f"{TOKEN}\n")
-    other = vprompt.attach(vprompt.backbones.bundled.BUNDLED_BACKBONE, vprompt.Linear(), num_classes=2)
+    other = vprompt.attach(
+        vprompt.backbones.bundled.BUNDLED_BACKBONE, vprompt.Linear(), head_init="paper", num_classes=2
+    )
     other.save_pretrained(root / "other-backbone")
     return root
 

@@ -55,7 +55,7 @@ def in_memory(images=16):
 
 def fresh(method=None, *, execution="prefix"):
     torch.manual_seed(0)
-    return vprompt.attach(small_vit(), method or VPT(4), num_classes=CLASSES, execution=execution)
+    return vprompt.attach(small_vit(), method or VPT(4), head_init="paper", num_classes=CLASSES, execution=execution)
 
 
 def condensed(counts=(0, 0, 2), *, dropout=0.1, execution="prefix"):

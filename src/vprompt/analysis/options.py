@@ -138,8 +138,8 @@ class Training:
     lrs: Annotated[tuple[float, ...], commas(float, "--lrs", "0.005,0.02", "LR,...")] = ()
     """Learning rate. Of several, such as 0.005,0.02, each method and number of prompts has the one that validates
     best. 0.005 for adamw and 5.0 for sgd when left out."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster on GPUs and on recent CPUs."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 is faster on GPUs and on recent CPUs; auto measures."""
     workers: int = 1
     """Number of runs at once."""
     dry_run: bool = False

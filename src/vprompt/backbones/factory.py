@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import OfflineModeIsEnabled
 from torch import nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
+from vprompt.backbones.catalogue import read
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.meta import shapes_only
+from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
+from vprompt.data.preprocessing import MAX_SIDE
 from vprompt.utils.errors import BackboneError
+
+HUB_SECONDS = 4.0
+"""To wait for the Hub's first answer: a network that drops what is sent must not make a run wait."""
 
 
 def can_create(name: str) -> bool:
     """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
-    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(_name_today(name))
+    name = timms_name(name)
+    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
 
 
 def create_backbone(
@@ -32,7 +43,8 @@ def create_backbone(
     """Makes a timm model by name.
 
     Args:
-        name: Any name that `timm.create_model` takes, `hf-hub:` and `local-dir:` included.
+        name: `small`, `base`, `large` or `bundled` (`vprompt.backbones.names`), or any name that `timm.create_model`
+            takes, `hf-hub:` and `local-dir:` included, and what stands for such a name elsewhere; see `timms_name`.
         pretrained: Load the weights, from timm's cache, the Hub or the package.
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
             pre-training size; timm resizes position embeddings and relative position tables.
@@ -43,21 +55,44 @@ def create_backbone(
     Raises:
         BackboneError: If timm knows no such model, or its weights cannot be had.
     """
-    name = _name_today(name)
+    given, name = name, timms_name(name)
     if not can_create(name):
-        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
-        hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models('vit*') lists names"
-        raise BackboneError(f"timm has no model called {name!r}{hint}.")
+        raise BackboneError(f"timm has no model called {given!r}; {_hint(name)}.")
     if weights is not None:
         return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
     if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
-        _require_weights(name)
+        require_weights(name)
     return _create(name, img_size, pretrained=pretrained)
 
 
-def _name_today(name: str) -> str:
-    architecture, dot, tag = name.partition(".")
-    return FORMER_NAMES.get(architecture, architecture) + dot + tag
+def timms_name(name: str) -> str:
+    """A name as timm writes it: from a short one, in capitals, with hyphens, of the Hub's pages, of earlier versions.
+
+    Example:
+        >>> timms_name("timm/ViT-Base-Patch16-224.augreg_in21k"), timms_name("HF_hub:me/ViT")
+        ('vit_base_patch16_224.augreg_in21k', 'hf-hub:me/ViT')
+    """
+    name = full_name(name.strip())
+    source, colon, place = name.partition(":")
+    if colon and (source := source.lower().replace("_", "-")) in ("hf-hub", "local-dir"):
+        return f"{source}:{place}"
+    plain = re.sub(r"^((https?://)?(www\.)?(huggingface\.co|hf\.co)/)?(timm/)?", "", name)
+    for spelling in (plain, plain.lower().replace("-", "_")):
+        architecture, dot, tag = spelling.partition(".")
+        architecture = FORMER_NAMES.get(architecture, architecture)
+        if timm.is_model(architecture):
+            return architecture + dot + tag
+    return name
+
+
+def _hint(name: str) -> str:
+    """What to write instead of a name that there is not."""
+    words = re.split(r"[/:]", name)[-1].partition(".")[0].lower().replace("-", "_")
+    names = [entry.name for entry in read()]
+    near = sorted((known for known in names if words and words in known), key=len)
+    near = near or difflib.get_close_matches(words, names)
+    hub = f", or hf-hub:{name} for timm's models of others" if name.count("/") == 1 and ":" not in name else ""
+    return (f"close names: {', '.join(near[:3])}" if near else "`vprompt backbones` lists the names") + hub
 
 
 def _create_from_file(name: str, file: Path, *, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
@@ -79,6 +114,8 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
     try:
         if img_size is not None:
             height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+            if max(height, width) > MAX_SIDE:
+                raise ValueError(f"at most {MAX_SIDE} pixels a side")
             # A model that takes any size keeps none; what its configuration says is then what images are brought to.
             overlay = {**options.get("pretrained_cfg_overlay", {}), "input_size": (3, height, width)}
             options.update(img_size=(height, width), pretrained_cfg_overlay=overlay)
@@ -91,8 +128,13 @@ def _create(name: str, img_size: int | tuple[int, int] | None, **options: Any) -
         ) from error
 
 
-def _require_weights(name: str) -> None:
-    """Asks for the weights' whereabouts first: timm takes a minute to find out that the Hub cannot be reached."""
+def require_weights(name: str) -> None:
+    """Asks for the weights' whereabouts first: timm takes a minute to find out that the Hub cannot be reached.
+
+    Raises:
+        BackboneError: If they are neither in the cache nor to be had.
+    """
+    name = timms_name(name)
     if name.startswith("hf-hub:"):
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
         _require_reachable(name, repository, "config.json", revision or None)
@@ -101,7 +143,8 @@ def _require_weights(name: str) -> None:
     try:
         config: Any = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise BackboneError(f"timm has no weights called {name!r} ({error}).") from error
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise BackboneError(f"timm has no weights called {name!r}; there are {', '.join(tags) or 'none'}.") from error
     if config is not None and not config.file and config.hf_hub_id:
         _require_reachable(name, config.hf_hub_id, config.hf_hub_filename or "model.safetensors", None)
 
@@ -112,14 +155,17 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
         cached = (try_to_load_from_cache(repository, name, revision=revision) for name in (file, "pytorch_model.bin"))
         if any(isinstance(path, str) for path in cached):
             return
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OfflineModeIsEnabled  # the client only reads this when it is imported
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_SECONDS)
     except Exception as error:  # the Hub's own errors and the network's have no common base
-        if getattr(getattr(error, "response", None), "status_code", None) is not None:
+        answered = getattr(getattr(error, "response", None), "status_code", None) is not None
+        if answered and name not in SHORT_NAMES.values():  # these are there for sure: something on the way answered
             return  # it can be reached; timm knows other places to look
         raise BackboneError(
             f"The weights of the backbone {name!r} are not in the cache, and the Hub cannot be reached to get them "
-            f"({type(error).__name__}); check the network, or use the bundled backbone {BUNDLED_BACKBONE!r}, which "
-            "needs no download."
+            f"({type(error).__name__}); check the network, give a file of them (weights), or use the bundled "
+            f"backbone {BUNDLED_BACKBONE!r}, which needs no download."
         ) from error
 
 

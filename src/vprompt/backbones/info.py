@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from vprompt.backbones.attention.registry import WRAPPERS, wrapper_for
 from vprompt.backbones.supported import layout_of
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.utils.errors import BackboneError
+from vprompt.utils.serialization import brief
+
+ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
+"""Types that weights are rounded to, to run or to keep them cheaply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class BackboneInfo:
     any_size: bool
     preprocessing: Preprocessing
 
+    __repr__ = brief
+
     @property
     def widths(self) -> list[int]:
         """D_l for every block."""
@@ -126,23 +133,67 @@ def describe(model: nn.Module) -> BackboneInfo:
             f"The {type(model).__name__} has no pooling, so there is no feature to classify; make it with "
             "global_pool='avg' or 'token'."
         )
-    _check_size(info, embed)
+    check_size(model, info, preprocessing.size)
     return info
 
 
-def fingerprint(model: nn.Module) -> str:
+def check_size(model: nn.Module, info: BackboneInfo, own: tuple[int, int]) -> None:
+    """Checks that a model takes images of the size of a description's preprocessing.
+
+    A fixed size may leave a margin of pixels that no patch covers; a free one may not.
+
+    Args:
+        model: A timm model.
+        info: Its description, with the preprocessing that is meant.
+        own: The size that the model was made for.
+
+    Raises:
+        BackboneError: It does not.
+    """
+    embed, size, patch = model.get_submodule(patch_embed_path(model)), info.preprocessing.size, info.patch_size
+    if size != own and not info.any_size:
+        there, here = ("×".join(map(str, pair)) for pair in (size, own))
+        raise BackboneError(
+            f"The preprocessing makes images of {there} pixels, and the backbone takes {here}; make it with img_size."
+        )
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    if any(pixels < side or (info.any_size and pixels % side) for pixels, side in zip(size, patch, strict=True)):
+        raise BackboneError(
+            f"The image size {'x'.join(map(str, size))} cannot be cut into patches of {'x'.join(map(str, patch))} "
+            "pixels."
+        )
+
+
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, shapes and values of all weights but the classifier's, first 16 hex digits.
 
     Two models with the same fingerprint give the same features; the type in which weights are held counts.
+
+    Args:
+        model: A timm model.
+        dtype: Of the same weights, rounded to this type.
     """
     digest = hashlib.sha256()
     skipped = classifier_parameters(model)
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if id(tensor) in skipped:
             continue
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        values = tensor.detach().to(dtype if tensor.is_floating_point() else None)
+        digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+        digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def rounded_fingerprints(model: nn.Module) -> tuple[str, ...]:
+    """The fingerprints that a model's weights would have in types of lower precision than their own."""
+    held = precision_of(model).itemsize
+    return tuple(fingerprint(model, dtype) for dtype in ROUNDED if dtype.itemsize < held)
+
+
+def precision_of(model: nn.Module) -> torch.dtype:
+    """The type of a model's numbers; of several, the most precise."""
+    return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters() if p.is_floating_point()})
 
 
 def classifier_parameters(model: nn.Module) -> set[int]:
@@ -236,19 +287,6 @@ def _leading_tokens(model: Any, last_block: nn.Module, leading: int) -> int | No
     if not leading or _pooling(model) != "token" or not _form_of(last_block).cuttable:
         return None
     return leading if isinstance(model, VisionTransformerDistilled) else 1
-
-
-def _check_size(info: BackboneInfo, embed: Any) -> None:
-    """A fixed size may leave a margin of pixels that no patch covers; a free one may not."""
-    size, patch = info.preprocessing.size, info.patch_size
-    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
-        return
-    free = not embed.strict_img_size
-    if any(pixels < side or (free and pixels % side) for pixels, side in zip(size, patch, strict=True)):
-        raise BackboneError(
-            f"The image size {'x'.join(map(str, size))} cannot be cut into patches of {'x'.join(map(str, patch))} "
-            "pixels."
-        )
 
 
 def _patch_size(embed: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import io
@@ -10,7 +11,8 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,13 +20,26 @@ from typing import Any, NoReturn
 import numpy as np
 import timm
 import torch
-from timm.models import deit, load_state_dict
+from safetensors.torch import load_file
+from timm.models import clean_state_dict, deit
 from torch import Tensor, nn
 
 from vprompt.utils.errors import BackboneError
 
 _SWIN_BUFFERS = ("relative_position_index", "attn_mask")
 """Buffers of original Swin files, whose names alone tell nothing."""
+
+_AVERAGED, _LESS = {"ema", "teacher"}, {"student", "momentum", "target"}
+"""Words in the names of a trainer's parts: of averages, which DINO and timm evaluate, and of what is left aside."""
+
+_CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
+"""Blocks that were trained in chunks (DINOv2): their chunk, and their number in all."""
+
+_PRETRAINING = ("mask_token", "masked_embed")
+"""Parameters that stand for hidden patches in pre-training, and are of no use afterwards."""
+
+_PARTS = ("state_dict_ema.", "model_ema.", "state_dict.", "model.", "")
+"""Where timm looks for weights in a training checkpoint."""
 
 _KINDS = "a .safetensors file, a PyTorch checkpoint, or a .npz file of Google's ViT"
 
@@ -41,6 +56,12 @@ def check_weights_file(file: Path) -> None:
         raise BackboneError(f"There is no weights file {file}; check the path.")
     if os.path.getsize(file) == 0:
         raise BackboneError(f"The weights file {file} is empty (0 bytes); download or save it again.")
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > max(10**9, 20 * os.path.getsize(file)):
+            raise BackboneError(
+                f"The weights file {file} unpacks to {unpacked / 1e9:.0f} GB, which no weights do; give another."
+            )
 
 
 def load_weights(model: nn.Module, file: Path, name: str) -> None:
@@ -60,10 +81,13 @@ def load_weights(model: nn.Module, file: Path, name: str) -> None:
     if file.suffix.lower() == ".npz":
         _load_arrays(model, file, name)
     else:
-        state = _read(file)
-        _check_patches(state, model, file, name)
-        state = _converted(state, model, file, name)
-        _check_fit(state, model.state_dict(), file, name)
+        wanted = model.state_dict()
+        prefix, state = _unwrapped(_read(file), wanted, file)
+        where = f"{file} (under {prefix.rstrip('.')!r})" if prefix else str(file)
+        _check_plain(state, file)
+        _check_patches(state, model, where, name)
+        state = _converted(state, model, where, name)
+        _check_fit(state, wanted, where, name)
         model.load_state_dict(state)
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -103,14 +127,17 @@ def weights_origin(model: nn.Module) -> dict[str, str] | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """What is in a file, by dotted names."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's unpickler about pickle protocols that it then refuses
-            return load_state_dict(str(file), weights_only=True)
-    except Exception as error:  # timm, torch, safetensors and the file system each raise their own
-        cause, why = error.__cause__, f" ({reason(error)})"
-        if isinstance(cause, pickle.UnpicklingError):
-            if needed := re.search(r"GLOBAL ([\w.]+)", str(cause)):
+            if file.suffix == ".safetensors":
+                return dict(load_file(file))
+            return dict(_leaves(torch.load(file, map_location="cpu", weights_only=True)))
+    except Exception as error:  # torch, safetensors and the file system each raise their own
+        why = f" ({reason(error)})"
+        if isinstance(error, pickle.UnpicklingError):
+            if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
                 raise BackboneError(
                     f"The weights file {file} is a pickle that runs code when it is read ({needed[1]}), and vprompt "
                     "runs none; give the tensors alone, best as .safetensors."
@@ -119,7 +146,74 @@ def _read(file: Path) -> dict[str, Any]:
         raise BackboneError(f"The weights file {file} is damaged or of no known kind{why}; give {_KINDS}.") from error
 
 
-def _check_patches(state: Mapping[str, Any], model: nn.Module, file: Path, name: str) -> None:
+def _leaves(document: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """What stands in a mapping and, under dotted names, in those within it."""
+    for key, value in document.items():
+        if isinstance(value, Mapping) and place.count(".") < 5:  # a mapping may hold itself
+            yield from _leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def _unwrapped(found: dict[str, Any], wanted: Mapping[str, Tensor], file: Path) -> tuple[str, dict[str, Any]]:
+    """The tensors of a model out of what a trainer saved around them, and the prefix under which they stood.
+
+    Whatever wraps them, the ends of their names are those of the model: of all prefixes, the one under which most of
+    the names are, and most with the right shape. Of several such parts an average of weights is taken, and said.
+    """
+    found = {_CHUNK.sub(r"\1blocks.\2.", key): value for key, value in found.items()}
+    matches: dict[str, list[bool]] = {}
+    for key, value in found.items():
+        shape = None if _unusable(value) else value.shape
+        for start in (0, *(place.end() for place in re.finditer(r"\.", key))):
+            if key[start:] in wanted:
+                matches.setdefault(key[:start], []).append(shape == wanted[key[start:]].shape)
+    most = max(((len(shapes), sum(shapes)) for shapes in matches.values()), default=(0, 0))
+    if 2 * most[0] < len(wanted):  # the layout of another library, which timm converts
+        part = next((part for part in _PARTS if any(key.startswith(part) for key in found)), "")
+        return "", clean_state_dict(_under(found, part))
+
+    def order(prefix: str) -> int:
+        words = set(re.split(r"[._]", prefix))
+        return bool(words & _LESS) - bool(words & _AVERAGED)
+
+    parts = sorted((p for p, shapes in matches.items() if (len(shapes), sum(shapes)) == most), key=order)
+    if len(parts) > 1:
+        listed = ", ".join(repr(part.rstrip(".")) for part in parts)
+        warnings.warn(f"{file} has weights of this backbone under {listed}; the first were taken.", stacklevel=4)
+    return parts[0], _under(found, parts[0])
+
+
+def _under(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key[len(prefix) :]: value for key, value in found.items() if key.startswith(prefix)}
+
+
+def _unusable(value: Any) -> str | None:
+    """A tensor's form that has no numbers to copy; None for one that has."""
+    if not isinstance(value, Tensor):
+        return "no tensor"
+    if value.is_meta:
+        return "on the meta device, without numbers"
+    if value.is_nested or value.layout != torch.strided:
+        return "a sparse or nested tensor"
+    if value.is_quantized:
+        return "quantised"
+    # One number may serve as many: then a small file fills the memory.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "larger than what the file holds of it"
+    return None
+
+
+def _check_plain(state: Mapping[str, Any], file: Path) -> None:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and (form := _unusable(value)) is not None:
+            raise BackboneError(
+                f"{key!r} in the weights file {file} is {form}; save the weights as ordinary tensors, best as "
+                ".safetensors."
+            )
+
+
+def _check_patches(state: Mapping[str, Any], model: nn.Module, file: str, name: str) -> None:
     """Refuses patches of another size: timm would resample them, and make another backbone of it."""
     key = "patch_embed.proj.weight"
     wanted = model.state_dict().get(key)
@@ -132,7 +226,7 @@ def _check_patches(state: Mapping[str, Any], model: nn.Module, file: Path, name:
         _refuse(file, name, f"their patches are {there} pixels, and its {here}")
 
 
-def _converted(state: dict[str, Any], model: nn.Module, file: Path, name: str) -> dict[str, Any]:
+def _converted(state: dict[str, Any], model: nn.Module, file: str, name: str) -> dict[str, Any]:
     """The file's tensors in the layout of the model, without a classifier."""
     config: Any = model.pretrained_cfg
     try:
@@ -149,12 +243,10 @@ def _headless(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     config: Any = model.pretrained_cfg
     classifiers = config.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    dropped = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
+    dropped = tuple(f"{head}." for head in heads)  # of one layer or, for pre-training, of several
     if "siglip" in config["architecture"] and getattr(model, "attn_pool", None) is None:
-        dropped += [
-            key for key in state if key.startswith("attn_pool.")
-        ]  # the same file for models that do not pool so
-    return {key: value for key, value in state.items() if key not in dropped}
+        dropped += ("attn_pool.",)  # the same file for models that do not pool so
+    return {key: value for key, value in state.items() if not key.startswith(dropped) and key not in _PRETRAINING}
 
 
 def _conversion(architecture: str) -> Callable[[dict[str, Any], nn.Module], dict[str, Any]]:
@@ -174,7 +266,7 @@ def _conversion(architecture: str) -> Callable[[dict[str, Any], nn.Module], dict
     return convert
 
 
-def _check_fit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Path, name: str) -> None:
+def _check_fit(state: Mapping[str, Any], wanted: Mapping[str, Tensor], file: str, name: str) -> None:
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
     lack = [f"lack {key!r}" for key in missing[:1]] + [f"have {key!r}, which it does not have" for key in extra[:1]]
@@ -232,7 +324,7 @@ def _count_blocks(file: Path) -> int:
     return len({match[1] for name in names if (match := re.search(r"Transformer/encoderblock_(\d+)/", name))})
 
 
-def _refuse(file: Path, name: str, why: str, cause: Exception | None = None) -> NoReturn:
+def _refuse(file: str | Path, name: str, why: str, cause: Exception | None = None) -> NoReturn:
     raise BackboneError(
         f"The weights in {file} are not those of the backbone {name!r}: {why}; give weights of this backbone, or the "
         "name of theirs."

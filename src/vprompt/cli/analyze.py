@@ -15,6 +15,7 @@ from vprompt.analysis.base import Analysis, Host, in_order
 from vprompt.analysis.options import Training
 from vprompt.cli.bench import complain, overview_document, run_overview, show_overview
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.experiments.folder import locked
 from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ class Analyze:
             analysis.check()
         except VPromptError as error:
             raise UsageError(str(error)) from error
-        refuse_others(Path(analysis.output.out), analysis.name)
+        out, name = Path(analysis.output.out), analysis.name
+        refuse_others(out, name)
         terminal = _Terminal(json=analysis.output.json)
-        result = analysis.run(terminal)
-        if result is not None:
-            _show(analysis, asdict(result))
+        with locked(out / f".{name}.lock", f"{name} in {out}"):
+            result = analysis.run(terminal)
+            if result is not None:
+                _show(analysis, asdict(result))
         if terminal.failure is not None:
             raise terminal.failure
 

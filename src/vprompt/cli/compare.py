@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
-from vprompt.cli.fit import IMAGES, OUTPUT, data_name, pruning_options, settings_options
-from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.cli.fit import IMAGES, OUTPUT, backbone_of, data_name, pruning_options, settings_options
+from vprompt.cli.options import chosen, command, group, shown, values_of
 from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
 from vprompt.methods.registry import METHODS
@@ -47,7 +47,10 @@ _OWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class CompareCommand:
-    """Train several methods with several seeds each: accuracy, learned parameters and time in one table and plot."""
+    """Train several methods with several seeds each: accuracy, learned parameters and time in one table and plot.
+
+    These are the usual options; --help-all shows all.
+    """
 
     def run(self) -> None:
         """Runs, measures, writes, prints."""
@@ -60,6 +63,7 @@ class CompareCommand:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A comparison runs in one process; start it without torchrun.")
         methods = tuple(_names(asked["methods"]))
+        values["backbone"] = backbone_of(values)
         comparison = Comparison(methods=methods, seeds=asked["seeds"], rates=_rates(asked["rates"]), values=values)
         out = Path("runs") / f"{data_name(values['data'])}-compare" if asked["out"] is None else Path(asked["out"])
         with resumable(out):
@@ -84,22 +88,23 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
     named = _names(chosen(arguments, "--methods", METHODS_SHOWN))
     kinds = sorted(METHODS, key=lambda kind: kind.name in named)  # the last one to say what a flag is prevails
     methods = {flag: option for kind in kinds for flag, option in kind.options.items()}
-    condensing = options_of(Condensing)
-    ratio = replace(condensing["condense"], flag="ratio", type=float, default=0.3, help="pc: share of prompts to keep.")
+    condensing = dict(options_of(Condensing))
+    ratio = replace(condensing.pop("condense"), flag="ratio", type=float | Literal["auto"], default=0.3)
+    ratio = replace(ratio, help="pc: share of prompts to keep, or auto.")
     recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
     groups = {
-        "compared": group("compared", methods, doc="Options of the methods; each reads its own."),
+        "compared": group("compared", shown(methods, arguments), doc="Options of the methods; each reads its own."),
         "condensing": group(
             "condensing",
-            {"ratio": ratio, **{name: option for name, option in condensing.items() if name != "condense"}},
+            shown({"ratio": ratio, **condensing}, arguments),
             doc="Condensing of pc.",
         ),
-        "pruning": pruning_options(prune=True),
-        "training": group("training", recipe, doc="Training of every run."),
-        "images": group("images", settings_options(*IMAGES), doc="Reading of images."),
+        "pruning": pruning_options(arguments, prune=True),
+        "training": group("training", shown(recipe, arguments), doc="Training of every run."),
+        "images": group("images", shown(settings_options(*IMAGES), arguments), doc="Reading of images."),
     }
     own = {**settings_options("data", "backbone", "weights", "head_init", "img_size"), **_OWN, **OUTPUT}
-    return command(CompareCommand, own, groups)
+    return command(CompareCommand, shown(own, arguments), groups)
 
 
 class Lines(Watch):
@@ -146,5 +151,12 @@ def show(document: dict[str, Any], out: Path) -> None:
     print_table(f"{title(document)}\n\n{first.caption}", first.head, first.texts)
     for table in others:
         print_table(table.caption, table.head, table.texts, whole_first=True)
+    weak = [
+        row["method"]
+        for row in document["rows"]
+        if row["test_interval"] and row["test_interval"][0] <= row["test_majority_accuracy"]
+    ]
+    if weak:
+        print_note(f"Not clearly above always saying the commonest class: {', '.join(weak)}.")
     files = ", ".join(name for name in ("compare.json", "compare.md", "compare.png") if (out / name).exists())
     print_note(f"In {out}: {files}, and every run's adapter. More: vprompt report {out}")

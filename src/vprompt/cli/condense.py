@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from vprompt.cli.console import resumable
 from vprompt.cli.fit import OUTPUT, show_result
 from vprompt.cli.options import command, values_of
+from vprompt.experiments.folder import check_out
 from vprompt.experiments.settings import CondenseSettings, Condensing
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.serialization import build, options_of
@@ -19,18 +21,23 @@ class CondenseCommand:
 
     def run(self) -> None:
         """Scores, keeps, fine-tunes, evaluates, saves."""
-        from vprompt.experiments.run import run_condense
-
         values, asked = values_of(self, _OPTIONS), values_of(self, OUTPUT)
         settings = build(CondenseSettings, {**values, "condense": values["ratio"]})
         out: Path = asked["out"]
+        check_out(out, resume=asked["resume"])
+        from vprompt.experiments.run import run_condense
+
         with resumable(out):
             result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
 
 
 _SHARE = replace(
-    options_of(Condensing)["condense"], flag="ratio", type=float, default=0.3, help="Share of the prompts to keep."
+    options_of(Condensing)["condense"],
+    flag="ratio",
+    type=float | Literal["auto"],
+    default=0.3,
+    help="Share of the prompts to keep; auto: the smallest that is not worse on the validation images.",
 )
 _OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": _SHARE}).values()}
 _OUT = {

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import tell
+from vprompt.utils.registry import plugins
 from vprompt.utils.text import printable
 
 
@@ -22,6 +27,35 @@ class Command(Protocol):
     def run(self) -> None:
         """Does what was asked and prints it."""
         ...
+
+
+PLACES = ("data", "adapter", "weights", "images")
+"""Options that name files or folders to read."""
+
+
+def check_places(values: Mapping[str, Any]) -> None:
+    """Raises a `VPromptError` for what is not there: before seconds of imports, which would end with the same.
+
+    Args:
+        values: Of `PLACES`, as far as a command has them.
+    """
+
+    def gone(name: str) -> str | None:
+        path = values.get(name)
+        return path if isinstance(path, str) and path and not os.path.lexists(path) else None
+
+    others = plugins() or entry_points(group="vprompt.data")  # of which nobody knows what they take for data
+    if (data := gone("data")) is not None and ":" not in data and not others:
+        raise VPromptError(f"The image folder {printable(data)} does not exist; check the path.")
+    if (adapter := gone("adapter")) is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
+        raise VPromptError(
+            f"There is no folder {printable(adapter)!r}, and that is no id on the Hub ('user/name'); check the path."
+        )
+    if (weights := gone("weights")) is not None:
+        raise VPromptError(f"There is no weights file {printable(weights)}; check the path.")
+    images = values.get("images", ())
+    if images and not any(map(os.path.lexists, images)):
+        raise VPromptError(f"The image {printable(str(images[0]))} does not exist; check the path.")
 
 
 @contextmanager
@@ -100,8 +134,31 @@ def print_table(
 
 
 def print_note(text: str) -> None:
-    """Prints a line on standard error."""
-    sys.stderr.write(printable(text, keep="\n") + "\n")
+    """Prints lines on standard error."""
+    tell(printable(text, keep="\n").split("\n"))
+
+
+ACCURACY = ("accuracy", "95 %", "balanced")
+"""Heads of a table of accuracies: the interval, and the mean over the classes."""
+
+
+def accuracy_cells(figures: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """An accuracy, its interval and the balanced one, for a table; dashes for what an earlier version did not count.
+
+    Args:
+        figures: Of an `Evaluation`.
+        prefix: Of their names.
+    """
+    ends = figures.get(f"{prefix}interval")
+    interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+    return [percent(figures[f"{prefix}accuracy"]), interval, percent(figures.get(f"{prefix}balanced_accuracy"))]
+
+
+def majority(figures: Mapping[str, Any], prefix: str = "") -> str:
+    """What every accuracy on these images has to be held against, in words; arguments as those of `accuracy_cells`."""
+    images = figures.get(f"{prefix}images")
+    share = percent(figures.get(f"{prefix}majority_accuracy"))
+    return "" if images is None else f": {images} images, of which the commonest class alone is {share}"
 
 
 def percent(share: float | None) -> str:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
-from vprompt.cli.options import chosen, command, group, values_of
+from vprompt.backbones.names import full_name
+from vprompt.cli.console import (
+    ACCURACY,
+    UsageError,
+    accuracy_cells,
+    majority,
+    percent,
+    print_json,
+    print_note,
+    print_table,
+    resumable,
+)
+from vprompt.cli.options import chosen, command, group, shown, values_of
+from vprompt.experiments.folder import check_out
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.distributed import is_main_process
+from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, options_of
+
+LONGEST = 120
+"""Characters of the name of a folder, beyond which it is cut."""
 
 IMAGES = ("root", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
@@ -33,19 +50,27 @@ OUTPUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
-    """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present."""
+    """Train an adapter on a folder of images: class/image.jpg, with train/, val/ and test/ above where present.
+
+    These are the usual options; --help-all shows all.
+    """
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
-        from vprompt.experiments.run import run
-
-        settings = settings_from(values := values_of(self, setting_types()))
-        asked = values_of(self, OUTPUT)
+        values, asked = values_of(self, setting_types()), values_of(self, OUTPUT)
+        settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
         if values["merge"] and settings.condense is None:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
         if settings.data == "" or asked["out"] == "":
             raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
-        out = default_out(settings) if asked["out"] is None else Path(asked["out"])
+        out = None if asked["out"] is None else Path(asked["out"])
+        if out is not None:
+            check_out(out, resume=asked["resume"])  # before seconds of imports
+        settings = replace(settings, backbone=backbone_of(values, out if asked["resume"] else None))
+        out = out or default_out(settings)
+        check_out(out, resume=asked["resume"])
+        from vprompt.experiments.run import run
+
         with resumable(out):
             result = run(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
@@ -68,35 +93,73 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     }
     groups = {
         kind.name: group(kind.name, kind.options, doc=f"Options of the method {kind.name}."),
-        "condensing": group("condensing", options_of(Condensing), doc="Condensing after training."),
-        "pruning": pruning_options(),
-        "training": group("training", options_of(Recipe), doc="Training."),
-        "images": group("images", settings_options(*IMAGES), doc="Reading of images."),
+        "condensing": group("condensing", shown(options_of(Condensing), arguments), doc="Condensing after training."),
+        "pruning": pruning_options(arguments),
+        "training": group("training", shown(options_of(Recipe), arguments), doc="Training."),
+        "images": group("images", shown(settings_options(*IMAGES), arguments), doc="Reading of images."),
     }
-    return command(FitCommand, options, groups)
+    return command(FitCommand, shown(options, arguments), groups)
 
 
 def settings_options(*names: str) -> dict[str, Option]:
-    """Some of the options of `Settings`; the backbone is the bundled one where none is given."""
+    """Some of the options of `Settings`; the backbone may be left out."""
     options = options_of(Settings)
-    options = {**options, "backbone": replace(options["backbone"], default=BUNDLED_BACKBONE)}
+    text = f"{options['backbone'].help} When left out: small, or bundled for the tasks that come with vprompt."
+    options = {**options, "backbone": replace(options["backbone"], type=str | None, default=None, help=text)}
     return {name: options[name] for name in names}
 
 
-def pruning_options(*, prune: bool = False) -> type:
+def backbone_of(values: Mapping[str, Any], out: Path | None = None) -> str:
+    """The backbone that a command line names, or the one that suits the data.
+
+    Args:
+        values: Of the command line.
+        out: Folder of an earlier run that goes on.
+    """
+    if values["backbone"] is not None:
+        return full_name(values["backbone"])
+    from vprompt.experiments.stages import backbone_for
+
+    name, problem = backbone_for(values["data"], root=values["root"], weights=values["weights"], out=out)
+    if problem is not None and is_main_process():
+        print_note(problem)
+    return name
+
+
+def pruning_options(arguments: Sequence[str], *, prune: bool = False) -> type:
     """Options of pruning; criterion and scope are those of condensing.
 
     Args:
+        arguments: The command line.
         prune: The default of --prune.
     """
     switch = replace(options_of(Settings)["prune"], default=prune)
     own = {name: option for name, option in options_of(Pruning).items() if name not in options_of(Condensing)}
-    return group("pruning", {"prune": switch, **own}, doc="Pruning after training, as E2VPT does.")
+    return group("pruning", shown({"prune": switch, **own}, arguments), doc="Pruning after training, as E2VPT does.")
 
 
 def default_out(settings: Settings) -> Path:
-    """A folder whose name tells the runs apart that a user is likely to make side by side."""
-    return Path("runs") / "-".join([data_name(settings.data), *settings.words()])
+    """A folder whose name tells apart runs that a user makes side by side: by what differs from the defaults."""
+    *words, seed = settings.words()
+    name = "-".join([data_name(settings.data), *words, *_differing(settings), seed])
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{checksum(encoded(repr(settings)))[:8]}"
+    return Path("runs") / name
+
+
+def _differing(settings: Settings) -> Iterator[str]:
+    """Words for settings that are not as by default and that no other word of the name tells."""
+    own = METHODS.get(settings.method.name).options
+    sizes, types = re.findall(r"\d+", settings.method.size), {**setting_types(), **own}
+    told = {"data", "method", "condense", "prune", "merge", "seed"}
+    for name, value in settings.to_flat(places=False).items():
+        known = name in told or (name in own and str(value) in sizes)
+        if known or value in (types[name].default, BUNDLED_BACKBONE):
+            continue
+        text = f"{value:g}" if isinstance(value, float) else "" if value is True else str(value)
+        if name == "weights" and isinstance(value, str):
+            text = f"-{Path(value).stem}-{checksum(encoded(value))[:6]}"
+        yield re.sub(r"[^\w.+-]+", "-", text if name == "backbone" else f"{name}{text}")
 
 
 def data_name(data: str | None) -> str:
@@ -113,43 +176,51 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         return
     after = "pruned" if "pruning" in result else "condensed"
     stages = [("all prompts", result["before"]), (after, result)] if "before" in result else [("", result)]
+    titles = [" ".join(filter(None, [stage["method"], name])) for name, stage in stages]
+    models = [stage for _, stage in stages]
     rows = [
-        [
-            " ".join(filter(None, [stage["method"], name])),
-            percent(stage["val_accuracy"]),
-            percent(stage["test_accuracy"]),
-            str(sum(stage["prompt_counts"])),
-            _learned(stage),
-            f"{stage['training_seconds']:.0f} s",
-        ]
-        for name, stage in stages
+        [title, str(sum(stage["prompt_counts"])), _learned(stage), f"{stage['training_seconds']:.0f} s"]
+        for title, stage in zip(titles, models, strict=True)
     ]
     print_table(
         f"{result['provenance']['data']['source']} on {result['backbone']}",
-        ["method", "val", "test", "prompts", "learned", "time"],
+        ["method", "prompts", "learned", "time"],
         rows,
     )
+    for split in ("val", "test"):
+        if result[f"{split}_accuracy"] is not None:
+            rows = [[title, *accuracy_cells(stage, f"{split}_")] for title, stage in zip(titles, models, strict=True)]
+            print_table(f"{split}{majority(result, f'{split}_')}", ["method", *ACCURACY], rows)
     counts = [stage["prompt_counts"] for _, stage in stages]
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
         print_table("Prompts in each block", ["block", *(name or "prompts" for name, _ in stages)], rows)
     for remark in _remarks(result, stages):
         print_note(remark)
+    if (out / "full").exists():
+        print_note(f"The adapter with all prompts is in {out / 'full'}.")
     print_note(f"Adapter and result.json are in {out}. Next: vprompt predict {out} IMAGE")
 
 
 def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """Sentences below the tables: cost, pruning, images left out, data unlike the benchmark's, convergence."""
+    """Sentences below the tables: doubts, cost, what fewer prompts lost, images left out, convergence."""
+    yield from result.get("notes", [])
     if all("folded_gmacs" in stage for _, stage in stages):
         costs = [" ".join(filter(None, [f"{stage['folded_gmacs']:.3g}", name])) for name, stage in stages]
         yield f"GMACs per image, folded: {', '.join(costs)}."
     if pruning := result.get("pruning"):
         shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
+    if trials := result.get("condensing", {}).get("trials"):
+        tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
+        yield f"Validation accuracy with shares of the prompts, against all of them: {', '.join(tried)} points."
+    for split, images in (("val", "validation"), ("test", "test")):
+        if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
+            change, low, high = (_points(-share) for share in (result["lost"][f"{split}_accuracy"], ends[1], ends[0]))
+            yield f"Against all prompts, {change} points on the {images} images (95 %: {low} to {high})."
     data = result["provenance"]["data"]
-    if skipped := data["skipped"]:
+    if skipped := data.get("skipped"):
         yield f"Skipped {len(skipped)}: {skipped[0]}" + " ..." * (len(skipped) > 1)
-    yield from data.get("notes", ())
     if differences := data.get("differences"):
         from vprompt.experiments.bench.tasks import known
 
@@ -157,11 +228,18 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         what = "Not the benchmark's own data" if known(data["source"]) else "About the data"
         yield f"{what}: {differences[0]}{more}"
     for name, stage in stages:
-        if not stage["converged"] and stage["epochs"]:
-            yield f"The loss{f' ({name})' if name else ''} was still falling at the end; more epochs may help."
+        of = f" ({name})" if name else ""
+        if stage.get("overfits"):
+            yield f"The loss{of} on the validation images rose at the end: it overfits, and fewer epochs may do better."
+        elif not stage["converged"] and stage["epochs"]:
+            yield f"The loss{of} was still falling at the end; more epochs may help."
 
 
 def _learned(stage: dict[str, Any]) -> str:
     """Learned numbers, and what share of the backbone's they are, where the result says it."""
     share = f" ({100 * stage['learned_params'] / stage['backbone_params']:.2f} %)" if "backbone_params" in stage else ""
     return f"{stage['learned_params']:,}{share}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share + 0.0:+.1f}"  # never -0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -15,22 +16,26 @@ from vprompt.cli.backbones import Backbones
 from vprompt.cli.bench import Bench
 from vprompt.cli.compare import compare_command
 from vprompt.cli.condense import Condense
-from vprompt.cli.console import Command, UsageError
+from vprompt.cli.console import PLACES, Command, UsageError, check_places, print_note
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
 from vprompt.cli.export import Export
 from vprompt.cli.fit import fit_command
+from vprompt.cli.options import HELP_ALL, values_of
 from vprompt.cli.predict import Eval, Predict
 from vprompt.cli.report import Report
 from vprompt.cli.serve import Serve
-from vprompt.utils.errors import VPromptError
+from vprompt.utils.distributed import launcher_checked
+from vprompt.utils.errors import VPromptError, lacks_memory
+from vprompt.utils.signals import INTERRUPTED, interrupted_imports
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
 
 DESCRIPTION = """Visual prompt tuning of vision transformers: train, condense, fold.
 
-Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`."""
+Start with `vprompt fit` (the bundled task on the bundled backbone, nothing to download) or `vprompt fit FOLDER`.
+`vprompt COMMAND --help` explains a command, --help-all with every option; `vprompt --version` is the version."""
 
 COMMANDS = {
     "fit": fit_command,
@@ -51,8 +56,6 @@ COMMANDS = {
 }
 """Name -> the command, or what makes it of a command line, where its options depend on others."""
 
-INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status.
@@ -67,19 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"vprompt {__version__}")  # noqa: T201
         return 0
-    try:
-        command: Command = tyro.cli(
-            commands(arguments),
-            prog="vprompt",
-            description=DESCRIPTION,
-            args=arguments or ["--help"],
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
-    except BrokenPipeError:
-        return _unread()
-    except VPromptError as error:  # options that cannot be, by the dataclasses that hold them
-        return _say(str(error), 1)
-    return run(command)
+    with interrupted_imports(), launcher_checked() as leftovers:
+        return _status(arguments, leftovers)
 
 
 def commands(arguments: Sequence[str]) -> Any:
@@ -90,10 +82,21 @@ def commands(arguments: Sequence[str]) -> Any:
     ]
 
 
-def run(command: Command) -> int:
-    """Runs one command and turns what goes wrong into a sentence and an exit status."""
+def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
+    """Parses and runs one command, and turns what goes wrong into a sentence and an exit status."""
     try:
+        command: Command = tyro.cli(
+            commands(arguments),
+            prog="vprompt",
+            description=DESCRIPTION,
+            args=["--help" if argument == HELP_ALL else argument for argument in arguments or ["--help"]],
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+        if leftovers:
+            print_note(f"{', '.join(leftovers)}: left over, as no torchrun is at work; this is one process alone.")
+        check_places(values_of(command, PLACES))
         command.run()
+        sys.stdout.flush()
     except UsageError as error:
         return _say(str(error), 2)
     except VPromptError as error:
@@ -102,18 +105,27 @@ def run(command: Command) -> int:
         return _say(str(error) or "Stopped.", INTERRUPTED)
     except BrokenPipeError:
         return _unread()
-    except MemoryError:
-        return _say("There is not enough memory; try a smaller --batch-size.", 1)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
+    except Exception as error:
+        if lacks_memory(error):
+            return _say("There is not enough memory; try a smaller --batch-size, or a smaller backbone.", 1)
+        if not isinstance(error, OSError):
+            raise
+        _leave_output()
+        where = f" ({printable(str(error.filename))})" if error.filename else ""
         return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
     return 0
 
 
 def _unread() -> int:
-    """The reader of our output has gone; nothing is left to say, not even when Python closes the stream."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader of our output has gone; nothing is left to say."""
+    _leave_output()
     return 1
+
+
+def _leave_output() -> None:
+    """What is not written yet goes nowhere, so that Python does not fail once more when it closes the stream."""
+    with contextlib.suppress(OSError):  # a stream of a test has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(sentence: str, status: int) -> int:

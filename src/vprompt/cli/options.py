@@ -17,6 +17,21 @@ METAVARS = {"root": "DIR", "weights": "FILE", "out": "DIR"}
 C = TypeVar("C")
 
 
+HELP, HELP_ALL = frozenset({"-h", "--help"}), "--help-all"
+
+USUAL = {
+    *("data", "backbone", "weights", "method", "methods", "seeds", "prompts", "condense", "ratio", "prune"),
+    *("epochs", "batch_size", "lr", "seed", "skip_bad", "out", "resume", "json"),
+}
+"""Options that --help shows of a command with many; --help-all shows all."""
+
+
+def shown(options: Mapping[str, Option], arguments: Sequence[str]) -> dict[str, Option]:
+    """The options that a command has for a command line: the usual ones where that asks for no more than --help."""
+    few = not HELP.isdisjoint(arguments) and HELP_ALL not in arguments
+    return {flag: option for flag, option in options.items() if not few or flag in USUAL}
+
+
 def command(base: type[C], options: Mapping[str, Option], groups: Mapping[str, type]) -> type[C]:
     """A command with options and groups of options as fields, which tyro parses.
 
@@ -26,7 +41,9 @@ def command(base: type[C], options: Mapping[str, Option], groups: Mapping[str, t
         groups: Title -> what `group` made.
     """
     entries = [_entry(option) for option in options.values()]
-    entries += [(title.replace("-", "_"), kind, field(default=kind())) for title, kind in groups.items()]
+    entries += [
+        (title.replace("-", "_"), kind, field(default=kind())) for title, kind in groups.items() if fields(kind)
+    ]
     made = make_dataclass(base.__name__, entries, bases=(base,), kw_only=True, frozen=True)
     made.__doc__ = base.__doc__
     return made

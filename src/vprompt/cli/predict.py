@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vprompt.cli.console import UsageError, json_rows, percent, print_json, print_note, print_table
+from vprompt.cli.console import (
+    ACCURACY,
+    UsageError,
+    accuracy_cells,
+    json_rows,
+    majority,
+    percent,
+    print_json,
+    print_note,
+    print_table,
+)
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
 
@@ -95,17 +105,17 @@ class Eval(_Source):
             which = f"It is not known which images the model was trained on. {which}"
         elif split == "all":
             which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
+        figures, notes = result.figures(model.class_names), [which, *result.remarks(model.class_names, split)]
         if self.json:
-            print_json({**asdict(result), "split": split, "skipped": list(skipped), "notes": [which]})
+            print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
             return
         print_table(
-            f"{self.adapter} on {data}",
-            ["split", "images", "accuracy", "loss"],
-            [[split, str(result.images), percent(result.accuracy), f"{result.loss:.4f}"]],
+            f"{self.adapter} on {data}{majority(figures)}",
+            ["split", "images", *ACCURACY, "loss"],
+            [[split, str(result.images), *accuracy_cells(figures), f"{result.loss:.4f}"]],
         )
-        print_note(which)
-        for sentence in skipped[:3]:
-            print_note(sentence)
+        for note in [*notes, *skipped[:3]]:
+            print_note(note)
         if len(skipped) > 3:
             print_note(f"{len(skipped) - 3} more such sentences: --json.")
 

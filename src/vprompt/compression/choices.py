@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_segments_by
+from vprompt.compression.criteria import Criterion, Scope, check_name, check_segments_by
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import check_fields
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares that are tried for prompts and for segments; 0 prunes none."""
@@ -103,10 +104,9 @@ class PruneSettings:
     saving: float = 0.08
 
     def __post_init__(self) -> None:
-        grid(self.tokens, self.segments)
         check_name(self.criterion)
-        if self.scope not in SCOPES:
-            raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {self.scope!r}.")
+        check_fields(self)
+        grid(self.tokens, self.segments)
         check_segments_by(self.criterion)
         if self.num_segments < 1:
             raise VPromptError(f"A prompt has at least one segment, not {self.num_segments}.")

@@ -1,9 +1,10 @@
-"""Algorithm 1 of Prompt Condensation as one call."""
+"""Algorithm 1 of Prompt Condensation as one call, and the smallest share of the prompts that costs no accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,10 +15,49 @@ from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Condensation, Recipe
+from vprompt.training.evaluate import Evaluation, difference
 from vprompt.training.loader import ImageLabels
 from vprompt.training.trainer import fit
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import bar
+
+SHARES = (0.5, 0.3, 0.2, 0.1, 0.05)
+"""Shares of the prompts that `smallest_share` tries, one after the other."""
+
+T = TypeVar("T")
+
+
+def smallest_share(
+    before: Evaluation, attempt: Callable[[float], tuple[T, Evaluation]]
+) -> tuple[T | None, list[dict[str, Any]]]:
+    """Tries ever smaller shares of the prompts, until one is worse than all prompts by more than chance.
+
+    Args:
+        before: The model with all prompts, on validation images.
+        attempt: Makes something of a share, and evaluates it on the same images.
+
+    Returns:
+        What was made of the smallest share that is not worse, None where each is. And for each that was tried: `ratio`,
+        `val_accuracy`, `difference` (from that with all prompts, on the same images) and its paired 95 % `interval`.
+
+    Example:
+        >>> import torch
+        >>> def evaluation(right):
+        ...     hits, labels = torch.arange(100) < right, torch.zeros(100).long()
+        ...     return Evaluation(loss=0.0, labels=labels, right=hits, num_classes=1)
+        >>> best, trials = smallest_share(evaluation(90), lambda share: (share, evaluation(88 if share > 0.2 else 60)))
+        >>> best, [trial["ratio"] for trial in trials]
+        (0.3, [0.5, 0.3, 0.2])
+    """
+    best, trials = None, list[dict[str, Any]]()
+    for ratio in SHARES:
+        made, after = attempt(ratio)
+        change, interval = difference(before, after)
+        trials.append({"ratio": ratio, "val_accuracy": after.accuracy, "difference": change, "interval": interval})
+        if interval[1] < 0:
+            break
+        best = made
+    return best, trials
 
 
 def condense(
@@ -42,7 +82,7 @@ def condense(
         model: A trained model with prompts; it is not changed.
         train: Data to score and fine-tune on; as for `vprompt.fit`.
         val: As for `vprompt.fit`.
-        ratio: Share of the prompts to retain, above 0 and up to 1.
+        ratio: Share of the prompts to retain, above 0 and up to 1; see `smallest_share` for one that is found.
         criterion: See `vprompt.score`.
         scope: See `vprompt.select`.
         merge: Merge the other prompts of a block into the retained ones, instead of dropping them; see

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vprompt.compression.choices import PruneSettings
-from vprompt.compression.search import Pruned, Search
+from vprompt.compression.search import Pruned, Search, delete_search
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
@@ -87,7 +86,7 @@ def prune(
         model.to(torch.accelerator.current_accelerator())  # where training will move its backbone
     place = None if folder is None else Path(folder)
     if place is not None and not resume and is_main_process():
-        shutil.rmtree(place, ignore_errors=True)
+        delete_search(place)
     search = Search(
         model=model,
         train=train,

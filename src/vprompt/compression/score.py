@@ -15,6 +15,14 @@ from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
 
+class Scores(list[Tensor]):
+    """Scores of prompts, a tensor for each block."""
+
+    def __repr__(self) -> str:
+        shapes = ", ".join("×".join(map(str, scores.shape)) for scores in self[:12]) + ", ..." * (len(self) > 12)
+        return f"Scores({sum(scores.numel() for scores in self)} in {len(self)} blocks: {shapes})"
+
+
 def score(
     model: PromptedModel,
     data: ImageLabels,
@@ -26,7 +34,7 @@ def score(
     seed: int = 0,
     workers: int = 0,
     report: Report = silent,
-) -> list[Tensor]:
+) -> Scores:
     """Scores every prompt, or every segment of it; higher means more important.
 
     - `taylor`: how much the loss would change if the prompt were zeroed, to first order, per sample and then averaged:
@@ -93,7 +101,7 @@ def score(
         scores = summed_over_blocks(scores) if shared else scores
     else:
         scores = _effects(model, data, criterion, sizes, shared, batch_size, seed, workers, report)
-    return scores if segments is not None else [values.squeeze(1) for values in scores]
+    return Scores(scores if segments is not None else [values.squeeze(1) for values in scores])
 
 
 def _lengths(model: PromptedModel, block: int, size: tuple[int, int]) -> Tensor:

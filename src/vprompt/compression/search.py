@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,21 +9,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vprompt.compression.choices import Budget, Choice, PruneSettings, Trial, best_of_each_size, grid, ranked, spread
 from vprompt.compression.importance import Importance, cut, importance, pruned
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
+from vprompt.training.checkpoint import load_tensors, save_tensors
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels, identity, size_of
 from vprompt.training.trainer import History, fit
 from vprompt.utils.distributed import agreed, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError
-from vprompt.utils.io import read_json, write_atomically, write_json
+from vprompt.utils.io import checksum, read_json, verified, with_checksum, write_json
 from vprompt.utils.progress import Report, bar
+
+_REMEDY = "delete its folder to search anew"
 
 
 class Journal:
@@ -48,9 +49,11 @@ class Journal:
         if not same_search(document.get("search"), identity):
             raise TrainingError(f"{path} is of another search; give its model and settings, or another folder.")
         try:
+            if "checksum" in document and not verified(document):
+                raise VPromptError("Its checksum is another.")
             self.trials = msgspec.convert(document["trials"], list[Trial])
         except (KeyError, msgspec.ValidationError, VPromptError) as error:
-            raise TrainingError(f"{path} is damaged; delete its folder to search anew.") from error
+            raise TrainingError(f"{path} is damaged; {_REMEDY}.") from error
 
     def of(self, epochs: int) -> dict[Choice, Trial]:
         """The trials with so many epochs."""
@@ -60,7 +63,15 @@ class Journal:
         """Records a trial, also on disk."""
         self.trials.append(trial)
         if self.path is not None and is_main_process():
-            write_json(self.path, {"search": self.identity, "trials": [asdict(trial) for trial in self.trials]})
+            document = {"search": self.identity, "trials": [asdict(trial) for trial in self.trials]}
+            write_json(self.path, with_checksum(document))
+
+
+def delete_search(folder: Path) -> None:
+    """Removes what a search left in a folder; other files stay."""
+    for pattern in ("trials.json", "importance.safetensors", "[0-9]*-[0-9]*.safetensors"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def same_search(recorded: object, identity: dict[str, Any]) -> bool:
@@ -166,22 +177,20 @@ class Search:
             )
         scores = agreed(scores)
         if path is not None and is_main_process():
-            tensors = {f"tokens.{n}": values.contiguous() for n, values in enumerate(scores.tokens)}
-            tensors |= {f"segments.{n}": values.contiguous() for n, values in enumerate(scores.segments)}
-            metadata = {"search": json.dumps(self.identity, sort_keys=True)}
-            write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
+            tensors = {f"tokens.{n}": values for n, values in enumerate(scores.tokens)}
+            tensors |= {f"segments.{n}": values for n, values in enumerate(scores.segments)}
+            save_tensors(path, tensors, {"search": self.identity})
         return scores
 
     def _read_importance(self, path: Path) -> Importance:
-        blocks = range(len(self.model.prompts))
-        try:
-            with safe_open(path, framework="pt") as file:
-                search = json.loads(file.metadata()["search"])
-                tokens, segments = ([file.get_tensor(f"{kind}.{n}") for n in blocks] for kind in ("tokens", "segments"))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} is damaged ({error}); delete its folder to search anew.") from error
-        if not same_search(search, self.identity):
+        tensors, facts = load_tensors(path, _REMEDY)
+        if not same_search(facts.get("search"), self.identity):
             raise TrainingError(f"{path.parent} holds another search; give its model and settings, or another folder.")
+        blocks, kinds = range(len(self.model.prompts)), ("tokens", "segments")
+        try:
+            tokens, segments = ([tensors[f"{kind}.{n}"] for n in blocks] for kind in kinds)
+        except KeyError as error:
+            raise TrainingError(f"{path} is damaged ({error} is missing); {_REMEDY}.") from error
         return Importance(
             tokens=tokens, segments=segments, criterion=self.settings.criterion, scope=self.settings.scope
         )
@@ -267,6 +276,6 @@ class Search:
             "images": self.images,
             "data": [identity(self.train), None if self.val is None else identity(self.val)],
             "rewind_epoch": self.rewind_epoch,
-            "values": hashlib.sha256(save(tensors)).hexdigest(),
+            "values": checksum(save(tensors)),
         }
         return json.loads(json.dumps(document))

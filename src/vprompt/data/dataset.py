@@ -121,6 +121,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if augment != "none" and (root is None or paths is None):
             raise DataError("Only images in files can be augmented, because crops are cut from the originals.")
 
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        held = "in memory" if self.in_memory else "in files"
+        return (
+            f"ImageDataset({len(self)} images of {height}×{width} pixels {held}, {len(self.labels.unique())} classes)"
+        )
+
     @property
     def in_memory(self) -> bool:
         """Whether the decoded pixels are held, rather than decoded on each access."""
@@ -279,6 +286,14 @@ class Task:
     skipped: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     summary: Summary = field(default_factory=Summary)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{len(split)} {name}"
+            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
+            if split is not None
+        )
+        return f"Task({self.name!r}, {len(self.classes)} classes, images: {sizes})"
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the classes or with any split's data.

@@ -248,9 +248,6 @@ def render(image: Image.Image, preprocessing: Preprocessing, view: View | None =
 
     A view is cut out of the image resized to `size / 0.875`: its short side, or both with `"squash"`.
     """
-    if preprocessing.interpolation not in _FILTERS:
-        known = ", ".join(_FILTERS)
-        raise DataError(f"The interpolation {preprocessing.interpolation!r} is not known; use one of {known}.")
     height, width = preprocessing.size
     whole = preprocessing.resize == "squash" and view is None
     box = None if whole else _box(image.size, preprocessing, view)

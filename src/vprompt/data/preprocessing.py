@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from vprompt.utils.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +20,11 @@ Augment = Literal["none", "crop-flip"]
 WHITE = 65535
 """The value of white in images of 16 bits."""
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+MAX_SIDE = 4096
+"""Most pixels of a side of the images that a model is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -26,11 +34,14 @@ class Preprocessing:
         size: Height and width in pixels.
         mean: Per channel, on the 0-1 scale.
         std: Per channel, on the 0-1 scale.
-        interpolation: `"bilinear"`, `"bicubic"` or `"nearest"`.
+        interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
         resize: `"squash"` ignores the aspect ratio, as VTAB-1k does; `"crop"` resizes the short side to `size / 0.875`
             and cuts the centre, as FGVC does.
         white: The value of white in images of 16 bits, such as 4095 for those of a camera of 12 bits, unless a file
             says it itself.
+
+    Raises:
+        DataError: If a value is out of range.
 
     Example:
         >>> Preprocessing(size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).resize
@@ -43,6 +54,25 @@ class Preprocessing:
     interpolation: str = "bicubic"
     resize: Resize = "squash"
     white: int = field(default=WHITE, metadata={"added": True})
+
+    def __post_init__(self) -> None:
+        checks = [
+            (
+                0 < min(self.size) <= max(self.size) <= MAX_SIDE,
+                f"The size is from 1 to {MAX_SIDE} pixels, not {self.size}",
+            ),
+            (all(map(math.isfinite, self.mean)), f"The mean is finite, not {self.mean}"),
+            (all(0 < value < math.inf for value in self.std), f"'std' is above 0 and finite, not {self.std}"),
+            (self.resize in ("squash", "crop"), f"Images are resized by 'squash' or 'crop', not {self.resize!r}"),
+            (
+                self.interpolation in INTERPOLATIONS,
+                f"The interpolation {self.interpolation!r} is not known; use one of {', '.join(INTERPOLATIONS)}",
+            ),
+            (0 < self.white <= WHITE, f"'white' is from 1 to {WHITE}, not {self.white}"),
+        ]
+        for holds, problem in checks:
+            if not holds:
+                raise DataError(f"{problem}.")
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Turns uint8 pixels (..., 3, H, W) into float32 with `mean` and `std` taken out; never in place."""

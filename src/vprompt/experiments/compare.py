@@ -15,10 +15,11 @@ from torch import nn
 
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import num_parameters
+from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.experiments.bench.bench import changed_images, run_here
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
-from vprompt.experiments.bench.plan import MethodPlan, Plan
+from vprompt.experiments.bench.plan import MethodPlan, Plan, check_number
 from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.report.comparison import draw, markdown
 from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from
@@ -32,14 +33,12 @@ from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
 from vprompt.utils.serialization import options_of
-from vprompt.utils.statistics import mean, seeds_of
+from vprompt.utils.statistics import mean, seeds_of, wilson
 
 CONDENSED = "pc"
 """Label of Prompt Condensation: the condensed run of VPT-Deep."""
 
 DOCUMENT = "compare.json"
-
-BUNDLED_TASK = "bundled:fashion-mnist"
 
 GMACS_PER_CALL = 40.0
 """About a second on one thread of a processor."""
@@ -184,7 +183,7 @@ class Comparison:
             name="compare",
             title="Comparison of methods",
             tasks=(self.task,),
-            seeds=tuple(range(self.seeds)),
+            seeds=tuple(range(check_number(self.seeds, "seeds"))),
             settings={"train_on": "train"} | {k: v for k, v in self._common.items() if k not in ("data", "root")},
             methods=tuple(MethodPlan(label=name, settings=self.values_of(name)) for name in self.methods),
         )
@@ -276,11 +275,16 @@ def _row(method: str, rows: Sequence[dict[str, Any]], measured: Measured) -> dic
     learned = mean([result["learned_params"] for result in results])
     prompts = mean([sum(result["prompt_counts"]) for result in results])
     costs = measured.costs.get(method)
+    images, majority = (next((r.get(f"test_{key}") for r in results), None) for key in ("images", "majority_accuracy"))
+    balanced = [r["test_balanced_accuracy"] for r in results if "test_balanced_accuracy" in r]
     return {
         "method": method,
         "runs": len(results),
         "test_accuracy": test.mean,
         "test_std": test.std,
+        "test_interval": None if not images or test.mean is None else wilson(test.mean * images, images),
+        "test_balanced_accuracy": mean(balanced),
+        "test_majority_accuracy": majority,
         "val_accuracy": val.mean,
         "learned_params": learned,
         "learned_share": None if learned is None or not measured.bare else learned / measured.bare["parameters"],

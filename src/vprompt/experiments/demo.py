@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vprompt.experiments.bench.bench import run_here
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.plan import Plan, load_plan
@@ -24,10 +22,8 @@ from vprompt.report.plots import Point, plot_accuracy, plot_kept
 
 
 def demo_plan(*, seed: int = 0) -> Plan:
-    """The plan that comes with the library, in bf16 where the processor has instructions for it."""
-    plan = load_plan("demo")
-    precision = "bf16" if _fast_bf16() else "fp32"
-    return replace(plan, seeds=(seed,), settings={**plan.settings, "precision": precision}, text="")
+    """The plan that comes with the library."""
+    return replace(load_plan("demo"), seeds=(seed,), text="")
 
 
 def run_demo(out: Path, *, seed: int = 0, plan: Plan | None = None, watch: Watch | None = None) -> dict[str, Any]:
@@ -95,11 +91,3 @@ def _draw(out: Path, plan: Plan, rows: list[dict[str, Any]], models: Mapping[str
         plot_kept(out / "kept.png", before, model.prompt_counts, title="Prompts kept per block")
         pictures.append(str(out / "kept.png"))
     return pictures
-
-
-def _fast_bf16() -> bool:
-    """Whether this machine multiplies bf16 faster than fp32; emulated bf16 is slower."""
-    if torch.accelerator.is_available():
-        return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16", False))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.experiments.stages import Sources, Stages, preprocessing_of
+from vprompt.experiments.stages import CachedSources, Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.attach import attach
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
+from vprompt.model.tensors import TENSORS_FILE
 from vprompt.training.evaluate import evaluate
 from vprompt.training.trainer import History
 from vprompt.utils.errors import DataError, DivergedError
-from vprompt.utils.progress import Report
+from vprompt.utils.io import checksum
+from vprompt.utils.progress import Report, silent
 
 
 def run(
@@ -58,12 +62,19 @@ def run(
         VPromptError: Or one of its kinds, whatever goes wrong that a sentence explains.
         Interrupted: On Ctrl-C; the run can be resumed.
     """
-    sources = sources or Sources()
-    folder = RunFolder(out, settings.to_flat())
-    if (finished := folder.open(resume=resume)) is not None:
-        return finished
-    with folder.discarding():
+    sources = sources or CachedSources()
+
+    def data_fingerprint() -> str:
+        preprocessing = preprocessing_of(settings, describe_name(settings.backbone, img_size=settings.img_size))
+        return sources.task(settings, preprocessing, silent).fingerprint()
+
+    fingerprints = {"data": data_fingerprint, "weights": partial(_file_fingerprint, settings.weights)}
+    folder = RunFolder(out, settings.to_flat(), fingerprints=fingerprints)
+    with folder.opened(resume=resume) as finished:
+        if finished is not None:
+            return finished
         stages, model = _prepare(settings, folder, progress, sources)
+        folder.record(data=stages.task.fingerprint())
         recipe = settings.recipe
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
         origin = weights_origin(model.backbone)
@@ -72,20 +83,21 @@ def run(
         early = None
         if trained is not None:
             early, history, before = _take_over(model, trained, stages)
-        elif settings.prune is not None:
-            history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
-            before = stages.report(model, history)
         else:
-            history = stages.train(model, recipe, "training")
-            before = None
+            if settings.prune is not None:
+                history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
+            else:
+                history = stages.train(model, recipe, "training")
+            before = stages.report(model, history)
+            stages.keep(model, before, settings, origin)
         if settings.prune is not None:
             pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
             facts |= {"before": before, "pruning": _pruning_facts(pruned)}
             return stages.finish(pruned.model, pruned.history or history, facts, origin)
         assert settings.condense is not None
         fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
-        small, tuning = stages.condense(model, settings.condense, fine_tuning)
-        return stages.finish(small, tuning, {"before": before or stages.report(model, history), **facts}, origin)
+        small, tuning = stages.condense(model, settings.condense, fine_tuning, keep=trained is None)
+        return stages.finish(small, tuning, {"before": before, **facts}, origin)
 
 
 def first_stage(settings: Settings) -> Settings | None:
@@ -172,6 +184,7 @@ def _prepare(
         classes=stages.task.classes,
         preprocessing=preprocessing,
     )
+    stages.introduce(model)
     return stages, model
 
 
@@ -197,17 +210,30 @@ def run_condense(
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     condensing = settings.condense
-    folder = RunFolder(out, settings.to_flat(), flags={"condense": "ratio"})
-    if (finished := folder.open(resume=resume)) is not None:
-        return finished
-    with folder.discarding():
+    sources = CachedSources()
+
+    def data_fingerprint() -> str:
+        return sources.task(
+            settings, load(settings.adapter, weights=settings.weights).preprocessing, silent
+        ).fingerprint()
+
+    fingerprints = {
+        "data": data_fingerprint,
+        "weights": partial(_file_fingerprint, settings.weights),
+        "adapter": partial(_file_fingerprint, f"{settings.adapter}/{TENSORS_FILE}"),
+    }
+    folder = RunFolder(out, settings.to_flat(), flags={"condense": "ratio"}, fingerprints=fingerprints)
+    with folder.opened(resume=resume) as finished:
+        if finished is not None:
+            return finished
         model = load(settings.adapter, weights=settings.weights)
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
         if condensing.merge:
             check_merge(model)
         origin = weights_origin(model.backbone)
-        stages = Stages(folder, settings, model.preprocessing, progress, Sources())
+        stages = Stages(folder, settings, model.preprocessing, progress, sources)
+        folder.record(data=stages.task.fingerprint())
         if model.classes is not None and model.classes != stages.task.classes:
             raise DataError(
                 f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
@@ -215,10 +241,17 @@ def run_condense(
             )
         earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work
         recipe = replace(fine_tuning_recipe(model), epochs=condensing.fine_tune_epochs, seed=settings.seed)
-        small, history = stages.condense(model, condensing, recipe)
-        before = earlier or stages.report(model, History())
+        stages.introduce(model)
+        before = stages.report(model, History()) | (earlier or {})
+        small, history = stages.condense(model, condensing, recipe, keep=True)
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
+        facts |= {"fingerprints": {"adapter": fingerprints["adapter"]()}}
         return stages.finish(small, history, facts, origin)
+
+
+def _file_fingerprint(file: str | None) -> str | None:
+    """Sixteen hex digits of a file's bytes; None where there is none."""
+    return checksum(Path(file))[:16] if file is not None and os.path.isfile(file) else None
 
 
 def _pruning_facts(pruned: Pruned) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
-from vprompt.compression.criteria import SCOPES, Criterion, Scope, check_name, check_riding
-from vprompt.methods.base import Method
+from vprompt.compression.criteria import Criterion, Scope, check_name, check_riding
+from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Option, build, check_known, flat, options_of, typed
+from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 
 TrainOn = Literal["train", "train+val"]
 
@@ -29,7 +30,8 @@ class Condensing:
     """Prompt Condensation after training: score, keep the best, fine-tune them.
 
     Args:
-        ratio: After training, keep this share of the prompts (0.3 keeps 30 %) and fine-tune them.
+        ratio: After training, keep this share of the prompts (0.3 keeps 30 %) and fine-tune them; auto: the smallest
+            share that is not worse than all prompts on the validation images.
         fine_tune: Fine-tune the prompts that stay, at a tenth of the learning rate.
         fine_tune_epochs: Epochs of that fine-tuning.
         criterion: Measure of a prompt's importance: what zeroing it (taylor) or removing it does to the loss, to the
@@ -42,7 +44,7 @@ class Condensing:
         VPromptError: If a value is out of range.
     """
 
-    ratio: float = field(metadata={"flag": "condense", "off": True})
+    ratio: float | Literal["auto"] = field(metadata={"flag": "condense", "off": True})
     fine_tune: bool = True
     fine_tune_epochs: int = 20
     criterion: Criterion = "taylor"
@@ -50,11 +52,12 @@ class Condensing:
     merge: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise VPromptError(f"The share of prompts to keep must be above 0 and at most 1, not {self.ratio}.")
+        if self.ratio != "auto" and not 0 < self.ratio <= 1:
+            raise VPromptError(
+                f"The share of prompts to keep must be above 0 and at most 1, or auto, not {self.ratio}."
+            )
         check_name(self.criterion)
-        if self.scope not in SCOPES:
-            raise VPromptError(f"The scope is 'global', 'local' or 'shared', not {self.scope!r}.")
+        check_fields(self)
         Recipe(epochs=self.fine_tune_epochs)
 
     def check(self, method: Method) -> None:
@@ -85,7 +88,8 @@ class Settings:
         data: Image folder; or a task: vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when
             left out.
         root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
-        backbone: timm name of the vision transformer.
+        backbone: small, base or large (vision transformers at 224 pixels, trained on ImageNet-21k); bundled (64 pixels,
+            for trying things out); or any name that timm has.
         weights: Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT)
             instead of the published ones.
         method: Method of adaptation.
@@ -113,7 +117,7 @@ class Settings:
     backbone: str
     weights: str | None = None
     method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
-    head_init: Literal["zero", "paper"] = "zero"
+    head_init: HeadInit = HEAD_INIT
     condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
     prune: Pruning | None = field(
         default=None, metadata={"switch": "prune", "when": ("prune", "prune_tokens", "prune_segments")}
@@ -127,17 +131,19 @@ class Settings:
     split_seed: int = 0
     skip_bad: bool = False
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.condense is not None:
             self.condense.check(self.method)
+            if self.condense.ratio == "auto" and self.train_on != "train":
+                raise VPromptError(
+                    "How much to condense is chosen on validation images, so they cannot be trained on; give a share "
+                    "instead of auto, or train on 'train'."
+                )
         if self.prune is not None:
             self._check_pruning(self.prune)
-        if self.resize not in ("squash", "crop", None):
-            raise VPromptError(f"Images are resized by 'squash' or 'crop', not {self.resize!r}.")
-        if self.augment not in ("none", "crop-flip", None):
-            raise VPromptError(f"Images are augmented by 'none' or 'crop-flip', not {self.augment!r}.")
-        if self.train_on not in ("train", "train+val"):
-            raise VPromptError(f"A run trains on 'train' or on 'train+val', not on {self.train_on!r}.")
         if self.img_size is not None and self.img_size < 1:
             raise VPromptError(f"The image size must be at least 1 pixel, not {self.img_size}.")
 
@@ -176,7 +182,8 @@ class Settings:
         """Short words for the name of a run, without its data: method, sizes, compression, seed."""
         parts = [self.method.name, self.method.size]
         if self.condense is not None:
-            parts.append(f"keep{self.condense.ratio:g}{'-merged' * self.condense.merge}")
+            ratio = self.condense.ratio if self.condense.ratio == "auto" else f"{self.condense.ratio:g}"
+            parts.append(f"keep{ratio}{'-merged' * self.condense.merge}")
         parts += ["pruned"] * (self.prune is not None)
         return [*filter(None, parts), f"seed{self.recipe.seed}"]
 
@@ -239,10 +246,9 @@ def check_setting(name: str, value: Any, method: str | None = None) -> Any:
     check_known({name: value}, setting_types())
     if name in options_of(Settings) or name == "method":
         return typed(name, value, setting_types()[name].type)
-    kinds = [METHODS.get(method)] if method is not None else METHODS
-    hints = [kind.options[name].type for kind in kinds if name in kind.options]
+    hints = {kind.name: kind.options[name].type for kind in METHODS if name in kind.options}
     problem: VPromptError | None = None
-    for hint in hints or [setting_types()[name].type]:
+    for hint in [hints[method]] if method in hints else hints.values():
         try:
             return typed(name, value, hint)
         except VPromptError as error:
@@ -265,11 +271,12 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         >>> settings_from({"backbone": "test_vit", "epochs": 3, "prune_tokens": 0.5}).prune.tokens
         0.5
     """
-    given = {name: check_setting(name, value) for name, value in values.items()}
+    kind = METHODS.get(check_setting("method", values.get("method", DEFAULT_METHOD)))
+    given = {name: check_setting(name, value, kind.name) for name, value in values.items()}
     if "backbone" not in given:
         raise VPromptError("The settings name no backbone.")
-    method = METHODS.get(given.get("method", DEFAULT_METHOD)).make(given)
-    return build(Settings, given, method=method)
+    given["backbone"] = full_name(given["backbone"])
+    return build(Settings, given, method=kind.make(given))
 
 
 def place_settings() -> frozenset[str]:

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone, require_weights
 from vprompt.backbones.info import BackboneInfo, num_parameters
+from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
-from vprompt.compression.condense import condense
+from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
 from vprompt.compression.prune import prune
+from vprompt.compression.score import score
 from vprompt.compression.search import Pruned
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task
-from vprompt.data.preprocessing import Augment, Preprocessing
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
-from vprompt.experiments.folder import RESULT, RunFolder
+from vprompt.experiments.folder import RESULT, STATE, RunFolder
+from vprompt.experiments.preview import augment_of, preview
 from vprompt.experiments.provenance import provenance
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.evaluate import Evaluation, evaluate
+from vprompt.training.checkpoint import load_tensors, save_tensors
+from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.loader import ImageLabels
+from vprompt.training.precision import in_bf16
 from vprompt.training.trainer import History, fit
+from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import DataError, TrainingError
-from vprompt.utils.io import read_json, write_atomically
-from vprompt.utils.progress import Report, bar
+from vprompt.utils.errors import BackboneError, DataError
+from vprompt.utils.io import read_json, write_json
+from vprompt.utils.progress import Report, bar, tell
 
 
 class Sources:
     """Makes backbones and opens tasks for runs; a subclass may keep them from one run to the next."""
+
+    introduced: Task | None = None
+    """The last task of which a run has said what was found; the runs that follow need not."""
 
     def backbone(self, settings: Settings) -> nn.Module:
         """The backbone that settings name, with its weights; runs leave it as it is."""
@@ -89,9 +98,6 @@ def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
 
 
 REPORT_KEYS = (
-    "val_accuracy",
-    "val_loss",
-    "test_accuracy",
     "prompt_counts",
     "learned_params",
     "backbone_params",
@@ -99,9 +105,56 @@ REPORT_KEYS = (
     "method",
     "training_seconds",
     "converged",
+    "overfits",
     "epochs",
 )
-"""Keys of a result for each model in it."""
+"""Keys of a result for each model in it, besides those of its figures: `val_...` and `test_...`."""
+
+SPLITS = {"val": "validation", "test": "test"}
+
+FULL, CONDENSED = "full", "condensed"
+"""Folders in that of a run: the adapter with all prompts, and the one with those that are kept, not fine-tuned."""
+
+
+def backbone_for(
+    data: str | None, *, root: str | None = None, weights: str | None = None, out: Path | None = None
+) -> tuple[str, str | None]:
+    """The backbone of a run for which none is named, and a sentence where it is not the one that it should be.
+
+    Tasks that come with the library have the bundled one. A user's own images have `small`; where its weights cannot
+    be had, they have the bundled one as well.
+
+    Args:
+        data: See `Settings`, as `root` and `weights`.
+        root: Folder of benchmarks.
+        weights: File with weights: then they are those of `small`.
+        out: Folder of an earlier run that goes on, with the backbone that it began with.
+    """
+    files = [] if out is None else [out / STATE / "settings.json", out / RESULT]
+    for file in filter(Path.is_file, files):
+        document = read_json(file)
+        if isinstance(name := document.get("backbone"), str):
+            return name, None
+    small = full_name("small")
+    if _is_rendered(data, root):
+        return BUNDLED_BACKBONE, None
+    if weights is not None:
+        return small, None
+    try:
+        require_weights(small)
+    except BackboneError:
+        return BUNDLED_BACKBONE, (
+            f"Offline: the weights of the backbone small ({small}) are neither in the cache nor to be had from the "
+            "Hub, so the bundled one takes its place, which is for trials and knows far less. Go online once, or "
+            "give --backbone small --weights FILE; --backbone bundled asks for this one."
+        )
+    return small, None
+
+
+def _is_rendered(data: str | None, root: str | None) -> bool:
+    """Whether the images come with the library: they need no file."""
+    listings = (source.find(BUNDLED_TASK if data is None else data, root=root, training=True) for source in SOURCES)
+    return any(listing is not None and listing.rendered is not None for listing in listings)
 
 
 class Stages:
@@ -117,13 +170,35 @@ class Stages:
     ) -> None:
         self.folder = folder
         self.settings = settings
+        self.sources = sources
         self.bars = progress is True
         self.progress = progress
         self.started = time.monotonic()
-        self.scoring_seconds: float | None = None
+        self.facts: dict[str, Any] = {}
+        self.evaluations: list[dict[str, Evaluation]] = []
+        self.notes: list[str] = []
+        torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, report)
         self.train_images, self.val = training_images(self.task, settings)
+        if settings.condense is not None and settings.condense.ratio == "auto" and self.val is None:
+            raise DataError(
+                f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
+                "instead of auto."
+            )
+
+    def introduce(self, model: PromptedModel) -> None:
+        """Says on standard error what was found, and what will be done with it."""
+        if model.info.name == BUNDLED_BACKBONE and not _is_rendered(self.settings.data, self.settings.root):
+            self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
+        if self.bars and self.sources.introduced is not self.task:
+            lines = preview(model, self.task, self.settings, self._recipe(model))
+            about_data = [note for note in self.task.summary.notes if not note.startswith("Passed over")]
+            tell([*lines, *about_data, *self.notes])
+            self.sources.introduced = self.task
+
+    def _recipe(self, model: PromptedModel) -> Recipe:
+        return self.settings.recipe if isinstance(self.settings, Settings) else fine_tuning_recipe(model)
 
     def train(
         self,
@@ -155,8 +230,7 @@ class Stages:
 
         def record(epochs: int) -> None:
             if epochs == rewind_epoch and is_main_process():
-                values = {name: value.cpu().contiguous() for name, value in model.state().items()}
-                write_atomically(early, lambda part: save_file(values, part))
+                save_tensors(early, model.state(), {})
 
         return self.train(model, recipe, "training", record)
 
@@ -173,7 +247,7 @@ class Stages:
             model,
             self.train_images,
             self.val,
-            early=_read_state(self._early) if early is None else early,
+            early=load_tensors(self._early, "start the run anew in another --out")[0] if early is None else early,
             rewind_epoch=rewind_epoch,
             settings=settings,
             recipe=recipe,
@@ -186,31 +260,84 @@ class Stages:
     def _early(self) -> Path:
         return self.folder.state("pruning") / "early.safetensors"
 
-    def condense(self, model: PromptedModel, settings: Condensing, recipe: Recipe) -> tuple[PromptedModel, History]:
-        """The model with the prompts that are kept, fine-tuned if the settings say so."""
+    def condense(
+        self, model: PromptedModel, settings: Condensing, recipe: Recipe, *, keep: bool
+    ) -> tuple[PromptedModel, History]:
+        """The model with the prompts that are kept, fine-tuned if the settings say so.
+
+        Args:
+            model: With all prompts.
+            settings: How.
+            recipe: Of the fine-tuning.
+            keep: Leave the model that is not fine-tuned in a folder of its own.
+        """
         started = time.monotonic()
-        small = condense(
-            model,
-            self.train_images,
-            ratio=settings.ratio,
-            criterion=settings.criterion,
-            scope=settings.scope,
-            merge=settings.merge,
-            fine_tune=False,
-            recipe=recipe,
-            progress=self.bars,
-        )
-        self.scoring_seconds = round(time.monotonic() - started, 3)
-        return small, self.train(small, recipe, "fine-tuning") if settings.fine_tune else History()
+        with bar("scoring", enabled=self.bars) as report:
+            scores = score(
+                model,
+                self.train_images,
+                criterion=settings.criterion,
+                seed=recipe.seed,
+                workers=recipe.workers,
+                report=report,
+            )
+        self.facts["scoring_seconds"] = round(time.monotonic() - started, 3)
+
+        def condensed(ratio: float) -> PromptedModel:
+            return condense(
+                model,
+                self.train_images,
+                ratio=ratio,
+                criterion=settings.criterion,
+                scope=settings.scope,
+                merge=settings.merge,
+                fine_tune=False,
+                scores=scores,
+            )
+
+        def tuned(ratio: float, stage: str) -> tuple[float, PromptedModel, History]:
+            small = condensed(ratio)
+            return ratio, small, self.train(small, recipe, stage) if settings.fine_tune else History()
+
+        if settings.ratio == "auto":
+            val = self.val
+            assert val is not None  # as is checked at the start
+
+            def attempt(ratio: float) -> tuple[tuple[float, PromptedModel, History], Evaluation]:
+                made = tuned(ratio, f"fine-tuning-{ratio:g}")
+                return made, self._evaluated(made[1], val, "validation")
+
+            best, trials = smallest_share(self._evaluated(model, val, "validation"), attempt)
+            ratio, small, history = best or (1.0, condensed(1.0), History())
+            self.facts["condensing"] = {"ratio": ratio, "trials": trials}
+        else:
+            ratio, small, history = tuned(settings.ratio, "fine-tuning")
+        if keep and history.rows and is_main_process():
+            condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
+        return small, history
+
+    def keep(
+        self, model: PromptedModel, report: dict[str, Any], settings: Settings, weights: dict[str, str] | None
+    ) -> None:
+        """Leaves the model with all prompts, whose report is given, as a finished run in a folder of its own."""
+        if is_main_process():
+            model.save_pretrained(self.folder.out / FULL)
+            whole = replace(settings, condense=None, prune=None).to_flat()
+            facts = {"backbone": settings.backbone, "seed": settings.recipe.seed, "settings": whole}
+            origin = self._provenance(model, weights)
+            write_json(self.folder.out / FULL / RESULT, {**report, **facts, "provenance": origin})
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
         """The numbers of one model; the only place where test data is read."""
-        val = self._evaluated(model, self.val, "validation")
-        test = self._evaluated(model, self.task.test if self._tests else None, "test")
+        report: dict[str, Any] = {}
+        self.evaluations.append({})
+        for split, data in {"val": self.val, "test": self.task.test if self._tests else None}.items():
+            report |= {f"{split}_accuracy": None, f"{split}_loss": None}
+            if data is not None:
+                evaluation = self.evaluations[-1][split] = self._evaluated(model, data, SPLITS[split])
+                report |= {f"{split}_{key}": value for key, value in evaluation.figures(self.task.classes).items()}
         return {
-            "val_accuracy": None if val is None else val.accuracy,
-            "val_loss": None if val is None or not math.isfinite(val.loss) else val.loss,
-            "test_accuracy": None if test is None else test.accuracy,
+            **report,
             "prompt_counts": model.prompt_counts,
             "learned_params": model.num_learned,
             "backbone_params": num_parameters(model.backbone),
@@ -218,6 +345,7 @@ class Stages:
             "method": model.method.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,
+            "overfits": history.overfits,
             "epochs": history.rows,
         }
 
@@ -227,32 +355,54 @@ class Stages:
         result = read_json(path) if path.is_file() else {}
         if result.get("provenance", {}).get("data", {}).get("fingerprint") != self.task.fingerprint():
             return None
-        return {key: result[key] for key in REPORT_KEYS if key in result}
+        return {key: value for key, value in result.items() if key in REPORT_KEYS or key.startswith(("val_", "test_"))}
 
     def finish(
         self, model: PromptedModel, history: History, facts: dict[str, Any], weights: dict[str, str] | None
     ) -> dict[str, Any]:
         """Writes adapter and result."""
+        report = self.report(model, history)
+        for split, evaluation in self.evaluations[-1].items():
+            self.notes += evaluation.remarks(self.task.classes, SPLITS[split])
+        if len(self.evaluations) > 1:
+            facts = {**facts, "lost": self._lost(*self.evaluations[-2:])}
+        recipe, device = self._recipe(model), model.device
         result = {
-            **self.report(model, history),
+            **report,
             **facts,
+            **self.facts,
+            "notes": self.notes,
+            "machine": {
+                "device": str(device),
+                "precision": "bf16" if in_bf16(recipe.precision, device) else "fp32",
+                "threads": torch.get_num_threads(),
+                "batch_size": recipe.batch_size,
+            },
             "settings": self.folder.document,
-            "provenance": provenance(model, self.train_images, self.task, weights, tested=self._tests),
+            "provenance": self._provenance(model, weights),
             "seconds": round(time.monotonic() - self.started, 1),
         }
-        if self.scoring_seconds is not None:
-            result["scoring_seconds"] = self.scoring_seconds
         result = json.loads(json.dumps(result))
         self.folder.finish(model, result)
         return result
+
+    @staticmethod
+    def _lost(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> dict[str, Any]:
+        """Accuracy that fewer prompts cost, on the same images; below 0 where they gained some."""
+        lost: dict[str, Any] = {}
+        for split in after:
+            change, (low, high) = difference(after[split], before[split])
+            lost |= {f"{split}_accuracy": change, f"{split}_interval": [low, high]}
+        return lost
+
+    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None) -> dict[str, Any]:
+        return provenance(model, self.train_images, self.task, weights, tested=self._tests)
 
     @property
     def _tests(self) -> bool:
         return not isinstance(self.settings, Settings) or self.settings.test
 
-    def _evaluated(self, model: PromptedModel, data: ImageLabels | None, name: str) -> Evaluation | None:
-        if data is None:
-            return None
+    def _evaluated(self, model: PromptedModel, data: ImageLabels, name: str) -> Evaluation:
         with bar(f"evaluating ({name})", enabled=self.bars) as report:
             return evaluate(model, data, report=report)
 
@@ -265,16 +415,3 @@ def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[
             raise DataError(f"{task.source} has no validation images to train on as well.")
         train, val = train.joined(val), None
     return train.with_augment(augment_of(settings)), val
-
-
-def augment_of(settings: Settings | CondenseSettings) -> Augment:
-    """Random augmentation of training images: as the settings say, or as the task's results are made."""
-    given = settings.augment if isinstance(settings, Settings) else None
-    return given or transforms_of(settings.data).augment
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); start the run anew in another --out.") from error

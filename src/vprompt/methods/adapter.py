@@ -43,6 +43,7 @@ class Adapter(Method):
     tunes_backbone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reduction < 1:
             raise VPromptError(f"The reduction of Adapter must be at least 1, not {self.reduction}.")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import check_fields
 
 # torch takes seconds to import, and commands list methods and their options without it.
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ Riding = Literal["prefix", "tokens", "nothing"]
 """The form of prompts in the backbone: a prefix of keys and values in each block's attention, tokens that are inserted
 once and pass all blocks, or none.
 """
+
+MAX_PROMPTS = 10_000
+
+HeadInit = Literal["zero", "paper"]
+"""Start of the head; see `vprompt.attach`."""
+
+HEAD_INIT: HeadInit = "zero"
+"""The start that AdamW needs, in Python as on the command line."""
 
 
 def option(default: Any, *, flag: str) -> Any:
@@ -71,6 +80,9 @@ class Method:
     merges_weights: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
     prompt_dropout: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def variants(cls) -> Mapping[str, Mapping[str, Any]]:
@@ -168,7 +180,7 @@ class DeepPrompts(Method):
     `vprompt.methods.layers.prompts.Prompts` with its own `transform`.
 
     Args:
-        num_prompts: P, prompts per block; at least 1.
+        num_prompts: P, prompts per block; 1 to 10,000.
         dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
 
     Raises:
@@ -181,11 +193,22 @@ class DeepPrompts(Method):
     dropout: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_numbers()
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise VPromptError(f"Prompt dropout is at least 0 and below 1, not {self.dropout}.")
+
+    def check_numbers(self) -> None:
+        """Checks the numbers of prompts.
+
+        Raises:
+            VPromptError: If one is out of range.
+        """
         if self.num_prompts < 1:
             raise VPromptError(
                 f"{type(self).__name__} needs at least one prompt, not {self.num_prompts}; without any, it is Linear()."
             )
-        check_dropout(self.dropout)
+        check_most(self.num_prompts)
 
     @property
     def prompt_dropout(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -210,7 +233,7 @@ class DeepPrompts(Method):
         return replace(self, dropout=0.0)
 
 
-def check_dropout(dropout: float | None) -> None:
-    """Raises a `VPromptError` for a probability of prompt dropout that cannot be."""
-    if dropout is not None and not 0 <= dropout < 1:
-        raise VPromptError(f"Prompt dropout is at least 0 and below 1, not {dropout}.")
+def check_most(number: int) -> None:
+    """Raises a `VPromptError` for more prompts in a block than any memory holds."""
+    if number > MAX_PROMPTS:
+        raise VPromptError(f"A block has at most {MAX_PROMPTS} prompts, not {number}.")

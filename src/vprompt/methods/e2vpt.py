@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vprompt.methods.base import DeepPrompts, check_dropout, option
+from vprompt.methods.base import DeepPrompts, check_most, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
@@ -48,7 +48,8 @@ class E2VPT(DeepPrompts):
     num_kv_prompts: int = option(5, flag="kv_prompts")
     share: Share = "key-value"
 
-    def __post_init__(self) -> None:
+    def check_numbers(self) -> None:
+        """Checks the numbers of prompts of both kinds."""
         if min(self.num_prompts, self.num_kv_prompts) < 0:
             raise VPromptError(
                 f"Numbers of prompts are at least 0, not {min(self.num_prompts, self.num_kv_prompts)}; "
@@ -56,9 +57,7 @@ class E2VPT(DeepPrompts):
             )
         if self.num_prompts + self.num_kv_prompts == 0:
             raise VPromptError("E2VPT needs at least one prompt of either kind; without any, it is Linear().")
-        if self.share not in get_args(Share):
-            raise VPromptError(f"E2VPT's share is 'key-value', 'heads' or 'none', not {self.share!r}.")
-        check_dropout(self.dropout)
+        check_most(max(self.num_prompts, self.num_kv_prompts))
 
     @property
     def size(self) -> str:

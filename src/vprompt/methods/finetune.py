@@ -75,6 +75,7 @@ class Partial(_FineTuning):
     lr_factor: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.blocks < 1:
             raise VPromptError(f"Partial needs at least one block, not {self.blocks}; without any, it is Linear().")
 

@@ -49,6 +49,7 @@ class MLP(Method):
     lr_factor: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 2 <= self.layers <= 100:
             raise VPromptError(f"MLP has 2 to 100 layers, not {self.layers}; with one, it is Linear().")
 

@@ -47,6 +47,7 @@ class LoRA(Method):
     merges_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.rank <= 4096:
             raise VPromptError(f"The rank of LoRA must be at least 1 and at most 4096, not {self.rank}.")
         if not 0 < self.alpha < math.inf:

@@ -43,6 +43,7 @@ class Side(Method):
     tunes_backbone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.width <= 1024:
             raise VPromptError(f"The width of Side must be at least 1 and at most 1024, not {self.width}.")
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from vprompt.methods.base import DeepPrompts, Riding
 from vprompt.methods.registry import register
-from vprompt.utils.errors import VPromptError
 
 
 @register
@@ -17,7 +16,7 @@ class VPT(DeepPrompts):
     """Visual prompt tuning: learned prompts in the first block (shallow) or in every block (deep), and a linear head.
 
     Args:
-        num_prompts: P, prompts per block (deep) or in all (shallow); at least 1.
+        num_prompts: P, prompts per block (deep) or in all (shallow); 1 to 10,000.
         depth: `"deep"` or `"shallow"`.
         dropout: Probability of prompt dropout while training, 0 to below 1; the paper's 0.1 (deep) or 0 (shallow) when
             not given.
@@ -33,11 +32,6 @@ class VPT(DeepPrompts):
     """
 
     depth: Literal["deep", "shallow"] = "deep"
-
-    def __post_init__(self) -> None:
-        if self.depth not in ("deep", "shallow"):
-            raise VPromptError(f"VPT's depth is 'deep' or 'shallow', not {self.depth!r}.")
-        super().__post_init__()
 
     @classmethod
     def variants(cls) -> Mapping[str, Mapping[str, Any]]:

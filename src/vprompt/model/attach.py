@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import describe
-from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.base import Method
-from vprompt.methods.layers.head import HeadInit, initialise
+from vprompt.data.benchmarks.tasks import transforms_of
+from vprompt.data.dataset import Task
+from vprompt.data.pipeline import Progress
+from vprompt.data.preprocessing import Preprocessing, Resize
+from vprompt.data.tasks import open_task
+from vprompt.methods.base import HEAD_INIT, HeadInit, Method
+from vprompt.methods.layers.head import initialise
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.utils.errors import BackboneError, VPromptError
+from vprompt.utils.serialization import typed
+
+MAX_CLASSES = 1_000_000
 
 
 def attach(
     backbone: str | nn.Module,
     method: Method | None = None,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
+    data: Task | None = None,
     execution: Execution = "prefix",
-    head_init: HeadInit = "paper",
+    head_init: HeadInit = HEAD_INIT,
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     pretrained: bool = True,
@@ -33,15 +44,18 @@ def attach(
     """Attaches a method, such as prompts, and a head to a frozen vision transformer.
 
     Prompts are drawn from uniform(-v, v) (see `init_bound` in `vprompt.methods.layers.prompts`) with torch's global
-    generator: call `torch.manual_seed` to repeat.
+    generator: call `torch.manual_seed` to repeat. After that, training gives the numbers of `vprompt fit` with the same
+    seed.
 
     Args:
-        backbone: A timm name (`hf-hub:` and `local-dir:` included), or a timm model, which is not changed.
+        backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); or a timm model,
+            which is not changed.
         method: The method; `VPT()`, deep with 20 prompts, when not given.
-        num_classes: At least 1.
+        num_classes: At least 1; as many as there are names when not given.
+        data: A task from `open_data`, whose classes and preprocessing are taken unless given.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
-        head_init: `"paper"` draws the head's weight from Kaiming's normal distribution (fan out) and sets its bias to
-            -ln 99; `"zero"` starts from zeros, which AdamW at usual rates gets further from in a short training. Of a
+        head_init: `"zero"` starts from zeros; `"paper"` draws the head's weight from Kaiming's normal distribution (fan
+            out) and sets its bias to -ln 99, which the paper's SGD at high rates forgets and AdamW does not. Of a
             deeper head, its last layer.
         classes: Names of the classes.
         preprocessing: Preprocessing of images; the backbone's own when not given.
@@ -66,18 +80,26 @@ def attach(
 
     Source: VPT (arXiv 2203.12119).
     """
-    if num_classes < 1:
-        raise VPromptError(f"A classifier needs at least one class, not {num_classes}.")
+    if data is not None:
+        classes, preprocessing = classes or data.classes, preprocessing or data.preprocessing
+    if isinstance(classes, str):
+        raise VPromptError(f"Names of classes are a list, not the text {classes!r}.")
+    number = typed("num_classes", len(classes or ()) if num_classes is None else num_classes, int)
+    if not 1 <= number <= MAX_CLASSES:
+        raise VPromptError(
+            f"A classifier has 1 to {MAX_CLASSES:,} classes, not {number}; give num_classes, classes or data."
+        )
     method = VPT() if method is None else method
     if isinstance(backbone, str):
-        backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
+        with torch.random.fork_rng(devices=[]):  # what is drawn below is the same for a name and for its model
+            backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
     elif img_size is not None:
         raise BackboneError("img_size goes with a backbone's name; a model object has its input size already.")
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
     info = describe(backbone)
     prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
-    head = initialise(method.make_head(info.num_features, num_classes), head_init)
+    head = initialise(method.make_head(info.num_features, number), head_init)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone,
@@ -90,3 +112,45 @@ def attach(
         preprocessing=preprocessing,
     )
     return model.to(device=like.device, dtype=like.dtype).train()
+
+
+def open_data(
+    data: str | Path | None = None,
+    backbone: str | nn.Module = BUNDLED_BACKBONE,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    resize: Resize | None = None,
+    root: str | Path | None = None,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Task:
+    """Opens images as `vprompt fit DATA` does: checked, split, and prepared for a backbone.
+
+    Args:
+        data: An image folder, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; the bundled task when not given.
+        backbone: Name or timm model that will see the images.
+        img_size: With a name: its input size, as for `attach`.
+        resize: `"squash"` or `"crop"`; as the task's results are made when not given.
+        root: Folder of benchmark tasks; see `vprompt.data.open_task`.
+        split_seed: Cuts the splits that a folder does not have.
+        skip_bad: Go on without images and classes that cannot be used.
+        progress: Called after every image with (done, total).
+
+    Returns:
+        A task: `train`, `val`, `test` and `classes`, for `attach(..., data=task)` and `fit(model, task)`.
+
+    Raises:
+        DataError: If the data cannot be used.
+        BackboneError: If there is no such backbone.
+
+    Example:
+        >>> len(open_data().train)
+        800
+    """
+    info = describe_name(backbone, img_size=img_size) if isinstance(backbone, str) else describe(backbone)
+    spec = None if data is None else str(data)
+    usual = transforms_of(spec)
+    preprocessing = replace(info.preprocessing, resize=resize or usual.resize)
+    task = open_task(spec, preprocessing, root=root, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
+    return replace(task, train=task.train.with_augment(usual.augment))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.model.predict import Pictures, Predictions, predict
 
 
 class Classifier(nn.Module):
@@ -36,7 +37,30 @@ class Classifier(nn.Module):
     def any_size(self) -> bool:
         """True where images of other sizes than that of `preprocessing` are taken as they come."""
 
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        return f"{type(self).__name__}({self.num_classes} classes, images of {height}×{width} pixels)"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes; those without names are called by their numbers."""
         return self.classes or tuple(str(number) for number in range(self.num_classes))
+
+    def predict(self, images: Pictures, *, batch_size: int = 32) -> Predictions:
+        """Classes and probabilities of images as they come; they are prepared as the model wants them.
+
+        Args:
+            images: A file, a folder, a PIL image, a uint8 array (H, W, 3), or a list of those; see
+                `vprompt.model.predict.Pictures`.
+            batch_size: Images per forward pass.
+
+        Raises:
+            DataError: If an image cannot be read.
+
+        Example:
+            >>> import numpy as np, timm, vprompt
+            >>> model = vprompt.attach(timm.create_model("test_vit"), vprompt.VPT(2), classes=["ant", "bee"])
+            >>> model.predict(np.zeros((50, 40, 3), np.uint8)).class_names
+            ('ant',)
+        """
+        return predict(self, images, batch_size=batch_size)

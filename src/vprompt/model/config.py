@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, cast
 
-from vprompt.data.preprocessing import WHITE, Preprocessing
+from vprompt.data.preprocessing import MAX_SIDE, Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.registry import from_config, to_config
 from vprompt.model.records import Condensation, Pruning, Recipe
@@ -22,6 +24,9 @@ FORMAT_VERSION = 1
 OLD_VERSION = "laconic_version"
 """Key of `vprompt_version` in files that were written under the library's first name."""
 
+CHECKSUM = "checksum"
+"""Key of the SHA-256 of all others (and so of the tensors, whose own is among them); missing in older files."""
+
 _REDO = "save or download the adapter again"
 
 
@@ -35,12 +40,14 @@ class AdaptedBackbone:
         img_size: Height and width of its input in pixels.
         weights: The file that its weights came from, where that is not the one its name stands for; a path, or a
             name without one.
+        rounded: Fingerprints of the same weights in types of lower precision; missing in older files.
     """
 
     name: str
     fingerprint: str
     img_size: tuple[int, int]
     weights: str | None = None
+    rounded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +93,14 @@ class AdapterConfig:
 
 
 def write_config(config: AdapterConfig) -> str:
-    """The configuration as JSON text with sorted keys, lists of plain values on one line.
+    """The configuration as JSON text with sorted keys and a checksum, lists of plain values on one line.
 
     Raises:
         AdapterError: If a value is none that JSON can hold.
     """
-    document = {**asdict(config), "method": to_config(config.method)}
     try:
+        document = parse(pretty_json({**asdict(config), "method": to_config(config.method)}))
+        document[CHECKSUM] = _checksum(document)
         text = pretty_json(document, sort=True) + "\n"
         if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
             text = pretty_json(document, sort=True, ascii_only=True) + "\n"
@@ -126,6 +134,11 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
     return config
 
 
+def _checksum(document: dict[str, Any]) -> str:
+    """SHA-256 of plain data, whatever the order and spacing of its text."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 class _Reader(Reader):
     """Of an adapter's configuration."""
 
@@ -144,6 +157,11 @@ class _Reader(Reader):
             )
         if version < 1:
             self.fail(f"'format_version' should be at least 1, not {version}")
+        if CHECKSUM in document and document.pop(CHECKSUM) != _checksum(document):
+            raise AdapterError(
+                f"{self.where} is damaged: what it says is not what was saved; {_REDO}, or remove the line "
+                f"{CHECKSUM!r} if you changed it on purpose."
+            )
         if OLD_VERSION in document:
             document = {"vprompt_version": document[OLD_VERSION], **document}
             del document[OLD_VERSION]
@@ -169,9 +187,10 @@ class _Reader(Reader):
 
 def _check(config: AdapterConfig, reader: _Reader) -> None:
     """Checks conditions on the values beyond their types."""
-    counts, method, preprocessing = config.prompt_counts, config.method, config.preprocessing
+    counts, method, size = config.prompt_counts, config.method, config.backbone.img_size
     start = method.initial_counts(len(config.widths))
     misplaced = any(count > 0 and not first for count, first in zip(counts, start, strict=False))
+    surplus = any(count > first > 0 for count, first in zip(counts, start, strict=False))
     checks = [
         (config.num_classes >= 1, f"'num_classes' should be at least 1, not {config.num_classes}"),
         (
@@ -185,12 +204,13 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
         ),
         (not (method.riding == "tokens" and config.merged), "'merged' is nothing that shallow prompts can be"),
         (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
+        (
+            not surplus,
+            f"'prompt_counts' has more prompts in a block than the {max(start, default=0)} that it started with",
+        ),
         (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
         (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),
-        (min(config.backbone.img_size) >= 1, "'backbone.img_size' should be above 0"),
-        (min(preprocessing.size) >= 1, "'preprocessing.size' should be above 0"),
-        (min(preprocessing.std) > 0, "'preprocessing.std' should be above 0"),
-        (0 < preprocessing.white <= WHITE, f"'preprocessing.white' should be from 1 to {WHITE}"),
+        (0 < min(size) <= max(size) <= MAX_SIDE, f"'backbone.img_size' should be from 1 to {MAX_SIDE} pixels"),
         (_condensation_fits(config), "'condensation' should have a score for each prompt kept, block by block"),
         (_pruning_fits(config), "'pruning' should have shares from 0 to below 1, and an epoch of at least 0 or none"),
         (

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones.factory import can_create, create_backbone
-from vprompt.backbones.info import describe, fingerprint
+from vprompt.backbones.factory import can_create, create_backbone, timms_name
+from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
+from vprompt.backbones.meta import shapes_only
+from vprompt.backbones.weights import reason
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
-from vprompt.model.config import AdapterConfig, read_config
+from vprompt.model.config import AdaptedBackbone, AdapterConfig, read_config
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, Shape, check_shapes, read_bytes, read_tensors
 from vprompt.utils.errors import AdapterError, BackboneError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def load(
@@ -79,6 +84,11 @@ def _find(source: str | Path) -> Path:
 
 def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, own: bool) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
+    if timms_name(name).startswith("local-dir:") and not own:
+        raise AdapterError(
+            f"The adapter in {folder} names a folder of the machine that it was made on as its backbone, and no "
+            "adapter from the Hub chooses folders here; give the model object: vprompt.load(..., backbone=model)."
+        )
     if not can_create(name):
         raise AdapterError(
             f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
@@ -121,15 +131,27 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
             f"{pair} it took images of {there} pixels there, {here} here; make the backbone with "
             f"img_size={wanted.img_size if wanted.img_size[0] != wanted.img_size[1] else wanted.img_size[0]}."
         )
-    actual = fingerprint(backbone)
-    if actual != wanted.fingerprint:
-        todo = (
-            "give the weights it was trained on: vprompt.load(..., weights=FILE), --weights FILE on the command line, "
-            "or vprompt.load(..., backbone=model)"
-            if by_name
-            else "give the backbone with the weights it was trained on"
-        )
-        raise AdapterError(f"{pair} their weights differ (fingerprints {wanted.fingerprint} and {actual}); {todo}.")
+    if _same_weights(backbone, wanted):
+        return
+    held = str(precision_of(backbone)).removeprefix("torch.")
+    todo = (
+        "give the weights it was trained on: vprompt.load(..., weights=FILE), --weights FILE on the command line, or "
+        "vprompt.load(..., backbone=model)"
+        if by_name
+        else "give the backbone with the weights it was trained on"
+    )
+    if held in ("float16", "bfloat16") and not wanted.rounded:
+        todo += f"; this older adapter does not know weights rounded to {held}: load it on float32, and round the model"
+    raise AdapterError(
+        f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {fingerprint(backbone)} of {held}); "
+        f"{todo}."
+    )
+
+
+def _same_weights(backbone: nn.Module, wanted: AdaptedBackbone) -> bool:
+    """Whether a backbone has the weights that an adapter was trained on, or they are the same when rounded."""
+    own = fingerprint(backbone)
+    return own in (wanted.fingerprint, *wanted.rounded) or wanted.fingerprint in rounded_fingerprints(backbone)
 
 
 def _assemble(
@@ -137,25 +159,32 @@ def _assemble(
 ) -> PromptedModel:
     """The model with the saved values, each of which must have the name and shape that the method gives it here."""
     info, method = describe(backbone), config.method
-    with torch.random.fork_rng(devices=[]):
-        prompts = method.make_prompts(info)
-        kv_prompts = method.make_kv_prompts(backbone, info)
-        head = method.make_head(info.num_features, config.num_classes)
+    try:
+        # Without memory, until it is known that the file has as many numbers.
+        with torch.random.fork_rng(devices=[]), shapes_only():
+            prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
+            head = method.make_head(info.num_features, config.num_classes)
+        tuned = method.tuned_shapes(backbone, info)
+    except (RuntimeError, ArithmeticError, TypeError, ValueError, MemoryError) as error:
+        raise AdapterError(
+            f"{folder / CONFIG_FILE} asks for what cannot be ({reason(error)}); save or download the adapter again."
+        ) from error
     shapes: dict[str, Shape] = {f"kv_prompts.{name}": tuple(p.shape) for name, p in kv_prompts.named_parameters()}
     shapes |= {f"head.{name}": tuple(p.shape) for name, p in head.named_parameters()}
-    shapes |= {TUNED + name: tuple(shape) for name, shape in method.tuned_shapes(backbone, info).items()}
+    shapes |= {TUNED + name: tuple(shape) for name, shape in tuned.items()}
     plain = prompts.plain or config.plain_prompts
     shapes |= (
         _plain_shapes(config) if plain else {f"prompts.{n}": tuple(p.shape) for n, p in prompts.named_parameters()}
     )
     check_shapes(tensors, shapes, str(folder / TENSORS_FILE))
     parts = {kind: _under(tensors, kind) for kind in ("prompts.", "kv_prompts.", "head.", TUNED)}
-    if plain:
-        prompts = _plain_prompts(config, tensors, next(head.parameters()))
-    else:
-        _fill(prompts, parts["prompts."])
-    _fill(kv_prompts, parts["kv_prompts."])
-    _fill(head, parts["head."])
+    with torch.random.fork_rng(devices=[]):
+        head = _filled(method.make_head(info.num_features, config.num_classes), parts["head."])
+        kv_prompts = _filled(method.make_kv_prompts(backbone, info), parts["kv_prompts."])
+        if plain:
+            prompts = _plain_prompts(config, tensors, next(head.parameters()))
+        else:
+            prompts = _filled(method.make_prompts(info), parts["prompts."])
     model = PromptedModel(
         backbone,
         method,
@@ -168,7 +197,9 @@ def _assemble(
         preprocessing=config.preprocessing,
     )
     model.condensation, model.pruning, model.recipe = config.condensation, config.pruning, config.recipe
-    return model.to(device=next(backbone.parameters()).device)
+    for part in (model.prompts, model.kv_prompts, model.tuned, model.head):
+        part.to(device=next(backbone.parameters()).device, dtype=precision_of(backbone))
+    return model
 
 
 def _plain_shapes(config: AdapterConfig) -> dict[str, Shape]:
@@ -204,7 +235,8 @@ def _under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
 
 
-def _fill(module: nn.Module, values: dict[str, Tensor]) -> None:
-    """Sets a module's parameters to values, in their type."""
+def _filled(module: M, values: dict[str, Tensor]) -> M:
+    """A module with its parameters set to values, in their type."""
     for name, parameter in module.named_parameters():
         parameter.data = values[name]
+    return module

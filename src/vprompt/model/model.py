@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.backbones.freezing import Original
 from vprompt.backbones.graft import graft
-from vprompt.backbones.info import BackboneInfo, describe
+from vprompt.backbones.info import BackboneInfo, check_size, describe
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.layers.head import Head
@@ -104,8 +106,29 @@ class _Adapted(Classifier):
         """Our attention of every block, in forward order; the published execution runs timm's own where it can."""
         return [module for module in self.view.modules() if isinstance(module, PrefixAttention)]
 
+    def __repr__(self) -> str:
+        counts = self.prompt_counts
+        prompts = f"{sum(counts)} prompts in {sum(map(bool, counts))} blocks, " if any(counts) else ""
+        learned = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        name = f"{type(self).__name__}({self.method.name} on {self.info.name}"
+        height, width = self.preprocessing.size
+        numbers = f"{learned:,} learned numbers, " if learned else ""
+        return f"{name}, {prompts}{numbers}{self.num_classes} classes, images of {height}×{width} pixels)"
+
+    @property
+    @abstractmethod
+    def prompt_counts(self) -> list[int]:
+        """P_l for every block."""
+
+    def as_held(self, images_BCHW: Tensor) -> Tensor:
+        """Images in the type of the model's numbers, which may be of half precision."""
+        held = self.head.weight.dtype
+        # Exported programs hold no conversion that does nothing.
+        return images_BCHW if images_BCHW.dtype == held else images_BCHW.to(held)
+
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+        images_BCHW = self.as_held(images_BCHW)
         features_BF = self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
         return self.tuned.finish(features_BF, images_BCHW)
 
@@ -176,6 +199,8 @@ class PromptedModel(_Adapted):
             raise VPromptError(f"There are {len(names)} class names for {head.out_features} classes.")
         if execution not in ("prefix", "published"):
             raise VPromptError(f"Execution is 'prefix' or 'published', not {execution!r}.")
+        if preprocessing is not None:
+            check_size(backbone, replace(info, preprocessing=preprocessing), info.preprocessing.size)
         # Before the backbone is frozen: a method that does not fit it must leave it alone.
         tuning = method.tuning(backbone, info, tuned)
         super().__init__(backbone, info, tuning, head, method, names, preprocessing or info.preprocessing)

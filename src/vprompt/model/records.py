@@ -7,8 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import brief, check_fields
+
+Precision = Literal["fp32", "bf16", "auto"]
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
+
+MAX_RATE = 1e30
+"""Beyond it, a step is more than a number in single precision can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,7 @@ class Recipe:
         weight_decay: Not applied to the bias of the head.
         warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
         momentum: For SGD.
-        precision: `"fp32"`, or `"bf16"` for autocast.
+        precision: `"fp32"`; `"bf16"` for autocast; or `"auto"`: bf16 where the machine is faster in it, as measured.
         seed: Seeds the order of the images and prompt dropout.
         workers: Processes that load a data set which is not held in memory.
         cache_gb: The input of the first block in which something is learned is computed once for every image and
@@ -51,24 +57,28 @@ class Recipe:
     weight_decay: float = 1e-4
     warmup: float = 0.1
     momentum: float = 0.9
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
     workers: int = field(default=0, metadata={"place": True})
     cache_gb: float = field(default=2.0, metadata={"place": True})
     grad_checkpointing: bool = field(default=False, metadata={"place": True})
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = [
-            (self.epochs >= 0, f"epochs must be at least 0, not {self.epochs}"),
-            (self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}"),
-            (self.optimizer in DEFAULT_LR, f"the optimizer is 'adamw' or 'sgd', not {self.optimizer!r}"),
-            (self.lr is None or 0 < self.lr < math.inf, f"the learning rate must be above 0, not {self.lr}"),
-            (self.weight_decay >= 0, f"weight decay must be at least 0, not {self.weight_decay}"),
+            (0 <= self.epochs <= 10**6, f"epochs must be at least 0 and at most a million, not {self.epochs}"),
+            (1 <= self.batch_size <= 10**6, f"the batch size must be 1 to a million, not {self.batch_size}"),
+            (
+                self.lr is None or 0 < self.lr <= MAX_RATE,
+                f"the learning rate must be above 0 and at most {MAX_RATE:g}, not {self.lr}",
+            ),
+            (0 <= self.weight_decay <= 10_000, f"weight decay must be 0 to 10,000, not {self.weight_decay}"),
             (0 <= self.warmup <= 1, f"warm-up is a share of the steps, 0 to 1, not {self.warmup}"),
             (0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}"),
-            (self.precision in ("fp32", "bf16"), f"the precision is 'fp32' or 'bf16', not {self.precision!r}"),
             (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
-            (self.workers >= 0, f"the number of workers must be at least 0, not {self.workers}"),
+            (0 <= self.workers <= 1024, f"the number of workers must be 0 to 1024, not {self.workers}"),
             (0 <= self.cache_gb < math.inf, f"the cache takes at least 0 gigabytes, not {self.cache_gb}"),
         ]
         for holds, problem in checks:
@@ -131,6 +141,8 @@ class Condensation:
     scores: tuple[tuple[float, ...], ...]
     kept: tuple[tuple[int, ...], ...]
     merge: bool = False
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save
 
 from vprompt.backbones.factory import can_create
-from vprompt.backbones.info import fingerprint
+from vprompt.backbones.info import fingerprint, rounded_fingerprints
 from vprompt.backbones.weights import weights_file
 from vprompt.model import hub as adapter_hub
 from vprompt.model.card import card
@@ -34,7 +34,8 @@ def save_adapter(model: PromptedModel, directory: str | Path) -> None:
         directory: Made where missing; other files in it are left alone.
 
     Raises:
-        AdapterError: If a number is not finite, or the files cannot be written.
+        AdapterError: If a number is not finite.
+        StorageError: If the files cannot be written.
 
     Example:
         >>> import tempfile, timm, torch, vprompt
@@ -102,12 +103,9 @@ def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | N
         check_values(tensors, TENSORS_FILE)
     except AdapterError as error:
         raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
-    try:
-        write_atomically(directory / TENSORS_FILE, lambda part: part.write_bytes(data))
-        write_text(directory / CARD_FILE, _card_of(model, config))
-        write_text(directory / CONFIG_FILE, text)
-    except OSError as error:
-        raise AdapterError(f"The adapter could not be written to {directory} ({error}).") from error
+    write_atomically(directory / TENSORS_FILE, lambda part: part.write_bytes(data))
+    write_text(directory / CARD_FILE, _card_of(model, config))
+    write_text(directory / CONFIG_FILE, text)
 
 
 def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights: str | None) -> AdapterConfig:
@@ -120,6 +118,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
             fingerprint=fingerprint(model.backbone),
             img_size=model.info.preprocessing.size,
             weights=weights,
+            rounded=rounded_fingerprints(model.backbone),
         ),
         preprocessing=model.preprocessing,
         classes=model.classes,

@@ -41,7 +41,7 @@ class Split:
     def __init__(self, model: PromptedModel, image_1CHW: Tensor) -> None:
         self._model = model
         self._paths = running_blocks(model)
-        self.blocks, self.sample, self._embedded = _split(model.view, self._paths, image_1CHW)
+        self.blocks, self.sample, self._embedded = _split(model.view, self._paths, model.as_held(image_1CHW))
 
     @property
     def whole(self) -> bool:
@@ -61,7 +61,7 @@ class Split:
             path = self._paths[self.blocks]
             view = graft(view, {path: wrapped(view.get_submodule(path), _stop)})
         try:
-            return _pooled(view, images_BCHW)
+            return _pooled(view, self._model.as_held(images_BCHW))
         except _Reached as reached:
             return reached.tensor
 

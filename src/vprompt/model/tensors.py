@@ -111,6 +111,9 @@ def check_values(tensors: dict[str, Tensor], where: str) -> None:
             raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {_REDO}.")
         elif not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{name!r} in {where} has values that are NaN or infinite; train the adapter again.")
+    learned = {n: t.dtype for n, t in tensors.items() if not n.startswith(("segments.", "copies."))}
+    if len(types := set(map(str, learned.values()))) > 1:
+        raise AdapterError(f"The tensors in {where} are of several types ({', '.join(sorted(types))}); {_REDO}.")
 
 
 def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], where: str) -> None:

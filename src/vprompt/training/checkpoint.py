@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import TrainingError
-from vprompt.utils.io import write_atomically
-from vprompt.utils.serialization import options_of
+from vprompt.utils.io import checksum, write_atomically
+from vprompt.utils.serialization import options_of, parse
+from vprompt.utils.text import printable
 
 _METADATA = "vprompt"
 """Key of the plain facts in a file's metadata."""
 _OLD_METADATA = "laconic"
 """The same in files written before the library had its name."""
 
-STATE = {"step", "sums", "history"}
-"""The entries of the progress of a training."""
+
+class _History(TypedDict):
+    rows: list[dict[str, float]]
+    seconds: float
+
+
+class State(TypedDict):
+    """The progress of a training."""
+
+    step: int
+    sums: tuple[float, float]
+    history: _History
+
+
+class _Facts(TypedDict):
+    run: dict[str, Any]
+    state: State
+
 
 EXECUTION_SETTINGS = frozenset(name for name, option in options_of(Recipe).items() if option.place)
 """Settings of a recipe that change the execution and not the result; they may change when a run is resumed."""
@@ -34,7 +53,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     *,
     run: dict[str, Any],
-    state: dict[str, Any],
+    state: State,
 ) -> None:
     """Writes a training atomically.
 
@@ -43,21 +62,67 @@ def save_checkpoint(
         learned: The parameters that are trained.
         optimizer: Their optimiser.
         run: Facts of the run, which may be resumed only with the same; JSON.
-        state: `STATE`; JSON.
+        state: The progress; JSON.
     """
-    tensors = {f"learned.{name}": p.detach().cpu().contiguous() for name, p in learned.items()}
+    tensors = {f"learned.{name}": p.data for name, p in learned.items()}
     names = {id(p): name for name, p in learned.items()}
     for parameter, slots in optimizer.state.items():
         for key, value in slots.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value.detach().cpu().contiguous()
-    metadata = {_METADATA: json.dumps({"run": run, "state": state}, allow_nan=False)}
-    write_atomically(path, lambda part: save_file(tensors, part, metadata=metadata))
+                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
+    save_tensors(path, tensors, {"run": run, "state": state})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes tensors of a run that goes on, and plain facts about them, atomically and with a checksum."""
+    text = json.dumps(facts, allow_nan=False)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {_METADATA: text, "checksum": tensors_checksum(whole, text)}
+    data = save(whole, metadata)  # not save_file, which takes no path that is not UTF-8
+    write_atomically(path, lambda part: part.write_bytes(data))
+
+
+def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote, verified; earlier versions wrote no checksum.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damaged one, for the message.
+
+    Raises:
+        TrainingError: If it is damaged.
+    """
+    try:
+        data = path.read_bytes()
+        tensors = load(data)
+        metadata: dict[str, str] = parse(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+        text = metadata.get(_METADATA, metadata.get(_OLD_METADATA, ""))
+        if "checksum" in metadata and metadata["checksum"] != tensors_checksum(tensors, text):
+            raise ValueError("its checksum is another")
+        facts = parse(text) if text else {key: parse(value) for key, value in metadata.items()}
+        return tensors, dict(facts)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise TrainingError(f"{printable(str(path))} is damaged ({error}); {remedy}.") from error
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of a text, and of names, types, shapes and values of tensors on the CPU, in hex."""
+    parts: list[bytes | memoryview] = [text.encode()]
+    for name, tensor in sorted(tensors.items()):
+        parts.append(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        parts.append(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return checksum(*parts)
 
 
 def load_checkpoint(
-    path: Path, learned: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, run: dict[str, Any]
-) -> dict[str, Any]:
+    path: Path,
+    learned: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    run: dict[str, Any],
+    epochs: int,
+    steps_per_epoch: int,
+) -> State:
     """Fills parameters and optimiser from a checkpoint; nothing is changed if it does not fit.
 
     Args:
@@ -65,25 +130,20 @@ def load_checkpoint(
         learned: Parameters to fill.
         optimizer: Optimiser to fill.
         run: Facts of this run.
-
-    Returns:
-        `STATE`.
+        epochs: Of the whole training.
+        steps_per_epoch: Of it.
 
     Raises:
         TrainingError: If the file is damaged, or was written by another run or for other parameters.
     """
+    remedy = "delete it to start that stage anew"
+    tensors, facts = load_tensors(path, remedy)
+    damaged = f"The checkpoint {printable(str(path))} is damaged"
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            facts = json.loads(metadata[_METADATA if _METADATA in metadata else _OLD_METADATA])
-            saved, state = dict(facts["run"]), dict(facts["state"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        if set(state) != STATE:
-            raise ValueError("it does not say how far the training is")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"The checkpoint {path} is damaged ({error}); delete it to start that stage anew."
-        ) from error
+        typed = msgspec.convert(facts, _Facts)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise TrainingError(f"{damaged} ({error}); {remedy}.") from error
+    saved, state = typed["run"], typed["state"]
     # Data without a fingerprint, on either side, is taken on trust.
     known = [key for key in run if key != "data" or (saved.get(key) and run[key])]
     changed = sorted(key for key in known if _comparable(saved.get(key)) != _comparable(run[key]))
@@ -92,16 +152,28 @@ def load_checkpoint(
             f"The checkpoint {path} belongs to a run with other settings ({', '.join(changed)}); give the settings of "
             "that run, or start a new one elsewhere."
         )
+    step, rows = state["step"], state["history"]["rows"]
+    if not 0 <= step <= epochs * steps_per_epoch or len(rows) != step // steps_per_epoch:
+        raise TrainingError(f"{damaged} (step {step} and {len(rows)} epochs do not go together); {remedy}.")
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
     if names != set(learned) or any(tensors[f"learned.{n}"].shape != p.shape for n, p in learned.items()):
         raise TrainingError(f"The checkpoint {path} was written for other prompts or another head.")
-    with torch.no_grad():
-        for name, parameter in learned.items():
-            parameter.copy_(tensors[f"learned.{name}"])
+    slots: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, slot, name = key.split(".", 2)
-            parameter = learned[name]
+            slots.setdefault(name, {})[slot] = value
+    fitting = slots.keys() <= learned.keys() and all(
+        value.shape in (learned[name].shape, ()) for name in slots for value in slots[name].values()
+    )
+    if not fitting or len({frozenset(of_one) for of_one in slots.values()}) > 1:
+        raise TrainingError(f"{damaged} (the optimiser's state has gaps); {remedy}.")
+    with torch.no_grad():
+        for name, parameter in learned.items():
+            parameter.copy_(tensors[f"learned.{name}"])
+    for name, of_one in slots.items():
+        parameter = learned[name]
+        for slot, value in of_one.items():
             # Step counters stay on the CPU; what has the parameter's shape goes where the parameter is.
             place = parameter.device if value.shape == parameter.shape else value.device
             optimizer.state[parameter][slot] = value.to(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +17,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
-from vprompt.data.dataset import ImageDataset
+from vprompt.data.dataset import ImageDataset, Task
+from vprompt.methods.layers.head import starts_as_in_the_paper
 from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
-from vprompt.training.checkpoint import load_checkpoint, save_checkpoint
+from vprompt.training.checkpoint import State, load_checkpoint, save_checkpoint
 from vprompt.training.evaluate import evaluate
 from vprompt.training.feature_cache import Cache, cached
 from vprompt.training.loader import (
@@ -38,7 +40,8 @@ from vprompt.training.loader import (
     size_of,
 )
 from vprompt.training.precision import attention_for_training, autocast
-from vprompt.utils.errors import DivergedError
+from vprompt.utils.distributed import launcher_checked
+from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.signals import deferred_interrupt
 
@@ -57,6 +60,10 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        figures = "".join(f", {name} {value:.3g}" for name, value in (self.rows or [{}])[-1].items() if name != "epoch")
+        return f"History({len(self.rows)} epochs{figures}, {self.seconds:.1f} seconds)"
+
     @property
     def converged(self) -> bool:
         """True where the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
@@ -67,10 +74,16 @@ class History:
         before, after = sum(losses[-2 * fifth : -fifth]) / fifth, sum(losses[-fifth:]) / fifth
         return before - after < 0.05 * before or after < 0.05
 
+    @property
+    def overfits(self) -> bool:
+        """True where the loss on the validation images has risen by more than 5 % since its lowest."""
+        losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
+        return bool(losses) and losses[-1] > 1.05 * min(losses)
+
 
 def fit(
     model: PromptedModel,
-    train: ImageLabels,
+    train: ImageLabels | Task,
     val: ImageLabels | None = None,
     *,
     recipe: Recipe | None = None,
@@ -92,7 +105,8 @@ def fit(
 
     Args:
         model: From `vprompt.attach`.
-        train: Items are (normalised float image (3, H, W), label); or a data set made by `vprompt.data`.
+        train: Items are (normalised float image (3, H, W), label); or a data set made by `vprompt.data`; or a task from
+            `vprompt.open_data`, with its images to validate on.
         val: Evaluated ten times on the way and at the end, and used for nothing.
         recipe: `Recipe()` when not given; without a learning rate, the method's own is taken and recorded.
         checkpoint: File that holds the state of the run, written atomically.
@@ -109,7 +123,8 @@ def fit(
 
     Raises:
         DataError: If the data does not fit.
-        TrainingError: If the loss is no longer a number, or the checkpoint belongs to another run.
+        TrainingError: If the loss is no longer a number, the checkpoint belongs to another run, or the model's numbers
+            are of a precision in which nothing is learned.
         Interrupted: On Ctrl-C, after the state was saved.
 
     Example:
@@ -122,9 +137,12 @@ def fit(
     check_kind(model, PromptedModel, "A model from vprompt.attach")
     check_kind(recipe, Recipe | None, "A vprompt.Recipe")
     recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
+    if isinstance(train, Task):
+        train, val = train.train, val or train.val
     train, val = dataset_in(train), None if val is None else dataset_in(val)
     if isinstance(train, ImageDataset):  # the model is to see all other images as it sees these
         model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
+    _check_start(model, recipe)
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
     default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():
@@ -132,6 +150,21 @@ def fit(
     model.recipe = recipe
     model.eval()
     return run.history
+
+
+def _check_start(model: PromptedModel, recipe: Recipe) -> None:
+    """Refuses what cannot be trained, and says what is known to train badly."""
+    if (held := model.head.weight.dtype) == torch.float16:
+        raise TrainingError(
+            f"The model's numbers are {held}, too coarse for the steps of a training; attach to the backbone in "
+            "float32 (backbone.float()), with precision='bf16' in the recipe to be fast, and halve the trained model."
+        )
+    if recipe.optimizer == "adamw" and recipe.epochs and starts_as_in_the_paper(model.head):
+        warnings.warn(
+            "The head starts from the VPT paper's random values, which suit its SGD, and AdamW does not forget them in "
+            "a short training; attach with head_init='zero', or train with optimizer='sgd'.",
+            stacklevel=3,
+        )
 
 
 class _Run:
@@ -148,7 +181,8 @@ class _Run:
         until: int | None = None,
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        with launcher_checked():
+            self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.model = model.to(self.accelerator.device)
         self.val = val
         self.recipe = recipe
@@ -307,7 +341,8 @@ class _Run:
         row["lr"] = self.optimizer.param_groups[0]["lr"]
         interval = max(1, self.recipe.epochs // 10)
         if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
-            row["val_accuracy"] = evaluate(self.model, self.val, workers=self.recipe.workers).accuracy
+            evaluation = evaluate(self.model, self.val, workers=self.recipe.workers)
+            row |= {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
             report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
         self.history.rows.append(row)
         self.sums.zero_()
@@ -317,11 +352,16 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
-        state = {"step": self.step, "sums": self.sums.tolist(), "history": asdict(self.history)}
+        loss, hits = self.sums.tolist()
+        history = asdict(self.history)
+        state = State(
+            step=self.step, sums=(loss, hits), history={"rows": history["rows"], "seconds": history["seconds"]}
+        )
         save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state)
 
     def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts)
+        sizes = {"epochs": self.recipe.epochs, "steps_per_epoch": self.steps_per_epoch}
+        state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts, **sizes)
         self.step = state["step"]
         self.sums = torch.tensor(state["sums"], dtype=torch.float64)
         self.history = History(**state["history"])

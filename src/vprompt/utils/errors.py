@@ -31,3 +31,22 @@ class DivergedError(TrainingError):
 
 class StorageError(VPromptError):
     """A file that cannot be written: no room, no right, a limit; nothing of it is left behind."""
+
+
+_NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "bad_alloc", "failed to map segment")
+"""What torch on a CPU, C++ and the system say, who have no error of their own for that."""
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that there was not enough memory.
+
+    Example:
+        >>> lacks_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory")), lacks_memory(ValueError("no"))
+        (True, False)
+    """
+    while error is not None:
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

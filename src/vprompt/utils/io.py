@@ -1,8 +1,9 @@
-"""Atomic writing, so that a file is either whole or not there; text and JSON."""
+"""Atomic writing, so that a file is either whole or not there; text and JSON; checksums of what is read back."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vprompt.utils.errors import StorageError, TrainingError
+from vprompt.utils.serialization import parse
 from vprompt.utils.text import printable
 
 _REFUSALS = {
@@ -103,8 +105,18 @@ def _put(part: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """Writes UTF-8 text atomically; of names that are no text, undecodable bytes as JSON escapes them."""
+    write_atomically(path, lambda part: part.write_bytes(encoded(text)))
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; what has no place in it, such as a byte of a file's name, is escaped as in JSON.
+
+    Example:
+        >>> json.loads(encoded(json.dumps("caf\\udce9", ensure_ascii=False))) == "caf\\udce9"
+        True
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -152,9 +164,45 @@ def read_json(path: Path) -> dict[str, Any]:
         TrainingError: If it is damaged.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise TrainingError(f"{path} is damaged or cannot be read; choose another --out.") from error
+        raise TrainingError(f"{printable(str(path))} is damaged or cannot be read; choose another --out.") from error
     if not isinstance(document, dict):
-        raise TrainingError(f"{path} is damaged; choose another --out.")
-    return document
+        raise TrainingError(f"{printable(str(path))} is damaged; choose another --out.")
+    return cast("dict[str, Any]", document)
+
+
+def checksum(*parts: bytes | memoryview | Path) -> str:
+    """SHA-256, in hex, of bytes one after the other; of a path, those in the file.
+
+    Example:
+        >>> checksum(b"ab", b"c")[:8], checksum(b"abc")[:8]
+        ('ba7816bf', 'ba7816bf')
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        else:
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of everything else in it, under `checksum`.
+
+    Example:
+        >>> verified(with_checksum({"a": 1})), verified({"a": 1}), verified({"a": 2, "checksum": "0"})
+        (True, False, False)
+    """
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return {**rest, "checksum": checksum(json.dumps(rest, sort_keys=True).encode())[:32]}
+
+
+def verified(document: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is as `with_checksum` made it: not damaged, and not changed by hand."""
+    try:
+        return document.get("checksum") == with_checksum(document)["checksum"]
+    except RecursionError:  # what is nested so deeply is nothing that we wrote
+        return False

@@ -9,7 +9,9 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from numbers import Number
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
@@ -70,7 +72,7 @@ def options_of(kind: type) -> dict[str, Option]:
             found |= {flag: option for flag, option in options_of(nested).items() if flag not in found}
             continue
         flag = entry.metadata.get("flag", entry.name)
-        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        default = _default(entry)
         if entry.metadata.get("off"):
             default, hint = None, hints[entry.name] | None
         else:
@@ -167,6 +169,32 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         raise VPromptError(f"The setting {name} takes {_wanted(hint, _SETTING_WORDS)}, not {value!r}.") from None
 
 
+def check_fields(config: Any) -> None:
+    """Checks the values of a frozen dataclass, in its `__post_init__`, by the types of its fields.
+
+    Whole numbers serve as others and NumPy's as Python's; they become what the fields say.
+
+    Raises:
+        VPromptError: If a value is of another type.
+
+    Example:
+        >>> from vprompt.model.records import Recipe
+        >>> Recipe(epochs=2.5)
+        Traceback (most recent call last):
+        vprompt.utils.errors.VPromptError: The setting epochs takes a whole number, not 2.5.
+    """
+    hints = _hints(type(config))
+    for entry in fields(config):
+        if _nested(hints[entry.name]) is not None:
+            continue  # which checks itself
+        value = getattr(config, entry.name)
+        plain = cast("Any", value).item() if isinstance(value, Number) and hasattr(value, "item") else value
+        with suppress(TypeError):  # a type that only its method knows
+            plain = typed(entry.name, plain, hints[entry.name])
+        if plain is not value:
+            object.__setattr__(config, entry.name, plain)
+
+
 class Reader:
     """Reads nested plain JSON data as configuration dataclasses; a message names the key at which it fails.
 
@@ -242,6 +270,19 @@ def parse(text: str | bytes) -> Any:
 def show(value: object) -> str:
     """A value in few characters."""
     return reprlib.repr(value)
+
+
+def brief(self: Any) -> str:
+    """A dataclass in a line, for its `__repr__`: what differs from the defaults, and of long values the beginning."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxtuple, short.maxlist, short.maxstring, short.maxother = 2, 2, 2, 60, 60
+    pairs = [(entry, getattr(self, entry.name)) for entry in fields(self)]
+    shown = [f"{entry.name}={short.repr(value)}" for entry, value in pairs if value != _default(entry)]
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def _refuse_constant(name: str) -> NoReturn:

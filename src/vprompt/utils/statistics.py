@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Z_95 = 1.959964
+"""Standard deviations of a normal distribution on both sides that hold 95 % of it."""
+
 
 def mean(values: Sequence[float]) -> float | None:
     """The mean; None of no values.
@@ -26,6 +29,42 @@ def std(values: Sequence[float]) -> float | None:
         (2.0, None)
     """
     return statistics.stdev(values) if len(values) > 1 else None
+
+
+def wilson(right: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share, from how many of the images were right; sound for few images and for 0 and 1.
+
+    Example:
+        >>> [round(end, 3) for end in wilson(8, 10)], [round(end, 3) for end in wilson(0, 10)]
+        ([0.49, 0.943], [0.0, 0.278])
+
+    Source: Wilson (1927), Probable inference, the law of succession, and statistical inference.
+    """
+    share, extra = right / images, Z_95**2 / images
+    middle = (share + extra / 2) / (1 + extra)
+    half = Z_95 / (1 + extra) * math.sqrt(share * (1 - share) / images + extra / (4 * images))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of the difference of two accuracies on the same images, the second minus the first.
+
+    Args:
+        gained: Images that only the second has right.
+        lost: Images that only the first has right.
+        images: All of them.
+
+    Example:
+        >>> [round(end, 3) for end in paired_interval(2, 10, 100)]
+        [-0.146, -0.011]
+
+    Source: Agresti and Min (2005), Simple improved confidence intervals for comparing matched proportions: half an
+    image more in each cell.
+    """
+    images, gained_, lost_ = images + 2, gained + 0.5, lost + 0.5
+    middle = (gained_ - lost_) / images
+    half = Z_95 * math.sqrt(gained_ + lost_ - (gained_ - lost_) ** 2 / images) / images
+    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
 from vprompt.experiments.bench.ray import RayEngine
 from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
-from vprompt.experiments.bench.store import Store, open_store
-from vprompt.experiments.bench.tasks import why_missing
+from vprompt.experiments.bench.store import NamedPath, Store, open_store
+from vprompt.experiments.bench.tasks import named_paths, why_missing
 from vprompt.utils.errors import DataError
 
 
@@ -38,6 +38,7 @@ class Overview:
         tasks: Its tasks, without optional ones that are not there.
         left_out: Optional tasks that are not there, and why.
         missing: Other tasks that are not there, and why: their runs will fail.
+        paths: Its folders and files.
         cells: What it makes: a number for each task, method and seed.
         jobs: What is to be run for that, as far as can be told.
         done: Names of those that are done.
@@ -49,6 +50,7 @@ class Overview:
     tasks: Sequence[str]
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     missing: dict[str, str] = field(default_factory=dict[str, str])
+    paths: Mapping[str, NamedPath] = field(default_factory=dict[str, NamedPath])
     cells: Sequence[Cell]
     jobs: Sequence[Job]
     done: frozenset[str]
@@ -76,7 +78,9 @@ def overview(
     left_out = {task: why for task in optional if (why := why_missing(task, root))}
     missing = {task: why for task in tasks if (why := why_missing(task, root))}
     tasks = [*tasks, *(task for task in optional if task not in left_out)]
-    cells = cells_of(plan, tasks, root=root)
+    weights = [values.get("weights") for values in (plan.settings, *(method.settings for method in plan.methods))]
+    paths = named_paths([*tasks, *filter(None, weights)], store.paths())
+    cells = cells_of(plan, tasks, root=root, names={path: about["name"] for path, about in paths.items()})
     jobs, done = preview(cells, store)
     todo = [job for job in jobs if not done[job.name]]
     return Overview(
@@ -85,6 +89,7 @@ def overview(
         tasks=tasks,
         left_out=left_out,
         missing=missing,
+        paths=paths,
         cells=cells,
         jobs=jobs,
         done=frozenset(name for name, is_done in done.items() if is_done),
@@ -130,13 +135,18 @@ def run_plan(
 
     Raises:
         BenchError: If something is wrong that would make all jobs fail.
+        BusyError: If another process is at work on another plan of the same name here.
         KeyboardInterrupt: On Ctrl-C; the same call goes on later.
     """
     if not planned.cells:
         raise BenchError(f"The plan {planned.plan.name} has no task that is there.")
-    store.write_plan(planned.plan.name, planned.plan.to_toml())
     retries = planned.plan.workers.retries
-    return Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
+    with store.planned(planned.plan.name, planned.plan.to_toml()):
+        known = store.paths()
+        for path, about in planned.paths.items():
+            if known.get(path) != about:
+                store.write_path(about)
+        return Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 
 
 @contextlib.contextmanager

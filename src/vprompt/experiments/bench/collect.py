@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,10 +13,12 @@ from vprompt.experiments.bench.plan import Plan, parse_plan
 from vprompt.experiments.bench.scheduler import follow
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import about_task
+from vprompt.experiments.folder import RESULT, Result, fits
 from vprompt.experiments.settings import place_settings, upgraded
 from vprompt.methods.registry import METHODS
 from vprompt.model.cost import cost
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.io import read_json
 
 Document = dict[str, Any]
 
@@ -67,7 +68,7 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     """
     tasks, optional = tasks_of(plan)
     cells: list[Document] = []
-    for cell in cells_of(plan, [*tasks, *optional]):
+    for cell in cells_of(plan, [*tasks, *optional], names=store.path_names()):
         outcome, result = follow(cell, store)
         failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
         state = "missing" if outcome is None else "failed" if failure else "finished"
@@ -196,6 +197,8 @@ def _label(result: Mapping[str, Any]) -> str:
     retained = settings.get("condense")
     if isinstance(retained, int | float):
         parts.append(f"condensed to {100 * retained:g} %")
+    elif retained is not None:
+        parts.append("condensed as far as it goes")
     if settings.get("prune") is not None:
         parts.append("pruned")
     return ", ".join(parts)
@@ -234,10 +237,12 @@ def _below(folder: Path) -> tuple[list[Document], list[str]]:
     """Every result.json below a folder, called by its own folder, and those that are none."""
     results: list[Document] = []
     unread: list[str] = []
-    for path in sorted(folder.rglob("result.json")):
+    for path in sorted(folder.rglob(RESULT)):
+        if path.parent != folder and (path.parent.parent / RESULT).exists():
+            continue  # a stage of the run above, which says so itself
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError, RecursionError):
+            document = read_json(path)
+        except VPromptError:
             document = None
         name = str(path.parent.relative_to(folder))
         if _usable(document):
@@ -249,15 +254,7 @@ def _below(folder: Path) -> tuple[list[Document], list[str]]:
 
 def _usable(document: Any) -> TypeGuard[Document]:
     """Whether this is what a run writes, as far as a report must be able to rely on it."""
-    if not isinstance(document, Mapping):
-        return False
-    texts = [document.get(key) for key in ("method", "backbone")]
-    provenance, settings, seed = (document.get(key) for key in ("provenance", "settings", "seed"))
-    data = provenance.get("data") if isinstance(provenance, Mapping) else None
-    source = data.get("source") if isinstance(data, Mapping) else None
-    return (
-        isinstance(settings, Mapping) and type(seed) is int and all(isinstance(text, str) for text in [*texts, source])
-    )
+    return fits(document, Result)
 
 
 def _list(value: Any) -> list[Any]:

@@ -14,11 +14,13 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.meta import shapes_only
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.tasks import split_sizes
-from vprompt.experiments.stages import augment_of
+from vprompt.experiments.preview import passes
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
+from vprompt.model.records import Precision
+from vprompt.training.precision import in_bf16
 
 CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
 """Of one step at most, and of all steps about."""
@@ -30,22 +32,11 @@ JOB_SECONDS = 1.0
 
 def gmacs_of(job: Job) -> float:
     """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
-    settings, recipe = job.settings, job.settings.recipe
-    train, val, test = split_sizes(settings.data, settings.root)
-    learning = train + val if settings.train_on == "train+val" else train
+    settings = job.settings
+    sizes = split_sizes(settings.data, settings.root)
+    learned, seen = passes(settings, *sizes, until=job.until, trained=job.first is not None)
     forward = _gmacs(settings.backbone, settings.img_size, settings.method)
-    step = forward * (1 + settings.method.backward_cost)
-    epochs = recipe.epochs if job.until is None else job.until
-    passes = 0.0 if job.first is not None else float(epochs)
-    total = learning * passes * step
-    if settings.method.caches_features and augment_of(settings) == "none":
-        total = learning * forward  # features are computed once
-    if settings.condense is not None:
-        total += learning * step * (1 + (settings.condense.fine_tune_epochs if settings.condense.fine_tune else 0))
-    if settings.prune is not None:
-        total += learning * step * (1 + recipe.epochs * (4 if settings.prune.searched else 1))
-    read = (val if settings.train_on == "train" else 0) + (test if settings.test and job.until is None else 0)
-    return total + forward * read
+    return forward * (learned * (1 + settings.method.backward_cost) + seen)
 
 
 @functools.cache
@@ -58,7 +49,7 @@ def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
 
 
 @functools.cache
-def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> float:
+def rate(backbone: str, img_size: int | None, precision: Precision, threads: int) -> float:
     """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
     weights.
     """
@@ -77,7 +68,7 @@ def rate(backbone: str, img_size: int | None, precision: str, threads: int) -> f
         # The first steps also wake the machine up.
         while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
             started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
                 loss = F.cross_entropy(model(images).float(), labels)
             loss.backward()
             float(loss.detach())  # waits for the device

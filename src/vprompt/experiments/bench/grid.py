@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search
+from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search, check_number
 from vprompt.experiments.bench.tasks import paper_prompts, task_names
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
@@ -31,6 +31,7 @@ class Cell:
         seed: Of the run.
         values: Flat settings, without what a search chooses.
         search: How that is chosen; None where nothing is.
+        names: See `Job`.
     """
 
     task: str
@@ -38,27 +39,32 @@ class Cell:
     seed: int
     values: Mapping[str, Any]
     search: Search | None = None
+    names: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     def settings(self, **others: Any) -> Settings:
         """The settings of a run of this cell, with some that differ."""
         return settings_from({**self.values, **others})
 
 
-def cells_of(plan: Plan, tasks: Sequence[str], *, root: str | None = None) -> list[Cell]:
+def cells_of(
+    plan: Plan, tasks: Sequence[str], *, root: str | None = None, names: Mapping[str, str] | None = None
+) -> list[Cell]:
     """All cells of a plan on some tasks: task by task, method by method, seed by seed.
 
     Args:
         plan: The plan.
         tasks: What `tasks_of` gives, or fewer.
         root: Folder that holds the benchmarks' tasks.
+        names: See `Job`.
 
     Raises:
         PlanError: If the settings of a cell do not go together.
     """
+    check_number(len(tasks) * len(plan.methods) * len(plan.seeds), f"runs in the plan {plan.name}")
     cells: list[Cell] = []
     for task, method in itertools.product(tasks, plan.methods):
         try:
-            of_seeds = [_cell(plan, method, task, seed, root) for seed in plan.seeds]
+            of_seeds = [replace(_cell(plan, method, task, seed, root), names=names or {}) for seed in plan.seeds]
             _try(of_seeds[0])  # what goes with one seed goes with all
         except PlanError:
             raise

@@ -10,7 +10,6 @@ from typing import Any
 from vprompt.experiments.bench.grid import AFTERWARDS, Cell
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.plan import Search, combinations
-from vprompt.experiments.settings import Settings
 
 Results = Mapping[str, dict[str, Any]]
 """Name of a job -> its result, or `{"failed": sentence}`."""
@@ -47,7 +46,7 @@ def steps(cell: Cell) -> Generator[list[Job], Results, Outcome]:
         if not chosen:
             why = next((f" The first: {trial['failed']}" for trial in record["trials"] if "failed" in trial), "")
             return Outcome(failure=f"No choice of its settings could be trained.{why}", search=record)
-    outcome = yield from _run(cell.settings(**chosen).resolved())
+    outcome = yield from _run(Job(settings=cell.settings(**chosen).resolved(), names=cell.names))
     return replace(outcome, search=record)
 
 
@@ -64,9 +63,8 @@ def _require(results: Results, jobs: Mapping[int, Job], choices: Sequence[dict[s
             )
 
 
-def _run(settings: Settings) -> Generator[list[Job], Results, Outcome]:
+def _run(job: Job) -> Generator[list[Job], Results, Outcome]:
     """One whole run, after the stage that it shares with others."""
-    job = Job(settings=settings)
     if job.first is not None:
         results = yield [job.first]
         if failure := results[job.first.name].get("failed"):
@@ -107,7 +105,9 @@ def _halve(
             break
         epochs = {number: settings[number].recipe.epochs for number in going}
         untils = {number: min(many, max(1, round(share * many))) for number, many in epochs.items()}
-        jobs = {number: Job(settings=settings[number], until=until) for number, until in untils.items()}
+        jobs = {
+            number: Job(settings=settings[number], until=until, names=cell.names) for number, until in untils.items()
+        }
         answers = yield list(jobs.values())
         _require(answers, jobs, choices)
         results = {number: answers[job.name] for number, job in jobs.items()}
@@ -129,7 +129,7 @@ def _compare(
 ) -> Generator[list[Job], Results, dict[str, Any]]:
     """Whole runs side by side, for what cannot be compared before its end."""
     settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
-    jobs = {number: Job(settings=choice) for number, choice in enumerate(settings)}
+    jobs = {number: Job(settings=choice, names=cell.names) for number, choice in enumerate(settings)}
     firsts = {number: job.first for number, job in jobs.items() if job.first is not None}
     results = (yield list({first.name: first for first in firsts.values()}.values())) if firsts else {}
     _require(results, firsts, choices)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vprompt.experiments.run import first_stage
 from vprompt.experiments.settings import Settings, settings_from, upgraded
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.io import checksum
 from vprompt.utils.registry import load_plugin, plugins
+
+PATHS = ("data", "weights")
+"""Settings that are paths, of what makes a run what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +25,24 @@ class Job:
     Args:
         settings: What to do, `resolved`.
         until: Stop after this epoch and validate; None for a whole run.
+        names: Path of data or weights -> what the store calls it, if that is something else; see `named_paths`.
     """
 
     settings: Settings
     until: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     @functools.cached_property
     def first(self) -> Job | None:
         """The training that a condensing or pruning run starts from and shares with others."""
         first = None if self.until is not None else first_stage(self.settings)
-        return None if first is None else Job(settings=first.resolved())
+        return None if first is None else replace(self, settings=first.resolved())
 
     @functools.cached_property
     def name(self) -> str:
         """The run in words, and sixteen hex digits that change with every setting that matters."""
         settings = self.settings
-        parts = [settings.data or "bundled", *settings.words()]
+        parts = [self.identity["data"] or "bundled", *settings.words()]
         parts += [f"until{self.until}"] if self.until is not None else []
         words = "-".join("".join(c if (c.isalnum() and c.isascii()) or c in "._" else "-" for c in p) for p in parts)
         return f"{words[-80:].strip('-.')}-{self.key}"
@@ -45,18 +50,20 @@ class Job:
     @functools.cached_property
     def key(self) -> str:
         """The hex digits in the name."""
-        document = {"settings": identity(self.settings), "until": self.until}
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+        document = {"settings": self.identity, "until": self.until}
+        return checksum(json.dumps(document, sort_keys=True).encode())[:16]
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """The settings that make the run what it is, as plain data, without where its data lies or who loads it."""
+        settings = self.settings.resolved().to_flat(places=False)
+        paths = {key: settings[key] for key in PATHS if isinstance(settings[key], str)}
+        return settings | {key: self.names.get(path, path) for key, path in paths.items()}
 
     @functools.cached_property
     def work(self) -> str:
         """Name of the folder with its state; trainings up to different epochs go on in one."""
         return self.name if self.until is None else f"trial-{replace(self, until=None).name}"
-
-
-def identity(settings: Settings) -> dict[str, Any]:
-    """The settings that make a run what it is, as plain data; where its data lies, or who loads them, is no part."""
-    return settings.resolved().to_flat(places=False)
 
 
 def current_name(result: Mapping[str, Any]) -> str | None:
@@ -69,7 +76,7 @@ def current_name(result: Mapping[str, Any]) -> str | None:
 
 def to_plain_data(job: Job) -> dict[str, Any]:
     """A job for another process, or another machine, and the plugins that its settings may need."""
-    return {"settings": job.settings.to_flat(), "until": job.until, "plugins": plugins()}
+    return {"settings": job.settings.to_flat(), "until": job.until, "names": dict(job.names), "plugins": plugins()}
 
 
 def from_plain_data(document: Mapping[str, Any]) -> Job:
@@ -85,4 +92,4 @@ def from_plain_data(document: Mapping[str, Any]) -> Job:
     """
     for place in document.get("plugins", ()):
         load_plugin(place)
-    return Job(settings=settings_from(document["settings"]), until=document["until"])
+    return Job(settings=settings_from(document["settings"]), until=document["until"], names=document["names"])

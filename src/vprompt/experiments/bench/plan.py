@@ -17,6 +17,9 @@ from vprompt.experiments.settings import check_setting
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import build, check_known, typed
 
+MOST = 100_000
+"""Runs of a plan, and choices of a search: more could not be done in years, and only to list them takes gigabytes."""
+
 By = Literal["accuracy", "loss"]
 
 
@@ -235,7 +238,7 @@ def parse_plan(text: str, *, name: str) -> Plan:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         raise PlanError(f"The plan {name} is not TOML: {error}.") from error
     try:
         return _plan(document, name, text)
@@ -246,11 +249,13 @@ def parse_plan(text: str, *, name: str) -> Plan:
 def _plan(document: dict[str, Any], name: str, text: str) -> Plan:
     given = {"name": name, **document}
     seeds = typed("seeds", given.get("seeds", 3), int | tuple[int, ...])
+    if isinstance(seeds, int):
+        seeds = tuple(range(check_number(seeds, "seeds")))
     return _read(
         Plan,
         given,
         "the plan",
-        seeds=tuple(range(seeds)) if isinstance(seeds, int) else seeds,
+        seeds=seeds,
         settings=_settings(given.get("settings", {}), "settings"),
         task=_per_task(given.get("task", {}), "task"),
         methods=tuple(
@@ -305,7 +310,15 @@ def combinations(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         >>> combinations({"lr": [1, 2], "prompts": [5]})
         [{'lr': 1, 'prompts': 5}, {'lr': 2, 'prompts': 5}]
     """
+    check_number(math.prod(map(len, space.values())), "combinations of settings")
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+
+
+def check_number(many: int, what: str) -> int:
+    """The number; raises a `PlanError` for more of something than can ever be done."""
+    if many > MOST:
+        raise PlanError(f"There are {many:,} {what}, of at most {MOST:,}; ask for fewer.")
+    return many
 
 
 def _label(template: str, chosen: Mapping[str, Any], values: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import posixpath
@@ -12,21 +11,43 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import fsspec
 
 from vprompt.experiments.bench.jobs import current_name
-from vprompt.experiments.folder import locked
-from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import write_atomically
+from vprompt.experiments.folder import BusyError, Figures, fits, locked
+from vprompt.utils.errors import StorageError, VPromptError
+from vprompt.utils.io import checksum, encoded, verified, with_checksum, write_atomically
+from vprompt.utils.serialization import parse
 
 Document = dict[str, Any]
 
 _FORMER_NAME = re.compile(r"-s\d+(-until\d+)?-[0-9a-f]{16}$")
 """Names of runs in version 0.1.0; today's say `seed`."""
+
+
+class NamedPath(TypedDict):
+    """A folder or file that runs have read.
+
+    Args:
+        path: As a plan writes it.
+        name: In the names of runs: as the first plan wrote it, which may lie elsewhere but has the same content.
+        place: Its place on the machine, without links.
+        fingerprint: Of its content.
+    """
+
+    path: str
+    name: str
+    place: str
+    fingerprint: str
+
+
+class _Failure(TypedDict):
+    failure: str
+    again: bool
 
 
 class StoreError(VPromptError):
@@ -37,9 +58,9 @@ class Store:
     """Results, failures and adapters of runs; several processes and machines may use one at the same time.
 
     `results/NAME.json` is the result of a run, `adapters/NAME/` its adapter, `failures/NAME.json` why there is none,
-    `plans/NAME.toml` what was to be run. A result is the last thing of a run that is written, in one step: where there
-    is one, the run is done. The state of an unfinished run lies in `work/NAME/` on this machine: in the same folder,
-    or in the user's cache for a URL.
+    `plans/NAME.toml` what was to be run, `paths/HASH.json` what a plan's folder or file is called in names of runs. A
+    result is the last thing of a run that is written, in one step: where there is one, the run is done. The state of an
+    unfinished run lies in `work/NAME/` on this machine: in the same folder, or in the user's cache for a URL.
 
     Args:
         address: A folder, made when it is first written to, or what `fsspec.core.url_to_fs` takes.
@@ -68,7 +89,7 @@ class Store:
         """The result of a run; None where there is none, or it is damaged, or a copy of another run's."""
         for stored in (name, self._former_names.get(name)):
             document = None if stored is None else self._read(f"results/{stored}.json")
-            if document is not None and document.get("name") == stored:
+            if document is not None and document.get("name") == stored and fits(document, Figures):
                 return {**document, "name": name}
         return None
 
@@ -106,8 +127,9 @@ class Store:
         self._write_document(f"failures/{name}.json", document)
 
     def failure(self, name: str) -> Document | None:
-        """Why a run failed; None where it did not, or has succeeded since."""
-        return self._read(f"failures/{name}.json")
+        """Why a run failed; None where it did not, or has succeeded since, or what is said of it is damaged."""
+        document = self._read(f"failures/{name}.json")
+        return document if fits(document, _Failure, "failure", "again") else None
 
     def failures(self) -> set[str]:
         """Names of all runs that have failed."""
@@ -125,7 +147,8 @@ class Store:
             BusyError: If another process is at work there.
         """
         scratch, adapter = self.scratch(name), self.here / "adapters" / name
-        with locked(scratch):
+        # The lock lies beside: the folder is moved away at the end.
+        with locked(scratch.with_name(f".{scratch.name}.lock"), name):
             if not scratch.exists() and adapter.exists() and self.result(name) is None:
                 # It was killed, or its result was damaged, after its adapter had been put in its place.
                 scratch.parent.mkdir(parents=True, exist_ok=True)
@@ -136,13 +159,43 @@ class Store:
         """Removes the state of a run that will not go on."""
         shutil.rmtree(self.scratch(name), ignore_errors=True)
 
-    def write_plan(self, name: str, text: str) -> None:
-        """Records what was run here."""
-        self._write(f"plans/{name}.toml", text.encode())
+    @contextmanager
+    def planned(self, name: str, text: str) -> Generator[None]:
+        """Records what is run here, and keeps out other plans of the same name; the same one may run several times.
+
+        Raises:
+            BusyError: If another plan of that name is at work.
+            StoreError: If there is a file in the way that no benchmark wrote.
+        """
+        earlier, ours = self.plans().get(name), ("results", "failures", "adapters", "work", "paths")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.here / "plans" / f".{name}.lock", f"{name} in {self.address}"))
+            except BusyError:
+                if earlier != text:
+                    raise
+            if earlier not in (None, text) and not any(self.fs.exists(self._path(folder)) for folder in ours):
+                raise StoreError(f"{self.address} has a plan {name} that no benchmark wrote; choose another --out.")
+            self._write(f"plans/{name}.toml", encoded(text))
+            yield
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
-        return {name: self._bytes(f"plans/{name}.toml").decode() for name in sorted(self._names("plans", ".toml"))}
+        names = sorted(self._names("plans", ".toml"))
+        return {name: self._bytes(f"plans/{name}.toml").decode(errors="replace") for name in names}
+
+    def paths(self) -> dict[str, NamedPath]:
+        """Folders and files that runs here have read, as plans write them."""
+        documents = [self._read(f"paths/{name}.json") for name in self._names("paths", ".json")]
+        return {each["path"]: cast("NamedPath", each) for each in documents if each and fits(each, NamedPath)}
+
+    def write_path(self, path: NamedPath) -> None:
+        """Records what a plan calls a folder or a file that its runs read."""
+        self._write_document(f"paths/{checksum(encoded(path['path']))[:16]}.json", {**path})
+
+    def path_names(self) -> dict[str, str]:
+        """Path -> its name in the names of runs."""
+        return {path: about["name"] for path, about in self.paths().items()}
 
     def delete(self) -> None:
         """Removes everything."""
@@ -187,14 +240,16 @@ class Store:
             return self.fs.cat_file(self._path(name))
 
     def _read(self, name: str) -> Document | None:
+        """A document; None where there is none, or it is damaged, cut off or was changed by hand."""
         try:
-            return verified(self._bytes(name).decode())
-        except (FileNotFoundError, UnicodeDecodeError):
+            document = parse(self._bytes(name))
+        except (FileNotFoundError, ValueError):
             return None
+        return document if isinstance(document, dict) and verified(document) else None
 
     def _write_document(self, name: str, document: Document) -> None:
         text = json.dumps(with_checksum(document), indent=2, ensure_ascii=False, allow_nan=False)
-        self._write(name, f"{text}\n".encode())
+        self._write(name, encoded(f"{text}\n"))
 
     def _write(self, name: str, data: bytes) -> None:
         """Under another name first: a reader would otherwise see half of it."""
@@ -217,7 +272,7 @@ class Store:
     def _reached(self) -> Generator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, StorageError):
             raise
         except Exception as error:  # every filesystem has errors of its own
             raise StoreError(f"{self.address} cannot be used ({type(error).__name__}: {error}).") from error
@@ -233,35 +288,9 @@ def open_store(address: str) -> Store:
     return Store(address)
 
 
-def with_checksum(document: Document) -> Document:
-    """A document with the checksum of everything else in it.
-
-    Example:
-        >>> verified(json.dumps(with_checksum({"a": 1})))["a"], verified('{"a": 1}'), verified('{"a": ')
-        (1, None, None)
-    """
-    return document | {"checksum": _checksum(document)}
-
-
-def verified(text: str) -> Document | None:
-    """The document with a checksum that a text is; None where it is damaged, cut off or was changed by hand."""
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(document, dict):
-        return None
-    rest: Document = {key: value for key, value in document.items() if key != "checksum"}
-    return document if document.get("checksum") == _checksum(rest) else None
-
-
-def _checksum(document: Document) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _cache_folder(address: str) -> Path:
     """Folder in which this machine keeps the state of unfinished runs whose results go to a URL."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if not os.access(os.path.dirname(base), os.W_OK):
         base = tempfile.gettempdir()
-    return Path(base) / "vprompt" / "bench" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    return Path(base) / "vprompt" / "bench" / checksum(os.fsencode(address))[:16]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vprompt.data.benchmarks.tasks import BenchmarkTask, benchmark_tasks, find_task
@@ -9,8 +13,13 @@ from vprompt.data.listing import UNSPLIT
 from vprompt.data.synthetic.tasks import PREFIX, SIZES, synthetic_names
 from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.plan import PlanError
+from vprompt.experiments.bench.store import NamedPath
 from vprompt.utils.errors import DataError
+from vprompt.utils.io import checksum
 from vprompt.utils.text import printable
+
+SAMPLED = 2000
+"""Files of a folder whose bytes are read to recognise it: all, unless it is large."""
 
 GROUPS = {
     "vtab": benchmark_tasks("vtab"),
@@ -68,6 +77,48 @@ def why_missing(spec: str, root: str | None) -> str | None:
     except DataError as error:
         return str(error)
     return None
+
+
+def named_paths(paths: Iterable[str], known: Mapping[str, NamedPath]) -> dict[str, NamedPath]:
+    """What folders and files of a plan are called in the names of runs.
+
+    However a path is written, and wherever a copy lies, the same content has one name: that of the first plan.
+
+    Args:
+        paths: As the plan writes them; what is neither folder nor file there is passed over.
+        known: Paths of earlier plans.
+
+    Example:
+        >>> named_paths(["no such folder", "vtab:svhn"], {})
+        {}
+    """
+    found: dict[str, NamedPath] = {}
+    for path in filter(os.path.exists, paths):
+        place, others = os.path.realpath(path), {**known, **found}
+        if (same := others.get(path)) is None or same["place"] != place:
+            same = next((other for other in others.values() if other["place"] == place), None)
+        digest = content_fingerprint(path) if same is None else same["fingerprint"]
+        same = same or next((other for other in others.values() if other["fingerprint"] == digest), None)
+        name = same["name"] if same else place if path in others else path
+        found[path] = {"path": path, "name": name, "place": place, "fingerprint": digest}
+    return found
+
+
+def content_fingerprint(path: str) -> str:
+    """Sixteen hex digits that change with the bytes of a file, or with names, sizes and bytes of a folder's files.
+
+    Of a folder with many files, the bytes of `SAMPLED` are read.
+    """
+    if not os.path.isdir(path):
+        return checksum(Path(path))[:16]
+    files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    read = set(files[:: max(1, len(files) // SAMPLED)])
+    parts: list[bytes | Path] = []
+    for file in files:
+        with contextlib.suppress(OSError):  # a run that needs it says so
+            parts.append(f"\0{file.relative_to(path)}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+            parts += [file] if file in read and file.is_file() else []
+    return checksum(*parts)[:16]
 
 
 def split_sizes(spec: str | None, root: str | None) -> tuple[int, int, int]:

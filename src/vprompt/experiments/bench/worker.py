@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import platform
-import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vprompt.experiments.bench.jobs import Job, from_plain_data, identity
+from vprompt.experiments.bench.jobs import Job, from_plain_data
 from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import RESULT, BusyError
 from vprompt.experiments.run import run, try_settings
 from vprompt.experiments.stages import CachedSources
-from vprompt.utils.errors import DivergedError, VPromptError
+from vprompt.utils.errors import DivergedError, StorageError, VPromptError, lacks_memory
 from vprompt.utils.progress import Report, silent
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of the system that only writing meets, and all jobs would."""
-
-REFUSED = (errno.EACCES, errno.EPERM)
-"""Errors that images meet as well, which is then the fault of one task alone."""
-
-NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-"""Messages of torch on a CPU, where it has no error of its own for that, and the system."""
 
 
 class Worker:
@@ -85,40 +71,26 @@ class Worker:
                 trained = None  # somebody removed it, as adapters are large: this run then trains by itself
             result = run(job.settings, scratch, resume=True, trained=trained, **common)
             adapter = scratch
-        about = {"name": job.name, "run": identity(job.settings), "until": job.until}
+        about = {"name": job.name, "run": job.identity, "until": job.until}
         place = {"host": platform.node(), "worker": self.name}
         self.store.publish(job.name, {**about, **result, "by": place, "finished": _now()}, adapter)
 
     def _failed(self, job: Job, error: Exception) -> dict[str, Any]:
+        for_all = isinstance(error, StoreError | StorageError)  # what cannot be written, other jobs cannot write either
         sentence = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in sentence for words in NO_MEMORY):
+        if lacks_memory(error):
             sentence = "There is not enough memory."
         elif not isinstance(error, VPromptError):
             sentence = f"Something unexpected went wrong ({type(error).__name__}: {error})."
-        if no_room := _no_room(error, self.store.here):
-            sentence = f"Nothing can be written to {self.store.address} ({no_room})."
-        failed = {"state": "failed", "failure": sentence, "for_all": bool(no_room) or isinstance(error, StoreError)}
+        failed: dict[str, Any] = {"state": "failed", "failure": sentence, "for_all": for_all}
         failed["again"] = not isinstance(error, DivergedError)
         if not failed["for_all"]:
             try:
                 about = {"name": job.name, "failure": sentence, "again": failed["again"], "failed": _now()}
                 self.store.fail(job.name, about | {"traceback": traceback.format_exception(error)})
-            except (OSError, StoreError):
+            except (OSError, StoreError, StorageError):
                 failed["for_all"] = True
         return failed
-
-
-def _no_room(error: BaseException | None, root: Path) -> str:
-    """Message of the system for a disk that is full or must not be written to; nothing where that is not at fault."""
-    while error is not None:
-        # Libraries that write files themselves only hand on the words of the system.
-        number = error.errno if isinstance(error, OSError) else next(iter(re.findall(r"os error (\d+)", str(error))), 0)
-        place = error.filename if isinstance(error, OSError) else None
-        ours = isinstance(place, str) and Path(place).is_relative_to(root)
-        if int(number or 0) in (NO_ROOM + REFUSED if ours else NO_ROOM):
-            return os.strerror(int(number or 0)).lower()
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def _now() -> str:

@@ -18,6 +18,11 @@ Columns = dict[str, Callable[[Row], str]]
 
 _ACCURACY: Columns = {
     "test %": lambda row: _spread(row["test_accuracy"], row["test_std"]),
+    "95 %": lambda row: "-".join(f"{100 * end:.0f}" for end in row.get("test_interval") or ()) or "–",
+    "balanced": lambda row: percent(row.get("test_balanced_accuracy")),
+}
+
+_VALIDATION: Columns = {
     "val %": lambda row: percent(row["val_accuracy"]),
     "converged": lambda row: f"{row['converged']} of {row['runs']}" if row["runs"] else "–",
 }
@@ -42,7 +47,8 @@ def tables(document: Row) -> list[Table]:
     """Accuracy, size and cost of every method, each table narrow enough for a narrow terminal, and what failed."""
     rows: list[Row] = document["rows"]
     return [
-        _table("Accuracy, and how many runs converged", _ACCURACY, rows),
+        _table(f"Accuracy{_majority(rows)}", _ACCURACY, rows),
+        _table("Accuracy on validation images, and how many runs converged", _VALIDATION, rows),
         _table(_LEARNED_TITLE, _LEARNED, rows),
         _table(_cost_title(document), _COST, rows),
         *_failures(document),
@@ -57,6 +63,12 @@ def title(document: Row) -> str:
     return f"{data} on {document['backbone']}, {count(settings['seeds'], 'seed')}"
 
 
+def _majority(rows: Sequence[Row]) -> str:
+    """What the accuracies have to be held against, in words."""
+    share = next((row["test_majority_accuracy"] for row in rows if row.get("test_majority_accuracy")), None)
+    return "" if share is None else f" (the commonest class alone is {percent(share)} % of the test images)"
+
+
 def markdown(document: Row) -> str:
     """The text of compare.md: what was run, one table, what failed, the picture."""
     rows: list[Row] = document["rows"]
@@ -66,9 +78,10 @@ def markdown(document: Row) -> str:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     blocks: list[Block] = [
         Paragraph(
-            f"{training}; mean ± sample standard deviation over the seeds. {_LEARNED_TITLE}. {_cost_title(document)}."
+            f"{training}; mean ± sample standard deviation over the seeds{_majority(rows)}. "
+            f"{_LEARNED_TITLE}. {_cost_title(document)}."
         ),
-        _table("", {**_ACCURACY, **_LEARNED, **_COST}, rows),
+        _table("", {**_ACCURACY, **_VALIDATION, **_LEARNED, **_COST}, rows),
     ]
     if pruned := [row["method"] for row in rows if row["pruned"]]:
         blocks.append(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vprompt.methods.base import HeadInit
 from vprompt.utils.errors import VPromptError
 
-HeadInit = Literal["paper", "zero"]
+_PAPER_BIAS = -math.log(99)
 
 
 class MLPHead(nn.Module):
@@ -75,10 +76,15 @@ def initialise(head: Head, init: HeadInit) -> Head:
     """
     if init == "paper":
         nn.init.kaiming_normal_(head.weight, mode="fan_out")
-        nn.init.constant_(head.bias, -math.log(99))
+        nn.init.constant_(head.bias, _PAPER_BIAS)
     elif init == "zero":
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     else:
         raise VPromptError(f"The head's initialisation is 'paper' or 'zero', not {init!r}.")
     return head
+
+
+def starts_as_in_the_paper(head: Head) -> bool:
+    """Whether a head stands where `"paper"` puts it."""
+    return bool((head.bias == head.bias.new_tensor(_PAPER_BIAS)).all())

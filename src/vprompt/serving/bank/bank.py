@@ -23,6 +23,7 @@ from vprompt.serving.bank.routing import route
 from vprompt.serving.bank.view import MixedView
 from vprompt.training.loader import check_images
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
+from vprompt.utils.serialization import brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Entry:
     prompt_counts: tuple[int, ...]
     nbytes: int
     source: str | None
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,10 @@ class Bank:
             if name not in self._adapters:
                 raise _unknown(name, self._adapters)
             self._adapters = {other: adapter for other, adapter in self._adapters.items() if other != name}
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, list(self)[:5])) + ", ..." * (len(self) > 5)
+        return f"Bank({self.info.name}, {len(self)} adapters{': ' * bool(names)}{names})"
 
     @property
     def entries(self) -> list[Entry]:

@@ -1,0 +1,125 @@
+"""Preview of a run: what was found, what will be learned on what, and how long that will take."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from vprompt.backbones.info import num_parameters
+from vprompt.compression.condense import SHARES
+from vprompt.data.benchmarks.tasks import transforms_of
+from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.preprocessing import Augment
+from vprompt.data.scan import in_words
+from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import Recipe
+from vprompt.training.loader import iterate
+from vprompt.training.precision import attention_for_training, autocast, in_bf16
+from vprompt.utils.devices import device_named
+from vprompt.utils.text import count, duration
+
+MOST_CLASSES = 6
+"""To be named one by one."""
+
+FIRST_SECONDS = 1.0
+"""A measured batch has as many images as are likely to take so long."""
+
+
+def preview(model: PromptedModel, task: Task, settings: Settings | CondenseSettings, recipe: Recipe) -> list[str]:
+    """Five lines: classes and images, files passed over, backbone, what is learned, and the time that takes."""
+    train, val, test = (0 if split is None else len(split) for split in (task.train, task.val, task.test))
+    if isinstance(settings, Settings):
+        learned, seen = passes(settings, train, val, test)
+    else:
+        learned, seen = train * _tuning_passes(settings.condense), 2.0 * (val + test)
+    each = seconds_per_image(model, task.train, recipe)
+    seconds = each * (learned + seen / (1 + model.method.backward_cost))
+    device, (height, width) = device_named("auto"), model.preprocessing.size
+    numbers = "bf16" if in_bf16(recipe.precision, device) else "fp32"
+    where = f"{device.type}, {count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
+    whole = num_parameters(model.backbone)
+    return [
+        *found(task),
+        f"Backbone: {model.info.name}, {whole / 1e6:.1f} M parameters, {height} x {width} pixels, {where}, {numbers}.",
+        f"To learn: {model.method.name}, {model.method.summary()}; {model.num_learned:,} parameters "
+        f"({100 * model.num_learned / whole:.2g} %); {count(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}.",
+        f"Time: about {duration(seconds)}: {count(round(learned + seen), 'image')} at {1 / each:,.0f} a second.",
+    ]
+
+
+def found(task: Task) -> list[str]:
+    """Two lines on the images of a task: classes, images per class and split; and what was passed over."""
+    splits = {"train": task.train, "val": task.val, "test": task.test}
+    counts = {name: split.labels.bincount(minlength=len(task.classes)) for name, split in splits.items() if split}
+    table = torch.stack(list(counts.values()), 1)
+    order = table.sum(1).argsort(stable=True).tolist()
+    shown = order if len(order) <= MOST_CLASSES else [*order[:3], *order[-2:]]
+    each = ", ".join(f"{task.classes[label]} {'/'.join(map(str, table[label].tolist()))}" for label in shown)
+    sizes = ", ".join(f"{name} {int(column.sum()):,}" for name, column in counts.items())
+    passed = [in_words(task.summary.passed_over)] if task.summary.passed_over else []
+    passed += [sentence.rstrip(".") for sentence in task.skipped[:2]] + ["and more"] * (len(task.skipped) > 2)
+    return [
+        f"Data: {task.source}, {len(task.classes)} classes, {count(int(table.sum()), 'image')} ({sizes}); by class "
+        f"({'/'.join(counts)}): {each}{' among others' * (shown is not order)}.",
+        f"Passed over: {'; '.join(passed) or 'nothing'}.",
+    ]
+
+
+def passes(
+    settings: Settings, train: int, val: int, test: int, *, until: int | None = None, trained: bool = False
+) -> tuple[float, float]:
+    """Images that a run learns from, counted anew in every epoch, and those that it only looks at.
+
+    Args:
+        settings: Of the run.
+        train: Training images.
+        val: Validation images.
+        test: Test images.
+        until: The epoch after which it stops.
+        trained: Whether the training with all prompts is there already.
+    """
+    learning = train + val if settings.train_on == "train+val" else train
+    epochs = settings.recipe.epochs if until is None else until
+    learned, seen = float(learning * epochs * (not trained)), 0.0
+    if settings.method.caches_features and augment_of(settings) == "none":
+        learned, seen = 0.0, float(learning)  # features are computed once
+    if settings.condense is not None:
+        learned += learning * _tuning_passes(settings.condense)
+    if settings.prune is not None:
+        learned += learning * (1 + settings.recipe.epochs * (4 if settings.prune.searched else 1))
+    seen += val if settings.train_on == "train" else 0
+    return learned, seen + (test if settings.test and until is None else 0)
+
+
+def _tuning_passes(settings: Condensing) -> int:
+    """Of scoring, and of fine-tuning once or for every share that is tried."""
+    tunings = len(SHARES) if settings.ratio == "auto" else 1
+    return 1 + settings.fine_tune * tunings * settings.fine_tune_epochs
+
+
+def augment_of(settings: Settings | CondenseSettings) -> Augment:
+    """Random augmentation of training images: as the settings say, or as the task's results are made."""
+    given = settings.augment if isinstance(settings, Settings) else None
+    return given or transforms_of(settings.data).augment
+
+
+def seconds_per_image(model: PromptedModel, data: ImageDataset, recipe: Recipe) -> float:
+    """Seconds that an image takes in a step of the training: measured on one, then on a batch; nothing is learned."""
+    device, training, seconds = device_named("auto"), model.training, FIRST_SECONDS
+    model.to(device).train()
+    with torch.random.fork_rng():
+        for _ in range(2):
+            size = max(1, min(len(data), recipe.batch_size, int(FIRST_SECONDS / seconds)))
+            images, labels = next(iterate(data, [torch.arange(size)], device=device))
+            started = time.perf_counter()
+            with autocast(model, recipe), attention_for_training(model, recipe):
+                loss = F.cross_entropy(model(images).float(), labels)
+            loss.backward()
+            float(loss.detach())  # waits for the device
+            seconds = (time.perf_counter() - started) / size
+    model.zero_grad()
+    model.train(training)
+    return seconds

@@ -1,0 +1,110 @@
+"""Predictions of images as they come: files, PIL images, arrays; a model knows how they are prepared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vprompt.data.images import decode, render
+from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.scan import list_images
+from vprompt.data.threads import in_threads
+from vprompt.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from vprompt.model.classifier import Classifier
+
+Pictures = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | Sequence["Pictures"]
+"""An image or several: a file, a folder of files, a PIL image, a uint8 array (H, W), (H, W, C) or (N, H, W, C), a uint8
+tensor (3, H, W) or (N, 3, H, W), or a list of those.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Predictions of a model for some images.
+
+    Args:
+        labels: The most probable class of each image.
+        class_names: Their names.
+        probabilities: Of all classes, (N, C).
+    """
+
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    probabilities: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        best = self.probabilities.amax(1).tolist()[:4]
+        shown = [f"{name!r} {100 * p:.1f} %" for name, p in zip(self.class_names, best, strict=False)]
+        return f"Predictions({', '.join(shown + ['...'] * (len(self) > 4))})"
+
+
+@torch.inference_mode()
+def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Predictions:
+    """See `Classifier.predict`."""
+    preprocessing, rows = model.preprocessing, list[Tensor]()
+    training = model.training
+    model.eval()
+    try:
+        prepared = in_threads(lambda image: _pixels(image, preprocessing), _each(images))
+        while batch := list(islice(prepared, batch_size)):
+            normalised = preprocessing.normalise(torch.stack(batch).to(model.device))
+            rows.append(model(normalised).float().softmax(1).cpu())
+    finally:
+        model.train(training)
+    if not rows:
+        raise DataError("There are no images to predict; give at least one.")
+    probabilities = torch.cat(rows)
+    labels = tuple(probabilities.argmax(1).tolist())
+    return Predictions(
+        labels=labels, class_names=tuple(model.class_names[label] for label in labels), probabilities=probabilities
+    )
+
+
+def _each(images: Any) -> Iterator[str | os.PathLike[str] | Image.Image | NDArray[Any]]:
+    """The images one by one; arrays as (H, W) or (H, W, C)."""
+    if isinstance(images, str | os.PathLike):
+        yield from list_images([os.fspath(images)])
+    elif isinstance(images, Image.Image):
+        yield images
+    elif isinstance(images, Tensor):
+        yield from _each(images.detach().cpu().movedim(-3, -1).numpy() if images.ndim > 2 else images.cpu().numpy())
+    elif isinstance(images, np.ndarray):
+        if images.dtype != np.uint8:
+            raise DataError(
+                f"Arrays of images hold bytes (uint8), 0 to 255, not {images.dtype}; images that are normalised "
+                "already go to the model itself: model(images)."
+            )
+        channels = images.shape[-1] if images.ndim > 2 else 1
+        if not 2 <= images.ndim <= 4 or channels not in (1, 3, 4) or 0 in images.shape:
+            raise DataError(f"An array is (H, W) or (H, W, 3), of several images (N, H, W, 3), not {images.shape}.")
+        yield from images if images.ndim == 4 else (images,)
+    elif isinstance(images, Sequence):
+        for image in images:
+            yield from _each(image)
+    else:
+        raise DataError(f"An image is a path, a PIL image or an array, not {type(images).__name__}.")
+
+
+def _pixels(image: str | os.PathLike[str] | Image.Image | NDArray[Any], preprocessing: Preprocessing) -> Tensor:
+    if isinstance(image, str | os.PathLike):
+        return decode(image, preprocessing)
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    try:
+        return render(ImageOps.exif_transpose(image), preprocessing)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes when it is asked for pixels
+        raise DataError(f"A PIL image cannot be read ({error}); open another.") from error
