@@ -173,7 +173,7 @@ def test_json_of_something_else_beside_folders_is_no_list(tmp_path, text):
     for name in ("train.json", "val.json"):
         (tmp_path / name).write_text(text)
     assert recognise(tmp_path) is None
-    (tmp_path / "val.json").write_text('\ufeff {"train/cat/0.jpg": ', encoding="utf-8")  # a list, but damaged
+    (tmp_path / "val.json").write_text('\ufeff {"train/cat/0.jpg": 1,', encoding="utf-8")  # a list, but damaged
     assert recognise(tmp_path) == "fgvc"
 
 

@@ -454,4 +454,4 @@ def test_heic_is_called_what_it_is(tmp_path, name):
     (tmp_path / name).write_bytes(data)
     for source in (tmp_path / name, data):
         with pytest.raises(DataError, match="is a HEIC photo, which is not read here"):
-            decode(source, PLAIN)
+            decode(source, plain())
