@@ -156,6 +156,27 @@ def test_layouts_are_recognised_by_their_lists(tmp_path):
         read_layout(tmp_path / "other", None)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"image_names": ["train/cat/0.jpg"], "image_labels": [0]}',
+        '{"info": {"year": 2017}, "images": []}',
+        '{"version": "1.0", "images": {}}',
+        '{"0": "cat", "1": "dog"}',
+        '["train/cat/0.jpg"]',
+        "null",
+        "",
+    ],
+)
+def test_json_of_something_else_beside_folders_is_no_list(tmp_path, text):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    for name in ("train.json", "val.json"):
+        (tmp_path / name).write_text(text)
+    assert recognise(tmp_path) is None
+    (tmp_path / "val.json").write_text('\ufeff {"train/cat/0.jpg": 1,', encoding="utf-8")  # a list, but damaged
+    assert recognise(tmp_path) == "fgvc"
+
+
 def test_a_vtab_folder_is_read_as_it_is_written(tmp_path):
     layout = read_layout(vtab(tmp_path), None)
     assert layout.problems == ()

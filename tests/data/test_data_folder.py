@@ -112,6 +112,8 @@ def test_splits_inside_the_classes(tmp_path, names):
     assert task.classes == ("ant", "bee")
     assert len(task.test) == 2 * (4 + len(names))
     assert any(names[-1] in note and "splits" in note for note in task.summary.notes)
+    noise(tmp_path, {f"lynx/{names[0]}": 3})
+    assert load_folder(tmp_path, PLAIN).classes == ("ant", "bee", "lynx")
     noise(tmp_path, {"cat": 5})
     assert "cat has not" in refused(tmp_path)
 

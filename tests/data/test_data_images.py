@@ -448,6 +448,15 @@ def test_silence_ends_with_the_block():
     assert warnings.filters == before
 
 
+@pytest.mark.parametrize("name", ["photo.HEIC", "photo.jpg"])
+def test_heic_is_called_what_it_is(tmp_path, name):
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300)
+    (tmp_path / name).write_bytes(data)
+    for source in (tmp_path / name, data):
+        with pytest.raises(DataError, match="is a HEIC photo, which is not read here"):
+            decode(source, plain())
+
+
 # ── metadata of a PNG ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

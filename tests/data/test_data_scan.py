@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from vprompt.data.scan import list_images
+from vprompt.data.scan import in_words, list_images
 from vprompt.utils.errors import DataError
 
 
@@ -39,3 +39,26 @@ def test_link_loops_end(pictures):
     (pictures / "deep" / "up").symlink_to(pictures)
     (pictures / "deep" / "again").symlink_to(pictures / "deep")
     assert len(list_images([pictures])) == 3
+
+
+def test_what_lies_beside_images_is_taken_up(pictures):
+    (pictures / "deep" / "@eaDir" / "c.webp").mkdir(parents=True)
+    (pictures / "IMG_1.HEIC").write_bytes(b"x")
+    (pictures / "README").write_text("x")
+    passed_over = {}
+    assert len(list_images([pictures], passed_over)) == 3
+    assert {reason: len(paths) for reason, paths in passed_over.items()} == {
+        ".heic": 1,
+        ".raw": 1,
+        ".txt": 1,
+        "without an ending": 1,
+        "hidden": 1,
+        "made by a system": 1,
+    }
+    words = in_words(passed_over)
+    assert words.startswith("1 .heic file (convert them to JPEG), 1 .")
+    assert words.endswith(("1 hidden", "1 without an ending", "(@eaDir)"))
+    (pictures / "alone").mkdir()
+    (pictures / "IMG_1.HEIC").rename(pictures / "alone" / "IMG_1.HEIC")
+    with pytest.raises(DataError, match=r"alone has no image \(there are 1 \.heic file"):
+        list_images([pictures / "alone"])

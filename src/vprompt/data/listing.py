@@ -86,10 +86,8 @@ def with_one_spelling(listing: Listing, known: Sequence[str] | None = None) -> L
         split: {item.label for item in items} | set(listing.empty.get(split, ()))
         for split, items in listing.splits.items()
     }
-    learned = sorted(labels.get("train", labels.get(UNSPLIT, set())))
-    exact = (
-        {class_key(name): name for name in known} if known else {class_key(name): class_key(name) for name in learned}
-    )
+    learned = labels.get("train", labels.get(UNSPLIT, set()))
+    exact = {class_key(name): name for name in known or map(class_key, sorted(learned))}
     folded: dict[str, list[str]] = {}
     for key in exact:
         folded.setdefault(key.casefold(), []).append(key)

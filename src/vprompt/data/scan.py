@@ -133,7 +133,7 @@ def _reason(path: Path, ending: str, is_folder: bool) -> str | None:
         return SYSTEM
     if is_folder:
         return RUNS if _holds_runs(path) else None
-    return None if ending in IMAGE_SUFFIXES else ending or ". (no ending)"
+    return None if ending in IMAGE_SUFFIXES else ending or "without an ending"
 
 
 def _holds_runs(folder: Path) -> bool:

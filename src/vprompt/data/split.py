@@ -98,7 +98,7 @@ def content_of(source: str | os.PathLike[str] | bytes) -> str:
     try:
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 

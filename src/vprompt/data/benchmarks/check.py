@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -26,6 +25,7 @@ from vprompt.data.benchmarks.places import data_root, find_folder
 from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
 from vprompt.data.pipeline import Progress, check_files
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.split import content_of
 from vprompt.data.threads import in_threads
 from vprompt.utils.text import listed, printable
 
@@ -198,7 +198,7 @@ def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
     """Compares the bytes of the files at `paths` with each other and with the manifest, if there is one."""
     expected, problems = _manifest(layout.folder)
     wanted = list(dict.fromkeys([*paths, *expected]))
-    hashes = dict(zip(wanted, in_threads(lambda path: _sha256(layout.folder / path), wanted), strict=True))
+    hashes = dict(zip(wanted, in_threads(lambda path: content_of(layout.folder / path) or None, wanted), strict=True))
     for path, expected_hash in expected.items():
         if hashes[path] is None:
             wrong = f"{printable(path)} stands in {MANIFEST} but cannot be read"
@@ -248,11 +248,3 @@ def _manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
         else:
             expected[path] = hashed
     return expected, problems
-
-
-def _sha256(file: Path) -> str | None:
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return None

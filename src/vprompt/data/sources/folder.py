@@ -201,7 +201,7 @@ def _inner_splits(root: Path, class_folders: Sequence[Path], remarks: list[str])
         folders, images = visible_entries(path)
         named = [one for folder in folders if (one := _split_folder(folder)) is not None and not one.rest]
         inner[path] = {one.split: one.path for one in named}
-        if len(inner[path]) < 2 or len(inner[path]) < len(folders) or images:
+        if not named or len(inner[path]) < len(folders) or images:
             others.append(printable(path.name))
     if all(len(splits) < 2 for splits in inner.values()):
         return {}
