@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import filelock
 import msgspec
@@ -56,8 +56,11 @@ def locked(lock: Path, what: object) -> Generator[None]:
         try:
             holder.acquire(timeout=0)
         except filelock.Timeout as error:
-            owner = _owner(lock)
-            raise BusyError(f"{owner} is at work on {printable(str(what))}; wait, or choose another --out.") from error
+            owner = ""
+            with suppress(OSError, ValueError):
+                owner = f" ({printable(lock.read_text(encoding='utf-8')[:200])})"
+            what = printable(str(what))
+            raise BusyError(f"Another process{owner} is at work on {what}; wait, or choose another --out.") from error
     try:
         if not hasattr(holder, "pid"):  # on a disk without locks, the file is the lock and says that already
             with suppress(OSError):  # a full disk has room for a name, but not for what is in the file
@@ -66,48 +69,6 @@ def locked(lock: Path, what: object) -> Generator[None]:
     finally:
         lock.unlink(missing_ok=True)
         holder.release()
-
-
-def _owner(lock: Path) -> str:
-    """What the owner of a lock says of itself."""
-    with suppress(OSError, ValueError):
-        if said := " ".join(lock.read_text(encoding="utf-8").split())[:200]:
-            return f"Another process ({printable(said)})"
-    return "Another process"
-
-
-Interval = tuple[float, float]
-
-
-class Intervals(TypedDict, total=False):
-    """Accuracies, or differences of accuracies, and their intervals; each may be missing."""
-
-    val_accuracy: float | None
-    val_interval: Interval
-    test_accuracy: float | None
-    test_interval: Interval
-
-
-class Figures(Intervals, total=False):
-    """Figures of a result that others count on, of one model; each may be missing."""
-
-    val_balanced_accuracy: float
-    val_majority_accuracy: float
-    val_loss: float | None
-    test_balanced_accuracy: float
-    test_majority_accuracy: float
-    overfits: bool
-    prompt_counts: list[int]
-    learned_params: int
-    backbone_params: int
-    folded_gmacs: float
-    method: str
-    training_seconds: float
-    converged: bool
-    epochs: int | list[dict[str, float]]
-    seconds: float
-    diverged: str
-    until: int | None
 
 
 class _Source(TypedDict):
@@ -128,14 +89,15 @@ class Result(TypedDict):
     provenance: _Origin
 
 
-class _Data(_Source):
-    fingerprint: NotRequired[str]
-    skipped: NotRequired[list[str]]
-    differences: NotRequired[list[str]]
+class _Data(_Source, total=False):
+    fingerprint: str
+    skipped: list[str]
+    differences: list[str]
 
 
-class _Provenance(TypedDict):
+class _Provenance(TypedDict, total=False):
     data: _Data
+    weights: dict[str, str] | None
 
 
 class _Pruning(TypedDict):
@@ -153,17 +115,39 @@ class _Condensing(TypedDict):
     trials: list[_Trial]
 
 
-class FinishedRun(Figures):
-    """A result, as far as a command that shows it must be able to count on it."""
+class _Intervals(TypedDict, total=False):
+    val_accuracy: float | None
+    val_interval: tuple[float, float]
+    test_accuracy: float | None
+    test_interval: tuple[float, float]
 
-    backbone: str
-    settings: dict[str, Any]
+
+class Figures(_Intervals, total=False):
+    """Types of what a result says of a model, as far as others count on it; each may be missing."""
+
+    val_balanced_accuracy: float
+    val_majority_accuracy: float
+    val_loss: float | None
+    test_balanced_accuracy: float
+    test_majority_accuracy: float
+    overfits: bool
+    prompt_counts: list[int]
+    learned_params: int
+    backbone_params: int
+    folded_gmacs: float
+    method: str
+    training_seconds: float
+    converged: bool
+    epochs: int | list[dict[str, float]]
+    seconds: float
+    diverged: str
+    until: int | None
+    pruning: _Pruning
+    condensing: _Condensing
+    lost: _Intervals
+    notes: list[str]
     provenance: _Provenance
-    before: NotRequired[Figures]
-    pruning: NotRequired[_Pruning]
-    condensing: NotRequired[_Condensing]
-    lost: NotRequired[Intervals]
-    notes: NotRequired[list[str]]
+    fingerprints: dict[str, str | None]
 
 
 _SHOWN = (
@@ -248,13 +232,15 @@ class RunFolder:
             BusyError: If another process is at work in it.
             TrainingError: If something else is in the way, or there was not enough memory.
         """
-        if (self.out / RESULT).exists() or not self.is_main:
-            yield self._finished(resume) if (self.out / RESULT).exists() else None
+        finished = self._checked(resume)
+        if finished is not None or not self.is_main:
+            yield finished
             return
-        self._check(resume)
         try:
             with locked(self.state("lock"), self.out):
-                self._check(resume)  # another run may just have been here
+                if (finished := self._checked(resume)) is not None:  # another run has just ended here
+                    yield finished
+                    return
                 with self._discarding():
                     if not is_begun(self.out):
                         write_json(self.state("settings.json"), self.document)
@@ -293,27 +279,26 @@ class RunFolder:
             )
         write_json(self.state("settings.json"), {**begun, _FINGERPRINTS: now})
 
-    def _check(self, resume: bool) -> None:
-        """Raises a `TrainingError` where there is anything but a run to begin, or to go on with."""
-        check_out(self.out, resume=resume)
-        if is_begun(self.out):
-            settings = read_json(self.state("settings.json"))
-            self._compare(settings, settings.get(_FINGERPRINTS), "unfinished")
-
-    def _finished(self, resume: bool) -> dict[str, Any]:
-        check_out(self.out, resume=resume)
-        result = read_json(self.out / RESULT)
-        if not fits(result, FinishedRun, *_SHOWN) or not fits(result.get("before", result), Figures, *_SHOWN):
-            raise TrainingError(f"{printable(str(self.out / RESULT))} is damaged; choose another --out.")
-        weights = result["provenance"].get("weights")
-        known = {
-            "data": result["provenance"]["data"].get("fingerprint"),
-            "weights": weights.get("sha256") if isinstance(weights, dict) else None,
-            **(result.get(_FINGERPRINTS) or {}),
-        }
-        self._compare(result["settings"], known, "finished")
-        self._tidy()
-        return result
+    def _checked(self, resume: bool) -> dict[str, Any] | None:
+        """The result where the run is finished; raises a `TrainingError` where something else is in the way."""
+        path = self.out / RESULT
+        if path.exists():
+            check_out(self.out, resume=resume)
+            result = read_json(path)
+            models = (result, result.get("before", result))
+            if not fits(result, Result) or not all(fits(model, Figures, *_SHOWN) for model in models):
+                raise TrainingError(f"{printable(str(path))} is damaged; choose another --out.")
+            data, weights = result["provenance"]["data"], result["provenance"].get("weights") or {}
+            known = {"data": data.get("fingerprint"), "weights": weights.get("sha256")}
+            self._compare(result["settings"], known | result.get(_FINGERPRINTS, {}), "finished")
+            self._tidy()
+            return result
+        if self.is_main:
+            check_out(self.out, resume=resume)
+            if is_begun(self.out):
+                settings = read_json(self.state("settings.json"))
+                self._compare(settings, settings.get(_FINGERPRINTS), "unfinished")
+        return None
 
     @contextmanager
     def _discarding(self) -> Generator[None]:
@@ -342,23 +327,21 @@ class RunFolder:
             for part in self.out.glob(f".{name}.*.part"):
                 part.unlink(missing_ok=True)
 
-    def _compare(self, earlier: object, fingerprints: object, state: str) -> None:
+    def _compare(self, earlier: dict[str, Any], fingerprints: object, state: str) -> None:
         """Raises a `TrainingError` that names settings which differ; paths differ where their content does."""
-        known = cast("dict[str, Any]", fingerprints if isinstance(fingerprints, dict) else {})
-        settings = cast("dict[str, Any]", earlier if isinstance(earlier, dict) else {})
 
         def same(name: str) -> bool:
-            before, now = settings.get(name), self.document.get(name)
+            before, now = earlier.get(name), self.document.get(name)
             if name not in self.fingerprints or not isinstance(before, str) or not isinstance(now, str):
                 return False
             if os.path.exists(now) and os.path.realpath(before) == os.path.realpath(now):
                 return True
-            return known.get(name) is not None and known[name] == self.fingerprints[name]()
+            known = fingerprints.get(name) if isinstance(fingerprints, dict) else None
+            return known is not None and known == self.fingerprints[name]()
 
         changed = [name for name in changed_settings(earlier, self.document) if not same(name)]
         if changed:
-            named = ", ".join(self.flags.get(name, name) for name in changed)
+            named, out = ", ".join(self.flags.get(name, name) for name in changed), printable(str(self.out))
             raise TrainingError(
-                f"The {state} run in {printable(str(self.out))} has other settings ({named}); give the same, or choose "
-                "another --out."
+                f"The {state} run in {out} has other settings ({named}); give the same, or choose another --out."
             )
