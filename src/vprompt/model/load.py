@@ -16,7 +16,7 @@ from vprompt.backbones.factory import can_create, create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
-from vprompt.model.config import AdapterConfig, read_config
+from vprompt.model.config import AdaptedBackbone, AdapterConfig, read_config
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, TUNED, Shape, check_shapes, read_bytes, read_tensors
 from vprompt.utils.errors import AdapterError, BackboneError
@@ -60,6 +60,12 @@ def load(
     model = _make_backbone(config, folder, weights, own=own) if backbone is None else backbone
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
+
+
+def backbone_of(source: str | Path) -> AdaptedBackbone:
+    """The backbone that a saved adapter was trained on, by its configuration; a folder or a Hub id, as for `load`."""
+    file = _find(source) / CONFIG_FILE
+    return read_config(read_bytes(file), str(file)).backbone
 
 
 def _find(source: str | Path) -> Path:

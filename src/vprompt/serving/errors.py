@@ -17,6 +17,7 @@ STATUS = {
     "too_many_bytes": 413,
     "not_an_image": 415,
     "too_many_pixels": 422,
+    "too_much_work": 422,
     "invalid": 422,
     "failed": 500,
     "busy": 503,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import ipaddress
 import math
 import os
@@ -10,17 +12,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vprompt.serving.app import create_app
+from vprompt.serving.middleware import host_of
 from vprompt.serving.service import Service
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
-KEEP_ALIVE_SECONDS = 5
-"""Seconds that a connection stays open after an answer."""
+IDLE_SECONDS = 5
+"""Seconds that a connection may ask nothing: without a whole head, or after an answer."""
+
+MOST_CONNECTIONS = 4096
+"""Connections at once, where the system allows so many files."""
 
 
 def bind(host: str, port: int, *, guarded: bool) -> socket.socket:
@@ -56,6 +63,72 @@ def bind(host: str, port: int, *, guarded: bool) -> socket.socket:
     return listener
 
 
+def most_connections() -> int:
+    """Connections that may be open at once, so that files can be opened beside them."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return MOST_CONNECTIONS // 8
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_CONNECTIONS if files < 0 else min(MOST_CONNECTIONS, max(files // 2, files - 128))
+
+
+class _Crowd:
+    """All connections, by client, the oldest first; where they are too many, one that asks nothing yet makes room.
+
+    Args:
+        most: Connections.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._by_client: dict[str, dict[_Protocol, None]] = {}
+
+    def enter(self, connection: _Protocol) -> None:
+        """Takes one in; of the client with the most connections the oldest without a whole request goes."""
+        self._by_client.setdefault(connection.host, {})[connection] = None
+        if sum(map(len, self._by_client.values())) > self._most:
+            crowd = max(self._by_client.values(), key=len)
+            leaving = next((one for one in crowd if one.is_idle or one.cycle.more_body), connection)
+            self.leave(leaving)
+            leaving.transport.abort()
+
+    def leave(self, connection: _Protocol) -> None:
+        """Gives one up."""
+        connections = self._by_client.get(connection.host, {})
+        connections.pop(connection, None)
+        if not connections:
+            self._by_client.pop(connection.host, None)
+
+
+class _Protocol(H11Protocol):
+    """A connection that knows since when it has asked nothing, and of the others."""
+
+    def __init__(self, crowd: _Crowd, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._crowd = crowd
+        self.since = time.monotonic()
+        self.host = ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; uvicorn itself waits for the head of one for ever."""
+        return self.cycle is None or self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self.host = host_of({"client": self.client})
+        self._crowd.enter(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.leave(self)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self.since = time.monotonic()
+        super().on_response_complete()
+
+
 class Server(uvicorn.Server):
     """Uvicorn, which also closes connections that ask nothing, and says when it listens and when it stops.
 
@@ -76,10 +149,9 @@ class Server(uvicorn.Server):
     ) -> None:
         self._service = service
         self._listening = listening
-        self._idle: dict[object, tuple[object, float]] = {}
         config = uvicorn.Config(
             create_app(service, token=token, manage=manage, local=token is None),
-            http="h11",
+            http=cast("type[asyncio.Protocol]", functools.partial(_Protocol, _Crowd(most_connections()))),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -87,7 +159,7 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(service.limits.timeout),
         )
         super().__init__(config)
@@ -102,20 +174,11 @@ class Server(uvicorn.Server):
         self._listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ends connections, ten times a second, whose next request does not come whole, or that take no answer.
-
-        Uvicorn waits for a head for ever. A connection is idle while its last request (`cycle`) is the same and done.
-        """
-        now, idle = time.monotonic(), dict[object, tuple[object, float]]()
-        for connection in list[Any](self.server_state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
-                continue
-            last, since = self._idle.get(connection, (None, now))
-            idle[connection] = (cycle, since if last is cycle else now)
-            if now - idle[connection][1] > self._service.limits.timeout:
+        """Ends connections, ten times a second, whose next request does not come whole, or that take no answer."""
+        patience = min(IDLE_SECONDS, self._service.limits.timeout)
+        for connection in list(cast("set[_Protocol]", self.server_state.connections)):
+            if connection.is_idle and time.monotonic() - connection.since > patience:
                 connection.transport.abort()
-        self._idle = idle
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

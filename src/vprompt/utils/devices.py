@@ -14,7 +14,7 @@ def found_devices() -> list[torch.device]:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name such as "cpu", "cuda" or "cuda:1".
+    """The device of a name such as "cpu", "cuda" or "cuda:1"; "auto" is the accelerator where there is one.
 
     Raises:
         VPromptError: If it is not here.
@@ -23,6 +23,8 @@ def device_named(name: str) -> torch.device:
         >>> device_named("cpu")
         device(type='cpu')
     """
+    if name == "auto":
+        return found_devices()[-1]
     types = {device.type for device in found_devices()}
     try:
         device = torch.device(name)
