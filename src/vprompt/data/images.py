@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -280,20 +280,41 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(_bytes_of_floats(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
 
 
+ROWS_AT_ONCE = 2**20
+"""Pixels of the rows that are converted at once, for what is made on the way takes much more memory than the image."""
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, ROWS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        rgba = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), (0, top))
+    return rgb
+
+
+def _by_rows(values: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.uint8]:
+    bytes_HW = np.empty(values.shape, np.uint8)
+    rows = max(1, ROWS_AT_ONCE // values.shape[1])
+    for top in range(0, len(values), rows):
+        bytes_HW[top : top + rows] = convert(values[top : top + rows])
+    return bytes_HW
+
+
 def _bytes_of_integers(image: Image.Image) -> NDArray[np.uint8]:
-    values = np.array(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise UnusableImageError("has integer pixels outside 0 to 65535; save it with 8 or 16 bits")
+    # 65535 = 255 * 257: rounds to the nearest byte, and gives 8-bit values back that were widened.
+    pixels = _by_rows(values, lambda rows: (rows.astype(np.int64) + 128) // 257)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        values[values == transparent] = 65535
-    # 65535 = 255 * 257: rounds to the nearest byte, and gives 8-bit values back that were widened.
-    return ((values + 128) // 257).astype(np.uint8)
+        pixels[values == transparent] = 255
+    return pixels
 
 
 def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -301,7 +322,7 @@ def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
     # Written so that a NaN fails it too.
     if not (low >= 0 and high <= 255):
         raise UnusableImageError("has float pixels outside 0 to 1 and 0 to 255; save it with 8 bits")
-    return np.rint(values * 255 if high <= 1 else values).astype(np.uint8)
+    return _by_rows(values, lambda rows: np.rint(rows * 255 if high <= 1 else rows))
 
 
 # Without a handler of its own, Pillow's log lines would reach standard error.

@@ -67,7 +67,8 @@ def _in_form(body: bytes, boundary: str) -> bytes:
         if b"filename" in head.lower() or b"content-type: image/" in head.lower() or b'name="image"' in head:
             files.append(content)
     # What ends a form stands behind its last part; without it the rest is missing.
-    if len(files) != 1 or not parts[-1].startswith(b"--"):
+    whole = bool(parts) and parts[-1].startswith(b"--") and all(part.startswith(b"\r\n") for part in parts[:-1])
+    if len(files) != 1 or not whole:
         raise RequestError("invalid", "The form must hold one file, whole: curl -F image=@photo.jpg URL.")
     return files[0]
 

@@ -43,7 +43,7 @@ MAX_SECONDS = 5
 BYTES_A_PIXEL = 12
 """Memory for decoding an image; most take 4 to 9."""
 
-LANES = (3e6, 4e7, math.inf)
+LANES = (3_000_000, 40_000_000, sys.maxsize)
 """Most work of an image in each lane; a pass over a pixel of a JPEG, some 5 ns, is 1. The first is in this process."""
 
 THREAD_BYTES = 2**20
@@ -85,11 +85,11 @@ def scans(data: bytes) -> int:
 
 
 def decoded(
-    data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int, most: float = math.inf
-) -> Images | None:
+    data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int, most: int = LANES[-1]
+) -> Images | int:
     """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it; see `pixels_of`."""
     pixels = pixels_of(data, preprocessings, max_pixels, most)
-    return None if pixels is None else _normalised(pixels, preprocessings)
+    return pixels if isinstance(pixels, int) else _normalised(pixels, preprocessings)
 
 
 def _normalised(pixels: Sequence[Tensor | Exception], preprocessings: Sequence[Preprocessing]) -> Images:
@@ -100,15 +100,15 @@ def _normalised(pixels: Sequence[Tensor | Exception], preprocessings: Sequence[P
 
 
 def pixels_of(
-    data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: float = math.inf
-) -> list[Tensor | Exception] | None:
+    data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = LANES[-1]
+) -> list[Tensor | Exception] | int:
     """Pixels of one image, uint8 (3, H, W), by each preprocessing, or what is wrong with the preprocessing.
 
     Args:
         data: An image file.
         preprocessings: Those of the adapters that are asked.
         max_pixels: Refuse more, by the header.
-        most: Return None if it is more work.
+        most: Return how much work it is, if that is more.
 
     Raises:
         RequestError: If the image is no image, broken, too large, or too much work.
@@ -120,13 +120,15 @@ def pixels_of(
     try:
         with opened(data, max_pixels) as image:
             size, format = image.size[0] * image.size[1], image.format or ""
+        del image  # and its memory
         if passes > 1 and passes * size > MAX_PASSES * max_pixels:
             raise RequestError(
                 "too_much_work", f"{passes} scans over {size / 1e6:.1f} million pixels are too much; save it again."
             )
         work = size * len(preprocessings) * max(passes, PASSES.get(format, OTHER_PASSES))
-        if work > most or (format not in PASSES and most <= LANES[0]):
-            return None
+        work = work if format in PASSES else max(work, LANES[0] + 1)
+        if work > most:
+            return work
         for each in preprocessings:
             try:
                 pixels.append(read_pixels(data, each, max_pixels=max_pixels))
@@ -158,14 +160,14 @@ class Decoders:
         self._ends: list[Connection] = []
         self._changing = threading.Lock()
 
-    def decode(self, lane: int, data: bytes, preprocessings: Sequence[Preprocessing]) -> Images | None:
-        """As `decoded`; None if it is more work than the lane allows.
+    def decode(self, lane: int, data: bytes, preprocessings: Sequence[Preprocessing]) -> Images | int:
+        """As `decoded`; how much work it is, if that is more than the lane allows.
 
         Raises:
             RequestError: As there; or it took too much time or memory.
         """
         if lane == 0 and len(data) > THREAD_BYTES:
-            return None
+            return LANES[0] + 1
         if lane == 0 or sys.platform != "linux":
             return decoded(data, preprocessings, max_pixels=self._max_pixels, most=LANES[lane])
         self.start()
@@ -180,7 +182,9 @@ class Decoders:
         result = json.loads(head)
         if isinstance(result, dict):
             raise RequestError(**result)
-        return result and _normalised(_unpacked(result, pixels, preprocessings), preprocessings)
+        if isinstance(result, int):
+            return result
+        return _normalised(_unpacked(result, pixels, preprocessings), preprocessings)
 
     def start(self) -> None:
         """Starts the processes, which takes them some seconds; otherwise the first image that needs them does."""
@@ -190,7 +194,7 @@ class Decoders:
             self._stop()
             pairs = [Pipe() for _ in LANES[1:]]
             numbers = [theirs.fileno() for _, theirs in pairs]
-            memory = [int(BYTES_A_PIXEL * min(most, self._max_pixels)) for most in LANES[1:]]
+            memory = [BYTES_A_PIXEL * min(most, self._max_pixels) for most in LANES[1:]]
             command = [sys.executable, "-m", "vprompt.serving.decoding", *map(str, [*numbers, *memory])]
             # A session of its own: Ctrl-C is for the service, which ends it by closing its connections.
             self._process = subprocess.Popen(
@@ -237,8 +241,10 @@ def _replied(job: Any) -> bytes:
         pixels = pixels_of(*job)
     except RequestError as error:
         return json.dumps({"code": error.code, "message": str(error)}).encode() + b"\n"
-    head = pixels and [str(one) if isinstance(one, Exception) else None for one in pixels]
-    arrays = [one.numpy().tobytes() for one in pixels or () if not isinstance(one, Exception)]
+    if isinstance(pixels, int):
+        return json.dumps(pixels).encode() + b"\n"
+    head = [str(one) if isinstance(one, Exception) else None for one in pixels]
+    arrays = [one.numpy().tobytes() for one in pixels if not isinstance(one, Exception)]
     return json.dumps(head).encode() + b"\n" + b"".join(arrays)
 
 

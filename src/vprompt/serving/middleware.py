@@ -243,12 +243,14 @@ class _Exchange:
     def give_up(self) -> None:
         """Waits no longer for the rest of the body."""
         self._began = -math.inf
+        self._bodies.pop(self, None)
         with contextlib.suppress(RuntimeError):  # it is not being waited for
             self._patience.reschedule(0)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._bodies.pop(self, None)
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.number
             if self._unread:

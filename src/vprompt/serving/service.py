@@ -86,7 +86,7 @@ class Service:
         self.decoders = Decoders(limits.max_pixels)
         # Large images wait for few others: they must not take all places.
         self._lanes = [
-            Batcher[tuple[bytes, Sequence[Preprocessing]], Images | None](
+            Batcher[tuple[bytes, Sequence[Preprocessing]], Images | int](
                 lambda jobs, lane=lane: [self.decoders.decode(lane, *job) for job in jobs],
                 max_queue=max(1, limits.max_queue // 4) if lane else 2 * limits.max_queue,
                 threads=1 if lane else min(4, os.cpu_count() or 1),
@@ -191,13 +191,16 @@ class Service:
         self, image: bytes, preprocessings: Sequence[Preprocessing], deadline: float, client: str
     ) -> Images:
         """The image, from the first lane that takes so much work; the last takes all."""
-        for lane in self._lanes:
-            [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
-            if isinstance(images, RequestError):
-                raise images
-            if images is not None:
-                return images
-        raise AssertionError
+        work = 0
+        for most, lane in zip(LANES, self._lanes, strict=True):
+            if work <= most:
+                [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
+                if isinstance(images, RequestError):
+                    raise images
+                if not isinstance(images, int):
+                    return images
+                work = images
+        raise AssertionError  # the last lane takes any work
 
     async def add(self, name: str, folder: Path) -> Entry:
         """Adds an adapter from a folder on this machine.
