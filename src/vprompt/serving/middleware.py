@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import logging
 import math
+import random
 import re
 import time
 import uuid
@@ -202,6 +203,7 @@ class _Exchange:
         self._max_bytes, self._timeout = max_bytes, timeout
         self._bodies, self._together = bodies, together
         self._began = asyncio.get_running_loop().time()
+        self._grace = GRACE_SECONDS * random.uniform(0.8, 1.2)  # those who came at once are not sent away at once
         self._patience = asyncio.timeout(None)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -218,7 +220,7 @@ class _Exchange:
         too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {self._max_bytes} bytes.")
         if self._size > self._max_bytes:
             raise too_long
-        deadline = self._began + min(self._timeout, GRACE_SECONDS + self.came / LEAST_RATE)
+        deadline = self._began + min(self._timeout, self._grace + self.came / LEAST_RATE)
         self._patience = asyncio.timeout_at(deadline)
         try:
             if asyncio.get_running_loop().time() > deadline:

@@ -7,6 +7,7 @@ import functools
 import ipaddress
 import math
 import os
+import random
 import signal
 import socket
 import threading
@@ -25,6 +26,9 @@ from vprompt.utils.text import printable
 
 IDLE_SECONDS = 5
 """Seconds that a connection may ask nothing: without a whole head, or after an answer."""
+
+ACCEPTED_AT_ONCE = 32
+"""Connections that are accepted before others are served; far more may wait for that in the system's queue."""
 
 MOST_CONNECTIONS = 4096
 """Connections at once, where the system allows so many files."""
@@ -108,6 +112,7 @@ class _Protocol(H11Protocol):
         super().__init__(*arguments, **options)
         self._crowd = crowd
         self.since = time.monotonic()
+        self.spread = random.uniform(0.8, 1.2)  # so that those who came at once do not go, and come again, at once
         self.host = ""
 
     @property
@@ -159,6 +164,7 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(service.limits.timeout),
         )
@@ -171,13 +177,15 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(MOST_CONNECTIONS)
         self._listening()
 
     async def on_tick(self, counter: int) -> bool:
         """Ends connections, ten times a second, whose next request does not come whole, or that take no answer."""
         patience = min(IDLE_SECONDS, self._service.limits.timeout)
         for connection in list(cast("set[_Protocol]", self.server_state.connections)):
-            if connection.is_idle and time.monotonic() - connection.since > patience:
+            if connection.is_idle and time.monotonic() - connection.since > patience * connection.spread:
                 connection.transport.abort()
         return await super().on_tick(counter)
 

@@ -35,7 +35,7 @@ class Watch:
 
     def __init__(self, banks: Banks, folder: Path) -> None:
         self._banks = banks
-        self._folder = folder
+        self._folder, self._shown = folder, printable(str(folder))
         self._others = {entry.name for entry in banks.entries}
         self._last: dict[str, State] = {}
         self._done: dict[str, State] = {}
@@ -61,7 +61,7 @@ class Watch:
         try:
             found = self._found()
         except OSError as error:
-            _LOG.warning("%s cannot be read (%s); its adapters stay.", self._folder, error.strerror)
+            _LOG.warning("%s cannot be read (%s); its adapters stay.", self._shown, error.strerror)
             return
         for name in {**self._done, **found}:
             state = found.get(name)
@@ -70,26 +70,26 @@ class Watch:
         self._last = found
 
     def _found(self) -> dict[str, State]:
-        return {path.name: _state(path) for path in sorted(self._folder.iterdir()) if (path / CONFIG_FILE).is_file()}
+        folders = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
+        return {path.name: _state(path) for path in folders if (path / CONFIG_FILE).is_file()}
 
     def _change(self, name: str, state: State | None) -> None:
-        shown = printable(name)
         try:
             if state is None:
                 del self._done[name]
                 if name in self._banks and name not in self._others:
                     self._banks.remove(name)
-                    _LOG.info("The adapter %r was removed.", shown)
+                    _LOG.info("The adapter %r was removed.", name)
                 return
             self._done[name] = state
             if name in self._others:
                 raise VPromptError("another adapter is served under this name")
             self._banks.add(check_name(name), self._folder / name, replace=True)
-            _LOG.info("The adapter %r was loaded.", shown)
+            _LOG.info("The adapter %r was loaded.", name)
         except VPromptError as error:
-            _LOG.warning("The adapter %r in %s cannot be served: %s", shown, self._folder, printable(str(error)))
+            _LOG.warning("The adapter %r in %s cannot be served: %s", name, self._shown, printable(str(error)))
         except Exception:
-            _LOG.exception("The adapter %r in %s cannot be served.", shown, self._folder)
+            _LOG.exception("The adapter %r in %s cannot be served.", name, self._shown)
 
     def _run(self) -> None:
         while not self._over.wait(SECONDS):
