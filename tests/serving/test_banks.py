@@ -38,9 +38,16 @@ def adapters(tmp_path_factory, tiny_weights):
     return root
 
 
+def loaded(sources, **options):
+    banks = Banks(**options)
+    for name, source in sources.items():
+        banks.add(name, source)
+    return banks
+
+
 @pytest.fixture
 def banks(adapters):
-    return Banks.load({name: adapters / name for name in KINDS})
+    return loaded({name: adapters / name for name in KINDS})
 
 
 def names(banks):
@@ -118,8 +125,8 @@ def test_weights_are_for_the_adapters_that_they_fit(adapters, tiny_weights, tmp_
         path.write_text(json.dumps(config))
     sources = {"other": adapters / "other", "small": tmp_path / "small", "wide": tmp_path / "wide"}
     with pytest.raises(VPromptError, match="weights"):
-        Banks.load(sources)
-    assert names(Banks.load(sources, weights=moved)) == ["other", "small", "wide"]
+        loaded(sources)
+    assert names(loaded(sources, weights=moved)) == ["other", "small", "wide"]
 
 
 def test_a_client_may_add_an_adapter_of_another_backbone(adapters):
@@ -215,7 +222,7 @@ def test_a_folder_that_cannot_be_read_for_a_while_takes_nothing_away(folder, cap
 
 
 def test_adapters_that_were_given_by_name_are_left_alone(folder, adapters, caplog):
-    banks = Banks.load({"birds": adapters / "wide"})
+    banks = loaded({"birds": adapters / "wide"})
     watch = Watch(banks, folder)
     assert banks["birds"].num_classes == 3
     assert "'birds'" in caplog.text

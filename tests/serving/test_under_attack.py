@@ -292,7 +292,7 @@ def test_a_client_that_takes_all_places_leaves_others_their_share(backbone):
         places.enter_context(service.place("greedy", 4))
         for client, asks, fits in (("greedy", 1, False), ("b", 3, False), ("b", 2, True), ("b", 1, False)):
             with pytest.raises(RequestError, match="under way") if not fits else contextlib.nullcontext():
-                service.check_open(client, asks)
+                service.check(client, asks)
                 places.enter_context(service.place(client, asks))
         places.enter_context(service.place("c", 1))
         for number in range(20):  # many addresses do not take more than twice the limit
@@ -425,7 +425,7 @@ def test_every_answer_has_an_id(server):
 
 
 def test_the_access_log_is_json_lines(held, capsys):
-    with logging_to_stderr("warning", "json"), running(held, token=TOKEN) as server:
+    with logging_to_stderr("warning", json_lines=True), running(held, token=TOKEN) as server:
         named = {"headers": {"X-Request-ID": "number-1"}}
         assert server.client.post("/v1/predict?adapter=birds&adapter=odd&top=1", content=PHOTO, **named).is_success
         assert httpx.get(f"{server.url}/v1/a%0Ab%E2%80%AE", trust_env=False).status_code == 401
@@ -447,19 +447,18 @@ def test_the_access_log_is_json_lines(held, capsys):
 
 
 def test_the_log_is_as_loud_as_it_should_be_and_ends(capsys):
-    log = logging.getLogger("vprompt.serving")
-    with logging_to_stderr("warning", "text"):
+    log, access = logging.getLogger("vprompt.serving"), logging.getLogger("vprompt.access")
+    with logging_to_stderr("warning", json_lines=False):
         log.info("too little")
         log.warning("enough")
-        logging.getLogger("vprompt.access").info("an access")
-    with logging_to_stderr("error", "none"):
-        log.warning("too little")
-        logging.getLogger("vprompt.access").info("too little")
+        access.info("an access")
     log.error("afterwards")
-    first, second = [
-        line.split(" ", 3)[2:] for line in capsys.readouterr().err.splitlines() if "afterwards" not in line
-    ]
-    assert (first, second) == (["warning", "enough"], ["info", "an access"])
+    with logging_to_stderr("error", json_lines=True):
+        log.warning("too little")
+        access.info("an access")
+    text, line = [line for line in capsys.readouterr().err.splitlines() if "afterwards" not in line]
+    assert text.endswith("WARNING: enough")
+    assert json.loads(line)["message"] == "an access"
 
 
 def test_a_refused_connection_is_no_crash(server):

@@ -49,8 +49,8 @@ class Serve:
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged on standard error."""
-    access_log: Literal["none", "text", "json"] = "none"
-    """Log every request; with json every line of the log is a JSON object."""
+    access_log: bool = False
+    """Log every request, and all as lines of JSON."""
     json: bool = False
     """Print address and adapters as JSON when the service listens."""
 
@@ -78,10 +78,12 @@ class Serve:
         sources = named(self.adapters)
         device = device_named(self.device)
         with (
-            logging_to_stderr(self.log_level, self.access_log),
+            logging_to_stderr(self.log_level, json_lines=self.access_log),
             bind(self.host, self.port, guarded=token is not None) as listener,
         ):
-            banks = Banks.load(sources, weights=self.weights, device=device)
+            banks = Banks(weights=self.weights, device=device)
+            for name, source in sources.items():
+                banks.add(name, source)
             watch = None if self.watch is None else Watch(banks, Path(self.watch))
             service = Service(banks, self.limits)
             service.decoders.start()

@@ -172,7 +172,9 @@ async def _exchange(service: Service, request: Request, adapters: list[str], top
     client, headers = host_of(request.scope), request.headers
     try:
         with service.metrics.under_way.track_inprogress():
-            service.check_open(client, len(adapters))
+            if service.stopping:
+                raise RequestError("stopping", "The service is stopping; ask another one, or later.")
+            service.check(client, len(adapters))
             if headers.get("content-encoding", "identity").strip().lower() != "identity":
                 raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
             image = image_in(await request.body(), headers.get("content-type", ""), service.limits.max_bytes)

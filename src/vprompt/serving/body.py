@@ -14,21 +14,6 @@ HOW_TO_SEND = (
 )
 
 
-FORM_BYTES = 64 * 1024
-"""What a form or JSON may hold beside the image; one in base64 is a third larger, too."""
-
-
-def most_bytes(content_type: str, max_bytes: int) -> int:
-    """Most bytes of a body that holds an image of at most `max_bytes`.
-
-    Example:
-        >>> most_bytes("image/png", 900), most_bytes("application/json", 900)
-        (900, 66736)
-    """
-    wrapped = content_type.strip().lower().startswith(("multipart/", "application/json"))
-    return 4 * max_bytes // 3 + FORM_BYTES if wrapped else max_bytes
-
-
 def image_in(body: bytes, content_type: str, max_bytes: int) -> bytes:
     """The image file in a body: the body itself, the file in a form, or in JSON.
 

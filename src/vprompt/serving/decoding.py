@@ -8,8 +8,6 @@ and stops by the seconds and the bytes it takes. So small images never wait for 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import re
 import signal
@@ -18,9 +16,10 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vprompt.data.images import NotAnImageError, TooManyPixelsError, UnusableImageError, opened, read_pixels
@@ -55,10 +54,16 @@ PASSES = {"JPEG": 1, "MPO": 1, "BMP": 1, "PPM": 1, "PNG": 3, "GIF": 3, "WEBP": 6
 OTHER_PASSES = 20
 """Those of all other formats, which are decoded in a process always: their headers do not tell enough."""
 
+Pixels = list[NDArray[np.uint8] | str]
+
 Images = Mapping[Preprocessing, Tensor | Exception]
 """One image by each preprocessing, or why it cannot be had by that."""
 
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+
+
+class MoreWorkError(Exception):
+    """An image that is for another lane; its argument says how much work it is."""
 
 
 def scans(data: bytes) -> int:
@@ -84,36 +89,32 @@ def scans(data: bytes) -> int:
     raise RequestError("broken_image", f"The image has more than {MAX_MARKERS} segments; save it again.")
 
 
-def decoded(
-    data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int, most: int = LANES[-1]
-) -> Images | int:
+def decoded(data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int) -> Images:
     """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it; see `pixels_of`."""
-    pixels = pixels_of(data, preprocessings, max_pixels, most)
-    return pixels if isinstance(pixels, int) else _normalised(pixels, preprocessings)
+    return _normalised(pixels_of(data, preprocessings, max_pixels), preprocessings)
 
 
-def _normalised(pixels: Sequence[Tensor | Exception], preprocessings: Sequence[Preprocessing]) -> Images:
+def _normalised(pixels: Pixels, preprocessings: Sequence[Preprocessing]) -> Images:
     return {
-        each: one if isinstance(one, Exception) else each.normalise(one)
+        each: RuntimeError(one) if isinstance(one, str) else each.normalise(torch.from_numpy(one))
         for each, one in zip(preprocessings, pixels, strict=True)
     }
 
 
-def pixels_of(
-    data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = LANES[-1]
-) -> list[Tensor | Exception] | int:
+def pixels_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = sys.maxsize) -> Pixels:
     """Pixels of one image, uint8 (3, H, W), by each preprocessing, or what is wrong with the preprocessing.
 
     Args:
         data: An image file.
         preprocessings: Those of the adapters that are asked.
         max_pixels: Refuse more, by the header.
-        most: Return how much work it is, if that is more.
+        most: Most work.
 
     Raises:
         RequestError: If the image is no image, broken, too large, or too much work.
+        MoreWorkError: If it is more work than `most`.
     """
-    pixels: list[Tensor | Exception] = []
+    pixels: Pixels = []
     passes = scans(data)
     if passes > MAX_SCANS:
         raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
@@ -128,14 +129,14 @@ def pixels_of(
         work = size * len(preprocessings) * max(passes, PASSES.get(format, OTHER_PASSES))
         work = work if format in PASSES else max(work, LANES[0] + 1)
         if work > most:
-            return work
+            raise MoreWorkError(work)
         for each in preprocessings:
             try:
-                pixels.append(read_pixels(data, each, max_pixels=max_pixels))
+                pixels.append(read_pixels(data, each, max_pixels=max_pixels).numpy())
             except (UnusableImageError, MemoryError):
                 raise
             except Exception as error:  # of this preprocessing, not of the image
-                pixels.append(error)
+                pixels.append(str(error))
     except NotAnImageError as error:
         raise RequestError("not_an_image", f"What was sent {error}; {HOW_TO_SEND}") from error
     except TooManyPixelsError as error:
@@ -160,31 +161,31 @@ class Decoders:
         self._ends: list[Connection] = []
         self._changing = threading.Lock()
 
-    def decode(self, lane: int, data: bytes, preprocessings: Sequence[Preprocessing]) -> Images | int:
-        """As `decoded`; how much work it is, if that is more than the lane allows.
+    def decode(self, lane: int, data: bytes, preprocessings: Sequence[Preprocessing]) -> Images:
+        """As `decoded`.
 
         Raises:
+            MoreWorkError: If it is more work than the lane allows.
             RequestError: As there; or it took too much time or memory.
         """
         if lane == 0 and len(data) > THREAD_BYTES:
-            return LANES[0] + 1
-        if lane == 0 or sys.platform != "linux":
-            return decoded(data, preprocessings, max_pixels=self._max_pixels, most=LANES[lane])
+            raise MoreWorkError(LANES[0] + 1)
+        job = data, preprocessings, self._max_pixels, LANES[lane]
+        pixels = self._elsewhere(lane, job) if lane and sys.platform == "linux" else pixels_of(*job)
+        return _normalised(pixels, preprocessings)
+
+    def _elsewhere(self, lane: int, job: object) -> Pixels:
         self.start()
         try:
             end = self._ends[lane - 1]
-            end.send((data, preprocessings, self._max_pixels, LANES[lane]))
-            reply = end.recv_bytes()
+            end.send(job)
+            outcome = end.recv()
         except (OSError, EOFError, IndexError):
             self.close()
             raise RequestError("busy", "The image was not decoded; ask again in a moment.") from None
-        head, _, pixels = reply.partition(b"\n")
-        result = json.loads(head)
-        if isinstance(result, dict):
-            raise RequestError(**result)
-        if isinstance(result, int):
-            return result
-        return _normalised(_unpacked(result, pixels, preprocessings), preprocessings)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def start(self) -> None:
         """Starts the processes, which takes them some seconds; otherwise the first image that needs them does."""
@@ -219,42 +220,12 @@ class Decoders:
         self._process, self._ends = None, []
 
 
-def _unpacked(
-    problems: Sequence[str | None], pixels: bytes, preprocessings: Sequence[Preprocessing]
-) -> list[Tensor | Exception]:
-    """What a process replied."""
-    found: list[Tensor | Exception] = []
-    at = 0
-    for problem, each in zip(problems, preprocessings, strict=True):
-        if problem is None:
-            shape = (3, *each.size)
-            found.append(torch.frombuffer(bytearray(pixels[at : at + math.prod(shape)]), dtype=torch.uint8).view(shape))
-            at += math.prod(shape)
-        else:
-            found.append(RuntimeError(problem))
-    return found
-
-
-def _replied(job: Any) -> bytes:
-    """A line of JSON and pixels; never pickled, for whoever takes over a decoder is not to reach further."""
-    try:
-        pixels = pixels_of(*job)
-    except RequestError as error:
-        return json.dumps({"code": error.code, "message": str(error)}).encode() + b"\n"
-    if isinstance(pixels, int):
-        return json.dumps(pixels).encode() + b"\n"
-    head = [str(one) if isinstance(one, Exception) else None for one in pixels]
-    arrays = [one.numpy().tobytes() for one in pixels if not isinstance(one, Exception)]
-    return json.dumps(head).encode() + b"\n" + b"".join(arrays)
-
-
-def _decode_alone(connection: Connection, memory: int) -> None:
-    """Decodes images for whoever is at the other end, each in a fork of this process, which the system limits."""
+def _work(connection: Connection, memory: int) -> None:
+    """Decodes for whoever is at the other end; each image in a fork of this process, which the system limits."""
     import resource
 
-    too_much = (
-        f"The image takes more than {MAX_SECONDS} s or {memory / 2**20:.0f} MiB to be decoded; send a smaller one."
-    )
+    most = f"{MAX_SECONDS} s or {memory / 2**20:.0f} MiB"
+    too_much = RequestError("too_much_work", f"To decode the image takes more than {most}; send a smaller one.")
     while True:
         try:
             job = connection.recv()
@@ -265,17 +236,18 @@ def _decode_alone(connection: Connection, memory: int) -> None:
                 own = int(file.read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (own + memory + 2**26, resource.RLIM_INFINITY))
             resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, resource.RLIM_INFINITY))
-            status = 1
-            try:
-                reply = _replied(job)
+            with contextlib.suppress(BaseException):
+                try:
+                    outcome = pixels_of(*job)
+                except (RequestError, MoreWorkError) as error:
+                    outcome = error
                 resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-                connection.send_bytes(reply)
-                status = 0
-            finally:
-                os._exit(status)
+                connection.send(outcome)
+                os._exit(0)
+            os._exit(1)
         del job
         if os.waitpid(fork, 0)[1]:
-            connection.send_bytes(json.dumps(too_much).encode() + b"\n")
+            connection.send(too_much)
 
 
 def main() -> None:
@@ -290,7 +262,7 @@ def main() -> None:
     for number in numbers:
         if number != numbers[lane]:
             os.close(number)
-    _decode_alone(Connection(numbers[lane]), memory[lane])
+    _work(Connection(numbers[lane]), memory[lane])
 
 
 if __name__ == "__main__":

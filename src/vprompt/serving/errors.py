@@ -40,6 +40,9 @@ class RequestError(VPromptError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)
         self.code = code
         self.status = STATUS[code]
+
+    def __str__(self) -> str:
+        return self.args[1]

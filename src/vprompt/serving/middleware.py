@@ -19,9 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vprompt.serving.body import most_bytes
 from vprompt.serving.errors import RequestError
-from vprompt.serving.log import ACCESS, REQUEST_ID, Access
+from vprompt.serving.log import ACCESS, REQUEST_ID
 from vprompt.serving.schema import Failure, Fault
 from vprompt.serving.service import Service
 from vprompt.utils.text import printable
@@ -33,7 +32,7 @@ COUNTED = "/v1/predict"
 """Requests below this path are counted and timed."""
 
 MAX_OTHER_BYTES = 64 * 1024
-"""Size of a body that is no image."""
+"""Size of a body that is no image, and of what is around an image in base64."""
 
 GRACE_SECONDS = 5.0
 """Seconds in which a body may come as it likes; from then on it comes at `LEAST_RATE`, on the whole."""
@@ -78,8 +77,9 @@ class Gate:
             return
         limits, metrics = self._service.limits, self._service.metrics
         counted, began = scope["path"].startswith(COUNTED), time.perf_counter()
-        content_type = Headers(scope=scope).get("content-type", "")
-        most = most_bytes(content_type, limits.max_bytes) if counted else MAX_OTHER_BYTES
+        wrapped = Headers(scope=scope).get("content-type", "").lower().startswith(("multipart/", "application/json"))
+        most = 4 * limits.max_bytes // 3 + MAX_OTHER_BYTES if wrapped else limits.max_bytes
+        most = most if counted else MAX_OTHER_BYTES
         together = limits.max_queue * limits.max_bytes
         exchange = _Exchange(scope, receive, send, most, limits.timeout, self._bodies, together)
         REQUEST_ID.set(exchange.number)
@@ -93,17 +93,16 @@ class Gate:
             metrics.seconds.observe(seconds)
             for adapter, status in answers:
                 metrics.answers.labels(adapter, status).inc()
-        ACCESS.info(
-            Access(
-                client=host_of(scope),
-                method=scope["method"],
-                path=printable(scope["path"][:200]),
-                status=exchange.status,
-                seconds=round(seconds, 4),
-                bytes=exchange.came,
-                adapters=[adapter for adapter, _ in answers if adapter],
-            )
-        )
+        access = {
+            "client": host_of(scope),
+            "method": scope["method"],
+            "path": printable(scope["path"][:200]),
+            "status": exchange.status,
+            "seconds": round(seconds, 4),
+            "bytes": exchange.came,
+            "adapters": [adapter for adapter, _ in answers if adapter],
+        }
+        ACCESS.info("%(method)s %(path)s %(status)s", access, extra={"fields": access})
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ IDLE_SECONDS = 5
 ACCEPTED_AT_ONCE = 32
 """Connections that are accepted before others are served; far more may wait for that in the system's queue."""
 
-MOST_CONNECTIONS = 4096
+MOST_CONNECTIONS = 1024
 """Connections at once, where the system allows so many files."""
 
 
@@ -72,48 +73,26 @@ def most_connections() -> int:
     try:
         import resource
     except ImportError:  # not on Windows
-        return MOST_CONNECTIONS // 8
+        return MOST_CONNECTIONS // 2
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST_CONNECTIONS if files < 0 else min(MOST_CONNECTIONS, max(files // 2, files - 128))
 
 
-class _Crowd:
-    """All connections, by client, the oldest first; where they are too many, one that asks nothing yet makes room.
+class _Protocol(H11Protocol):
+    """A connection that knows since when it has asked nothing; where there are too many, the oldest such makes room.
 
     Args:
-        most: Connections.
+        most: Connections at once.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._by_client: dict[str, dict[_Protocol, None]] = {}
+    connections: set[_Protocol]
 
-    def enter(self, connection: _Protocol) -> None:
-        """Takes one in; of the client with the most connections the oldest without a whole request goes."""
-        self._by_client.setdefault(connection.host, {})[connection] = None
-        if sum(map(len, self._by_client.values())) > self._most:
-            crowd = max(self._by_client.values(), key=len)
-            leaving = next((one for one in crowd if one.is_idle or one.cycle.more_body), connection)
-            self.leave(leaving)
-            leaving.transport.abort()
-
-    def leave(self, connection: _Protocol) -> None:
-        """Gives one up."""
-        connections = self._by_client.get(connection.host, {})
-        connections.pop(connection, None)
-        if not connections:
-            self._by_client.pop(connection.host, None)
-
-
-class _Protocol(H11Protocol):
-    """A connection that knows since when it has asked nothing, and of the others."""
-
-    def __init__(self, crowd: _Crowd, *arguments: Any, **options: Any) -> None:
+    def __init__(self, most: int, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._crowd = crowd
+        self._most = most
+        self.host = ""
         self.since = time.monotonic()
         self.spread = random.uniform(0.8, 1.2)  # so that those who came at once do not go, and come again, at once
-        self.host = ""
 
     @property
     def is_idle(self) -> bool:
@@ -123,11 +102,11 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         self.host = host_of({"client": self.client})
-        self._crowd.enter(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._crowd.leave(self)
-        super().connection_lost(exc)
+        there = [one for one in self.connections if not one.transport.is_closing()]
+        if len(there) > self._most:
+            crowd = Counter(one.host for one in there).most_common(1)[0][0]
+            waiting = [one for one in there if one.host == crowd and (one.is_idle or one.cycle.more_body)]
+            min(waiting, key=lambda one: one.since, default=self).transport.abort()
 
     def on_response_complete(self) -> None:
         self.since = time.monotonic()
@@ -156,7 +135,7 @@ class Server(uvicorn.Server):
         self._listening = listening
         config = uvicorn.Config(
             create_app(service, token=token, manage=manage, local=token is None),
-            http=cast("type[asyncio.Protocol]", functools.partial(_Protocol, _Crowd(most_connections()))),
+            http=cast("type[asyncio.Protocol]", functools.partial(_Protocol, most_connections())),
             ws="none",
             lifespan="off",
             log_config=None,

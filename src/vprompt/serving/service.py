@@ -21,7 +21,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank, Entry
 from vprompt.serving.bank.banks import Banks
 from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError, RefusedError
-from vprompt.serving.decoding import LANES, Decoders, Images
+from vprompt.serving.decoding import LANES, Decoders, Images, MoreWorkError
 from vprompt.serving.errors import RequestError
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
@@ -78,7 +78,7 @@ class Service:
     def __init__(self, bank: Bank | Banks, limits: Limits) -> None:
         if limits.max_pixels > MAX_PIXELS:
             raise VPromptError(f"max_pixels can be {MAX_PIXELS} at most, not {limits.max_pixels}.")
-        self.bank = Banks.of(bank)
+        self.bank = Banks(bank) if isinstance(bank, Bank) else bank
         self.limits = limits
         self.metrics = Metrics()
         self.stopping = False
@@ -86,7 +86,7 @@ class Service:
         self.decoders = Decoders(limits.max_pixels)
         # Large images wait for few others: they must not take all places.
         self._lanes = [
-            Batcher[tuple[bytes, Sequence[Preprocessing]], Images | int](
+            Batcher[tuple[bytes, Sequence[Preprocessing]], Images](
                 lambda jobs, lane=lane: [self.decoders.decode(lane, *job) for job in jobs],
                 max_queue=max(1, limits.max_queue // 4) if lane else 2 * limits.max_queue,
                 threads=1 if lane else min(4, os.cpu_count() or 1),
@@ -102,8 +102,8 @@ class Service:
         )
         self.metrics.queue.set_function(lambda: self._asking.waiting)
 
-    def check_open(self, client: str, asks: int) -> None:
-        """Refuses a request before it is read.
+    def check(self, client: str, asks: int) -> None:
+        """Refuses a request that has no place, also before it is read.
 
         A service that is full still takes, up to twice its limit, requests of clients that have less than their share.
 
@@ -112,13 +112,8 @@ class Service:
             asks: How many adapters are asked.
 
         Raises:
-            RequestError: If there is no place for it, or the service stops.
+            RequestError: If there is no place for it.
         """
-        if self.stopping:
-            raise RequestError("stopping", "The service is stopping; ask another one, or later.")
-        self._check_place(client, asks)
-
-    def _check_place(self, client: str, asks: int) -> None:
         most, taken = self.limits.max_queue, self._places.total() + asks
         share = max(1, most // len({*self._places, client}))
         if taken > 2 * most or (taken > most and self._places[client] + asks > share):
@@ -131,14 +126,13 @@ class Service:
         Raises:
             RequestError: If there is none.
         """
-        self._check_place(client, asks)
+        self.check(client, asks)
         self._places[client] += asks
         try:
             yield
         finally:
             self._places[client] -= asks
-            if not self._places[client]:
-                del self._places[client]
+            self._places += Counter()  # without those that have none
 
     def entry(self, name: str) -> Entry:
         """The adapter of that name.
@@ -194,12 +188,14 @@ class Service:
         work = 0
         for most, lane in zip(LANES, self._lanes, strict=True):
             if work <= most:
-                [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
+                try:
+                    [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
+                except MoreWorkError as more:
+                    work = more.args[0]
+                    continue
                 if isinstance(images, RequestError):
                     raise images
-                if not isinstance(images, int):
-                    return images
-                work = images
+                return images
         raise AssertionError  # the last lane takes any work
 
     async def add(self, name: str, folder: Path) -> Entry:
@@ -289,6 +285,8 @@ class Service:
         match error:
             case RequestError():
                 return error
+            case MoreWorkError():
+                raise error
             case UnknownAdapterError():
                 return RequestError("unknown_adapter", str(error))
             case FullError():

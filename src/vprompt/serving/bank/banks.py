@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,30 +35,6 @@ class Banks:
         self._weights = weights
         self._device = device
         self._changing = threading.Lock()
-
-    @staticmethod
-    def of(bank: Bank | Banks) -> Banks:
-        """A bank among others that may come, or banks as they are."""
-        return Banks(bank) if isinstance(bank, Bank) else bank
-
-    @staticmethod
-    def load(
-        adapters: Mapping[str, str | Path], *, weights: str | Path | None = None, device: torch.device | None = None
-    ) -> Banks:
-        """Banks of saved adapters.
-
-        Args:
-            adapters: Name -> folder or Hub id.
-            weights: File with the backbone's weights, for those that were trained with it; see `vprompt.load`.
-            device: Where to run.
-
-        Raises:
-            VPromptError: If one of them cannot be read.
-        """
-        banks = Banks(weights=weights, device=device)
-        for name, source in adapters.items():
-            banks.add(name, source)
-        return banks
 
     @property
     def entries(self) -> list[Entry]:
