@@ -76,6 +76,21 @@ def flood(body: bytes, clients: int = 4) -> Callable[[int], None]:
     return run
 
 
+CHUNKS = (HEAD.replace("Content-Length: {}", "Transfer-Encoding: chunked")).encode() + b"1\r\nx\r\n" * 500_000
+
+
+def send(port: int) -> None:
+    """Clients that send a body of the smallest chunks."""
+
+    def client() -> None:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(CHUNKS)
+
+    for _ in range(4):
+        threading.Thread(target=client, daemon=True).start()
+
+
 def hold(start: bytes, connections: int) -> Callable[[int], None]:
     """Connections that send a beginning, again when they are closed, then a byte a second."""
 
@@ -106,6 +121,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], Callable[[int], None]]]] = {
     "deep-png": ("4 clients, PNG of 50 Mpixels, 16 bits", lambda: flood(encoded((7000, 7140), "PNG", "I;16"))),
     "webp": ("4 clients, WebP of 30 Mpixels", lambda: flood(encoded((6000, 5000), "WEBP", quality=1, method=0))),
     "many-large": ("40 clients, PNG of 12 Mpixels", lambda: flood(encoded((4000, 3000), "PNG"), 40)),
+    "tiny-chunks": ("4 clients, a body of chunks of one byte", lambda: send),
     "slow-bodies": ("140 bodies, a byte a second", lambda: hold(HEAD.format(100_000).encode() + b"x", 140)),
     "half-heads": ("1,100 half heads", lambda: hold(HEAD[:40].encode(), 1100)),
 }

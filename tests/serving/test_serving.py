@@ -870,6 +870,22 @@ def test_ctrl_c_ends_with_status_130_and_json_is_only_json(adapters, capsys):
     assert capsys.readouterr().err == "vprompt: Stopped.\n"
 
 
+def test_the_command_watches_a_folder_and_logs_as_json(adapters, tmp_path, capsys):
+    shutil.copytree(adapters / "pets", tmp_path / "cats")
+
+    def during(url):
+        listed = httpx.get(f"{url}/v1/adapters", headers={"X-Request-ID": "me"}, trust_env=False).json()["adapters"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return [one["name"] for one in listed]
+
+    status, out, outcomes = serve_here(adapters, "--watch", str(tmp_path), "--access-log", during=during)
+    assert status == 0
+    assert sorted(outcomes[0]) == sorted(json.loads(out)["adapters"]) == ["birds", "cats"]
+    loaded, asked = map(json.loads, capsys.readouterr().err.splitlines())
+    assert "'cats'" in loaded["message"]
+    assert (asked["path"], asked["status"], asked["request_id"]) == ("/v1/adapters", 200, "me")
+
+
 def test_a_stop_waits_no_longer_than_the_timeout(adapters):
     """A client that never sends the rest of its image; it is told, and the command ends."""
     received = []

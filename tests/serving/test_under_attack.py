@@ -401,6 +401,24 @@ def test_a_half_head_is_waited_for_a_moment_and_not_for_the_timeout(held, monkey
         assert server.ask("birds").status_code == 200
 
 
+def test_a_body_of_tiny_chunks_ends_the_connection(server):
+    start = head(Transfer_Encoding="chunked")
+    for before in (b"", b"4\r\nabcd\r\n"):
+        with server.raw(start + before) as connection, contextlib.suppress(BrokenPipeError):
+            connection.sendall(b"1\r\nx\r\n" * 5000)
+            assert closed(connection)
+    with server.raw(start + b"1\r\nx\r\n" * 50_000) as connection:  # also in one piece with the head
+        assert closed(connection)
+    pieces = [PHOTO[at : at + 700] for at in range(0, len(PHOTO), 700)]
+    assert server.ask("birds", iter(pieces)).status_code == 200
+    flat = encoded(Image.new("RGB", (60, 60), (0, 10, 13)), "BMP")
+    assert server.ask("birds", flat).status_code == 200
+    large = {f"X-{number}": "y" * 90 for number in range(150)}
+    assert server.ask("birds", headers=large).status_code == 200
+    large |= {f"Y-{number}": "y" * 90 for number in range(50)}
+    assert server.ask("birds", headers=large).status_code == 400
+
+
 def test_files_can_be_opened_beside_the_connections():
     import resource
 
