@@ -86,6 +86,7 @@ def send(port: int) -> None:
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(CHUNKS)
+                connection.recv(1)
 
     for _ in range(4):
         threading.Thread(target=client, daemon=True).start()

@@ -31,8 +31,8 @@ IDLE_SECONDS = 5
 ACCEPTED_AT_ONCE = 32
 """Connections that are accepted before others are served; far more may wait for that in the system's queue."""
 
-HEAD_PIECE = 4096
-"""Bytes of a head that are read at once; it may have four times as many."""
+HEAD_PIECE = 1024
+"""Bytes of a head that are read at once; it may have sixteen times as many."""
 
 MOST_CONNECTIONS = 1024
 """Connections at once, where the system allows so many files."""
@@ -112,15 +112,14 @@ class _Protocol(H11Protocol):
             min(waiting, key=lambda one: one.since, default=self).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.is_idle and len(data) > HEAD_PIECE:  # so that what a head says is known before more is read
-            self.data_received(data[:HEAD_PIECE])
+        while self.is_idle and data and not self.transport.is_closing():
+            super().data_received(data[:HEAD_PIECE])  # so that what a head says is known before more is read
             data = data[HEAD_PIECE:]
-        if self.transport.is_closing():
+        if not data or self.transport.is_closing():
             return
-        chunked = not self.is_idle and any(name == b"transfer-encoding" for name, _ in self.headers)
-        if chunked and data.count(b"\r\n") > 100 + len(data) // 100:
-            self.transport.abort()  # a body in chunks of few bytes is much work and no image
-        else:
+        chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        # A body in chunks of few bytes is much work and no image: it is not read, and ends as one that is too slow.
+        if not chunked or data.count(b"\r\n") < 100 + len(data) // 100:
             super().data_received(data)
 
     def on_response_complete(self) -> None:
@@ -159,7 +158,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             backlog=ACCEPTED_AT_ONCE,
-            h11_max_incomplete_event_size=4 * HEAD_PIECE,
+            h11_max_incomplete_event_size=16 * HEAD_PIECE,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(service.limits.timeout),
         )
