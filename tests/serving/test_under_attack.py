@@ -8,9 +8,12 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import Pipe
 
 import httpx
 import pytest
@@ -213,6 +216,7 @@ def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tm
         "png": encoded(noise((1300, 1000)).resize((1500, 1200)), compress_level=1),
         "tiff": encoded(noise((60, 40), mode="RGBA"), "TIFF"),
         "grey": encoded(Image.new("L", (5000, 4000), 77)),
+        "a tiff of more work than its size tells": encoded(Image.new("L", (2100, 1000), 77), "TIFF"),
     }
     server.service.limits = replace(server.service.limits, max_bytes=2**23)
     for kind, data in large.items():
@@ -239,6 +243,24 @@ def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tm
     group = decoders._process.pid
     decoders.close()
     eventually(lambda: not alive(group))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="decodes in processes on Linux only")
+def test_decoding_that_takes_too_long_is_stopped():
+    ours, theirs = Pipe()
+    code = (
+        "import vprompt.serving.decoding as d\nd.MAX_SECONDS = 1\ndef decode(job):\n    while job: pass\n    return 7\n"
+        "d.pixels_of = decode\nd.main()"
+    )
+    number = theirs.fileno()
+    process = subprocess.Popen([sys.executable, "-c", code, str(number), str(2**24)], pass_fds=[number])
+    theirs.close()
+    for job in (1, 0):
+        ours.send([job])
+        answer = ours.recv()
+        assert answer == 7 if job == 0 else (answer.code, answer.status) == ("too_much_work", 422)
+    ours.close()  # which ends it
+    assert process.wait(PATIENCE) == 0
 
 
 def test_small_images_do_not_wait_for_large_ones(server, monkeypatch):

@@ -196,7 +196,8 @@ class Decoders:
             pairs = [Pipe() for _ in LANES[1:]]
             numbers = [theirs.fileno() for _, theirs in pairs]
             memory = [BYTES_A_PIXEL * min(most, self._max_pixels) for most in LANES[1:]]
-            command = [sys.executable, "-m", "vprompt.serving.decoding", *map(str, [*numbers, *memory])]
+            run = "from vprompt.serving.decoding import main; main()"
+            command = [sys.executable, "-c", run, *map(str, [*numbers, *memory])]
             # A session of its own: Ctrl-C is for the service, which ends it by closing its connections.
             self._process = subprocess.Popen(
                 command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
@@ -211,7 +212,7 @@ class Decoders:
             self._stop()
 
     def _stop(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -263,7 +264,3 @@ def main() -> None:
         if number != numbers[lane]:
             os.close(number)
     _work(Connection(numbers[lane]), memory[lane])
-
-
-if __name__ == "__main__":
-    main()

@@ -40,6 +40,9 @@ GRACE_SECONDS = 5.0
 LEAST_RATE = 4096
 """Bytes a second."""
 
+WRAPPING = ("multipart/", "application/json")
+"""Beginnings of content types whose bodies are larger than the image in them."""
+
 LINGER_SECONDS = 1.0
 """Seconds that a client that is refused may go on sending: closing at once would cost it the answer."""
 
@@ -77,9 +80,9 @@ class Gate:
             return
         limits, metrics = self._service.limits, self._service.metrics
         counted, began = scope["path"].startswith(COUNTED), time.perf_counter()
-        wrapped = Headers(scope=scope).get("content-type", "").lower().startswith(("multipart/", "application/json"))
-        most = 4 * limits.max_bytes // 3 + MAX_OTHER_BYTES if wrapped else limits.max_bytes
-        most = most if counted else MAX_OTHER_BYTES
+        most = limits.max_bytes if counted else MAX_OTHER_BYTES
+        if counted and Headers(scope=scope).get("content-type", "").lower().startswith(WRAPPING):
+            most = 4 * most // 3 + MAX_OTHER_BYTES
         together = limits.max_queue * limits.max_bytes
         exchange = _Exchange(scope, receive, send, most, limits.timeout, self._bodies, together)
         REQUEST_ID.set(exchange.number)

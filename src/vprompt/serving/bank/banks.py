@@ -69,7 +69,7 @@ class Banks:
         """
         with self._changing:
             wanted = backbone_of(source)
-            before = next((bank for bank in self.banks if name in bank), None)
+            before = self._holding(name)
             bank = self._bank((wanted.fingerprint, wanted.img_size))
             if bank is None:
                 made = Bank(self._backbone(source), device=self._device)
@@ -90,7 +90,7 @@ class Banks:
             UnknownAdapterError: If there is none of that name.
         """
         with self._changing:
-            self._remove(name, next((bank for bank in self.banks if name in bank), None))
+            self._remove(name, self._holding(name))
 
     def __call__(self, images: Sequence[Tensor], adapters: Sequence[str]) -> list[Tensor | Exception]:
         """Answers requests, each of them an image and an adapter, in one pass for each backbone and size of images.
@@ -102,10 +102,12 @@ class Banks:
         Returns:
             Logits (C,), or why there are none, in order.
         """
-        answers: list[Tensor | Exception] = [self._unknown(name) for name in adapters]
+        answers: dict[int, Tensor | Exception] = {}
         groups: dict[tuple[Bank, torch.Size], list[int]] = {}
         for number, (image, name) in enumerate(zip(images, adapters, strict=True)):
-            if (bank := next((bank for bank in self.banks if name in bank), None)) is not None:
+            if (bank := self._holding(name)) is None:
+                answers[number] = self._unknown(name)
+            else:
                 groups.setdefault((bank, image.shape), []).append(number)
         for (bank, _), numbers in groups.items():
             distinct = {id(images[number]): images[number] for number in numbers}
@@ -116,9 +118,11 @@ class Banks:
                 rows=[row[id(images[number])] for number in numbers],
                 return_exceptions=True,
             )
-            for number, answer in zip(numbers, logits, strict=True):
-                answers[number] = answer
-        return answers
+            answers |= zip(numbers, logits, strict=True)
+        return [answers[number] for number in range(len(adapters))]
+
+    def _holding(self, name: str) -> Bank | None:
+        return next((bank for bank in self.banks if name in bank), None)
 
     def _bank(self, key: tuple[str, tuple[int, int]]) -> Bank | None:
         return next((bank for bank in self.banks if bank.key == key), None)
