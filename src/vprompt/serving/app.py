@@ -103,7 +103,7 @@ async def health(service: Served, response: Response) -> Health:
 @guarded_routes.post("/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=IMAGE_BODY)
 async def predict(request: Request, service: Served, adapter: Name, top: Top = 3) -> Answer:
     """Asks one adapter about the image that is the body."""
-    service.entry(adapter)  # before its image is read
+    _ = service.bank[adapter]  # is there, before its image is read
     [answer] = await _exchange(service, request, [adapter], top)
     if isinstance(answer, RequestError):
         raise answer
@@ -136,7 +136,7 @@ async def adapters(service: Served) -> dict[str, list[Entry]]:
 @guarded_routes.get("/v1/adapters/{adapter}", response_model=Details, responses=failures(401, 403, 404, 422))
 async def adapter_details(service: Served, adapter: Name) -> Entry:
     """One adapter."""
-    return service.entry(adapter)
+    return service.bank[adapter]
 
 
 @guarded_routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401, 403))
@@ -163,8 +163,8 @@ async def add(request: Request, service: Served, adapter: Name) -> Entry:
 
 @managing_routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
 async def remove(service: Served, adapter: Name) -> None:
-    """Removes an adapter."""
-    service.remove(adapter)
+    """Removes an adapter; asks for it that wait are told that it is gone."""
+    service.bank.remove(adapter)
 
 
 async def _exchange(service: Service, request: Request, adapters: list[str], top: int) -> list[Answer | RequestError]:

@@ -168,7 +168,7 @@ class Decoders:
             MoreWorkError: If it is more work than the lane allows.
             RequestError: As there; or it took too much time or memory.
         """
-        if lane == 0 and len(data) > THREAD_BYTES:
+        if lane == 0 and (len(data) > THREAD_BYTES or data[:2] in (b"II", b"MM")):  # a TIFF file is opened elsewhere
             raise MoreWorkError(LANES[0] + 1)
         job = data, preprocessings, self._max_pixels, LANES[lane]
         pixels = self._elsewhere(lane, job) if lane and sys.platform == "linux" else pixels_of(*job)

@@ -23,6 +23,7 @@ from vprompt.serving.errors import RequestError
 from vprompt.serving.log import ACCESS, REQUEST_ID
 from vprompt.serving.schema import Failure, Fault
 from vprompt.serving.service import Service
+from vprompt.utils.errors import UnknownAdapterError
 from vprompt.utils.text import printable
 
 OPEN = ("/health",)
@@ -114,6 +115,8 @@ class Gate:
             return
         except RequestError as error:
             problem = error
+        except UnknownAdapterError as error:
+            problem = RequestError("unknown_adapter", str(error))
         except asyncio.CancelledError:
             # The server's patience with requests under way is over.
             problem = RequestError("stopping", "The service stopped before the answer was there; ask another one.")

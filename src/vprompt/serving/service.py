@@ -134,17 +134,6 @@ class Service:
             self._places[client] -= asks
             self._places += Counter()  # without those that have none
 
-    def entry(self, name: str) -> Entry:
-        """The adapter of that name.
-
-        Raises:
-            RequestError: If there is none.
-        """
-        try:
-            return self.bank[name]
-        except UnknownAdapterError as error:
-            raise self._problem(error) from None
-
     async def predict(
         self, image: bytes, adapters: Sequence[str], *, top: int = 3, client: str = ""
     ) -> list[Answer | RequestError]:
@@ -164,9 +153,9 @@ class Service:
         entries: list[Entry] = []
         for name in adapters:
             try:
-                entries.append(self.entry(name))
-            except RequestError as problem:
-                answers[name] = problem
+                entries.append(self.bank[name])
+            except UnknownAdapterError as error:
+                answers[name] = self._problem(error)
         if entries:
             preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
             images = await self._decoded(image, preprocessings, deadline, client)
@@ -212,17 +201,6 @@ class Service:
             return await asyncio.to_thread(self.bank.add, name, folder)
         except VPromptError as error:
             raise RequestError("refused", str(error)) from error
-
-    def remove(self, name: str) -> None:
-        """Removes an adapter; asks for it that wait are told that it is gone.
-
-        Raises:
-            RequestError: If there is none.
-        """
-        try:
-            self.bank.remove(name)
-        except UnknownAdapterError as error:
-            raise self._problem(error) from None
 
     def exposition(self) -> str:
         """The metrics as text."""
