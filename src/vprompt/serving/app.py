@@ -164,7 +164,7 @@ async def add(request: Request, service: Served, adapter: Name) -> Entry:
 @managing_routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
 async def remove(service: Served, adapter: Name) -> None:
     """Removes an adapter; asks for it that wait are told that it is gone."""
-    service.bank.remove(adapter)
+    await asyncio.to_thread(service.bank.remove, adapter)  # which waits while another is added
 
 
 async def _exchange(service: Service, request: Request, adapters: list[str], top: int) -> list[Answer | RequestError]:

@@ -62,7 +62,7 @@ def _in_json(body: bytes) -> bytes:
     try:
         text = json.loads(body)["image"]
         text = text.partition(";base64,")[2] if text.startswith("data:") else text
-        text = "".join(text.split()).rstrip("=").translate({45: 43, 95: 47})
+        text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RequestError("invalid", 'The JSON must be {"image": "the file in base64"}.') from None

@@ -82,7 +82,7 @@ def most_connections() -> int:
 
 
 class _Protocol(H11Protocol):
-    """A connection that knows since when it has asked nothing; where there are too many, the oldest such makes room.
+    """A connection that knows since when it has asked nothing; where there are too many, the oldest such make room.
 
     Args:
         most: Connections at once.
@@ -109,7 +109,9 @@ class _Protocol(H11Protocol):
         if len(there) > self._most:
             crowd = Counter(one.host for one in there).most_common(1)[0][0]
             waiting = [one for one in there if one.host == crowd and (one.is_idle or one.cycle.more_body)]
-            min(waiting, key=lambda one: one.since, default=self).transport.abort()
+            # Several at once, as long as there are many: looking for them takes its time.
+            for one in sorted(waiting, key=lambda one: one.since)[: max(1, self._most // 16)] or [self]:
+                one.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         while self.is_idle and data and not self.transport.is_closing():
