@@ -25,13 +25,15 @@ from PIL import Image
 
 import vprompt
 from conftest import run_command
+from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank
 from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError
+from vprompt.serving.decoding import MAX_SCANS
 from vprompt.serving.metrics import Metrics
 from vprompt.serving.predict import predict
 from vprompt.serving.server import Server, bind, serve
-from vprompt.serving.service import MAX_SCANS, Limits, Service
+from vprompt.serving.service import Limits, Service
 from vprompt.utils.errors import VPromptError
 
 TOKEN = "open-sesame"
@@ -329,7 +331,7 @@ BAD = {
     "truncated png": (IMAGES["png"][:-60], {}, 400, "broken_image", "decoded"),
     "half a jpeg": (IMAGES["jpeg"][: len(IMAGES["jpeg"]) // 2], {}, 400, "broken_image", "decoded"),
     "text": (b"I am no picture.", {}, 415, "not_an_image", "not an image"),
-    "json": (b"{}", {"Content-Type": "application/json"}, 415, "not_an_image", "application/json"),
+    "json without an image": (b"{}", {"Content-Type": "application/json"}, 422, "invalid", "base64"),
     "a form": (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "not_an_image", "image/jpeg"),
     "a script for Ghostscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", {}, 415, "not_an_image", ""),
     "compressed": (zlib.compress(IMAGES["png"]), {"Content-Encoding": "deflate"}, 415, "not_an_image", "Encoding"),
@@ -647,7 +649,11 @@ def test_a_wrong_token_opens_nothing(strict, given):
             assert_problem(response, 401, "bad_token", "Bearer")
             assert response.headers["WWW-Authenticate"] == "Bearer"
             assert TOKEN not in response.text
-        assert client.get("/health", headers=headers).json() == {"status": "ok", "adapters": 1}
+        health = client.get("/health", headers=headers).json()
+        assert (health["status"], health["adapters"], health["version"]) == ("ok", 1, vprompt.__version__)
+        [backbone] = health["backbones"]
+        assert (backbone["name"], backbone["img_size"]) == ("test_vit.r160_in1k", [32, 32])
+        assert backbone["fingerprint"] == fingerprint(strict.bank.backbone)
 
 
 def test_the_scheme_of_a_token_has_no_case(strict):
@@ -864,6 +870,22 @@ def test_ctrl_c_ends_with_status_130_and_json_is_only_json(adapters, capsys):
     assert capsys.readouterr().err == "vprompt: Stopped.\n"
 
 
+def test_the_command_watches_a_folder_and_logs_as_json(adapters, tmp_path, capsys):
+    shutil.copytree(adapters / "pets", tmp_path / "cats")
+
+    def during(url):
+        listed = httpx.get(f"{url}/v1/adapters", headers={"X-Request-ID": "me"}, trust_env=False).json()["adapters"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return [one["name"] for one in listed]
+
+    status, out, outcomes = serve_here(adapters, "--watch", str(tmp_path), "--access-log", during=during)
+    assert status == 0
+    assert sorted(outcomes[0]) == sorted(json.loads(out)["adapters"]) == ["birds", "cats"]
+    loaded, asked = map(json.loads, capsys.readouterr().err.splitlines())
+    assert "'cats'" in loaded["message"]
+    assert (asked["path"], asked["status"], asked["request_id"]) == ("/v1/adapters", 200, "me")
+
+
 def test_a_stop_waits_no_longer_than_the_timeout(adapters):
     """A client that never sends the rest of its image; it is told, and the command ends."""
     received = []
@@ -904,7 +926,6 @@ def places(adapters, tmp_path_factory):
 MISTAKES = {
     "adapter missing": ("HERE/nowhere", ["HERE/nowhere"]),
     "adapter that is none": ("HERE/empty", ["HERE/empty"]),
-    "another backbone": ("BIRDS HERE/other-backbone", []),
     "the same name twice": ("BIRDS HERE/birds", ["'birds'", "NAME="]),
     "the same name given": ("x=BIRDS x=HERE/birds", ["'x'"]),
     "a name that is none": ("a/b=BIRDS", ["'a/b'"]),

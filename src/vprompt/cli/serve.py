@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,6 +15,8 @@ from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     import socket
+
+    from vprompt.serving.bank.banks import Banks
 
 
 TOKEN_VARIABLE = "VPROMPT_TOKEN"
@@ -29,7 +31,9 @@ class Serve:
 
     adapters: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folders of adapters, or their Hub ids. Each is asked for by its last name, or by NAME where given as
-    NAME=ADAPTER."""
+    NAME=ADAPTER. They may be of several backbones."""
+    watch: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Serve the adapters in this folder, too: what is added, replaced or removed there while it runs is so here."""
     host: str = "127.0.0.1"
     """Address to listen at; anywhere but on this machine itself a token is needed."""
     port: int = 8000
@@ -39,17 +43,21 @@ class Serve:
     manage: bool = False
     """Let clients with the token add adapters from folders of this machine, and remove any."""
     limits: Limits = field(default_factory=Limits)
-    device: str | None = None
-    """Device, such as cuda; the CPU when left out."""
+    device: str = "auto"
+    """Device, such as cpu or cuda; auto takes an accelerator where there is one."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged on standard error."""
+    access_log: bool = False
+    """Log every request, and all as lines of JSON."""
     json: bool = False
     """Print address and adapters as JSON when the service listens."""
 
     def run(self) -> None:
         """Loads, listens, serves, stops."""
-        if not self.adapters:
-            raise UsageError("There is no adapter to serve: vprompt serve ADAPTER ...")
+        if not self.adapters and self.watch is None:
+            raise UsageError("There is no adapter to serve: vprompt serve ADAPTER ..., or --watch FOLDER.")
         token = read_token(self.token_file)
         if self.manage and token is None:
             raise UsageError(f"--manage needs a token; give --token-file FILE or set {TOKEN_VARIABLE}.")
@@ -61,33 +69,45 @@ class Serve:
             raise VPromptError(
                 f"vprompt serve needs {error.name}; install it: pip install 'vprompt[serve]'."
             ) from error
-        from vprompt.serving.bank.bank import Bank
+        from vprompt.serving.bank.banks import Banks
+        from vprompt.serving.log import logging_to_stderr
         from vprompt.serving.service import Service
+        from vprompt.serving.watch import Watch
         from vprompt.utils.devices import device_named
 
         sources = named(self.adapters)
-        device = None if self.device is None else device_named(self.device)
-        with bind(self.host, self.port, guarded=token is not None) as listener:
-            bank = Bank.load(sources, weights=self.weights, device=device)
-            service = Service(bank, self.limits)
-            server = Server(
-                service, token=token, manage=self.manage, listening=lambda: self._announce(listener, [*sources])
-            )
+        device = device_named(self.device)
+        with (
+            logging_to_stderr(self.log_level, json_lines=self.access_log),
+            bind(self.host, self.port, guarded=token is not None) as listener,
+        ):
+            banks = Banks(weights=self.weights, device=device)
+            for name, source in sources.items():
+                banks.add(name, source)
+            watch = None if self.watch is None else Watch(banks, Path(self.watch))
+            service = Service(banks, self.limits)
+            service.decoders.start()
+            server = Server(service, token=token, manage=self.manage, listening=lambda: self._announce(listener, banks))
             try:
+                if watch is not None:
+                    watch.start()
                 serve(server, listener)
             finally:
+                if watch is not None:
+                    watch.stop()
                 if not service.close(self.limits.timeout):
                     # Python cannot end while a thread computes.
                     print_note("vprompt: A prediction did not come to an end and was given up.")
                     os._exit(1)
 
-    def _announce(self, listener: socket.socket, names: list[str]) -> None:
+    def _announce(self, listener: socket.socket, banks: Banks) -> None:
+        names = [entry.name for entry in banks.entries]
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if self.json:
             print_json({"url": url, "adapters": names})
         else:
-            print_note(f"Listening on {url}, serving {', '.join(names)}. Ctrl-C stops.")
+            print_note(f"Listening on {url}, serving {', '.join(names) or 'no adapter yet'}. Ctrl-C stops.")
 
 
 def named(adapters: tuple[str, ...]) -> dict[str, str]:

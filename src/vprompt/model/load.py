@@ -67,6 +67,12 @@ def load(
     return _assemble(config, tensors, model, execution, folder).eval()
 
 
+def backbone_of(source: str | Path) -> AdaptedBackbone:
+    """The backbone that a saved adapter was trained on, by its configuration; a folder or a Hub id, as for `load`."""
+    file = _find(source) / CONFIG_FILE
+    return read_config(read_bytes(file), str(file)).backbone
+
+
 def _find(source: str | Path) -> Path:
     """The folder of an adapter, fetched from the Hub where need be."""
     if os.path.isdir(source):  # unlike Path.is_dir, never raises

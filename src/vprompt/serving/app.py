@@ -15,13 +15,15 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from vprompt.serving.bank.bank import Entry
+from vprompt.serving.body import image_in
 from vprompt.serving.errors import RequestError
-from vprompt.serving.middleware import BEARER, Gate, as_response
+from vprompt.serving.middleware import BEARER, Gate, as_response, host_of
 from vprompt.serving.schema import (
     IMAGE_BODY,
     SOURCE_BODY,
     Adapters,
     Answers,
+    Backbone,
     Details,
     FailedAnswer,
     Fault,
@@ -36,8 +38,8 @@ from vprompt.utils.version import __version__
 
 PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
 
-IMAGES = ("image/", "application/octet-stream")
-"""Beginnings of content types that are taken."""
+PENALTY_SECONDS = 0.5
+"""Seconds until an image of too much work is refused, so that nobody gets far by sending one after the other."""
 
 T = TypeVar("T")
 
@@ -85,16 +87,23 @@ Top = Annotated[int, Query(ge=1, description="How many classes to name.")]
 
 @open_routes.get("/health", responses={503: {"model": Health}})
 async def health(service: Served, response: Response) -> Health:
-    """Whether the service takes requests: 200, or 503 while it stops."""
+    """Whether the service takes requests: 200, or 503 while it stops; and what it runs."""
     if service.stopping:
         response.status_code = 503
-    return Health(status="stopping" if service.stopping else "ok", adapters=len(service.bank))
+    return Health(
+        status="stopping" if service.stopping else "ok",
+        adapters=len(service.bank),
+        version=__version__,
+        backbones=[
+            Backbone(name=bank.info.name, fingerprint=bank.key[0], img_size=bank.key[1]) for bank in service.bank.banks
+        ],
+    )
 
 
 @guarded_routes.post("/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=IMAGE_BODY)
 async def predict(request: Request, service: Served, adapter: Name, top: Top = 3) -> Answer:
     """Asks one adapter about the image that is the body."""
-    service.entry(adapter)  # before its image is read
+    _ = service.bank[adapter]  # is there, before its image is read
     [answer] = await _exchange(service, request, [adapter], top)
     if isinstance(answer, RequestError):
         raise answer
@@ -127,7 +136,7 @@ async def adapters(service: Served) -> dict[str, list[Entry]]:
 @guarded_routes.get("/v1/adapters/{adapter}", response_model=Details, responses=failures(401, 403, 404, 422))
 async def adapter_details(service: Served, adapter: Name) -> Entry:
     """One adapter."""
-    return service.entry(adapter)
+    return service.bank[adapter]
 
 
 @guarded_routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401, 403))
@@ -154,42 +163,34 @@ async def add(request: Request, service: Served, adapter: Name) -> Entry:
 
 @managing_routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
 async def remove(service: Served, adapter: Name) -> None:
-    """Removes an adapter."""
-    service.remove(adapter)
+    """Removes an adapter; asks for it that wait are told that it is gone."""
+    await asyncio.to_thread(service.bank.remove, adapter)  # which waits while another is added
 
 
 async def _exchange(service: Service, request: Request, adapters: list[str], top: int) -> list[Answer | RequestError]:
     """Reads the image and asks; leaves what is to be counted in the request's state."""
+    client, headers = host_of(request.scope), request.headers
     try:
-        with service.place():
-            _check_image_type(request)
-            image = await request.body()
-            answers = await _while_connected(request, service.predict(image, adapters, top=top))
+        with service.metrics.under_way.track_inprogress():
+            if service.stopping:
+                raise RequestError("stopping", "The service is stopping; ask another one, or later.")
+            service.check(client, len(adapters))
+            if headers.get("content-encoding", "identity").strip().lower() != "identity":
+                raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
+            image = image_in(await request.body(), headers.get("content-type", ""), service.limits.max_bytes)
+            with service.place(client, len(adapters)):
+                work = service.predict(image, adapters, top=top, client=client)
+                answers = await _while_connected(request, work)
     except RequestError as problem:
         request.state.answers = [(name, problem.status) for name in adapters if name in service.bank]
+        if problem.code == "too_much_work":
+            await asyncio.sleep(PENALTY_SECONDS)
         raise
     request.state.answers = [
         (name if name in service.bank else "", answer.status if isinstance(answer, RequestError) else 200)
         for name, answer in zip(adapters, answers, strict=True)
     ]
     return answers
-
-
-def _check_image_type(request: Request) -> None:
-    """Refuses what is no image by its headers; a request without a content type passes.
-
-    Raises:
-        RequestError: If it is none.
-    """
-    content_type = request.headers.get("content-type", IMAGES[0]).strip().lower()
-    if not content_type.startswith(IMAGES):
-        raise RequestError(
-            "not_an_image",
-            "Send the image's bytes as the body with 'Content-Type: image/jpeg' (or other image types, or "
-            f"application/octet-stream), not as {content_type[:100]!r}.",
-        )
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

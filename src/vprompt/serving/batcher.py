@@ -42,6 +42,8 @@ class _Waiting(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Hands items to `compute` in batches, from threads of its own, and each result or error to whom it belongs.
 
+    Clients take turns, item by item, so that one who asks much waits for itself and not for others.
+
     Where a batch fails as a whole it is halved until only the item that fails is alone; the others get their results.
 
     Args:
@@ -73,7 +75,8 @@ class Batcher(Generic[T, R]):
         self._compute = compute
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._observe = observe
-        self._queue: deque[_Waiting[T, R]] = deque()
+        self._queues: dict[str, deque[_Waiting[T, R]]] = {}
+        """By client, none of them empty; the first is the next to take from."""
         self._changed = threading.Condition()
         self._closed = False
         # Daemons: a computation that never ends must not keep the process from ending.
@@ -84,14 +87,15 @@ class Batcher(Generic[T, R]):
     @property
     def waiting(self) -> int:
         """Number of items that wait."""
-        return len(self._queue)
+        return sum(map(len, list(self._queues.values())))
 
-    def submit(self, items: Sequence[T], *, deadline: float = float("inf")) -> list[Future[R]]:
+    def submit(self, items: Sequence[T], *, deadline: float = float("inf"), client: str = "") -> list[Future[R]]:
         """Queues items, all or none; cancelling a future takes its item out.
 
         Args:
             items: What to compute.
             deadline: In the time of `time.monotonic`; an item whose turn comes later is dropped with `LateError`.
+            client: Who asks.
 
         Raises:
             FullError: If they do not fit in the queue.
@@ -101,12 +105,14 @@ class Batcher(Generic[T, R]):
         with self._changed:
             if self._closed:
                 raise ClosedError
-            if len(self._queue) + len(items) > self._max_queue:
-                self._queue = deque(waiting for waiting in self._queue if not waiting.future.cancelled())
-            if len(self._queue) + len(items) > self._max_queue:
+            if self.waiting + len(items) > self._max_queue:
+                kept = {key: deque(w for w in queue if not w.future.cancelled()) for key, queue in self._queues.items()}
+                self._queues = {key: queue for key, queue in kept.items() if queue}
+            if self.waiting + len(items) > self._max_queue:
                 raise FullError
             added = [_Waiting[T, R](item, deadline, now) for item in items]
-            self._queue.extend(added)
+            if added:
+                self._queues.setdefault(client, deque()).extend(added)
             self._changed.notify_all()
         return [waiting.future for waiting in added]
 
@@ -122,8 +128,8 @@ class Batcher(Generic[T, R]):
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         with self._changed:
-            left = list(self._queue)
-            self._queue.clear()
+            left = [waiting for queue in self._queues.values() for waiting in queue]
+            self._queues.clear()
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
                 waiting.future.set_exception(ClosedError())
@@ -139,12 +145,12 @@ class Batcher(Generic[T, R]):
     def _next(self) -> list[_Waiting[T, R]] | None:
         """The next batch, without those whose client has gone or whose time is over; None at the end."""
         with self._changed:
-            while not self._queue:
+            while not self._queues:
                 if self._closed:
                     return None
                 self._changed.wait()
-            until = self._queue[0].submitted + self._max_wait
-            while 0 < len(self._queue) < self._max_batch and not self._closed:
+            until = min(queue[0].submitted for queue in self._queues.values()) + self._max_wait
+            while 0 < self.waiting < self._max_batch and not self._closed:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
@@ -152,8 +158,12 @@ class Batcher(Generic[T, R]):
             taken: list[_Waiting[T, R]] = []
             late: list[_Waiting[T, R]] = []
             now = time.monotonic()
-            while self._queue and len(taken) < self._max_batch:
-                waiting = self._queue.popleft()
+            while self._queues and len(taken) < self._max_batch:
+                client, queue = next(iter(self._queues.items()))
+                waiting = queue.popleft()
+                del self._queues[client]
+                if queue:
+                    self._queues[client] = queue
                 if waiting.future.set_running_or_notify_cancel():
                     (taken if now < waiting.deadline else late).append(waiting)
         for waiting in late:

@@ -17,6 +17,7 @@ STATUS = {
     "too_many_bytes": 413,
     "not_an_image": 415,
     "too_many_pixels": 422,
+    "too_much_work": 422,
     "invalid": 422,
     "failed": 500,
     "busy": 503,
@@ -39,6 +40,9 @@ class RequestError(VPromptError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)
         self.code = code
         self.status = STATUS[code]
+
+    def __str__(self) -> str:
+        return self.args[1]

@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: host and token, limits on its body, counting, and errors as JSON."""
+"""ASGI middleware around every request: host and token, limits on its body, counting, logging, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import contextlib
 import hmac
 import ipaddress
 import logging
+import math
+import random
+import re
+import time
+import uuid
 
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,8 +20,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vprompt.serving.errors import RequestError
+from vprompt.serving.log import ACCESS, REQUEST_ID
 from vprompt.serving.schema import Failure, Fault
 from vprompt.serving.service import Service
+from vprompt.utils.errors import UnknownAdapterError
 from vprompt.utils.text import printable
 
 OPEN = ("/health",)
@@ -26,7 +33,16 @@ COUNTED = "/v1/predict"
 """Requests below this path are counted and timed."""
 
 MAX_OTHER_BYTES = 64 * 1024
-"""Size of a body that is no image."""
+"""Size of a body that is no image, and of what is around an image in base64."""
+
+GRACE_SECONDS = 5.0
+"""Seconds in which a body may come as it likes; from then on it comes at `LEAST_RATE`, on the whole."""
+
+LEAST_RATE = 4096
+"""Bytes a second."""
+
+WRAPPING = ("multipart/", "application/json")
+"""Beginnings of content types whose bodies are larger than the image in them."""
 
 LINGER_SECONDS = 1.0
 """Seconds that a client that is refused may go on sending: closing at once would cost it the answer."""
@@ -56,6 +72,7 @@ class Gate:
         self._service = service
         self._token = token
         self._local = local
+        self._bodies: dict[_Exchange, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -63,14 +80,33 @@ class Gate:
             await self._app(scope, receive, send)
             return
         limits, metrics = self._service.limits, self._service.metrics
-        if not scope["path"].startswith(COUNTED):
-            await self._answer(scope, _Exchange(scope, receive, send, MAX_OTHER_BYTES, limits.timeout))
-            return
-        exchange = _Exchange(scope, receive, send, limits.max_bytes, limits.timeout)
-        with metrics.seconds.time():
+        counted, began = scope["path"].startswith(COUNTED), time.perf_counter()
+        most = limits.max_bytes if counted else MAX_OTHER_BYTES
+        if counted and Headers(scope=scope).get("content-type", "").lower().startswith(WRAPPING):
+            most = 4 * most // 3 + MAX_OTHER_BYTES
+        together = limits.max_queue * limits.max_bytes
+        exchange = _Exchange(scope, receive, send, most, limits.timeout, self._bodies, together)
+        REQUEST_ID.set(exchange.number)
+        try:
             await self._answer(scope, exchange)
-        for adapter, status in scope.get("state", {}).get("answers") or [("", exchange.status)]:
-            metrics.answers.labels(adapter, status).inc()
+        finally:
+            self._bodies.pop(exchange, None)
+        seconds = time.perf_counter() - began
+        answers = scope.get("state", {}).get("answers") or [("", exchange.status)]
+        if counted:
+            metrics.seconds.observe(seconds)
+            for adapter, status in answers:
+                metrics.answers.labels(adapter, status).inc()
+        access = {
+            "client": host_of(scope),
+            "method": scope["method"],
+            "path": printable(scope["path"][:200]),
+            "status": exchange.status,
+            "seconds": round(seconds, 4),
+            "bytes": exchange.came,
+            "adapters": [adapter for adapter, _ in answers if adapter],
+        }
+        ACCESS.info("%(method)s %(path)s %(status)s", access, extra={"fields": access})
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
@@ -79,6 +115,8 @@ class Gate:
             return
         except RequestError as error:
             problem = error
+        except UnknownAdapterError as error:
+            problem = RequestError("unknown_adapter", str(error))
         except asyncio.CancelledError:
             # The server's patience with requests under way is over.
             problem = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
@@ -118,6 +156,16 @@ def is_local(host: str) -> bool:
         return False
 
 
+def host_of(scope: Scope) -> str:
+    """The address of a client; of IPv6 the network, for one client may have all of that."""
+    host = str((scope.get("client") or ("",))[0])
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
 def as_response(problem: RequestError) -> JSONResponse:
     """A problem as an HTTP response."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(problem.status)
@@ -127,19 +175,48 @@ def as_response(problem: RequestError) -> JSONResponse:
 class _Exchange:
     """One request and its response between server and application.
 
-    A body is no longer than allowed, whatever its header says, and comes in time; what is not read of it when the
-    response ends is thrown away for a while.
+    A body is no longer than allowed, whatever its header says, and comes in time and at a rate; what is not read of it
+    when the response ends is thrown away for a while. If all bodies that are coming take too much memory together, the
+    oldest is given up.
+
+    Args:
+        scope: Of the request.
+        receive: Of the server.
+        send: Of the server.
+        max_bytes: Most bytes of the body.
+        timeout: Seconds until it is whole.
+        bodies: Bytes that came of all bodies under way, the oldest first.
+        together: Most bytes of all of them.
+
+    Attributes:
+        number: The request's id: the client's, if it can stand in a header and a log, or a new one.
+        status: HTTP status of the answer, 0 before.
+        came: Bytes that came.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int, timeout: float) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        max_bytes: int,
+        timeout: float,
+        bodies: dict[_Exchange, int],
+        together: int,
+    ) -> None:
         self._receive, self._send = receive, send
         self._max_bytes, self._timeout = max_bytes, timeout
-        self._deadline = asyncio.get_running_loop().time() + timeout
+        self._bodies, self._together = bodies, together
+        self._began = asyncio.get_running_loop().time()
+        self._grace = GRACE_SECONDS * random.uniform(0.8, 1.2)  # those who came at once are not sent away at once
+        self._patience = asyncio.timeout(None)
         headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        self.number = given if re.fullmatch(r"[A-Za-z0-9_.:/+=-]{1,128}", given) else uuid.uuid4().hex
         # The server has checked that these are digits, and not too many.
         self._size = int(headers.get("content-length", "0"))
-        self._came = 0
         self._unread = "transfer-encoding" in headers or self._size > 0
+        self.came = 0
         self.status = 0
 
     async def receive(self) -> Message:
@@ -148,23 +225,43 @@ class _Exchange:
         too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {self._max_bytes} bytes.")
         if self._size > self._max_bytes:
             raise too_long
+        deadline = self._began + min(self._timeout, self._grace + self.came / LEAST_RATE)
+        self._patience = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout_at(self._deadline):
+            if asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError
+            async with self._patience:
                 message = await self._next()
         except TimeoutError:
-            raise RequestError("too_slow", f"The body did not come in within {self._timeout:g} seconds.") from None
+            sentence = f"The body did not come in within {self._timeout:g} seconds, or too slowly; send it again."
+            raise RequestError("too_slow", sentence) from None
         if message["type"] == "http.disconnect":
             raise RequestError("client_gone", "The client closed the connection.")
-        self._came += len(message.get("body", b""))
-        if self._came > self._max_bytes:
+        self.came += len(message.get("body", b""))
+        if self.came > self._max_bytes:
             raise too_long
+        self._bodies[self] = self.came
+        if not self._unread:
+            del self._bodies[self]
+        elif sum(self._bodies.values()) > self._together:
+            next(iter(self._bodies)).give_up()
         return message
+
+    def give_up(self) -> None:
+        """Waits no longer for the rest of the body."""
+        self._began = -math.inf
+        self._bodies.pop(self, None)
+        with contextlib.suppress(RuntimeError):  # it is not being waited for
+            self._patience.reschedule(0)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._bodies.pop(self, None)
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.number
             if self._unread:
-                MutableHeaders(scope=message)["Connection"] = "close"
+                headers["Connection"] = "close"
         elif self._unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             with contextlib.suppress(TimeoutError):

@@ -21,7 +21,7 @@ class Fault(BaseModel):
     @classmethod
     def of(cls, problem: RequestError) -> Fault:
         """The fault that an error stands for."""
-        return cls(code=problem.code, message=str(problem))
+        return cls(code=problem.code, message=printable(str(problem)))
 
 
 class Failure(BaseModel):
@@ -72,19 +72,39 @@ class Source(BaseModel):
     path: str
 
 
+class Backbone(BaseModel):
+    """A backbone of the service."""
+
+    name: str
+    fingerprint: str
+    img_size: tuple[int, int]
+
+
 class Health(BaseModel):
-    """Whether the service takes requests."""
+    """Whether the service takes requests, and what it runs."""
 
     status: str
     adapters: int
+    version: str
+    backbones: list[Backbone]
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"image/*": _BINARY, "application/octet-stream": _BINARY}}
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": _BINARY,
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _BINARY["schema"]}}},
+            "application/json": {
+                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "byte"}}}
+            },
+        },
+    }
 }
-"""A request whose body is an image."""
+"""A request whose body is an image, or holds one."""
 
 SOURCE_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": Source.model_json_schema()}}}

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import ipaddress
 import math
 import os
+import random
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vprompt.serving.app import create_app
+from vprompt.serving.middleware import host_of
 from vprompt.serving.service import Service
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
-KEEP_ALIVE_SECONDS = 5
-"""Seconds that a connection stays open after an answer."""
+IDLE_SECONDS = 5
+"""Seconds that a connection may ask nothing: without a whole head, or after an answer."""
+
+ACCEPTED_AT_ONCE = 32
+"""Connections that are accepted before others are served; far more may wait for that in the system's queue."""
+
+HEAD_PIECE = 1024
+"""Bytes of a head that are read at once; it may have sixteen times as many."""
+
+MOST_CONNECTIONS = 1024
+"""Connections at once, where the system allows so many files."""
 
 
 def bind(host: str, port: int, *, guarded: bool) -> socket.socket:
@@ -56,6 +71,64 @@ def bind(host: str, port: int, *, guarded: bool) -> socket.socket:
     return listener
 
 
+def most_connections() -> int:
+    """Connections that may be open at once, so that files can be opened beside them."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return MOST_CONNECTIONS // 2
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_CONNECTIONS if files < 0 else min(MOST_CONNECTIONS, max(files // 2, files - 128))
+
+
+class _Protocol(H11Protocol):
+    """A connection that knows since when it has asked nothing; where there are too many, the oldest such make room.
+
+    Args:
+        most: Connections at once.
+    """
+
+    connections: set[_Protocol]
+
+    def __init__(self, most: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._most = most
+        self.host = ""
+        self.since = time.monotonic()
+        self.spread = random.uniform(0.8, 1.2)  # so that those who came at once do not go, and come again, at once
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; uvicorn itself waits for the head of one for ever."""
+        return self.cycle is None or self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self.host = host_of({"client": self.client})
+        there = [one for one in self.connections if not one.transport.is_closing()]
+        if len(there) > self._most:
+            crowd = Counter(one.host for one in there).most_common(1)[0][0]
+            waiting = [one for one in there if one.host == crowd and (one.is_idle or one.cycle.more_body)]
+            # Several at once, as long as there are many: looking for them takes its time.
+            for one in sorted(waiting, key=lambda one: one.since)[: max(1, self._most // 16)] or [self]:
+                one.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        while self.is_idle and data and not self.transport.is_closing():
+            super().data_received(data[:HEAD_PIECE])  # so that what a head says is known before more is read
+            data = data[HEAD_PIECE:]
+        if not data or self.transport.is_closing():
+            return
+        chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        # A body in chunks of few bytes is much work and no image: it is not read, and ends as one that is too slow.
+        if not chunked or data.count(b"\r\n") < 100 + len(data) // 100:
+            super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self.since = time.monotonic()
+        super().on_response_complete()
+
+
 class Server(uvicorn.Server):
     """Uvicorn, which also closes connections that ask nothing, and says when it listens and when it stops.
 
@@ -76,10 +149,9 @@ class Server(uvicorn.Server):
     ) -> None:
         self._service = service
         self._listening = listening
-        self._idle: dict[object, tuple[object, float]] = {}
         config = uvicorn.Config(
             create_app(service, token=token, manage=manage, local=token is None),
-            http="h11",
+            http=cast("type[asyncio.Protocol]", functools.partial(_Protocol, most_connections())),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -87,7 +159,9 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            backlog=ACCEPTED_AT_ONCE,
+            h11_max_incomplete_event_size=16 * HEAD_PIECE,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(service.limits.timeout),
         )
         super().__init__(config)
@@ -99,23 +173,16 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(MOST_CONNECTIONS)
         self._listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ends connections, ten times a second, whose next request does not come whole, or that take no answer.
-
-        Uvicorn waits for a head for ever. A connection is idle while its last request (`cycle`) is the same and done.
-        """
-        now, idle = time.monotonic(), dict[object, tuple[object, float]]()
-        for connection in list[Any](self.server_state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
-                continue
-            last, since = self._idle.get(connection, (None, now))
-            idle[connection] = (cycle, since if last is cycle else now)
-            if now - idle[connection][1] > self._service.limits.timeout:
+        """Ends connections, ten times a second, whose next request does not come whole, or that take no answer."""
+        patience = min(IDLE_SECONDS, self._service.limits.timeout)
+        for connection in list(cast("set[_Protocol]", self.server_state.connections)):
+            if connection.is_idle and time.monotonic() - connection.since > patience * connection.spread:
                 connection.transport.abort()
-        self._idle = idle
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -7,19 +7,21 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
-from vprompt.data.images import MAX_PIXELS, NotAnImageError, TooManyPixelsError, UnusableImageError, read_pixels
+from vprompt.data.images import MAX_PIXELS
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank, Entry
+from vprompt.serving.bank.banks import Banks
 from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError, RefusedError
+from vprompt.serving.decoding import LANES, Decoders, Images, MoreWorkError
 from vprompt.serving.errors import RequestError
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
@@ -28,9 +30,6 @@ from vprompt.utils.errors import UnknownAdapterError, VPromptError
 from vprompt.utils.text import printable
 
 R = TypeVar("R")
-
-MAX_SCANS = 100
-"""Scans of a JPEG file. Usual are 1 to 20; each costs a pass over all pixels, for as little as 75 bytes."""
 
 _LOG = logging.getLogger("vprompt.serving")
 
@@ -62,10 +61,10 @@ class _Ask:
 
 
 class Service:
-    """Predictions of a bank's adapters for many clients; knows no web framework.
+    """Predictions of adapters for many clients; knows no web framework.
 
     Args:
-        bank: Adapters may come and go while it is asked.
+        bank: Adapters, of one backbone or of several; they may come and go while it is asked.
         limits: What it takes.
 
     Attributes:
@@ -76,64 +75,75 @@ class Service:
         VPromptError: If the limits allow larger images than the library reads.
     """
 
-    def __init__(self, bank: Bank, limits: Limits) -> None:
+    def __init__(self, bank: Bank | Banks, limits: Limits) -> None:
         if limits.max_pixels > MAX_PIXELS:
             raise VPromptError(f"max_pixels can be {MAX_PIXELS} at most, not {limits.max_pixels}.")
-        self.bank = bank
+        self.bank = Banks(bank) if isinstance(bank, Bank) else bank
         self.limits = limits
         self.metrics = Metrics()
         self.stopping = False
-        self._under_way = 0
-        self._decoding: Batcher[tuple[bytes, Sequence[Preprocessing]], Mapping[Preprocessing, Tensor]] = Batcher(
-            lambda jobs: [decoded(*job, max_pixels=limits.max_pixels) for job in jobs],
-            max_queue=limits.max_queue,
-            threads=min(4, os.cpu_count() or 1),
-        )
+        self._places = Counter[str]()
+        self.decoders = Decoders(limits.max_pixels)
+        # Large images wait for few others: they must not take all places.
+        self._lanes = [
+            Batcher[tuple[bytes, Sequence[Preprocessing]], Images](
+                lambda jobs, lane=lane: [self.decoders.decode(lane, *job) for job in jobs],
+                max_queue=max(1, limits.max_queue // 4) if lane else 2 * limits.max_queue,
+                threads=1 if lane else min(4, os.cpu_count() or 1),
+            )
+            for lane in range(len(LANES))
+        ]
         self._asking: Batcher[_Ask, Answer] = Batcher(
             self._compute,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
-            max_queue=limits.max_queue,
+            max_queue=2 * limits.max_queue,
             observe=self.metrics.batches.observe,
         )
         self.metrics.queue.set_function(lambda: self._asking.waiting)
-        self.metrics.under_way.set_function(lambda: self._under_way)
 
-    @contextlib.contextmanager
-    def place(self) -> Generator[None]:
-        """A place among the requests that are under way; to be taken before a body is read.
+    def check(self, client: str, asks: int) -> None:
+        """Refuses a request that has no place, also before it is read.
+
+        A service that is full still takes, up to twice its limit, requests of clients that have less than their share.
+
+        Args:
+            client: Who asks.
+            asks: How many adapters are asked.
 
         Raises:
-            RequestError: If there is none, or the service stops.
+            RequestError: If there is no place for it.
         """
-        if self.stopping:
-            raise RequestError("stopping", "The service is stopping; ask another one, or later.")
-        if self._under_way >= self.limits.max_queue:
+        most, taken = self.limits.max_queue, self._places.total() + asks
+        share = max(1, most // len({*self._places, client}))
+        if taken > 2 * most or (taken > most and self._places[client] + asks > share):
             raise self._problem(FullError())
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
-    def entry(self, name: str) -> Entry:
-        """The adapter of that name.
+    @contextlib.contextmanager
+    def place(self, client: str, asks: int) -> Generator[None]:
+        """Places among the requests that are computed; to be taken once a body is read, for some never come whole.
 
         Raises:
             RequestError: If there is none.
         """
+        self.check(client, asks)
+        self._places[client] += asks
         try:
-            return self.bank[name]
-        except UnknownAdapterError as error:
-            raise self._problem(error) from None
+            yield
+        finally:
+            self._places[client] -= asks
+            self._places += Counter()  # without those that have none
 
-    async def predict(self, image: bytes, adapters: Sequence[str], *, top: int = 3) -> list[Answer | RequestError]:
+    async def predict(
+        self, image: bytes, adapters: Sequence[str], *, top: int = 3, client: str = ""
+    ) -> list[Answer | RequestError]:
         """Asks several adapters about one image, which is decoded once; each answers or fails alone.
 
         Args:
             image: An image file.
             adapters: Names, none twice.
             top: How many classes to name.
+            client: Who asks; clients take turns.
 
         Raises:
             RequestError: If the image is at fault, or the service has no time.
@@ -143,19 +153,39 @@ class Service:
         entries: list[Entry] = []
         for name in adapters:
             try:
-                entries.append(self.entry(name))
-            except RequestError as problem:
-                answers[name] = problem
+                entries.append(self.bank[name])
+            except UnknownAdapterError as error:
+                answers[name] = self._problem(error)
         if entries:
             preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
-            [images] = await self._results(self._decoding, [(image, preprocessings)], deadline)
-            if isinstance(images, RequestError):
-                raise images
-            asks = [_Ask(images[entry.preprocessing], entry, top) for entry in entries]
-            answers |= zip(
-                [entry.name for entry in entries], await self._results(self._asking, asks, deadline), strict=True
-            )
+            images = await self._decoded(image, preprocessings, deadline, client)
+            asks: list[_Ask] = []
+            for entry in entries:
+                pixels = images[entry.preprocessing]
+                if isinstance(pixels, Exception):
+                    answers[entry.name] = self._problem(pixels)
+                else:
+                    asks.append(_Ask(pixels, entry, top))
+            results = await self._results(self._asking, asks, deadline, client)
+            answers |= zip([ask.entry.name for ask in asks], results, strict=True)
         return [answers[name] for name in adapters]
+
+    async def _decoded(
+        self, image: bytes, preprocessings: Sequence[Preprocessing], deadline: float, client: str
+    ) -> Images:
+        """The image, from the first lane that takes so much work; the last takes all."""
+        work = 0
+        for most, lane in zip(LANES, self._lanes, strict=True):
+            if work <= most:
+                try:
+                    [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
+                except MoreWorkError as more:
+                    work = more.args[0]
+                    continue
+                if isinstance(images, RequestError):
+                    raise images
+                return images
+        raise AssertionError  # the last lane takes any work
 
     async def add(self, name: str, folder: Path) -> Entry:
         """Adds an adapter from a folder on this machine.
@@ -172,17 +202,6 @@ class Service:
         except VPromptError as error:
             raise RequestError("refused", str(error)) from error
 
-    def remove(self, name: str) -> None:
-        """Removes an adapter; asks for it that wait are told that it is gone.
-
-        Raises:
-            RequestError: If there is none.
-        """
-        try:
-            self.bank.remove(name)
-        except UnknownAdapterError as error:
-            raise self._problem(error) from None
-
     def exposition(self) -> str:
         """The metrics as text."""
         return self.metrics.text({entry.name: entry.nbytes for entry in self.bank.entries})
@@ -191,24 +210,18 @@ class Service:
         """Answers what waits and stops the threads; False where they did not come to an end in `timeout` seconds."""
         self.stopping = True
         until = time.monotonic() + timeout
-        decoding = self._decoding.close(timeout)
-        return self._asking.close(max(0.0, until - time.monotonic())) and decoding
+        ended = [batcher.close(max(0.0, until - time.monotonic())) for batcher in (*self._lanes, self._asking)]
+        self.decoders.close()
+        return all(ended)
 
     def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
-        """An answer for each; runs in the thread of the bank."""
-        images = {id(ask.image): ask.image for ask in asks}
-        rows = {key: row for row, key in enumerate(images)}
-        logits = self.bank(
-            torch.stack([*images.values()]),
-            [ask.entry.name for ask in asks],
-            rows=[rows[id(ask.image)] for ask in asks],
-            return_exceptions=True,
-        )
+        """An answer for each; runs in the thread of the banks."""
+        logits = self.bank([ask.image for ask in asks], [ask.entry.name for ask in asks])
         return [self._answer(ask, logits_C) for ask, logits_C in zip(asks, logits, strict=True)]
 
-    def _answer(self, ask: _Ask, logits_C: Tensor | UnknownAdapterError) -> Answer | RequestError:
+    def _answer(self, ask: _Ask, logits_C: Tensor | Exception) -> Answer | RequestError:
         entry, name = ask.entry, printable(ask.entry.name)
-        if isinstance(logits_C, UnknownAdapterError):
+        if isinstance(logits_C, Exception):
             return self._problem(logits_C)
         # Another adapter under the same name has other classes.
         if self.bank.get(entry.name) != entry:
@@ -221,15 +234,18 @@ class Service:
         top = tuple((str(index) if names is None else printable(names[index]), value) for index, value in best)
         return Answer(adapter=entry.name, class_index=best[0][0], class_name=top[0][0], probability=top[0][1], top=top)
 
-    async def _results(self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float) -> list[R | RequestError]:
+    async def _results(
+        self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float, client: str
+    ) -> list[R | RequestError]:
         """The result of each item, or why it has none; the items of a caller that is cancelled are taken back."""
         try:
-            submitted = batcher.submit(items, deadline=deadline)
+            submitted = batcher.submit(items, deadline=deadline, client=client)
         except RefusedError as error:
             raise self._problem(error) from None
         futures = [asyncio.wrap_future(future) for future in submitted]
         try:
-            await asyncio.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
+            if futures:
+                await asyncio.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
             return [self._result(future) for future in submitted]
         finally:
             for future in futures:
@@ -247,11 +263,13 @@ class Service:
         match error:
             case RequestError():
                 return error
+            case MoreWorkError():
+                raise error
             case UnknownAdapterError():
                 return RequestError("unknown_adapter", str(error))
             case FullError():
-                sentence = f"{limits.max_queue} requests are under way, which is the limit; ask again in a moment."
-                return RequestError("busy", sentence)
+                most = f"{limits.max_queue} requests are under way, or a quarter as many with large images"
+                return RequestError("busy", f"{most}, which is the limit; ask again in a moment.")
             case LateError():
                 return RequestError("timeout", f"There was no answer in {limits.timeout:g} seconds; ask again later.")
             case ClosedError():
@@ -259,29 +277,6 @@ class Service:
             case _:
                 _LOG.error("A prediction failed.", exc_info=error)
                 return RequestError("failed", "The prediction failed; the service's log says why.")
-
-
-def decoded(data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int) -> Mapping[Preprocessing, Tensor]:
-    """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it.
-
-    Args:
-        data: An image file.
-        preprocessings: Those of the adapters that are asked.
-        max_pixels: Refuse more, by the header.
-
-    Raises:
-        RequestError: If it is no image, broken, or too large.
-    """
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
-    try:
-        return {each: each.normalise(read_pixels(data, each, max_pixels=max_pixels)) for each in preprocessings}
-    except NotAnImageError as error:
-        raise RequestError("not_an_image", f"What was sent {error}; send a JPEG, PNG or WebP file.") from error
-    except TooManyPixelsError as error:
-        raise RequestError("too_many_pixels", f"The image {error}; send a smaller one.") from error
-    except UnusableImageError as error:
-        raise RequestError("broken_image", f"The image {error}; send it again, whole.") from error
 
 
 def check_name(name: str) -> str:

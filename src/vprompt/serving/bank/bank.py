@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -139,12 +140,13 @@ class Bank:
             bank.add(name, source)
         return bank
 
-    def add(self, name: str, adapter: str | Path | PromptedModel) -> Entry:
+    def add(self, name: str, adapter: str | Path | PromptedModel, *, replace: bool = False) -> Entry:
         """Takes an adapter in.
 
         Args:
-            name: What it is asked by; none that is there already.
+            name: What it is asked by.
             adapter: Folder, Hub id, or a model, which stays as it is; of the same backbone.
+            replace: Take the place of the adapter of that name, if there is one; else the name must be free.
 
         Raises:
             VPromptError: If the name is taken or empty, or the adapter cannot be read.
@@ -152,7 +154,8 @@ class Bank:
         """
         if not name:
             raise VPromptError("An adapter in a bank needs a name.")
-        self._check_free(name)
+        if not replace:
+            self.check_free(name)
         if isinstance(adapter, PromptedModel):
             self._check_backbone(name, adapter)
             added = self._prepare(name, adapter, None)
@@ -160,7 +163,8 @@ class Bank:
             # Before the lock is taken: nobody waits for the disk.
             added = self._prepare(name, load(adapter, backbone=self.backbone), str(adapter))
         with self._changing:
-            self._check_free(name)
+            if not replace:
+                self.check_free(name)
             self._adapters = {**self._adapters, name: added}
         return added.entry
 
@@ -172,12 +176,17 @@ class Bank:
         """
         with self._changing:
             if name not in self._adapters:
-                raise _unknown(name, self._adapters)
+                raise unknown(name, self._adapters)
             self._adapters = {other: adapter for other, adapter in self._adapters.items() if other != name}
 
     def __repr__(self) -> str:
         names = ", ".join(map(repr, list(self)[:5])) + ", ..." * (len(self) > 5)
         return f"Bank({self.info.name}, {len(self)} adapters{': ' * bool(names)}{names})"
+
+    @functools.cached_property
+    def key(self) -> tuple[str, tuple[int, int]]:
+        """Fingerprint of the backbone's weights, and the height and width of its input: what adapters must share."""
+        return fingerprint(self.backbone), self.info.preprocessing.size
 
     @property
     def entries(self) -> list[Entry]:
@@ -191,7 +200,7 @@ class Bank:
 
     def __getitem__(self, name: str) -> Entry:
         if (entry := self.get(name)) is None:
-            raise _unknown(name, self._adapters)
+            raise unknown(name, self._adapters)
         return entry
 
     def __iter__(self) -> Iterator[str]:
@@ -211,15 +220,15 @@ class Bank:
         *,
         rows: Sequence[int] | None = None,
         return_exceptions: bool = False,
-    ) -> list[Tensor | UnknownAdapterError]:
+    ) -> list[Tensor | Exception]:
         """Answers requests, each of them an image and an adapter.
 
         Args:
             images_BCHW: Normalised images (B, 3, H, W), each as its adapter's `preprocessing` says.
             adapters: The name of the adapter of each request.
             rows: The image of each request; one request for each image, in order, when not given.
-            return_exceptions: An unknown adapter stands as `UnknownAdapterError` in its place, and the others are
-                answered.
+            return_exceptions: What is wrong with one adapter alone (an unknown one is an `UnknownAdapterError`) stands
+                in its place, and the others are answered.
 
         Returns:
             The logits (C,) of each request in float32.
@@ -236,20 +245,23 @@ class Bank:
             if name in known:
                 asked.setdefault(name, []).append(row)
             elif not return_exceptions:
-                raise _unknown(name, known)
+                raise unknown(name, known)
         like = next(self.backbone.parameters())
         images_BCHW = images_BCHW.to(like.device, like.dtype)
-        answers = {
-            (name, row): logits_C
-            for name, logits_NC in self._logits(images_BCHW, {name: known[name] for name in asked}, asked)
-            for row, logits_C in zip(asked[name], logits_NC, strict=True)
-        }
-        return [answers[name, row] if name in known else _unknown(name, known) for name, row in requests]
+        answers: dict[tuple[str, int], Tensor | Exception] = {}
+        for name, logits in self._logits(images_BCHW, {name: known[name] for name in asked}, asked):
+            try:
+                answers |= {(name, row): logits_C for row, logits_C in zip(asked[name], logits(), strict=True)}
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                answers |= {(name, row): error for row in asked[name]}
+        return [answers[name, row] if name in known else unknown(name, known) for name, row in requests]
 
     def _logits(
         self, images_BCHW: Tensor, adapters: Mapping[str, _Adapter], asked: Mapping[str, list[int]]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The logits (N, C) of each adapter, of the images it was asked about."""
+    ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """What computes the logits (N, C) of each adapter, of the images it was asked about."""
         together = [name for name, adapter in adapters.items() if adapter.model is None]
         if together:
             prefixes = [adapters[name].prefixes for name in together]
@@ -260,10 +272,10 @@ class Bank:
             )
             features_RF = self._view.features(images_BCHW, way, prefixes)
             for name, rows in zip(together, way.rows, strict=True):
-                yield name, adapters[name].head(features_RF[list(rows)]).float()
+                yield name, lambda name=name, rows=rows: adapters[name].head(features_RF[list(rows)]).float()
         for name, adapter in adapters.items():
-            if adapter.model is not None:
-                yield name, adapter.model(images_BCHW[asked[name]]).float()
+            if (model := adapter.model) is not None:
+                yield name, lambda model=model, name=name: model(images_BCHW[asked[name]]).float()
 
     @torch.no_grad()
     def _prepare(self, name: str, model: PromptedModel, source: str | None) -> _Adapter:
@@ -293,7 +305,8 @@ class Bank:
             model=None if together else own,
         )
 
-    def _check_free(self, name: str) -> None:
+    def check_free(self, name: str) -> None:
+        """Refuses a name that is taken, by a `VPromptError`."""
         if name in self._adapters:
             raise VPromptError(f"The bank holds an adapter called {name!r} already; remove it first.")
 
@@ -305,8 +318,8 @@ class Bank:
                 f"The model for {name!r} has a backbone object of its own; attach it to the bank's (bank.backbone), or "
                 "save it and add the folder."
             )
-        ours, theirs = fingerprint(self.backbone), fingerprint(model.backbone)
-        if ours != theirs or describe(model.backbone).preprocessing.size != self.info.preprocessing.size:
+        (ours, size), theirs = self.key, fingerprint(model.backbone)
+        if ours != theirs or describe(model.backbone).preprocessing.size != size:
             raise AdapterError(
                 f"The model for {name!r} is over another backbone ({model.info.name}, weights {theirs}) than the "
                 f"bank's ({self.info.name}, weights {ours})."
@@ -325,7 +338,8 @@ class Bank:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")
 
 
-def _unknown(name: str, adapters: Mapping[str, object]) -> UnknownAdapterError:
+def unknown(name: str, adapters: Collection[str]) -> UnknownAdapterError:
+    """What is said of a name that no adapter has."""
     known = ", ".join(map(repr, list(adapters)[:10])) + (", ..." if len(adapters) > 10 else "")
     return UnknownAdapterError(f"There is no adapter called {name[:100]!r} in the bank; there is {known or 'none'}.")
 

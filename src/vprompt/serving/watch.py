@@ -1,0 +1,102 @@
+"""Adapters from a folder that is watched: what is added, replaced or removed there is so in the service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+from vprompt.model.tensors import CONFIG_FILE
+from vprompt.serving.bank.banks import Banks
+from vprompt.serving.service import check_name
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.text import printable
+
+SECONDS = 2.0
+"""Seconds between two looks."""
+
+_LOG = logging.getLogger("vprompt.serving")
+
+State = tuple[tuple[str, int, int, int], ...]
+"""Names, times, sizes and numbers of an adapter's files."""
+
+
+class Watch:
+    """Keeps banks like a folder of adapters; one that is bad is logged, and the one before it stays.
+
+    Args:
+        banks: Adapters in it under other names, or that are not from the folder, are left alone.
+        folder: Its subfolders that hold a configuration are adapters, by their names.
+
+    Raises:
+        VPromptError: If the folder cannot be read.
+    """
+
+    def __init__(self, banks: Banks, folder: Path) -> None:
+        self._banks = banks
+        self._folder, self._shown = folder, printable(str(folder))
+        self._others = {entry.name for entry in banks.entries}
+        self._last: dict[str, State] = {}
+        self._done: dict[str, State] = {}
+        self._over = threading.Event()
+        try:
+            self._last = self._found()
+        except OSError as error:
+            raise VPromptError(
+                f"{printable(str(folder))} cannot be watched ({error.strerror}); check --watch."
+            ) from error
+        self.look()
+
+    def start(self) -> None:
+        """Looks again and again, in a thread."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """Looks no more."""
+        self._over.set()
+
+    def look(self) -> None:
+        """Does what was done in the folder; what changed since the last look may still be written, and waits."""
+        try:
+            found = self._found()
+        except OSError as error:
+            _LOG.warning("%s cannot be read (%s); its adapters stay.", self._shown, error.strerror)
+            return
+        for name in {**self._done, **found}:
+            state = found.get(name)
+            if state == self._last.get(name) and state != self._done.get(name):
+                self._change(name, state)
+        self._last = found
+
+    def _found(self) -> dict[str, State]:
+        folders = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
+        return {path.name: _state(path) for path in folders if (path / CONFIG_FILE).is_file()}
+
+    def _change(self, name: str, state: State | None) -> None:
+        try:
+            if state is None:
+                del self._done[name]
+                if name in self._banks and name not in self._others:
+                    self._banks.remove(name)
+                    _LOG.info("The adapter %r was removed.", name)
+                return
+            self._done[name] = state
+            if name in self._others:
+                raise VPromptError("another adapter is served under this name")
+            self._banks.add(check_name(name), self._folder / name, replace=True)
+            _LOG.info("The adapter %r was loaded.", name)
+        except VPromptError as error:
+            _LOG.warning("The adapter %r in %s cannot be served: %s", name, self._shown, printable(str(error)))
+        except Exception:
+            _LOG.exception("The adapter %r in %s cannot be served.", name, self._shown)
+
+    def _run(self) -> None:
+        while not self._over.wait(SECONDS):
+            self.look()
+
+
+def _state(folder: Path) -> State:
+    with os.scandir(folder) as files:
+        stats = [(file.name, file.stat()) for file in files]
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats))
