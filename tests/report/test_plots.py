@@ -5,13 +5,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
-from vprompt.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept, save_png, svg
+from vprompt.report.document import Bar, Chart, Charts, Dot, Series
+from vprompt.report.plots import COLOURS, STYLE, Point, legend_below, plot_accuracy, plot_kept, save_png, svg
 
 POINTS = [
     Point(name="linear probe", prompts=0, accuracy=0.71),
@@ -95,12 +96,13 @@ def test_a_picture_is_replaced_whole(tmp_path):
 
 @pytest.mark.parametrize("width", [3.0, 4.5, 7.0, 15.0])
 def test_a_legend_below_is_whole_and_no_higher_than_it_must_be(width):
-    figure = Figure(figsize=(width, 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.subplots()
     names = ["from scratch", "condensed, fine-tuned", "condensed, not fine-tuned", "$x_", "not converged"]
-    legend_below(figure, [Line2D([], [], label=name) for name in names])
-    figure.draw_without_rendering()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, 3.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.subplots()
+        legend_below(figure, [Line2D([], [], label=name) for name in names])
+        figure.draw_without_rendering()
     [legend] = figure.legends
     box = legend.get_window_extent()
     assert [text.get_text() for text in legend.get_texts()] == names
@@ -121,18 +123,20 @@ HOSTILE = [
 def charts(name):
     """A chart of each kind in which every text is `name`."""
     words = {"title": name, "x": name, "y": name, "alt": name}
-    dots = [Dot(name=name, x=10.0 ** (3 + n), y=50.0 + n, error=0.5, style=n) for n in range(9)]
-    curve = Curve(name=name, points=[(1.0, 2.0), (2.0, 0.001), (3.0, 0.5)], join=2.0, dashed=True)
+    dots = [Series(name=name, dots=[Dot(x=10.0 ** (3 + n), y=50.0 + n, error=0.5)], style=n) for n in range(9)]
+    points = [Dot(x=1.0, y=2.0), Dot(x=2.0, y=0.001), Dot(x=3.0, y=0.5, hollow=True)]
+    curves = [Series(name=name, dots=points, line="--", marks=False), Series(name=name, dots=points[:1], style=1)]
     return [
-        Chart(**words, dots=dots, rule=(2e4, name)),
-        Chart(**words, dots=dots, log=True),
-        Chart(**words, curves=[curve, Curve(name=name, points=[(1.0, 1.0)], style=1)]),
+        Chart(**words, series=dots, rule=(2e4, name), levels=[(50.0, name)]),
+        Chart(**words, series=dots, log=True),
+        Chart(**words, series=curves, zero=True),
         Chart(**words, bars=[Bar(before=10, retained=4, std=2.0), Bar(before=10, retained=0.0)]),
         Chart(**words, bars=[Bar(before=10, retained=4)] * 40),
+        Chart(**words, series=curves, rows=[name, name]),
     ]
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", range(6))
 @pytest.mark.parametrize("name", HOSTILE)
 def test_svg_has_text_that_stays_text_and_refers_to_nothing_else(name, kind):
     text = svg(charts(name)[kind])
@@ -185,6 +189,6 @@ def test_charts_side_by_side_have_one_legend(tmp_path):
 
 
 def test_single_values_have_room_and_ticks():
-    chart = Chart(title="", x="x", y="y", dots=[Dot(name="a", x=7690.0, y=80.0)], log=True)
+    chart = Chart(title="", x="x", y="y", series=[Series(name="a", dots=[Dot(x=7690.0, y=80.0)])], log=True)
     texts = [text.text for text in ElementTree.fromstring(svg(chart)).iter("text")]
     assert {"10k", "80"} <= set(texts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import msgspec
 
 from vprompt.analysis.options import Output, RunsOutput, Training
 from vprompt.utils.errors import VPromptError
@@ -18,29 +20,38 @@ if TYPE_CHECKING:
 
     from vprompt.experiments.bench.plan import Plan
     from vprompt.experiments.bench.store import Store
-    from vprompt.report.document import Block
+    from vprompt.report.document import Block, Charts
 
-Result = Mapping[str, Any]
-"""Plain data that an analysis returned, as its JSON file has it."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class View(Generic[R]):
     """Title, words, tables and picture of one kind of analysis.
 
     Args:
         title: Of its section.
         answer: The result in one or two sentences, figures first.
         tables: Its numbers, all of them readable without the picture.
-        figure: Its picture.
-        alt: What the picture shows, in words.
+        figure: Its picture: charts, or a figure of matplotlib.
+        alt: What a figure shows, in words; charts say it themselves.
+        result: Type that `run` returns, which the others are given; plain data if left out.
     """
 
     title: str
-    answer: Callable[[Result], str]
-    tables: Callable[[Result], Sequence[Block]]
-    figure: Callable[[Result], Figure]
-    alt: Callable[[Result], str]
+    answer: Callable[[R], str]
+    tables: Callable[[R], Sequence[Block]]
+    figure: Callable[[R], Charts | Figure]
+    alt: Callable[[R], str] | None = None
+    result: Any = Any
+
+    def read(self, document: Any) -> R:
+        """The result in the plain data that its JSON file has.
+
+        Raises:
+            msgspec.ValidationError: If something lacks, or is of another type.
+        """
+        return msgspec.convert(document, self.result)
 
 
 class Host:
@@ -108,7 +119,7 @@ class Analysis:
         return import_module(f"{type(self).__module__}.measure").run(self, host)
 
     @classmethod
-    def view(cls) -> View:
+    def view(cls) -> View[Any]:
         """The view of its result."""
         return import_module(f"{cls.__module__}.report").VIEW
 

@@ -18,6 +18,7 @@ from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
 from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
 from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
+from vprompt.utils.text import line
 
 LINEAR_EPOCHS = 100
 """At least so many for the linear probe, which learns on features that are computed once."""
@@ -170,6 +171,12 @@ class StudySummary:
     trainings: int
     unconverged: int
     changed_images: tuple[str, ...]
+
+    def title(self, task: str | None) -> str:
+        """Title of a task; None is the mean over all."""
+        if task is None:
+            return f"mean of {len(self.tasks)} tasks"
+        return line(next((each.title for each in self.tasks if each.task == task), task), 40)
 
 
 class Runs:

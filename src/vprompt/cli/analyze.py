@@ -115,7 +115,8 @@ def _show(analysis: Analysis, result: dict[str, Any]) -> None:
         print_json({**result, "files": [str(file) for file in files]})
         return
     view = analysis.view()
-    for table in (block for block in view.tables(result) if isinstance(block, Table)):
+    shown = view.read(result)
+    for table in (block for block in view.tables(shown) if isinstance(block, Table)):
         print_table(table.caption, table.head, table.texts, whole_first=True)
-    print_note(view.answer(result))
+    print_note(view.answer(shown))
     print_note(f"In {output.out}: {', '.join(file.name for file in files)}.")

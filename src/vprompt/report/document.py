@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,21 @@ def simple_table(
     return Table(caption=caption, head=head, bodies=[Body(rows=rows)], words=words)
 
 
+Column = tuple[str, Callable[[Any], Cell | str]]
+"""Head of a column, and what it shows of a row."""
+
+
+def table(caption: str, rows: Iterable[Any], *columns: Column, words: bool = False) -> Table:
+    """A table of rows: each column has a head, and what it shows of a row.
+
+    Example:
+        >>> table("Files", [{"size": 3}], ("Size", lambda row: str(row["size"]))).texts
+        [['3']]
+    """
+    cells = [[shown(row) for _, shown in columns] for row in rows]
+    return simple_table(caption, [head for head, _ in columns], cells, words=words)
+
+
 @dataclass(frozen=True)
 class Paragraph:
     """A paragraph of text."""
@@ -103,24 +119,43 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """A point of a chart: what is said where it is hovered, its place, its error, and the number of its style."""
+    """A point of a chart.
 
-    name: str
+    Args:
+        x: Its place.
+        y: Its height; NaN is a gap.
+        error: Length of its error bar to both sides, or below and above it.
+        hollow: Whether it has a marker that is hollow.
+    """
+
     x: float
     y: float
-    error: float | None = None
-    style: int = 0
+    error: float | tuple[float, float] | None = None
+    hollow: bool = False
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Lengths of its error bar below and above; 0 without one."""
+        return self.error if isinstance(self.error, tuple) else (self.error or 0.0, self.error or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A curve of a chart; a ring marks its first point after `join`."""
+class Series:
+    """Points of a chart that belong together.
+
+    Args:
+        name: What is said where it is hovered.
+        dots: The points, in their order.
+        style: Number of its colour and marker.
+        line: What joins neighbours, as matplotlib writes it; nothing if empty.
+        marks: Whether points have markers.
+    """
 
     name: str
-    points: Sequence[tuple[float, float]]
+    dots: Sequence[Dot]
     style: int = 0
-    dashed: bool = False
-    join: float | None = None
+    line: str = ""
+    marks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +170,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A small picture of dots in percent, of curves over whole numbers, or of bars by block.
+    """A small picture of points, or of bars by block.
 
     Args:
         title: Stands above.
@@ -143,10 +178,12 @@ class Chart:
         y: Label of the vertical axis.
         alt: For who cannot see it.
         rule: Where a vertical line stands, and what it stands for.
-        dots: Its content; or
-        curves: Its content; or
+        levels: Where horizontal lines stand, and what they stand for.
+        series: Its content; or
         bars: Its content.
-        log: Whether the horizontal axis of dots is logarithmic, where all are above 0.
+        rows: Names of the whole numbers of the vertical axis, from 0 at its top on; errors are then horizontal.
+        log: Whether the horizontal axis is logarithmic, where all are above 0.
+        zero: Whether the vertical axis begins at 0, or is logarithmic where values span over two powers of ten.
     """
 
     title: str
@@ -154,18 +191,27 @@ class Chart:
     y: str
     alt: str = ""
     rule: tuple[float, str] | None = None
-    dots: Sequence[Dot] = ()
-    curves: Sequence[Curve] = ()
+    levels: Sequence[tuple[float, str]] = ()
+    series: Sequence[Series] = ()
     bars: Sequence[Bar] = ()
+    rows: Sequence[str] = ()
     log: bool = False
+    zero: bool = False
 
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts side by side, and a legend of numbers of styles and their names; their values are also in a table."""
+    """Charts side by side, and a legend of numbers of styles and their names; their values are also in a table.
+
+    Args:
+        charts: In order.
+        legend: Below them.
+        rings: What hollow markers mean, for the legend.
+    """
 
     charts: Sequence[Chart]
     legend: Sequence[tuple[int, str]] = ()
+    rings: str = ""
 
 
 @dataclass(frozen=True)
