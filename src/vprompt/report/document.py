@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,16 @@ def table(caption: str, rows: Iterable[Any], *columns: Column, words: bool = Fal
     """
     cells = [[shown(row) for _, shown in columns] for row in rows]
     return simple_table(caption, [head for head, _ in columns], cells, words=words)
+
+
+def columns(keys: Iterable[K], head: Callable[[K], str], shown: Callable[[K, Any], Cell | str]) -> list[Column]:
+    """A column for each key: its head, and what it shows of a row.
+
+    Example:
+        >>> table("", [{"a": 1, "b": 2}], *columns("ab", str.upper, lambda key, row: str(row[key]))).texts
+        [['1', '2']]
+    """
+    return [(head(key), partial(shown, key)) for key in keys]
 
 
 @dataclass(frozen=True)

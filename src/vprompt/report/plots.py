@@ -117,12 +117,13 @@ def png(charts: Charts, *, title: str = "") -> bytes:
             axes.set_axis_off() if chart is None else draw(axes, chart)
         if title:
             figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11)
-        looks = [(*_style(style), "full", short(name)) for style, name in charts.legend]
-        if any(dot.hollow for chart in charts.charts for series in chart.series for dot in series.dots):
-            looks += [(SOFT, "o", "none", charts.rings)] if charts.rings else []
-        if looks:
-            keys = ("color", "marker", "fillstyle", "label")
-            legend_below(figure, [Line2D([], [], ls="", ms=5, **dict(zip(keys, look, strict=True))) for look in looks])
+        looks = [(*_style(style), short(name)) for style, name in charts.legend]
+        handles = [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in looks]
+        hollow = any(dot.hollow for chart in charts.charts for series in chart.series for dot in series.dots)
+        if hollow and charts.rings:
+            handles.append(Line2D([], [], ls="", ms=5, color=SOFT, marker="o", fillstyle="none", label=charts.rings))
+        if handles:
+            legend_below(figure, handles)
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
     return stream.getvalue()

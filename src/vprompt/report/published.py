@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-FILE = Path(__file__).with_name("published.csv")
+FILE, COSTS = (Path(__file__).with_name(name) for name in ("published.csv", "published_costs.csv"))
 
 VTAB: dict[str, tuple[str, ...]] = {
     "natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
@@ -129,16 +129,15 @@ def rows(family: str, tasks: Iterable[str]) -> list[PublishedRow]:
     return published
 
 
-def gmacs(family: str) -> tuple[dict[int, float], str]:
+def gmacs(family: str | None) -> tuple[dict[int, float], str]:
     """Published GMACs of VPT-Deep by prompts per block, not folded, and their source.
 
     Example:
         >>> gmacs(VIT)[0][100]
         26.9
     """
-    lines = [(re.search(r"GMACs with (\d+)", line["task"]), line) for line in _lines() if line["family"] == family]
-    numbers = {int(prompts[1]): float(line["value"]) for prompts, line in lines if prompts is not None}
-    return numbers, next((line["source"] for prompts, line in lines if prompts is not None), "")
+    lines = [line for line in _lines(COSTS) if line["family"] == family and not line["percent"]]
+    return {int(line["prompts"]): float(line["value"]) for line in lines}, lines[0]["source"] if lines else ""
 
 
 def measured_family(backbone: str, img_size: Sequence[int]) -> str | None:
@@ -156,7 +155,7 @@ Condensed = tuple[int, int, str]
 """Prompts per block before, percent of them that stay, and `"local"` or `"global"` (`"local"` too where all stay)."""
 
 
-def condensed_gmacs(family: str) -> dict[Condensed, str]:
+def condensed_gmacs(family: str | None) -> dict[Condensed, str]:
     """Published GMACs after condensation, as printed.
 
     Example:
@@ -164,10 +163,10 @@ def condensed_gmacs(family: str) -> dict[Condensed, str]:
         >>> gmacs[200, 10, "local"], gmacs[200, 50, "global"], gmacs[200, 100, "local"]
         ('19.43', '27.04', '36.77')
     """
-    return _condensed(family, "cost", r"GMACs from (\d+) prompts per block").get("", {})
+    return _condensed(family).get("", {})
 
 
-def condensed_milliseconds(family: str) -> dict[str, dict[Condensed, str]]:
+def condensed_milliseconds(family: str | None) -> dict[str, dict[Condensed, str]]:
     """Published milliseconds for 64 images after condensation, as printed, by the device they were measured on.
 
     Example:
@@ -175,26 +174,22 @@ def condensed_milliseconds(family: str) -> dict[str, dict[Condensed, str]]:
         >>> list(times), times["A100"][200, 10, "global"]
         (['Quadro RTX 5000', 'V100', 'A100'], '53')
     """
-    return _condensed(family, "latency", r"ms from (\d+) prompts per block on (.*)")
+    return {device: times for device, times in _condensed(family).items() if device}
 
 
-def _condensed(family: str, benchmark: str, task: str) -> dict[str, dict[Condensed, str]]:
-    """Numbers by device (empty where the task names none), of the lines whose task matches a pattern."""
+def _condensed(family: str | None) -> dict[str, dict[Condensed, str]]:
+    """Numbers after condensation by device; multiply-accumulates have none."""
     numbers: dict[str, dict[Condensed, str]] = {}
-    for line in _lines():
-        named = re.fullmatch(task, line["task"])
-        if line["family"] != family or line["benchmark"] != benchmark or named is None:
-            continue
-        condensed = re.fullmatch(r"PC (\d+) % \((\w+)\)", line["method"])
-        percent, scope = (int(condensed[1]), condensed[2]) if condensed else (100, "local")
-        device = named[2] if named.re.groups > 1 else ""
-        numbers.setdefault(device, {})[int(named[1]), percent, scope] = line["value"]
+    for line in _lines(COSTS):
+        if line["family"] == family and line["percent"]:
+            key = int(line["prompts"]), int(line["percent"]), line["scope"]
+            numbers.setdefault(line["device"], {})[key] = line["value"]
     return numbers
 
 
 @functools.cache
-def _lines() -> tuple[dict[str, str], ...]:
-    with FILE.open(encoding="utf-8", newline="") as file:
+def _lines(path: Path) -> tuple[dict[str, str], ...]:
+    with path.open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
 
 
@@ -202,9 +197,7 @@ def _lines() -> tuple[dict[str, str], ...]:
 def _table() -> dict[str, tuple[PublishedRow, ...]]:
     """All rows of accuracies, by family, in the order of the file."""
     families: dict[str, dict[tuple[str, str], PublishedRow]] = {}
-    for line in _lines():
-        if line["benchmark"] in ("cost", "latency"):
-            continue
+    for line in _lines(FILE):
         label, source, task, value = line["method"], line["source"], line["task"], float(line["value"])
         by_method = families.setdefault(line["family"], {})
         row = by_method.setdefault((label, source), PublishedRow(label=label, source=source))

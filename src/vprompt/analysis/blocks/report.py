@@ -9,7 +9,7 @@ from typing import Literal
 from vprompt.analysis.base import View
 from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, MeanCounts, Spread
 from vprompt.analysis.tables import plus_minus, show, signed
-from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, simple_table, table
+from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, columns, simple_table, table
 from vprompt.report.plots import short
 from vprompt.utils.text import count, line, percent
 
@@ -50,10 +50,9 @@ def tables(study: BlockStudy) -> list[Block]:
         blocks.append(_tasks(tasks))
     for some in (tasks[start : start + SHOWN] for start in range(0, len(tasks), SHOWN)):
         caption = "By task: change of accuracy in points without the prompts of one block"
-        of_tasks: list[Column] = [
-            (line(_task(group.name), 12), lambda block, drops=group.drops.means: signed(-drops[block]))
-            for group in some
-        ]
+        of_tasks = columns(
+            some, lambda group: line(_task(group.name), 12), lambda group, block: signed(-group.drops.means[block])
+        )
         blocks.append(table(caption, numbers, ("Block", str), *of_tasks))
     if len(study.adapters) > 1:
         blocks.append(_adapters(study.adapters))
@@ -135,7 +134,7 @@ def _kept(study: BlockStudy, key: Literal["counts", "shares"]) -> Table:
         f"{what} when the best of all blocks are chosen by the criterion {line(study.criterion, 20)}{over}",
         range(blocks + several),
         ("Block", lambda block: "mean spread" if block == blocks else str(block)),
-        *((f"{100 * kept.ratio:g} % kept", lambda block, kept=kept: shown(kept, block)) for kept in study.kept),
+        *columns(study.kept, lambda kept: f"{100 * kept.ratio:g} % kept", shown),
     )
 
 

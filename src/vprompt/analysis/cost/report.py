@@ -183,40 +183,36 @@ def figure(costs: Costs) -> Charts:
     """GMACs against prompts per block; beside it, against the share that condensation keeps."""
     rows, printed = sorted(costs.prompts, key=lambda row: row.prompts), _printed(costs)
     by_prompts = [
-        Series(
-            name=name,
-            dots=[Dot(x=row.prompts, y=getattr(row, f"{name}_gmacs")) for row in rows],
-            style=style,
-            line="-",
-        )
+        Series(name=name, dots=[Dot(x=r.prompts, y=getattr(r, f"{name}_gmacs")) for r in rows], style=style, line="-")
         for style, name in enumerate(EXECUTIONS)
     ]
     known = [Dot(x=row.prompts, y=float(printed[row.prompts])) for row in rows if row.prompts in printed]
     by_prompts.append(Series(name="paper", dots=known, style=PAPER))
-    level = (costs.bare_gmacs, "bare backbone")
-    words = {"y": "GMACs per image", "levels": [level], "zero": True}
-    charts = [Chart(title=_title(costs), x=_axis(costs), series=by_prompts, **words)]
-    legend = list(enumerate(EXECUTIONS))
-    if costs.condensed:
-        x, by_share = "prompts kept (%), as published with biases and folded", list[Series]()
-        for original in dict.fromkeys(row.original for row in costs.condensed):
-            rows = sorted(
-                (row for row in costs.condensed if row.original == original), key=lambda row: row.share or 0.0
-            )
-            for style, key in ((0, "published_gmacs_with_biases"), (2, "folded_gmacs")):
-                for where, line_style in (("local", "-"), ("global", "")):
-                    dots = [
-                        Dot(x=100 * (row.share or 0.0), y=getattr(row, key), hollow=where == "global")
-                        for row in rows
-                        if row.where == where
-                    ]
-                    by_share.append(Series(name=f"of {original}, {where}", dots=dots, style=style, line=line_style))
-            printed_rows = [(row.share, text) for row in rows if (text := _printed_of(costs, row))]
-            dots = [Dot(x=100 * (share or 0.0), y=float(text)) for share, text in printed_rows]
-            by_share.append(Series(name="paper", dots=dots, style=PAPER))
-        originals = ", ".join(dict.fromkeys(str(row.original) for row in costs.condensed))
-        charts.append(Chart(title=f"Condensed from {originals} {_axis(costs)}", x=x, series=by_share, **words))
-    return Charts(charts, [*legend, *([(PAPER, "paper")] if printed else [])], rings="global")
+    panels = {(_title(costs), _axis(costs)): by_prompts}
+    originals = list(dict.fromkeys(row.original for row in costs.condensed))
+    if originals:
+        title = f"Condensed from {', '.join(map(str, originals))} {_axis(costs)}"
+        by_share = [series for original in originals for series in _by_share(costs, original)]
+        panels[title, "prompts kept (%), as published with biases and folded"] = by_share
+    charts = [
+        Chart(title=title, x=x, y="GMACs per image", levels=[(costs.bare_gmacs, "bare backbone")], series=s, zero=True)
+        for (title, x), s in panels.items()
+    ]
+    legend = [*enumerate(EXECUTIONS), *([(PAPER, "paper")] if printed else [])]
+    return Charts(charts, legend, rings="global")
+
+
+def _by_share(costs: Costs, original: int | None) -> list[Series]:
+    places = [(100 * (row.share or 0.0), row.where, row) for row in costs.condensed if row.original == original]
+    rows = sorted(places, key=lambda place: place[0])
+    printed = [Dot(x=x, y=float(text)) for x, _, row in rows if (text := _printed_of(costs, row))]
+    series = [Series(name="paper", dots=printed, style=PAPER)]
+    for style, key in ((0, "published_gmacs_with_biases"), (2, "folded_gmacs")):
+        for where in ("local", "global"):
+            hollow, name = where == "global", f"of {original}, {where}"
+            dots = [Dot(x=x, y=getattr(row, key), hollow=hollow) for x, place, row in rows if place == where]
+            series.append(Series(name=name, dots=dots, style=style, line="" if hollow else "-"))
+    return series
 
 
 VIEW = View(title="What prompts cost", answer=answer, tables=tables, figure=figure, result=Costs)

@@ -123,8 +123,8 @@ def _drawn(ablation: PartAblation) -> list[AblationRow]:
 def _shown(entries: Sequence[AblationEntry]) -> list[tuple[int, str | None]]:
     """Styles and tasks that are drawn."""
     tasks = [entry.task for entry in entries if entry.task is not None]
-    mean = [(MEAN, entry.task) for entry in entries if entry.task is None]
-    return mean if mean and len(tasks) > MOST_TASKS else [*enumerate(tasks), *mean]
+    mean = [(MEAN, None)] if len(tasks) < len(entries) else []
+    return [*([] if mean and len(tasks) > MOST_TASKS else enumerate(tasks)), *mean]
 
 
 VIEW = View(title="E2VPT's ablations", answer=_answer, tables=_tables, figure=_figure, result=E2VPTResult)

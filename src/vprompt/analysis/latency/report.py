@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from vprompt.analysis.base import View
 from vprompt.analysis.latency.measure import DeviceTimes, Latencies, Series, Timed
 from vprompt.analysis.tables import share_of
 from vprompt.report import document as doc
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Dot, Table, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Table, columns, table
 from vprompt.utils.text import count, line, percent
 
 EXECUTIONS = ("published", "prefix", "folded")
@@ -114,7 +115,7 @@ def _times(series: Series, caption: str, shown: Callable[[Timed], str]) -> Table
         _places(series).items(),
         ("kept", lambda place: share_of(place[0][0])),
         ("where", lambda place: place[0][1]),
-        *((name, lambda place, name=name: shown(place[1][name])) for name in EXECUTIONS),
+        *columns(EXECUTIONS, str, lambda name, place: shown(place[1][name])),
     )
 
 
@@ -130,7 +131,11 @@ def _beside_paper(latencies: Latencies, series: Series) -> Table | None:
     if full is None or not places or not any((original, 100, "local") in times for times in printed.values()):
         return None
 
-    def there(times: dict[published.Condensed, str], share: float, where: str) -> str:
+    def here(name: str, place: tuple[tuple[float, str], dict[str, Timed]]) -> str:
+        return f"{place[1][name].ratio / full[name].ratio:.2f}"
+
+    def there(name: str, place: tuple[tuple[float, str], Any]) -> str:
+        (share, where), times = place[0], printed[name]
         whole, condensed = times.get((original, 100, "local")), times.get((original, round(100 * share), where))
         return "–" if whole is None or condensed is None else f"{float(condensed) / float(whole):.2f}"
 
@@ -139,11 +144,8 @@ def _beside_paper(latencies: Latencies, series: Series) -> Table | None:
         places.items(),
         ("kept", lambda place: share_of(place[0][0])),
         ("where", lambda place: place[0][1]),
-        *((name, lambda place, name=name: f"{place[1][name].ratio / full[name].ratio:.2f}") for name in EXECUTIONS),
-        *(
-            (name.removeprefix("Quadro "), lambda place, times=times: there(times, *place[0]))
-            for name, times in printed.items()
-        ),
+        *columns(EXECUTIONS, str, here),
+        *columns(printed, lambda name: name.removeprefix("Quadro "), there),
     )
     return replace(made, over=[("", 1), ("here", 3), ("paper", len(printed))])
 

@@ -8,7 +8,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.rank.law import Law
 from vprompt.analysis.rank.measure import Ranks, RankStudy
 from vprompt.analysis.tables import plus_minus
-from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, table
+from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, columns, table
 from vprompt.utils.text import amount, line, percent
 
 UNCHANGED = 0.05
@@ -75,14 +75,14 @@ def tables(study: RankStudy) -> list[Block]:
             prompts,
             *adapters,
             ("Rows", lambda point: amount(point.prompts + point.tokens)),
-            *((f"ε = {n}", lambda point, n=n: plus_minus(point.ranks[n], point.stds[n])) for n in names),
+            *columns(names, "ε = {}".format, lambda name, point: plus_minus(point.ranks[name], point.stds[name])),
         ),
         table(
             "Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",
             points,
             prompts,
-            *((f"Sum {part} %", lambda point, part=part: percent(point.sums[part])) for part in bare.sums),
-            *((f"Sq. {part} %", lambda point, part=part: percent(point.energies[part])) for part in bare.sums),
+            *columns(bare.sums, "Sum {} %".format, lambda part, point: percent(point.sums[part])),
+            *columns(bare.sums, "Sq. {} %".format, lambda part, point: percent(point.energies[part])),
         ),
         table(
             "Growth of the rank fitted by C · (log(n + m) - log n) and by C · m; a law holds if its R² is the higher "
@@ -99,10 +99,10 @@ def tables(study: RankStudy) -> list[Block]:
             f"Numerical rank by block, without prompts and with {amount(full.prompts)}",
             range(len(bare.block_ranks[names[0]])),
             ("Block", str),
-            *(
-                (f"{n}, {amount(point.prompts)}", lambda block, n=n, point=point: f"{point.block_ranks[n][block]:.1f}")
-                for n in names
-                for point in (bare, full)
+            *columns(
+                [(name, point) for name in names for point in (bare, full)],
+                lambda key: f"{key[0]}, {amount(key[1].prompts)}",
+                lambda key, block: f"{key[1].block_ranks[key[0]][block]:.1f}",
             ),
         ),
     ]
@@ -115,7 +115,8 @@ def _by_adapter(study: RankStudy) -> Table:
     def name(adapter: tuple[str, Ranks]) -> str:
         return line(f"{amount(adapter[1].points[-1].prompts)}: {adapter[0]}" if trained else adapter[0], 28)
 
-    def grown(ranks: Ranks, epsilon: str) -> str:
+    def grown(epsilon: str, adapter: tuple[str, Ranks]) -> str:
+        ranks = adapter[1]
         first, last = (point.ranks[epsilon] for point in (ranks.points[0], ranks.points[-1]))
         return f"{first:.1f}-{last:.1f} {_VERDICTS[ranks.laws[epsilon].verdict]}"
 
@@ -124,7 +125,7 @@ def _by_adapter(study: RankStudy) -> Table:
         + (" (before its name the prompts of a block)" if trained else ""),
         zip(study.names, study.adapters, strict=True),
         ("Adapter", name),
-        *((f"ε = {n}", lambda adapter, n=n: grown(adapter[1], n)) for n in study.laws),
+        *columns(study.laws, "ε = {}".format, grown),
     )
 
 
@@ -155,12 +156,11 @@ def figure(study: RankStudy) -> Charts:
         straight = [Dot(x=m, y=dots[0].y + (law.linear_slope or 0.0) * m) for m in grid]
         ranks += [Series(name="logarithmic law", dots=bent, style=style, line="-", marks=False)]
         ranks += [Series(name="straight line", dots=straight, style=style, line=":", marks=False)]
-    left = {"x": "number of singular values, largest first", "y": "share of the sum of all (%)"}
-    right = {"x": "prompts in each block", "y": "numerical rank of attention"}
-    charts = [
-        Chart(title="Cumulative singular values", **left, series=spectra, zero=True),
-        Chart(title="Logarithmic law (solid) and straight line (dotted)", **right, series=ranks, zero=True),
-    ]
+    titles = ("Cumulative singular values", "Logarithmic law (solid) and straight line (dotted)")
+    xs = ("number of singular values, largest first", "prompts in each block")
+    ys = ("share of the sum of all (%)", "numerical rank of attention")
+    parts = zip(titles, xs, ys, (spectra, ranks), strict=True)
+    charts = [Chart(title=title, x=x, y=y, series=series, zero=True) for title, x, y, series in parts]
     legend = [(series.style, series.name) for series in spectra]
     return Charts(charts, [*legend, *((style, f"ε = {name}") for style, name in enumerate(names))], rings="one adapter")
 

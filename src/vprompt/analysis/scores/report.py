@@ -8,7 +8,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
 from vprompt.analysis.scores.measure import ScoreStudy
 from vprompt.analysis.tables import plus_minus
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, columns, table
 from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line, percent
 
@@ -52,22 +52,21 @@ def _tables(study: ScoreStudy) -> list[Block]:
     for scope in study.scopes:
         for key, words in (("accuracy", "not fine-tuned"), *([("fine_tuned", "fine-tuned")] if tuned else [])):
             drops = _drops(study, scope, key)
-            shares = (
-                (f"{100 * r:g} %", lambda name, r=r, drops=drops: _spread(drops[name][r], 100)) for r in study.ratios
-            )
             caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
-            blocks.append(table(caption, drops, ("Criterion", line), *shares))
+            shares = columns(study.ratios, lambda r: f"{100 * r:g} %", lambda r, entry: _spread(entry[1][r], 100))
+            blocks.append(table(caption, drops.items(), ("Criterion", lambda entry: line(entry[0])), *shares))
     names = list(rise)
+
+    def number(name: str) -> str:
+        return str(names.index(name) + 1)
+
     return [
         *blocks,
         table(
             "Rank correlation of scores with each other, times 100",
             names,
-            ("", lambda name: f"{names.index(name) + 1} {line(name)}"),
-            *(
-                (str(number), lambda name, other=other: _hundredths(_between(study, name, other)))
-                for number, other in enumerate(names, 1)
-            ),
+            ("", lambda name: f"{number(name)} {line(name)}"),
+            *columns(names, number, lambda other, name: _hundredths(_between(study, name, other))),
         ),
         table(
             f"Models, and their accuracy on the {study.split} images (%)",

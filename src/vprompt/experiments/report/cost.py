@@ -80,7 +80,7 @@ def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> 
 def _published_cost(study: Study) -> list[Block]:
     """Published cost of the same backbone where prompts are not folded."""
     family = published.family_of(study.backbone)
-    costs, source = published.gmacs(family) if family else ({}, "")
+    costs, source = published.gmacs(family)
     if not costs:
         return []
     words = ", ".join(f"{prompts} prompts {value:g}" for prompts, value in sorted(costs.items()))
