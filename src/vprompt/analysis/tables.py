@@ -8,19 +8,9 @@ from collections.abc import Iterable, Sequence
 from vprompt.analysis.study import MissingRun, StudySummary
 from vprompt.report.document import Block, Bullets, Dot, Fold, Paragraph, Table, Warn, simple_table
 from vprompt.utils.statistics import Seeds
-from vprompt.utils.text import count, line, listed
+from vprompt.utils.text import count, line, listed, show
 
 MOST_PROBLEMS = 20
-
-
-def show(value: float | None, form: str = "g", *, factor: float = 1, unit: str = "") -> str:
-    """A number times a factor in a format, with its unit; a dash where there is none.
-
-    Example:
-        >>> show(0.256, ".0f", factor=100, unit=" %"), show(None)
-        ('26 %', '–')
-    """
-    return "–" if value is None else f"{factor * value:{form}}{unit}"
 
 
 def share_of(value: float | None, form: str = ".3g") -> str:
@@ -42,17 +32,6 @@ def signed(value: float) -> str:
     """
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def plus_minus(mean: float | None, std: float | None, digits: int = 2, *, factor: float = 1) -> str:
-    """A mean and, where there is one, its standard deviation, both times a factor.
-
-    Example:
-        >>> plus_minus(0.123, 0.05), plus_minus(0.01, None, 1, factor=100), plus_minus(None, None)
-        ('0.12 ± 0.05', '1.0', '–')
-    """
-    form = f".{digits}f"
-    return show(mean, form, factor=factor) + ("" if mean is None or std is None else f" ± {factor * std:{form}}")
 
 
 # ── words and tables of studies ──────────────────────────────────────────────────────────────────────────────────────

@@ -35,18 +35,27 @@ _FAMILIES = (
 _MEASURED = {"vit_base_patch16_224": VIT, "swin_base_patch4_window7_224": SWIN}
 """Architecture -> family; what a model costs does not depend on its weights."""
 
+Grouping = frozenset[frozenset[str]]
+"""What a printed number is over: it is the mean, over groups of tasks, of the means over their tasks."""
+
+
+def grouping(groups: Iterable[Iterable[str]]) -> Grouping:
+    """Groups of tasks, whatever their order."""
+    return frozenset(map(frozenset, groups))
+
+
 _VTAB_TASKS = tuple(task for group in VTAB.values() for task in group)
 
-_MEANS: dict[tuple[str, str], tuple[str, ...]] = {
-    **{("vtab", f"mean of {group}"): tasks for group, tasks in VTAB.items()},
-    ("vtab", "mean of tasks"): _VTAB_TASKS,
-    ("fgvc", "mean of tasks"): FGVC,
-    ("", "mean of the eight tasks"): (
-        *("cars", "svhn", "clevr_count", "dmlab"),
-        *("dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"),
+_MEANS = {
+    **{("vtab", f"mean of {group}"): grouping([tasks]) for group, tasks in VTAB.items()},
+    ("vtab", "mean of tasks"): grouping([_VTAB_TASKS]),
+    ("vtab", "mean of groups"): grouping(VTAB.values()),
+    ("fgvc", "mean of tasks"): grouping([FGVC]),
+    ("", "mean of the eight tasks"): grouping(
+        [["cars", "svhn", "clevr_count", "dmlab", "dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"]]
     ),
 }
-"""The tasks that a printed mean is over."""
+"""Words of the table for a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,40 +65,28 @@ class PublishedRow:
     Args:
         label: The method.
         source: Where the numbers stand.
-        numbers: Accuracy by task.
-        means: Printed means, by the tasks that they are over.
-        group_mean: Printed mean of the means of VTAB's three groups.
+        printed: By what they are over.
     """
 
     label: str
     source: str
-    numbers: dict[str, float] = field(default_factory=dict[str, float])
-    means: dict[frozenset[str], float] = field(default_factory=dict[frozenset[str], float])
-    group_mean: float | None = None
+    printed: dict[Grouping, float] = field(default_factory=dict[Grouping, float])
 
-    def mean(self, tasks: Iterable[str]) -> float | None:
-        """The printed mean over exactly these tasks, or that of the numbers if all are there.
+    def mean(self, groups: Iterable[Iterable[str]]) -> float | None:
+        """The printed mean over exactly these groups of tasks, or that of the printed numbers if all are there.
 
         Example:
-            >>> row = PublishedRow(label="a", source="b", numbers={"svhn": 80.0, "dtd": 60.0})
-            >>> row.mean(["svhn", "dtd"]), row.mean(["svhn", "cifar"])
-            (70.0, None)
+            >>> row = PublishedRow(label="a", source="b", printed={grouping([["svhn"]]): 80.0, grouping([["dtd"]]): 60.0})
+            >>> row.mean([["svhn", "dtd"]]), row.mean([["svhn"], ["dtd"]]), row.mean([["svhn", "cifar"]])
+            (70.0, 70.0, None)
         """
-        wanted = frozenset(tasks)
-        if wanted in self.means:
-            return self.means[wanted]
-        if not wanted or not wanted <= self.numbers.keys():
-            return None
-        return sum(self.numbers[task] for task in wanted) / len(wanted)
-
-    def mean_of_groups(self, groups: Iterable[Iterable[str]]) -> float | None:
-        """The printed mean of VTAB's group means if these are its groups, or that of the means of these groups."""
-        wanted = [frozenset(group) for group in groups]
-        if self.group_mean is not None and sorted(map(sorted, wanted)) == sorted(map(sorted, VTAB.values())):
-            return self.group_mean
-        means = [self.mean(group) for group in wanted]
+        wanted = grouping(groups)
+        if wanted in self.printed:
+            return self.printed[wanted]
+        parts = [[group] for group in wanted] if len(wanted) > 1 else [[[task]] for group in wanted for task in group]
+        means = [self.mean(part) for part in parts] if len(parts) > 1 else [None]
         known = [mean for mean in means if mean is not None]
-        return sum(known) / len(known) if known and len(known) == len(means) else None
+        return sum(known) / len(known) if len(known) == len(means) else None
 
 
 def family_of(backbone: str) -> str | None:
@@ -111,22 +108,22 @@ def rows(family: str, tasks: Iterable[str]) -> list[PublishedRow]:
         tasks: Names as in `VTAB` and `FGVC`.
 
     Returns:
-        Rows with the numbers of these tasks and the printed means over only such; none without any.
+        Rows with the numbers that are over only such tasks; none without any.
 
     Example:
         >>> row = next(row for row in rows(VIT, ["svhn", "dtd"]) if row.label == "VPT-Deep")
-        >>> row.numbers, row.group_mean
-        ({'dtd': 65.8, 'svhn': 78.1}, None)
+        >>> row.mean([["dtd"]]), row.mean([["svhn"]]), len(row.printed)
+        (65.8, 78.1, 2)
     """
     wanted = frozenset(tasks)
-    published: list[PublishedRow] = []
-    for row in _table().get(family, ()):
-        numbers = {task: value for task, value in row.numbers.items() if task in wanted}
-        means = {over: value for over, value in row.means.items() if over <= wanted}
-        group_mean = row.group_mean if wanted.issuperset(_VTAB_TASKS) else None
-        if numbers or means or group_mean is not None:
-            published.append(replace(row, numbers=numbers, means=means, group_mean=group_mean))
-    return published
+    of_tasks = [
+        replace(
+            row,
+            printed={over: value for over, value in row.printed.items() if wanted.issuperset(frozenset().union(*over))},
+        )
+        for row in _table().get(family, ())
+    ]
+    return [row for row in of_tasks if row.printed]
 
 
 def gmacs(family: str | None) -> tuple[dict[int, float], str]:
@@ -194,17 +191,15 @@ def _lines(path: Path) -> tuple[dict[str, str], ...]:
 
 
 @functools.cache
-def _table() -> dict[str, tuple[PublishedRow, ...]]:
+def _table() -> dict[str, list[PublishedRow]]:
     """All rows of accuracies, by family, in the order of the file."""
-    families: dict[str, dict[tuple[str, str], PublishedRow]] = {}
+    found: dict[tuple[str, ...], PublishedRow] = {}
     for line in _lines(FILE):
-        label, source, task, value = line["method"], line["source"], line["task"], float(line["value"])
-        by_method = families.setdefault(line["family"], {})
-        row = by_method.setdefault((label, source), PublishedRow(label=label, source=source))
-        if task == "mean of groups":
-            by_method[label, source] = replace(row, group_mean=value)
-        elif task.startswith("mean of "):
-            row.means[frozenset(_MEANS[line["benchmark"], task])] = value
-        else:
-            row.numbers[task] = value
-    return {family: tuple(by_method.values()) for family, by_method in families.items()}
+        row = PublishedRow(label=line["method"], source=line["source"])
+        row = found.setdefault((line["family"], row.label, row.source), row)
+        over = _MEANS.get((line["benchmark"], line["task"]), grouping([[line["task"]]]))
+        row.printed[over] = float(line["value"])
+    families: dict[str, list[PublishedRow]] = {}
+    for (family, *_), row in found.items():
+        families.setdefault(family, []).append(row)
+    return families

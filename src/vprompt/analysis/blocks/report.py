@@ -8,10 +8,10 @@ from typing import Literal
 
 from vprompt.analysis.base import View
 from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, MeanCounts, Spread
-from vprompt.analysis.tables import plus_minus, show, signed
+from vprompt.analysis.tables import signed
 from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, columns, simple_table, table
 from vprompt.report.plots import short
-from vprompt.utils.text import count, line, percent
+from vprompt.utils.text import count, line, percent, show, spread
 
 SHOWN = 5
 """Tasks that have lines of their own in the picture, and that stand side by side in a table, at most."""
@@ -63,7 +63,7 @@ def _removal(group: Group) -> Table:
     drops, rises = group.drops, group.rises
     over = f", means over {count(group.adapters, 'adapter')} with their standard deviation" if drops.stds else ""
 
-    def spread(stds: Sequence[float] | None, factor: float, form: str) -> list[Column]:
+    def stds_of(stds: Sequence[float] | None, factor: float, form: str) -> list[Column]:
         """A column of its own, where there are several adapters."""
         return [("Std", lambda block: show(stds[block], form, factor=factor))] if stds else []
 
@@ -73,9 +73,9 @@ def _removal(group: Group) -> Table:
         range(len(drops.means)),
         ("Block", str),
         ("Accuracy", lambda block: signed(-drops.means[block])),
-        *spread(drops.stds, 100, ".1f"),
+        *stds_of(drops.stds, 100, ".1f"),
         ("Loss", lambda block: f"{rises.means[block]:+.3f}"),
-        *spread(rises.stds, 1, ".3f"),
+        *stds_of(rises.stds, 1, ".3f"),
     )
     dash = ["–"] if drops.stds else []
     total = ["all", signed(-group.bare_drop), *dash, f"{group.bare_rise:+.3f}", *dash]
@@ -123,10 +123,10 @@ def _kept(study: BlockStudy, key: Literal["counts", "shares"]) -> Table:
     blocks = len(study.every.drops.means)
 
     def shown(kept: MeanCounts, block: int) -> str:
-        spread = getattr(kept, key)
+        of_key = getattr(kept, key)
         if block == blocks:
-            return f"± {factor * statistics.fmean(spread.stds):.1f}"
-        return plus_minus(spread.means[block], spread.stds and spread.stds[block], 1, factor=factor)
+            return f"± {factor * statistics.fmean(of_key.stds):.1f}"
+        return spread(of_key.means[block], of_key.stds and of_key.stds[block], factor=factor)
 
     what = "Prompts that each block keeps" if key == "counts" else "Share (%) of its prompts that each block keeps"
     over = ", mean ± standard deviation over adapters" if several else ""

@@ -7,9 +7,8 @@ import math
 from vprompt.analysis.base import View
 from vprompt.analysis.rank.law import Law
 from vprompt.analysis.rank.measure import Ranks, RankStudy
-from vprompt.analysis.tables import plus_minus
 from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, columns, table
-from vprompt.utils.text import amount, line, percent
+from vprompt.utils.text import amount, line, percent, spread
 
 UNCHANGED = 0.05
 """Within it, the share that a quarter of the singular values holds counts as unchanged by prompts."""
@@ -75,7 +74,9 @@ def tables(study: RankStudy) -> list[Block]:
             prompts,
             *adapters,
             ("Rows", lambda point: amount(point.prompts + point.tokens)),
-            *columns(names, "ε = {}".format, lambda name, point: plus_minus(point.ranks[name], point.stds[name])),
+            *columns(
+                names, "ε = {}".format, lambda name, point: spread(point.ranks[name], point.stds[name], 2, factor=1)
+            ),
         ),
         table(
             "Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",

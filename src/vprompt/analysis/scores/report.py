@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
 from vprompt.analysis.scores.measure import ScoreStudy
-from vprompt.analysis.tables import plus_minus
 from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, columns, table
 from vprompt.utils.statistics import mean, std
-from vprompt.utils.text import count, line, percent
+from vprompt.utils.text import count, line, percent, spread
 
 KINDS = {"rise": "rise of the mean loss", "change": "mean absolute change"}
 
@@ -150,7 +149,7 @@ def _hundredths(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float], factor: float = 1) -> str:
-    return plus_minus(mean(values), std(values), 1 if factor > 1 else 2, factor=factor)
+    return spread(mean(values), std(values), 1 if factor > 1 else 2, factor=factor)
 
 
 VIEW = View(title="How right scores are", answer=_answer, tables=_tables, figure=_figure, result=ScoreStudy)

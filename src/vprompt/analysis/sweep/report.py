@@ -8,9 +8,9 @@ from vprompt.analysis import tables as words
 from vprompt.analysis.base import View
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.sweep.measure import Linearity, SharePoint, SweepResult
-from vprompt.analysis.tables import share_of, show, signed
+from vprompt.analysis.tables import share_of, signed
 from vprompt.report.document import Block, Chart, Charts, Series, Table, table
-from vprompt.utils.text import count
+from vprompt.utils.text import count, show
 
 Place = tuple[str, str | None]
 """Method and task; no task is the mean over all. Each is a panel and a table."""

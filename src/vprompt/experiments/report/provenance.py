@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -70,9 +69,9 @@ def warnings(study: Study) -> list[str]:
     """Sentences about runs of one task that cannot be compared with one another."""
     sentences: list[str] = []
     for task in study.tasks:
-        runs = [run for run in study.finished if run.task is task]
+        facts = [flat(run.facts) for run in study.finished if run.task is task]
         for key, what in _SAME.items():
-            values = {json.dumps(_at(run.facts, key), sort_keys=True, default=str) for run in runs}
+            values = {tuple(fact for fact in each.items() if fact[0].startswith(key)) for each in facts}
             if len(values) > 1:
                 sentences.append(
                     f"The runs of {task.title} differ in their {what} ({len(values)} kinds); do not compare them."
@@ -89,13 +88,6 @@ def warnings(study: Study) -> list[str]:
             f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
         )
     return sentences
-
-
-def _at(facts: Mapping[str, Any], key: str) -> Any:
-    value: Any = facts
-    for part in key.split("."):
-        value = cast("Mapping[str, Any]", value).get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _agree(key: str, group: Sequence[Mapping[str, str]]) -> bool:
