@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
-
-K = TypeVar("K")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,31 +71,6 @@ def simple_table(
 ) -> Table:
     """A table of one body."""
     return Table(caption=caption, head=head, bodies=[Body(rows=rows)], words=words)
-
-
-Column = tuple[str, Callable[[Any], Cell | str]]
-"""Head of a column, and what it shows of a row."""
-
-
-def table(caption: str, rows: Iterable[Any], *columns: Column, words: bool = False) -> Table:
-    """A table of rows: each column has a head, and what it shows of a row.
-
-    Example:
-        >>> table("Files", [{"size": 3}], ("Size", lambda row: str(row["size"]))).texts
-        [['3']]
-    """
-    cells = [[shown(row) for _, shown in columns] for row in rows]
-    return simple_table(caption, [head for head, _ in columns], cells, words=words)
-
-
-def columns(keys: Iterable[K], head: Callable[[K], str], shown: Callable[[K, Any], Cell | str]) -> list[Column]:
-    """A column for each key: its head, and what it shows of a row.
-
-    Example:
-        >>> table("", [{"a": 1, "b": 2}], *columns("ab", str.upper, lambda key, row: str(row[key]))).texts
-        [['1', '2']]
-    """
-    return [(head(key), partial(shown, key)) for key in keys]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class PublishedRow:
         """The printed mean over exactly these groups of tasks, or that of the printed numbers if all are there.
 
         Example:
-            >>> row = PublishedRow(label="a", source="b", printed={grouping([["svhn"]]): 80.0, grouping([["dtd"]]): 60.0})
+            >>> printed = {grouping([["svhn"]]): 80.0, grouping([["dtd"]]): 60.0}
+            >>> row = PublishedRow(label="a", source="b", printed=printed)
             >>> row.mean([["svhn", "dtd"]]), row.mean([["svhn"], ["dtd"]]), row.mean([["svhn", "cifar"]])
             (70.0, 70.0, None)
         """

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vprompt.analysis.base import View
-from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, MeanCounts, Spread
+from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, Spread
 from vprompt.analysis.tables import signed
-from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, columns, simple_table, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, simple_table
 from vprompt.report.plots import short
-from vprompt.utils.text import count, line, percent, show, spread
+from vprompt.utils.text import count, line, percent, spread
 
 SHOWN = 5
 """Tasks that have lines of their own in the picture, and that stand side by side in a table, at most."""
@@ -45,15 +45,10 @@ def answer(study: BlockStudy) -> str:
 def tables(study: BlockStudy) -> list[Block]:
     """Accuracy and loss without each block's prompts; by task where there are several; prompts retained."""
     blocks: list[Block] = [_removal(study.every)]
-    tasks, numbers = study.tasks, range(len(study.every.drops.means))
+    tasks = study.tasks
     if tasks:
         blocks.append(_tasks(tasks))
-    for some in (tasks[start : start + SHOWN] for start in range(0, len(tasks), SHOWN)):
-        caption = "By task: change of accuracy in points without the prompts of one block"
-        of_tasks = columns(
-            some, lambda group: line(_task(group.name), 12), lambda group, block: signed(-group.drops.means[block])
-        )
-        blocks.append(table(caption, numbers, ("Block", str), *of_tasks))
+        blocks += [_task_blocks(tasks[start : start + SHOWN]) for start in range(0, len(tasks), SHOWN)]
     if len(study.adapters) > 1:
         blocks.append(_adapters(study.adapters))
     return blocks + [_kept(study, key) for key in ("counts", "shares") if study.kept]
@@ -61,39 +56,53 @@ def tables(study: BlockStudy) -> list[Block]:
 
 def _removal(group: Group) -> Table:
     drops, rises = group.drops, group.rises
+    std, dash = (["Std"], ["–"]) if drops.stds else ([], [])
+    rows = [
+        [str(block), signed(-drop), *_std(drops, block, 100), f"{rise:+.3f}", *_std(rises, block, 1, 3)]
+        for block, (drop, rise) in enumerate(zip(drops.means, rises.means, strict=True))
+    ]
+    rows.append(["all", signed(-group.bare_drop), *dash, f"{group.bare_rise:+.3f}", *dash])
     over = f", means over {count(group.adapters, 'adapter')} with their standard deviation" if drops.stds else ""
-
-    def stds_of(stds: Sequence[float] | None, factor: float, form: str) -> list[Column]:
-        """A column of its own, where there are several adapters."""
-        return [("Std", lambda block: show(stds[block], form, factor=factor))] if stds else []
-
-    made = table(
+    return simple_table(
         f"Change when the prompts of one block, or of all, are removed: accuracy in points (with all prompts "
         f"{percent(group.full)} %) and mean loss{over}",
-        range(len(drops.means)),
-        ("Block", str),
-        ("Accuracy", lambda block: signed(-drops.means[block])),
-        *stds_of(drops.stds, 100, ".1f"),
-        ("Loss", lambda block: f"{rises.means[block]:+.3f}"),
-        *stds_of(rises.stds, 1, ".3f"),
+        ["Block", "Accuracy", *std, "Loss", *std],
+        rows,
     )
-    dash = ["–"] if drops.stds else []
-    total = ["all", signed(-group.bare_drop), *dash, f"{group.bare_rise:+.3f}", *dash]
-    return simple_table(made.caption, made.head, [*made.texts, total])
+
+
+def _std(spread: Spread, block: int, factor: float, digits: int = 1) -> list[str]:
+    """A column of its own, where there are several adapters."""
+    return [f"{factor * spread.stds[block]:.{digits}f}"] if spread.stds else []
 
 
 def _tasks(groups: Sequence[Group]) -> Table:
-    return table(
+    rows = [
+        [
+            line(group.name, 24),
+            str(group.adapters),
+            percent(group.full),
+            signed(-group.bare_drop),
+            str(group.drops.means.index(max(group.drops.means))),
+            signed(-max(group.drops.means)),
+        ]
+        for group in groups
+    ]
+    return simple_table(
         "By task: accuracy (%) with all prompts, its change in points without any, and the block whose removal costs "
         "most",
-        groups,
-        ("Task", lambda group: line(group.name, 24)),
-        ("Adapters", lambda group: str(group.adapters)),
-        ("Accuracy", lambda group: percent(group.full)),
-        ("Without any", lambda group: signed(-group.bare_drop)),
-        ("Block", lambda group: str(group.drops.means.index(max(group.drops.means)))),
-        ("Without it", lambda group: signed(-max(group.drops.means))),
+        ["Task", "Adapters", "Accuracy", "Without any", "Block", "Without it"],
+        rows,
     )
+
+
+def _task_blocks(groups: Sequence[Group]) -> Table:
+    rows = [
+        [str(block), *(signed(-drop) for drop in drops)]
+        for block, drops in enumerate(zip(*(group.drops.means for group in groups), strict=True))
+    ]
+    head = ["Block", *(line(_task(group.name), 12) for group in groups)]
+    return simple_table("By task: change of accuracy in points without the prompts of one block", head, rows)
 
 
 def _task(name: str) -> str:
@@ -102,39 +111,36 @@ def _task(name: str) -> str:
 
 
 def _adapters(adapters: Sequence[AdapterBlocks]) -> Table:
-    def without(adapter: AdapterBlocks) -> list[float]:
-        return [evaluated.accuracy for evaluated in adapter.ablation.without]
-
-    return table(
+    rows: list[list[str]] = []
+    for adapter in adapters:
+        ablation = adapter.ablation
+        without = [evaluated.accuracy for evaluated in ablation.without]
+        accuracies = [percent(ablation.full.accuracy), percent(ablation.bare.accuracy)]
+        costly = [str(without.index(min(without))), percent(min(without))]
+        rows.append([line(adapter.name, 32), f"{ablation.images} {line(adapter.split, 8)}", *accuracies, *costly])
+    return simple_table(
         "By adapter: images it was measured on, accuracy (%) with all prompts, without any, and without the block that "
         "costs most",
-        adapters,
-        ("Adapter", lambda adapter: line(adapter.name, 32)),
-        ("Images", lambda adapter: f"{adapter.ablation.images} {line(adapter.split, 8)}"),
-        ("All", lambda adapter: percent(adapter.ablation.full.accuracy)),
-        ("None", lambda adapter: percent(adapter.ablation.bare.accuracy)),
-        ("Block", lambda adapter: str(without(adapter).index(min(without(adapter))))),
-        ("Without it", lambda adapter: percent(min(without(adapter)))),
+        ["Adapter", "Images", "All", "None", "Block", "Without it"],
+        rows,
     )
 
 
 def _kept(study: BlockStudy, key: Literal["counts", "shares"]) -> Table:
-    factor, several = 100 if key == "shares" else 1, len(study.adapters) > 1
-    blocks = len(study.every.drops.means)
-
-    def shown(kept: MeanCounts, block: int) -> str:
-        of_key = getattr(kept, key)
-        if block == blocks:
-            return f"± {factor * statistics.fmean(of_key.stds):.1f}"
-        return spread(of_key.means[block], of_key.stds and of_key.stds[block], factor=factor)
-
+    factor = 100 if key == "shares" else 1
+    spreads: list[Spread] = [getattr(kept, key) for kept in study.kept]
+    rows = [
+        [str(block), *(spread(s.means[block], s.stds and s.stds[block], factor=factor) for s in spreads)]
+        for block in range(len(study.every.drops.means))
+    ]
+    if len(study.adapters) > 1:
+        rows.append(["mean spread", *(f"± {factor * statistics.fmean(s.stds or [0.0]):.1f}" for s in spreads)])
     what = "Prompts that each block keeps" if key == "counts" else "Share (%) of its prompts that each block keeps"
-    over = ", mean ± standard deviation over adapters" if several else ""
-    return table(
+    over = ", mean ± standard deviation over adapters" if len(study.adapters) > 1 else ""
+    return simple_table(
         f"{what} when the best of all blocks are chosen by the criterion {line(study.criterion, 20)}{over}",
-        range(blocks + several),
-        ("Block", lambda block: "mean spread" if block == blocks else str(block)),
-        *columns(study.kept, lambda kept: f"{100 * kept.ratio:g} % kept", shown),
+        ["Block", *(f"{100 * kept.ratio:g} % kept" for kept in study.kept)],
+        rows,
     )
 
 

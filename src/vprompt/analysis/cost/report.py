@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vprompt.analysis.base import View
-from vprompt.analysis.cost.measure import CondensedCost, Costs, Extra
+from vprompt.analysis.cost.measure import CondensedCost, Costs, Extra, PromptCost
 from vprompt.analysis.tables import share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Column, Dot, Paragraph, Series, Table, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent
 
 EXECUTIONS = ("published", "prefix", "folded")
@@ -99,39 +99,50 @@ def _met(name: str, many: int, met: int, other: str) -> str:
 def tables(costs: Costs) -> list[Block]:
     """The paper's Table 1, its rule, what is learned, and its Table 5."""
     printed, params = _printed(costs), costs.backbone_params
-    paper: list[Column] = [("paper", lambda row: printed.get(row.prompts, "–"))] if printed else []
-    prompts: Column = ("prompts", lambda row: f"{row.prompts:g}")
+    rows = [
+        [
+            f"{row.prompts:g}",
+            *([printed.get(row.prompts, "–")] if printed else []),
+            *_gmacs(row),
+            f"{row.folded_gmacs / costs.bare_gmacs:.3f}",
+        ]
+        for row in costs.prompts
+    ]
+    extras = [
+        [f"{row.prompts:g}", *(_extra(extra) for extra in (row.rule, row.published, row.folded))]
+        for row in costs.prompts
+    ]
+    learned = [
+        [
+            f"{row.prompts:g}",
+            amount(row.prompt_params),
+            amount(row.head_params),
+            f"{100 * (row.prompt_params + row.head_params) / params:.3f}",
+            amount(row.adapter_bytes),
+        ]
+        for row in costs.prompts
+    ]
     blocks: list[Block] = [
-        table(
+        simple_table(
             f"GMACs per image by {_axis(costs)}, {_title(costs)}",
-            costs.prompts,
-            prompts,
-            *paper,
-            *_gmacs_columns(),
-            ("folded / bare", lambda row: f"{row.folded_gmacs / costs.bare_gmacs:.3f}"),
+            ["prompts", *(["paper"] if printed else []), *EXECUTIONS, "folded / bare"],
+            rows,
         ),
-        table(
+        simple_table(
             f"What prompts add, and whether to condense them for it (above {percent(costs.threshold)} %); by the "
             f"paper's rule with N = {costs.tokens} tokens, and by GMACs over the bare backbone's",
-            costs.prompts,
-            prompts,
-            ("(N+P)/N - 1", lambda row: _extra(row.rule)),
-            ("published", lambda row: _extra(row.published)),
-            ("folded", lambda row: _extra(row.folded)),
+            ["prompts", "(N+P)/N - 1", "published", "folded"],
+            extras,
         ),
-        table(
+        simple_table(
             f"Learned numbers, classes in the head: {amount(costs.num_classes)}; the adapter's file in 32 bits",
-            costs.prompts,
-            prompts,
-            ("in prompts", lambda row: amount(row.prompt_params)),
-            ("in head", lambda row: amount(row.head_params)),
-            ("% of backbone", lambda row: f"{100 * (row.prompt_params + row.head_params) / params:.3f}"),
-            ("bytes", lambda row: amount(row.adapter_bytes)),
+            ["prompts", "in prompts", "in head", "% of backbone", "bytes"],
+            learned,
         ),
     ]
     for original in dict.fromkeys(row.original for row in costs.condensed):
-        rows = [row for row in costs.condensed if row.original == original]
-        blocks.append(_table5(costs, rows, f"GMACs per image after condensing {_prompts(costs, original or 0)}"))
+        condensed = [row for row in costs.condensed if row.original == original]
+        blocks.append(_table5(costs, condensed, f"GMACs per image after condensing {_prompts(costs, original or 0)}"))
     if costs.given:
         counts = line(", ".join(map(str, costs.given[0].counts)), 400)
         caption = f"GMACs per image with {counts} prompts in the blocks, and with as many spread evenly"
@@ -153,8 +164,8 @@ def _axis(costs: Costs) -> str:
     return "prompts per block" if costs.depth == "deep" else "prompts in all"
 
 
-def _gmacs_columns() -> list[Column]:
-    return [(name, lambda row, key=f"{name}_gmacs": gmacs(getattr(row, key))) for name in EXECUTIONS]
+def _gmacs(row: PromptCost | CondensedCost) -> list[str]:
+    return [gmacs(value) for value in (row.published_gmacs, row.prefix_gmacs, row.folded_gmacs)]
 
 
 def _extra(extra: Extra) -> str:
@@ -162,18 +173,21 @@ def _extra(extra: Extra) -> str:
 
 
 def _table5(costs: Costs, rows: Sequence[CondensedCost], caption: str) -> Table:
-    known = any(_printed_of(costs, row) is not None for row in rows)
-    paper: list[Column] = [("paper", lambda row: _printed_of(costs, row) or "–")] if known else []
-    return table(
-        f"{caption}; + biases: as published, each bias counted",
-        rows,
-        ("kept", lambda row: share_of(row.share)),
-        ("where", lambda row: row.where),
-        ("prompts", lambda row: amount(sum(row.counts))),
-        *paper,
-        ("+ biases", lambda row: gmacs(row.published_gmacs_with_biases)),
-        *_gmacs_columns(),
-    )
+    paper = [_printed_of(costs, row) for row in rows]
+    known = any(paper)
+    cells = [
+        [
+            share_of(row.share),
+            row.where,
+            amount(sum(row.counts)),
+            *([printed or "–"] if known else []),
+            gmacs(row.published_gmacs_with_biases),
+            *_gmacs(row),
+        ]
+        for row, printed in zip(rows, paper, strict=True)
+    ]
+    head = ["kept", "where", "prompts", *(["paper"] if known else []), "+ biases", *EXECUTIONS]
+    return simple_table(f"{caption}; + biases: as published, each bias counted", head, cells)
 
 
 # ── picture ──────────────────────────────────────────────────────────────────────────────────────────────────────────

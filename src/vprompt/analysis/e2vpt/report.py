@@ -9,7 +9,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.e2vpt.measure import AblationEntry, AblationRow, E2VPTResult, PartAblation
 from vprompt.analysis.study import LINEAR
 from vprompt.analysis.tables import share_of
-from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, simple_table
 from vprompt.utils.text import amount, line
 
 TITLES = {
@@ -64,16 +64,21 @@ def _tables(result: E2VPTResult) -> list[Block]:
 
 
 def _table(result: E2VPTResult, ablation: PartAblation, number: int) -> Table:
-    rows = [(row, row.entries[number]) for row in ablation.rows]
-    return table(
-        f"{TITLES[ablation.part]}, {result.about.title(rows[0][1].task)}: test accuracy (%), change to the "
-        "default, numbers learned (with the head), of the backbone's",
+    rows = [
+        [
+            line(row.label, 40),
+            words.accuracy(entry.accuracy),
+            "" if row.default else words.change(entry.change),
+            amount(entry.learned),
+            share_of(entry.share, ".2f"),
+        ]
+        for row, entry in ((row, row.entries[number]) for row in ablation.rows)
+    ]
+    return simple_table(
+        f"{TITLES[ablation.part]}, {result.about.title(ablation.rows[0].entries[number].task)}: test accuracy (%), "
+        "change to the default, numbers learned (with the head), of the backbone's",
+        ["", "accuracy", "change", "learned", "of all"],
         rows,
-        ("", lambda row: line(row[0].label, 40)),
-        ("accuracy", lambda row: words.accuracy(row[1].accuracy)),
-        ("change", lambda row: "" if row[0].default else words.change(row[1].change)),
-        ("learned", lambda row: amount(row[1].learned)),
-        ("of all", lambda row: share_of(row[1].share, ".2f")),
     )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from vprompt.analysis.base import View
 from vprompt.analysis.latency.measure import DeviceTimes, Latencies, Series, Timed
 from vprompt.analysis.tables import share_of
 from vprompt.report import document as doc
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Dot, Table, columns, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Table, simple_table
 from vprompt.utils.text import count, line, percent
 
 EXECUTIONS = ("published", "prefix", "folded")
@@ -110,13 +109,11 @@ def tables(latencies: Latencies) -> list[Block]:
 
 
 def _times(series: Series, caption: str, shown: Callable[[Timed], str]) -> Table:
-    return table(
-        caption,
-        _places(series).items(),
-        ("kept", lambda place: share_of(place[0][0])),
-        ("where", lambda place: place[0][1]),
-        *columns(EXECUTIONS, str, lambda name, place: shown(place[1][name])),
-    )
+    rows = [
+        [share_of(share), where, *(shown(by_execution[name]) for name in EXECUTIONS)]
+        for (share, where), by_execution in _places(series).items()
+    ]
+    return simple_table(caption, ["kept", "where", *EXECUTIONS], rows)
 
 
 def _ms(value: float) -> str:
@@ -131,23 +128,22 @@ def _beside_paper(latencies: Latencies, series: Series) -> Table | None:
     if full is None or not places or not any((original, 100, "local") in times for times in printed.values()):
         return None
 
-    def here(name: str, place: tuple[tuple[float, str], dict[str, Timed]]) -> str:
-        return f"{place[1][name].ratio / full[name].ratio:.2f}"
-
-    def there(name: str, place: tuple[tuple[float, str], Any]) -> str:
-        (share, where), times = place[0], printed[name]
+    def there(times: dict[published.Condensed, str], share: float, where: str) -> str:
         whole, condensed = times.get((original, 100, "local")), times.get((original, round(100 * share), where))
         return "–" if whole is None or condensed is None else f"{float(condensed) / float(whole):.2f}"
 
-    made = table(
-        f"Time over that with all {original} prompts: here, and as the paper printed it of its GPUs and 64 images",
-        places.items(),
-        ("kept", lambda place: share_of(place[0][0])),
-        ("where", lambda place: place[0][1]),
-        *columns(EXECUTIONS, str, here),
-        *columns(printed, lambda name: name.removeprefix("Quadro "), there),
-    )
-    return replace(made, over=[("", 1), ("here", 3), ("paper", len(printed))])
+    rows = [
+        [
+            share_of(share),
+            where,
+            *(f"{by_execution[name].ratio / full[name].ratio:.2f}" for name in EXECUTIONS),
+            *(there(times, share, where) for times in printed.values()),
+        ]
+        for (share, where), by_execution in places.items()
+    ]
+    caption = f"Time over that with all {original} prompts: here, and as the paper printed it of its GPUs and 64 images"
+    head = ["kept", "where", *EXECUTIONS, *(name.removeprefix("Quadro ") for name in printed)]
+    return replace(simple_table(caption, head, rows), over=[("", 1), ("here", 3), ("paper", len(printed))])
 
 
 # ── picture ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,8 +6,8 @@ import math
 
 from vprompt.analysis.base import View
 from vprompt.analysis.rank.law import Law
-from vprompt.analysis.rank.measure import Ranks, RankStudy
-from vprompt.report.document import Block, Chart, Charts, Column, Dot, Series, Table, columns, table
+from vprompt.analysis.rank.measure import RankStudy
+from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, simple_table
 from vprompt.utils.text import amount, line, percent, spread
 
 UNCHANGED = 0.05
@@ -64,47 +64,49 @@ def tables(study: RankStudy) -> list[Block]:
     names, points, several = list(study.laws), study.points, len(study.names) > 1
     bare, full = points[0], points[-1]
     over = " (mean ± standard deviation over adapters)" if several else ""
-    adapters: list[Column] = [("Adapters", lambda point: str(point.adapters))] if several else []
-    prompts: Column = ("Prompts", lambda point: amount(point.prompts))
+    ranks = [
+        [
+            amount(point.prompts),
+            *([str(point.adapters)] if several else []),
+            amount(point.prompts + point.tokens),
+            *(spread(point.ranks[name], point.stds[name], 2, factor=1) for name in names),
+        ]
+        for point in points
+    ]
+    shares = [
+        [amount(point.prompts), *(percent(of_all[part]) for of_all in (point.sums, point.energies) for part in of_all)]
+        for point in points
+    ]
+    laws = [
+        [name, *map(_r2, (law.log_slope, law.log_r2, law.linear_slope, law.linear_r2)), _VERDICTS[law.verdict]]
+        for name, law in study.laws.items()
+    ]
+    by_block = [
+        [str(block), *(f"{point.block_ranks[name][block]:.1f}" for name in names for point in (bare, full))]
+        for block in range(len(bare.block_ranks[names[0]]))
+    ]
     blocks: list[Block] = [
-        table(
+        simple_table(
             f"Numerical rank of attention matrices at relative error ε, mean over images, heads and blocks{over}; "
             f"prompts {'each adapter was trained with' if study.varied == 'trained' else 'kept in each block'}",
-            points,
-            prompts,
-            *adapters,
-            ("Rows", lambda point: amount(point.prompts + point.tokens)),
-            *columns(
-                names, "ε = {}".format, lambda name, point: spread(point.ranks[name], point.stds[name], 2, factor=1)
-            ),
+            ["Prompts", *(["Adapters"] if several else []), "Rows", *(f"ε = {name}" for name in names)],
+            ranks,
         ),
-        table(
+        simple_table(
             "Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",
-            points,
-            prompts,
-            *columns(bare.sums, "Sum {} %".format, lambda part, point: percent(point.sums[part])),
-            *columns(bare.sums, "Sq. {} %".format, lambda part, point: percent(point.energies[part])),
+            ["Prompts", *(f"{what} {part} %" for what in ("Sum", "Sq.") for part in bare.sums)],
+            shares,
         ),
-        table(
+        simple_table(
             "Growth of the rank fitted by C · (log(n + m) - log n) and by C · m; a law holds if its R² is the higher "
             "one and at least 0.9",
-            study.laws.items(),
-            ("ε", lambda entry: entry[0]),
-            ("C (log)", lambda entry: _r2(entry[1].log_slope)),
-            ("R² (log)", lambda entry: _r2(entry[1].log_r2)),
-            ("C (straight)", lambda entry: _r2(entry[1].linear_slope)),
-            ("R² (straight)", lambda entry: _r2(entry[1].linear_r2)),
-            ("Verdict", lambda entry: _VERDICTS[entry[1].verdict]),
+            ["ε", "C (log)", "R² (log)", "C (straight)", "R² (straight)", "Verdict"],
+            laws,
         ),
-        table(
+        simple_table(
             f"Numerical rank by block, without prompts and with {amount(full.prompts)}",
-            range(len(bare.block_ranks[names[0]])),
-            ("Block", str),
-            *columns(
-                [(name, point) for name in names for point in (bare, full)],
-                lambda key: f"{key[0]}, {amount(key[1].prompts)}",
-                lambda key, block: f"{key[1].block_ranks[key[0]][block]:.1f}",
-            ),
+            ["Block", *(f"{name}, {amount(point.prompts)}" for name in names for point in (bare, full))],
+            by_block,
         ),
     ]
     return [*blocks, _by_adapter(study)] if several else blocks
@@ -112,22 +114,17 @@ def tables(study: RankStudy) -> list[Block]:
 
 def _by_adapter(study: RankStudy) -> Table:
     trained = study.varied == "trained"
-
-    def name(adapter: tuple[str, Ranks]) -> str:
-        return line(f"{amount(adapter[1].points[-1].prompts)}: {adapter[0]}" if trained else adapter[0], 28)
-
-    def grown(epsilon: str, adapter: tuple[str, Ranks]) -> str:
-        ranks = adapter[1]
-        first, last = (point.ranks[epsilon] for point in (ranks.points[0], ranks.points[-1]))
-        return f"{first:.1f}-{last:.1f} {_VERDICTS[ranks.laws[epsilon].verdict]}"
-
-    return table(
-        "Numerical rank without prompts and with all, and what law it follows, by adapter"
-        + (" (before its name the prompts of a block)" if trained else ""),
-        zip(study.names, study.adapters, strict=True),
-        ("Adapter", name),
-        *columns(study.laws, "ε = {}".format, grown),
-    )
+    rows: list[list[str]] = []
+    for name, ranks in zip(study.names, study.adapters, strict=True):
+        first, last = ranks.points[0], ranks.points[-1]
+        grown = [
+            f"{first.ranks[epsilon]:.1f}-{last.ranks[epsilon]:.1f} {_VERDICTS[ranks.laws[epsilon].verdict]}"
+            for epsilon in study.laws
+        ]
+        rows.append([line(f"{amount(last.prompts)}: {name}" if trained else name, 28), *grown])
+    caption = "Numerical rank without prompts and with all, and what law it follows, by adapter"
+    caption += " (before its name the prompts of a block)" if trained else ""
+    return simple_table(caption, ["Adapter", *(f"ε = {name}" for name in study.laws)], rows)
 
 
 def figure(study: RankStudy) -> Charts:

@@ -9,7 +9,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.schedule import PAPER_EPOCHS
 from vprompt.analysis.schedule.measure import CondensingTime, EpochCurve, ScheduleResult
 from vprompt.analysis.tables import share_of
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, Table, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, Table, simple_table
 from vprompt.utils.statistics import Seeds
 from vprompt.utils.text import count, duration
 
@@ -83,28 +83,28 @@ def _points(curve: EpochCurve) -> list[tuple[str, Seeds, Seeds]]:
 
 
 def _accuracies(result: ScheduleResult, curve: EpochCurve) -> Table:
-    return table(
-        f"{result.about.title(curve.task)}: accuracy (%), condensed to {share_of(result.ratio)}",
-        _points(curve),
-        ("epochs", lambda point: point[0]),
-        ("validation", lambda point: words.accuracy(point[1])),
-        ("test", lambda point: words.accuracy(point[2])),
-    )
+    rows = [[name, *map(words.accuracy, accuracies)] for name, *accuracies in _points(curve)]
+    caption = f"{result.about.title(curve.task)}: accuracy (%), condensed to {share_of(result.ratio)}"
+    return simple_table(caption, ["epochs", *IMAGES], rows)
 
 
 def _times(result: ScheduleResult) -> Table:
     seconds = result.scoring_seconds
     took = "not recorded" if seconds is None else f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
-    return table(
+    rows = [
+        [
+            str(time.epochs),
+            *(share_of(share, ".1f") for share in (time.scoring, time.fine_tuning, _both(time))),
+            duration(time.seconds),
+            str(time.runs),
+        ]
+        for time in result.times
+    ]
+    return simple_table(
         f"Time as a share of the training with all prompts ({duration(result.training_seconds)}); scoring {took}; as "
         "measured, whatever else ran at the time",
-        result.times,
-        ("epochs", lambda time: str(time.epochs)),
-        ("scoring", lambda time: share_of(time.scoring, ".1f")),
-        ("fine-tuning", lambda time: share_of(time.fine_tuning, ".1f")),
-        ("both", lambda time: share_of(_both(time), ".1f")),
-        ("fine-tuning", lambda time: duration(time.seconds)),
-        ("runs", lambda time: str(time.runs)),
+        ["epochs", "scoring", "fine-tuning", "both", "fine-tuning", "runs"],
+        rows,
     )
 
 

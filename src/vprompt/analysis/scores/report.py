@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
 from vprompt.analysis.scores.measure import ScoreStudy
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, columns, table
+from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, simple_table
 from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line, percent, spread
 
@@ -39,42 +39,30 @@ def _tables(study: ScoreStudy) -> list[Block]:
             "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
             "correlation over a model's prompts."
         ),
-        table(
+        simple_table(
             "Rank correlation of scores with exact ablation",
-            rise,
-            ("Criterion", line),
-            ("Rise", lambda name: _spread(rise[name])),
-            ("Change", lambda name: _spread(change[name])),
+            ["Criterion", "Rise", "Change"],
+            [[line(name), _spread(rise[name]), _spread(change[name])] for name in rise],
         ),
     ]
+    ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
     tuned = any(kept.fine_tuned is not None for model in study.models for kept in model.kept)
     for scope in study.scopes:
         for key, words in (("accuracy", "not fine-tuned"), *([("fine_tuned", "fine-tuned")] if tuned else [])):
             drops = _drops(study, scope, key)
+            rows = [[line(name), *(_spread(by[ratio], 100) for ratio in study.ratios)] for name, by in drops.items()]
             caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
-            shares = columns(study.ratios, lambda r: f"{100 * r:g} %", lambda r, entry: _spread(entry[1][r], 100))
-            blocks.append(table(caption, drops.items(), ("Criterion", lambda entry: line(entry[0])), *shares))
-    names = list(rise)
-
-    def number(name: str) -> str:
-        return str(names.index(name) + 1)
-
-    return [
-        *blocks,
-        table(
-            "Rank correlation of scores with each other, times 100",
-            names,
-            ("", lambda name: f"{number(name)} {line(name)}"),
-            *columns(names, number, lambda other, name: _hundredths(_between(study, name, other))),
-        ),
-        table(
-            f"Models, and their accuracy on the {study.split} images (%)",
-            study.models,
-            ("Model", lambda model: line(model.label, 40)),
-            ("Prompts", lambda model: str(sum(model.prompt_counts))),
-            ("Accuracy", lambda model: percent(model.accuracy)),
-        ),
+            blocks.append(simple_table(caption, ["Criterion", *ratios], rows))
+    numbers = {name: str(number) for number, name in enumerate(rise, 1)}
+    rows = [
+        [f"{number} {line(name)}", *(_hundredths(_between(study, name, other)) for other in numbers)]
+        for name, number in numbers.items()
     ]
+    caption = "Rank correlation of scores with each other, times 100"
+    blocks.append(simple_table(caption, ["", *numbers.values()], rows))
+    rows = [[line(each.label, 40), str(sum(each.prompt_counts)), percent(each.accuracy)] for each in study.models]
+    caption = f"Models, and their accuracy on the {study.split} images (%)"
+    return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
 
 
 def _figure(study: ScoreStudy) -> Charts:

@@ -9,7 +9,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.sweep.measure import Linearity, SharePoint, SweepResult
 from vprompt.analysis.tables import share_of, signed
-from vprompt.report.document import Block, Chart, Charts, Series, Table, table
+from vprompt.report.document import Block, Chart, Charts, Series, Table, simple_table
 from vprompt.utils.text import count, show
 
 Place = tuple[str, str | None]
@@ -102,40 +102,38 @@ def _seeds(result: SweepResult, place: Place, points: Points) -> Table:
 
 
 def _table(result: SweepResult, place: Place, points: Points) -> Table:
-    scratch = points["scratch"]
-
-    def accuracy(kind: str, share: float) -> str:
-        return words.accuracy(points[kind][share].accuracy) if share in points[kind] else ""
-
-    return table(
+    rows: list[list[str]] = []
+    for share in sorted({share for shares in points.values() for share in shares}):
+        scratch = points["scratch"].get(share)
+        accuracies = [words.accuracy(shares[share].accuracy) if share in shares else "" for shares in points.values()]
+        each, lr = (None, None) if scratch is None else (scratch.prompts, scratch.lr)
+        rows.append([share_of(share, "g") if share else "none", show(each), *accuracies, show(lr)])
+    return simple_table(
         f"{_heading(result, place)}: test accuracy (%); fine-tuned for {count(result.fine_tune_epochs, 'epoch')}",
-        sorted({share for shares in points.values() for share in shares}),
-        ("prompts", lambda share: share_of(share, "g") if share else "none"),
-        ("each", lambda share: show(scratch[share].prompts if share in scratch else None)),
-        ("scratch", lambda share: accuracy("scratch", share)),
-        ("condensed", lambda share: accuracy("condensed", share)),
-        ("not tuned", lambda share: accuracy("selected", share)),
-        ("lr", lambda share: show(scratch[share].lr if share in scratch else None)),
+        ["prompts", "each", "scratch", "condensed", "not tuned", "lr"],
+        rows,
     )
 
 
 def _linearity(result: SweepResult, places: Sequence[Place]) -> list[Table]:
-    rows = [row for row in result.linearity if row.half is not None and (row.method, row.task) in places]
-    if not rows:
+    found = [row for row in result.linearity if row.half is not None and (row.method, row.task) in places]
+    if not found:
         return []
-    half, low = (share_of(share, "g") for share in (rows[0].half, rows[0].low))
-    return [
-        table(
-            f"From scratch: points lost to {half} of the prompts, then to {low}; share of the gain over the linear "
-            f"probe that is there at {half}; R² of a straight line",
-            rows,
-            ("", lambda row: _heading(result, (row.method, row.task))),
-            (f"to {half}", lambda row: words.change(row.first).removeprefix("+")),
-            (f"to {low}", lambda row: words.change(row.second).removeprefix("+")),
-            ("gain", lambda row: share_of(row.gain, ".0f")),
-            ("R²", lambda row: show(row.r2, ".2f")),
-        )
+    half, low = (share_of(share, "g") for share in (found[0].half, found[0].low))
+    rows = [
+        [
+            _heading(result, (row.method, row.task)),
+            *(words.change(drop).removeprefix("+") for drop in (row.first, row.second)),
+            share_of(row.gain, ".0f"),
+            show(row.r2, ".2f"),
+        ]
+        for row in found
     ]
+    caption = (
+        f"From scratch: points lost to {half} of the prompts, then to {low}; share of the gain over the linear "
+        f"probe that is there at {half}; R² of a straight line"
+    )
+    return [simple_table(caption, ["", f"to {half}", f"to {low}", "gain", "R²"], rows)]
 
 
 def _figure(result: SweepResult) -> Charts:
