@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from vprompt.report.document import Bar, Chart, Charts, Dot, Series
-from vprompt.report.plots import COLOURS, STYLE, Point, legend_below, plot_accuracy, plot_kept, save_png, svg
+from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
+from vprompt.report.plots import COLOURS, STYLE, legend_below, plot_accuracy, plot_kept, save_png, svg
 
 POINTS = [
-    Point(name="linear probe", prompts=0, accuracy=0.71),
-    Point(name="VPT-Deep", prompts=240, accuracy=0.8),
-    Point(name="condensed", prompts=72, accuracy=0.79),
+    ("linear probe", 0, 0.71),
+    ("VPT-Deep", 240, 0.8),
+    ("condensed", 72, 0.79),
 ]
 
 
@@ -49,8 +49,7 @@ def columns(picture, colour):
 
 def test_more_prompts_lie_further_right_and_more_accuracy_higher(tmp_path):
     def place(prompts, accuracy):
-        points = [Point(name="x", prompts=0, accuracy=0.1), Point(name="y", prompts=100, accuracy=0.9)]
-        points.append(Point(name="z", prompts=prompts, accuracy=accuracy))
+        points = [("x", 0, 0.1), ("y", 100, 0.9), ("z", prompts, accuracy)]
         plot_accuracy(tmp_path / "p.png", points, title="t")
         picture = pixels(tmp_path / "p.png")
         wanted = [int(COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
@@ -79,7 +78,7 @@ def test_kept_bars_are_as_high_as_their_counts(tmp_path):
 
 def test_names_and_titles_are_text_and_never_formulas(tmp_path):
     name = r"$\frac{a}$ <b>&amp; [red]x[/red]"
-    plot_accuracy(tmp_path / "a.png", [Point(name=name, prompts=3, accuracy=1.0)], title=name)
+    plot_accuracy(tmp_path / "a.png", [(name, 3, 1.0)], title=name)
     plot_kept(tmp_path / "k.png", [3], [3], title=name)
     for file in ("a.png", "k.png"):
         assert len(np.unique(pixels(tmp_path / file).reshape(-1, 3), axis=0)) > 10
@@ -123,16 +122,16 @@ HOSTILE = [
 def charts(name):
     """A chart of each kind in which every text is `name`."""
     words = {"title": name, "x": name, "y": name, "alt": name}
-    dots = [Series(name=name, dots=[Dot(x=10.0 ** (3 + n), y=50.0 + n, error=0.5)], style=n) for n in range(9)]
+    dots = [Curve(name=name, dots=[Dot(x=10.0 ** (3 + n), y=50.0 + n, error=0.5)], style=n) for n in range(9)]
     points = [Dot(x=1.0, y=2.0), Dot(x=2.0, y=0.001), Dot(x=3.0, y=0.5, hollow=True)]
-    curves = [Series(name=name, dots=points, line="--", marks=False), Series(name=name, dots=points[:1], style=1)]
+    curves = [Curve(name=name, dots=points, line="--", marks=False), Curve(name=name, dots=points[:1], style=1)]
     return [
-        Chart(**words, series=dots, rule=(2e4, name), levels=[(50.0, name)]),
-        Chart(**words, series=dots, log=True),
-        Chart(**words, series=curves, zero=True),
+        Chart(**words, curves=dots, rule=(2e4, name), levels=[(50.0, name)]),
+        Chart(**words, curves=dots, log=True),
+        Chart(**words, curves=curves, zero=True),
         Chart(**words, bars=[Bar(before=10, retained=4, std=2.0), Bar(before=10, retained=0.0)]),
         Chart(**words, bars=[Bar(before=10, retained=4)] * 40),
-        Chart(**words, series=curves, rows=[name, name]),
+        Chart(**words, curves=curves, rows=[name, name]),
     ]
 
 
@@ -189,6 +188,6 @@ def test_charts_side_by_side_have_one_legend(tmp_path):
 
 
 def test_single_values_have_room_and_ticks():
-    chart = Chart(title="", x="x", y="y", series=[Series(name="a", dots=[Dot(x=7690.0, y=80.0)])], log=True)
+    chart = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=[Dot(x=7690.0, y=80.0)])], log=True)
     texts = [text.text for text in ElementTree.fromstring(svg(chart)).iter("text")]
     assert {"10k", "80"} <= set(texts)

@@ -71,17 +71,15 @@ class Host:
         """A failure that leaves a result to show; raised at once here."""
         raise error
 
-    def train(self, plan: Plan, address: str, training: Training) -> Store | None:
-        """Runs what is not done of a plan; its store, or None where the results are not to be read."""
+    def train(self, plan: Plan, store: Store, training: Training) -> bool:
+        """Runs what is not done of a plan; whether the results are to be read."""
         from vprompt.experiments.bench.bench import engine_of, overview, run_plan
-        from vprompt.experiments.bench.store import open_store
 
-        store = open_store(address)
         if not training.read_only:
             todo = overview(plan, store, root=training.root, workers=training.workers, estimate=False)
             with engine_of(plan, store.address, workers=training.workers) as engine:
                 run_plan(todo, store, engine, retry_failed=training.retry_failed)
-        return store
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +134,10 @@ class Study(Analysis):
 
     def run(self, host: Host = Host()) -> Any:  # noqa: B008 - it has no state
         """Trains what is not trained, and reads it; None where it is only to be shown."""
-        measure = import_module(f"{type(self).__module__}.measure")
-        store = host.train(measure.plan_of(self), self.output.out, self.training)
-        return None if store is None else measure.read(self, store)
+        from vprompt.experiments.bench.store import open_store
+
+        measure, store = import_module(f"{type(self).__module__}.measure"), open_store(self.output.out)
+        return measure.read(self, store) if host.train(measure.plan_of(self), store, self.training) else None
 
 
 analyses: Registry[type[Analysis]] = Registry("analysis", "vprompt.analysis", "vprompt.analyses", folders=True)

@@ -124,7 +124,7 @@ class Dot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class Curve:
     """Points of a chart that belong together.
 
     Args:
@@ -163,7 +163,7 @@ class Chart:
         alt: For who cannot see it.
         rule: Where a vertical line stands, and what it stands for.
         levels: Where horizontal lines stand, and what they stand for.
-        series: Its content; or
+        curves: Its content; or
         bars: Its content.
         rows: Names of the whole numbers of the vertical axis, from 0 at its top on; errors are then horizontal.
         log: Whether the horizontal axis is logarithmic, where all are above 0.
@@ -176,7 +176,7 @@ class Chart:
     alt: str = ""
     rule: tuple[float, str] | None = None
     levels: Sequence[tuple[float, str]] = ()
-    series: Sequence[Series] = ()
+    curves: Sequence[Curve] = ()
     bars: Sequence[Bar] = ()
     rows: Sequence[str] = ()
     log: bool = False

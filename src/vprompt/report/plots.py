@@ -7,7 +7,6 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vprompt.report.document import Bar, Chart, Charts, Dot, Series
+from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
 from vprompt.utils.text import line
 
@@ -69,23 +68,14 @@ _TIP = "tip:"
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One model in a plot of accuracy against prompts: its name, all its prompts, its accuracy (0-1)."""
-
-    name: str
-    prompts: int
-    accuracy: float
-
-
-def plot_accuracy(path: Path, points: Sequence[Point], *, title: str) -> None:
-    """Draws accuracy against the number of prompts in all blocks, a marker per model, as PNG."""
-    series = [
-        Series(name=point.name, dots=[Dot(x=point.prompts, y=100 * point.accuracy)], style=style)
-        for style, point in enumerate(points)
+def plot_accuracy(path: Path, models: Sequence[tuple[str, int, float]], *, title: str) -> None:
+    """Draws accuracy (0-1) against the prompts in all blocks, a marker for each model with its name, as PNG."""
+    curves = [
+        Curve(name=name, dots=[Dot(x=prompts, y=100 * accuracy)], style=style)
+        for style, (name, prompts, accuracy) in enumerate(models)
     ]
-    legend = [(style, f"{short(p.name)} ({100 * p.accuracy:.1f} %)") for style, p in enumerate(points)]
-    chart = Chart(title=title, x="prompts in all blocks", y="test accuracy (%)", series=series)
+    legend = [(style, f"{short(name)} ({100 * accuracy:.1f} %)") for style, (name, _, accuracy) in enumerate(models)]
+    chart = Chart(title=title, x="prompts in all blocks", y="test accuracy (%)", curves=curves)
     save_png(path, Charts([chart], legend))
 
 
@@ -119,7 +109,7 @@ def png(charts: Charts, *, title: str = "") -> bytes:
             figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11)
         looks = [(*_style(style), short(name)) for style, name in charts.legend]
         handles = [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in looks]
-        hollow = any(dot.hollow for chart in charts.charts for series in chart.series for dot in series.dots)
+        hollow = any(dot.hollow for chart in charts.charts for curve in chart.curves for dot in curve.dots)
         if hollow and charts.rings:
             handles.append(Line2D([], [], ls="", ms=5, color=SOFT, marker="o", fillstyle="none", label=charts.rings))
         if handles:
@@ -165,14 +155,14 @@ def _clean(element: ElementTree.Element) -> None:
 
 
 def described(chart: Chart) -> str:
-    """A chart in words: its axes, and between what values each of its series runs.
+    """A chart in words: its axes, and between what values each of its curves runs.
 
     Example:
         >>> dots = [Dot(x=0, y=1), Dot(x=5, y=2.5)]
-        >>> described(Chart(title="", x="prompts", y="GMACs", series=[Series(name="folded", dots=dots)]))
+        >>> described(Chart(title="", x="prompts", y="GMACs", curves=[Curve(name="folded", dots=dots)]))
         'GMACs against prompts: folded 1 to 2.5'
     """
-    values = {s.name: [d.x if chart.rows else d.y for d in s.dots if math.isfinite(d.x + d.y)] for s in chart.series}
+    values = {s.name: [d.x if chart.rows else d.y for d in s.dots if math.isfinite(d.x + d.y)] for s in chart.curves}
     runs = [f"{name} {min(known):.4g} to {max(known):.4g}" for name, known in values.items() if known]
     axes = f"{chart.y} against {chart.x}" if chart.y else chart.x
     return f"{chart.title + ': ' if chart.title else ''}{axes}: {', '.join(runs)}"
@@ -190,8 +180,8 @@ def draw(axes: Axes, chart: Chart) -> None:
         axes.axhline(height, color=SOFT, linestyle="--", linewidth=1, zorder=1)
         beside = axes.get_yaxis_transform()
         axes.text(0.99, height, name, transform=beside, ha="right", va="bottom", fontsize=8, color=SOFT)
-    for series in chart.series:
-        _draw_series(axes, series, sideways=bool(chart.rows))
+    for curve in chart.curves:
+        _draw_curve(axes, curve, sideways=bool(chart.rows))
     if chart.bars:
         _draw_bars(axes, chart.bars)
     elif chart.rows:
@@ -202,19 +192,19 @@ def draw(axes: Axes, chart: Chart) -> None:
         _fit(axes, chart)
 
 
-def _draw_series(axes: Axes, series: Series, *, sideways: bool) -> None:
-    colour, marker = _style(series.style)
-    for dot in series.dots:
+def _draw_curve(axes: Axes, curve: Curve, *, sideways: bool) -> None:
+    colour, marker = _style(curve.style)
+    for dot in curve.dots:
         if any(dot.sides):
             bars: dict[str, Any] = {"xerr" if sideways else "yerr": [[side] for side in dot.sides]}
             axes.errorbar(dot.x, dot.y, **bars, fmt="none", color=colour, elinewidth=1, capsize=3, zorder=2)
-    if series.line:
-        axes.plot(*_places(series.dots), series.line, color=colour, lw=1.2, gid=_tip(series.name))
+    if curve.line:
+        axes.plot(*_places(curve.dots), curve.line, color=colour, lw=1.2, gid=_tip(curve.name))
     for hollow, fill in ((False, colour), (True, "white")):
-        marks = series.marks or hollow or len(series.dots) == 1
-        if marked := [dot for dot in series.dots if marks and dot.hollow is hollow]:
+        marks = curve.marks or hollow or len(curve.dots) == 1
+        if marked := [dot for dot in curve.dots if marks and dot.hollow is hollow]:
             looks: dict[str, Any] = {"marker": marker, "markersize": 6, "markerfacecolor": fill}
-            axes.plot(*_places(marked), linestyle="", color=colour, gid=_tip(series.name), zorder=3, **looks)
+            axes.plot(*_places(marked), linestyle="", color=colour, gid=_tip(curve.name), zorder=3, **looks)
 
 
 def _places(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
@@ -223,7 +213,7 @@ def _places(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
 
 def _fit(axes: Axes, chart: Chart) -> None:
     """Limits and ticks for what is drawn."""
-    dots = [dot for series in chart.series for dot in series.dots if math.isfinite(dot.y)]
+    dots = [dot for curve in chart.curves for dot in curve.dots if math.isfinite(dot.y)]
     heights = [height for height, _ in chart.levels]
     heights += [height for dot in dots for height in (dot.y - dot.sides[0], dot.y + dot.sides[1])]
     if not heights:

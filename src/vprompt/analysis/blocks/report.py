@@ -9,7 +9,7 @@ from typing import Literal
 from vprompt.analysis.base import View
 from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, Spread
 from vprompt.analysis.tables import signed
-from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.report.plots import short
 from vprompt.utils.text import count, line, percent, spread
 
@@ -130,7 +130,7 @@ def _kept(study: BlockStudy, key: Literal["counts", "shares"]) -> Table:
     factor = 100 if key == "shares" else 1
     spreads: list[Spread] = [getattr(kept, key) for kept in study.kept]
     rows = [
-        [str(block), *(spread(s.means[block], s.stds and s.stds[block], factor=factor) for s in spreads)]
+        [str(block), *(spread(s.means[block], s.stds[block] if s.stds else None, factor=factor) for s in spreads)]
         for block in range(len(study.every.drops.means))
     ]
     if len(study.adapters) > 1:
@@ -149,16 +149,16 @@ def figure(study: BlockStudy) -> Charts:
     groups = [*(study.tasks if len(study.tasks) <= SHOWN else []), study.every]
     names = [short(line(_task(group.name)), 24) for group in groups]
     changes = [
-        Series(name=name, dots=_dots(group.drops, -100), style=style, line="-")
+        Curve(name=name, dots=_dots(group.drops, -100), style=style, line="-")
         for (style, name), group in zip([*enumerate(names[:-1]), (ALL, names[-1])], groups, strict=True)
     ]
     kept = [
-        Series(name=f"{100 * kept.ratio:g} % of all kept", dots=_dots(kept.shares, 100), style=style, line="--")
+        Curve(name=f"{100 * kept.ratio:g} % of all kept", dots=_dots(kept.shares, 100), style=style, line="--")
         for style, kept in enumerate(study.kept, ALL + 1)
     ]
     charts = [
-        Chart(title="", x="block", y="change of accuracy without\nthe block's prompts (points)", series=changes),
-        Chart(title="", x="block", y="kept of the block's prompts (%)", series=kept, zero=True),
+        Chart(title="", x="block", y="change of accuracy without\nthe block's prompts (points)", curves=changes),
+        Chart(title="", x="block", y="kept of the block's prompts (%)", curves=kept, zero=True),
     ]
     legend = [(series.style, series.name) for series in (*changes, *kept)]
     return Charts(charts if kept else charts[:1], legend)

@@ -8,7 +8,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.cost.measure import CondensedCost, Costs, Extra, PromptCost
 from vprompt.analysis.tables import share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent
 
 EXECUTIONS = ("published", "prefix", "folded")
@@ -197,11 +197,11 @@ def figure(costs: Costs) -> Charts:
     """GMACs against prompts per block; beside it, against the share that condensation keeps."""
     rows, printed = sorted(costs.prompts, key=lambda row: row.prompts), _printed(costs)
     by_prompts = [
-        Series(name=name, dots=[Dot(x=r.prompts, y=getattr(r, f"{name}_gmacs")) for r in rows], style=style, line="-")
+        Curve(name=name, dots=[Dot(x=r.prompts, y=getattr(r, f"{name}_gmacs")) for r in rows], style=style, line="-")
         for style, name in enumerate(EXECUTIONS)
     ]
     known = [Dot(x=row.prompts, y=float(printed[row.prompts])) for row in rows if row.prompts in printed]
-    by_prompts.append(Series(name="paper", dots=known, style=PAPER))
+    by_prompts.append(Curve(name="paper", dots=known, style=PAPER))
     panels = {(_title(costs), _axis(costs)): by_prompts}
     originals = list(dict.fromkeys(row.original for row in costs.condensed))
     if originals:
@@ -209,23 +209,23 @@ def figure(costs: Costs) -> Charts:
         by_share = [series for original in originals for series in _by_share(costs, original)]
         panels[title, "prompts kept (%), as published with biases and folded"] = by_share
     charts = [
-        Chart(title=title, x=x, y="GMACs per image", levels=[(costs.bare_gmacs, "bare backbone")], series=s, zero=True)
+        Chart(title=title, x=x, y="GMACs per image", levels=[(costs.bare_gmacs, "bare backbone")], curves=s, zero=True)
         for (title, x), s in panels.items()
     ]
     legend = [*enumerate(EXECUTIONS), *([(PAPER, "paper")] if printed else [])]
     return Charts(charts, legend, rings="global")
 
 
-def _by_share(costs: Costs, original: int | None) -> list[Series]:
+def _by_share(costs: Costs, original: int | None) -> list[Curve]:
     places = [(100 * (row.share or 0.0), row.where, row) for row in costs.condensed if row.original == original]
     rows = sorted(places, key=lambda place: place[0])
     printed = [Dot(x=x, y=float(text)) for x, _, row in rows if (text := _printed_of(costs, row))]
-    series = [Series(name="paper", dots=printed, style=PAPER)]
+    series = [Curve(name="paper", dots=printed, style=PAPER)]
     for style, key in ((0, "published_gmacs_with_biases"), (2, "folded_gmacs")):
         for where in ("local", "global"):
             hollow, name = where == "global", f"of {original}, {where}"
             dots = [Dot(x=x, y=getattr(row, key), hollow=hollow) for x, place, row in rows if place == where]
-            series.append(Series(name=name, dots=dots, style=style, line="" if hollow else "-"))
+            series.append(Curve(name=name, dots=dots, style=style, line="" if hollow else "-"))
     return series
 
 

@@ -9,7 +9,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.e2vpt.measure import AblationEntry, AblationRow, E2VPTResult, PartAblation
 from vprompt.analysis.study import LINEAR
 from vprompt.analysis.tables import share_of
-from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.utils.text import amount, line
 
 TITLES = {
@@ -90,7 +90,7 @@ def _seeds(result: E2VPTResult, number: int) -> Table:
 
 def _figure(result: E2VPTResult) -> Charts:
     charts = [_chart(result, ablation) for ablation in result.ablations]
-    drawn = {series.style: series.name for chart in charts for series in chart.series}
+    drawn = {series.style: series.name for chart in charts for series in chart.curves}
     return Charts(charts, list(drawn.items()), rings="not converged")
 
 
@@ -99,7 +99,7 @@ def _chart(result: E2VPTResult, ablation: PartAblation) -> Chart:
     # The linear probe is too far away from all others to stand in one picture with them.
     linear = [row.entries[0].change.mean for row in ablation.rows if row.label == LINEAR]
     probe = f" (linear probe: {words.signed(linear[0])})" if linear and linear[0] is not None else ""
-    series: dict[str | None, Series] = {}
+    series: dict[str | None, Curve] = {}
     shown = _shown(rows[0].entries) if rows else []
     for order, (style, task) in enumerate(shown):
         dots: list[Dot] = []
@@ -110,14 +110,14 @@ def _chart(result: E2VPTResult, ablation: PartAblation) -> Chart:
                 Dot(x=point.y, y=y, error=point.error, hollow=bool(entry.accuracy.unconverged))
                 for point in words.dots([(y, entry.change)])
             ]
-        series[task] = Series(name=result.about.title(task), dots=dots, style=style)
+        series[task] = Curve(name=result.about.title(task), dots=dots, style=style)
     return Chart(
         title=TITLES[ablation.part] + probe,
         x="change of test accuracy against the default (points)",
         y="",
         rule=(0.0, ""),
         rows=[line(row.label, 40) for row in rows],
-        series=list(series.values()),
+        curves=list(series.values()),
     )
 
 

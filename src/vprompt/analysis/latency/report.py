@@ -8,9 +8,8 @@ from dataclasses import replace
 from vprompt.analysis.base import View
 from vprompt.analysis.latency.measure import DeviceTimes, Latencies, Series, Timed
 from vprompt.analysis.tables import share_of
-from vprompt.report import document as doc
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Dot, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.utils.text import count, line, percent
 
 EXECUTIONS = ("published", "prefix", "folded")
@@ -157,7 +156,7 @@ def figure(latencies: Latencies) -> Charts:
             x="prompts per block after condensation (mean)",
             y="time / bare backbone's",
             levels=[(1.0, "bare backbone")],
-            series=[_drawn(device, name, style, latencies.blocks) for style, name in enumerate(EXECUTIONS)],
+            curves=[_drawn(device, name, style, latencies.blocks) for style, name in enumerate(EXECUTIONS)],
             zero=True,
         )
         for device in latencies.devices
@@ -165,7 +164,7 @@ def figure(latencies: Latencies) -> Charts:
     return Charts(charts, list(enumerate(EXECUTIONS)), rings="global")
 
 
-def _drawn(device: DeviceTimes, name: str, style: int, blocks: int) -> doc.Series:
+def _drawn(device: DeviceTimes, name: str, style: int, blocks: int) -> Curve:
     rows = [row for series in device.series for row in series.times if row.execution == name]
     dots = [
         Dot(
@@ -176,7 +175,7 @@ def _drawn(device: DeviceTimes, name: str, style: int, blocks: int) -> doc.Serie
         )
         for row in rows
     ]
-    return doc.Series(name=name, dots=dots, style=style)
+    return Curve(name=name, dots=dots, style=style)
 
 
 VIEW = View(title="What prompts cost in time", answer=answer, tables=tables, figure=figure, result=Latencies)

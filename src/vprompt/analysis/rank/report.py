@@ -7,7 +7,7 @@ import math
 from vprompt.analysis.base import View
 from vprompt.analysis.rank.law import Law
 from vprompt.analysis.rank.measure import RankStudy
-from vprompt.report.document import Block, Chart, Charts, Dot, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.utils.text import amount, line, percent, spread
 
 UNCHANGED = 0.05
@@ -131,7 +131,7 @@ def figure(study: RankStudy) -> Charts:
     """Left: cumulative singular values. Right: ranks against prompts, with both laws."""
     points, names = study.points, list(study.laws)
     spectra = [
-        Series(
+        Curve(
             name=f"{amount(points[index].prompts)} prompts",
             dots=[Dot(x=k, y=100 * share) for k, share in enumerate([0.0, *points[index].cumulative])],
             style=len(names) + number,
@@ -141,24 +141,24 @@ def figure(study: RankStudy) -> Charts:
         for number, index in enumerate(sorted({0, len(points) // 2, len(points) - 1}))
     ]
     most = max(point.prompts for point in points)
-    ranks: list[Series] = []
+    ranks: list[Curve] = []
     for style, (name, law) in enumerate(study.laws.items()):
         dots = [Dot(x=point.prompts, y=point.ranks[name], error=point.stds[name]) for point in points]
-        ranks.append(Series(name=f"ε = {name}", dots=dots, style=style))
+        ranks.append(Curve(name=f"ε = {name}", dots=dots, style=style))
         if study.varied == "trained":
             last = [adapter.points[-1] for adapter in study.adapters]
             each = [Dot(x=point.prompts, y=point.ranks[name], hollow=True) for point in last]
-            ranks.append(Series(name="each adapter", dots=each, style=style))
+            ranks.append(Curve(name="each adapter", dots=each, style=style))
         grid = [most * step / 100 for step in range(101)] if law.verdict != "open" else []
         bent = [Dot(x=m, y=dots[0].y + (law.log_slope or 0.0) * math.log1p(m / law.tokens)) for m in grid]
         straight = [Dot(x=m, y=dots[0].y + (law.linear_slope or 0.0) * m) for m in grid]
-        ranks += [Series(name="logarithmic law", dots=bent, style=style, line="-", marks=False)]
-        ranks += [Series(name="straight line", dots=straight, style=style, line=":", marks=False)]
+        ranks += [Curve(name="logarithmic law", dots=bent, style=style, line="-", marks=False)]
+        ranks += [Curve(name="straight line", dots=straight, style=style, line=":", marks=False)]
     titles = ("Cumulative singular values", "Logarithmic law (solid) and straight line (dotted)")
     xs = ("number of singular values, largest first", "prompts in each block")
     ys = ("share of the sum of all (%)", "numerical rank of attention")
     parts = zip(titles, xs, ys, (spectra, ranks), strict=True)
-    charts = [Chart(title=title, x=x, y=y, series=series, zero=True) for title, x, y, series in parts]
+    charts = [Chart(title=title, x=x, y=y, curves=series, zero=True) for title, x, y, series in parts]
     legend = [(series.style, series.name) for series in spectra]
     return Charts(charts, [*legend, *((style, f"ε = {name}") for style, name in enumerate(names))], rings="one adapter")
 

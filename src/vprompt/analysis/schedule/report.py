@@ -9,7 +9,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.schedule import PAPER_EPOCHS
 from vprompt.analysis.schedule.measure import CondensingTime, EpochCurve, ScheduleResult
 from vprompt.analysis.tables import share_of
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
 from vprompt.utils.statistics import Seeds
 from vprompt.utils.text import count, duration
 
@@ -124,7 +124,7 @@ def _figure(result: ScheduleResult) -> Charts:
         "scoring and fine-tuning": [(time.epochs, _both(time)) for time in result.times],
     }
     times = [
-        Series(
+        Curve(
             name=name,
             dots=[Dot(x=epochs, y=math.nan if share is None else 100 * share) for epochs, share in shares],
             style=2 + number,
@@ -134,7 +134,7 @@ def _figure(result: ScheduleResult) -> Charts:
     ]
     claim = (100 * CLAIMED_SHARE, "paper: below 25 %")
     x, y = "epochs of fine-tuning", "% of the training's time"
-    charts.append(Chart(title="Time", x=x, y=y, levels=[claim], series=times, zero=True))
+    charts.append(Chart(title="Time", x=x, y=y, levels=[claim], curves=times, zero=True))
     return Charts(charts, list(enumerate([*IMAGES, *parts])), rings="not converged")
 
 
@@ -145,8 +145,8 @@ def _chart(title: str, curve: EpochCurve) -> Chart:
         x="epochs of fine-tuning",
         y="accuracy (%)",
         levels=[(100 * mean, f"all prompts, {name}") for name, mean in full.items() if mean is not None],
-        series=[
-            Series(
+        curves=[
+            Curve(
                 name=name,
                 dots=words.dots((point.epochs, getattr(point, name)) for point in curve.points),
                 style=style,

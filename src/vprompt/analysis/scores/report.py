@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
 from vprompt.analysis.scores.measure import ScoreStudy
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Series, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, simple_table
 from vprompt.utils.statistics import mean, std
 from vprompt.utils.text import count, line, percent, spread
 
@@ -69,7 +69,7 @@ def _figure(study: ScoreStudy) -> Charts:
     correlations = {kind: _correlations(study, kind) for kind in KINDS}
     names = sorted(correlations["rise"], key=lambda name: -_mean(correlations["rise"][name]))
     agreement = [
-        Series(
+        Curve(
             name=KINDS[kind],
             dots=[
                 Dot(x=_mean(values[name]), y=row - 0.14 + 0.28 * style, error=std(values[name]))
@@ -80,7 +80,7 @@ def _figure(study: ScoreStudy) -> Charts:
         for style, (kind, values) in enumerate(correlations.items())
     ]
     kept = [
-        Series(
+        Curve(
             name=line(name, 24),
             dots=[Dot(x=100 * ratio, y=100 * _mean(values)) for ratio, values in by_ratio.items()],
             style=style,
@@ -91,8 +91,8 @@ def _figure(study: ScoreStudy) -> Charts:
     rows = [line(name, 24) for name in names]
     y = f"accuracy against all prompts\n(points, {_scope(study)}, not fine-tuned)"
     charts = [
-        Chart(title="", x="rank correlation with exact ablation", y="", rows=rows, rule=(0.0, ""), series=agreement),
-        Chart(title="", x="prompts kept (%)", y=y, levels=[(0.0, "")], series=kept),
+        Chart(title="", x="rank correlation with exact ablation", y="", rows=rows, rule=(0.0, ""), curves=agreement),
+        Chart(title="", x="prompts kept (%)", y=y, levels=[(0.0, "")], curves=kept),
     ]
     return Charts(charts, [(series.style, series.name) for series in (*agreement, *kept)])
 

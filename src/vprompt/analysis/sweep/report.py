@@ -9,7 +9,7 @@ from vprompt.analysis.base import View
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.sweep.measure import Linearity, SharePoint, SweepResult
 from vprompt.analysis.tables import share_of, signed
-from vprompt.report.document import Block, Chart, Charts, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Table, simple_table
 from vprompt.utils.text import count, show
 
 Place = tuple[str, str | None]
@@ -143,15 +143,15 @@ def _figure(result: SweepResult) -> Charts:
 
 def _chart(title: str, points: Points) -> Chart:
     far, full = _far_below(points), points["scratch"].get(1.0)
-    series: list[Series] = []
+    series: list[Curve] = []
     for style, (kind, name) in enumerate(KINDS.items()):
         shown = [point for share, point in points[kind].items() if share or far is None]
         shown += [full] if shown and kind != "scratch" and full is not None else []
         xs = [100 * point.share + (DODGE[kind] if 0 < point.share < 1 else 0) for point in shown]
         dots = words.dots(zip(xs, (point.accuracy for point in shown), strict=True))
-        series.append(Series(name=name, dots=dots, style=style, line="--" if kind == "selected" else "-"))
+        series.append(Curve(name=name, dots=dots, style=style, line="--" if kind == "selected" else "-"))
     x = "prompts (% of all)" + ("" if far is None else f"; {100 * far:.1f} % with none")
-    return Chart(title=title, x=x, y="test accuracy (%)", series=series)
+    return Chart(title=title, x=x, y="test accuracy (%)", curves=series)
 
 
 def _far_below(points: Points) -> float | None:

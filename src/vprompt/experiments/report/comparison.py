@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Picture, Section, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
 from vprompt.utils.text import count, duration, gmacs, percent
@@ -92,23 +92,23 @@ def draw(document: Row, path: Path) -> bool:
     if not rows:
         return False
     y = f"{'test' if _tested(document) else 'validation'} accuracy (%)"
-    charts = [Chart(title="", x="learned parameters", y=y, series=sizes, log=True)]
+    charts = [Chart(title="", x="learned parameters", y=y, curves=sizes, log=True)]
     if times:
         bare = document["bare"].get("milliseconds")
         rule = None if bare is None else (bare, "bare backbone")
-        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, series=times, rule=rule))
+        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, curves=times, rule=rule))
     save_png(path, Charts(charts, [(style, row["method"]) for style, row in enumerate(rows)]), title=title(document))
     return True
 
 
-def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Series]:
+def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Curve]:
     """The accuracies of the methods against something that was measured of them."""
     dots = {
         style: Dot(x=row[key], y=100 * (_accuracy(row, document) or 0.0), error=100 * (row["test_std"] or 0.0))
         for style, row in enumerate(rows)
         if row[key] is not None
     }
-    return [Series(name=rows[style]["method"], dots=[dot], style=style) for style, dot in dots.items()]
+    return [Curve(name=rows[style]["method"], dots=[dot], style=style) for style, dot in dots.items()]
 
 
 def _tested(document: Row) -> bool:

@@ -8,7 +8,7 @@ from vprompt.experiments.report.accuracy import FEW
 from vprompt.experiments.report.aggregate import mean_of, on_task, over_groups
 from vprompt.experiments.report.study import Method, Model, Study, Task
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Dot, Fold, Paragraph, Section, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, listed, spread
 
 QUANTITIES: dict[str, Callable[[Model], float | None]] = {
@@ -46,7 +46,7 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
     shown: dict[int, str] = {}
     means = [over_groups(study, method, [tasks]) for method in methods]
     for label, quantity in QUANTITIES.items():
-        series: list[Series] = []
+        curves: list[Curve] = []
         for method, mean in zip(methods, means, strict=True):
             x = mean_of(study, method, tasks, quantity)
             if mean.mean is None or x is None:
@@ -54,11 +54,11 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
             shown[method.style] = method.label
             error = None if mean.std is None else 100 * mean.std
             name = f"{method.label}: {spread(mean.mean, mean.std)} % at {amount(x)}"
-            series.append(Series(name=name, dots=[Dot(x=x, y=100 * mean.mean, error=error)], style=method.style))
-        if series:
-            alt = f"{title}: {study.metric} accuracy against {label}. {'; '.join(each.name for each in series)}"
+            curves.append(Curve(name=name, dots=[Dot(x=x, y=100 * mean.mean, error=error)], style=method.style))
+        if curves:
+            alt = f"{title}: {study.metric} accuracy against {label}. {'; '.join(each.name for each in curves)}"
             log = label.startswith("learned")
-            charts.append(Chart(title=title, x=label, y=f"{study.metric} accuracy, %", alt=alt, series=series, log=log))
+            charts.append(Chart(title=title, x=label, y=f"{study.metric} accuracy, %", alt=alt, curves=curves, log=log))
     return Charts(charts, sorted(shown.items()))
 
 

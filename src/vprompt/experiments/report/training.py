@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from vprompt.experiments.report.study import Run, Study
-from vprompt.report.document import Block, Chart, Charts, Dot, Fold, Paragraph, Section, Series, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
 from vprompt.utils.text import amount, count, duration
 
 _POINTS = 40_000
@@ -25,7 +25,7 @@ def curves_section(study: Study) -> Section | None:
         if curves:
             dashed = sum(run.unconverged for run in trained if run.task is task)
             alt = f"{task.title}: training loss by epoch of {count(len(curves), 'run')}, {dashed} not converged"
-            charts.append(Chart(title=task.title, x="epoch", y="training loss", alt=alt, series=curves, zero=True))
+            charts.append(Chart(title=task.title, x="epoch", y="training loss", alt=alt, curves=curves, zero=True))
     shown = {run.method.key for run in trained}
     legend = [(method.style, method.label) for method in study.methods if method.key in shown]
     words = (
@@ -49,13 +49,13 @@ def curve_of(run: Run) -> tuple[list[tuple[float, float]], float | None]:
     return points, join
 
 
-def _curve(run: Run, most: int) -> Series:
+def _curve(run: Run, most: int) -> Curve:
     points, join = curve_of(run)
     name = f"{run.method.label}, seed {run.seed}" + (" (had not converged)" if run.unconverged else "")
     thinned = thin(points, most)
     ring = next((epoch for epoch, _ in thinned if join is not None and epoch > join), None)
     dots = [Dot(x=epoch, y=loss, hollow=epoch == ring) for epoch, loss in thinned]
-    return Series(name=name, dots=dots, style=run.method.style, line="--" if run.unconverged else "-", marks=False)
+    return Curve(name=name, dots=dots, style=run.method.style, line="--" if run.unconverged else "-", marks=False)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
