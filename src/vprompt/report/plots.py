@@ -94,22 +94,22 @@ def save_png(path: Path, charts: Charts, *, title: str = "") -> None:
 
 def png(charts: Charts, *, title: str = "") -> bytes:
     """Charts as a PNG file: in rows of at most four, or below each other where rows have names; the legend below."""
-    named = all(chart.rows for chart in charts.charts)
-    across = math.ceil(len(charts.charts) / math.ceil(len(charts.charts) / (1 if named else 4)))
-    grid = [charts.charts[first : first + across] for first in range(0, len(charts.charts), across)]
+    shown = charts.charts or [Chart(title="nothing to draw", x="", y="")]
+    across = math.ceil(len(shown) / math.ceil(len(shown) / (1 if all(chart.rows for chart in shown) else 4)))
+    grid = [shown[first : first + across] for first in range(0, len(shown), across)]
     heights = [max(1 + 0.4 * len(c.rows) if c.rows else 4.4 if len(grid) == 1 else 3.2 for c in row) for row in grid]
     width = (7.0, 11.0, 14.0, 16.0)[across - 1]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(grid), across, squeeze=False, height_ratios=heights).flat
-        for axes, chart in itertools.zip_longest(panels, charts.charts):
+        for axes, chart in itertools.zip_longest(panels, shown):
             axes.set_axis_off() if chart is None else draw(axes, chart)
         if title:
             figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11)
         looks = [(*_style(style), short(name)) for style, name in charts.legend]
         handles = [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in looks]
-        hollow = any(dot.hollow for chart in charts.charts for curve in chart.curves for dot in curve.dots)
+        hollow = any(dot.hollow for chart in shown for curve in chart.curves for dot in curve.dots)
         if hollow and charts.rings:
             handles.append(Line2D([], [], ls="", ms=5, color=SOFT, marker="o", fillstyle="none", label=charts.rings))
         if handles:
