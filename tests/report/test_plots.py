@@ -1,6 +1,8 @@
 """Pictures that show what they should, as PNG and as SVG."""
 
+import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +14,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
-from vprompt.report.plots import COLOURS, STYLE, legend_below, plot_accuracy, plot_kept, save_png, svg
+from vprompt.report.plots import COLOURS, STYLE, described, legend_below, plot_accuracy, plot_kept, png, save_png, svg
 
 POINTS = [
     ("linear probe", 0, 0.71),
@@ -191,3 +193,47 @@ def test_single_values_have_room_and_ticks():
     chart = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=[Dot(x=7690.0, y=80.0)])], log=True)
     texts = [text.text for text in ElementTree.fromstring(svg(chart)).iter("text")]
     assert {"10k", "80"} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [],
+        [Curve(name="a", dots=[])],
+        [Curve(name="a", dots=[Dot(x=1, y=math.nan)], line="-")],
+        [Curve(name="a", dots=[Dot(x=0, y=0, error=(0.0, 0.5), hollow=True)])],
+        [Curve(name="a", dots=[Dot(x=-5, y=-50), Dot(x=3, y=1e6)], line=":", marks=False)],
+    ],
+)
+def test_whatever_lacks_a_chart_is_drawn(curves):
+    kinds = [{}, {"zero": True}, {"log": True}, {"rows": ["r"]}, {"levels": [(0.0, "level")], "rule": (1.0, "rule")}]
+    charts = [Chart(title="", x="x", y="y", curves=curves, **kind) for kind in kinds]
+    for picture in (Charts([]), Charts(charts, [(0, "a")], rings="ring")):
+        assert png(picture).startswith(b"\x89PNG")
+    assert all("nan" not in described(chart) for chart in charts)
+
+
+def test_a_chart_in_words_says_between_what_values_it_runs():
+    dots = [Dot(x=1, y=3), Dot(x=2, y=math.nan), Dot(x=4, y=-0.5)]
+    chart = Chart(title="t", x="x", y="y", curves=[Curve(name="a", dots=dots), Curve(name="none", dots=[])])
+    assert described(chart) == "t: y against x: a -0.5 to 3"
+    assert described(replace(chart, rows=["r"], y="")) == "t: x: a 1 to 4"  # rows run along x
+
+
+def test_curves_lie_where_they_should(tmp_path):
+    """A gap parts a line, a hollow marker shows the paper, and error bars reach as far as they say."""
+    dots = [Dot(x=0, y=10), Dot(x=1, y=math.nan), Dot(x=2, y=10), Dot(x=3, y=10)]
+    chart = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=dots, line="-", marks=False)])
+    save_png(tmp_path / "a.png", Charts([chart]))
+    blue = columns(pixels(tmp_path / "a.png"), COLOURS[0])
+    assert np.diff(blue).max() <= 2  # the first point stands alone, without a line or a marker
+    whole = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=[*dots[:1], *dots[2:]], line="-", marks=False)])
+    save_png(tmp_path / "b.png", Charts([whole]))
+    assert len(columns(pixels(tmp_path / "b.png"), COLOURS[0])) > 1.5 * len(blue)
+    for number, error in enumerate((None, 1.0, (1.0, 4.0))):
+        dot = Dot(x=1, y=10, error=error, hollow=True)
+        level = [(0.0, ""), (20.0, "")]
+        one = Chart(title="", x="x", y="y", levels=level, curves=[Curve(name="a", dots=[dot])])
+        save_png(tmp_path / f"{number}.png", Charts([one]))
+    areas = [near(pixels(tmp_path / f"{number}.png"), COLOURS[0]) for number in range(3)]
+    assert areas[0] < areas[1] < areas[2]

@@ -106,10 +106,8 @@ def _chart(result: E2VPTResult, ablation: PartAblation) -> Chart:
         for place, row in enumerate(rows):
             [entry] = [entry for entry in row.entries if entry.task == task]
             y = place + (order - (len(shown) - 1) / 2) * 0.62 / max(1, len(shown) - 1)
-            dots += [
-                Dot(x=point.y, y=y, error=point.error, hollow=bool(entry.accuracy.unconverged))
-                for point in words.dots([(y, entry.change)])
-            ]
+            [point] = words.dots([(y, entry.change)])
+            dots.append(Dot(x=point.y, y=y, error=point.error, hollow=bool(entry.accuracy.unconverged)))
         series[task] = Curve(name=result.about.title(task), dots=dots, style=style)
     return Chart(
         title=TITLES[ablation.part] + probe,

@@ -8,8 +8,8 @@ from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
 from vprompt.analysis.scores.measure import ScoreStudy
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, simple_table
-from vprompt.utils.statistics import mean, std
-from vprompt.utils.text import count, line, percent, spread
+from vprompt.utils.statistics import mean, seeds_of, std
+from vprompt.utils.text import count, line, percent, show, spread
 
 KINDS = {"rise": "rise of the mean loss", "change": "mean absolute change"}
 
@@ -55,7 +55,7 @@ def _tables(study: ScoreStudy) -> list[Block]:
             blocks.append(simple_table(caption, ["Criterion", *ratios], rows))
     numbers = {name: str(number) for number, name in enumerate(rise, 1)}
     rows = [
-        [f"{number} {line(name)}", *(_hundredths(_between(study, name, other)) for other in numbers)]
+        [f"{number} {line(name)}", *(_between(study, name, other) for other in numbers)]
         for name, number in numbers.items()
     ]
     caption = "Rank correlation of scores with each other, times 100"
@@ -107,9 +107,9 @@ def _correlations(study: ScoreStudy, kind: str) -> dict[str, list[float]]:
     return by_criterion
 
 
-def _between(study: ScoreStudy, one: str, other: str) -> list[float]:
-    values = [model.between.get(one, {}).get(other) for model in study.models]
-    return [value for value in values if value is not None]
+def _between(study: ScoreStudy, one: str, other: str) -> str:
+    correlation = seeds_of([model.between.get(one, {}).get(other) for model in study.models])
+    return show(correlation.mean, ".0f", factor=100)
 
 
 def _drops(study: ScoreStudy, scope: str, key: str = "accuracy") -> dict[str, dict[float, list[float]]]:
@@ -130,10 +130,6 @@ def _scope(study: ScoreStudy) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return mean(values) or 0.0
-
-
-def _hundredths(values: Sequence[float]) -> str:
-    return f"{100 * _mean(values):.0f}" if values else "–"
 
 
 def _spread(values: Sequence[float], factor: float = 1) -> str:

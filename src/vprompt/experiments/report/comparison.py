@@ -9,7 +9,7 @@ from typing import Any
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
-from vprompt.utils.text import count, duration, gmacs, percent
+from vprompt.utils.text import count, duration, gmacs, percent, show, spread
 
 Row = dict[str, Any]
 
@@ -17,21 +17,21 @@ Columns = dict[str, Callable[[Row], str]]
 """Head -> what its cell shows of a row."""
 
 _ACCURACY: Columns = {
-    "test %": lambda row: _spread(row["test_accuracy"], row["test_std"]),
+    "test %": lambda row: spread(row["test_accuracy"], row["test_std"]),
     "val %": lambda row: percent(row["val_accuracy"]),
     "converged": lambda row: f"{row['converged']} of {row['runs']}" if row["runs"] else "–",
 }
 
 _LEARNED: Columns = {
-    "prompts": lambda row: _number(row["prompts"], ",.4g"),
-    "learned": lambda row: _number(row["learned_params"], ",.0f"),
-    "%": lambda row: _number(row["learned_share"], ".3g", 100),
+    "prompts": lambda row: show(row["prompts"], ",.4g"),
+    "learned": lambda row: show(row["learned_params"], ",.0f"),
+    "%": lambda row: show(row["learned_share"], ".3g", factor=100),
 }
 
 _COST: Columns = {
     "GMACs": lambda row: gmacs(row["folded_gmacs"]),
-    "ms": lambda row: _number(row["milliseconds"], ".3g"),
-    "x bare": lambda row: _number(row["time_ratio"], ".2f"),
+    "ms": lambda row: show(row["milliseconds"], ".3g"),
+    "x bare": lambda row: show(row["time_ratio"], ".2f"),
     "trained": lambda row: duration(row["training_seconds"]),
 }
 
@@ -139,11 +139,3 @@ def _failures(document: Row) -> list[Table]:
         for failure in row["failed"]
     ]
     return [simple_table("Failed", ["run", "why"], failures, words=True)] if failures else []
-
-
-def _spread(mean: float | None, std: float | None) -> str:
-    return "–" if mean is None else f"{percent(mean)} ± {percent(std)}"
-
-
-def _number(value: float | None, form: str, times: float = 1) -> str:
-    return "–" if value is None else format(times * value, form)

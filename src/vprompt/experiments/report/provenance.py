@@ -35,7 +35,8 @@ def section(study: Study) -> Section:
         groups: dict[str, list[dict[str, str]]] = {}
         for run in runs:
             groups.setdefault(name(run), []).append(facts[id(run)])
-        shared = [key for key in left if kind == "run" or all(_agree(key, group) for group in groups.values())]
+        values = {key: {name: {facts.get(key) for facts in group} for name, group in groups.items()} for key in left}
+        shared = [key for key in left if kind == "run" or all(len(of_group) == 1 for of_group in values[key].values())]
         left = [key for key in left if key not in shared]
         if shared:
             blocks.append(_table(kind, shared, {name: group[0] for name, group in groups.items()}))
@@ -88,10 +89,6 @@ def warnings(study: Study) -> list[str]:
             f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
         )
     return sentences
-
-
-def _agree(key: str, group: Sequence[Mapping[str, str]]) -> bool:
-    return len({facts.get(key) for facts in group}) == 1
 
 
 def _table(kind: str, keys: Sequence[str], groups: Mapping[str, Mapping[str, str]]) -> Block:
