@@ -8,7 +8,7 @@ from typing import Literal
 
 from vprompt.analysis.base import View
 from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, Spread
-from vprompt.analysis.tables import signed
+from vprompt.analysis.words import signed
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.report.plots import short
 from vprompt.utils.text import count, line, percent, spread

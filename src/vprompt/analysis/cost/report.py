@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vprompt.analysis.base import View
 from vprompt.analysis.cost.measure import CondensedCost, Costs, Extra, PromptCost
-from vprompt.analysis.tables import share_of
+from vprompt.analysis.words import share_of
 from vprompt.report import published
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vprompt.analysis import tables as words
+from vprompt.analysis import words
 from vprompt.analysis.base import View
 from vprompt.analysis.e2vpt.measure import AblationEntry, AblationRow, E2VPTResult, PartAblation
 from vprompt.analysis.study import LINEAR
-from vprompt.analysis.tables import share_of
+from vprompt.analysis.words import share_of
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.utils.text import amount, line
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vprompt.analysis.base import View
 from vprompt.analysis.latency.measure import DeviceTimes, Latencies, Series, Timed
-from vprompt.analysis.tables import share_of
+from vprompt.analysis.words import share_of
 from vprompt.report import published
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
 from vprompt.utils.text import count, line, percent

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from vprompt.analysis import tables as words
+from vprompt.analysis import words
 from vprompt.analysis.base import View
 from vprompt.analysis.schedule import PAPER_EPOCHS
 from vprompt.analysis.schedule.measure import CondensingTime, EpochCurve, ScheduleResult
-from vprompt.analysis.tables import share_of
+from vprompt.analysis.words import share_of
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
 from vprompt.utils.statistics import Seeds
 from vprompt.utils.text import count, duration

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vprompt.analysis import tables as words
+from vprompt.analysis import words
 from vprompt.analysis.base import View
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.sweep.measure import Linearity, SharePoint, SweepResult
-from vprompt.analysis.tables import share_of, signed
+from vprompt.analysis.words import share_of, signed
 from vprompt.report.document import Block, Chart, Charts, Curve, Table, simple_table
 from vprompt.utils.text import count, show
 
