@@ -98,48 +98,7 @@ def _met(name: str, many: int, met: int, other: str) -> str:
 
 def tables(costs: Costs) -> list[Block]:
     """The paper's Table 1, its rule, what is learned, and its Table 5."""
-    printed, params = _printed(costs), costs.backbone_params
-    rows = [
-        [
-            f"{row.prompts:g}",
-            *([printed.get(row.prompts, "–")] if printed else []),
-            *_gmacs(row),
-            f"{row.folded_gmacs / costs.bare_gmacs:.3f}",
-        ]
-        for row in costs.prompts
-    ]
-    extras = [
-        [f"{row.prompts:g}", *(_extra(extra) for extra in (row.rule, row.published, row.folded))]
-        for row in costs.prompts
-    ]
-    learned = [
-        [
-            f"{row.prompts:g}",
-            amount(row.prompt_params),
-            amount(row.head_params),
-            f"{100 * (row.prompt_params + row.head_params) / params:.3f}",
-            amount(row.adapter_bytes),
-        ]
-        for row in costs.prompts
-    ]
-    blocks: list[Block] = [
-        simple_table(
-            f"GMACs per image by {_axis(costs)}, {_title(costs)}",
-            ["prompts", *(["paper"] if printed else []), *EXECUTIONS, "folded / bare"],
-            rows,
-        ),
-        simple_table(
-            f"What prompts add, and whether to condense them for it (above {percent(costs.threshold)} %); by the "
-            f"paper's rule with N = {costs.tokens} tokens, and by GMACs over the bare backbone's",
-            ["prompts", "(N+P)/N - 1", "published", "folded"],
-            extras,
-        ),
-        simple_table(
-            f"Learned numbers, classes in the head: {amount(costs.num_classes)}; the adapter's file in 32 bits",
-            ["prompts", "in prompts", "in head", "% of backbone", "bytes"],
-            learned,
-        ),
-    ]
+    blocks: list[Block] = [_by_prompts(costs), _overheads(costs), _learned(costs)]
     for original in dict.fromkeys(row.original for row in costs.condensed):
         condensed = [row for row in costs.condensed if row.original == original]
         blocks.append(_table5(costs, condensed, f"GMACs per image after condensing {_prompts(costs, original or 0)}"))
@@ -154,6 +113,45 @@ def tables(costs: Costs) -> list[Block]:
         )
         blocks.append(Paragraph(words))
     return blocks
+
+
+def _by_prompts(costs: Costs) -> Table:
+    printed = _printed(costs)
+    rows = [
+        [
+            f"{row.prompts:g}",
+            *([printed.get(row.prompts, "–")] if printed else []),
+            *_gmacs(row),
+            f"{row.folded_gmacs / costs.bare_gmacs:.3f}",
+        ]
+        for row in costs.prompts
+    ]
+    head = ["prompts", *(["paper"] if printed else []), *EXECUTIONS, "folded / bare"]
+    return simple_table(f"GMACs per image by {_axis(costs)}, {_title(costs)}", head, rows)
+
+
+def _overheads(costs: Costs) -> Table:
+    return simple_table(
+        f"What prompts add, and whether to condense them for it (above {percent(costs.threshold)} %); by the "
+        f"paper's rule with N = {costs.tokens} tokens, and by GMACs over the bare backbone's",
+        ["prompts", "(N+P)/N - 1", "published", "folded"],
+        [[f"{row.prompts:g}", *map(_extra, (row.rule, row.published, row.folded))] for row in costs.prompts],
+    )
+
+
+def _learned(costs: Costs) -> Table:
+    rows = [
+        [
+            f"{row.prompts:g}",
+            amount(row.prompt_params),
+            amount(row.head_params),
+            f"{100 * (row.prompt_params + row.head_params) / costs.backbone_params:.3f}",
+            amount(row.adapter_bytes),
+        ]
+        for row in costs.prompts
+    ]
+    caption = f"Learned numbers, classes in the head: {amount(costs.num_classes)}; the adapter's file in 32 bits"
+    return simple_table(caption, ["prompts", "in prompts", "in head", "% of backbone", "bytes"], rows)
 
 
 def _title(costs: Costs) -> str:

@@ -61,18 +61,8 @@ def _r2(value: float | None) -> str:
 
 def tables(study: RankStudy) -> list[Block]:
     """Ranks, shares and laws by number of prompts; ranks by block; ranks by adapter where there are several."""
-    names, points, several = list(study.laws), study.points, len(study.names) > 1
+    names, points = list(study.laws), study.points
     bare, full = points[0], points[-1]
-    over = " (mean ± standard deviation over adapters)" if several else ""
-    ranks = [
-        [
-            amount(point.prompts),
-            *([str(point.adapters)] if several else []),
-            amount(point.prompts + point.tokens),
-            *(spread(point.ranks[name], point.stds[name], 2, factor=1) for name in names),
-        ]
-        for point in points
-    ]
     shares = [
         [amount(point.prompts), *(percent(of_all[part]) for of_all in (point.sums, point.energies) for part in of_all)]
         for point in points
@@ -86,12 +76,7 @@ def tables(study: RankStudy) -> list[Block]:
         for block in range(len(bare.block_ranks[names[0]]))
     ]
     blocks: list[Block] = [
-        simple_table(
-            f"Numerical rank of attention matrices at relative error ε, mean over images, heads and blocks{over}; "
-            f"prompts {'each adapter was trained with' if study.varied == 'trained' else 'kept in each block'}",
-            ["Prompts", *(["Adapters"] if several else []), "Rows", *(f"ε = {name}" for name in names)],
-            ranks,
-        ),
+        _ranks(study),
         simple_table(
             "Share (%) that the largest singular values have of the sum of all, and of the sum of their squares",
             ["Prompts", *(f"{what} {part} %" for what in ("Sum", "Sq.") for part in bare.sums)],
@@ -109,7 +94,27 @@ def tables(study: RankStudy) -> list[Block]:
             by_block,
         ),
     ]
-    return [*blocks, _by_adapter(study)] if several else blocks
+    return [*blocks, _by_adapter(study)] if len(study.names) > 1 else blocks
+
+
+def _ranks(study: RankStudy) -> Table:
+    several = len(study.names) > 1
+    rows = [
+        [
+            amount(point.prompts),
+            *([str(point.adapters)] if several else []),
+            amount(point.prompts + point.tokens),
+            *(spread(point.ranks[name], point.stds[name], 2, factor=1) for name in study.laws),
+        ]
+        for point in study.points
+    ]
+    over = " (mean ± standard deviation over adapters)" if several else ""
+    return simple_table(
+        f"Numerical rank of attention matrices at relative error ε, mean over images, heads and blocks{over}; "
+        f"prompts {'each adapter was trained with' if study.varied == 'trained' else 'kept in each block'}",
+        ["Prompts", *(["Adapters"] if several else []), "Rows", *(f"ε = {name}" for name in study.laws)],
+        rows,
+    )
 
 
 def _by_adapter(study: RankStudy) -> Table:
