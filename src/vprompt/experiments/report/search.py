@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from vprompt.experiments.report.provenance import flat
-from vprompt.experiments.report.study import Run, Study
+from vprompt.experiments.report.study import Run, Study, flat
 from vprompt.report.document import Block, Fold, Paragraph, Section, simple_table
 from vprompt.utils.text import amount, count, line, listed, number, percent, share
 
