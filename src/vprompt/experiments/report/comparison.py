@@ -9,7 +9,7 @@ from typing import Any
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
-from vprompt.utils.text import count, duration, gmacs, percent, show, spread
+from vprompt.utils.text import count, duration, gmacs, percent, show
 
 Row = dict[str, Any]
 
@@ -17,7 +17,7 @@ Columns = dict[str, Callable[[Row], str]]
 """Head -> what its cell shows of a row."""
 
 _ACCURACY: Columns = {
-    "test %": lambda row: spread(row["test_accuracy"], row["test_std"]),
+    "test %": lambda row: _spread(row["test_accuracy"], row["test_std"]),
     "val %": lambda row: percent(row["val_accuracy"]),
     "converged": lambda row: f"{row['converged']} of {row['runs']}" if row["runs"] else "–",
 }
@@ -139,3 +139,7 @@ def _failures(document: Row) -> list[Table]:
         for failure in row["failed"]
     ]
     return [simple_table("Failed", ["run", "why"], failures, words=True)] if failures else []
+
+
+def _spread(mean: float | None, std: float | None) -> str:
+    return "–" if mean is None else f"{percent(mean)} ± {percent(std)}"
