@@ -139,7 +139,7 @@ def set_ratios(result, published, folded, spread=0.01):
 
 def test_the_answer_says_what_condensation_saves(result):
     set_ratios(result, lambda share: 1 + share, 1.0)
-    said = VIEW.answer(result)
+    said = VIEW.answer(VIEW.read(result))
     assert "2.00 published, 1.10 prefix, 1.00 folded" in said
     assert "to 50 % saves 25.0 % of the time as published and 0.0 % when folded" in said
     assert "saves time in 4 of 4 configurations, costs it in 0, and 0 are too close to tell" in said
@@ -148,9 +148,11 @@ def test_the_answer_says_what_condensation_saves(result):
 
 def test_the_answer_says_where_the_claim_does_not_hold(result):
     set_ratios(result, lambda share: 2 - share, 1.0)
-    assert "saves time in 0 of 4 configurations, costs it in 4" in VIEW.answer(result)
+    assert "saves time in 0 of 4 configurations, costs it in 4" in VIEW.answer(VIEW.read(result))
     set_ratios(result, lambda share: 1 + share, 1.0, spread=0.4)
-    assert "saves time in 0 of 4 configurations, costs it in 0, and 4 are too close to tell" in VIEW.answer(result)
+    assert "saves time in 0 of 4 configurations, costs it in 0, and 4 are too close to tell" in VIEW.answer(
+        VIEW.read(result)
+    )
 
 
 def test_every_ratio_is_in_html_and_markdown(result):

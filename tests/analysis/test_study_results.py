@@ -148,7 +148,7 @@ def test_times_are_shares_of_the_training_before(tmp_path):
         (0.025, pytest.approx(0.375), 2),
     ]
     assert (found.training_seconds, found.scoring_seconds) == (40.0, 1.0)
-    assert "claim of less than 25 % does not hold" in view_of("schedule").answer(document(found))
+    assert "claim of less than 25 % does not hold" in view_of("schedule").answer(found)
 
 
 def test_results_without_times_of_scoring_say_so(tmp_path):
@@ -158,7 +158,7 @@ def test_results_without_times_of_scoring_say_so(tmp_path):
     fill(plan, store, lambda job: {key: value for key, value in made(job).items() if key != "scoring_seconds"})
     found = read(options, store)
     assert found.times[1].scoring is None
-    assert "was not recorded" in view_of("schedule").answer(document(found))
+    assert "was not recorded" in view_of("schedule").answer(found)
 
 
 def test_ablations_compare_with_the_default_seed_by_seed(tmp_path):
@@ -215,7 +215,7 @@ def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
     }
     # The linear probe, all prompts, half of them twice, and two fine-tunings; what is not fine-tuned is no training.
     assert (found.about.trainings, found.about.unconverged) == (3 + 3 + 2 + 2, 3 + 2)
-    answer = view_of("sweep").answer(document(found))
+    answer = view_of("sweep").answer(found)
     assert "1 of 15 runs failed, 2 of 15 runs are missing and 5 of 10 trainings had not converged" in answer
     page, _ = shown("sweep", document(found), tmp_path / "out")
     assert "<b>no" not in page
@@ -252,7 +252,7 @@ def test_images_that_changed_are_said(tmp_path):
     fill(plan, store, make)
     found = read(options, store)
     assert found.about.changed_images == ("bundled:fashion-mnist",)
-    assert "images changed" in view_of("sweep").answer(document(found))
+    assert "images changed" in view_of("sweep").answer(found)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -277,8 +277,8 @@ def test_views_show_every_number(filled, tmp_path):
     result = document(found)
     html, markdown = shown(name, result, tmp_path)
     view = view_of(name)
-    assert view.answer(result) in html.replace("&#39;", "'")
-    blocks = list(view.tables(result))
+    assert view.answer(found) in html.replace("&#39;", "'")
+    blocks = list(view.tables(found))
     for block in blocks:
         if isinstance(block, Table):
             assert {len(row) for body in block.bodies for row in body.rows} == {len(block.head)}

@@ -1,22 +1,25 @@
 """Pictures that show what they should, as PNG and as SVG."""
 
+import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
-from vprompt.report.plots import COLOURS, Point, legend_below, plot_accuracy, plot_kept, save_png, svg
+from vprompt.report.plots import COLOURS, STYLE, described, legend_below, plot_accuracy, plot_kept, png, save_png, svg
 
 POINTS = [
-    Point(name="linear probe", prompts=0, accuracy=0.71),
-    Point(name="VPT-Deep", prompts=240, accuracy=0.8),
-    Point(name="condensed", prompts=72, accuracy=0.79),
+    ("linear probe", 0, 0.71),
+    ("VPT-Deep", 240, 0.8),
+    ("condensed", 72, 0.79),
 ]
 
 
@@ -48,8 +51,7 @@ def columns(picture, colour):
 
 def test_more_prompts_lie_further_right_and_more_accuracy_higher(tmp_path):
     def place(prompts, accuracy):
-        points = [Point(name="x", prompts=0, accuracy=0.1), Point(name="y", prompts=100, accuracy=0.9)]
-        points.append(Point(name="z", prompts=prompts, accuracy=accuracy))
+        points = [("x", 0, 0.1), ("y", 100, 0.9), ("z", prompts, accuracy)]
         plot_accuracy(tmp_path / "p.png", points, title="t")
         picture = pixels(tmp_path / "p.png")
         wanted = [int(COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
@@ -78,7 +80,7 @@ def test_kept_bars_are_as_high_as_their_counts(tmp_path):
 
 def test_names_and_titles_are_text_and_never_formulas(tmp_path):
     name = r"$\frac{a}$ <b>&amp; [red]x[/red]"
-    plot_accuracy(tmp_path / "a.png", [Point(name=name, prompts=3, accuracy=1.0)], title=name)
+    plot_accuracy(tmp_path / "a.png", [(name, 3, 1.0)], title=name)
     plot_kept(tmp_path / "k.png", [3], [3], title=name)
     for file in ("a.png", "k.png"):
         assert len(np.unique(pixels(tmp_path / file).reshape(-1, 3), axis=0)) > 10
@@ -95,12 +97,13 @@ def test_a_picture_is_replaced_whole(tmp_path):
 
 @pytest.mark.parametrize("width", [3.0, 4.5, 7.0, 15.0])
 def test_a_legend_below_is_whole_and_no_higher_than_it_must_be(width):
-    figure = Figure(figsize=(width, 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.subplots()
     names = ["from scratch", "condensed, fine-tuned", "condensed, not fine-tuned", "$x_", "not converged"]
-    legend_below(figure, [Line2D([], [], label=name) for name in names])
-    figure.draw_without_rendering()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, 3.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.subplots()
+        legend_below(figure, [Line2D([], [], label=name) for name in names])
+        figure.draw_without_rendering()
     [legend] = figure.legends
     box = legend.get_window_extent()
     assert [text.get_text() for text in legend.get_texts()] == names
@@ -121,18 +124,20 @@ HOSTILE = [
 def charts(name):
     """A chart of each kind in which every text is `name`."""
     words = {"title": name, "x": name, "y": name, "alt": name}
-    dots = [Dot(name=name, x=10.0 ** (3 + n), y=50.0 + n, error=0.5, style=n) for n in range(9)]
-    curve = Curve(name=name, points=[(1.0, 2.0), (2.0, 0.001), (3.0, 0.5)], join=2.0, dashed=True)
+    dots = [Curve(name=name, dots=[Dot(x=10.0 ** (3 + n), y=50.0 + n, error=0.5)], style=n) for n in range(9)]
+    points = [Dot(x=1.0, y=2.0), Dot(x=2.0, y=0.001), Dot(x=3.0, y=0.5, hollow=True)]
+    curves = [Curve(name=name, dots=points, line="--", marks=False), Curve(name=name, dots=points[:1], style=1)]
     return [
-        Chart(**words, dots=dots, rule=(2e4, name)),
-        Chart(**words, dots=dots, log=True),
-        Chart(**words, curves=[curve, Curve(name=name, points=[(1.0, 1.0)], style=1)]),
+        Chart(**words, curves=dots, rule=(2e4, name), levels=[(50.0, name)]),
+        Chart(**words, curves=dots, log=True),
+        Chart(**words, curves=curves, zero=True),
         Chart(**words, bars=[Bar(before=10, retained=4, std=2.0), Bar(before=10, retained=0.0)]),
         Chart(**words, bars=[Bar(before=10, retained=4)] * 40),
+        Chart(**words, curves=curves, rows=[name, name]),
     ]
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", range(6))
 @pytest.mark.parametrize("name", HOSTILE)
 def test_svg_has_text_that_stays_text_and_refers_to_nothing_else(name, kind):
     text = svg(charts(name)[kind])
@@ -185,6 +190,50 @@ def test_charts_side_by_side_have_one_legend(tmp_path):
 
 
 def test_single_values_have_room_and_ticks():
-    chart = Chart(title="", x="x", y="y", dots=[Dot(name="a", x=7690.0, y=80.0)], log=True)
+    chart = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=[Dot(x=7690.0, y=80.0)])], log=True)
     texts = [text.text for text in ElementTree.fromstring(svg(chart)).iter("text")]
     assert {"10k", "80"} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [],
+        [Curve(name="a", dots=[])],
+        [Curve(name="a", dots=[Dot(x=1, y=math.nan)], line="-")],
+        [Curve(name="a", dots=[Dot(x=0, y=0, error=(0.0, 0.5), hollow=True)])],
+        [Curve(name="a", dots=[Dot(x=-5, y=-50), Dot(x=3, y=1e6)], line=":", marks=False)],
+    ],
+)
+def test_whatever_lacks_a_chart_is_drawn(curves):
+    kinds = [{}, {"zero": True}, {"log": True}, {"rows": ["r"]}, {"levels": [(0.0, "level")], "rule": (1.0, "rule")}]
+    charts = [Chart(title="", x="x", y="y", curves=curves, **kind) for kind in kinds]
+    for picture in (Charts([]), Charts(charts, [(0, "a")], rings="ring")):
+        assert png(picture).startswith(b"\x89PNG")
+    assert all("nan" not in described(chart) for chart in charts)
+
+
+def test_a_chart_in_words_says_between_what_values_it_runs():
+    dots = [Dot(x=1, y=3), Dot(x=2, y=math.nan), Dot(x=4, y=-0.5)]
+    chart = Chart(title="t", x="x", y="y", curves=[Curve(name="a", dots=dots), Curve(name="none", dots=[])])
+    assert described(chart) == "t: y against x: a -0.5 to 3"
+    assert described(replace(chart, rows=["r"], y="")) == "t: x: a 1 to 4"  # rows run along x
+
+
+def test_curves_lie_where_they_should(tmp_path):
+    """A gap parts a line, a hollow marker shows the paper, and error bars reach as far as they say."""
+    dots = [Dot(x=0, y=10), Dot(x=1, y=math.nan), Dot(x=2, y=10), Dot(x=3, y=10)]
+    chart = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=dots, line="-", marks=False)])
+    save_png(tmp_path / "a.png", Charts([chart]))
+    blue = columns(pixels(tmp_path / "a.png"), COLOURS[0])
+    assert np.diff(blue).max() <= 2  # the first point stands alone, without a line or a marker
+    whole = Chart(title="", x="x", y="y", curves=[Curve(name="a", dots=[*dots[:1], *dots[2:]], line="-", marks=False)])
+    save_png(tmp_path / "b.png", Charts([whole]))
+    assert len(columns(pixels(tmp_path / "b.png"), COLOURS[0])) > 1.5 * len(blue)
+    for number, error in enumerate((None, 1.0, (1.0, 4.0))):
+        dot = Dot(x=1, y=10, error=error, hollow=True)
+        level = [(0.0, ""), (20.0, "")]
+        one = Chart(title="", x="x", y="y", levels=level, curves=[Curve(name="a", dots=[dot])])
+        save_png(tmp_path / f"{number}.png", Charts([one]))
+    areas = [near(pixels(tmp_path / f"{number}.png"), COLOURS[0]) for number in range(3)]
+    assert areas[0] < areas[1] < areas[2]

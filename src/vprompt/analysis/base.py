@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import msgspec
 
 from vprompt.analysis.options import Output, RunsOutput, Training
 from vprompt.utils.errors import VPromptError
@@ -18,29 +20,38 @@ if TYPE_CHECKING:
 
     from vprompt.experiments.bench.plan import Plan
     from vprompt.experiments.bench.store import Store
-    from vprompt.report.document import Block
+    from vprompt.report.document import Block, Charts
 
-Result = Mapping[str, Any]
-"""Plain data that an analysis returned, as its JSON file has it."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class View(Generic[R]):
     """Title, words, tables and picture of one kind of analysis.
 
     Args:
         title: Of its section.
         answer: The result in one or two sentences, figures first.
         tables: Its numbers, all of them readable without the picture.
-        figure: Its picture.
-        alt: What the picture shows, in words.
+        figure: Its picture: charts, or a figure of matplotlib.
+        alt: What a figure shows, in words; charts say it themselves.
+        result: Type that `run` returns, which the others are given; plain data if left out.
     """
 
     title: str
-    answer: Callable[[Result], str]
-    tables: Callable[[Result], Sequence[Block]]
-    figure: Callable[[Result], Figure]
-    alt: Callable[[Result], str]
+    answer: Callable[[R], str]
+    tables: Callable[[R], Sequence[Block]]
+    figure: Callable[[R], Charts | Figure]
+    alt: Callable[[R], str] | None = None
+    result: Any = Any
+
+    def read(self, document: Any) -> R:
+        """The result in the plain data that its JSON file has.
+
+        Raises:
+            msgspec.ValidationError: If something lacks, or is of another type.
+        """
+        return msgspec.convert(document, self.result)
 
 
 class Host:
@@ -60,17 +71,15 @@ class Host:
         """A failure that leaves a result to show; raised at once here."""
         raise error
 
-    def train(self, plan: Plan, address: str, training: Training) -> Store | None:
-        """Runs what is not done of a plan; its store, or None where the results are not to be read."""
+    def train(self, plan: Plan, store: Store, training: Training) -> bool:
+        """Runs what is not done of a plan; whether the results are to be read."""
         from vprompt.experiments.bench.bench import engine_of, overview, run_plan
-        from vprompt.experiments.bench.store import open_store
 
-        store = open_store(address)
         if not training.read_only:
             todo = overview(plan, store, root=training.root, workers=training.workers, estimate=False)
             with engine_of(plan, store.address, workers=training.workers) as engine:
                 run_plan(todo, store, engine, retry_failed=training.retry_failed)
-        return store
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +117,7 @@ class Analysis:
         return import_module(f"{type(self).__module__}.measure").run(self, host)
 
     @classmethod
-    def view(cls) -> View:
+    def view(cls) -> View[Any]:
         """The view of its result."""
         return import_module(f"{cls.__module__}.report").VIEW
 
@@ -125,9 +134,10 @@ class Study(Analysis):
 
     def run(self, host: Host = Host()) -> Any:  # noqa: B008 - it has no state
         """Trains what is not trained, and reads it; None where it is only to be shown."""
-        measure = import_module(f"{type(self).__module__}.measure")
-        store = host.train(measure.plan_of(self), self.output.out, self.training)
-        return None if store is None else measure.read(self, store)
+        from vprompt.experiments.bench.store import open_store
+
+        measure, store = import_module(f"{type(self).__module__}.measure"), open_store(self.output.out)
+        return measure.read(self, store) if host.train(measure.plan_of(self), store, self.training) else None
 
 
 analyses: Registry[type[Analysis]] = Registry("analysis", "vprompt.analysis", "vprompt.analyses", folders=True)

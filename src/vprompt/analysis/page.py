@@ -9,13 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-
-from vprompt.analysis.base import analyses, in_order
-from vprompt.analysis.plots import STYLE
-from vprompt.report.document import Block, Code, Fold, Paragraph, Picture, Section
+from vprompt.analysis.base import View, analyses, in_order
+from vprompt.report.document import Block, Charts, Code, Fold, Paragraph, Picture, Section
 from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
+from vprompt.report.plots import described, png
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import pretty_json, write_atomically, write_text
 from vprompt.utils.text import line, lines
@@ -37,11 +35,11 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
     made = datetime.now(UTC).isoformat(timespec="seconds")
     document = {"analysis": name, "vprompt": __version__, "made": made, "command": command, "result": dict(result)}
     text = pretty_json(document) + "\n"
-    picture = _png(json.loads(text))
+    view = analyses.get(name).view()
+    picture = _picture(name, view, view.read(json.loads(text)["result"]))
     write_text(out / f"{name}.json", text)
-    write_atomically(out / f"{name}.png", lambda part: part.write_bytes(picture))
-    documents = read_analyses(out)
-    sections = [_section(each, picture if each["analysis"] == name else None) for each in documents]
+    write_atomically(out / picture.file, lambda part: part.write_bytes(picture.png))
+    sections = [_section(each, picture if each["analysis"] == name else None) for each in read_analyses(out)]
     write_text(out / "analyses.html", html_page("Analyses", f"made {made} by vprompt {__version__}", sections))
     write_text(out / "analyses.md", markdown_page("Analyses", sections))
     return [out / file for file in (f"{name}.json", f"{name}.png", "analyses.html", "analyses.md")]
@@ -89,13 +87,14 @@ def analysis_sections(documents: Sequence[Mapping[str, Any]]) -> list[Section]:
     return [_section(document) for document in documents]
 
 
-def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
+def _section(document: Mapping[str, Any], picture: Picture | None = None) -> Section:
     """Of a document whose picture may have been drawn already, which is what takes time."""
     name = document["analysis"]
-    view, result = analyses.get(name).view(), document["result"]
+    view = analyses.get(name).view()
     try:
-        picture = Picture(png=png or _png(document), alt=line(view.alt(result), 300), file=f"{name}.png")
-        blocks: list[Block] = [Paragraph(view.answer(result)), picture, Fold("Numbers", list(view.tables(result)))]
+        result = view.read(document["result"])
+        numbers = Fold("Numbers", list(view.tables(result)))
+        blocks: list[Block] = [Paragraph(view.answer(result)), picture or _picture(name, view, result), numbers]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise VPromptError(
             f"The analysis {name} lacks what its section shows ({type(error).__name__}: {error}); run "
@@ -110,9 +109,12 @@ def _section(document: Mapping[str, Any], png: bytes | None = None) -> Section:
     )
 
 
-def _png(document: Mapping[str, Any]) -> bytes:
-    stream = io.BytesIO()
-    with rc_context(STYLE):
-        figure = analyses.get(document["analysis"]).view().figure(document["result"])
-        figure.savefig(stream, format="png")
-    return stream.getvalue()
+def _picture(name: str, view: View[Any], result: Any) -> Picture:
+    drawn = view.figure(result)
+    if isinstance(drawn, Charts):
+        image, alt = png(drawn), "; ".join(chart.alt or described(chart) for chart in drawn.charts)
+    else:
+        stream = io.BytesIO()
+        drawn.savefig(stream, format="png")
+        image, alt = stream.getvalue(), view.alt(result) if view.alt is not None else view.title
+    return Picture(png=image, alt=line(alt, 300), file=f"{name}.png")

@@ -12,12 +12,14 @@ import tomli_w
 from vprompt.analysis.base import Study
 from vprompt.analysis.options import Training
 from vprompt.data.sources.bundled import SOURCE
+from vprompt.experiments.bench.bench import changed_images
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
 from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
 from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
+from vprompt.utils.text import line
 
 LINEAR_EPOCHS = 100
 """At least so many for the linear probe, which learns on features that are computed once."""
@@ -70,14 +72,10 @@ def make_plan(
         PlanError: If it cannot be meant.
     """
     training = study.training
+    names = ("backbone", "img_size", "epochs", "batch_size", "optimizer", "precision")
     shared: dict[str, Any] = {
-        "backbone": training.backbone,
+        **{name: getattr(training, name) for name in names},
         "weights": None if training.weights is None else os.path.abspath(training.weights),
-        "img_size": training.img_size,
-        "epochs": training.epochs,
-        "batch_size": training.batch_size,
-        "optimizer": training.optimizer,
-        "precision": training.precision,
         "lr": training.lrs[0] if len(training.lrs) == 1 else None,
         **settings,
     }
@@ -171,6 +169,12 @@ class StudySummary:
     unconverged: int
     changed_images: tuple[str, ...]
 
+    def title(self, task: str | None) -> str:
+        """Title of a task; None is the mean over all."""
+        if task is None:
+            return f"mean of {len(self.tasks)} tasks"
+        return line(next((each.title for each in self.tasks if each.task == task), task), 40)
+
 
 class Runs:
     """Results of a plan, by task and label.
@@ -193,11 +197,8 @@ class Runs:
     def about(self) -> StudySummary:
         """Runs of a study, and what came of them as a whole."""
         plan, cells = self.plan, [cell for row in self.cells.values() for cell in row]
-        results = [(cell["task"], cell["result"]) for cell in cells if cell["result"] is not None]
-        trained = [result for _, result in results if result.get("epochs")]
-        seen: dict[str, set[str]] = {}
-        for task, result in results:
-            seen.setdefault(task, set()).add(result["provenance"]["data"]["fingerprint"])
+        results = [cell["result"] for cell in cells if cell["result"] is not None]
+        trained = [result for result in results if result.get("epochs")]
         settings = plan.settings
         return StudySummary(
             plan=plan.name,
@@ -215,7 +216,7 @@ class Runs:
             ),
             trainings=len(trained),
             unconverged=sum(not result["converged"] for result in trained),
-            changed_images=tuple(task for task, fingerprints in seen.items() if len(fingerprints) > 1),
+            changed_images=tuple(changed_images(cells)),
         )
 
     def results(self, task: str, label: str) -> list[RunResult]:

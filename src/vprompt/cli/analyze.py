@@ -85,25 +85,22 @@ class _Terminal(Host):
     def fail(self, error: VPromptError) -> None:
         self.failure = error
 
-    def train(self, plan: Plan, address: str, training: Training) -> Store | None:
+    def train(self, plan: Plan, store: Store, training: Training) -> bool:
         from vprompt.experiments.bench.bench import overview, summary
-        from vprompt.experiments.bench.store import open_store
 
-        store, workers, reads = open_store(address), training.workers, training.read_only
+        workers, reads = training.workers, training.read_only
         todo = overview(plan, store, root=training.root, workers=workers, estimate=not reads)
         if self.progress and (training.dry_run or not reads):
             show_overview(todo, store.address)
         elif training.dry_run:
             print_json(overview_document(todo))
-        if training.dry_run:
-            return None
-        if not reads:
+        if not reads and not training.dry_run:
             outcomes = run_overview(todo, store, workers=workers, retry_failed=training.retry_failed)
             try:
                 complain(summary(todo, outcomes, store))
             except VPromptError as error:
                 self.fail(error)
-        return store
+        return not training.dry_run
 
 
 def _show(analysis: Analysis, result: dict[str, Any]) -> None:
@@ -118,7 +115,8 @@ def _show(analysis: Analysis, result: dict[str, Any]) -> None:
         print_json({**result, "files": [str(file) for file in files]})
         return
     view = analysis.view()
-    for table in (block for block in view.tables(result) if isinstance(block, Table)):
+    shown = view.read(result)
+    for table in (block for block in view.tables(shown) if isinstance(block, Table)):
         print_table(table.caption, table.head, table.texts, whole_first=True)
-    print_note(view.answer(result))
+    print_note(view.answer(shown))
     print_note(f"In {output.out}: {', '.join(file.name for file in files)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -55,26 +55,8 @@ class Report:
         counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
         if self.json:
             files = [str(out / f"report.{ending}") for ending in texts]
-            print_json({"name": study["name"], **counts, "methods": _rows(study), "files": files})
+            methods = [asdict(method) for method in benchmark.aggregate(study)]
+            print_json({"name": study["name"], **counts, "methods": methods, "files": files})
             return
         print_note(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")
         print_note(f"In {out}: {', '.join(f'report.{ending}' for ending in texts)}. Open report.html in a browser.")
-
-
-def _rows(study: dict[str, object]) -> list[dict[str, object]]:
-    """Mean and spread of every method on every task, and over them."""
-    from dataclasses import asdict
-
-    from vprompt.experiments.report.aggregate import aggregate
-
-    numbers = aggregate(study)
-    return [
-        {
-            "method": label,
-            "tasks": {task: asdict(spread) for (method, task), spread in numbers.tasks.items() if method == label},
-            "groups": {group: asdict(spread) for (method, group), spread in numbers.groups.items() if method == label},
-            "group_mean": asdict(mean),
-            "plain_mean": asdict(numbers.plain_mean[label]),
-        }
-        for label, mean in numbers.group_mean.items()
-    ]

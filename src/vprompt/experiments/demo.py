@@ -18,7 +18,7 @@ from vprompt.model.cost import model_cost
 from vprompt.model.latency import Latency
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
-from vprompt.report.plots import Point, plot_accuracy, plot_kept
+from vprompt.report.plots import plot_accuracy, plot_kept
 
 
 def demo_plan(*, seed: int = 0) -> Plan:
@@ -82,7 +82,7 @@ def _row(name: str, model: PromptedModel, result: dict[str, Any], folder: Path, 
 
 def _draw(out: Path, plan: Plan, rows: list[dict[str, Any]], models: Mapping[str, PromptedModel]) -> list[str]:
     """Accuracy against prompts, and the prompts that the last condensed model retained in each block."""
-    points = [Point(name=r["name"], prompts=r["prompts"], accuracy=r["test_accuracy"]) for r in rows]
+    points = [(row["name"], row["prompts"], row["test_accuracy"]) for row in rows]
     plot_accuracy(out / "accuracy.png", points, title=plan.title)
     pictures = [str(out / "accuracy.png")]
     condensed = [model for model in models.values() if model.condensation is not None]

@@ -103,24 +103,43 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """A point of a chart: what is said where it is hovered, its place, its error, and the number of its style."""
+    """A point of a chart.
 
-    name: str
+    Args:
+        x: Its place.
+        y: Its height; NaN is a gap.
+        error: Length of its error bar to both sides, or below and above it.
+        hollow: Whether it has a marker that is hollow.
+    """
+
     x: float
     y: float
-    error: float | None = None
-    style: int = 0
+    error: float | tuple[float, float] | None = None
+    hollow: bool = False
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Lengths of its error bar below and above; 0 without one."""
+        return self.error if isinstance(self.error, tuple) else (self.error or 0.0, self.error or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A curve of a chart; a ring marks its first point after `join`."""
+    """Points of a chart that belong together.
+
+    Args:
+        name: What is said where it is hovered.
+        dots: The points, in their order.
+        style: Number of its colour and marker.
+        line: What joins neighbours, as matplotlib writes it; nothing if empty.
+        marks: Whether points have markers.
+    """
 
     name: str
-    points: Sequence[tuple[float, float]]
+    dots: Sequence[Dot]
     style: int = 0
-    dashed: bool = False
-    join: float | None = None
+    line: str = ""
+    marks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +154,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A small picture of dots in percent, of curves over whole numbers, or of bars by block.
+    """A small picture of points, or of bars by block.
 
     Args:
         title: Stands above.
@@ -143,10 +162,12 @@ class Chart:
         y: Label of the vertical axis.
         alt: For who cannot see it.
         rule: Where a vertical line stands, and what it stands for.
-        dots: Its content; or
+        levels: Where horizontal lines stand, and what they stand for.
         curves: Its content; or
         bars: Its content.
-        log: Whether the horizontal axis of dots is logarithmic, where all are above 0.
+        rows: Names of the whole numbers of the vertical axis, from 0 at its top on; errors are then horizontal.
+        log: Whether the horizontal axis is logarithmic, where all are above 0.
+        zero: Whether the vertical axis begins at 0, or is logarithmic where values span over two powers of ten.
     """
 
     title: str
@@ -154,18 +175,27 @@ class Chart:
     y: str
     alt: str = ""
     rule: tuple[float, str] | None = None
-    dots: Sequence[Dot] = ()
+    levels: Sequence[tuple[float, str]] = ()
     curves: Sequence[Curve] = ()
     bars: Sequence[Bar] = ()
+    rows: Sequence[str] = ()
     log: bool = False
+    zero: bool = False
 
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts side by side, and a legend of numbers of styles and their names; their values are also in a table."""
+    """Charts side by side, and a legend of numbers of styles and their names; their values are also in a table.
+
+    Args:
+        charts: In order.
+        legend: Below them.
+        rings: What hollow markers mean, for the legend.
+    """
 
     charts: Sequence[Chart]
     legend: Sequence[tuple[int, str]] = ()
+    rings: str = ""
 
 
 @dataclass(frozen=True)

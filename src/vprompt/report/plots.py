@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,6 +34,23 @@ _LETTERS = "●■▲◆▼✚✖"
 
 PALE, GRID, SOFT = "#DDDDDD", "#EEEEEE", "#777777"
 
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.dpi": 150,
+    "grid.color": GRID,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+}
+"""Style of matplotlib: faint lines, no frames, and no text from data as markup."""
+
 _VARIABLES = {
     **{colour.lower(): f"var(--c{number})" for number, colour in enumerate(COLOURS)},
     "#000000": "var(--ink)",
@@ -51,20 +68,14 @@ _TIP = "tip:"
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One model in a plot of accuracy against prompts: its name, all its prompts, its accuracy (0-1)."""
-
-    name: str
-    prompts: int
-    accuracy: float
-
-
-def plot_accuracy(path: Path, points: Sequence[Point], *, title: str) -> None:
-    """Draws accuracy against the number of prompts in all blocks, a marker per model, as PNG."""
-    dots = [Dot(name=p.name, x=p.prompts, y=100 * p.accuracy, style=style) for style, p in enumerate(points)]
-    legend = [(dot.style, f"{short(dot.name)} ({dot.y:.1f} %)") for dot in dots]
-    chart = Chart(title=title, x="prompts in all blocks", y="test accuracy (%)", dots=dots)
+def plot_accuracy(path: Path, models: Sequence[tuple[str, int, float]], *, title: str) -> None:
+    """Draws accuracy (0-1) against the prompts in all blocks, a marker for each model with its name, as PNG."""
+    curves = [
+        Curve(name=name, dots=[Dot(x=prompts, y=100 * accuracy)], style=style)
+        for style, (name, prompts, accuracy) in enumerate(models)
+    ]
+    legend = [(style, f"{short(name)} ({100 * accuracy:.1f} %)") for style, (name, _, accuracy) in enumerate(models)]
+    chart = Chart(title=title, x="prompts in all blocks", y="test accuracy (%)", curves=curves)
     save_png(path, Charts([chart], legend))
 
 
@@ -76,29 +87,46 @@ def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: 
 
 
 def save_png(path: Path, charts: Charts, *, title: str = "") -> None:
-    """Writes charts side by side as a PNG file, with their legend below and a title above."""
-    columns = len(charts.charts)
-    figure, panels = side_by_side(6.4 if columns == 1 else 5.5 * columns, 4.4, columns)
-    for axes, chart in zip(panels, charts.charts, strict=True):
-        draw(axes, chart)
-    if title:
-        figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11, parse_math=False)
-    if charts.legend:
-        styles = [(*_style(style), short(name)) for style, name in charts.legend]
-        legend_below(figure, [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in styles])
-    write_atomically(path, lambda part: figure.savefig(part, format="png"))
+    """Writes charts as a PNG file."""
+    picture = png(charts, title=title)
+    write_atomically(path, lambda part: part.write_bytes(picture))
+
+
+def png(charts: Charts, *, title: str = "") -> bytes:
+    """Charts as a PNG file: in rows of at most four, or below each other where rows have names; the legend below."""
+    shown = charts.charts or [Chart(title="nothing to draw", x="", y="")]
+    across = math.ceil(len(shown) / math.ceil(len(shown) / (1 if all(chart.rows for chart in shown) else 4)))
+    grid = [shown[first : first + across] for first in range(0, len(shown), across)]
+    heights = [max(1 + 0.4 * len(c.rows) if c.rows else 4.4 if len(grid) == 1 else 3.2 for c in row) for row in grid]
+    width = (7.0, 11.0, 14.0, 16.0)[across - 1]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(grid), across, squeeze=False, height_ratios=heights).flat
+        for axes, chart in itertools.zip_longest(panels, shown):
+            axes.set_axis_off() if chart is None else draw(axes, chart)
+        if title:
+            figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11)
+        looks = [(*_style(style), short(name)) for style, name in charts.legend]
+        handles = [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in looks]
+        hollow = any(dot.hollow for chart in shown for curve in chart.curves for dot in curve.dots)
+        if hollow and charts.rings:
+            handles.append(Line2D([], [], ls="", ms=5, color=SOFT, marker="o", fillstyle="none", label=charts.rings))
+        if handles:
+            legend_below(figure, handles)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def svg(chart: Chart) -> Markup:
     """A chart as SVG to stand in a page: text stays text, and the colours are the page's own."""
-    # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
-    figure = Figure(figsize=(4.6, 3.2))
-    axes = figure.add_axes((0.15, 0.15, 0.82, 0.75))
-    dress(axes)
-    draw(axes, chart)
     stream = io.BytesIO()
     # The salt keeps ids apart from those of other pictures of the page, and the same from one time to the next.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.alt}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": chart.alt}):
+        # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
+        figure = Figure(figsize=(4.6, 3.2))
+        draw(figure.add_axes((0.15, 0.15, 0.82, 0.75)), chart)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for element in list(root.iter()):
@@ -126,64 +154,91 @@ def _clean(element: ElementTree.Element) -> None:
     element.attrib = attributes
 
 
+def described(chart: Chart) -> str:
+    """A chart in words: its axes, and between what values each of its curves runs.
+
+    Example:
+        >>> dots = [Dot(x=0, y=1), Dot(x=5, y=2.5)]
+        >>> described(Chart(title="", x="prompts", y="GMACs", curves=[Curve(name="folded", dots=dots)]))
+        'GMACs against prompts: folded 1 to 2.5'
+    """
+    values = {s.name: [d.x if chart.rows else d.y for d in s.dots if math.isfinite(d.x + d.y)] for s in chart.curves}
+    runs = [f"{name} {min(known):.4g} to {max(known):.4g}" for name, known in values.items() if known]
+    axes = f"{chart.y} against {chart.x}" if chart.y else chart.x
+    return f"{chart.title + ': ' if chart.title else ''}{axes}: {', '.join(runs)}"
+
+
 def draw(axes: Axes, chart: Chart) -> None:
     """Draws a chart into axes."""
-    plain: dict[str, Any] = {"parse_math": False}
-    axes.set_xlabel(chart.x, **plain)
-    axes.set_ylabel(chart.y, **plain)
-    axes.set_title(short(chart.title, 52), loc="left", fontsize=11, **plain)
+    axes.set(xlabel=chart.x, ylabel=chart.y, title=short(chart.title, 52))
     if chart.rule is not None:
         place, name = chart.rule
         axes.axvline(place, color=SOFT, linestyle="--", linewidth=1, zorder=1)
         above = axes.get_xaxis_transform()
-        axes.text(place, 1.01, name, transform=above, ha="center", fontsize=8, color=SOFT, **plain)
-    if chart.dots:
-        _draw_dots(axes, chart.dots, log=chart.log)
-    if chart.curves:
-        _draw_curves(axes, chart.curves)
+        axes.text(place, 1.01, name, transform=above, ha="center", fontsize=8, color=SOFT)
+    for height, name in chart.levels:
+        axes.axhline(height, color=SOFT, linestyle="--", linewidth=1, zorder=1)
+        beside = axes.get_yaxis_transform()
+        axes.text(0.99, height, name, transform=beside, ha="right", va="bottom", fontsize=8, color=SOFT)
+    for curve in chart.curves:
+        _draw_curve(axes, curve, sideways=bool(chart.rows))
     if chart.bars:
         _draw_bars(axes, chart.bars)
-
-
-def _draw_dots(axes: Axes, dots: Sequence[Dot], *, log: bool) -> None:
-    for dot in dots:
-        colour, marker = _style(dot.style)
-        axes.errorbar(dot.x, dot.y, yerr=dot.error, fmt="none", color=colour, elinewidth=1, capsize=3, zorder=2)
-        axes.scatter(dot.x, dot.y, s=40, color=colour, marker=marker, gid=_tip(dot.name), zorder=3)
-    low, high = _limits([dot.y + side * (dot.error or 0.0) for dot in dots for side in (-1, 1)], least=2.0)
-    axes.set_ylim(low, high)
-    axes.set_yticks([value for value in axes.get_yticks() if low <= value <= min(high, 100)])
-    axes.yaxis.set_major_formatter(FuncFormatter(tick))
-    if log and all(dot.x > 0 for dot in dots):
-        low, high = _limits([math.log10(dot.x) for dot in dots], least=1.0)
-        axes.set(xscale="log", xlim=(10**low, 10**high))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 3.0)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    elif chart.rows:
+        axes.set_yticks(range(len(chart.rows)), chart.rows, fontsize=9)
+        axes.set_ylim(len(chart.rows) - 0.4, -0.6)
+        axes.grid(axis="x")
     else:
+        _fit(axes, chart)
+
+
+def _draw_curve(axes: Axes, curve: Curve, *, sideways: bool) -> None:
+    colour, marker = _style(curve.style)
+    for dot in curve.dots:
+        if any(dot.sides):
+            bars: dict[str, Any] = {"xerr" if sideways else "yerr": [[side] for side in dot.sides]}
+            axes.errorbar(dot.x, dot.y, **bars, fmt="none", color=colour, elinewidth=1, capsize=3, zorder=2)
+    if curve.line:
+        axes.plot(*_places(curve.dots), curve.line, color=colour, lw=1.2, gid=_tip(curve.name))
+    for hollow, fill in ((False, colour), (True, "white")):
+        marks = curve.marks or hollow or len(curve.dots) == 1
+        if marked := [dot for dot in curve.dots if marks and dot.hollow is hollow]:
+            looks: dict[str, Any] = {"marker": marker, "markersize": 6, "markerfacecolor": fill}
+            axes.plot(*_places(marked), linestyle="", color=colour, gid=_tip(curve.name), zorder=3, **looks)
+
+
+def _places(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
+    return [dot.x for dot in dots], [dot.y for dot in dots]
+
+
+def _fit(axes: Axes, chart: Chart) -> None:
+    """Limits and ticks for what is drawn."""
+    dots = [dot for curve in chart.curves for dot in curve.dots if math.isfinite(dot.y)]
+    heights = [height for height, _ in chart.levels]
+    heights += [height for dot in dots for height in (dot.y - dot.sides[0], dot.y + dot.sides[1])]
+    if not heights:
+        return
+    if not chart.zero:
+        low, high = _limits(heights, least=2.0)
+        axes.set_ylim(low, high)
+        axes.set_yticks([value for value in axes.get_yticks() if low <= value <= min(high, 100)])
         axes.margins(x=0.1)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
-    axes.xaxis.set_major_formatter(FuncFormatter(tick))
-
-
-def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
-    """The vertical axis is logarithmic where values span over two powers of ten."""
-    for curve in curves:
-        colour, marker = _style(curve.style)
-        xs, ys = zip(*curve.points, strict=True)
-        only = marker if len(xs) == 1 else ""
-        axes.plot(xs, ys, "--" if curve.dashed else "-", marker=only, color=colour, lw=1.1, gid=_tip(curve.name))
-        after = [] if curve.join is None else [point for point in curve.points if point[0] > curve.join]
-        if after and not only:
-            axes.plot(*after[0], "o", markersize=5, color=colour, markerfacecolor="white")
-    heights = [y for curve in curves for _, y in curve.points]
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=_STEPS))
-    if min(heights) > 0 and max(heights) > 100 * min(heights):
+    elif min(heights) > 0 and max(heights) > 100 * min(heights):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
         axes.set_ylim(min(0.0, *heights), 1.04 * max(0.0, *heights) or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(tick))
+    if chart.log and all(dot.x > 0 for dot in dots):
+        low, high = _limits([math.log10(dot.x) for dot in dots], least=1.0)
+        axes.set(xscale="log", xlim=(10**low, 10**high))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 3.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        whole = all(dot.x == round(dot.x) for dot in dots)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=_STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
 
 
 def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
@@ -240,30 +295,12 @@ def short(text: str, most: int = 45) -> str:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend below all panels, in as many columns as the picture is wide enough for; labels are plain text."""
+    """One legend below all panels, in as many columns as the picture is wide enough for."""
     for columns in range(min(5, len(handles)), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
-
-
-def side_by_side(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure of that many inches, and axes beside each other in it."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels: list[Axes] = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
-    for axes in panels:
-        dress(axes)
-    return figure, panels
-
-
-def dress(axes: Axes) -> None:
-    """Removes the frame of axes and draws faint lines to read values by."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GRID, zorder=0)
 
 
 def _tip(text: str) -> str:

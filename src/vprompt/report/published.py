@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-FILE = Path(__file__).with_name("published.csv")
+FILE, COSTS = (Path(__file__).with_name(name) for name in ("published.csv", "published_costs.csv"))
 
 VTAB: dict[str, tuple[str, ...]] = {
     "natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
@@ -35,18 +35,27 @@ _FAMILIES = (
 _MEASURED = {"vit_base_patch16_224": VIT, "swin_base_patch4_window7_224": SWIN}
 """Architecture -> family; what a model costs does not depend on its weights."""
 
+Grouping = frozenset[frozenset[str]]
+"""What a printed number is over: it is the mean, over groups of tasks, of the means over their tasks."""
+
+
+def grouping(groups: Iterable[Iterable[str]]) -> Grouping:
+    """Groups of tasks, whatever their order."""
+    return frozenset(map(frozenset, groups))
+
+
 _VTAB_TASKS = tuple(task for group in VTAB.values() for task in group)
 
-_MEANS: dict[tuple[str, str], tuple[str, ...]] = {
-    **{("vtab", f"mean of {group}"): tasks for group, tasks in VTAB.items()},
-    ("vtab", "mean of tasks"): _VTAB_TASKS,
-    ("fgvc", "mean of tasks"): FGVC,
-    ("", "mean of the eight tasks"): (
-        *("cars", "svhn", "clevr_count", "dmlab"),
-        *("dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"),
+_MEANS = {
+    **{("vtab", f"mean of {group}"): grouping([tasks]) for group, tasks in VTAB.items()},
+    ("vtab", "mean of tasks"): grouping([_VTAB_TASKS]),
+    ("vtab", "mean of groups"): grouping(VTAB.values()),
+    ("fgvc", "mean of tasks"): grouping([FGVC]),
+    ("", "mean of the eight tasks"): grouping(
+        [["cars", "svhn", "clevr_count", "dmlab", "dsprites_loc", "dsprites_ori", "smallnorb_azi", "smallnorb_ele"]]
     ),
 }
-"""The tasks that a printed mean is over."""
+"""Words of the table for a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,40 +65,29 @@ class PublishedRow:
     Args:
         label: The method.
         source: Where the numbers stand.
-        numbers: Accuracy by task.
-        means: Printed means, by the tasks that they are over.
-        group_mean: Printed mean of the means of VTAB's three groups.
+        printed: By what they are over.
     """
 
     label: str
     source: str
-    numbers: dict[str, float] = field(default_factory=dict[str, float])
-    means: dict[frozenset[str], float] = field(default_factory=dict[frozenset[str], float])
-    group_mean: float | None = None
+    printed: dict[Grouping, float] = field(default_factory=dict[Grouping, float])
 
-    def mean(self, tasks: Iterable[str]) -> float | None:
-        """The printed mean over exactly these tasks, or that of the numbers if all are there.
+    def mean(self, groups: Iterable[Iterable[str]]) -> float | None:
+        """The printed mean over exactly these groups of tasks, or that of the printed numbers if all are there.
 
         Example:
-            >>> row = PublishedRow(label="a", source="b", numbers={"svhn": 80.0, "dtd": 60.0})
-            >>> row.mean(["svhn", "dtd"]), row.mean(["svhn", "cifar"])
-            (70.0, None)
+            >>> printed = {grouping([["svhn"]]): 80.0, grouping([["dtd"]]): 60.0}
+            >>> row = PublishedRow(label="a", source="b", printed=printed)
+            >>> row.mean([["svhn", "dtd"]]), row.mean([["svhn"], ["dtd"]]), row.mean([["svhn", "cifar"]])
+            (70.0, 70.0, None)
         """
-        wanted = frozenset(tasks)
-        if wanted in self.means:
-            return self.means[wanted]
-        if not wanted or not wanted <= self.numbers.keys():
-            return None
-        return sum(self.numbers[task] for task in wanted) / len(wanted)
-
-    def mean_of_groups(self, groups: Iterable[Iterable[str]]) -> float | None:
-        """The printed mean of VTAB's group means if these are its groups, or that of the means of these groups."""
-        wanted = [frozenset(group) for group in groups]
-        if self.group_mean is not None and sorted(map(sorted, wanted)) == sorted(map(sorted, VTAB.values())):
-            return self.group_mean
-        means = [self.mean(group) for group in wanted]
+        wanted = grouping(groups)
+        if wanted in self.printed:
+            return self.printed[wanted]
+        parts = [[group] for group in wanted] if len(wanted) > 1 else [[[task]] for group in wanted for task in group]
+        means = [self.mean(part) for part in parts] if len(parts) > 1 else [None]
         known = [mean for mean in means if mean is not None]
-        return sum(known) / len(known) if known and len(known) == len(means) else None
+        return sum(known) / len(known) if len(known) == len(means) else None
 
 
 def family_of(backbone: str) -> str | None:
@@ -111,34 +109,33 @@ def rows(family: str, tasks: Iterable[str]) -> list[PublishedRow]:
         tasks: Names as in `VTAB` and `FGVC`.
 
     Returns:
-        Rows with the numbers of these tasks and the printed means over only such; none without any.
+        Rows with the numbers that are over only such tasks; none without any.
 
     Example:
         >>> row = next(row for row in rows(VIT, ["svhn", "dtd"]) if row.label == "VPT-Deep")
-        >>> row.numbers, row.group_mean
-        ({'dtd': 65.8, 'svhn': 78.1}, None)
+        >>> row.mean([["dtd"]]), row.mean([["svhn"]]), len(row.printed)
+        (65.8, 78.1, 2)
     """
     wanted = frozenset(tasks)
-    published: list[PublishedRow] = []
-    for row in _table().get(family, ()):
-        numbers = {task: value for task, value in row.numbers.items() if task in wanted}
-        means = {over: value for over, value in row.means.items() if over <= wanted}
-        group_mean = row.group_mean if wanted.issuperset(_VTAB_TASKS) else None
-        if numbers or means or group_mean is not None:
-            published.append(replace(row, numbers=numbers, means=means, group_mean=group_mean))
-    return published
+    of_tasks = [
+        replace(
+            row,
+            printed={over: value for over, value in row.printed.items() if wanted.issuperset(frozenset().union(*over))},
+        )
+        for row in _table().get(family, ())
+    ]
+    return [row for row in of_tasks if row.printed]
 
 
-def gmacs(family: str) -> tuple[dict[int, float], str]:
+def gmacs(family: str | None) -> tuple[dict[int, float], str]:
     """Published GMACs of VPT-Deep by prompts per block, not folded, and their source.
 
     Example:
         >>> gmacs(VIT)[0][100]
         26.9
     """
-    lines = [(re.search(r"GMACs with (\d+)", line["task"]), line) for line in _lines() if line["family"] == family]
-    numbers = {int(prompts[1]): float(line["value"]) for prompts, line in lines if prompts is not None}
-    return numbers, next((line["source"] for prompts, line in lines if prompts is not None), "")
+    lines = [line for line in _lines(COSTS) if line["family"] == family and not line["percent"]]
+    return {int(line["prompts"]): float(line["value"]) for line in lines}, lines[0]["source"] if lines else ""
 
 
 def measured_family(backbone: str, img_size: Sequence[int]) -> str | None:
@@ -156,7 +153,7 @@ Condensed = tuple[int, int, str]
 """Prompts per block before, percent of them that stay, and `"local"` or `"global"` (`"local"` too where all stay)."""
 
 
-def condensed_gmacs(family: str) -> dict[Condensed, str]:
+def condensed_gmacs(family: str | None) -> dict[Condensed, str]:
     """Published GMACs after condensation, as printed.
 
     Example:
@@ -164,10 +161,10 @@ def condensed_gmacs(family: str) -> dict[Condensed, str]:
         >>> gmacs[200, 10, "local"], gmacs[200, 50, "global"], gmacs[200, 100, "local"]
         ('19.43', '27.04', '36.77')
     """
-    return _condensed(family, "cost", r"GMACs from (\d+) prompts per block").get("", {})
+    return _condensed(family).get("", {})
 
 
-def condensed_milliseconds(family: str) -> dict[str, dict[Condensed, str]]:
+def condensed_milliseconds(family: str | None) -> dict[str, dict[Condensed, str]]:
     """Published milliseconds for 64 images after condensation, as printed, by the device they were measured on.
 
     Example:
@@ -175,43 +172,35 @@ def condensed_milliseconds(family: str) -> dict[str, dict[Condensed, str]]:
         >>> list(times), times["A100"][200, 10, "global"]
         (['Quadro RTX 5000', 'V100', 'A100'], '53')
     """
-    return _condensed(family, "latency", r"ms from (\d+) prompts per block on (.*)")
+    return {device: times for device, times in _condensed(family).items() if device}
 
 
-def _condensed(family: str, benchmark: str, task: str) -> dict[str, dict[Condensed, str]]:
-    """Numbers by device (empty where the task names none), of the lines whose task matches a pattern."""
+def _condensed(family: str | None) -> dict[str, dict[Condensed, str]]:
+    """Numbers after condensation by device; multiply-accumulates have none."""
     numbers: dict[str, dict[Condensed, str]] = {}
-    for line in _lines():
-        named = re.fullmatch(task, line["task"])
-        if line["family"] != family or line["benchmark"] != benchmark or named is None:
-            continue
-        condensed = re.fullmatch(r"PC (\d+) % \((\w+)\)", line["method"])
-        percent, scope = (int(condensed[1]), condensed[2]) if condensed else (100, "local")
-        device = named[2] if named.re.groups > 1 else ""
-        numbers.setdefault(device, {})[int(named[1]), percent, scope] = line["value"]
+    for line in _lines(COSTS):
+        if line["family"] == family and line["percent"]:
+            key = int(line["prompts"]), int(line["percent"]), line["scope"]
+            numbers.setdefault(line["device"], {})[key] = line["value"]
     return numbers
 
 
 @functools.cache
-def _lines() -> tuple[dict[str, str], ...]:
-    with FILE.open(encoding="utf-8", newline="") as file:
+def _lines(path: Path) -> tuple[dict[str, str], ...]:
+    with path.open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
 
 
 @functools.cache
-def _table() -> dict[str, tuple[PublishedRow, ...]]:
+def _table() -> dict[str, list[PublishedRow]]:
     """All rows of accuracies, by family, in the order of the file."""
-    families: dict[str, dict[tuple[str, str], PublishedRow]] = {}
-    for line in _lines():
-        if line["benchmark"] in ("cost", "latency"):
-            continue
-        label, source, task, value = line["method"], line["source"], line["task"], float(line["value"])
-        by_method = families.setdefault(line["family"], {})
-        row = by_method.setdefault((label, source), PublishedRow(label=label, source=source))
-        if task == "mean of groups":
-            by_method[label, source] = replace(row, group_mean=value)
-        elif task.startswith("mean of "):
-            row.means[frozenset(_MEANS[line["benchmark"], task])] = value
-        else:
-            row.numbers[task] = value
-    return {family: tuple(by_method.values()) for family, by_method in families.items()}
+    found: dict[tuple[str, ...], PublishedRow] = {}
+    for line in _lines(FILE):
+        row = PublishedRow(label=line["method"], source=line["source"])
+        row = found.setdefault((line["family"], row.label, row.source), row)
+        over = _MEANS.get((line["benchmark"], line["task"]), grouping([[line["task"]]]))
+        row.printed[over] = float(line["value"])
+    families: dict[str, list[PublishedRow]] = {}
+    for (family, *_), row in found.items():
+        families.setdefault(family, []).append(row)
+    return families

@@ -57,6 +57,16 @@ def share(value: Any) -> float | None:
     return finite if finite is not None and 0 <= finite <= 1 else None
 
 
+def show(value: float | None, form: str = "g", *, factor: float = 1, unit: str = "") -> str:
+    """A number times a factor in a format, with its unit; a dash where there is none.
+
+    Example:
+        >>> show(0.256, ".0f", factor=100, unit=" %"), show(None)
+        ('26 %', '–')
+    """
+    return "–" if value is None else f"{factor * value:{form}}{unit}"
+
+
 def percent(value: float | None) -> str:
     """A share in percent, without the sign.
 
@@ -67,9 +77,15 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def spread(mean: float | None, std: float | None) -> str:
-    """Mean ± standard deviation of a share, in percent."""
-    return percent(mean) if mean is None or std is None else f"{percent(mean)} ± {percent(std)}"
+def spread(mean: float | None, std: float | None, digits: int = 1, *, factor: float = 100) -> str:
+    """A mean and, where there is one, its standard deviation, both times a factor: shares as percent.
+
+    Example:
+        >>> spread(0.123, 0.05), spread(0.01, None), spread(0.123, 0.05, 2, factor=1), spread(None, None)
+        ('12.3 ± 5.0', '1.0', '0.12 ± 0.05', '–')
+    """
+    form = f".{digits}f"
+    return show(mean, form, factor=factor) + ("" if mean is None or std is None else f" ± {factor * std:{form}}")
 
 
 def amount(value: float | None) -> str:

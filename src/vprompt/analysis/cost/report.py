@@ -2,280 +2,229 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-from vprompt.analysis.base import Result, View
-from vprompt.analysis.plots import Column, handle, share_of, table
+from vprompt.analysis.base import View
+from vprompt.analysis.cost.measure import CondensedCost, Costs, Extra, PromptCost
+from vprompt.analysis.words import share_of
 from vprompt.report import published
-from vprompt.report.document import Block, Paragraph, Table
-from vprompt.report.plots import COLOURS, MARKERS, short, side_by_side
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, line, listed, percent
 
-Row = Mapping[str, Any]
+EXECUTIONS = ("published", "prefix", "folded")
 
-EXECUTIONS = {"published": "-", "prefix": "--", "folded": ":"}
-"""Name -> line."""
+PAPER = 6
+"""Style of the paper's figures."""
 
 
-def answer(result: Result) -> str:
+def answer(costs: Costs) -> str:
     """Cost of the most prompts, the point from which condensing pays, and how far the paper's figures are met."""
-    bare = result["bare_gmacs"]
-    most = max(result["prompts"], key=lambda row: row["prompts"])
-    times = [f"{most[f'{name}_gmacs'] / bare:.2f}" for name in ("published", "folded")]
-    first = (
-        f"With {_prompts(result, most['prompts'])} an image costs {gmacs(most['published_gmacs'])} GMACs as published, "
-        f"{times[0]} times the bare {gmacs(bare)}; folded it costs {gmacs(most['folded_gmacs'])}, {times[1]} times."
-    )
-    verdicts = [_verdict(result, key) for key in ("rule", "published", "folded")]
-    second = (
-        f"Where {percent(result['threshold'])} % more is too much, condensing for its cost is worth it "
+    bare, most = costs.bare_gmacs, max(costs.prompts, key=lambda row: row.prompts)
+    verdicts = [_verdict(costs, key) for key in ("rule", "published", "folded")]
+    return (
+        f"With {_prompts(costs, most.prompts)} an image costs {gmacs(most.published_gmacs)} GMACs as published, "
+        f"{most.published_gmacs / bare:.2f} times the bare {gmacs(bare)}; folded it costs {gmacs(most.folded_gmacs)}, "
+        f"{most.folded_gmacs / bare:.2f} times. "
+        f"Where {percent(costs.threshold)} % more is too much, condensing for its cost is worth it "
         f"{verdicts[0]} by the paper's rule, {verdicts[1]} as published, {verdicts[2]} when folded."
+        + "".join(f" {sentence}" for sentence in _against_paper(costs))
     )
-    return " ".join([first, second, *_against_paper(result)])
 
 
-def tables(result: Result) -> list[Block]:
-    """The paper's Table 1, its rule, what is learned, and its Table 5."""
-    blocks: list[Block] = [_by_prompts(result), _rule(result), _learned(result), *_condensed(result)]
-    if result["given"]:
-        blocks.append(_given(result))
-    if any(row["where"] == "global" for row in result["condensed"]):
-        blocks.append(
-            Paragraph(
-                "Global counts depend on training. Here a profile stands in for them: counts in proportion to the "
-                "place of the block, the first being number 1, for early blocks keep few."
-            )
-        )
-    return blocks
+def _prompts(costs: Costs, number: float) -> str:
+    return f"{count(int(number), 'prompt')} {'per block' if costs.depth == 'deep' else 'in all'}"
 
 
-def figure(result: Result) -> Figure:
-    """GMACs against prompts per block; beside it, against the share that condensation keeps."""
-    columns = 2 if result["condensed"] else 1
-    drawn, axes = side_by_side(6.0 * columns, 4.4, columns)
-    _draw_prompts(axes[0], result)
-    if columns == 2:
-        _draw_condensed(axes[1], result)
-    drawn.suptitle(short(_title(result), 60 * columns), x=0.01, ha="left", fontsize=11)
-    return drawn
-
-
-def alt(result: Result) -> str:
-    """The picture in words."""
-    rows = sorted(result["prompts"], key=lambda row: row["prompts"])
-    costs = ", ".join(
-        f"{row['prompts']}: {gmacs(row['published_gmacs'])} published, {gmacs(row['folded_gmacs'])} folded"
-        for row in rows
-    )
-    return f"GMACs per image against prompts; the bare backbone {gmacs(result['bare_gmacs'])}; {costs}."
-
-
-def _title(result: Result) -> str:
-    return f"{line(result['backbone'], 60)}, {'×'.join(map(str, result['img_size']))} pixels"
-
-
-def _prompts(result: Result, number: int) -> str:
-    return f"{count(number, 'prompt')} {'per block' if result['depth'] == 'deep' else 'in all'}"
-
-
-def _verdict(result: Result, key: str) -> str:
-    rows = sorted(result["prompts"], key=lambda row: row["prompts"])
-    paying = [row["prompts"] for row in rows if row[key]["condense"]]
-    if not paying:
-        return "at none of these numbers"
-    return f"from {count(paying[0], 'prompt')} on"
+def _verdict(costs: Costs, key: str) -> str:
+    paying = [row.prompts for row in costs.prompts if getattr(row, key).condense]
+    return f"from {count(int(min(paying)), 'prompt')} on" if paying else "at none of these numbers"
 
 
 # ── what the paper prints ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _family(result: Result) -> str | None:
-    deep = result["depth"] == "deep"
-    return published.measured_family(result["backbone"], result["img_size"]) if deep else None
+def _printed(costs: Costs) -> dict[float, str]:
+    """Its figures by the number of prompts."""
+    return {number: f"{value:.1f}" for number, value in published.gmacs(_family(costs))[0].items()}
 
 
-def _printed_by_prompts(result: Result) -> dict[int, str]:
-    family = _family(result)
-    return {} if family is None else {number: f"{value:.1f}" for number, value in published.gmacs(family)[0].items()}
-
-
-def _printed(result: Result, row: Row) -> str | None:
-    """Printed figures for a row of the paper's Table 5."""
-    family = _family(result)
-    if family is None or row["share"] is None:
+def _printed_of(costs: Costs, row: CondensedCost) -> str | None:
+    """Its figure for a row of its Table 5."""
+    if row.share is None or row.original is None:
         return None
-    return published.condensed_gmacs(family).get((row["original"], round(100 * row["share"]), row["where"]))
+    return published.condensed_gmacs(_family(costs)).get((row.original, round(100 * row.share), row.where))
 
 
-def _against_paper(result: Result) -> list[str]:
+def _family(costs: Costs) -> str | None:
+    return published.measured_family(costs.backbone, costs.img_size) if costs.depth == "deep" else None
+
+
+def _against_paper(costs: Costs) -> list[str]:
     sentences: list[str] = []
-    printed = _printed_by_prompts(result)
-    rows = [row for row in result["prompts"] if row["prompts"] in printed]
+    rows = [(_printed(costs)[row.prompts], row) for row in costs.prompts if row.prompts in _printed(costs)]
     if rows:
         other = [
-            f"{printed[row['prompts']]} for {row['prompts']} prompts is {gmacs(row['published_gmacs'])} here"
-            + (", cut instead of rounded" if str(row["published_gmacs"]).startswith(printed[row["prompts"]]) else "")
-            for row in rows
-            if f"{row['published_gmacs']:.1f}" != printed[row["prompts"]]
+            f"{text} for {row.prompts:g} prompts is {gmacs(row.published_gmacs)} here"
+            + (", cut instead of rounded" if str(row.published_gmacs).startswith(text) else "")
+            for text, row in rows
+            if f"{row.published_gmacs:.1f}" != text
         ]
-        sentences.append(_met("Table 1", len(rows), other))
+        sentences.append(_met("Table 1", len(rows), len(rows) - len(other), listed(other)))
     for where in ("local", "global"):
-        pairs = [(row, _printed(result, row)) for row in result["condensed"] if row["where"] == where]
-        known = [(row, text) for row, text in pairs if text is not None]
+        known = [
+            (row.published_gmacs_with_biases, text)
+            for row in costs.condensed
+            if row.where == where and (text := _printed_of(costs, row)) is not None
+        ]
         if not known:
             continue
-        gaps = [abs(row["published_gmacs_with_biases"] - float(text)) for row, text in known]
-        exact = sum(f"{row['published_gmacs_with_biases']:.2f}" == text for row, text in known)
+        gap = max(abs(value - float(text)) for value, text in known)
+        exact = sum(f"{value:.2f}" == text for value, text in known)
         name = f"Table 5, {where}, biases counted"
         if where == "local":
-            other = [] if exact == len(known) else [f"off by at most {max(gaps):.3f}"]
-            sentences.append(_met(name, len(known), other, exact))
+            other = f"off by at most {gap:.3f}" if exact < len(known) else ""
+            sentences.append(_met(name, len(known), exact, other))
         else:
-            sentences.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {max(gaps):.3f}.")
-    return ["The paper's figures, to the printed digit: " + " ".join(sentences)] if sentences else []
+            sentences.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {gap:.3f}.")
+    return ["The paper's figures, to the printed digit:", *sentences] if sentences else []
 
 
-def _met(name: str, many: int, other: Sequence[str], exact: int | None = None) -> str:
-    met = many - len(other) if exact is None else exact
-    return f"{name}: {'all' if met == many else met} of {many}{f' ({listed(list(other))})' if other else ''}."
+def _met(name: str, many: int, met: int, other: str) -> str:
+    return f"{name}: {'all' if met == many else met} of {many}{f' ({other})' if other else ''}."
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _by_prompts(result: Result) -> Table:
-    printed = _printed_by_prompts(result)
-    paper: list[Column] = [("paper", lambda row: printed.get(row["prompts"], "–"))] if printed else []
-    each = "per block" if result["depth"] == "deep" else "in all"
-    return table(
-        f"GMACs per image by prompts {each}, {_title(result)}",
-        result["prompts"],
-        ("prompts", _number),
-        *paper,
-        *_gmacs_columns(),
-        ("folded / bare", lambda row: f"{row['folded_gmacs'] / result['bare_gmacs']:.3f}"),
-    )
+def tables(costs: Costs) -> list[Block]:
+    """The paper's Table 1, its rule, what is learned, and its Table 5."""
+    blocks: list[Block] = [_by_prompts(costs), _overheads(costs), _learned(costs)]
+    for original in dict.fromkeys(row.original for row in costs.condensed):
+        condensed = [row for row in costs.condensed if row.original == original]
+        blocks.append(_table5(costs, condensed, f"GMACs per image after condensing {_prompts(costs, original or 0)}"))
+    if costs.given:
+        counts = line(", ".join(map(str, costs.given[0].counts)), 400)
+        caption = f"GMACs per image with {counts} prompts in the blocks, and with as many spread evenly"
+        blocks.append(_table5(costs, costs.given, caption))
+    if any(row.where == "global" for row in costs.condensed):
+        words = (
+            "Global counts depend on training. Here a profile stands in for them: counts in proportion to the "
+            "place of the block, the first being number 1, for early blocks keep few."
+        )
+        blocks.append(Paragraph(words))
+    return blocks
 
 
-def _number(row: Row) -> str:
-    return str(row["prompts"])
-
-
-def _gmacs_columns() -> list[Column]:
-    return [(name, lambda row, key=f"{name}_gmacs": gmacs(row[key])) for name in EXECUTIONS]
-
-
-def _rule(result: Result) -> Table:
-    return table(
-        f"What prompts add, and whether to condense them for it (above {percent(result['threshold'])} %); by the "
-        f"paper's rule with N = {result['tokens']} tokens, and by GMACs over the bare backbone's",
-        result["prompts"],
-        ("prompts", _number),
-        ("(N+P)/N - 1", lambda row: _extra(row["rule"])),
-        ("published", lambda row: _extra(row["published"])),
-        ("folded", lambda row: _extra(row["folded"])),
-    )
-
-
-def _extra(extra: Row) -> str:
-    return f"{100 * extra['overhead']:+.1f} % {'condense' if extra['condense'] else 'leave'}"
-
-
-def _learned(result: Result) -> Table:
-    params = result["backbone_params"]
-    return table(
-        f"Learned numbers, classes in the head: {amount(result['num_classes'])}; the adapter's file in 32 bits",
-        result["prompts"],
-        ("prompts", _number),
-        ("in prompts", lambda row: amount(row["prompt_params"])),
-        ("in head", lambda row: amount(row["head_params"])),
-        ("% of backbone", lambda row: f"{100 * (row['prompt_params'] + row['head_params']) / params:.3f}"),
-        ("bytes", lambda row: amount(row["adapter_bytes"])),
-    )
-
-
-def _condensed(result: Result) -> list[Table]:
-    originals: dict[int, list[Row]] = {}
-    for row in result["condensed"]:
-        originals.setdefault(row["original"], []).append(row)
-    return [
-        _table5(result, rows, f"GMACs per image after condensing {_prompts(result, original)}")
-        for original, rows in originals.items()
+def _by_prompts(costs: Costs) -> Table:
+    printed = _printed(costs)
+    rows = [
+        [
+            f"{row.prompts:g}",
+            *([printed.get(row.prompts, "–")] if printed else []),
+            *_gmacs(row),
+            f"{row.folded_gmacs / costs.bare_gmacs:.3f}",
+        ]
+        for row in costs.prompts
     ]
+    head = ["prompts", *(["paper"] if printed else []), *EXECUTIONS, "folded / bare"]
+    return simple_table(f"GMACs per image by {_axis(costs)}, {_title(costs)}", head, rows)
 
 
-def _table5(result: Result, rows: Sequence[Row], caption: str) -> Table:
-    known = any(_printed(result, row) is not None for row in rows)
-    paper: list[Column] = [("paper", lambda row: _printed(result, row) or "–")] if known else []
-    return table(
-        f"{caption}; + biases: as published, each bias counted",
-        rows,
-        ("kept", lambda row: share_of(row["share"])),
-        ("where", lambda row: row["where"]),
-        ("prompts", lambda row: amount(sum(row["counts"]))),
-        *paper,
-        ("+ biases", lambda row: gmacs(row["published_gmacs_with_biases"])),
-        *_gmacs_columns(),
+def _overheads(costs: Costs) -> Table:
+    return simple_table(
+        f"What prompts add, and whether to condense them for it (above {percent(costs.threshold)} %); by the "
+        f"paper's rule with N = {costs.tokens} tokens, and by GMACs over the bare backbone's",
+        ["prompts", "(N+P)/N - 1", "published", "folded"],
+        [[f"{row.prompts:g}", *map(_extra, (row.rule, row.published, row.folded))] for row in costs.prompts],
     )
 
 
-def _given(result: Result) -> Table:
-    counts = ", ".join(map(str, result["given"][0]["counts"]))
-    caption = f"GMACs per image with {line(counts, 400)} prompts in the blocks, and with as many spread evenly"
-    return _table5(result, result["given"], caption)
+def _learned(costs: Costs) -> Table:
+    rows = [
+        [
+            f"{row.prompts:g}",
+            amount(row.prompt_params),
+            amount(row.head_params),
+            f"{100 * (row.prompt_params + row.head_params) / costs.backbone_params:.3f}",
+            amount(row.adapter_bytes),
+        ]
+        for row in costs.prompts
+    ]
+    caption = f"Learned numbers, classes in the head: {amount(costs.num_classes)}; the adapter's file in 32 bits"
+    return simple_table(caption, ["prompts", "in prompts", "in head", "% of backbone", "bytes"], rows)
+
+
+def _title(costs: Costs) -> str:
+    return f"{line(costs.backbone, 60)}, {'×'.join(map(str, costs.img_size))} pixels"
+
+
+def _axis(costs: Costs) -> str:
+    return "prompts per block" if costs.depth == "deep" else "prompts in all"
+
+
+def _gmacs(row: PromptCost | CondensedCost) -> list[str]:
+    return [gmacs(value) for value in (row.published_gmacs, row.prefix_gmacs, row.folded_gmacs)]
+
+
+def _extra(extra: Extra) -> str:
+    return f"{100 * extra.overhead:+.1f} % {'condense' if extra.condense else 'leave'}"
+
+
+def _table5(costs: Costs, rows: Sequence[CondensedCost], caption: str) -> Table:
+    paper = [_printed_of(costs, row) for row in rows]
+    known = any(paper)
+    cells = [
+        [
+            share_of(row.share),
+            row.where,
+            amount(sum(row.counts)),
+            *([printed or "–"] if known else []),
+            gmacs(row.published_gmacs_with_biases),
+            *_gmacs(row),
+        ]
+        for row, printed in zip(rows, paper, strict=True)
+    ]
+    head = ["kept", "where", "prompts", *(["paper"] if known else []), "+ biases", *EXECUTIONS]
+    return simple_table(f"{caption}; + biases: as published, each bias counted", head, cells)
 
 
 # ── picture ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _draw_prompts(axes: Axes, result: Result) -> None:
-    rows = sorted(result["prompts"], key=lambda row: row["prompts"])
-    for (name, style), colour, marker in zip(EXECUTIONS.items(), COLOURS, MARKERS, strict=False):
-        xs, ys = [row["prompts"] for row in rows], [row[f"{name}_gmacs"] for row in rows]
-        axes.plot(xs, ys, style, color=colour, marker=marker, markersize=5, label=name, zorder=3)
-    printed = _printed_by_prompts(result)
-    seen = [row["prompts"] for row in rows if row["prompts"] in printed]
-    if seen:
-        values = [float(printed[number]) for number in seen]
-        axes.plot(seen, values, "x", color="#000000", markersize=8, label="the paper's figure", zorder=4)
-    axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, label="bare backbone", zorder=1)
-    most = max(1, rows[-1]["prompts"])
-    axes.set(xlim=(-0.04 * most, 1.04 * most), ylim=(0, 1.08 * max(row["published_gmacs"] for row in rows)))
-    each = "prompts per block" if result["depth"] == "deep" else "prompts in all"
-    axes.set(xlabel=each, ylabel="GMACs per image")
-    axes.legend(loc="lower right")
-
-
-def _draw_condensed(axes: Axes, result: Result) -> None:
-    handles: list[Line2D] = []
-    originals = list(dict.fromkeys(row["original"] for row in result["condensed"]))
-    for number, original in enumerate(originals):
-        colour = COLOURS[number % len(COLOURS)]
-        rows = [row for row in result["condensed"] if row["original"] == original]
-        rows.sort(key=lambda row: row["share"])
-        local = [row for row in rows if row["where"] == "local"]
-        others = [row for row in rows if row["where"] == "global"]
-        for key, style in (("published_gmacs_with_biases", "-"), ("folded_gmacs", ":")):
-            axes.plot([100 * r["share"] for r in local], [r[key] for r in local], style, color=colour, marker=".")
-            places = [100 * r["share"] for r in others]
-            axes.plot(places, [r[key] for r in others], "o", color=colour, markersize=8, fillstyle="none")
-        handles.append(handle(f"of {_prompts(result, original)}", colour, style="-"))
-        known = [(100 * r["share"], _printed(result, r)) for r in rows]
-        axes.plot([x for x, y in known if y], [float(y) for _, y in known if y], "x", color="#000000", zorder=4)
-    handles += [
-        handle("published, local", marker=".", style="-"),
-        handle("folded, local", marker=".", style=":"),
-        handle("global", marker="o", size=8, fill="none"),
+def figure(costs: Costs) -> Charts:
+    """GMACs against prompts per block; beside it, against the share that condensation keeps."""
+    rows, printed = sorted(costs.prompts, key=lambda row: row.prompts), _printed(costs)
+    by_prompts = [
+        Curve(name=name, dots=[Dot(x=r.prompts, y=getattr(r, f"{name}_gmacs")) for r in rows], style=style, line="-")
+        for style, name in enumerate(EXECUTIONS)
     ]
-    axes.axhline(result["bare_gmacs"], color="#777777", linewidth=1, zorder=1)
-    axes.set(xlim=(0, 104), xlabel="prompts kept (%)", ylabel="GMACs per image")
-    axes.set_ylim(0, 1.08 * max(row["published_gmacs_with_biases"] for row in result["condensed"]))
-    axes.legend(handles=handles, loc="lower right", ncols=2)
+    known = [Dot(x=row.prompts, y=float(printed[row.prompts])) for row in rows if row.prompts in printed]
+    by_prompts.append(Curve(name="paper", dots=known, style=PAPER))
+    panels = {(_title(costs), _axis(costs)): by_prompts}
+    originals = list(dict.fromkeys(row.original for row in costs.condensed))
+    if originals:
+        title = f"Condensed from {', '.join(map(str, originals))} {_axis(costs)}"
+        by_share = [series for original in originals for series in _by_share(costs, original)]
+        panels[title, "prompts kept (%), as published with biases and folded"] = by_share
+    charts = [
+        Chart(title=title, x=x, y="GMACs per image", levels=[(costs.bare_gmacs, "bare backbone")], curves=s, zero=True)
+        for (title, x), s in panels.items()
+    ]
+    legend = [*enumerate(EXECUTIONS), *([(PAPER, "paper")] if printed else [])]
+    return Charts(charts, legend, rings="global")
 
 
-VIEW = View(title="What prompts cost", answer=answer, tables=tables, figure=figure, alt=alt)
+def _by_share(costs: Costs, original: int | None) -> list[Curve]:
+    places = [(100 * (row.share or 0.0), row.where, row) for row in costs.condensed if row.original == original]
+    rows = sorted(places, key=lambda place: place[0])
+    printed = [Dot(x=x, y=float(text)) for x, _, row in rows if (text := _printed_of(costs, row))]
+    series = [Curve(name="paper", dots=printed, style=PAPER)]
+    for style, key in ((0, "published_gmacs_with_biases"), (2, "folded_gmacs")):
+        for where in ("local", "global"):
+            hollow, name = where == "global", f"of {original}, {where}"
+            dots = [Dot(x=x, y=getattr(row, key), hollow=hollow) for x, place, row in rows if place == where]
+            series.append(Curve(name=name, dots=dots, style=style, line="" if hollow else "-"))
+    return series
+
+
+VIEW = View(title="What prompts cost", answer=answer, tables=tables, figure=figure, result=Costs)

@@ -119,14 +119,9 @@ def _tables(options: E2VPTAblations) -> dict[str, list[dict[str, Any]]]:
             *({"label": f"{n} key-value", "kv_prompts": n} for n in sorted(set(options.key_value)) if n != own_kv),
         ],
         "pruning": [
-            *(
-                {"label": f"Prompts -{100 * share:g} %", "prune_tokens": share, "prune_segments": 0.0}
-                for share in shares
-            ),
-            *(
-                {"label": f"Segments -{100 * share:g} %", "prune_tokens": 0.0, "prune_segments": share}
-                for share in shares
-            ),
+            {"label": f"{kind} -{100 * share:g} %", "prune_tokens": 0.0, "prune_segments": 0.0, setting: share}
+            for kind, setting in (("Prompts", "prune_tokens"), ("Segments", "prune_segments"))
+            for share in shares
         ],
     }
     return {part: rows for part, rows in tables.items() if part in options.parts and rows}

@@ -298,7 +298,8 @@ def study(adapters: Sequence[tuple[str, Ranks]]) -> RankStudy:
         raise VPromptError("There is no adapter whose attention could be shown.")
     ranks = [of_one for _, of_one in adapters]
     names = list(ranks[0].laws)
-    alike = {(tuple(each.laws), each.points[0].tokens, _depth(each)) for each in ranks}
+    depths = [len(next(iter(each.points[0].block_ranks.values()))) for each in ranks]
+    alike = {(tuple(each.laws), each.points[0].tokens, depth) for each, depth in zip(ranks, depths, strict=True)}
     if len(alike) > 1:
         raise VPromptError(
             "The adapters differ in blocks or tokens of their backbones, or in epsilon; look at them one by one."
@@ -317,10 +318,6 @@ def study(adapters: Sequence[tuple[str, Ranks]]) -> RankStudy:
         points=points,
         laws={name: fit_law(counts, [point.growths[name] for point in points], tokens) for name in names},
     )
-
-
-def _depth(ranks: Ranks) -> int:
-    return len(next(iter(ranks.points[0].block_ranks.values())))
 
 
 def _mean(pairs: Sequence[tuple[Spectra, Spectra]], names: Sequence[str]) -> MeanSpectra:

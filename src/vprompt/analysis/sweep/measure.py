@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 from vprompt.analysis.options import depth_title
 from vprompt.analysis.study import (
-    LINEAR,
     Compared,
     RunResult,
     Runs,
@@ -113,16 +112,10 @@ def plan_of(options: Sweep) -> Plan:
     """
     check_choice(options, "method", options.method)
     check_shares("shares of the prompts", options.shares)
-    tables = [linear_probe(options.training)]
-    for method in _methods(options):
-        tables += [
-            {"label": label, "method": method, **_settings(kind, share)}
-            for kind, share, label in _labels(options, method)
-            if label != LINEAR
-        ]
+    tables = [table for method in _methods(options) for _, _, table in _trainings(options, method)[1:]]
     return make_plan(
         options,
-        tables,
+        [linear_probe(options.training), *tables],
         title="Accuracy against the number of prompts",
         description="All prompts, shares of them trained from scratch, and as many condensed from all of them, with "
         "and without fine-tuning; the linear probe has none.",
@@ -135,23 +128,21 @@ def _methods(options: Sweep) -> Sequence[str]:
     return ("vpt-deep", "vpt-shallow") if options.method == "both" else (options.method,)
 
 
-def _labels(options: Sweep, method: str) -> list[tuple[Kind, float, str]]:
-    """Curve, share and label of everything that is trained with a method, the linear probe among it."""
+def _trainings(options: Sweep, method: str) -> list[tuple[Kind, float, dict[str, Any]]]:
+    """Curve, share and table of everything that is trained with a method, the linear probe first."""
     before = f"{method.removeprefix('vpt-').capitalize()}: " if options.method == "both" else ""
-    below = sorted({share for share in options.shares if share < 1})
+    below = {share: f"{100 * share:g} %" for share in sorted({share for share in options.shares if share < 1})}
+    own = {"method": method}
     return [
-        ("scratch", 0.0, LINEAR),
-        ("scratch", 1.0, depth_title(method)),
-        *(("scratch", share, f"{before}From scratch {100 * share:g} %") for share in below),
-        *(("selected", share, f"{before}PC {100 * share:g} %, not fine-tuned") for share in below),
-        *(("condensed", share, f"{before}PC {100 * share:g} %") for share in below),
+        ("scratch", 0.0, linear_probe(options.training)),
+        ("scratch", 1.0, {"label": depth_title(method), **own}),
+        *(("scratch", n, {"label": f"{before}From scratch {text}", **own, "share": n}) for n, text in below.items()),
+        *(
+            ("selected", n, {"label": f"{before}PC {text}, not fine-tuned", **own, "condense": n, "fine_tune": False})
+            for n, text in below.items()
+        ),
+        *(("condensed", n, {"label": f"{before}PC {text}", **own, "condense": n}) for n, text in below.items()),
     ]
-
-
-def _settings(kind: Kind, share: float) -> dict[str, Any]:
-    if kind == "scratch":
-        return {} if share == 1 else {"share": share}
-    return {"condense": share, **({"fine_tune": False} if kind == "selected" else {})}
 
 
 def read(options: Sweep, store: Store) -> SweepResult:
@@ -182,8 +173,8 @@ def read(options: Sweep, store: Store) -> SweepResult:
 
 def _curves(runs: Runs, options: Sweep, method: str, task: str | None) -> list[ShareCurve]:
     points: dict[Kind, list[SharePoint]] = {}
-    for kind, share, label in sorted(_labels(options, method), key=lambda entry: entry[1]):
-        points.setdefault(kind, []).append(_point(runs, task, label, share, full=depth_title(method)))
+    for kind, share, table in sorted(_trainings(options, method), key=lambda entry: entry[1]):
+        points.setdefault(kind, []).append(_point(runs, task, table["label"], share, full=depth_title(method)))
     kinds: tuple[Kind, ...] = get_args(Kind)
     return [
         ShareCurve(method=method, kind=kind, task=task, points=tuple(points[kind])) for kind in kinds if kind in points

@@ -29,10 +29,7 @@ class Column:
 
     def published(self, row: published.PublishedRow) -> float | None:
         """The published number; None where a task of it is not one of a benchmark."""
-        groups = [[task.published for task in tasks if task.published is not None] for tasks in self.groups]
-        if [len(names) for names in groups] != [len(tasks) for tasks in self.groups]:
-            return None
-        return row.mean_of_groups(groups) if len(groups) > 1 else row.mean(groups[0])
+        return row.mean([[task.published or "" for task in tasks] for tasks in self.groups])
 
 
 @dataclass(frozen=True, kw_only=True)

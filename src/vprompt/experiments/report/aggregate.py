@@ -36,37 +36,39 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregates:
-    """The numbers of a study; keys are the labels and names that the study gives.
+    """Accuracies of one method; keys are the names that the study gives.
 
     A mean over tasks is taken for every seed that has all of them, then over these seeds, and there is none where a
     task has no result.
 
     Args:
-        metric: `"test"`, or `"validation"` where no run was tested.
-        tasks: By method and task.
-        groups: By method and group.
-        group_mean: Mean of the group means, by method.
-        plain_mean: Mean over all tasks, by method.
+        method: Its label.
+        tasks: By task.
+        groups: By group of tasks.
+        group_mean: Mean of the group means.
+        plain_mean: Mean over all tasks.
     """
 
-    metric: Metric
-    tasks: dict[tuple[str, str], Spread]
-    groups: dict[tuple[str, str], Spread]
-    group_mean: dict[str, Spread]
-    plain_mean: dict[str, Spread]
+    method: str
+    tasks: dict[str, Spread]
+    groups: dict[str, Spread]
+    group_mean: Spread
+    plain_mean: Spread
 
 
-def aggregate(document: Mapping[str, Any]) -> Aggregates:
+def aggregate(document: Mapping[str, Any]) -> list[Aggregates]:
     """The numbers of a study, from its plain document."""
     study = read(document)
-    groups = study.groups
-    return Aggregates(
-        metric=study.metric,
-        tasks={(m.key, t.key): on_task(study, m, t) for m in study.methods for t in study.tasks},
-        groups={(m.key, g): over_groups(study, m, [tasks]) for m in study.methods for g, tasks in groups.items()},
-        group_mean={m.key: over_groups(study, m, list(groups.values())) for m in study.methods},
-        plain_mean={m.key: over_groups(study, m, [study.tasks]) for m in study.methods},
-    )
+    return [
+        Aggregates(
+            method=method.key,
+            tasks={task.key: on_task(study, method, task) for task in study.tasks},
+            groups={group: over_groups(study, method, [tasks]) for group, tasks in study.groups.items()},
+            group_mean=over_groups(study, method, list(study.groups.values())),
+            plain_mean=over_groups(study, method, [study.tasks]),
+        )
+        for method in study.methods
+    ]
 
 
 def on_task(study: Study, method: Method, task: Task) -> Spread:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vprompt.report.document import Block, Chart, Charts, Dot, Paragraph, Picture, Section, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
-from vprompt.utils.text import count, duration, gmacs, percent
+from vprompt.utils.text import count, duration, gmacs, percent, show
 
 Row = dict[str, Any]
 
@@ -28,15 +28,15 @@ _VALIDATION: Columns = {
 }
 
 _LEARNED: Columns = {
-    "prompts": lambda row: _number(row["prompts"], ",.4g"),
-    "learned": lambda row: _number(row["learned_params"], ",.0f"),
-    "%": lambda row: _number(row["learned_share"], ".3g", 100),
+    "prompts": lambda row: show(row["prompts"], ",.4g"),
+    "learned": lambda row: show(row["learned_params"], ",.0f"),
+    "%": lambda row: show(row["learned_share"], ".3g", factor=100),
 }
 
 _COST: Columns = {
     "GMACs": lambda row: gmacs(row["folded_gmacs"]),
-    "ms": lambda row: _number(row["milliseconds"], ".3g"),
-    "x bare": lambda row: _number(row["time_ratio"], ".2f"),
+    "ms": lambda row: show(row["milliseconds"], ".3g"),
+    "x bare": lambda row: show(row["time_ratio"], ".2f"),
     "trained": lambda row: duration(row["training_seconds"]),
 }
 
@@ -105,28 +105,23 @@ def draw(document: Row, path: Path) -> bool:
     if not rows:
         return False
     y = f"{'test' if _tested(document) else 'validation'} accuracy (%)"
-    charts = [Chart(title="", x="learned parameters", y=y, dots=sizes, log=True)]
+    charts = [Chart(title="", x="learned parameters", y=y, curves=sizes, log=True)]
     if times:
         bare = document["bare"].get("milliseconds")
         rule = None if bare is None else (bare, "bare backbone")
-        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, dots=times, rule=rule))
+        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, curves=times, rule=rule))
     save_png(path, Charts(charts, [(style, row["method"]) for style, row in enumerate(rows)]), title=title(document))
     return True
 
 
-def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Dot]:
+def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Curve]:
     """The accuracies of the methods against something that was measured of them."""
-    return [
-        Dot(
-            name=row["method"],
-            x=row[key],
-            y=100 * (_accuracy(row, document) or 0.0),
-            error=None if row["test_std"] is None else 100 * row["test_std"],
-            style=style,
-        )
+    dots = {
+        style: Dot(x=row[key], y=100 * (_accuracy(row, document) or 0.0), error=100 * (row["test_std"] or 0.0))
         for style, row in enumerate(rows)
         if row[key] is not None
-    ]
+    }
+    return [Curve(name=rows[style]["method"], dots=[dot], style=style) for style, dot in dots.items()]
 
 
 def _tested(document: Row) -> bool:
@@ -161,7 +156,3 @@ def _failures(document: Row) -> list[Table]:
 
 def _spread(mean: float | None, std: float | None) -> str:
     return "–" if mean is None else f"{percent(mean)} ± {percent(std)}"
-
-
-def _number(value: float | None, form: str, times: float = 1) -> str:
-    return "–" if value is None else format(times * value, form)

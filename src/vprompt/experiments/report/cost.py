@@ -8,7 +8,7 @@ from vprompt.experiments.report.accuracy import FEW
 from vprompt.experiments.report.aggregate import mean_of, on_task, over_groups
 from vprompt.experiments.report.study import Method, Model, Study, Task
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Dot, Fold, Paragraph, Section, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
 from vprompt.utils.text import amount, count, gmacs, listed, spread
 
 QUANTITIES: dict[str, Callable[[Model], float | None]] = {
@@ -46,7 +46,7 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
     shown: dict[int, str] = {}
     means = [over_groups(study, method, [tasks]) for method in methods]
     for label, quantity in QUANTITIES.items():
-        dots: list[Dot] = []
+        curves: list[Curve] = []
         for method, mean in zip(methods, means, strict=True):
             x = mean_of(study, method, tasks, quantity)
             if mean.mean is None or x is None:
@@ -54,11 +54,11 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
             shown[method.style] = method.label
             error = None if mean.std is None else 100 * mean.std
             name = f"{method.label}: {spread(mean.mean, mean.std)} % at {amount(x)}"
-            dots.append(Dot(name=name, x=x, y=100 * mean.mean, error=error, style=method.style))
-        if dots:
-            alt = f"{title}: {study.metric} accuracy against {label}. {'; '.join(dot.name for dot in dots)}"
+            curves.append(Curve(name=name, dots=[Dot(x=x, y=100 * mean.mean, error=error)], style=method.style))
+        if curves:
+            alt = f"{title}: {study.metric} accuracy against {label}. {'; '.join(each.name for each in curves)}"
             log = label.startswith("learned")
-            charts.append(Chart(title=title, x=label, y=f"{study.metric} accuracy, %", alt=alt, dots=dots, log=log))
+            charts.append(Chart(title=title, x=label, y=f"{study.metric} accuracy, %", alt=alt, curves=curves, log=log))
     return Charts(charts, sorted(shown.items()))
 
 
@@ -80,7 +80,7 @@ def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> 
 def _published_cost(study: Study) -> list[Block]:
     """Published cost of the same backbone where prompts are not folded."""
     family = published.family_of(study.backbone)
-    costs, source = published.gmacs(family) if family else ({}, "")
+    costs, source = published.gmacs(family)
     if not costs:
         return []
     words = ", ".join(f"{prompts} prompts {value:g}" for prompts, value in sorted(costs.items()))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
 
 from vprompt.experiments.report.study import Run, Study
 from vprompt.report.document import Block, Fold, Section, Table, Warn, simple_table
@@ -21,8 +19,7 @@ _SAME = {
 def section(study: Study) -> Section:
     """Settings and provenance of all runs, compactly: what is common to all, then what goes with method and task."""
     runs = study.finished
-    facts = {id(run): flat(run.facts) for run in runs}
-    keys = dict.fromkeys(key for run in runs for key in facts[id(run)])
+    keys = dict.fromkeys(key for run in runs for key in run.facts)
     left = [key for key in keys if not key.endswith("seed") or "split" in key]
     blocks: list[Block] = [Warn(sentence) for sentence in warnings(study)]
     kinds: list[tuple[str, Callable[[Run], str]]] = [
@@ -33,10 +30,11 @@ def section(study: Study) -> Section:
         ("run", lambda run: run.title),
     ]
     for kind, name in kinds:
-        groups: dict[str, list[dict[str, str]]] = {}
+        groups: dict[str, list[Mapping[str, str]]] = {}
         for run in runs:
-            groups.setdefault(name(run), []).append(facts[id(run)])
-        shared = [key for key in left if kind == "run" or all(_agree(key, group) for group in groups.values())]
+            groups.setdefault(name(run), []).append(run.facts)
+        values = {key: {name: {facts.get(key) for facts in group} for name, group in groups.items()} for key in left}
+        shared = [key for key in left if kind == "run" or all(len(of_group) == 1 for of_group in values[key].values())]
         left = [key for key in left if key not in shared]
         if shared:
             blocks.append(_table(kind, shared, {name: group[0] for name, group in groups.items()}))
@@ -44,35 +42,13 @@ def section(study: Study) -> Section:
     return Section(key="origin", title="Settings and provenance", blocks=blocks)
 
 
-def flat(facts: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Nested settings as names with dots and short texts.
-
-    Example:
-        >>> flat({"recipe": {"lr": 0.1, "seed": 0}, "mean": [0.5, 0.5]})
-        {'recipe.lr': '0.1', 'recipe.seed': '0', 'mean': '0.5, 0.5'}
-    """
-    texts: dict[str, str] = {}
-    for key, value in facts.items():
-        name = f"{above}{line(key, 60)}"
-        if isinstance(value, Mapping) and value:
-            texts |= flat(cast("Mapping[str, Any]", value), f"{name}.")
-        elif isinstance(value, list | tuple):
-            entries = cast("Sequence[Any]", value)
-            texts[name] = line(", ".join(line(entry, 60) for entry in entries[:12]) or "none", 160)
-            if len(entries) > 12:
-                texts[name] += f" and {len(entries) - 12:,} more"
-        else:
-            texts[name] = line(value, 160)
-    return texts
-
-
 def warnings(study: Study) -> list[str]:
     """Sentences about runs of one task that cannot be compared with one another."""
     sentences: list[str] = []
     for task in study.tasks:
-        runs = [run for run in study.finished if run.task is task]
+        facts = [run.facts for run in study.finished if run.task is task]
         for key, what in _SAME.items():
-            values = {json.dumps(_at(run.facts, key), sort_keys=True, default=str) for run in runs}
+            values = {tuple(fact for fact in each.items() if fact[0].startswith(key)) for each in facts}
             if len(values) > 1:
                 sentences.append(
                     f"The runs of {task.title} differ in their {what} ({len(values)} kinds); do not compare them."
@@ -89,17 +65,6 @@ def warnings(study: Study) -> list[str]:
             f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
         )
     return sentences
-
-
-def _at(facts: Mapping[str, Any], key: str) -> Any:
-    value: Any = facts
-    for part in key.split("."):
-        value = cast("Mapping[str, Any]", value).get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _agree(key: str, group: Sequence[Mapping[str, str]]) -> bool:
-    return len({facts.get(key) for facts in group}) == 1
 
 
 def _table(kind: str, keys: Sequence[str], groups: Mapping[str, Mapping[str, str]]) -> Block:

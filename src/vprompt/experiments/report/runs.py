@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from vprompt.experiments.report.provenance import flat
 from vprompt.experiments.report.search import trials_of
 from vprompt.experiments.report.study import Model, Run, Study
 from vprompt.report.document import Table, simple_table
@@ -56,7 +55,6 @@ def runs_table(study: Study) -> Table:
 
 
 def _row(study: Study, run: Run) -> dict[str, Any]:
-    facts = flat(run.facts)
     search = run.search or {}
     return {
         "study": study.name,
@@ -73,7 +71,7 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "trials": len(trials_of(search)) if run.search else None,
         "chosen": json.dumps(search.get("chosen"), default=str) if run.search else None,
-        **{name: facts.get(key) for name, key in _FACTS.items()},
+        **{name: run.facts.get(key) for name, key in _FACTS.items()},
         "result": run.name,
     }
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from vprompt.experiments.report.study import Run, Study
+from vprompt.experiments.report.study import Run, Study, flat
 from vprompt.report.document import Block, Fold, Paragraph, Section, simple_table
 from vprompt.utils.text import amount, count, line, listed, number, percent, share
 
@@ -58,13 +58,7 @@ def settings(value: Any) -> str:
     """
     if not isinstance(value, Mapping) or not value:
         return "–"
-    return "; ".join(f"{line(key, 40)} {_value(entry)}" for key, entry in cast("Mapping[str, Any]", value).items())
-
-
-def _value(entry: Any) -> str:
-    if isinstance(entry, list | tuple):
-        return ", ".join(line(choice, 40) for choice in cast("Sequence[Any]", entry)[:30])
-    return line(entry, 80)
+    return "; ".join(f"{name} {text}" for name, text in flat(cast("Mapping[str, Any]", value)).items())
 
 
 def _searches(study: Study) -> list[tuple[str, Mapping[str, Any]]]:

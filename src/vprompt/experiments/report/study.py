@@ -80,7 +80,7 @@ class Run:
     before: Model | None = None
     seconds: float | None = None
     name: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
     search: Mapping[str, Any] | None = None
 
     @property
@@ -205,6 +205,28 @@ def read(document: Mapping[str, Any]) -> Study:
     )
 
 
+def flat(facts: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested settings as names with dots and short texts.
+
+    Example:
+        >>> flat({"recipe": {"lr": 0.1, "seed": 0}, "mean": [0.5, 0.5]})
+        {'recipe.lr': '0.1', 'recipe.seed': '0', 'mean': '0.5, 0.5'}
+    """
+    texts: dict[str, str] = {}
+    for key, value in facts.items():
+        name = f"{above}{line(key, 60)}"
+        if isinstance(value, Mapping) and value:
+            texts |= flat(cast("Mapping[str, Any]", value), f"{name}.")
+        elif isinstance(value, list | tuple):
+            entries = cast("Sequence[Any]", value)
+            texts[name] = line(", ".join(line(entry, 60) for entry in entries[:12]) or "none", 160)
+            if len(entries) > 12:
+                texts[name] += f" and {len(entries) - 12:,} more"
+        else:
+            texts[name] = line(value, 160)
+    return texts
+
+
 def _unlike(entries: Sequence[_Named], name: str) -> list[_Named]:
     """Entries that are all called something else: folders may have one name, and long names may begin alike."""
     shown: set[str] = set()
@@ -254,7 +276,7 @@ def _run(task: Task, method: Method, seed: Any, cell: Mapping[str, Any]) -> Run:
         before=_model(before) if before else None,
         seconds=_positive(result.get("seconds")),
         name=line(result.get("name") or "", 200),
-        facts={"settings": result.get("settings"), **provenance, "data": data},
+        facts=flat({"settings": result.get("settings"), **provenance, "data": data}),
         search=search,
     )
 

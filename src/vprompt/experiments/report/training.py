@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from vprompt.experiments.report.study import Run, Study
-from vprompt.report.document import Block, Chart, Charts, Curve, Fold, Paragraph, Section, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
 from vprompt.utils.text import amount, count, duration
 
 _POINTS = 40_000
@@ -23,9 +23,9 @@ def curves_section(study: Study) -> Section | None:
     for task in study.tasks:
         curves = [_curve(run, most) for run in trained if run.task is task]
         if curves:
-            dashed = sum(curve.dashed for curve in curves)
+            dashed = sum(run.unconverged for run in trained if run.task is task)
             alt = f"{task.title}: training loss by epoch of {count(len(curves), 'run')}, {dashed} not converged"
-            charts.append(Chart(title=task.title, x="epoch", y="training loss", alt=alt, curves=curves))
+            charts.append(Chart(title=task.title, x="epoch", y="training loss", alt=alt, curves=curves, zero=True))
     shown = {run.method.key for run in trained}
     legend = [(method.style, method.label) for method in study.methods if method.key in shown]
     words = (
@@ -52,7 +52,10 @@ def curve_of(run: Run) -> tuple[list[tuple[float, float]], float | None]:
 def _curve(run: Run, most: int) -> Curve:
     points, join = curve_of(run)
     name = f"{run.method.label}, seed {run.seed}" + (" (had not converged)" if run.unconverged else "")
-    return Curve(name=name, points=thin(points, most), style=run.method.style, dashed=run.unconverged, join=join)
+    thinned = thin(points, most)
+    ring = next((epoch for epoch, _ in thinned if join is not None and epoch > join), None)
+    dots = [Dot(x=epoch, y=loss, hollow=epoch == ring) for epoch, loss in thinned]
+    return Curve(name=name, dots=dots, style=run.method.style, line="--" if run.unconverged else "-", marks=False)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
