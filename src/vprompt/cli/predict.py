@@ -22,6 +22,9 @@ class _Source:
     """Folder of the adapter, its Hub id, or an exported file."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    trust_file: bool = False
+    """Read an exported .pt2 file by PyTorch, whatever it calls. A file that was made to do so can then run code on this
+    machine: only for files whose maker you trust."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -34,7 +37,7 @@ class _Source:
 
             if self.weights is not None:
                 raise UsageError(f"An exported model has its weights in it; leave out --weights for {self.adapter}.")
-            return load_exported(self.adapter)
+            return load_exported(self.adapter, trust=self.trust_file)
         from vprompt.model.load import load
 
         model = load(self.adapter, weights=self.weights)
