@@ -68,10 +68,9 @@ class OpenVino(Format):
         try:
             openvino.save_model(converted, path, compress_to_fp16=False)
         except RuntimeError:
-            with weights.open("wb") as file:  # OpenVINO does not say why; the system does
-                file.writelines(
-                    bytes(node.get_byte_size()) for node in converted.get_ops() if node.get_type_name() == "Constant"
-                )
+            with weights.open("wb") as file, path.open("wb") as graph:  # OpenVINO does not say why; the system does
+                file.writelines(bytes(node.get_byte_size()) for node in converted.get_ops() if _is_constant(node))
+                graph.write(bytes(2**20))
             raise
         add_checksum([path, weights])
 
@@ -137,6 +136,10 @@ def _model_info(about: dict[str, Any]) -> dict[str, str]:
         for key, name in (("mean", "mean_values"), ("std", "scale_values")):
             found[name] = " ".join(f"{255 * value:.6g}" for value in about["preprocessing"][key])
     return found
+
+
+def _is_constant(node: Any) -> bool:
+    return node.get_type_name() == "Constant"
 
 
 def _check_graph(path: Path, weights: int) -> None:

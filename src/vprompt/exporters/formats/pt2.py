@@ -127,6 +127,8 @@ class _Archive:
             strange = next((name for name in names if not _NAMES.fullmatch(name)), None)
             if strange is not None or len(set(names)) != len(names):
                 self.refuse(f"it has {'the same name twice' if strange is None else ascii(strange[:80])} in it")
+            if min(entry.header_offset for entry in entries) > 0:
+                self.refuse("something is before the files in it")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 self.refuse("it is compressed, as PyTorch writes none")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
@@ -241,12 +243,12 @@ def _module(archive: _Archive) -> fx.GraphModule:
     for node in program.graph.nodes:
         if not node.outputs:  # checks of PyTorch's
             continue
-        inputs = [(None if given.kind == 1 else given.name, _value(given.arg, values)) for given in node.inputs]
-        args, kwargs = (
-            tuple(value for name, value in inputs if name is None),
-            {n: v for n, v in inputs if n is not None},
-        )
-        call = graph.call_function(_function(node.target, args, archive), args, kwargs)
+        function = _function(node.target, archive)
+        args = tuple(_value(given.arg, values) for given in node.inputs if given.kind == 1)
+        kwargs = {given.name: _value(given.arg, values) for given in node.inputs if given.kind != 1}
+        if node.target.startswith("_operator") and not all(isinstance(arg, int | fx.Node) for arg in args):
+            archive.refuse("it computes sizes from lists or texts")
+        call = graph.call_function(function, args, kwargs)
         outputs = node.outputs[0].get("as_tensors") or node.outputs
         if outputs is node.outputs and len(outputs) == 1:
             values[_name(outputs[0])] = call
@@ -274,18 +276,17 @@ def _weights(archive: _Archive) -> dict[str, Tensor]:
     return found
 
 
-def _function(target: str, args: tuple[Any, ...], archive: _Archive) -> Callable[..., Any]:
+def _function(target: str, archive: _Archive) -> Callable[..., Any]:
     import torch
 
     place, _, name = target.rpartition(".")
-    if place == "_operator" and name in _ON_SIZES and not any(isinstance(value, list | str) for value in args):
+    if place == "_operator" and name in _ON_SIZES:
         return getattr(operator, name)
     place, _, operation = place.rpartition(".")
     if place == "torch.ops.aten" and operation in OPERATORS:
         function = getattr(getattr(torch.ops.aten, operation), name)
-        if operation.startswith("sym_") or all(
-            str(result.type) in ("Tensor", "List[Tensor]") for result in function._schema.returns
-        ):
+        results = {str(result.type) for result in function._schema.returns}
+        if operation.startswith("sym_") or results <= {"Tensor", "List[Tensor]"}:
             return function
     return archive.refuse(
         f"it calls {target[:80]!a}, which vprompt does not know to be harmless",
