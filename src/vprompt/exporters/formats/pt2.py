@@ -360,11 +360,8 @@ def _check_memory(module: fx.GraphModule, images: Tensor, archive: _Archive) -> 
 
     class Shapes(fx.Interpreter):
         def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if (
-                "Tensor[]" in str(getattr(target, "_schema", "")).partition("->")[2]
-                and isinstance(args[0], torch.Tensor)
-                and max(args[0].shape, default=0) > MOST_PARTS
-            ):
+            cuts = target.__module__ != "_operator" and str(target._schema.returns[0].type) == "List[Tensor]"
+            if cuts and isinstance(args[0], torch.Tensor) and max(args[0].shape, default=0) > MOST_PARTS:
                 archive.refuse("it cuts a tensor into very many")
             value = super().call_function(target, args, kwargs)
             held = [kept for node, kept in self.env.items() if node.op != "get_attr"]
@@ -374,8 +371,10 @@ def _check_memory(module: fx.GraphModule, images: Tensor, archive: _Archive) -> 
                 archive.refuse("it has a size without bound")
             return value
 
+    shapes = Shapes(module)
+    shapes.extra_traceback = False  # no more than a sentence
     with FakeTensorMode(allow_non_fake_inputs=True):
-        Shapes(module).run(torch.empty(images.shape, dtype=images.dtype))
+        shapes.run(torch.empty(images.shape, dtype=images.dtype))
 
 
 def _library_runner(archive: _Archive) -> Run:
