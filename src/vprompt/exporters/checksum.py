@@ -14,7 +14,7 @@ from vprompt.utils.text import printable
 BLANK = f"vprompt-sha256:{'0' * 64}"
 """The checksum before it is known: a format writes it into one of its files, in plain ASCII, once."""
 
-_CHECKSUM = re.compile(rb"vprompt-sha256:([0-9a-f]{64})")
+_CHECKSUM = re.compile(rb"vprompt-sha256:(.{64})", re.DOTALL)
 
 
 def add_checksum(files: Sequence[Path]) -> None:
@@ -49,7 +49,10 @@ def _digest(files: Sequence[Path]) -> tuple[bytes, list[tuple[Path, int, bytes]]
     """The checksum of files, and where they have one: the file, the place in it, and the digits there."""
     total, places = hashlib.sha256(), list[tuple[Path, int, bytes]]()
     for file in files:
-        total.update(f"{file.stat().st_size}\n".encode())
+        size = file.stat().st_size
+        total.update(f"{size}\n".encode())
+        if not size:
+            continue
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             done = 0
             with memoryview(content) as view:

@@ -178,7 +178,11 @@ def export(
     with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
 
         def outputs_of(about: About) -> tuple[Tensor, Tensor]:
-            with quiet(), translated(f"{printable(str(path))} cannot be written", "; make room on the disk"), writing(path):
+            with (
+                quiet(),
+                translated(f"{printable(str(path))} cannot be written", "; make room on the disk"),
+                writing(path),
+            ):
                 format.save(converted, part, about.to_text())
             pair = paired_logits(folded, load_exported(part, trust=True), compared_NCHW)
             return (pair[0].softmax(1), pair[1].softmax(1)) if include_preprocessing else pair
