@@ -497,9 +497,6 @@ def test_no_code_in_an_archive_is_run(exports, tmp_path):
     for name, change in ignored.items():
         rewritten(path, evil, change)
         assert torch.equal(vprompt.load_exported(evil)(images), wanted), name
-        if "inputs" not in name:  # which PyTorch does not get to see, either
-            with pytest.raises(VPromptError, match="could run code"):
-                vprompt.load_exported(evil, trust=True)
         assert not mark.exists(), name
     refused = {
         "weights": edited("model_weights_config.json", pickled_weight),

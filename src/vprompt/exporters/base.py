@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.registry import Registry
@@ -142,6 +142,11 @@ def output_name(program: ExportedProgram) -> str:
 def input_of(program: ExportedProgram) -> Tensor:
     """An example of the images that a program takes, without numbers."""
     return next(node for node in program.graph.nodes if node.name == "images").meta["val"]
+
+
+def refuse(path: Path, why: str, remedy: str = "export the adapter again") -> NoReturn:
+    """Raises the VPromptError of a file that holds more than a model."""
+    raise VPromptError(f"{printable(str(path))} is not opened because it could run code or do harm: {why}; {remedy}.")
 
 
 def check_regular(file: Path, beside: Path) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, output_name
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, output_name, refuse
 from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
-from vprompt.utils.errors import VPromptError
-from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,16 +103,16 @@ class Onnx(Format):
                 place = {entry.key: entry.value for entry in tensor.external_data}
                 start, length = int(place.get("offset", 0)), int(place.get("length", 0))
                 if place["location"] != beside.name:
-                    _refuse(path, f"it reads {place['location'][:80]!a}")
+                    refuse(path, f"it reads {place['location'][:80]!a}")
                 check_regular(beside, path)
                 if min(start, length) < 0 or start + length > beside.stat().st_size:
-                    _refuse(path, f"it reads past the end of {beside.name}")
+                    refuse(path, f"it reads past the end of {beside.name}")
             elif len(tensor.raw_data) > _SMALL:
                 tensor.ClearField("raw_data")  # shapes come from small ones
         del graph.value_info[:]
         for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
             if prod(dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim) > MOST_VALUES:
-                _refuse(path, "it computes more numbers than a model does")
+                refuse(path, "it computes more numbers than a model does")
         return [beside] if outside else []
 
     def halved(self, converted: Any, folder: Path) -> Any:
@@ -152,21 +150,17 @@ def _tensors(model: Any, path: Path) -> Iterator[Any]:
     """All tensors in a model, which has neither loops nor functions nor operators of others."""
     graph = model.graph
     if model.functions or model.training_info or graph.sparse_initializer:
-        _refuse(path, "it has functions or sparse tensors in it")
+        refuse(path, "it has functions or sparse tensors in it")
     yield from graph.initializer
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
-            _refuse(path, f"it calls {node.op_type[:80]!a} of {node.domain[:80]!a}")
+            refuse(path, f"it calls {node.op_type[:80]!a} of {node.domain[:80]!a}")
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
-                _refuse(path, "it has loops or sparse tensors in it")
+                refuse(path, "it has loops or sparse tensors in it")
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-
-
-def _refuse(path: Path, why: str) -> NoReturn:
-    raise VPromptError(f"{printable(str(path))} is not opened because it may do harm: {why}; export the adapter again.")
 
 
 FORMATS.register(Onnx())

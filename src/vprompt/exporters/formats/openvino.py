@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, input_of, output_name
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, input_of, output_name, refuse
 from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
@@ -89,7 +89,7 @@ class OpenVino(Format):
             for output in node.outputs():
                 shape = output.get_partial_shape()
                 if shape.rank.is_static and prod(size.max_length for size in shape if size.is_static) > MOST_VALUES:
-                    _refuse(path, "it computes more numbers than a model does")
+                    refuse(path, "it computes more numbers than a model does")
         key = next((key for key in (KEY, FORMER_KEY) if model.has_rt_info([key])), None)
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -148,18 +148,14 @@ def _check_graph(path: Path, weights: int) -> None:
     if not text.startswith(b"<?xml") or b"<net " not in text[:200]:  # OpenVINO would try other frameworks
         raise VPromptError(f"{printable(str(path))} is damaged, or no model of OpenVINO; export the adapter again.")
     if b"<!" in text or len(text) > MOST_XML:
-        _refuse(path, "it has entities in it" if b"<!" in text else f"it has more than {MOST_XML >> 20} MB")
+        refuse(path, "it has entities in it" if b"<!" in text else f"it has more than {MOST_XML >> 20} MB")
     for layer in ElementTree.fromstring(text).iter("layer"):
         if layer.find("body") is not None or not re.fullmatch(r"opset\d+", layer.get("version", "")):
-            _refuse(path, f"it calls {ascii(layer.get('type'))[:80]}")
+            refuse(path, f"it calls {ascii(layer.get('type'))[:80]}")
         for data in layer.iter("data"):
             start, length = int(data.get("offset", 0)), int(data.get("size", 0)) if "offset" in data.attrib else 0
             if min(start, length) < 0 or start + length > weights:
-                _refuse(path, "it reads past the end of its weights")
-
-
-def _refuse(path: Path, why: str) -> NoReturn:
-    raise VPromptError(f"{printable(str(path))} is not opened because it may do harm: {why}; export the adapter again.")
+                refuse(path, "it reads past the end of its weights")
 
 
 FORMATS.register(OpenVino())

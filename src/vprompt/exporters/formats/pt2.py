@@ -14,15 +14,11 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, refuse
 from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
-from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import parse
-from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +62,6 @@ _NAMES = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/sample_inputs/model\.pt"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)|extra/(vprompt|laconic)\.json"
     r"|archive_format|archive_version|byteorder|\.data/\w+"
-)
-
-_TRUSTED_TARGET = re.compile(r"torch\.ops\.\w+\.\w+\.\w+|_operator\.\w+|math\.\w+")
-
-_TRUSTED_SIZE = re.compile(
-    r"(?:(?:Symbol|Integer|Rational|Add|Mul|Max|Min|FloorDiv|Mod|PythonMod|CleanDiv|IntTrueDiv|TruncToInt)\("
-    r"|'[su]\d{1,9}'|(?:positive|integer|nonnegative)=(?:True|False)|-?\d{1,19}|[(), ])+"
 )
 
 
@@ -126,86 +115,28 @@ class _Archive:
             names = [entry.filename.removeprefix(self.root) for entry in entries]
             strange = next((name for name in names if not _NAMES.fullmatch(name)), None)
             if strange is not None or len(set(names)) != len(names):
-                self.refuse(f"it has {'the same name twice' if strange is None else ascii(strange[:80])} in it")
+                refuse(path, f"it has {'the same name twice' if strange is None else ascii(strange[:80])} in it")
             if min(entry.header_offset for entry in entries) > 0:
-                self.refuse("something is before the files in it")
+                refuse(path, "something is before the files in it")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                self.refuse("it is compressed, as PyTorch writes none")
+                refuse(path, "it is compressed, as PyTorch writes none")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                self.refuse("what is in it is larger than itself")
+                refuse(path, "what is in it is larger than itself")
             if any(entry.file_size > MOST_JSON for entry in entries if entry.filename.endswith(".json")):
-                self.refuse(f"it has more than {MOST_JSON >> 20} MB of JSON in it")
+                refuse(path, f"it has more than {MOST_JSON >> 20} MB of JSON in it")
             self.files = {name: archive.read(entry) for name, entry in zip(names, entries, strict=True)}
 
     def description(self) -> bytes | None:
         """The text beside the model; None where there is none."""
         return self.files.get(f"extra/{KEY}.json", self.files.get(f"extra/{FORMER_KEY}.json"))
 
-    def tensors(self) -> Iterator[tuple[str, str, _Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Name, file and form of all weights and constants."""
         for kind in ("weights", "constants"):
-            config = msgspec.json.decode(self.files[f"data/{kind}/model_{kind}_config.json"], type=_Config).config
-            for name, entry in config.items():
-                if entry.use_pickle or entry.tensor_meta is None:
-                    self.refuse("it has a pickle in it")
-                yield name, f"data/{kind}/{entry.path_name}", entry.tensor_meta
-
-    def refuse(self, why: str, remedy: str = "export the adapter again") -> NoReturn:
-        """Raises the VPromptError of a file that is not opened."""
-        raise VPromptError(f"{printable(str(self.path))} is not opened because it could run code: {why}; {remedy}.")
-
-
-class _Size(msgspec.Struct):
-    as_int: int
-
-
-class _Tensor(msgspec.Struct):
-    dtype: int
-    sizes: list[_Size]
-    strides: list[_Size]
-    storage_offset: _Size
-
-
-class _Weight(msgspec.Struct):
-    path_name: str
-    use_pickle: bool
-    tensor_meta: _Tensor | None
-
-
-class _Config(msgspec.Struct):
-    config: dict[str, _Weight]
-
-
-class _Input(msgspec.Struct):
-    name: str
-    arg: dict[str, Any]
-    kind: int = 1
-
-
-class _Node(msgspec.Struct):
-    target: str
-    inputs: list[_Input]
-    outputs: list[dict[str, Any]]
-
-
-class _Graph(msgspec.Struct):
-    nodes: list[_Node]
-
-
-class _Signature(msgspec.Struct):
-    input_specs: list[dict[str, dict[str, Any]]]
-    output_specs: list[dict[str, dict[str, Any]]]
-
-
-class _Module(msgspec.Struct):
-    graph: _Graph
-    signature: _Signature
-
-
-class _Program(msgspec.Struct):
-    """What is read of `models/model.json`."""
-
-    graph_module: _Module
+            for name, entry in parse(self.files[f"data/{kind}/model_{kind}_config.json"])["config"].items():
+                if entry["use_pickle"]:
+                    refuse(self.path, "it has a pickle in it")
+                yield name, f"data/{kind}/{entry['path_name']}", entry["tensor_meta"]
 
 
 def _runner(archive: _Archive) -> Run:
@@ -229,10 +160,10 @@ def _module(archive: _Archive) -> fx.GraphModule:
     import torch
     from torch import fx
 
-    program = msgspec.json.decode(archive.files["models/model.json"], type=_Program).graph_module
+    program = parse(archive.files["models/model.json"])["graph_module"]
     root, graph, values = torch.nn.Module(), fx.Graph(), dict[str, fx.Node]()
     weights = _weights(archive)
-    for number, spec in enumerate(program.signature.input_specs):
+    for number, spec in enumerate(program["signature"]["input_specs"]):
         ((kind, entry),) = spec.items()
         if kind == "user_input":
             values[entry["arg"]["as_tensor"]["name"]] = graph.placeholder("images")
@@ -240,22 +171,22 @@ def _module(archive: _Archive) -> fx.GraphModule:
             name = next(entry[key] for key in ("parameter_name", "buffer_name", "tensor_constant_name") if key in entry)
             root.register_buffer(f"weight_{number}", weights[name])
             values[entry["arg"]["name"]] = graph.get_attr(f"weight_{number}")
-    for node in program.graph.nodes:
-        if not node.outputs:  # checks of PyTorch's
+    for node in program["graph"]["nodes"]:
+        if not node["outputs"]:  # checks of PyTorch's
             continue
-        function = _function(node.target, archive)
-        args = tuple(_value(given.arg, values) for given in node.inputs if given.kind == 1)
-        kwargs = {given.name: _value(given.arg, values) for given in node.inputs if given.kind != 1}
-        if node.target.startswith("_operator") and not all(isinstance(arg, int | fx.Node) for arg in args):
-            archive.refuse("it computes sizes from lists or texts")
+        function = _function(node["target"], archive)
+        args = tuple(_value(given["arg"], values) for given in node["inputs"] if given["kind"] == 1)
+        kwargs = {given["name"]: _value(given["arg"], values) for given in node["inputs"] if given["kind"] != 1}
+        if node["target"].startswith("_operator") and not all(isinstance(arg, int | fx.Node) for arg in args):
+            refuse(archive.path, "it computes sizes from lists or texts")
         call = graph.call_function(function, args, kwargs)
-        outputs = node.outputs[0].get("as_tensors") or node.outputs
-        if outputs is node.outputs and len(outputs) == 1:
+        outputs = node["outputs"][0].get("as_tensors") or node["outputs"]
+        if outputs is node["outputs"] and len(outputs) == 1:
             values[_name(outputs[0])] = call
             continue
         for index, output in enumerate(outputs):
             values[_name(output)] = graph.call_function(operator.getitem, (call, index))
-    (result,) = program.signature.output_specs
+    (result,) = program["signature"]["output_specs"]
     graph.output(values[_name(result["user_output"]["arg"])])
     graph.eliminate_dead_code()
     return fx.GraphModule(root, graph)
@@ -270,9 +201,9 @@ def _weights(archive: _Archive) -> dict[str, Tensor]:
     for name, file, form in archive.tensors():
         if file not in memory:
             memory[file] = torch.frombuffer(archive.files.pop(file) or bytes(8), dtype=torch.uint8).clone()
-        sizes, strides = ([size.as_int for size in numbers] for numbers in (form.sizes, form.strides))
-        numbers = memory[file].view(getattr(torch, _TYPES[form.dtype]))
-        found[name] = numbers.as_strided(sizes, strides, form.storage_offset.as_int)
+        sizes, strides = ([size["as_int"] for size in form[key]] for key in ("sizes", "strides"))
+        numbers = memory[file].view(getattr(torch, _TYPES[form["dtype"]]))
+        found[name] = numbers.as_strided(sizes, strides, form["storage_offset"]["as_int"])
     return found
 
 
@@ -288,7 +219,8 @@ def _function(target: str, archive: _Archive) -> Callable[..., Any]:
         results = {str(result.type) for result in function._schema.returns}
         if operation.startswith("sym_") or results <= {"Tensor", "List[Tensor]"}:
             return function
-    return archive.refuse(
+    return refuse(
+        archive.path,
         f"it calls {target[:80]!a}, which vprompt does not know to be harmless",
         "if you trust who made the file, give --trust-file (in Python: trust=True)",
     )
@@ -362,13 +294,13 @@ def _check_memory(module: fx.GraphModule, images: Tensor, archive: _Archive) -> 
         def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             cuts = target.__module__ != "_operator" and str(target._schema.returns[0].type) == "List[Tensor]"
             if cuts and isinstance(args[0], torch.Tensor) and max(args[0].shape, default=0) > MOST_PARTS:
-                archive.refuse("it cuts a tensor into very many")
+                refuse(archive.path, "it cuts a tensor into very many")
             value = super().call_function(target, args, kwargs)
             held = [kept for node, kept in self.env.items() if node.op != "get_attr"]
             if sum(storages([*held, value]).values()) > MOST_BYTES * len(images):
-                archive.refuse(f"it takes more than {MOST_BYTES >> 30} GB of memory for an image")
+                refuse(archive.path, f"it takes more than {MOST_BYTES >> 30} GB of memory for an image")
             if isinstance(value, int) and abs(value) > 2**62:
-                archive.refuse("it has a size without bound")
+                refuse(archive.path, "it has a size without bound")
             return value
 
     shapes = Shapes(module)
@@ -378,21 +310,10 @@ def _check_memory(module: fx.GraphModule, images: Tensor, archive: _Archive) -> 
 
 
 def _library_runner(archive: _Archive) -> Run:
-    """The program by PyTorch's own reader, which gets no pickle, no code and no expression that takes long."""
+    """The program by PyTorch's own reader, which gets no pickle."""
     import torch
 
-    list(archive.tensors())  # none is a pickle
-    document = parse(archive.files["models/model.json"])
-    if document["guards_code"]:
-        archive.refuse("it has code in it")
-    for entry in _entries(document):
-        size, target = entry.get("expr_str", "Integer(1)"), entry.get("target", "math.pow")
-        if not isinstance(size, str) or not _TRUSTED_SIZE.fullmatch(size):
-            archive.refuse(f"it has a size {ascii(size)[:40]} in it")
-        if not isinstance(target, str) or not _TRUSTED_TARGET.fullmatch(target):
-            archive.refuse(f"it calls {ascii(target)[:40]}")
-        if any(entry.get(key) is not None for key in ("as_operator", "as_custom_obj", "as_graph", "as_graphs")):
-            archive.refuse("it has code in it")
+    list(archive.tensors())
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as target:
         for name, content in archive.files.items():
@@ -405,20 +326,6 @@ def _library_runner(archive: _Archive) -> Run:
             return module(torch.from_numpy(images)).numpy()
 
     return run
-
-
-def _entries(document: Any) -> list[dict[str, Any]]:
-    """All objects in a JSON document, however deep."""
-    entries: list[dict[str, Any]] = []
-    waiting: list[Any] = [document]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            entries.append(cast("dict[str, Any]", value))
-            waiting += value.values()  # pyright: ignore[reportUnknownMemberType]
-        elif isinstance(value, list):
-            waiting += cast("list[Any]", value)
-    return entries
 
 
 FORMATS.register(Pt2())
