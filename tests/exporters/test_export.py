@@ -24,9 +24,9 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.data.images import decode
 from vprompt.exporters.base import FORMATS
 from vprompt.exporters.export import Int8, compare
-from vprompt.exporters.formats.pt2 import text_of
+from vprompt.exporters.labels import check_label_files
 from vprompt.methods.layers.prompts import Prompts
-from vprompt.utils.errors import VPromptError
+from vprompt.utils.errors import StorageError, VPromptError
 
 HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426", "]]>\\u0041")
 """Names that XML, JSON, C strings and terminals each trip over."""
@@ -398,7 +398,7 @@ def test_models_that_vprompt_did_not_export_are_told_apart(tmp_path):
         ({"preprocessing": {}}, "'preprocessing.size' is missing"),
         ({"libraries": {"torch": 2}}, r"'libraries'\['torch'\] should be text"),
         ({"comparison": []}, "'comparison' should be an object"),
-        ({"precision": "float8"}, "'precision' should be 'float32' or 'int8'"),
+        ({"precision": "float8"}, "'precision' should be 'float32' or 'float16' or 'int8'"),
     ],
     ids=str,
 )
@@ -444,43 +444,343 @@ def edited(part, change):
     return apply
 
 
+def graph_of(document):
+    return document["graph_module"]["graph"]
+
+
+def adding(target, inputs, kind="as_tensor"):
+    """A change of a program: a call before all others, of what has an argument (name, kind, value) each."""
+
+    def change(document):
+        values = [{"name": name, "arg": {form: value}, "kind": 1} for name, form, value in inputs]
+        result = {"as_name": "added"} if kind == "as_sym_int" else {"name": "added"}
+        node = {"target": target, "inputs": values, "outputs": [{kind: result}], "metadata": {}, "name": "added"}
+        nodes = graph_of(document)["nodes"]
+        first = nodes[0]["inputs"][0]["arg"]
+        used = {"name": "self", "arg": {"as_tensor": {"name": "added"}}, "kind": 1}
+        keep = {**node, "target": "torch.ops.aten.add.Tensor", "inputs": [used, {**used, "arg": first}]}
+        keep = {**keep, "outputs": [{"as_tensor": {"name": "kept"}}], "name": "kept"}
+        nodes[:0] = [node, keep] if kind == "as_tensor" else [node]
+        document["graph_module"]["signature"]["output_specs"][0]["user_output"]["arg"]["as_tensor"]["name"] = "kept"
+
+    return edited("models/model.json", change)
+
+
 def test_no_code_in_an_archive_is_run(exports, tmp_path):
-    path, mark = exports("deep pt2")[1], tmp_path / "mark"
+    (model, path), mark, evil = exports("deep pt2"), tmp_path / "mark", tmp_path / "evil.pt2"
     call = f"__import__('pathlib').Path({str(mark)!r}).write_text('gotcha')"
     pickled = io.BytesIO()
     torch.save(Evil(mark), pickled)
 
-    def first(document):
-        return next(iter(document["config"].values()))
+    def pickled_weight(document):
+        next(iter(document["config"].values()))["use_pickle"] = True
 
-    def evil_size(document):
-        symbol = document["graph_module"]["graph"]["sym_int_values"]
-        next(iter(symbol.values()))["as_expr"]["expr_str"] = call
+    def size(text):
+        def change(document):
+            next(iter(graph_of(document)["sym_int_values"].values()))["as_expr"]["expr_str"] = text
+            for value in graph_of(document)["tensor_values"].values():
+                value["sizes"][0] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
 
-    def evil_target(document):
-        document["graph_module"]["graph"]["nodes"][0]["target"] = "torch.hub.load"
+        return edited("models/model.json", change)
 
-    changes = {
-        "weights": edited("model_weights_config.json", lambda d: first(d).update(use_pickle=True)),
+    def target(name):
+        return edited("models/model.json", lambda d: graph_of(d)["nodes"][0].update(target=name))
+
+    images = some_images(model, 2)
+    wanted = vprompt.load_exported(path)(images)
+    ignored = {
         "inputs": lambda name, content: pickled.getvalue() if name.endswith("sample_inputs/model.pt") else content,
         "raw inputs": lambda name, c: pickle.dumps(Evil(mark)) if name.endswith("sample_inputs/model.pt") else c,
         "guards": edited("models/model.json", lambda d: d.update(guards_code=[call])),
-        "size": edited("models/model.json", evil_size),
-        "target": edited("models/model.json", evil_target),
+        "code as a size": size(call),
+        "a size that takes years": size("Pow(Integer(7), Integer(999999999))"),
     }
-    for name, change in changes.items():
-        rewritten(path, tmp_path / "evil.pt2", change)
+    for name, change in ignored.items():
+        rewritten(path, evil, change)
+        assert torch.equal(vprompt.load_exported(evil)(images), wanted), name
+        assert not mark.exists(), name
+    refused = {
+        "weights": edited("model_weights_config.json", pickled_weight),
+        "target": target("torch.hub.load"),
+        "operator": target("_operator.attrgetter.default"),
+        "schema": target("torch.ops.aten.add.str"),
+        "file": adding(
+            "torch.ops.aten.from_file.default", [("filename", "as_string", str(mark)), ("shared", "as_bool", True)]
+        ),
+    }
+    for name, change in refused.items():
+        rewritten(path, evil, change)
         with pytest.raises(VPromptError, match="could run code"):
-            vprompt.load_exported(tmp_path / "evil.pt2")
+            vprompt.load_exported(evil)
         assert not mark.exists(), name
     for extra in ("data/weights/model.pt", "data/aotinductor/model/x.so", "data/constants/opaque_obj_0"):
-        shutil.copy(path, tmp_path / "evil.pt2")
-        with zipfile.ZipFile(tmp_path / "evil.pt2", "a") as archive:
+        rewritten(path, evil, lambda name, content: content)
+        with zipfile.ZipFile(evil, "a") as archive:
             archive.writestr(archive.namelist()[0].partition("/")[0] + "/" + extra, b"x")
-        with pytest.raises(VPromptError, match="could run code"):
-            vprompt.load_exported(tmp_path / "evil.pt2")
-    rewritten(path, tmp_path / "same.pt2", lambda name, content: content)
-    assert text_of(tmp_path / "same.pt2")
+        for trust in (False, True):
+            with pytest.raises(VPromptError, match="could run code"):
+                vprompt.load_exported(evil, trust=trust)
+
+
+def test_operators_that_are_not_known_take_a_flag(exports, tmp_path):
+    (model, path), odd = exports("deep pt2"), tmp_path / "odd.pt2"
+    last = "torch.ops.aten.linear.default"
+
+    def change(document):
+        nodes = graph_of(document)["nodes"]
+        output = nodes[-1]["outputs"][0]["as_tensor"]["name"]
+        assert nodes[-1]["target"] == last
+        argument = {"name": "self", "arg": {"as_tensor": {"name": output}}, "kind": 1}
+        nodes.append({**nodes[-1], "target": "torch.ops.aten.asinh.default", "inputs": [argument], "name": "odd"})
+        nodes[-1]["outputs"] = [{"as_tensor": {"name": "odd"}}]
+        graph_of(document)["tensor_values"]["odd"] = graph_of(document)["tensor_values"][output]
+        graph_of(document)["outputs"] = nodes[-1]["outputs"]
+        document["graph_module"]["signature"]["output_specs"][0]["user_output"]["arg"] = nodes[-1]["outputs"][0]
+
+    rewritten(path, odd, edited("models/model.json", change))
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (40, 40), (20, 90, 20)).save(photo)
+    outcome = run_command("predict", odd, photo)
+    assert (outcome.status, "asinh" in outcome.err, "--trust-file" in outcome.err) == (1, True, True)
+    assert run_command("predict", odd, photo, "--trust-file").status == 0
+    images = some_images(model, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(vprompt.load_exported(odd, trust=True)(images), model(images).asinh())
+
+
+def test_programs_that_would_take_all_memory_or_time_are_refused(exports, tmp_path):
+    (model, path), evil = exports("deep pt2"), tmp_path / "evil.pt2"
+    huge = [("size", "as_ints", [2**20, 2**20])]
+    changes = {
+        "memory for an image": adding("torch.ops.aten.ones.default", huge),
+        "sizes from lists": adding("_operator.mul", [("a", "as_ints", [1, 2]), ("b", "as_int", 2**40)], "as_sym_int"),
+        "cuts a tensor": adding("torch.ops.aten.unbind.int", [("self", "as_tensor", {"name": "long"})]),
+        "without bound": adding("_operator.mul", [("a", "as_int", 2**40), ("b", "as_int", 2**40)], "as_sym_int"),
+    }
+    for problem, change in changes.items():
+
+        def change_it(name, content, change=change, problem=problem):
+            content = change(name, content)
+            if name.endswith("model.json"):
+                document = json.loads(content)
+                nodes = graph_of(document)["nodes"]
+                if problem == "cuts a tensor":
+                    long = {**nodes[0], "target": "torch.ops.aten.ones.default", "name": "long"}
+                    long["inputs"] = [{"name": "size", "arg": {"as_ints": [2**20]}, "kind": 1}]
+                    nodes.insert(0, {**long, "outputs": [{"as_tensor": {"name": "long"}}]})
+                if problem == "without bound":
+                    ones = {"name": "size", "arg": {"as_sym_ints": [{"as_name": "added"}]}, "kind": 1}
+                    kept = {**nodes[0], "target": "torch.ops.aten.ones.default", "inputs": [ones], "name": "kept"}
+                    nodes.insert(1, {**kept, "outputs": [{"as_tensor": {"name": "kept"}}]})
+                content = json.dumps(document).encode()
+            return content
+
+        rewritten(path, evil, change_it)
+        with pytest.raises(VPromptError, match=problem):
+            vprompt.load_exported(evil)(some_images(model, 1))
+
+
+def test_archives_that_are_packed_in_other_ways_are_refused(exports, tmp_path):
+    path, other = exports("deep pt2")[1], tmp_path / "other.pt2"
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    json_name = next(name for name in files if name.endswith("models/model.json"))
+    with zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as archive:  # a bomb: 200 MB in 200 KB
+        for name, content in files.items():
+            archive.writestr(name, content + bytes(200 << 20) if name == json_name else content)
+    with pytest.raises(VPromptError, match="compressed"):
+        vprompt.load_exported(other)
+    rewritten(path, other, lambda name, content: content)
+    plain = other.read_bytes()
+    other.write_bytes(b"PK something else" + plain)  # Python finds the directory by its end, others by its place
+    with pytest.raises(VPromptError, match="before the files"):
+        vprompt.load_exported(other)
+    other.write_bytes(plain)
+    with zipfile.ZipFile(other, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(json_name, files[json_name])
+    with pytest.raises(VPromptError, match="same name twice"):
+        vprompt.load_exported(other)
+
+
+def test_onnx_reads_no_other_file_and_no_loop(exports, tmp_path):
+    import onnx
+
+    source, path = exports("deep onnx")[1], tmp_path / "m.onnx"
+    (tmp_path / "secret").write_bytes(bytes(10_000))
+    (tmp_path / "m.onnx.data").symlink_to(tmp_path / "secret")
+
+    def outside(place, **entries):
+        def change(model):
+            tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in {"location": place, **entries}.items():
+                tensor.external_data.add(key=key, value=str(value))
+
+        return change
+
+    def loop(model):
+        body = onnx.helper.make_graph([], "body", [], [])
+        model.graph.node.append(onnx.helper.make_node("Loop", [], [], body=body))
+
+    def huge(model):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**40]), "many"))
+        model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["many"], ["bomb"]))
+
+    def foreign(model):
+        model.graph.node.append(onnx.helper.make_node("EPContext", [], [], domain="com.microsoft"))
+
+    changes = {
+        "reads '../secret'": outside("../secret"),
+        f"reads '{tmp_path}/secret'": outside(str(tmp_path / "secret")),
+        "reads 'secret'": outside("secret"),
+        "no plain file": outside("m.onnx.data"),
+        "loops": loop,
+        "more numbers": huge,
+        "calls 'EPContext'": foreign,
+    }
+    for problem, change in changes.items():
+        model = onnx.load(source)
+        change(model)
+        onnx.save(model, path)
+        with pytest.raises(VPromptError, match=problem):
+            vprompt.load_exported(path)
+    path.with_name("m.onnx.data").unlink()
+    path.with_name("m.onnx.data").write_bytes(bytes(1000))
+    for entries in ({"offset": 0, "length": 10**15}, {"offset": -1, "length": 10}, {"offset": 995, "length": 10}):
+        model = onnx.load(source)
+        outside("m.onnx.data", **entries)(model)
+        onnx.save(model, path)
+        with pytest.raises(VPromptError, match="past the end"):
+            vprompt.load_exported(path)
+
+
+def test_openvino_reads_no_entity_and_no_byte_that_is_not_there(exports, tmp_path):
+    source, path = exports("deep openvino")[1], tmp_path / "m.xml"
+    text = source.read_text(encoding="utf-8").replace("vprompt-sha256:", "")  # so that nothing but this stops it
+    weights = path.with_suffix(".bin")
+    shutil.copy(source.with_suffix(".bin"), weights)
+    path.write_text(text, encoding="utf-8")
+    assert vprompt.load_exported(path).classes == HOSTILE
+    first = text.index('size="')
+    changes = {
+        "entities": text.replace("<net ", '<!DOCTYPE net [<!ENTITY a SYSTEM "file:///etc/passwd">]><net ', 1),
+        "past the end": text[:first] + 'size="9' + text[first + 6 :].replace('"', '999999999"', 1),
+        "calls 'MatMul'": text.replace('type="MatMul" version="opset1"', 'type="MatMul" version="extension"', 1),
+    }
+    for problem, changed in changes.items():
+        path.write_text(changed, encoding="utf-8")
+        with pytest.raises(VPromptError, match=problem):
+            vprompt.load_exported(path)
+    path.write_text(text, encoding="utf-8")
+    weights.unlink()
+    weights.symlink_to(source.with_suffix(".bin"))
+    with pytest.raises(VPromptError, match="no plain file"):
+        vprompt.load_exported(path)
+
+
+@pytest.mark.parametrize("name", ["deep pt2", "deep onnx", "deep openvino", "merged executorch"])
+def test_a_flipped_bit_anywhere_is_noticed(name, exports, tmp_path):
+    path = exports(name)[1]
+    shutil.copytree(path.parent, tmp_path / "all")
+    generator = np.random.default_rng(0)
+    for file in (tmp_path / "all").iterdir():
+        whole = file.read_bytes()
+        for place in [0, len(whole) - 1, *generator.integers(0, len(whole), 8)]:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << generator.integers(0, 8)
+            if (b"vprompt-sha256:" in damaged) != (b"vprompt-sha256:" in whole):
+                continue  # the word by which the checksum is found; nothing else has changed
+            file.write_bytes(damaged)
+            with pytest.raises(VPromptError):
+                vprompt.load_exported(tmp_path / "all" / path.name)
+        file.write_bytes(whole)
+    assert vprompt.load_exported(tmp_path / "all" / path.name).classes == HOSTILE
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".xml"])
+def test_a_full_disk_is_one_sentence(suffix, tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=rf"model\{suffix} cannot be written: the system allows no file of that"):
+            vprompt.export(attached(small_vit(1), vprompt.Linear()), tmp_path / f"model{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_onnx_from_pixels_to_probabilities_in_float16(tmp_path, exports):
+    import ast
+
+    import onnx
+    import onnxruntime
+
+    path, model = tmp_path / "whole.onnx", attached(small_vit(1), vprompt.VPT(2))
+    exported = vprompt.export(model, path, include_preprocessing=True, precision="fp16", opset=18, labels=True)
+    assert exported.about.precision == "float16"
+    assert exported.about.includes_preprocessing
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = model.preprocessing.normalise(pixels)
+    with torch.inference_mode():
+        wanted = model(images).softmax(1)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.type, given.shape) == ("tensor(uint8)", ["batch", 32, 32, 3])
+    found = session.run(["probabilities"], {"images": pixels.permute(0, 2, 3, 1).numpy()})[0]
+    np.testing.assert_allclose(found, wanted.numpy(), atol=0.02)
+    torch.testing.assert_close(exported(images).softmax(1), torch.tensor(found), atol=1e-5, rtol=0)
+    file = onnx.load(path)
+    assert file.opset_import[0].version == 18
+    assert {tensor.data_type for tensor in file.graph.initializer if len(tensor.raw_data) > 100} == {
+        onnx.TensorProto.FLOAT16
+    }
+    names = session.get_modelmeta().custom_metadata_map["names"]
+    assert ast.literal_eval(names) == dict(enumerate(HOSTILE))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {str(number): name for number, name in enumerate(HOSTILE)}
+    assert config["label2id"] == {name: number for number, name in enumerate(HOSTILE)}
+    lines = (tmp_path / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert (len(lines), lines[0], lines[3]) == (5, HOSTILE[0], HOSTILE[3])
+
+
+def test_files_of_the_user_are_replaced_only_when_told_so(tmp_path):
+    model = attached(small_vit(1), vprompt.Linear(), classes=("a", "b"))
+    (tmp_path / "labels.txt").write_text("mine\n")
+    (tmp_path / "model.pt2").symlink_to(tmp_path / "nowhere")
+    for options in ({}, {"labels": True}):
+        with pytest.raises(VPromptError, match=r"model\.pt2 is there already .*--overwrite"):
+            vprompt.export(model, tmp_path / "model.pt2", **options)
+    with pytest.raises(VPromptError, match=r"labels\.txt is there already .*--overwrite"):
+        vprompt.export(model, tmp_path / "other.pt2", labels=True)
+    assert (tmp_path / "labels.txt").read_text() == "mine\n"
+    vprompt.export(model, tmp_path / "model.pt2", include_preprocessing=True, labels=True, overwrite=True)
+    assert (tmp_path / "labels.txt").read_text() == "a\nb\n"
+    assert torch.export.load(tmp_path / "model.pt2").module()(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).sum() == 1
+    check_label_files(tmp_path, ("c", "d"), ("a", "b"))  # those of the export that goes
+    with pytest.raises(VPromptError, match="holds something else"):
+        check_label_files(tmp_path, ("c", "d"), None)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "sentence"),
+    [
+        (".pt2", {"precision": "fp16"}, "fp16 models as onnx and openvino, not as pt2"),
+        (".xml", {"opset": 18}, "a chosen opset as onnx, not as openvino"),
+        (".onnx", {"opset": 5}, "The opset can be 18 to 23, not 5"),
+        (".onnx", {"precision": "half"}, "not 'half'"),
+        (".onnx", {"precision": "fp16", "int8": Int8(calibration=[])}, "fp32, fp16, or int8"),
+    ],
+    ids=str,
+)
+def test_options_that_a_format_does_not_have(suffix, options, sentence, tmp_path):
+    with pytest.raises(VPromptError, match=sentence):
+        vprompt.export(deep(), tmp_path / f"x{suffix}", **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ── int8 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -35,6 +35,16 @@ class Export:
     images: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE")] = ()
     """Image files or folders to compare the file with the original on; those of --int8 or bundled
     images when left out."""
+    include_preprocessing: bool = False
+    """The file takes uint8 pixels (B, H, W, 3) in RGB, resized to the model's size, and gives probabilities."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """fp16: weights in float16, half as large (onnx, openvino)."""
+    opset: int | None = None
+    """Version of ONNX's operators, for older runtimes."""
+    labels: bool = False
+    """Write labels.txt and config.json (id2label) beside the file, for other tools."""
+    overwrite: bool = False
+    """Replace a file that is no export of vprompt's, too."""
     int8: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Make it an int8 model: images to calibrate with (openvino) and to compare on, a folder or as for `vprompt eval`.
     Where they have labels, the training split is used, and the accuracy before and after is that of the test split."""
@@ -65,7 +75,19 @@ class Export:
         model = load(self.adapter, weights=self.weights).fold()
         int8 = None if self.int8 is None else self._int8(model, self.int8)
         with bar("exporting") as report:
-            exported = export(model, out, images=self.images, int8=int8, adapter=name, report=report)
+            exported = export(
+                model,
+                out,
+                images=self.images,
+                int8=int8,
+                precision=self.precision,
+                opset=self.opset,
+                include_preprocessing=self.include_preprocessing,
+                labels=self.labels,
+                overwrite=self.overwrite,
+                adapter=name,
+                report=report,
+            )
         if self.json:
             print_json({"path": str(out), "bytes": exported.bytes, **asdict(exported.about)})
         else:

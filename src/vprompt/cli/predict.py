@@ -39,6 +39,9 @@ class _Source:
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     device: str = "auto"
     """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
+    trust_file: bool = False
+    """Read an exported .pt2 file by PyTorch, whatever it calls. A file that was made to do so can then run code on this
+    machine: only for files whose maker you trust."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -53,7 +56,7 @@ class _Source:
                 raise UsageError(f"An exported model has its weights in it; leave out --weights for {self.adapter}.")
             if self.device not in ("auto", "cpu"):
                 raise UsageError(f"An exported model runs on the processor; leave out --device for {self.adapter}.")
-            return load_exported(self.adapter)
+            return load_exported(self.adapter, trust=self.trust_file)
         from vprompt.model.load import load
         from vprompt.utils.devices import device_named
 

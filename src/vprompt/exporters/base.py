@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import stat
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.registry import Registry
@@ -18,10 +19,12 @@ from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
     from torch.export import ExportedProgram
 
     Run = Callable[[np.ndarray], np.ndarray]
-    "Logits (B, C) of normalised images (B, 3, H, W), both float32."
+    """Logits (B, C) of normalised images (B, 3, H, W), both float32; or probabilities of pixels (B, H, W, 3) in uint8,
+    where the preprocessing is included."""
 
 
 KEY = "vprompt"
@@ -53,14 +56,18 @@ class Format(ABC):
     """Packages that `quantised` needs beside those for writing."""
     max_batch: ClassVar[int] = 1024
     """Largest batch that one call takes."""
+    opsets: ClassVar[range] = range(0)
+    """Versions of the operators that `convert` can be told to write."""
+    fp16: ClassVar[bool] = False
+    """Whether there is `halved`."""
     int8: ClassVar[bool] = False
     """Whether there is `quantised`."""
     calibrates: ClassVar[bool] = False
     """Whether int8 takes its ranges of values from images, rather than finding them while it runs."""
 
     @abstractmethod
-    def convert(self, program: ExportedProgram) -> Any:
-        """The model in this format, in memory."""
+    def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
+        """The model in this format, in memory; an `opset` is only given where `opsets` allows it."""
 
     @abstractmethod
     def save(self, converted: Any, path: Path, about: str) -> None:
@@ -70,16 +77,29 @@ class Format(ABC):
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """The description, None where there is none, and what makes the file ready to run."""
 
+    def read_trusted(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
+        """As `read`, by a reader that could be made to run code: of files that whoever reads them trusts."""
+        return self.read(path)
+
     def companions(self, path: Path) -> list[Path]:
         """Files that may belong to the one at `path`."""
         return []
+
+    def halved(self, converted: Any, folder: Path) -> Any:
+        """The model with weights of float16, half as large; its inputs and outputs stay.
+
+        Args:
+            converted: From `convert`; may be used up.
+            folder: For temporary files.
+        """
+        raise NotImplementedError
 
     def quantised(self, converted: Any, batches: Sequence[np.ndarray], folder: Path) -> tuple[Any, str]:
         """The model with int8 weights and activations, and the name of the tool that made it.
 
         Args:
             converted: From `convert`; may be used up.
-            batches: Normalised images, (1, 3, H, W) each.
+            batches: Inputs of the model, one image each.
             folder: For temporary files.
         """
         raise NotImplementedError
@@ -112,6 +132,29 @@ def format_of(path: Path) -> Format:
             return format
     known = ", ".join(f"{format.suffix} ({format.name})" for format in FORMATS)
     raise VPromptError(f"{path} is the name of no exported file; its end says the format: {known}.")
+
+
+def output_name(program: ExportedProgram) -> str:
+    """`logits`, or `probabilities` where the preprocessing is included, so that pixels come in."""
+    return "logits" if input_of(program).is_floating_point() else "probabilities"
+
+
+def input_of(program: ExportedProgram) -> Tensor:
+    """An example of the images that a program takes, without numbers."""
+    return next(node for node in program.graph.nodes if node.name == "images").meta["val"]
+
+
+def refuse(path: Path, why: str, remedy: str = "export the adapter again") -> NoReturn:
+    """Raises the VPromptError of a file that holds more than a model."""
+    raise VPromptError(f"{printable(str(path))} is not opened because it could run code or do harm: {why}; {remedy}.")
+
+
+def check_regular(file: Path, beside: Path) -> None:
+    """Refuses a link, a folder or a device in the place of a file that belongs to another."""
+    if not stat.S_ISREG(file.lstat().st_mode):
+        raise VPromptError(
+            f"{printable(str(file))}, which belongs to {printable(beside.name)}, is no plain file; copy both."
+        )
 
 
 def is_exported(source: str | Path) -> bool:

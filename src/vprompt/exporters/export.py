@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,19 +18,23 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.sources.bundled import bundled_images
 from vprompt.exporters.base import FORMATS, Format, format_of, quiet, translated
-from vprompt.exporters.exported import Exported, load_exported
-from vprompt.exporters.metadata import Comparison, Quantisation, describe_export
+from vprompt.exporters.exported import Exported, load_exported, pixels_of
+from vprompt.exporters.labels import check_label_files, label_files
+from vprompt.exporters.metadata import About, Comparison, Quantisation, describe_export
 from vprompt.exporters.program import capture
 from vprompt.model.classifier import Classifier
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.training.evaluate import evaluate
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import written_together
+from vprompt.utils.io import writing, written_together
 from vprompt.utils.progress import Report, silent
 from vprompt.utils.text import printable
 
 TOLERANCE = 1e-4
 """The largest difference of two logits that is taken for rounding, as a share of the largest logit."""
+
+FP16_TOLERANCE = 2e-2
+"""The same of float16."""
 
 BATCHES = (1, 3, 8)
 """Sizes of the batches that are compared; all others are of the last size."""
@@ -106,14 +112,19 @@ def export(
     *,
     images: Sequence[str | Path] = (),
     int8: Int8 | None = None,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    opset: int | None = None,
+    include_preprocessing: bool = False,
+    labels: bool = False,
+    overwrite: bool = False,
     adapter: str | None = None,
     report: Report = silent,
 ) -> Exported:
     """Writes a model as a file that other runtimes take, and compares it with the model before it is called done.
 
-    The file takes normalised float32 images `images` (B, 3, H, W) and gives `logits` (B, C), for any number of images
-    up to the format's largest. The preprocessing, the names of the classes and where all of it comes from are in the
-    file, or in one beside it.
+    The file takes normalised float32 images `images` (B, 3, H, W) and gives `logits` (B, C), or pixels and
+    `probabilities`, for any number of images up to the format's largest. The preprocessing, the names of the classes
+    and where all of it comes from are in the file, or in one beside it.
 
     Args:
         model: What to export; prompted ones are folded. It is not changed.
@@ -121,6 +132,12 @@ def export(
             that of a registered one. An export that is there is replaced, any other file is not.
         images: Image files and folders to compare on; those of `int8` when there are none, or else bundled ones.
         int8: Make an int8 model with these images (`.onnx` and `.xml`).
+        precision: `"fp16"` keeps the weights in float16 (`.onnx` and `.xml`).
+        opset: Version of ONNX's operators; PyTorch's choice when left out.
+        include_preprocessing: The file takes uint8 pixels (B, H, W, 3) in RGB, resized to the model's size, and gives
+            probabilities.
+        labels: Write `labels.txt` and `config.json` (`id2label`) beside it.
+        overwrite: Replace files that are no exports, too.
         adapter: Name of the adapter, for the record.
         report: Told of every step.
 
@@ -142,60 +159,90 @@ def export(
     path = Path(path)
     format = format_of(path)
     format.require(format.to_write)
-    if int8 is not None:
-        _refuse_int8(format)
-    _refuse_others(path, format)
+    _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
     folded = _plain(model)
+    if not overwrite:
+        former = _former(path, format)
+        if labels:
+            check_label_files(path.parent, folded.class_names, former and former.class_names)
     compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
     report(0, 3)
     title = folded.info.name
-    with quiet(), translated(f"{title} cannot be converted to {format.name}", "; choose another format"):
-        converted = format.convert(capture(folded, max_batch=format.max_batch))
-    about = describe_export(folded, adapter, ("torch", "timm", *(name.partition(".")[0] for name in format.to_write)))
+    with quiet(), translated(f"{title} cannot be converted to {format.name}", "; choose another format"), writing(path):
+        program = capture(folded, max_batch=format.max_batch, include_preprocessing=include_preprocessing)
+        converted = format.convert(program) if opset is None else format.convert(program, opset)
+    tools = ("torch", "timm", *(name.partition(".")[0] for name in format.to_write))
+    about = describe_export(folded, adapter, tools, includes_preprocessing=include_preprocessing)
     report(1, 3)
-    with written_together(path, format.companions(path)) as part:
-        format.save(converted, part, about.to_text())
-        eager_NC, exported_NC = paired_logits(folded, load_exported(part), compared_NCHW)
+    texts = label_files(folded.class_names) if labels else {}
+    with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
+
+        def outputs_of(about: About) -> tuple[Tensor, Tensor]:
+            with (
+                quiet(),
+                translated(f"{printable(str(path))} cannot be written", "; make room on the disk"),
+                writing(path),
+            ):
+                format.save(converted, part, about.to_text())
+            pair = paired_logits(folded, load_exported(part, trust=True), compared_NCHW)
+            return (pair[0].softmax(1), pair[1].softmax(1)) if include_preprocessing else pair
+
+        eager_NC, exported_NC = outputs_of(about)
         about = replace(about, comparison=compare(eager_NC, exported_NC))
         report(2, 3)
+        if precision == "fp16":
+            with quiet(), translated(f"The {format.name} model cannot be made fp16"), writing(path):
+                converted = format.halved(converted, part.parent)
+            about = replace(about, precision="float16")
+            eager_NC, exported_NC = outputs_of(about)
+            about = replace(about, comparison=compare(eager_NC, exported_NC, tolerance=FP16_TOLERANCE))
         if int8 is not None:
             calibration_NCHW = _images(int8.calibration, folded.preprocessing, MOST_CALIBRATING)
-            batches = [image.numpy() for image in calibration_NCHW.split(1)]
-            with quiet(), translated(f"The {format.name} model cannot be made int8"):
+            inputs = pixels_of(calibration_NCHW, folded.preprocessing) if include_preprocessing else calibration_NCHW
+            with quiet(), translated(f"The {format.name} model cannot be made int8"), writing(path):
+                batches = [image.numpy() for image in inputs.split(1)]
                 converted, tool = format.quantised(converted, batches, part.parent)
-            format.save(converted, part, about.to_text())
-            exported_NC = paired_logits(folded, load_exported(part), compared_NCHW)[1]
+            exported_NC = outputs_of(about)[1]
             cost = Quantisation(
                 tool=tool,
                 calibration_images=len(calibration_NCHW) if format.calibrates else 0,
                 same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
             )
             about = replace(about, precision="int8", quantisation=_with_accuracy(cost, folded, part, int8))
-        format.save(converted, part, about.to_text())
-        if not torch.equal(paired_logits(folded, load_exported(part), compared_NCHW)[1], exported_NC):
+        if not torch.equal(outputs_of(about)[1], exported_NC):
             raise VPromptError(f"{printable(path.name)} does not give the same logits twice; nothing was written.")
+        for name, content in texts.items():
+            part.with_name(name).write_text(content, encoding="utf-8")
     report(3, 3)
-    return load_exported(path)
+    return load_exported(path, trust=True)  # it was written just now
 
 
-def _refuse_int8(format: Format) -> None:
-    if not format.int8:
-        able = " and ".join(sorted(other.name for other in FORMATS if other.int8))
-        raise VPromptError(f"vprompt makes int8 models as {able}, not as {format.name}; choose one of them.")
-    format.require(format.to_quantise)
+_OPTIONS = {"int8": "int8 models", "fp16": "fp16 models", "opsets": "models of a chosen opset"}
 
 
-def _refuse_others(path: Path, format: Format) -> None:
-    """Raises a VPromptError where a file would be replaced that is no export of ours."""
-    existing = [file for file in (path, *format.companions(path)) if file.exists()]
-    if not existing:
-        return
+def _refuse_options(format: Format, *, int8: bool, precision: str, opset: int | None) -> None:
+    """Raises a VPromptError where a format has no such option, or a package is missing that it needs."""
+    if precision not in ("fp32", "fp16") or (int8 and precision == "fp16"):
+        raise VPromptError(f"The precision is fp32, fp16, or int8 with images to calibrate, not {precision!r} here.")
+    for option, wanted in zip(_OPTIONS, (int8, precision == "fp16", opset is not None), strict=True):
+        if wanted and not getattr(format, option):
+            able = " and ".join(sorted(other.name for other in FORMATS if getattr(other, option)))
+            raise VPromptError(f"vprompt makes {_OPTIONS[option]} as {able}, not as {format.name}; choose one of them.")
+    if opset is not None and opset not in format.opsets:
+        raise VPromptError(f"The opset can be {format.opsets[0]} to {format.opsets[-1]}, not {opset}.")
+    if int8:
+        format.require(format.to_quantise)
+
+
+def _former(path: Path, format: Format) -> Exported | None:
+    """The export that will be replaced, if there is one; raises a VPromptError where any other file would be."""
+    existing = [file for file in (path, *format.companions(path)) if os.path.lexists(file)]
     try:
-        load_exported(path)
+        return load_exported(path) if existing else None
     except VPromptError as error:
         raise VPromptError(
-            f"{printable(str(existing[0]))} is there already and is no export of vprompt's; remove it, or choose "
-            "another name."
+            f"{printable(str(existing[0]))} is there already and is no export of vprompt's; remove it, choose another "
+            "name, or overwrite it (--overwrite)."
         ) from error
 
 
@@ -230,7 +277,7 @@ def _with_accuracy(cost: Quantisation, model: FoldedModel, part: Path, int8: Int
     """The cost of int8 with the accuracy before and after, where there are labels."""
     if int8.labelled is None:
         return cost
-    before, after = evaluate(model, int8.labelled), evaluate(load_exported(part), int8.labelled)
+    before, after = evaluate(model, int8.labelled), evaluate(load_exported(part, trust=True), int8.labelled)
     return replace(
         cost,
         data=int8.data,

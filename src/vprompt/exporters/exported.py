@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vprompt.data.preprocessing import Preprocessing
 from vprompt.exporters.base import Format, format_of, quiet, translated
 from vprompt.exporters.metadata import About, read_about
 from vprompt.model.classifier import Classifier
@@ -62,6 +63,8 @@ class Exported(Classifier):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32.
 
+        A file that includes the preprocessing is given pixels, and the logarithms of its probabilities come back.
+
         Raises:
             VPromptError: If the file cannot be run on them.
         """
@@ -69,9 +72,12 @@ class Exported(Classifier):
         wanted = (3, *self.preprocessing.size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
             raise VPromptError(f"{_shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
+        whole = self.about.includes_preprocessing
         with _running(self.path):
-            parts = [self._run(part.numpy()) for part in images.split(self.format.max_batch)]
-        logits = torch.cat([torch.from_numpy(part) for part in parts])
+            inputs = pixels_of(images, self.preprocessing) if whole else images
+            parts = [self._run(part.numpy()) for part in inputs.split(self.format.max_batch)]
+        outputs = torch.cat([torch.from_numpy(part) for part in parts])
+        logits = outputs.log() if whole else outputs
         if logits.shape != (len(images), self.num_classes):
             raise VPromptError(
                 f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "
@@ -80,11 +86,19 @@ class Exported(Classifier):
         return logits
 
 
-def load_exported(path: str | Path) -> Exported:
+def pixels_of(images_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The uint8 pixels (B, H, W, 3) that normalised images were made of; values between two are rounded."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return ((images_BCHW * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
     """Opens what `vprompt.export` wrote; no code in it is run, and nothing is unpickled.
 
     Args:
         path: A `.pt2`, `.onnx`, `.xml` (OpenVINO) or `.pte` file, with the file beside it that belongs to it.
+        trust: Read a `.pt2` file by PyTorch, which takes any operator. A file that was made to do so can then write
+            files and run code: only for files whose maker you trust.
 
     Raises:
         VPromptError: If there is no such file, it is damaged, vprompt did not write it, or a package is missing.
@@ -100,7 +114,7 @@ def load_exported(path: str | Path) -> Exported:
         raise VPromptError(f"There is no exported file {_shown(path)}; check the path.")
     format.require(format.to_read)
     with quiet(), _running(path):
-        text, ready = format.read(path)
+        text, ready = format.read_trusted(path) if trust else format.read(path)
         if text is None:
             raise VPromptError(
                 f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."

@@ -20,7 +20,7 @@ from vprompt.utils.version import __version__
 FORMAT_VERSION = 1
 """Version of this description; a newer one is refused."""
 
-Precision = Literal["float32", "int8"]
+Precision = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,8 @@ class About:
         preprocessing: What images must look like.
         classes: Names of the classes in the order of the logits, or None.
         num_classes: How many logits there are.
+        includes_preprocessing: Whether it takes uint8 pixels (B, H, W, 3) of the preprocessing's size and gives
+            probabilities, rather than normalised images and logits.
         precision: In which numbers it computes.
         libraries: Versions of what took part.
         comparison: Beside the model before it was exported.
@@ -100,6 +102,7 @@ class About:
     libraries: dict[str, str]
     comparison: Comparison | None
     quantisation: Quantisation | None
+    includes_preprocessing: bool = False
 
     def to_text(self) -> str:
         """JSON in one line of printable ASCII, which every format can hold; names of classes are escaped."""
@@ -109,11 +112,15 @@ class About:
 class _Reader(Reader):
     """Of the description in an exported file."""
 
+    may_lack = (About,)  # not all was there at first
+
     def fail(self, problem: str) -> NoReturn:
         raise VPromptError(f"What {self.where} says of itself is damaged: {problem}; export the adapter again.")
 
 
-def describe_export(model: FoldedModel, adapter: str | None, libraries: tuple[str, ...]) -> About:
+def describe_export(
+    model: FoldedModel, adapter: str | None, libraries: tuple[str, ...], *, includes_preprocessing: bool = False
+) -> About:
     """The description of a model that is about to be exported."""
     return About(
         format_version=FORMAT_VERSION,
@@ -130,6 +137,7 @@ def describe_export(model: FoldedModel, adapter: str | None, libraries: tuple[st
         libraries={"python": platform.python_version(), **{name: _version(name) for name in libraries}},
         comparison=None,
         quantisation=None,
+        includes_preprocessing=includes_preprocessing,
     )
 
 

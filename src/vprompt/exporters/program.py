@@ -27,21 +27,33 @@ class _Named(nn.Module):
         return self.model(images)
 
 
-def capture(model: FoldedModel, *, max_batch: int) -> ExportedProgram:
+class _Whole(_Named):
+    """The model from pixels (B, H, W, 3) to probabilities."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.model.preprocessing.normalise(images.permute(0, 3, 1, 2))).softmax(1)
+
+
+def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool = False) -> ExportedProgram:
     """The graph of a model for batches of any size up to `max_batch`, with all that is constant computed.
 
     Args:
         model: On the CPU, in float32.
         max_batch: Largest batch.
+        include_preprocessing: Take uint8 pixels (B, H, W, 3) and give probabilities (B, C).
 
     Returns:
         A program that takes `images` (B, 3, H, W), normalised, and gives logits (B, C). It holds no weights that it
         does not use, and no paths.
     """
-    images = torch.zeros(2, 3, *model.preprocessing.size)  # a batch of 1 would be taken for a constant
+    height, width = model.preprocessing.size
+    if include_preprocessing:
+        named, images = _Whole(model), torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    else:
+        named, images = _Named(model), torch.zeros(2, 3, height, width)  # a batch of 1 would be taken for a constant
     shapes = ({0: Dim("batch", min=1, max=max_batch)},)
     with torch.no_grad():
-        traced = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes).module(check_guards=False)
+        traced = torch.export.export(named.eval(), (images,), dynamic_shapes=shapes).module(check_guards=False)
         program = torch.export.export(fold_constants(traced), (images,), dynamic_shapes=shapes)
     for node in program.graph.nodes:
         for key in _TRACES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +28,10 @@ _REFUSALS = {
     errno.EACCES: "permission is denied; choose another place",
     errno.EPERM: "permission is denied; choose another place",
 }
+
+
+_LOCK = ".writing.lock"
+"""Locked by the process that a hidden folder belongs to, for as long as it lives."""
 
 
 @contextmanager
@@ -81,15 +87,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[Path]:
     """A path of the same name in a hidden folder beside; what is written there is moved to its place at the end.
 
-    The file itself comes last. If anything goes wrong before, nothing is left behind.
+    The file itself comes last. If anything goes wrong before, nothing is left behind; the folder of a process that was
+    killed is removed by the next one.
 
     Args:
         path: The file.
         companions: Files beside it that may be written, too.
     """
+    import filelock
+
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        for lock in path.parent.glob(f".{glob.escape(path.name)}.*/{_LOCK}"):
+            with suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=0):
+                shutil.rmtree(lock.parent)
+        with (
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+            filelock.FileLock(Path(folder) / _LOCK),
+        ):
             yield Path(folder) / path.name
             for target in (*companions, path):
                 part = Path(folder) / target.name

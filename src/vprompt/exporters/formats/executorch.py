@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -11,9 +10,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, Format
+from vprompt.exporters.base import FORMATS, Format, check_regular
+from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import write_text
 from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ExecuTorch(Format):
-    """Two files: the program, and its description as JSON that names the program's SHA-256."""
+    """Two files: the program, and its description as JSON with the checksum of both."""
 
     name = "executorch"
     summary = "phones"
@@ -34,7 +33,7 @@ class ExecuTorch(Format):
     to_write = to_read = ("executorch.runtime",)
     max_batch = 8  # the program reserves memory for the largest
 
-    def convert(self, program: ExportedProgram) -> bytes:
+    def convert(self, program: ExportedProgram, opset: int | None = None) -> bytes:
         """The program for the portable runtime, as much of it as possible by XNNPACK."""
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -52,8 +51,9 @@ class ExecuTorch(Format):
     def save(self, converted: bytes, path: Path, about: str) -> None:
         """Writes the program, and the description beside it."""
         path.write_bytes(converted)
-        document = {"program_sha256": hashlib.sha256(converted).hexdigest(), "about": json.loads(about)}
-        write_text(self.companions(path)[0], json.dumps(document, indent=2) + "\n")
+        document, beside = {"checksum": BLANK, "about": json.loads(about)}, self.companions(path)[0]
+        beside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        add_checksum([path, beside])
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads both files."""
@@ -62,13 +62,9 @@ class ExecuTorch(Format):
             raise VPromptError(
                 f"{printable(str(path))} has no {printable(beside.name)} beside it, which says what it is; copy both."
             )
-        document = json.loads(beside.read_bytes())
-        program = path.read_bytes()
-        if document["program_sha256"] != hashlib.sha256(program).hexdigest():
-            raise VPromptError(
-                f"{printable(str(path))} and {printable(beside.name)} are not of one export; export the adapter again."
-            )
-        return json.dumps(document["about"]), lambda: _runner(path)
+        check_regular(beside, path)
+        verify_checksum([path, beside])
+        return json.dumps(json.loads(beside.read_bytes())["about"]), lambda: _runner(path)
 
     def companions(self, path: Path) -> list[Path]:
         """The description."""

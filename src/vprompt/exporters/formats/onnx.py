@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, output_name, refuse
+from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 MOST_BYTES = 2_000_000_000
 """Weights that one file holds; more lie in a second one beside it."""
 
+MOST_VALUES = 2**31
+"""Numbers that a tensor in a model may have for one image."""
+
+_SMALL = 1024
+
 
 class Onnx(Format):
     """Converted by PyTorch's exporter, run by ONNX Runtime."""
@@ -28,36 +36,43 @@ class Onnx(Format):
     suffix = ".onnx"
     extra = "export"
     to_write = ("onnx", "onnxscript", "onnxruntime")
-    to_read = ("onnxruntime",)
-    int8 = True
+    to_read = ("onnx", "onnxruntime")
+    opsets = range(18, 24)
+    fp16 = int8 = True
 
-    def convert(self, program: ExportedProgram) -> Any:
-        """An `onnx_ir.Model` with the input `images`, the output `logits` and the axis `batch`."""
+    def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
+        """An `onnx_ir.Model` with the input `images`, the output `logits` or `probabilities`, and the axis `batch`."""
         import torch
 
         converted: Any = torch.onnx.export(
             program,
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output_name(program)],
+            opset_version=opset,
             dynamic_shapes=({0: "batch"},),
             verbose=False,
         )
         return converted.model
 
     def save(self, converted: Any, path: Path, about: str) -> None:
-        """Writes one file, or two where the weights are more than `MOST_BYTES`."""
+        """Writes one file, or two where the weights are more than `MOST_BYTES`; `names` is what Ultralytics reads."""
         import onnx_ir
 
-        converted.metadata_props[KEY] = about
+        classes: list[str] | None = json.loads(about)["classes"]
+        names = {} if classes is None else {"names": repr(dict(enumerate(classes)))}
+        converted.metadata_props.update({KEY: about, f"{KEY}_checksum": BLANK, **names})
         values = [value.const_value for value in converted.graph.initializers.values()]
         large = sum(value.nbytes for value in values if value is not None) > MOST_BYTES
         onnx_ir.save(converted, path, external_data=self.companions(path)[0].name if large else None)
+        add_checksum([path, *self.companions(path)] if large else [path])
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
-        """Reads by ONNX Runtime alone."""
+        """Reads by ONNX Runtime, once all that the file says was looked at."""
         import onnxruntime
         import torch
+
+        verify_checksum([path, *self._checked(path)])
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -74,6 +89,38 @@ class Onnx(Format):
     def companions(self, path: Path) -> list[Path]:
         """The weights of a large model."""
         return [path.with_name(path.name + ".data")]
+
+    def _checked(self, path: Path) -> list[Path]:
+        """The file with the weights, if there is one; refuses a model that is more than operators on tensors."""
+        import onnx
+
+        model = onnx.load(path, load_external_data=False)
+        graph, beside = model.graph, self.companions(path)[0]
+        outside = False
+        for tensor in _tensors(model, path):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                outside = True
+                place = {entry.key: entry.value for entry in tensor.external_data}
+                start, length = int(place.get("offset", 0)), int(place.get("length", 0))
+                if place["location"] != beside.name:
+                    refuse(path, f"it reads {place['location'][:80]!a}")
+                check_regular(beside, path)
+                if min(start, length) < 0 or start + length > beside.stat().st_size:
+                    refuse(path, f"it reads past the end of {beside.name}")
+            elif len(tensor.raw_data) > _SMALL:
+                tensor.ClearField("raw_data")  # shapes come from small ones
+        del graph.value_info[:]
+        for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
+            if prod(dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim) > MOST_VALUES:
+                refuse(path, "it computes more numbers than a model does")
+        return [beside] if outside else []
+
+    def halved(self, converted: Any, folder: Path) -> Any:
+        """By ONNX Runtime's tools; a processor without float16 computes in float32."""
+        import onnx_ir
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        return onnx_ir.from_proto(convert_float_to_float16(onnx_ir.to_proto(converted), keep_io_types=True))
 
     def quantised(self, converted: Any, batches: Sequence[np.ndarray], folder: Path) -> tuple[Any, str]:
         """By ONNX Runtime; ranges of values are found while it runs.
@@ -97,6 +144,23 @@ class Onnx(Format):
         finally:
             whole.unlink(missing_ok=True)
             small.unlink(missing_ok=True)
+
+
+def _tensors(model: Any, path: Path) -> Iterator[Any]:
+    """All tensors in a model, which has neither loops nor functions nor operators of others."""
+    graph = model.graph
+    if model.functions or model.training_info or graph.sparse_initializer:
+        refuse(path, "it has functions or sparse tensors in it")
+    yield from graph.initializer
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            refuse(path, f"it calls {node.op_type[:80]!a} of {node.domain[:80]!a}")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
+                refuse(path, "it has loops or sparse tensors in it")
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
 
 
 FORMATS.register(Onnx())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, input_of, output_name, refuse
+from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
@@ -20,13 +24,19 @@ if TYPE_CHECKING:
     from vprompt.exporters.base import Run
 
 
+MOST_XML = 2**26
+"""Bytes of a graph; those of large models have a few million."""
+
+MOST_VALUES = 2**31
+"""Numbers that a tensor in a model may have for one image."""
+
 # OpenVINO and NNCF tell their makers how they are used, from forked processes that may hang; without this module they
 # do not. Who imported them before has settled it.
 sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
 
 
 class OpenVino(Format):
-    """Two files: the graph names the SHA-256 of the weights, so that a mixture of two exports is found."""
+    """Two files, the graph and the weights, with one checksum, so that a mixture of two exports is found."""
 
     name = "openvino"
     summary = "Intel"
@@ -34,43 +44,53 @@ class OpenVino(Format):
     extra = "openvino"
     to_write = to_read = ("openvino",)
     to_quantise = ("nncf",)
-    int8 = calibrates = True
+    fp16 = int8 = calibrates = True
 
-    def convert(self, program: ExportedProgram) -> Any:
-        """An `openvino.Model` with the input `images` and the output `logits`."""
+    def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
+        """An `openvino.Model` with the input `images` and the output `logits` or `probabilities`."""
         import openvino
 
         model = openvino.convert_model(program)
-        images = next(node for node in program.graph.nodes if node.name == "images").meta["val"]
-        model.reshape([-1, *images.shape[1:]])
+        model.reshape([-1, *input_of(program).shape[1:]])
         model.inputs[0].set_names({"images"})
-        model.outputs[0].set_names({"logits"})
+        model.outputs[0].set_names({output_name(program)})
         return model
 
     def save(self, converted: Any, path: Path, about: str) -> None:
-        """Writes the graph and the weights, in the numbers they are held in."""
+        """Writes the graph and the weights, in the numbers they are held in; `model_info` is what Model API reads."""
         import openvino
 
         converted.set_rt_info(about, [KEY])
-        openvino.save_model(converted, path, compress_to_fp16=False)
-        converted.set_rt_info(_sha256(self.companions(path)[0]), [_checksum(KEY)])
-        openvino.save_model(converted, path, compress_to_fp16=False)
+        converted.set_rt_info(BLANK, [f"{KEY}_checksum"])
+        for key, value in _model_info(json.loads(about)).items():
+            converted.set_rt_info(value, ["model_info", key])
+        weights = self.companions(path)[0]
+        try:
+            openvino.save_model(converted, path, compress_to_fp16=False)
+        except RuntimeError:
+            with weights.open("wb") as file, path.open("wb") as graph:  # OpenVINO does not say why; the system does
+                file.writelines(bytes(node.get_byte_size()) for node in converted.get_ops() if _is_constant(node))
+                graph.write(bytes(2**20))
+            raise
+        add_checksum([path, weights])
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads both files; computes in float32 where the processor would rather take bfloat16."""
         import openvino
         import torch
 
-        with path.open("rb") as file:
-            start = file.read(200)
-        if not start.startswith(b"<?xml") or b"<net " not in start:
-            # OpenVINO would try whether it is another framework's.
-            raise VPromptError(f"{printable(str(path))} is damaged, or no model of OpenVINO; export the adapter again.")
+        weights = self.companions(path)[0]
+        check_regular(weights, path)
+        verify_checksum([path, weights])
+        _check_graph(path, weights.stat().st_size)
         core = openvino.Core()
-        model = core.read_model(path)
+        model = core.read_model(path, weights)
+        for node in model.get_ops():
+            for output in node.outputs():
+                shape = output.get_partial_shape()
+                if shape.rank.is_static and prod(size.max_length for size in shape if size.is_static) > MOST_VALUES:
+                    refuse(path, "it computes more numbers than a model does")
         key = next((key for key in (KEY, FORMER_KEY) if model.has_rt_info([key])), None)
-        if key is not None and model.get_rt_info([_checksum(key)]).astype(str) != _sha256(self.companions(path)[0]):
-            raise VPromptError(f"{printable(str(path))} and its .bin are not of one export; export the adapter again.")
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
 
@@ -84,6 +104,19 @@ class OpenVino(Format):
         """The weights."""
         return [path.with_suffix(".bin")]
 
+    def halved(self, converted: Any, folder: Path) -> Any:
+        """By OpenVINO, as it saves models by default; processors compute in the numbers they like best."""
+        import openvino
+
+        path = folder / "float16.xml"
+        files = (path, path.with_suffix(".bin"))
+        try:
+            openvino.save_model(converted, path, compress_to_fp16=True)
+            return openvino.Core().read_model(model=path.read_bytes(), weights=files[1].read_bytes())
+        finally:
+            for file in files:
+                file.unlink(missing_ok=True)
+
     def quantised(self, converted: Any, batches: Sequence[np.ndarray], folder: Path) -> tuple[Any, str]:
         """By NNCF, as it does transformers; ranges of values are those of the images."""
         import nncf
@@ -94,14 +127,35 @@ class OpenVino(Format):
         return quantised, f"nncf {version('nncf')}"
 
 
-def _checksum(key: str) -> str:
-    """Name of the weights' SHA-256 in the graph."""
-    return f"{key}_weights_sha256"
+def _model_info(about: dict[str, Any]) -> dict[str, str]:
+    """Entries by which OpenVINO's Model API knows a classifier: names without blanks, pixels from 0 to 255."""
+    found = {"model_type": "Classification"}
+    if about["classes"] is not None:
+        found["labels"] = " ".join("_".join(printable(name).split()) for name in about["classes"])
+    if not about["includes_preprocessing"]:
+        for key, name in (("mean", "mean_values"), ("std", "scale_values")):
+            found[name] = " ".join(f"{255 * value:.6g}" for value in about["preprocessing"][key])
+    return found
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_constant(node: Any) -> bool:
+    return node.get_type_name() == "Constant"
+
+
+def _check_graph(path: Path, weights: int) -> None:
+    """Refuses a graph that is more than operators of OpenVINO on tensors, and on the bytes that there are."""
+    text = path.read_bytes()
+    if not text.startswith(b"<?xml") or b"<net " not in text[:200]:  # OpenVINO would try other frameworks
+        raise VPromptError(f"{printable(str(path))} is damaged, or no model of OpenVINO; export the adapter again.")
+    if b"<!" in text or len(text) > MOST_XML:
+        refuse(path, "it has entities in it" if b"<!" in text else f"it has more than {MOST_XML >> 20} MB")
+    for layer in ElementTree.fromstring(text).iter("layer"):
+        if layer.find("body") is not None or not re.fullmatch(r"opset\d+", layer.get("version", "")):
+            refuse(path, f"it calls {ascii(layer.get('type'))[:80]}")
+        for data in layer.iter("data"):
+            start, length = int(data.get("offset", 0)), int(data.get("size", 0)) if "offset" in data.attrib else 0
+            if min(start, length) < 0 or start + length > weights:
+                refuse(path, "it reads past the end of its weights")
 
 
 FORMATS.register(OpenVino())

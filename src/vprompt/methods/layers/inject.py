@@ -218,8 +218,8 @@ def constant_prefixes(
 
 
 def _by_token(heads_1HPd: Tensor) -> Tensor:
-    """The same numbers, laid out as `attend` copies them: token by token."""
-    return heads_1HPd.transpose(1, 2).contiguous().transpose(1, 2)
+    """The same numbers in memory of their own, laid out as `attend` copies them: token by token."""
+    return heads_1HPd.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _block(
