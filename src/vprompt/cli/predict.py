@@ -147,14 +147,16 @@ class Predict(_Source):
     skip_bad: bool = False
     """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
 
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
+
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
         from vprompt.data.scan import PassedOver, in_words, list_images
         from vprompt.serving.predict import Failure, Prediction, predict_each
         from vprompt.utils.progress import bar
 
-        if not self.images:
-            raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
         model = self.load(fold=True)
         others: PassedOver = {}
         files = list_images(self.images, others)
