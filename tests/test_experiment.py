@@ -137,7 +137,7 @@ def test_the_result_says_where_it_comes_from(trained):
     assert origin["data"]["source"] == str(trained.data)
     assert origin["data"]["fingerprint"] == task.fingerprint()
     assert origin["data"]["classes"] == ["blue", "green", "red"]
-    assert origin["data"]["images"] == {"train": 18, "val": 6, "test": 6}
+    assert origin["data"]["images"] == {"train": 16, "val": 5, "test": 9}
     assert origin["data"]["skipped"] == []
     assert origin["preprocessing"]["size"] == [32, 32]
     assert origin["preprocessing"]["mean"] == [0.5, 0.5, 0.5]

@@ -240,7 +240,7 @@ def test_counts_and_doubts_are_said(tmp_path):
     assert [sum(part[name] for part in counts.values()) for name in task.classes] == [90, 20, 1]
     assert [sum(part.values()) for part in counts.values()] == sizes(task)
     notes = " ".join(task.summary.notes)
-    assert "Of class cat there is no image in test: accuracy on test says nothing of it" in notes
+    assert "Of class cat there is no image in val and test: accuracy there says nothing of it" in notes
     assert "fewer than 5 images to learn from: cat (1)." in notes
     assert "The classes are uneven" in notes
     even = load_folder(noise(tmp_path / "even", {"ant": 40, "bee": 40}), PLAIN)

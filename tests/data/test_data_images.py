@@ -351,6 +351,15 @@ def broken_files(folder):
     yield "script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"
 
 
+@pytest.mark.parametrize("name", ["photo.HEIC", "photo.jpg"])
+def test_heic_is_called_what_it_is(tmp_path, name):
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300)
+    (tmp_path / name).write_bytes(data)
+    for source in (tmp_path / name, data):
+        with pytest.raises(DataError, match="is a HEIC photo, which is not read here"):
+            decode(source, plain())
+
+
 def test_broken_files_are_named_in_one_sentence(tmp_path):
     for name, data, reason in broken_files(tmp_path):
         path = tmp_path / name
@@ -446,15 +455,6 @@ def test_silence_ends_with_the_block():
             pass
         assert warnings.filters != before
     assert warnings.filters == before
-
-
-@pytest.mark.parametrize("name", ["photo.HEIC", "photo.jpg"])
-def test_heic_is_called_what_it_is(tmp_path, name):
-    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300)
-    (tmp_path / name).write_bytes(data)
-    for source in (tmp_path / name, data):
-        with pytest.raises(DataError, match="is a HEIC photo, which is not read here"):
-            decode(source, plain())
 
 
 # ── metadata of a PNG ────────────────────────────────────────────────────────────────────────────────────────────────

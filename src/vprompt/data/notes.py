@@ -69,17 +69,17 @@ def count_notes(per_split: Mapping[str, Mapping[str, int]]) -> list[str]:
 
     Example:
         >>> count_notes({"train": {"ant": 90, "bee": 10}, "test": {"ant": 20, "bee": 0}})[0]
-        'Of class bee there is no image in test: accuracy on test says nothing of it.'
+        'Of class bee there is no image in test: accuracy there says nothing of it.'
     """
     notes: list[str] = []
+    missing: dict[tuple[str, ...], list[str]] = {}
     for split, counts in per_split.items():
-        without = [name for name, count in counts.items() if not count]
-        if without:
-            classes, them = ("class", "it") if len(without) == 1 else (f"{len(without)} classes,", "them")
-            said = "says nothing of" if split != "train" else "cannot be learned for"
-            notes.append(
-                f"Of {classes} {listed(without, 3)} there is no image in {split}: accuracy on {split} {said} {them}."
-            )
+        missing.setdefault(tuple(name for name, count in counts.items() if not count), []).append(split)
+    for names, parts in missing.items():
+        if names:
+            classes, them = ("class", "it") if len(names) == 1 else (f"{len(names)} classes,", "them")
+            so = f"nothing can be learned of {them}" if "train" in parts else f"accuracy there says nothing of {them}"
+            notes.append(f"Of {classes} {listed([*names], 3)} there is no image in {listed(parts)}: {so}.")
     train = per_split["train"]
     few = [f"{name} ({count})" for name, count in train.items() if 0 < count < FEW]
     if few:
