@@ -12,7 +12,7 @@ from torch import nn
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.experiments.folder import RESULT
 from vprompt.experiments.settings import CondenseSettings
-from vprompt.experiments.stages import CachedSources
+from vprompt.experiments.stages import Sources
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.utils.errors import AdapterError, BackboneError, DataError, TrainingError, VPromptError
@@ -114,7 +114,7 @@ def open_trained(
         DataError: If it is not known what an adapter was trained on.
     """
     backbone: nn.Module | None = None
-    sources = CachedSources()
+    sources = Sources()
     for folder in find_adapters(places):
         model = _load(folder, backbone, weights)
         backbone = model.backbone

@@ -20,7 +20,7 @@ from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.experiments.stages import CachedSources, Sources, Stages, preprocessing_of
+from vprompt.experiments.stages import Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.attach import attach
 from vprompt.model.load import load
@@ -62,7 +62,7 @@ def run(
         VPromptError: Or one of its kinds, whatever goes wrong that a sentence explains.
         Interrupted: On Ctrl-C; the run can be resumed.
     """
-    sources = sources or CachedSources()
+    sources = sources or Sources()
 
     def data_fingerprint() -> str:
         preprocessing = preprocessing_of(settings, describe_name(settings.backbone, img_size=settings.img_size))
@@ -210,7 +210,7 @@ def run_condense(
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     condensing = settings.condense
-    sources = CachedSources()
+    sources = Sources()
 
     def data_fingerprint() -> str:
         return sources.task(

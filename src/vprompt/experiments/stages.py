@@ -47,48 +47,40 @@ from vprompt.utils.progress import Report, bar, tell
 
 
 class Sources:
-    """Makes backbones and opens tasks for runs; a subclass may keep them from one run to the next."""
+    """Makes backbones and opens tasks for runs, and keeps the last ones for the next run.
 
-    introduced: Task | None = None
-    """The last task of which a run has said what was found; the runs that follow need not."""
-
-    def backbone(self, settings: Settings) -> nn.Module:
-        """The backbone that settings name, with its weights; runs leave it as it is."""
-        return create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
-
-    def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
-        """The images that settings name, checked and decoded."""
-        return open_task(
-            settings.data,
-            preprocessing,
-            root=settings.root,
-            split_seed=settings.split_seed,
-            skip_bad=settings.skip_bad,
-            progress=report,
-        )
-
-
-class CachedSources(Sources):
-    """Keeps the last backbone and the last task; the old one goes before the next is made, as both might not fit."""
+    The old one goes before the next is made, as both might not fit.
+    """
 
     def __init__(self) -> None:
         self._backbone: tuple[object, nn.Module] | None = None
         self._task: tuple[object, Task] | None = None
+        self.introduced: Task | None = None
+        """The last task of which a run has said what was found; the runs that follow need not."""
 
     def backbone(self, settings: Settings) -> nn.Module:
-        """See `Sources`."""
+        """The backbone that settings name, with its weights; runs leave it as it is."""
         key = (settings.backbone, settings.img_size, settings.weights)
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None
-            self._backbone = (key, super().backbone(settings))
+            made = create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
+            self._backbone = (key, made)
         return self._backbone[1]
 
     def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
-        """See `Sources`."""
+        """The images that settings name, checked and decoded."""
         key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing)
         if self._task is None or self._task[0] != key:
             self._task = None
-            self._task = (key, super().task(settings, preprocessing, report))
+            task = open_task(
+                settings.data,
+                preprocessing,
+                root=settings.root,
+                split_seed=settings.split_seed,
+                skip_bad=settings.skip_bad,
+                progress=report,
+            )
+            self._task = (key, task)
         return self._task[1]
 
 

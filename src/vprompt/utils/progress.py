@@ -89,7 +89,7 @@ def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False)
 
     room = console.width >= 50
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *([BarColumn(bar_width=BAR)] if room else []),
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),

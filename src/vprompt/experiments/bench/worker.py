@@ -13,7 +13,7 @@ from vprompt.experiments.bench.jobs import Job, from_plain_data
 from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import RESULT, BusyError
 from vprompt.experiments.run import run, try_settings
-from vprompt.experiments.stages import CachedSources
+from vprompt.experiments.stages import Sources
 from vprompt.utils.errors import DivergedError, StorageError, VPromptError, lacks_memory
 from vprompt.utils.progress import Report, silent
 
@@ -31,7 +31,7 @@ class Worker:
         self.store = open_store(address)
         self.name = name
         self.rehearse = rehearse
-        self.sources = CachedSources()
+        self.sources = Sources()
 
     def do(self, document: Mapping[str, Any], report: bool | Report = silent) -> dict[str, Any]:
         """Does a job and leaves its result in the store.
