@@ -85,7 +85,7 @@ def api_pages() -> dict[str, str]:
 def docstring(module: str, name: str) -> str:
     """The docstring of a public name; of what is neither class nor function, the text below its assignment."""
     value = getattr(importlib.import_module(module), name)
-    if inspect.isclass(value) or inspect.isroutine(value):
+    if inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value):
         return inspect.getdoc(value) or ""
     body = ast.parse(inspect.getsource(importlib.import_module(module))).body
     for statement, below in zip(body, [*body[1:], None], strict=True):

@@ -144,6 +144,13 @@ WRAPPERS = {
         "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
     },
     "compiled": lambda state: {"model_state_dict": under("_orig_mod.module.", state)},
+    "compiled, sharded and checkpointed by block": lambda state: under(
+        "_fsdp_wrapped_module.",
+        {
+            re.sub(r"^blocks.(\d+).", r"blocks.\1._checkpoint_wrapped_module._orig_mod.", key): value
+            for key, value in state.items()
+        },
+    ),
     "deep down": lambda state: {"ckpt": {"weights": {"vit": under("x.y.z.", state)}}},
     "DINOv2 in chunks": lambda state: {
         "teacher": under("backbone.", {**chunked(state), "mask_token": torch.ones(1, 64)})
@@ -160,6 +167,11 @@ def test_weights_are_found_in_whatever_a_trainer_saved_around_them(tmp_path, sou
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # there is only one such part
         assert same(create_backbone(NAME, weights=tmp_path / "vit.pth", img_size=32), source)
+
+
+def test_safetensors_by_another_name(tmp_path, file, source):
+    shutil.copy(file, tmp_path / "pytorch_model.bin")
+    assert same(create_backbone(NAME, weights=tmp_path / "pytorch_model.bin", img_size=32), source)
 
 
 @pytest.mark.parametrize(

@@ -137,20 +137,15 @@ def describe(model: nn.Module) -> BackboneInfo:
     return info
 
 
-def check_size(model: nn.Module, info: BackboneInfo, own: tuple[int, int]) -> None:
-    """Checks that a model takes images of the size of a description's preprocessing.
+def check_size(model: nn.Module, info: BackboneInfo, size: tuple[int, int]) -> None:
+    """Checks that a model with this description takes images of a size.
 
     A fixed size may leave a margin of pixels that no patch covers; a free one may not.
-
-    Args:
-        model: A timm model.
-        info: Its description, with the preprocessing that is meant.
-        own: The size that the model was made for.
 
     Raises:
         BackboneError: It does not.
     """
-    embed, size, patch = model.get_submodule(patch_embed_path(model)), info.preprocessing.size, info.patch_size
+    embed, own, patch = model.get_submodule(patch_embed_path(model)), info.preprocessing.size, info.patch_size
     if size != own and not info.any_size:
         there, here = ("×".join(map(str, pair)) for pair in (size, own))
         raise BackboneError(

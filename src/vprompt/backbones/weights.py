@@ -35,6 +35,9 @@ _AVERAGED, _LESS = {"ema", "teacher"}, {"student", "momentum", "target"}
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
 """Blocks that were trained in chunks (DINOv2): their chunk, and their number in all."""
 
+_WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch puts in front of the names of a module's parts that it compiles, shards or checkpoints, on every level."""
+
 _PRETRAINING = ("mask_token", "masked_embed")
 """Parameters that stand for hidden patches in pre-training, and are of no use afterwards."""
 
@@ -131,7 +134,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's unpickler about pickle protocols that it then refuses
-            if file.suffix == ".safetensors":
+            with file.open("rb") as stream:
+                start = stream.read(9)
+            if file.suffix.lower() == ".safetensors" or start[8:] == b"{":  # whatever it is called
                 return dict(load_file(file))
             return dict(_leaves(torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:  # torch, safetensors and the file system each raise their own
@@ -161,7 +166,7 @@ def _unwrapped(found: dict[str, Any], wanted: Mapping[str, Tensor], file: Path) 
     Whatever wraps them, the ends of their names are those of the model: of all prefixes, the one under which most of
     the names are, and most with the right shape. Of several such parts an average of weights is taken, and said.
     """
-    found = {_CHUNK.sub(r"\1blocks.\2.", key): value for key, value in found.items()}
+    found = {_CHUNK.sub(r"\1blocks.\2.", _WRAPPED.sub("", key)): value for key, value in found.items()}
     matches: dict[str, list[bool]] = {}
     for key, value in found.items():
         shape = None if _unusable(value) else value.shape

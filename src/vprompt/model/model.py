@@ -6,7 +6,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -199,11 +198,11 @@ class PromptedModel(_Adapted):
             raise VPromptError(f"There are {len(names)} class names for {head.out_features} classes.")
         if execution not in ("prefix", "published"):
             raise VPromptError(f"Execution is 'prefix' or 'published', not {execution!r}.")
-        if preprocessing is not None:
-            check_size(backbone, replace(info, preprocessing=preprocessing), info.preprocessing.size)
+        preprocessing = preprocessing or info.preprocessing
+        check_size(backbone, info, preprocessing.size)
         # Before the backbone is frozen: a method that does not fit it must leave it alone.
         tuning = method.tuning(backbone, info, tuned)
-        super().__init__(backbone, info, tuning, head, method, names, preprocessing or info.preprocessing)
+        super().__init__(backbone, info, tuning, head, method, names, preprocessing)
         self.prompts = prompts
         self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
         self.execution: Execution = execution
