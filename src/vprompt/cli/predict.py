@@ -99,13 +99,15 @@ class Predict(_Source):
     skip_bad: bool = False
     """Go on without images that cannot be read."""
 
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
+
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
         from vprompt.serving.predict import predict
         from vprompt.utils.progress import bar
 
-        if not self.images:
-            raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
         model = self.load(fold=True)
         with bar("predicting") as report:
             predictions, skipped = predict(model, self.images, top=self.top, skip_bad=self.skip_bad, report=report)
