@@ -103,23 +103,17 @@ def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
         return _say(str(error), 1)
     except KeyboardInterrupt as error:
         return _say(str(error) or "Stopped.", INTERRUPTED)
-    except BrokenPipeError:
-        return _unread()
     except Exception as error:
         if lacks_memory(error):
             return _say("There is not enough memory; try a smaller --batch-size, or a smaller backbone.", 1)
         if not isinstance(error, OSError):
             raise
         _leave_output()
+        if isinstance(error, BrokenPipeError):  # whoever read our output has gone; nothing is left to say
+            return 1
         where = f" ({printable(str(error.filename))})" if error.filename else ""
         return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
     return 0
-
-
-def _unread() -> int:
-    """The reader of our output has gone; nothing is left to say."""
-    _leave_output()
-    return 1
 
 
 def _leave_output() -> None:
