@@ -27,6 +27,7 @@ from vprompt.exporters.export import Int8, compare
 from vprompt.exporters.labels import check_label_files
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.utils.errors import StorageError, VPromptError
+from vprompt.utils.io import written_together
 
 HOSTILE = ("plain", "<b>&amp;\"'</b>", "tab\tline\nnul\x00", "日本 \U0001f426", "]]>\\u0041")
 """Names that XML, JSON, C strings and terminals each trip over."""
@@ -709,6 +710,32 @@ def test_a_full_disk_is_one_sentence(suffix, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    target = tmp_path / "model [1].onnx"
+    script = """
+import os, signal, sys, time
+from pathlib import Path
+from vprompt.utils.io import written_together
+with written_together(Path(sys.argv[1])) as part:
+    part.write_bytes(b"half")
+    print(part, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", script, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        part = Path(process.stdout.readline().strip())
+        (tmp_path / ".model [1].onnx.mine").mkdir()
+        with written_together(target) as mine:
+            mine.write_bytes(b"whole")
+        assert (target.read_bytes(), part.read_bytes()) == (b"whole", b"half")
+        process.communicate("\n")
+    with written_together(target) as mine:
+        mine.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".model [1].onnx.mine", target.name]
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -63,16 +63,17 @@ class Onnx(Format):
         names = {} if classes is None else {"names": repr(dict(enumerate(classes)))}
         converted.metadata_props.update({KEY: about, f"{KEY}_checksum": BLANK, **names})
         values = [value.const_value for value in converted.graph.initializers.values()]
+        beside = _beside(path)
         large = sum(value.nbytes for value in values if value is not None) > MOST_BYTES
-        onnx_ir.save(converted, path, external_data=self.companions(path)[0].name if large else None)
-        add_checksum([path, *self.companions(path)] if large else [path])
+        onnx_ir.save(converted, path, external_data=beside.name if large else None)
+        add_checksum([path, beside] if large else [path])
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads by ONNX Runtime, once all that the file says was looked at."""
         import onnxruntime
         import torch
 
-        verify_checksum([path, *self._checked(path)])
+        verify_checksum([path, *_checked(path)])
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -88,32 +89,7 @@ class Onnx(Format):
 
     def companions(self, path: Path) -> list[Path]:
         """The weights of a large model."""
-        return [path.with_name(path.name + ".data")]
-
-    def _checked(self, path: Path) -> list[Path]:
-        """The file with the weights, if there is one; refuses a model that is more than operators on tensors."""
-        import onnx
-
-        model = onnx.load(path, load_external_data=False)
-        graph, beside = model.graph, self.companions(path)[0]
-        outside = False
-        for tensor in _tensors(model, path):
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                outside = True
-                place = {entry.key: entry.value for entry in tensor.external_data}
-                start, length = int(place.get("offset", 0)), int(place.get("length", 0))
-                if place["location"] != beside.name:
-                    refuse(path, f"it reads {place['location'][:80]!a}")
-                check_regular(beside, path)
-                if min(start, length) < 0 or start + length > beside.stat().st_size:
-                    refuse(path, f"it reads past the end of {beside.name}")
-            elif len(tensor.raw_data) > _SMALL:
-                tensor.ClearField("raw_data")  # shapes come from small ones
-        del graph.value_info[:]
-        for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
-            if prod(dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim) > MOST_VALUES:
-                refuse(path, "it computes more numbers than a model does")
-        return [beside] if outside else []
+        return [_beside(path)]
 
     def halved(self, converted: Any, folder: Path) -> Any:
         """By ONNX Runtime's tools; a processor without float16 computes in float32."""
@@ -144,6 +120,36 @@ class Onnx(Format):
         finally:
             whole.unlink(missing_ok=True)
             small.unlink(missing_ok=True)
+
+
+def _checked(path: Path) -> list[Path]:
+    """The file with the weights, if there is one; refuses a model that is more than operators on tensors."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph, beside = model.graph, _beside(path)
+    outside = False
+    for tensor in _tensors(model, path):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            outside = True
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            start, length = int(place.get("offset", 0)), int(place.get("length", 0))
+            if place["location"] != beside.name:
+                refuse(path, f"it reads {place['location'][:80]!a}")
+            check_regular(beside, path)
+            if min(start, length) < 0 or start + length > beside.stat().st_size:
+                refuse(path, f"it reads past the end of {beside.name}")
+        elif len(tensor.raw_data) > _SMALL:
+            tensor.ClearField("raw_data")  # shapes come from small ones
+    del graph.value_info[:]
+    for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
+        if prod(dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim) > MOST_VALUES:
+            refuse(path, "it computes more numbers than a model does")
+    return [beside] if outside else []
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
 
 
 def _tensors(model: Any, path: Path) -> Iterator[Any]:
