@@ -151,10 +151,6 @@ class Predict(_Source):
         if not self.images:
             raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
 
-    def __post_init__(self) -> None:
-        if not self.images:
-            raise UsageError("There is no image to predict: vprompt predict ADAPTER IMAGE_OR_FOLDER ...")
-
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
         from vprompt.data.scan import PassedOver, in_words, list_images
