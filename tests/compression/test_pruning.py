@@ -36,6 +36,7 @@ from vprompt.compression.choices import (
 )
 from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
+from vprompt.compression.search import delete_search
 from vprompt.compression.select import select_segments
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.records import Pruning, Recipe
@@ -935,3 +936,11 @@ def test_without_validation_images_the_search_is_refused_before_training(tmp_pat
     assert outcome.status == 1
     assert "--prune-tokens" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_that_starts_anew_deletes_its_own_files_only(tmp_path):
+    own = ("trials.json", "importance.safetensors", "0.5-0.25.safetensors", "0-0.safetensors")
+    for name in (*own, "notes.txt", "weights.safetensors", "my-model.safetensors"):
+        (tmp_path / name).write_text("")
+    delete_search(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "weights.safetensors", "my-model.safetensors"}
