@@ -26,7 +26,7 @@ class Limits:
     max_wait_ms: float = 5.0
     """Milliseconds that the first ask of a batch waits for others."""
     max_queue: int = 128
-    """Requests under way at once, and asks that wait to be computed; more are refused."""
+    """Asks of requests whose images are there; more are refused, but to clients with less than their share."""
     max_bytes: int = 10 * 2**20
     """Size of an image file."""
     max_pixels: int = 50_000_000

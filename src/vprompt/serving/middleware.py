@@ -208,7 +208,7 @@ class _Exchange:
         self._max_bytes, self._timeout = max_bytes, timeout
         self._bodies, self._together = bodies, together
         self._began = asyncio.get_running_loop().time()
-        self._grace = GRACE_SECONDS * random.uniform(0.8, 1.2)  # those who came at once are not sent away at once
+        self._grace = GRACE_SECONDS * random.uniform(0.6, 1.2)  # those who came at once are not sent away at once
         self._patience = asyncio.timeout(None)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")

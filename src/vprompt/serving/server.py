@@ -95,7 +95,7 @@ class _Protocol(H11Protocol):
         self._most = most
         self.host = ""
         self.since = time.monotonic()
-        self.spread = random.uniform(0.8, 1.2)  # so that those who came at once do not go, and come again, at once
+        self.spread = random.uniform(0.6, 1.2)  # so that those who came at once do not go, and come again, at once
 
     @property
     def is_idle(self) -> bool:
@@ -105,6 +105,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         self.host = host_of({"client": self.client})
+        if len(self.connections) <= self._most:
+            return
         there = [one for one in self.connections if not one.transport.is_closing()]
         if len(there) > self._most:
             crowd = Counter(one.host for one in there).most_common(1)[0][0]
