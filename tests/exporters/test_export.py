@@ -270,6 +270,16 @@ finally:
     assert not [name for name in ("torch", "timm", "onnx", "openvino", "executorch") if f"'{name}'" in loaded]
 
 
+@pytest.mark.filterwarnings("ignore")  # of tracing
+def test_a_folded_model_with_a_block_without_prompts_goes_through_torchscript():
+    model = attached(small_vit(2), vprompt.VPT(2), counts=[0, 2]).fold()
+    images, file = some_images(model, 2), io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, images, check_trace=False), file)
+        file.seek(0)
+        torch.testing.assert_close(torch.jit.load(file)(images), model(images))
+
+
 # ── the comparison ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
