@@ -19,6 +19,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
+from vprompt.utils.serialization import show
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
@@ -48,7 +49,7 @@ class Predictions:
 
     def __repr__(self) -> str:
         best = self.probabilities.amax(1).tolist()[:4]
-        shown = [f"{name!r} {100 * p:.1f} %" for name, p in zip(self.class_names, best, strict=False)]
+        shown = [f"{show(name)} {100 * p:.1f} %" for name, p in zip(self.class_names, best, strict=False)]
         return f"Predictions({', '.join(shown + ['...'] * (len(self) > 4))})"
 
 

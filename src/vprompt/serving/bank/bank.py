@@ -24,7 +24,7 @@ from vprompt.serving.bank.routing import route
 from vprompt.serving.bank.view import MixedView
 from vprompt.training.loader import check_images
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
-from vprompt.utils.serialization import brief
+from vprompt.utils.serialization import brief, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class Bank:
             self._adapters = {other: adapter for other, adapter in self._adapters.items() if other != name}
 
     def __repr__(self) -> str:
-        names = ", ".join(map(repr, list(self)[:5])) + ", ..." * (len(self) > 5)
+        names = ", ".join(map(show, list(self)[:5])) + ", ..." * (len(self) > 5)
         return f"Bank({self.info.name}, {len(self)} adapters{': ' * bool(names)}{names})"
 
     @functools.cached_property
