@@ -172,6 +172,14 @@ def test_images_that_are_all_alike_are_still_cut():
     assert max(sizes, default=0) <= 10
 
 
+def test_a_class_of_two_pictures_is_two_groups():
+    pictures = [ImageEnhance.Brightness(photo(n // 10)).enhance(1 - n % 10 / 50) for n in range(20)]
+    groups = grouped(pictures)
+    assert len(set(groups[:10])) == len(set(groups[10:])) == 1
+    assert None not in groups
+    assert len(set(groups)) == 2
+
+
 def test_exact_copies_are_found_without_a_look():
     contents = {"a": content(1), "b": content(1), "c": content(2)}
     groups = near_copies({}, contents, dict.fromkeys(contents, "x"))

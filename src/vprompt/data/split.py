@@ -30,9 +30,10 @@ Splits = dict[str, list[Item]]
 
 GRID = 12
 
-NEAR = (0.92, 0.97, 0.99)
-"""Cosines from which on two images are near copies. Of natural images, copies at JPEG quality 40, of half the size or
-brighter reach 0.98, and no two of 1000 different ones 0.9; the others are for images that are all alike."""
+NEAR = ((0.92, 0.1), (0.97, 0.25), (0.99, 0.5))
+"""Cosines from which on images are near copies, and the share of a class up to which that is believed of a group. Of
+natural images, copies at JPEG quality 40, of half the size or brighter reach 0.98, and no two of 1000 different ones
+0.9; the others are for images that are all alike."""
 
 
 def missing_splits(splits: Mapping[str, Sequence[Item]]) -> bool:
@@ -117,8 +118,8 @@ def near_copies(
 ) -> dict[str, str]:
     """The group of every image that has a copy, near or exact; a group is named after the first content in it.
 
-    A group that takes more than a quarter of a class, and more than four images, is a kind of image and no copies: it
-    is looked at again by a stricter measure, and at last only exact copies are held together.
+    A group that takes much of a class, and more than four images, is a kind of image and no copies: it is looked at
+    again by the next measure in `NEAR`, and at last only exact copies are held together.
 
     Args:
         looks: Name -> `look` of the image; without one, only exact copies are found.
@@ -135,14 +136,13 @@ def near_copies(
     waiting = [(0, sorted(content for content, names in by_content.items() if names[0] in looks))]
     while waiting:
         level, members = waiting.pop()
-        if level == len(NEAR):
+        if level == len(NEAR) or not members:
             continue
-        for group in (
-            _connected(torch.stack([looks[by_content[c][0]] for c in members]), NEAR[level]) if members else ()
-        ):
+        least, most = NEAR[level]
+        for group in _connected(torch.stack([looks[by_content[content][0]] for content in members]), least):
             alike = [members[row] for row in group]
             labels = [label_of[by_content[content][0]] for content in alike]
-            if any(labels.count(label) > max(4, sizes[label] / 4) for label in set(labels)):
+            if any(labels.count(label) > max(4, most * sizes[label]) for label in set(labels)):
                 waiting.append((level + 1, alike))
             else:
                 groups[alike[0]] = alike
