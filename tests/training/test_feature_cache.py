@@ -18,7 +18,7 @@ import vprompt
 from reference import close, small_vit
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.experiments.bench.jobs import identity
+from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.folder import changed_settings
 from vprompt.experiments.settings import settings_from
 from vprompt.methods.adapter import Adapter
@@ -343,7 +343,7 @@ def test_means_are_no_part_of_a_run():
     plain = settings_from({"backbone": "x"})
     other = settings_from({"backbone": "x", "cache_gb": 7, "grad_checkpointing": True, "workers": 2})
     assert (other.recipe.cache_gb, other.recipe.grad_checkpointing) == (7.0, True)
-    assert identity(plain) == identity(other)
+    assert Job(settings=plain).identity == Job(settings=other).identity
     before, now = {"backbone": "x", "prompts": 20, "recipe": asdict(plain.recipe)}, other.to_flat()
     assert changed_settings(json.loads(json.dumps(before)), now) == []
     del before["recipe"]["cache_gb"]  # as runs of earlier versions

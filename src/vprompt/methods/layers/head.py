@@ -8,7 +8,6 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vprompt.methods.base import HeadInit
 from vprompt.utils.errors import VPromptError
 
 _PAPER_BIAS = -math.log(99)
@@ -68,7 +67,7 @@ Head = nn.Linear | MLPHead
 """A classifier; both kinds tell `in_features`, `out_features`, `weight` and `bias` of their last layer."""
 
 
-def initialise(head: Head, init: HeadInit) -> Head:
+def initialise(head: Head, init: str) -> Head:
     """Sets the last layer of a head to where training starts; `init` is as in `vprompt.attach`.
 
     Raises:
