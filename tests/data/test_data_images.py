@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 
@@ -610,8 +611,16 @@ def test_damaged_and_giant_tiffs_are_refused():
     assert isinstance(try_decode(whole[:40], plain()), str)
     giant = tiff(np.zeros((4, 4, 3), np.float32), tags={256: (3, [60_000]), 257: (3, [60_000])})
     assert "too large" in try_decode(giant, plain())
-    greedy = tiff(np.zeros((4, 4, 3), np.float32), tags={279: (4, [2**31])})
-    assert isinstance(try_decode(greedy, plain()), str)
+    greedy = tiff(np.ones((4, 4, 3), np.float32), tags={279: (4, [2**31])})
+    assert torch.equal(try_decode(greedy, plain()), torch.full((3, HEIGHT, WIDTH), 255, dtype=torch.uint8))
+
+
+def test_without_tifffile_a_file_is_named_by_what_it_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    found = try_decode(tiff(np.zeros((4, 4, 3), np.float32)), plain())
+    assert "3 bands of 32-bit floats" in found
+    assert "pip install 'vprompt[tiff]'" in found
+    assert "holds 13 bands of 16-bit integers" in try_decode(tiff(np.zeros((4, 4, 13), np.uint16)), plain())
 
 
 # ── white of images of fewer bits than 16 ────────────────────────────────────────────────────────────────────────────

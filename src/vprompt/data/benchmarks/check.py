@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from vprompt.data.benchmarks.lists import (
     FILES,
@@ -198,9 +198,9 @@ def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
     """Compares the bytes of the files at `paths` with each other and with the manifest, if there is one."""
     expected, problems = _manifest(layout.folder)
     wanted = list(dict.fromkeys([*paths, *expected]))
-    hashes = dict(zip(wanted, in_threads(lambda path: content_of(layout.folder / path) or None, wanted), strict=True))
+    hashes = dict(zip(wanted, in_threads(lambda path: content_of(layout.folder / path), wanted), strict=True))
     for path, expected_hash in expected.items():
-        if hashes[path] is None:
+        if not hashes[path]:
             wrong = f"{printable(path)} stands in {MANIFEST} but cannot be read"
             problems.append(fatal(path, wrong, "get it anew"))
         elif hashes[path] != expected_hash:
@@ -209,42 +209,33 @@ def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
     return problems + _same_bytes(layout, hashes)
 
 
-def _same_bytes(layout: Layout, hashes: dict[str, str | None]) -> list[Problem]:
-    test = {hashed: path for path, _ in layout.splits.get("test", ()) if (hashed := hashes.get(path)) is not None}
+def _same_bytes(layout: Layout, hashes: dict[str, str]) -> list[Problem]:
+    test = {hashed: path for path, _ in layout.splits.get("test", ()) if (hashed := hashes.get(path))}
     problems: list[Problem] = []
     for split in ("train", "val"):
         for path in dict.fromkeys(path for path, _ in layout.splits.get(split, ())):
             other = test.get(hashes.get(path) or "")
             if other is not None and other != path:
-                name = FILES[layout.kind][split]
-                sentence = (
-                    f"The images {printable(path)} ({name}) and {printable(other)} (test) are the same, byte for byte"
-                )
-                problems.append(differs(path, sentence))
+                both = f"{printable(path)} ({FILES[layout.kind][split]}) and {printable(other)} (test)"
+                problems.append(differs(path, f"The images {both} are the same, byte for byte"))
     return problems
 
 
 def _manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
-    file = folder / MANIFEST
-    if not file.exists():
-        return {}, []
     hint = "write an object from relative paths to SHA-256 in hexadecimal"
     try:
-        document: Any = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}, [fatal(MANIFEST, f"{MANIFEST} cannot be read as JSON", hint)]
-    if not isinstance(document, dict):
-        return {}, [fatal(MANIFEST, f"{MANIFEST} is no object", hint)]
-    expected: dict[str, str] = {}
-    problems: list[Problem] = []
-    for key, value in document.items():
-        path, reason = clean(folder, str(key))
-        hashed = value.strip().lower().removeprefix("sha256:") if isinstance(value, str) else ""
-        if path is None:
-            wrong = f"{MANIFEST} names {printable(str(key))!r}, which {reason}"
-            problems.append(fatal(MANIFEST, wrong, hint))
-        elif not _SHA256.fullmatch(hashed):
-            problems.append(fatal(MANIFEST, f"{MANIFEST} gives {printable(path)} something that is no SHA-256", hint))
-        else:
-            expected[path] = hashed
-    return expected, problems
+        document = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        wrong = f"{MANIFEST} cannot be read as one ({printable(str(error))})"
+        return {}, [fatal(MANIFEST, wrong, hint)]
+    expected = {path: hashed.strip().lower().removeprefix("sha256:") for path, hashed in document.items()}
+    problems = [
+        fatal(
+            MANIFEST, f"{MANIFEST} gives {printable(path)!r} something that is no SHA-256 of a file in the folder", hint
+        )
+        for path, hashed in expected.items()
+        if clean(folder, path)[0] is None or not _SHA256.fullmatch(hashed)
+    ]
+    return ({}, problems) if problems else (expected, [])

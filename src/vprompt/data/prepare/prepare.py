@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import importlib
 import os
 import shutil
@@ -16,11 +14,12 @@ import numpy as np
 
 from vprompt.data.benchmarks.lists import FILES, UNION
 from vprompt.data.images import UnusableImageError, opened, to_rgb
-from vprompt.data.prepare.archives import Originals, digest, find, open_piece, reading, verify
+from vprompt.data.prepare.archives import Originals, find, open_piece, reading, verify
 from vprompt.data.prepare.contents import PARTS, SPLIT_SEED, Contents, listed, to_png, vtab_1k
 from vprompt.data.prepare.registry import Recipe, recipe_of
+from vprompt.data.split import content_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.io import write_json, write_text
+from vprompt.utils.io import write_json, write_text, writing
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
@@ -77,8 +76,9 @@ def prepare(
         show: Show progress on standard error.
 
     Raises:
-        DataError: The task is not known, a file is missing, damaged or changed, there are too few images, the folder
-            exists, or the disk is full.
+        DataError: The task is not known, a file is missing, damaged or changed, there are too few images, or the folder
+            exists.
+        StorageError: The disk is full, or cannot be written to.
     """
     recipe = recipe_of(spec)
     files = FILES[recipe.task.suite]
@@ -86,8 +86,8 @@ def prepare(
     _restore(folder)
     _refuse_existing(folder, overwrite=overwrite)
     paths = find(source, recipe.pieces)
-    with bar(f"checking {spec}", enabled=show) as report:
-        pieces = [verify(recipe.pieces[key], paths[key], report, accept_changed=accept_changed) for key in paths]
+    with bar(f"checking {spec}", enabled=show):
+        pieces = [verify(recipe.pieces[key], paths[key], accept_changed=accept_changed) for key in paths]
     with _part_of(folder) as part:
         with bar(f"reading {spec}", enabled=show):
             contents = _read(recipe, paths, part / _WORK)
@@ -108,7 +108,7 @@ def prepare(
             "original_images": counted,
             "images": drawn,
             "parts": contents.parts,
-            "lists": None if lists is None else {name: digest(lists / name, "sha256") for name in files.values()},
+            "lists": None if lists is None else {name: content_of(lists / name) for name in files.values()},
             "split_seed": SPLIT_SEED if contents.drawn else None,
             "note": note,
         }
@@ -167,26 +167,17 @@ def _part_of(folder: Path) -> Generator[Path]:
     """A fresh folder that takes the place of `folder` when the block ends well, and is removed when it does not."""
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        if part.exists():
-            shutil.rmtree(part)  # what a killed run has left
-        part.mkdir()
-        yield part
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    except OSError as error:
+        with writing(folder):
+            if part.exists():
+                shutil.rmtree(part)  # what a killed run has left
+            part.mkdir(parents=True)
+            yield part
+            if folder.exists():
+                folder.rename(old)
+            part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = printable(str(folder.parent))
-            raise DataError(
-                f"There is no room left for {folder.name} in {where}; free some, or give another --root."
-            ) from error
-        raise
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _restore(folder: Path) -> None:
@@ -218,7 +209,7 @@ def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report)
         path = folder / paths[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        hashes[paths[name]] = hashlib.sha256(data).hexdigest()
+        hashes[paths[name]] = content_of(data)
         report(done, len(paths))
     lists = {file: (part,) for part, file in FILES[recipe.task.suite].items()}
     for file, parts in (lists | {UNION: ("train", "val")} if vtab else lists).items():
@@ -227,9 +218,9 @@ def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report)
             write_text(folder / file, "".join(f"{paths[item.name]} {item.label}\n" for item in items))
         else:
             write_json(folder / file, {item.name: item.label for item in items})
-        hashes[file] = digest(folder / file, "sha256")
+        hashes[file] = content_of(folder / file)
     write_text(folder / "classes.txt", "".join(f"{printable(name)}\n" for name in contents.classes))
-    hashes["classes.txt"] = digest(folder / "classes.txt", "sha256")
+    hashes["classes.txt"] = content_of(folder / "classes.txt")
     write_json(folder / "manifest.json", dict(sorted(hashes.items(), key=lambda pair: os.fsencode(pair[0]))))
 
 
