@@ -620,7 +620,9 @@ def test_without_tifffile_a_file_is_named_by_what_it_is(monkeypatch):
     found = try_decode(tiff(np.zeros((4, 4, 3), np.float32)), plain())
     assert "3 bands of 32-bit floats" in found
     assert "pip install 'vprompt[tiff]'" in found
-    assert "holds 13 bands of 16-bit integers" in try_decode(tiff(np.zeros((4, 4, 13), np.uint16)), plain())
+    assert "holds 13 bands of 16-bit integers" in try_decode(
+        tiff(np.zeros((4, 4, 13), np.uint16), photometric=1), plain()
+    )
 
 
 # ── white of images of fewer bits than 16 ────────────────────────────────────────────────────────────────────────────

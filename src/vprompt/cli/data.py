@@ -31,12 +31,8 @@ class Prepare:
     """Folder with the original archives or an unpacked copy of them; also the root of a torchvision data set."""
     root: Path | None = None
     """Folder that the task's own folder is written into."""
-    lists: Path | None = None
-    """Folder with published lists that say which images to use for what, where they name the original files."""
     accept_changed: bool = False
     """Go on where a hash or the number of images is not the known one; source.json records it."""
-    overwrite: bool = False
-    """Replace a folder that this command has written."""
     list: bool = False
     """Print what each task needs and where that can be had, and do nothing else."""
     json: bool = False
@@ -58,9 +54,7 @@ class Prepare:
             self.task,
             source=self.source,
             root=self.root,
-            lists=self.lists,
             accept_changed=self.accept_changed,
-            overwrite=self.overwrite,
             show=True,
         )
         if self.json:

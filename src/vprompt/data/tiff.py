@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-_KINDS = {1: "u", 2: "i", 3: "f"}
-"""SampleFormat -> numpy's letter."""
-
-_WORDS = {"u": "integers", "i": "signed integers", "f": "floats"}
+_KINDS = {1: ("u", "integers"), 2: ("i", "signed integers"), 3: ("f", "floats")}
+"""SampleFormat -> numpy's letter, and words."""
 
 _ALPHA = (1, 2)
 """ExtraSamples that are an opacity."""
@@ -24,50 +21,41 @@ for _name in ("PIL", "tifffile"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tiff:
-    """The first picture of a TIFF file by its tags.
+    """The first picture of a TIFF file by its tags: its size, and the number, bits and kind of its samples."""
 
-    Args:
-        tags: All of them.
-        size: Width and height.
-        bands: Samples per pixel.
-        bits: Bits per sample.
-        kind: Numpy's letter of the samples' type.
-        photometric: 1 of grey, 2 of RGB.
-    """
-
-    tags: TiffImagePlugin.ImageFileDirectory_v2
-    size: tuple[int, int]
-    bands: int
-    bits: int
-    kind: str
-    photometric: int
+    def __init__(self, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+        self.tags = tags
+        self.size = _first(tags, 256, 0), _first(tags, 257, 0)
+        self.bands, self.bits = _first(tags, 277, 1), _first(tags, 258, 1)
+        self.kind, self._numbers = _KINDS.get(_first(tags, 339, 1), _KINDS[1])
+        self._drawn = _first(tags, 262, 1) in (1, 2)  # grey, or RGB
+        self._rgb = _first(tags, 262, 1) == 2
 
     @property
     def layout(self) -> str:
         """What it holds, in words."""
-        numbers = f"{self.bits}-bit {_WORDS[self.kind]}"
+        numbers = f"{self.bits}-bit {self._numbers}"
         return f"{self.bands} bands of {numbers}" if self.bands > 1 else numbers
 
     @property
     def colours(self) -> int:
         """The number of bands that make a picture, opacity included; 0 where that cannot be told."""
-        if self.photometric not in (1, 2):
+        if not self._drawn:
             return 0
         clear = _first(self.tags, 338, 0) not in _ALPHA
         if self.bands >= 4:
-            return (3 if clear else 4) if self.photometric == 2 else 0
+            return (3 if clear else 4) if self._rgb else 0
         return {1: 1, 2: 1 if clear else 2, 3: 3}[self.bands]
 
     @property
     def known_to_pillow(self) -> bool:
         """Whether Pillow reads it without loss."""
-        if self.photometric not in (1, 2):
+        if not self._drawn:
             return True
         if self.bands == 1:
             return (self.bits <= 16 and self.kind != "f") or self.bits == 32
-        return self.bits <= 8 and self.bands <= 6 and (self.photometric == 2 or self.bands == 2)
+        return self.bits <= 8 and self.bands <= 6 and (self._rgb or self.bands == 2)
 
     def samples(self, file: BinaryIO) -> NDArray[Any]:
         """The samples (H, W, bands).
@@ -114,14 +102,7 @@ def read_tiff(file: BinaryIO) -> Tiff | None:
         tags = TiffImagePlugin.ImageFileDirectory_v2(head + (file.read(8) if head[2] == 43 else b""))
         file.seek(tags.next)
         tags.load(file)
-        found = Tiff(
-            tags=tags,
-            size=(_first(tags, 256, 0), _first(tags, 257, 0)),
-            bands=_first(tags, 277, 1),
-            bits=_first(tags, 258, 1),
-            kind=_KINDS.get(_first(tags, 339, 1), "u"),
-            photometric=_first(tags, 262, 1),
-        )
+        found = Tiff(tags)
         return found if min(*found.size, found.bands) > 0 else None
     except Exception:  # tags can be damaged in any way
         return None

@@ -12,7 +12,6 @@ import msgspec
 
 from vprompt.data.benchmarks.lists import (
     FILES,
-    UNION,
     Layout,
     Problem,
     clean,
@@ -82,15 +81,14 @@ def check(
         DataError: `task` is None and the folder has no lists.
     """
     layout = read_layout(Path(folder), task)
-    lists = (*layout.splits.values(), layout.union or ())
-    paths = list(dict.fromkeys(path for pairs in lists for path, _ in pairs))
+    paths = list(dict.fromkeys(path for pairs in layout.splits.values() for path, _ in pairs))
     problems = [*check_lists(layout, task), *_check_images(layout.folder, paths, task, progress)]
     return [*problems, *check_hashes(layout, paths)] if hashes else problems
 
 
 def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
     """Problems that the lists alone tell, without a look at any image."""
-    problems = [*layout.problems, *_twice(layout), *_leaks(layout), *_union(layout)]
+    problems = [*layout.problems, *_twice(layout), *_leaks(layout)]
     if task is not None:
         problems += _compared(layout, task)
     return problems + _untrained(layout, task)
@@ -126,37 +124,13 @@ def _twice(layout: Layout) -> list[Problem]:
 def _leaks(layout: Layout) -> list[Problem]:
     """Images in two splits: what is learned from or chosen by must not be tested on."""
     problems: list[Problem] = []
-    names = {**FILES[layout.kind], "union": UNION}
+    names = FILES[layout.kind]
     paths = {split: {path for path, _ in pairs} for split, pairs in layout.splits.items()}
-    known = paths.get("train", set()) | paths.get("val", set())
-    paths["union"] = {path for path, _ in layout.union or ()} - known
-    for first, second in (("train", "test"), ("val", "test"), ("train", "val"), ("union", "test")):
+    for first, second in (("train", "test"), ("val", "test"), ("train", "val")):
         for path in sorted(paths.get(first, set()) & paths.get(second, set())):
             wrong = f"{printable(path)} is both in {names[first]} and in {names[second]}"
             problems.append(fatal(names[second], wrong, "take it off one of them"))
     return problems
-
-
-def _union(layout: Layout) -> list[Problem]:
-    if layout.union is None or not {"train", "val"} <= set(layout.splits):
-        return []
-    parts = {*layout.splits["train"], *layout.splits["val"]}
-    union = set(layout.union)
-    if union == parts:
-        return []
-    if not {path for path, _ in union} & {path for path, _ in parts}:
-        # A common copy keeps the images once more in a folder of their own: then only the classes can be compared.
-        labels = [Counter(label for _, label in pairs) for pairs in (layout.union, parts)]
-        if labels[0] == labels[1]:
-            return []
-    more, less = len(union - parts), len(parts - union)
-    return [
-        differs(
-            UNION,
-            f"{UNION} is not {FILES['vtab']['train']} and {FILES['vtab']['val']} together: {more} of its lines are in "
-            f"neither, and {less} of theirs are not in it",
-        )
-    ]
 
 
 def _compared(layout: Layout, task: BenchmarkTask) -> list[Problem]:
