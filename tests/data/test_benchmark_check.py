@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -139,14 +138,6 @@ def test_classes_without_training_images_are_named(folder):
     )
     # A benchmark's own draw may be like that.
     assert found(folder, "differs", SMALL) == []
-
-
-def test_the_same_bytes_in_training_and_test(folder):
-    shutil.copy(folder / "images/train/000004.png", folder / "images/test/000001.png")
-    assert check(folder, None) == []
-    (sentence,) = found(folder, "differs", hashes=True)
-    assert "images/train/000004.png" in sentence
-    assert "images/test/000001.png" in sentence
 
 
 def test_a_manifest_is_believed(folder):

@@ -72,16 +72,11 @@ class Prepare:
             return
         # No table: names and addresses are copied from here.
         for recipe in recipes:
-            lines = [f"needs  {need}" for need in _needs(recipe)]
+            lines = [f"needs  {piece.text()}" for piece in recipe.pieces.values()]
+            lines += [f"needs  the Python package {recipe.needs}"] * bool(recipe.needs)
             lines.append(f"from   {recipe.site}" if recipe.read else f"cannot be prepared: {recipe.site}")
             sys.stdout.write("\n    ".join([recipe.spec, *lines]) + "\n")
         print_note("Tested on small stand-ins in the documented formats; no reader has met the real archives yet.")
-
-
-def _needs(recipe: Recipe) -> list[str]:
-    """The files and packages that a task is made from."""
-    package = [f"the Python package {recipe.needs}"] if recipe.needs else []
-    return [*(piece.text() for piece in recipe.pieces.values()), *package]
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
@@ -110,7 +105,7 @@ class Tasks:
     check: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     """Look at every image of a task (vtab:cifar), or of a folder with such lists, and say all that is wrong."""
     hashes: bool = False
-    """With --check: compare the bytes of training and test images, and with a manifest.json beside the lists."""
+    """With --check: compare the bytes of all files with a manifest.json beside the lists."""
     json: bool = False
     """Print the result as JSON."""
 

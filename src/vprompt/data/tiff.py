@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,6 +13,9 @@ from PIL import TiffImagePlugin
 
 _KINDS = {1: ("u", "integers"), 2: ("i", "signed integers"), 3: ("f", "floats")}
 """SampleFormat -> numpy's letter, and words."""
+
+_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)
+"""Compressions that are undone: none, LZW, deflate, PackBits, LZMA, Zstandard."""
 
 _ALPHA = (1, 2)
 """ExtraSamples that are an opacity."""
@@ -61,7 +65,7 @@ class Tiff:
         """The samples (H, W, bands).
 
         Raises:
-            ValueError: tifffile is not installed, or cannot unpack them.
+            ValueError: tifffile is not installed, or they are packed in a way that is not read.
         """
         try:
             tifffile: Any = importlib.import_module("tifffile")
@@ -69,7 +73,12 @@ class Tiff:
             raise ValueError(f"{self.layout} are read after `pip install 'vprompt[tiff]'`") from None
         file.seek(0)
         with tifffile.TiffFile(file) as opened:
-            planes = opened.pages[0].asarray(squeeze=False, maxworkers=1)[:, 0]
+            page = opened.pages[0]
+            # Other pictures inside, giant tiles and parts that are read many times could take any memory or time.
+            most = max(sum(page.databytecounts), math.prod(page.chunks) * page.dtype.itemsize)
+            if page.compression not in _LOSSLESS or most > 2 * page.nbytes + 2**24:
+                raise ValueError(f"{self.layout}, packed in a way that is not read")
+            planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]
         return np.moveaxis(planes, 0, -1).reshape(*planes.shape[1:3], -1)
 
 

@@ -73,8 +73,8 @@ def check(
     Args:
         folder: Has the lists.
         task: The benchmark's task that it should be; None for a task of the user's own, which is compared with nothing.
-        hashes: Compare the bytes of all images with each other, and with a `manifest.json` (an object from relative
-            paths to SHA-256 in hexadecimal) if there is one.
+        hashes: Compare the bytes of all files with a `manifest.json` (an object from relative paths to SHA-256 in
+            hexadecimal) if there is one.
         progress: Called with (done, total) while images are decoded.
 
     Raises:
@@ -83,7 +83,7 @@ def check(
     layout = read_layout(Path(folder), task)
     paths = list(dict.fromkeys(path for pairs in layout.splits.values() for path, _ in pairs))
     problems = [*check_lists(layout, task), *_check_images(layout.folder, paths, task, progress)]
-    return [*problems, *check_hashes(layout, paths)] if hashes else problems
+    return [*problems, *_check_hashes(layout.folder)] if hashes else problems
 
 
 def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
@@ -168,30 +168,15 @@ MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
-    """Compares the bytes of the files at `paths` with each other and with the manifest, if there is one."""
-    expected, problems = _manifest(layout.folder)
-    wanted = list(dict.fromkeys([*paths, *expected]))
-    hashes = dict(zip(wanted, in_threads(lambda path: content_of(layout.folder / path), wanted), strict=True))
-    for path, expected_hash in expected.items():
-        if not hashes[path]:
-            wrong = f"{printable(path)} stands in {MANIFEST} but cannot be read"
-            problems.append(fatal(path, wrong, "get it anew"))
-        elif hashes[path] != expected_hash:
-            wrong = f"{printable(path)} is not the file that {MANIFEST} has the hash of"
+def _check_hashes(folder: Path) -> list[Problem]:
+    """Compares the bytes of files with the manifest, if there is one."""
+    expected, problems = _manifest(folder)
+    hashes = in_threads(lambda path: content_of(folder / path), expected)
+    for path, found in zip(expected, hashes, strict=True):
+        if found != expected[path]:
+            why = f"is not the file that {MANIFEST} has the hash of" if found else f"of {MANIFEST} cannot be read"
+            wrong = f"{printable(path)} {why}"
             problems.append(fatal(path, wrong, "get it anew, or correct the manifest"))
-    return problems + _same_bytes(layout, hashes)
-
-
-def _same_bytes(layout: Layout, hashes: dict[str, str]) -> list[Problem]:
-    test = {hashed: path for path, _ in layout.splits.get("test", ()) if (hashed := hashes.get(path))}
-    problems: list[Problem] = []
-    for split in ("train", "val"):
-        for path in dict.fromkeys(path for path, _ in layout.splits.get(split, ())):
-            other = test.get(hashes.get(path) or "")
-            if other is not None and other != path:
-                both = f"{printable(path)} ({FILES[layout.kind][split]}) and {printable(other)} (test)"
-                problems.append(differs(path, f"The images {both} are the same, byte for byte"))
     return problems
 
 

@@ -165,11 +165,8 @@ def _numbered(
         if 0 <= label < limit:
             label_of[entry.label] = label
         else:
-            known = f"the {limit} classes are 0 to {limit - 1}" if names else f"it must be 0 to {limit - 1}"
-            wrong = f"{entry.where} gives {printable(entry.path)} the class {label}, but {known}"
-            problems.append(
-                fatal(entry.where, wrong, "correct the line, or classes.txt" if names else "correct the line")
-            )
+            wrong = f"{entry.where} gives {printable(entry.path)} the class {label}, but they are 0 to {limit - 1}"
+            problems.append(fatal(entry.where, wrong, "correct the line" + ", or classes.txt" * bool(names)))
     used = max(label_of.values(), default=-1) + 1
     count = used if names is None else max(used, len(names))
     count = task.classes if task is not None and used <= task.classes else count

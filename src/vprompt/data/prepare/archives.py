@@ -18,8 +18,6 @@ from typing import Any
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-
 ZIPS = (".zip", ".npz")
 """NumPy's collections of arrays are zip archives."""
 
@@ -43,11 +41,6 @@ class Piece:
     def text(self) -> str:
         """Its names, for a table."""
         return " or ".join(self.names)
-
-    def wanted(self) -> str:
-        """Its names, for a message that it is missing."""
-        archive = self.marker and any(name.endswith(ARCHIVES) for name in self.names)
-        return f"{self.text()}{' (or an unpacked copy)' if archive else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +109,11 @@ def find(source: Path, pieces: Mapping[str, Piece]) -> dict[str, Path]:
     """
     folder = Folder(source)
     paths = {key: folder.named(piece) or folder.having(piece.marker) for key, piece in pieces.items()}
-    missing = [piece.wanted() for key, piece in pieces.items() if paths[key] is None]
+    missing = [piece.text() for key, piece in pieces.items() if paths[key] is None]
     if missing:
         raise DataError(
-            f"{printable(str(source))} does not have {', '.join(missing)}; put what is missing there "
-            "(`vprompt prepare --list` says where to get it)."
+            f"{printable(str(source))} does not have {', '.join(missing)}; put what is missing there, packed or "
+            "unpacked (`vprompt prepare --list` says where to get it)."
         )
     return {key: path for key, path in paths.items() if path is not None}
 
