@@ -25,7 +25,6 @@ from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
 from vprompt.data.pipeline import Progress, check_files
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.split import content_of
-from vprompt.data.threads import in_threads
 from vprompt.utils.text import listed, printable
 
 # Small, so that JPEG files are read whole but not decoded at full size.
@@ -170,31 +169,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def _check_hashes(folder: Path) -> list[Problem]:
     """Compares the bytes of files with the manifest, if there is one."""
-    expected, problems = _manifest(folder)
-    hashes = in_threads(lambda path: content_of(folder / path), expected)
-    for path, found in zip(expected, hashes, strict=True):
-        if found != expected[path]:
-            why = f"is not the file that {MANIFEST} has the hash of" if found else f"of {MANIFEST} cannot be read"
-            wrong = f"{printable(path)} {why}"
-            problems.append(fatal(path, wrong, "get it anew, or correct the manifest"))
-    return problems
-
-
-def _manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
     hint = "write an object from relative paths to SHA-256 in hexadecimal"
     try:
         document = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, str])
     except FileNotFoundError:
-        return {}, []
+        return []
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        wrong = f"{MANIFEST} cannot be read as one ({printable(str(error))})"
-        return {}, [fatal(MANIFEST, wrong, hint)]
-    expected = {path: hashed.strip().lower().removeprefix("sha256:") for path, hashed in document.items()}
-    problems = [
-        fatal(
-            MANIFEST, f"{MANIFEST} gives {printable(path)!r} something that is no SHA-256 of a file in the folder", hint
-        )
-        for path, hashed in expected.items()
-        if clean(folder, path)[0] is None or not _SHA256.fullmatch(hashed)
-    ]
-    return ({}, problems) if problems else (expected, [])
+        return [fatal(MANIFEST, f"{MANIFEST} cannot be read ({printable(str(error))})", hint)]
+    problems: list[Problem] = []
+    for path, value in document.items():
+        name, hashed = printable(path), value.strip().lower().removeprefix("sha256:")
+        if clean(folder, path)[0] is None or not _SHA256.fullmatch(hashed):
+            wrong = f"{MANIFEST} gives {name!r} what is no SHA-256 of a file in the folder"
+            problems.append(fatal(MANIFEST, wrong, hint))
+        elif (found := content_of(folder / path)) != hashed:
+            why = f"is not the file that {MANIFEST} has the hash of" if found else f"of {MANIFEST} cannot be read"
+            problems.append(fatal(path, f"{name} {why}", "get it anew, or correct the manifest"))
+    return problems
