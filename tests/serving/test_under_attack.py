@@ -69,7 +69,8 @@ def models(backbone):
         made[name] = vprompt.attach(backbone, method, num_classes=3, classes=["a", "b", f"caf\udce9 {name}"])
         torch.nn.init.normal_(made[name].head.weight)
         made[name].preprocessing = LOOKS
-    made["odd"].preprocessing = replace(LOOKS, interpolation="sinc")
+    made["odd"].preprocessing = replace(LOOKS)
+    object.__setattr__(made["odd"].preprocessing, "interpolation", "sinc")  # which it refuses when it is made
     return made
 
 
