@@ -609,6 +609,9 @@ def test_damaged_and_giant_tiffs_are_refused():
     assert cut != whole
     assert isinstance(try_decode(cut, plain()), str)
     assert isinstance(try_decode(whole[:40], plain()), str)
+    for place in (20_000, 200):  # in the pixels, where they come last, and of one byte alone
+        late = tiff(np.ones((40, 40, 3), np.float32), tags={273: (4, [place])})
+        assert "cut off" in try_decode(late, plain())
     giant = tiff(np.zeros((4, 4, 3), np.float32), tags={256: (3, [60_000]), 257: (3, [60_000])})
     assert "too large" in try_decode(giant, plain())
     greedy = tiff(np.ones((4, 4, 3), np.float32), tags={279: (4, [2**31])})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import operator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import TiffImagePlugin
 _KINDS = {1: ("u", "integers"), 2: ("i", "signed integers"), 3: ("f", "floats")}
 """SampleFormat -> numpy's letter, and words."""
 
-_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)
+_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 34926, 50000)
 """Compressions that are undone: none, LZW, deflate, PackBits, LZMA, Zstandard."""
 
 _ALPHA = (1, 2)
@@ -78,6 +79,9 @@ class Tiff:
             most = max(sum(page.databytecounts), math.prod(page.chunks) * page.dtype.itemsize)
             if page.compression not in _LOSSLESS or most > 2 * page.nbytes + 2**24:
                 raise ValueError(f"{self.layout}, packed in a way that is not read")
+            ends = map(operator.add, page.dataoffsets, page.databytecounts)
+            if max(ends) > opened.filehandle.size:  # what is missing would be black
+                raise ValueError("the file is cut off")
             planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]
         return np.moveaxis(planes, 0, -1).reshape(*planes.shape[1:3], -1)
 
