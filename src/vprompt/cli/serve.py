@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "VPROMPT_TOKEN"
 
-EXTRA = ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn")
-"""Packages that `pip install 'vprompt[serve]'` brings."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
@@ -65,11 +62,7 @@ class Serve:
         try:
             from vprompt.serving.server import Server, bind, serve
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in EXTRA:
-                raise
-            raise VPromptError(
-                f"vprompt serve needs {error.name}; install it: pip install 'vprompt[serve]'."
-            ) from error
+            raise VPromptError(f"vprompt serve needs {error.name}: pip install 'vprompt[serve]'.") from error
         from vprompt.serving.bank.banks import Banks
         from vprompt.serving.decoding import start
         from vprompt.serving.log import logging_to_stderr

@@ -160,31 +160,23 @@ class Batcher(Generic[T, R]):
         return taken
 
     def _settle(self, batch: Sequence[_Waiting[T, R]]) -> None:
-        outcome = self._computed(batch)
-        if isinstance(outcome, Exception) and len(batch) > 1:
-            # Its traceback holds on to the failed computation, which may have failed for want of memory.
-            del outcome
+        self._observe(len(batch))
+        try:
+            results = self._compute([waiting.item for waiting in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results came for {len(batch)} items")
+        except Exception as error:
+            # No more of it: its traceback holds on to the failed computation, which may have failed for want of memory.
+            results = [error] if len(batch) == 1 else []
+        if not results:
             half = len(batch) // 2
             self._settle(batch[:half])
             self._settle(batch[half:])
-            return
-        results = [outcome] if isinstance(outcome, Exception) else outcome
-        for waiting, result in zip(batch, results, strict=True):
+        for waiting, result in zip(batch, results, strict=False):
             if isinstance(result, Exception):
                 waiting.future.set_exception(result)
             else:
                 waiting.future.set_result(result)
-
-    def _computed(self, batch: Sequence[_Waiting[T, R]]) -> Sequence[R | Exception] | Exception:
-        """A result or an exception for each, or why there is none at all."""
-        self._observe(len(batch))
-        try:
-            results = self._compute([waiting.item for waiting in batch])
-        except Exception as error:
-            return error
-        if len(results) == len(batch):
-            return results
-        return RuntimeError(f"{len(results)} results came for {len(batch)} items")
 
 
 def _stopped() -> RequestError:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -179,18 +178,6 @@ class Service:
                     return images
                 work = images
         raise AssertionError  # the last lane takes any work
-
-    async def add(self, name: str, folder: Path) -> Entry:
-        """Adds an adapter from a folder on this machine.
-
-        Raises:
-            RequestError: If it cannot be.
-        """
-        check_name(name)
-        try:
-            return await asyncio.to_thread(self.bank.add, name, folder)
-        except VPromptError as error:
-            raise RequestError("refused", str(error)) from error
 
     def close(self, timeout: float) -> bool:
         """Answers what waits and stops the threads; False where they did not come to an end in `timeout` seconds."""
