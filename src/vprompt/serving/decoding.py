@@ -81,7 +81,9 @@ def scans(data: bytes) -> int:
     raise RequestError("broken_image", f"The image has more than {MAX_MARKERS} segments; save it again.")
 
 
-def images_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int) -> Images | int:
+def decoded(
+    data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = sys.maxsize
+) -> Images | int:
     """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it.
 
     Args:
@@ -131,7 +133,7 @@ def images_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: 
 
 
 def decode(lane: int, data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int) -> Images | int:
-    """As `images_of`, within the work of a lane; on Linux in a process of its own in all lanes but the first.
+    """As `decoded`, within the work of a lane; on Linux in a process of its own in all lanes but the first.
 
     Raises:
         RequestError: As there; or it took too much time or memory.
@@ -140,7 +142,7 @@ def decode(lane: int, data: bytes, preprocessings: Sequence[Preprocessing], max_
         return LANES[0] + 1
     job = data, preprocessings, max_pixels, LANES[lane]
     if lane == 0 or sys.platform != "linux":
-        return images_of(*job)
+        return decoded(*job)
     memory = BYTES_A_PIXEL * min(LANES[lane], max_pixels)
     try:
         ours, theirs = Pipe()
@@ -187,7 +189,7 @@ def _limited(
     resource.setrlimit(resource.RLIMIT_CPU, (limits[0], resource.RLIM_INFINITY))
     with contextlib.suppress(BaseException):
         try:
-            outcome = images_of(*job)
+            outcome = decoded(*job)
         except RequestError as error:
             outcome = error
         connection.send_bytes(pickle.dumps(outcome))  # as `send`, but torch's own way would be by shared memory
