@@ -115,7 +115,7 @@ def test_26_9_of_table_1_was_cut_and_not_rounded():
     assert str(products([100] * BLOCKS)).startswith("26.967")
     assert f"{products([100] * BLOCKS):.1f}" == "27.0"
     assert published.gmacs(published.VIT)[0][100] == 26.9
-    assert published.condensed_gmacs(published.VIT)[100, 100, "local"] == "26.99"
+    assert published.condensed(published.VIT)[""][100, 100, "local"] == "26.99"
 
 
 @pytest.mark.parametrize(("prompts", "text"), {0: "15.4", 5: "16.3", 10: "17.2", 25: "19.8", 50: "24.3"}.items())
@@ -154,12 +154,12 @@ def test_the_number_of_prompts_fixes_the_global_cost_nearly(vit_b):
 
 
 def test_the_papers_tables_that_ship_are_these():
-    found = published.condensed_gmacs(published.VIT)
+    found = published.condensed(published.VIT)[""]
     assert len(found) == 33
     for where, table in {"local": LOCAL, "global": GLOBAL}.items():
         for p, texts in table.items():
             assert [found[p, s, where] for s in (10, 20, 30, 40, 50, 100)[: len(texts)]] == texts
-    assert published.condensed_gmacs(published.SWIN) == {}
+    assert published.condensed(published.SWIN) == {}
     assert not any(
         "GMACs" in task
         for row in published.rows(published.VIT, ["svhn"])

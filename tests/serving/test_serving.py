@@ -31,7 +31,7 @@ from vprompt.serving.bank.bank import Bank
 from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError
 from vprompt.serving.decoding import MAX_SCANS
 from vprompt.serving.metrics import Metrics
-from vprompt.serving.predict import predict
+from vprompt.serving.predict import predict_each
 from vprompt.serving.server import Server, bind, serve
 from vprompt.serving.service import Limits, Service
 from vprompt.utils.errors import VPromptError
@@ -246,7 +246,7 @@ def test_answers_are_those_of_vprompt_predict(server, alone, tmp_path, kind):
     for name, model in alone.items():
         response = server.ask(name, IMAGES[kind], params={"top": 3})
         assert response.status_code == 200, response.text
-        [wanted], _ = predict(model, [path], top=3)
+        [[wanted]] = predict_each(model, [path], top=3)
         found = response.json()
         assert set(found) == {"adapter", "class_index", "class_name", "probability", "top"}
         assert found["adapter"] == name
@@ -575,7 +575,7 @@ def test_many_clients_over_several_adapters_that_come_and_go(held, alone, adapte
         path = tmp_path / kind.replace(" ", "-")
         path.with_suffix(".png").write_bytes(data)
         for name, model in alone.items():
-            wanted[name, kind] = predict(model, [path.with_suffix(".png")])[0][0]
+            [[wanted[name, kind]]] = predict_each(model, [path.with_suffix(".png")])
     over = threading.Event()
 
     def manage():

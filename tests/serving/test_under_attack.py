@@ -48,7 +48,7 @@ from vprompt.serving.errors import RequestError
 from vprompt.serving.limits import Limits
 from vprompt.serving.log import logging_to_stderr
 from vprompt.serving.middleware import host_of
-from vprompt.serving.predict import predict
+from vprompt.serving.predict import predict_each
 from vprompt.serving.service import Service
 
 LOOKS = Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
@@ -224,7 +224,8 @@ def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tm
         path.write_bytes(data)
         response = server.ask("birds", data)
         assert response.status_code == 200, response.text
-        assert_same(response.json(), predict(models["birds"].fold(), [path])[0][0])
+        [[wanted]] = predict_each(models["birds"].fold(), [path])
+        assert_same(response.json(), wanted)
         several = server.client.post("/v1/predict?adapter=odd&adapter=pets", content=data).json()["answers"]
         assert several[0]["error"]["code"] == "failed"
         assert several[1]["adapter"] == "pets"

@@ -39,6 +39,8 @@ class Adapter(Method):
 
     reduction: int = 8
     name: ClassVar[str] = "adapter"
+    letters: ClassVar[str] = "r{reduction}"
+    words: ClassVar[str] = "a bottleneck of 1/{reduction} of the width behind the MLP of every block"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
 
@@ -50,15 +52,6 @@ class Adapter(Method):
     def hidden(self, width: int) -> int:
         """Width of the bottleneck in a block of this width, at least 1."""
         return max(1, width // self.reduction)
-
-    @property
-    def size(self) -> str:
-        """The reduction."""
-        return f"r{self.reduction}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"a bottleneck of 1/{self.reduction} of the width behind the MLP of every block"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """A bottleneck in every block."""

@@ -59,6 +59,8 @@ class Method:
 
     Attributes:
         name: Its name on the command line and in files.
+        letters: Its `size`, with options in braces.
+        words: Its `summary`, with options in braces.
         riding: Form of its prompts; see `Riding`.
         lr_factor: Share of the default learning rate at which it trains; weights that are good already need a low one.
         backward_cost: Backward passes over the forward one: 2 where weights learn, 1 where only what comes before.
@@ -73,6 +75,8 @@ class Method:
     """
 
     name: ClassVar[str]
+    letters: ClassVar[str] = ""
+    words: ClassVar[str] = "a linear head"
     riding: ClassVar[Riding] = "nothing"
     lr_factor: ClassVar[float] = 1.0
     backward_cost: ClassVar[float] = 1.0
@@ -97,11 +101,11 @@ class Method:
     @property
     def size(self) -> str:
         """A few letters that tell its settings apart in the name of a run, such as p20; may be empty."""
-        return ""
+        return self.letters.format(**vars(self))
 
     def summary(self) -> str:
         """The learned part in words, for the model card."""
-        return "a linear head"
+        return self.words.format(**vars(self))
 
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training."""
@@ -188,6 +192,8 @@ class DeepPrompts(Method):
     """
 
     riding: ClassVar[Riding] = "prefix"
+    letters: ClassVar[str] = "p{num_prompts}"
+    words: ClassVar[str] = "started with {num_prompts} prompts per block"
 
     num_prompts: int = option(20, flag="prompts")
     dropout: float | None = field(default=None, kw_only=True)
@@ -214,15 +220,6 @@ class DeepPrompts(Method):
     def prompt_dropout(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The dropout in force."""
         return 0.1 if self.dropout is None else self.dropout
-
-    @property
-    def size(self) -> str:
-        """Prompts per block."""
-        return f"p{self.num_prompts}"
-
-    def summary(self) -> str:
-        """Prompts per block, in words."""
-        return f"started with {self.num_prompts} prompts per block"
 
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training and condensation."""

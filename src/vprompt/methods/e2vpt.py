@@ -42,6 +42,10 @@ class E2VPT(DeepPrompts):
     """
 
     name: ClassVar[str] = "e2vpt"
+    letters: ClassVar[str] = "p{num_prompts}-kv{num_kv_prompts}"
+    words: ClassVar[str] = (
+        "started with {num_prompts} prompts and {num_kv_prompts} key-value prompts per block (shared: {share})"
+    )
     prunes: ClassVar[bool] = True
 
     num_prompts: int = option(10, flag="prompts")
@@ -58,16 +62,6 @@ class E2VPT(DeepPrompts):
         if self.num_prompts + self.num_kv_prompts == 0:
             raise VPromptError("E2VPT needs at least one prompt of either kind; without any, it is Linear().")
         check_most(max(self.num_prompts, self.num_kv_prompts))
-
-    @property
-    def size(self) -> str:
-        """Prompts of both kinds per block."""
-        return f"p{self.num_prompts}-kv{self.num_kv_prompts}"
-
-    def summary(self) -> str:
-        """Prompts of both kinds, in words."""
-        kinds = f"{self.num_prompts} prompts and {self.num_kv_prompts} key-value prompts per block"
-        return f"started with {kinds} (shared: {self.share})"
 
     def make_kv_prompts(self, backbone: nn.Module, info: BackboneInfo) -> KVPrompts:
         """The key-value prompts, drawn with torch's global generator."""

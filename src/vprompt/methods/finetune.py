@@ -44,12 +44,9 @@ class Full(_FineTuning):
     """
 
     name: ClassVar[str] = "full"
+    words: ClassVar[str] = "all parameters of the backbone"
     lr_factor: ClassVar[float] = 0.04
     backward_cost: ClassVar[float] = 2.0
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return "all parameters of the backbone"
 
 
 @register
@@ -72,21 +69,14 @@ class Partial(_FineTuning):
 
     blocks: int = 1
     name: ClassVar[str] = "partial"
+    letters: ClassVar[str] = "b{blocks}"
+    words: ClassVar[str] = "the last {blocks} blocks of the backbone and what follows them"
     lr_factor: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.blocks < 1:
             raise VPromptError(f"Partial needs at least one block, not {self.blocks}; without any, it is Linear().")
-
-    @property
-    def size(self) -> str:
-        """Blocks that learn."""
-        return f"b{self.blocks}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"the last {self.blocks} blocks of the backbone and what follows them"
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
         """Those inside the last blocks and behind them."""
@@ -108,11 +98,7 @@ class Bias(_FineTuning):
     """
 
     name: ClassVar[str] = "bias"
-    lr_factor: ClassVar[float] = 1.0
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return "the biases of the backbone"
+    words: ClassVar[str] = "the biases of the backbone"
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
         """All biases."""

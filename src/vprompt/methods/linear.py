@@ -46,21 +46,14 @@ class MLP(Method):
 
     layers: int = 2
     name: ClassVar[str] = "mlp"
+    letters: ClassVar[str] = "l{layers}"
+    words: ClassVar[str] = "a head of {layers} layers"
     lr_factor: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 2 <= self.layers <= 100:
             raise VPromptError(f"MLP has 2 to 100 layers, not {self.layers}; with one, it is Linear().")
-
-    @property
-    def size(self) -> str:
-        """Layers of the head."""
-        return f"l{self.layers}"
-
-    def summary(self) -> str:
-        """Layers of the head, in words."""
-        return f"a head of {self.layers} layers"
 
     def make_head(self, features: int, classes: int) -> Head:
         """A head of several layers."""

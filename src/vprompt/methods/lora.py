@@ -42,6 +42,8 @@ class LoRA(Method):
     rank: int = 8
     alpha: float = 16.0
     name: ClassVar[str] = "lora"
+    letters: ClassVar[str] = "r{rank}"
+    words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of the projections of attention"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
     merges_weights: ClassVar[bool] = True
@@ -57,15 +59,6 @@ class LoRA(Method):
     def scale(self) -> float:
         """Factor of B·A."""
         return self.alpha / self.rank
-
-    @property
-    def size(self) -> str:
-        """The rank."""
-        return f"r{self.rank}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"updates of rank {self.rank} (alpha {self.alpha:g}) of the projections of attention"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """Low-rank updates beside the projections of every block."""

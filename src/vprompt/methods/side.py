@@ -39,6 +39,8 @@ class Side(Method):
 
     width: int = option(32, flag="side_width")
     name: ClassVar[str] = "side"
+    letters: ClassVar[str] = "w{width}"
+    words: ClassVar[str] = "a convolutional network of {width} channels and more beside the backbone"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
 
@@ -46,15 +48,6 @@ class Side(Method):
         super().__post_init__()
         if not 1 <= self.width <= 1024:
             raise VPromptError(f"The width of Side must be at least 1 and at most 1024, not {self.width}.")
-
-    @property
-    def size(self) -> str:
-        """Channels of the first layer."""
-        return f"w{self.width}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"a convolutional network of {self.width} channels and more beside the backbone"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """The network beside the backbone, which is left as it is."""

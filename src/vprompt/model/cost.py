@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vprompt.backbones.factory import create_backbone
-from vprompt.backbones.meta import QuickShapes, on_meta, shapes_only
+from vprompt.backbones.meta import QuickShapes, on_meta
 from vprompt.methods.layers.head import MLPHead
 from vprompt.methods.linear import Linear
 from vprompt.methods.vpt import VPT
@@ -124,7 +124,7 @@ def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_si
     """
     if prompts:
         check_prompts(prompts)
-    with shapes_only():
+    with torch.device("meta"):
         model = create_backbone(backbone, pretrained=False, img_size=img_size)
     depth = "shallow" if shallow else "deep"
     methods = {count: VPT(count, depth) if count else Linear() for count in prompts}

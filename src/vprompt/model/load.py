@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vprompt.backbones.factory import can_create, create_backbone, timms_name
 from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
-from vprompt.backbones.meta import shapes_only
 from vprompt.backbones.weights import reason
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
@@ -167,7 +166,7 @@ def _assemble(
     info, method = describe(backbone), config.method
     try:
         # Without memory, until it is known that the file has as many numbers.
-        with torch.random.fork_rng(devices=[]), shapes_only():
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
             head = method.make_head(info.num_features, config.num_classes)
         tuned = method.tuned_shapes(backbone, info)

@@ -52,7 +52,7 @@ def _printed_of(costs: Costs, row: CondensedCost) -> str | None:
     """Its figure for a row of its Table 5."""
     if row.share is None or row.original is None:
         return None
-    return published.condensed_gmacs(_family(costs)).get((row.original, round(100 * row.share), row.where))
+    return published.condensed(_family(costs)).get("", {}).get((row.original, round(100 * row.share), row.where))
 
 
 def _family(costs: Costs) -> str | None:
