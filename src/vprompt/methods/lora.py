@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vprompt.methods.base import Method
+from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
@@ -39,7 +39,7 @@ class LoRA(Method):
     Source: LoRA (arXiv 2106.09685), section 4.1.
     """
 
-    rank: int = 8
+    rank: int = option(8, least=1, most=4096)
     alpha: float = 16.0
     name: ClassVar[str] = "lora"
     letters: ClassVar[str] = "r{rank}"
@@ -50,8 +50,6 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.rank <= 4096:
-            raise VPromptError(f"The rank of LoRA must be at least 1 and at most 4096, not {self.rank}.")
         if not 0 < self.alpha < math.inf:
             raise VPromptError(f"The alpha of LoRA must be above 0, not {self.alpha}.")
 
