@@ -123,13 +123,11 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     info, wanted = describe(backbone), config.backbone
     pair = f"The adapter was trained on {wanted.name!r} and the backbone is {info.name!r}:"
     if len(info.widths) != len(config.widths):
-        raise AdapterError(
-            f"{pair} {len(config.widths)} blocks there, {len(info.widths)} here; give the same backbone."
-        )
-    if tuple(info.widths) != config.widths:
-        block = next(b for b, pair in enumerate(zip(info.widths, config.widths, strict=True)) if pair[0] != pair[1])
-        there, here = config.widths[block], info.widths[block]
-        raise AdapterError(f"{pair} block {block} is {there} wide there, {here} here; give the same backbone.")
+        there, here = len(config.widths), len(info.widths)
+        raise AdapterError(f"{pair} {there} blocks there, {here} here; give the same backbone.")
+    for block, (there, here) in enumerate(zip(config.widths, info.widths, strict=True)):
+        if there != here:
+            raise AdapterError(f"{pair} block {block} is {there} wide there, {here} here; give the same backbone.")
     if info.preprocessing.size != wanted.img_size:
         there, here = ("×".join(map(str, size)) for size in (wanted.img_size, info.preprocessing.size))
         raise AdapterError(
