@@ -48,7 +48,6 @@ class Double(Analysis):
             answer=lambda result: f"It is {result['number']}.",
             tables=lambda result: [Table(caption="twice", head=["n"], bodies=[Body(rows=[[str(result["number"])]])])],
             figure=lambda result: Figure(),
-            alt=lambda result: "nothing",
         )
 
 

@@ -115,7 +115,7 @@ def test_26_9_of_table_1_was_cut_and_not_rounded():
     assert str(products([100] * BLOCKS)).startswith("26.967")
     assert f"{products([100] * BLOCKS):.1f}" == "27.0"
     assert published.gmacs(published.VIT)[0][100] == 26.9
-    assert published.condensed_gmacs(published.VIT)[100, 100, "local"] == "26.99"
+    assert published.condensed(published.VIT)[""][100, 100, "local"] == "26.99"
 
 
 @pytest.mark.parametrize(("prompts", "text"), {0: "15.4", 5: "16.3", 10: "17.2", 25: "19.8", 50: "24.3"}.items())
@@ -154,12 +154,12 @@ def test_the_number_of_prompts_fixes_the_global_cost_nearly(vit_b):
 
 
 def test_the_papers_tables_that_ship_are_these():
-    found = published.condensed_gmacs(published.VIT)
+    found = published.condensed(published.VIT)[""]
     assert len(found) == 33
     for where, table in {"local": LOCAL, "global": GLOBAL}.items():
         for p, texts in table.items():
             assert [found[p, s, where] for s in (10, 20, 30, 40, 50, 100)[: len(texts)]] == texts
-    assert published.condensed_gmacs(published.SWIN) == {}
+    assert published.condensed(published.SWIN) == {}
     assert not any(
         "GMACs" in task
         for row in published.rows(published.VIT, ["svhn"])
@@ -291,19 +291,17 @@ def test_the_section_shows_every_number_in_html_and_markdown(small):
             assert f"{row.adapter_bytes:,}" in text
         for row in small.condensed:
             assert f"{row.published_gmacs_with_biases:.2f}" in text
-    assert "paper's figures" not in VIEW.answer(small)  # the paper has none of this backbone
 
 
-def test_the_answer_tells_the_papers_figures_apart():
-    found = costs(VIT_B, prompts=[0, 100], originals=[200], shares=[0.1])
-    result = document(found)["result"]
-    said = VIEW.answer(VIEW.read(result))
-    assert "Table 1: 1 of 2 (26.9 for 100 prompts is 26.97 here, cut instead of rounded)" in said
-    assert "Table 5, local, biases counted: all of 1" in said
+def test_the_papers_figures_stand_beside_those_of_its_backbone(small):
+    result = document(costs(VIT_B, prompts=[0, 100], originals=[200], shares=[0.1]))
+    said = VIEW.answer(VIEW.read(result["result"]))
     assert "from 100 prompts on as published, at none of these numbers when folded" in said
-    for row in result["condensed"]:
-        row["published_gmacs_with_biases"] += 0.01
-    assert "0 of 1 (off by at most 0.0" in VIEW.answer(VIEW.read(result))
+    text = markdown_page("t", analysis_sections([result]))
+    assert "| 100 | 26.9 | 26.97 |" in text  # which is cut, not rounded
+    assert "| 10 % | local | 240 | 19.43 | 19.43 |" in text
+    assert "| prompts | paper |" in text
+    assert "| prompts | paper |" not in markdown_page("t", analysis_sections([document(small)]))
 
 
 def test_hostile_names_are_text_and_gaps_are_refused(small, tmp_path):

@@ -20,7 +20,7 @@ from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.analysis.rank import Rank
 from vprompt.analysis.rank import measure as measuring
 from vprompt.analysis.rank.law import fit_law
-from vprompt.analysis.rank.measure import numerical_rank, singular_values, spectrum, study
+from vprompt.analysis.rank.measure import singular_values, study
 from vprompt.analysis.rank.report import VIEW
 from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.report.document import Table
@@ -47,14 +47,22 @@ def with_values(values, rows, columns, seed=0):
     return left @ middle @ right.T
 
 
+def spectrum_of(matrix):
+    return measuring.spectrum(singular_values(matrix))
+
+
+def rank_of(matrix, epsilon):
+    return measuring.numerical_rank(singular_values(matrix), epsilon)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(5, 5), (8, 5), (5, 8), (1, 1), (1, 6), (40, 40)])
 def test_spectrum_and_rank_of_matrices_with_known_singular_values(rows, columns):
     values = [10.0 * 0.5**k for k in range(min(rows, columns))]
     matrix = with_values(values, rows, columns)
     close(singular_values(matrix), torch.tensor(values), 1e-9)
-    close(spectrum(matrix), torch.tensor(values).double().cumsum(0) / sum(values), 1e-9)
+    close(spectrum_of(matrix), torch.tensor(values).double().cumsum(0) / sum(values), 1e-9)
     for epsilon in (0.7, 0.3, 0.1, 0.01):
-        assert int(numerical_rank(matrix, epsilon)) == sum(value > epsilon * values[0] for value in values)
+        assert int(rank_of(matrix, epsilon)) == sum(value > epsilon * values[0] for value in values)
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,7 +70,7 @@ def test_spectrum_and_rank_of_matrices_with_known_singular_values(rows, columns)
 def test_the_rank_is_the_least_that_approximates_well_enough(rows, columns, seed, epsilon):
     """By its definition, with numpy's truncated decomposition, in the spectral norm."""
     matrix = np.random.default_rng(seed).normal(size=(rows, columns)) ** 3
-    found = int(numerical_rank(torch.from_numpy(matrix), epsilon))
+    found = int(rank_of(torch.from_numpy(matrix), epsilon))
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     norm = np.linalg.norm(matrix, 2)
     errors = [np.linalg.norm(matrix - (left[:, :k] * values[:k]) @ right[:k], 2) for k in range(len(values) + 1)]
@@ -75,37 +83,37 @@ def test_the_rank_is_the_least_that_approximates_well_enough(rows, columns, seed
 def test_batches_and_types(kind):
     batch = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(0)).to(kind)
     values = np.linalg.svd(batch.double().numpy(), compute_uv=False)
-    close(spectrum(batch), torch.from_numpy(values.cumsum(-1) / values.sum(-1, keepdims=True)), 1e-10)
-    found = numerical_rank(batch, 0.2)
+    close(spectrum_of(batch), torch.from_numpy(values.cumsum(-1) / values.sum(-1, keepdims=True)), 1e-10)
+    found = rank_of(batch, 0.2)
     assert found.shape == (2, 3)
     assert found.tolist() == (values > 0.2 * values[..., :1]).sum(-1).tolist()
-    assert bool((spectrum(batch)[..., -1] - 1).abs().max() < 1e-12)
+    assert bool((spectrum_of(batch)[..., -1] - 1).abs().max() < 1e-12)
 
 
 def test_a_matrix_of_zeros_has_rank_zero():
-    assert int(numerical_rank(torch.zeros(4, 4), 0.0)) == 0
-    assert spectrum(torch.zeros(4, 4)).tolist() == [1.0] * 4
+    assert int(rank_of(torch.zeros(4, 4), 0.0)) == 0
+    assert spectrum_of(torch.zeros(4, 4)).tolist() == [1.0] * 4
 
 
 def test_the_rank_does_not_depend_on_the_scale_and_falls_with_epsilon():
     matrix = torch.randn(12, 12, generator=torch.Generator().manual_seed(3)).softmax(-1)
-    ranks = [int(numerical_rank(matrix, epsilon)) for epsilon in (0.0, 1e-3, 0.01, 0.1, 0.5, 0.99)]
+    ranks = [int(rank_of(matrix, epsilon)) for epsilon in (0.0, 1e-3, 0.01, 0.1, 0.5, 0.99)]
     assert ranks == sorted(ranks, reverse=True)
     assert ranks[0] == 12
     assert ranks[-1] == 1
-    assert [int(numerical_rank(1e6 * matrix, e)) for e in (0.0, 1e-3, 0.01, 0.1, 0.5, 0.99)] == ranks
+    assert [int(rank_of(1e6 * matrix, e)) for e in (0.0, 1e-3, 0.01, 0.1, 0.5, 0.99)] == ranks
 
 
 @pytest.mark.parametrize("epsilon", [1.0, -0.1, 2, math.nan, math.inf])
 def test_an_epsilon_that_means_nothing_is_refused(epsilon):
     with pytest.raises(VPromptError, match="epsilon must be at least 0 and below 1"):
-        numerical_rank(torch.eye(2), epsilon)
+        rank_of(torch.eye(2), epsilon)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_entries_that_are_not_finite_are_refused(value):
     with pytest.raises(VPromptError, match="not finite"):
-        spectrum(torch.full((2, 2), value))
+        spectrum_of(torch.full((2, 2), value))
 
 
 # ── the law ──────────────────────────────────────────────────────────────────────────────────────────────────────────

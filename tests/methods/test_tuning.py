@@ -562,9 +562,9 @@ def test_bfloat16_trains(method):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: vprompt.Partial(0), "at least one block, not 0"),
+        (lambda: vprompt.Partial(0), "blocks of Partial must be at least 1, not 0"),
         (lambda: vprompt.Partial(-3), "not -3"),
-        (lambda: vprompt.MLP(1), "2 to 100 layers, not 1"),
+        (lambda: vprompt.MLP(1), "at least 2 and at most 100, not 1"),
         (lambda: vprompt.MLP(101), "not 101"),
         (lambda: vprompt.Adapter(reduction=0), "at least 1, not 0"),
         (lambda: vprompt.LoRA(rank=0), "at least 1 .*not 0"),

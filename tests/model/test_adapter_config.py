@@ -136,7 +136,7 @@ def test_a_truncated_configuration(folder, backbone):
     whole = path.read_bytes().rstrip()
     for length in range(0, len(whole), 29):
         path.write_bytes(whole[:length])
-        refused("is damaged: it is not valid JSON", folder, backbone)
+        refused("the text is not valid JSON", folder, backbone)
 
 
 def test_a_newer_format(folder, backbone):

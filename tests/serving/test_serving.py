@@ -576,7 +576,7 @@ def test_many_clients_over_several_adapters_that_come_and_go(held, alone, adapte
         path = tmp_path / kind.replace(" ", "-")
         path.with_suffix(".png").write_bytes(data)
         for name, model in alone.items():
-            wanted[name, kind] = next(predict_each(model, [path.with_suffix(".png")]))[0]
+            [[wanted[name, kind]]] = predict_each(model, [path.with_suffix(".png")])
     over = threading.Event()
 
     def manage():

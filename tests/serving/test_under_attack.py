@@ -215,7 +215,8 @@ def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tm
         path.write_bytes(data)
         response = server.ask("birds", data)
         assert response.status_code == 200, response.text
-        assert_same(response.json(), next(predict_each(models["birds"].fold(), [path]))[0])
+        [[wanted]] = predict_each(models["birds"].fold(), [path])
+        assert_same(response.json(), wanted)
         several = server.client.post("/v1/predict?adapter=odd&adapter=pets", content=data).json()["answers"]
         assert several[0]["error"]["code"] == "failed"
         assert several[1]["adapter"] == "pets"

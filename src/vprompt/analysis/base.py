@@ -34,7 +34,6 @@ class View(Generic[R]):
         answer: The result in one or two sentences, figures first.
         tables: Its numbers, all of them readable without the picture.
         figure: Its picture: charts, or a figure of matplotlib.
-        alt: What a figure shows, in words; charts say it themselves.
         result: Type that `run` returns, which the others are given; plain data if left out.
     """
 
@@ -42,7 +41,6 @@ class View(Generic[R]):
     answer: Callable[[R], str]
     tables: Callable[[R], Sequence[Block]]
     figure: Callable[[R], Charts | Figure]
-    alt: Callable[[R], str] | None = None
     result: Any = Any
 
     def read(self, document: Any) -> R:

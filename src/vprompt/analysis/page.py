@@ -116,5 +116,5 @@ def _picture(name: str, view: View[Any], result: Any) -> Picture:
     else:
         stream = io.BytesIO()
         drawn.savefig(stream, format="png")
-        image, alt = stream.getvalue(), view.alt(result) if view.alt is not None else view.title
+        image, alt = stream.getvalue(), view.title
     return Picture(png=image, alt=line(alt, 300), file=f"{name}.png")

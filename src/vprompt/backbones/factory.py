@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
 from torch import nn
@@ -17,7 +18,6 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from vprompt.backbones.catalogue import read
 from vprompt.backbones.info import BackboneInfo, describe
-from vprompt.backbones.meta import shapes_only
 from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
 from vprompt.data.preprocessing import MAX_SIDE
@@ -171,5 +171,5 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
 
 def describe_name(name: str, *, img_size: int | tuple[int, int] | None = None) -> BackboneInfo:
     """Describes a backbone before its weights are there; arguments and errors as those of `create_backbone`."""
-    with shapes_only():
+    with torch.device("meta"):
         return describe(create_backbone(name, pretrained=False, img_size=img_size))

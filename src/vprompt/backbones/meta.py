@@ -1,46 +1,16 @@
-"""Shape inference: modules on the meta device, made and run quickly."""
+"""Shape inference: modules copied to the meta device, and run there quickly."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 M = TypeVar("M", bound=nn.Module)
-
-_FILLING = frozenset(
-    ("add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "trunc_normal_", "uniform_", "zero_")
-)
-"""Functions that fill fresh weights with values; there are none, and some of these take torch long to find out."""
-
-
-class _Unfilled(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", None) in _FILLING and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def shapes_only() -> Generator[None]:
-    """Makes what is made meanwhile on the meta device, as `torch.device("meta")` does, and does not initialise it.
-
-    Example:
-        >>> with shapes_only():
-        ...     layer = nn.Linear(2, 3)
-        >>> layer.weight.device.type
-        'meta'
-    """
-    with torch.device("meta"), _Unfilled():
-        yield
 
 
 def on_meta(module: M) -> M:

@@ -60,13 +60,14 @@ def _yes(answer: bool) -> str:
 
 def _unlisted(name: str) -> Entry:
     """The entry of a model that the table does not have: timm may be newer than it."""
+    import torch
+
     from vprompt.backbones.catalogue import Entry
     from vprompt.backbones.factory import can_create, create_backbone
     from vprompt.backbones.info import describe
-    from vprompt.backbones.meta import shapes_only
 
     if not can_create(name):
         raise BackboneError(f"No supported model matches {name!r}; `vprompt backbones` lists the families.")
-    with shapes_only():
+    with torch.device("meta"):
         model = create_backbone(name, pretrained=False)
     return Entry.of(name, model, describe(model), tested=False)

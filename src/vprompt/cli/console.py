@@ -54,7 +54,7 @@ def check_places(values: Mapping[str, Any]) -> None:
     if (weights := gone("weights")) is not None:
         raise VPromptError(f"There is no weights file {printable(weights)}; check the path.")
     images = values.get("images")
-    if images and not any(map(os.path.lexists, images)):
+    if isinstance(images, tuple | list) and images and not any(map(os.path.lexists, images)):
         raise VPromptError(f"The image {printable(str(images[0]))} does not exist; check the path.")
 
 

@@ -11,10 +11,10 @@ from typing import Literal, NoReturn
 
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.exporters.base import FORMER_KEY, KEY
+from vprompt.exporters.base import FORMER_KEY
 from vprompt.model.model import FoldedModel
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Reader, parse
+from vprompt.utils.serialization import Reader
 from vprompt.utils.version import __version__
 
 FORMAT_VERSION = 1
@@ -148,20 +148,7 @@ def read_about(text: str | bytes, where: str) -> About:
         VPromptError: If it is damaged, or of a newer version of vprompt.
     """
     reader = _Reader(where)
-    try:
-        document = parse(text)
-    except ValueError as error:
-        reader.fail(f"it is not valid JSON ({error})")
-    if not isinstance(document, dict):
-        reader.fail("it is no JSON object")
-    version_found = reader.value(document.get("format_version"), int, "'format_version'")  # pyright: ignore[reportUnknownArgumentType]
-    if version_found > FORMAT_VERSION:
-        raise VPromptError(
-            f"{where} was exported by a newer vprompt (format {version_found}, this one reads up to "
-            f"{FORMAT_VERSION}); upgrade vprompt (pip install --upgrade vprompt)."
-        )
-    if f"{FORMER_KEY}_version" in document:
-        document[f"{KEY}_version"] = document.pop(f"{FORMER_KEY}_version")
+    document = reader.document(text, FORMAT_VERSION, f"{FORMER_KEY}_version")
     about = About(**reader.entries(document, About, ""))
     classes = about.classes
     if min(about.preprocessing.size) < 1 or min(about.preprocessing.std) <= 0 or about.preprocessing.white < 1:

@@ -6,9 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vprompt.methods.base import Method
+from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
-from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,28 +36,16 @@ class Adapter(Method):
     Source: Houlsby et al. (arXiv 1902.00751), section 2; placed once a block, as in Pfeiffer et al. (arXiv 2005.00247).
     """
 
-    reduction: int = 8
+    reduction: int = option(8, least=1)
     name: ClassVar[str] = "adapter"
+    letters: ClassVar[str] = "r{reduction}"
+    words: ClassVar[str] = "a bottleneck of 1/{reduction} of the width behind the MLP of every block"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reduction < 1:
-            raise VPromptError(f"The reduction of Adapter must be at least 1, not {self.reduction}.")
 
     def hidden(self, width: int) -> int:
         """Width of the bottleneck in a block of this width, at least 1."""
         return max(1, width // self.reduction)
-
-    @property
-    def size(self) -> str:
-        """The reduction."""
-        return f"r{self.reduction}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"a bottleneck of 1/{self.reduction} of the width behind the MLP of every block"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """A bottleneck in every block."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from vprompt.utils.errors import VPromptError
@@ -25,6 +25,7 @@ once and pass all blocks, or none.
 """
 
 MAX_PROMPTS = 10_000
+"""In a block; more fit into no memory."""
 
 HeadInit = Literal["zero", "paper"]
 """Start of the head; see `vprompt.attach`."""
@@ -33,9 +34,10 @@ HEAD_INIT: HeadInit = "zero"
 """The start that AdamW needs, in Python as on the command line."""
 
 
-def option(default: Any, *, flag: str) -> Any:
-    """A field of a method with another name on the command line, in plans and in results."""
-    return field(default=default, metadata={"flag": flag})
+def option(default: Any, *, flag: str | None = None, least: int | None = None, most: int | None = None) -> Any:
+    """A field of a method with bounds, or with another name on the command line, in plans and in results."""
+    named = {} if flag is None else {"flag": flag}
+    return field(default=default, metadata={**named, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Method:
 
     Attributes:
         name: Its name on the command line and in files.
+        letters: Its `size`, with options in braces.
+        words: Its `summary`, with options in braces.
         riding: Form of its prompts; see `Riding`.
         lr_factor: Share of the default learning rate at which it trains; weights that are good already need a low one.
         backward_cost: Backward passes over the forward one: 2 where weights learn, 1 where only what comes before.
@@ -73,6 +77,8 @@ class Method:
     """
 
     name: ClassVar[str]
+    letters: ClassVar[str] = ""
+    words: ClassVar[str] = "a linear head"
     riding: ClassVar[Riding] = "nothing"
     lr_factor: ClassVar[float] = 1.0
     backward_cost: ClassVar[float] = 1.0
@@ -83,6 +89,14 @@ class Method:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for entry in fields(self):
+            value, least, most = (getattr(self, entry.name), *map(entry.metadata.get, ("least", "most")))
+            if (least is not None and value < least) or (most is not None and value > most):
+                bounds = [
+                    f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if bound is not None
+                ]
+                what = f"{entry.metadata.get('flag', entry.name)} of {type(self).__name__}"
+                raise VPromptError(f"The {what} must be {' and '.join(bounds)}, not {value}.")
 
     @classmethod
     def variants(cls) -> Mapping[str, Mapping[str, Any]]:
@@ -97,11 +111,11 @@ class Method:
     @property
     def size(self) -> str:
         """A few letters that tell its settings apart in the name of a run, such as p20; may be empty."""
-        return ""
+        return self.letters.format(**vars(self))
 
     def summary(self) -> str:
         """The learned part in words, for the model card."""
-        return "a linear head"
+        return self.words.format(**vars(self))
 
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training."""
@@ -188,8 +202,10 @@ class DeepPrompts(Method):
     """
 
     riding: ClassVar[Riding] = "prefix"
+    letters: ClassVar[str] = "p{num_prompts}"
+    words: ClassVar[str] = "started with {num_prompts} prompts per block"
 
-    num_prompts: int = option(20, flag="prompts")
+    num_prompts: int = option(20, flag="prompts", most=MAX_PROMPTS)
     dropout: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -208,21 +224,11 @@ class DeepPrompts(Method):
             raise VPromptError(
                 f"{type(self).__name__} needs at least one prompt, not {self.num_prompts}; without any, it is Linear()."
             )
-        check_most(self.num_prompts)
 
     @property
     def prompt_dropout(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The dropout in force."""
         return 0.1 if self.dropout is None else self.dropout
-
-    @property
-    def size(self) -> str:
-        """Prompts per block."""
-        return f"p{self.num_prompts}"
-
-    def summary(self) -> str:
-        """Prompts per block, in words."""
-        return f"started with {self.num_prompts} prompts per block"
 
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training and condensation."""
@@ -231,9 +237,3 @@ class DeepPrompts(Method):
     def without_dropout(self) -> Self:
         """The same method with prompt dropout off."""
         return replace(self, dropout=0.0)
-
-
-def check_most(number: int) -> None:
-    """Raises a `VPromptError` for more prompts in a block than any memory holds."""
-    if number > MAX_PROMPTS:
-        raise VPromptError(f"A block has at most {MAX_PROMPTS} prompts, not {number}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vprompt.methods.base import DeepPrompts, check_most, option
+from vprompt.methods.base import MAX_PROMPTS, DeepPrompts, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
@@ -42,32 +42,20 @@ class E2VPT(DeepPrompts):
     """
 
     name: ClassVar[str] = "e2vpt"
+    letters: ClassVar[str] = "p{num_prompts}-kv{num_kv_prompts}"
+    words: ClassVar[str] = (
+        "started with {num_prompts} prompts and {num_kv_prompts} key-value prompts per block (shared: {share})"
+    )
     prunes: ClassVar[bool] = True
 
-    num_prompts: int = option(10, flag="prompts")
-    num_kv_prompts: int = option(5, flag="kv_prompts")
+    num_prompts: int = option(10, flag="prompts", least=0, most=MAX_PROMPTS)
+    num_kv_prompts: int = option(5, flag="kv_prompts", least=0, most=MAX_PROMPTS)
     share: Share = "key-value"
 
     def check_numbers(self) -> None:
         """Checks the numbers of prompts of both kinds."""
-        if min(self.num_prompts, self.num_kv_prompts) < 0:
-            raise VPromptError(
-                f"Numbers of prompts are at least 0, not {min(self.num_prompts, self.num_kv_prompts)}; "
-                "give num_prompts and num_kv_prompts."
-            )
         if self.num_prompts + self.num_kv_prompts == 0:
             raise VPromptError("E2VPT needs at least one prompt of either kind; without any, it is Linear().")
-        check_most(max(self.num_prompts, self.num_kv_prompts))
-
-    @property
-    def size(self) -> str:
-        """Prompts of both kinds per block."""
-        return f"p{self.num_prompts}-kv{self.num_kv_prompts}"
-
-    def summary(self) -> str:
-        """Prompts of both kinds, in words."""
-        kinds = f"{self.num_prompts} prompts and {self.num_kv_prompts} key-value prompts per block"
-        return f"started with {kinds} (shared: {self.share})"
 
     def make_kv_prompts(self, backbone: nn.Module, info: BackboneInfo) -> KVPrompts:
         """The key-value prompts, drawn with torch's global generator."""

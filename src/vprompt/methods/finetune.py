@@ -6,9 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vprompt.methods.base import Method
+from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
-from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,12 +43,9 @@ class Full(_FineTuning):
     """
 
     name: ClassVar[str] = "full"
+    words: ClassVar[str] = "all parameters of the backbone"
     lr_factor: ClassVar[float] = 0.04
     backward_cost: ClassVar[float] = 2.0
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return "all parameters of the backbone"
 
 
 @register
@@ -70,23 +66,11 @@ class Partial(_FineTuning):
     Source: VPT (arXiv 2203.12119), section 4.1.
     """
 
-    blocks: int = 1
+    blocks: int = option(1, least=1)
     name: ClassVar[str] = "partial"
+    letters: ClassVar[str] = "b{blocks}"
+    words: ClassVar[str] = "the last {blocks} blocks of the backbone and what follows them"
     lr_factor: ClassVar[float] = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.blocks < 1:
-            raise VPromptError(f"Partial needs at least one block, not {self.blocks}; without any, it is Linear().")
-
-    @property
-    def size(self) -> str:
-        """Blocks that learn."""
-        return f"b{self.blocks}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"the last {self.blocks} blocks of the backbone and what follows them"
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
         """Those inside the last blocks and behind them."""
@@ -108,11 +92,7 @@ class Bias(_FineTuning):
     """
 
     name: ClassVar[str] = "bias"
-    lr_factor: ClassVar[float] = 1.0
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return "the biases of the backbone"
+    words: ClassVar[str] = "the biases of the backbone"
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
         """All biases."""

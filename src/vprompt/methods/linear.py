@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vprompt.methods.base import Method
+from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
-from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     from vprompt.methods.layers.head import Head
@@ -44,23 +43,11 @@ class MLP(Method):
     Source: VPT (arXiv 2203.12119), section 4.1.
     """
 
-    layers: int = 2
+    layers: int = option(2, least=2, most=100)
     name: ClassVar[str] = "mlp"
+    letters: ClassVar[str] = "l{layers}"
+    words: ClassVar[str] = "a head of {layers} layers"
     lr_factor: ClassVar[float] = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 2 <= self.layers <= 100:
-            raise VPromptError(f"MLP has 2 to 100 layers, not {self.layers}; with one, it is Linear().")
-
-    @property
-    def size(self) -> str:
-        """Layers of the head."""
-        return f"l{self.layers}"
-
-    def summary(self) -> str:
-        """Layers of the head, in words."""
-        return f"a head of {self.layers} layers"
 
     def make_head(self, features: int, classes: int) -> Head:
         """A head of several layers."""

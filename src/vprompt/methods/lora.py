@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vprompt.methods.base import Method
+from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
@@ -39,17 +39,17 @@ class LoRA(Method):
     Source: LoRA (arXiv 2106.09685), section 4.1.
     """
 
-    rank: int = 8
+    rank: int = option(8, least=1, most=4096)
     alpha: float = 16.0
     name: ClassVar[str] = "lora"
+    letters: ClassVar[str] = "r{rank}"
+    words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of the projections of attention"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
     merges_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.rank <= 4096:
-            raise VPromptError(f"The rank of LoRA must be at least 1 and at most 4096, not {self.rank}.")
         if not 0 < self.alpha < math.inf:
             raise VPromptError(f"The alpha of LoRA must be above 0, not {self.alpha}.")
 
@@ -57,15 +57,6 @@ class LoRA(Method):
     def scale(self) -> float:
         """Factor of B·A."""
         return self.alpha / self.rank
-
-    @property
-    def size(self) -> str:
-        """The rank."""
-        return f"r{self.rank}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"updates of rank {self.rank} (alpha {self.alpha:g}) of the projections of attention"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """Low-rank updates beside the projections of every block."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
-from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,24 +36,12 @@ class Side(Method):
     Source: Side-Tuning (arXiv 1912.13503), section 3; VPT (arXiv 2203.12119), section 4.1.
     """
 
-    width: int = option(32, flag="side_width")
+    width: int = option(32, flag="side_width", least=1, most=1024)
     name: ClassVar[str] = "side"
+    letters: ClassVar[str] = "w{width}"
+    words: ClassVar[str] = "a convolutional network of {width} channels and more beside the backbone"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.width <= 1024:
-            raise VPromptError(f"The width of Side must be at least 1 and at most 1024, not {self.width}.")
-
-    @property
-    def size(self) -> str:
-        """Channels of the first layer."""
-        return f"w{self.width}"
-
-    def summary(self) -> str:
-        """The learned part, in words."""
-        return f"a convolutional network of {self.width} channels and more beside the backbone"
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """The network beside the backbone, which is left as it is."""

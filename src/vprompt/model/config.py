@@ -119,14 +119,14 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
     Raises:
         AdapterError: If the text is no JSON object, is of a newer format, lacks a key, or has a value that cannot be.
     """
-    try:
-        document = parse(text)
-    except ValueError as error:
-        raise AdapterError(f"{where} is damaged: it is not valid JSON ({error}); {_REDO}.") from error
-    if not isinstance(document, dict):
-        raise AdapterError(f"{where} should hold a JSON object, not {show(document)}; {_REDO}.")
     reader = _Reader(where)
-    config = reader.config(cast("dict[str, Any]", document))
+    document = reader.document(text, FORMAT_VERSION, OLD_VERSION)
+    if CHECKSUM in document and document.pop(CHECKSUM) != _checksum(document):
+        raise AdapterError(
+            f"{where} is damaged: what it says is not what was saved; {_REDO}, or remove the line {CHECKSUM!r} if you "
+            "changed it on purpose."
+        )
+    config = AdapterConfig(**reader.entries(document, AdapterConfig, ""))
     _check(config, reader)
     if reader.unknown:
         known = f"this version of vprompt does not know: {printable(', '.join(sorted(reader.unknown)))}"
@@ -142,30 +142,12 @@ def _checksum(document: dict[str, Any]) -> str:
 class _Reader(Reader):
     """Of an adapter's configuration."""
 
+    error = AdapterError
     beside = frozenset({"method.name"})
     may_lack = (Recipe, AdaptedBackbone, AdapterConfig, Condensation)  # not all was there at first
 
     def fail(self, problem: str) -> NoReturn:
         raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
-
-    def config(self, document: dict[str, Any]) -> AdapterConfig:
-        version = self.value(document.get("format_version"), int, "'format_version'")
-        if version > FORMAT_VERSION:
-            raise AdapterError(
-                f"{self.where} has format version {version}, and this vprompt reads versions up to {FORMAT_VERSION}; "
-                "upgrade vprompt (pip install --upgrade vprompt) to load it."
-            )
-        if version < 1:
-            self.fail(f"'format_version' should be at least 1, not {version}")
-        if CHECKSUM in document and document.pop(CHECKSUM) != _checksum(document):
-            raise AdapterError(
-                f"{self.where} is damaged: what it says is not what was saved; {_REDO}, or remove the line "
-                f"{CHECKSUM!r} if you changed it on purpose."
-            )
-        if OLD_VERSION in document:
-            document = {"vprompt_version": document[OLD_VERSION], **document}
-            del document[OLD_VERSION]
-        return AdapterConfig(**self.entries(document, AdapterConfig, ""))
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
         return self.method(value, at) if hint == Method else super().value(value, hint, at)

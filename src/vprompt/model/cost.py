@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch.utils.flop_counter import FlopCounterMode
 
 from vprompt.backbones.factory import create_backbone
-from vprompt.backbones.meta import QuickShapes, on_meta, shapes_only
+from vprompt.backbones.meta import QuickShapes, on_meta
 from vprompt.methods.layers.head import MLPHead
 from vprompt.methods.linear import Linear
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.utils.errors import VPromptError
-
-_SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def gmacs(model: PromptedModel | FoldedModel) -> float:
@@ -70,14 +68,8 @@ def adapter_bytes(model: PromptedModel) -> int:
         >>> adapter_bytes(vprompt.attach(timm.create_model("test_vit"), vprompt.VPT(1), num_classes=2))
         2648
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in sorted(model.learned.items()):  # as safetensors has them
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        kind = _SAFETENSORS_TYPES[tensor.dtype]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    length = len(json.dumps(header, separators=(",", ":")))
-    return 8 + -(-length // 8) * 8 + end
+    alike = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in model.learned.items()}
+    return len(save(alike, metadata={"format": "pt"}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +116,7 @@ def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_si
     """
     if prompts:
         check_prompts(prompts)
-    with shapes_only():
+    with torch.device("meta"):
         model = create_backbone(backbone, pretrained=False, img_size=img_size)
     depth = "shallow" if shallow else "deep"
     methods = {count: VPT(count, depth) if count else Linear() for count in prompts}

@@ -10,7 +10,15 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_hf_file_metadata, hf_
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from vprompt.backbones.weights import reason
 from vprompt.utils.errors import AdapterError
+
+_NOT_UPLOADED = {
+    401: "the Hub does not accept your token; log in with `hf auth login`, or pass token=",
+    403: "your token may not write there; use a token with write access, or another name",
+    404: "the Hub finds no such repository or branch; check the name and the token's rights",
+}
+"""Status of an answer -> what is wrong and what to do."""
 
 
 def is_hub_id(text: str) -> bool:
@@ -116,33 +124,25 @@ def _why_not_fetched(repo_id: str, file: str, error: Exception, unreachable: Exc
     start = f"There is no folder {repo_id!r}, and"
     status = _status(error)
     if unreachable is not None:
-        return (
-            f"{start} the Hub could not be reached to look for it ({_first_line(unreachable)}); check path and network."
-        )
+        return f"{start} the Hub could not be reached to look for it ({reason(unreachable)}); check path and network."
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"The repository {repo_id!r} on the Hub has no {file}: it is no adapter of vprompt; check the name."
     if status in (401, 403, 404):
         return f"{start} no such repository on the Hub is open to you; check the name, or log in with `hf auth login`."
-    return f"{start} {repo_id!r} could not be fetched from the Hub ({_first_line(error)}); try again."
+    return f"{start} {repo_id!r} could not be fetched from the Hub ({reason(error)}); try again."
 
 
 def _why_not_uploaded(repo_id: str, endpoint: str, error: Exception) -> str:
     status = _status(error)
     if isinstance(error, HFValidationError):
-        reason = "that is no id for a repository on the Hub; use the form 'user/name'"
-    elif status == 401:
-        reason = "the Hub does not accept your token; log in with `hf auth login`, or pass token="
-    elif status == 403:
-        reason = "your token may not write there; use a token with write access, or another name"
-    elif status == 404:
-        reason = "the Hub finds no such repository or branch; check the name and the token's rights"
+        why = "that is no id for a repository on the Hub; use the form 'user/name'"
     elif status is not None:
-        reason = f"the Hub answered with status {status} ({_first_line(error)}); try again later"
+        why = _NOT_UPLOADED.get(status, f"the Hub answered with status {status} ({reason(error)}); try again later")
     elif isinstance(error, ValueError | TypeError | RuntimeError):
-        reason = _first_line(error).rstrip(".")
+        why = reason(error)
     else:
-        reason = f"the Hub at {endpoint} could not be reached ({_first_line(error)}); check the network"
-    return f"The adapter could not be uploaded to {repo_id!r}: {reason}."
+        why = f"the Hub at {endpoint} could not be reached ({reason(error)}); check the network"
+    return f"The adapter could not be uploaded to {repo_id!r}: {why}."
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -153,8 +153,3 @@ def _status(error: BaseException | None) -> int | None:
             return status
         error = error.__cause__
     return None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

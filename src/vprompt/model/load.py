@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vprompt.backbones.factory import can_create, create_backbone, timms_name
 from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
-from vprompt.backbones.meta import shapes_only
 from vprompt.backbones.weights import reason
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
@@ -124,13 +123,11 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     info, wanted = describe(backbone), config.backbone
     pair = f"The adapter was trained on {wanted.name!r} and the backbone is {info.name!r}:"
     if len(info.widths) != len(config.widths):
-        raise AdapterError(
-            f"{pair} {len(config.widths)} blocks there, {len(info.widths)} here; give the same backbone."
-        )
-    if tuple(info.widths) != config.widths:
-        block = next(b for b, pair in enumerate(zip(info.widths, config.widths, strict=True)) if pair[0] != pair[1])
-        there, here = config.widths[block], info.widths[block]
-        raise AdapterError(f"{pair} block {block} is {there} wide there, {here} here; give the same backbone.")
+        there, here = len(config.widths), len(info.widths)
+        raise AdapterError(f"{pair} {there} blocks there, {here} here; give the same backbone.")
+    for block, (there, here) in enumerate(zip(config.widths, info.widths, strict=True)):
+        if there != here:
+            raise AdapterError(f"{pair} block {block} is {there} wide there, {here} here; give the same backbone.")
     if info.preprocessing.size != wanted.img_size:
         there, here = ("×".join(map(str, size)) for size in (wanted.img_size, info.preprocessing.size))
         raise AdapterError(
@@ -167,7 +164,7 @@ def _assemble(
     info, method = describe(backbone), config.method
     try:
         # Without memory, until it is known that the file has as many numbers.
-        with torch.random.fork_rng(devices=[]), shapes_only():
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
             head = method.make_head(info.num_features, config.num_classes)
         tuned = method.tuned_shapes(backbone, info)

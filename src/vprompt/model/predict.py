@@ -18,7 +18,7 @@ from vprompt.data.images import decode, render
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
-from vprompt.utils.errors import DataError
+from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.serialization import show
 
 if TYPE_CHECKING:
@@ -53,19 +53,12 @@ class Predictions:
         return f"Predictions({', '.join(shown + ['...'] * (len(self) > 4))})"
 
 
-@torch.inference_mode()
 def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Predictions:
     """See `Classifier.predict`."""
     preprocessing, rows = model.preprocessing, list[Tensor]()
-    training = model.training
-    model.eval()
-    try:
-        prepared = in_threads(lambda image: _pixels(image, preprocessing), _each(images))
-        while batch := list(islice(prepared, batch_size)):
-            normalised = preprocessing.normalise(torch.stack(batch).to(model.device))
-            rows.append(model(normalised).float().softmax(1).cpu())
-    finally:
-        model.train(training)
+    prepared = in_threads(lambda image: _pixels(image, preprocessing), _each(images))
+    while batch := list(islice(prepared, batch_size)):
+        rows.append(logits_of(model, batch).softmax(1))
     if not rows:
         raise DataError("There are no images to predict; give at least one.")
     probabilities = torch.cat(rows)
@@ -73,6 +66,25 @@ def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Pre
     return Predictions(
         labels=labels, class_names=tuple(model.class_names[label] for label in labels), probabilities=probabilities
     )
+
+
+@torch.inference_mode()
+def logits_of(model: Classifier, images: Sequence[Tensor]) -> Tensor:
+    """Logits (B, C) of prepared uint8 images (3, H, W), on the CPU.
+
+    Raises:
+        VPromptError: If one is no finite number.
+    """
+    training = model.training
+    model.eval()
+    try:
+        pixels_BCHW = torch.stack([*images]).to(model.device)
+        logits_BC = model(model.preprocessing.normalise(pixels_BCHW)).float().cpu()
+    finally:
+        model.train(training)
+    if not bool(logits_BC.isfinite().all()):
+        raise VPromptError("The model gives logits that are no finite numbers; train or export it again.")
+    return logits_BC
 
 
 def _each(images: Any) -> Iterator[str | os.PathLike[str] | Image.Image | NDArray[Any]]:

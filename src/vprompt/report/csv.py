@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from vprompt.report.document import Table
 from vprompt.utils.text import line
+
+_FORMULA = re.compile(r"[=+@'＝＋＠－]|-(?!\d+(\.\d+)?(e[+-]?\d+)?$)")
+"""How formulas begin; a minus sign before a number is none."""
 
 
 def csv_table(table: Table) -> str:
@@ -24,12 +28,4 @@ def csv_table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    formula = text.startswith(tuple("=+@'＝＋＠－")) or (text.startswith("-") and not _number(text))
-    return f"'{text}" if formula else text
-
-
-def _number(text: str) -> bool:
-    try:
-        return float(text) < 0
-    except ValueError:
-        return False
+    return f"'{text}" if _FORMULA.match(text) else text

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vprompt.report.document import Block, Section, as_cell
+from vprompt.report.document import Section, as_cell
 from vprompt.report.plots import key, svg
 from vprompt.utils.text import printable
 
@@ -26,7 +26,7 @@ def html_page(title: str, made: str, sections: Sequence[Section]) -> str:
     """
     pages = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_shown)
     pages.trim_blocks = pages.lstrip_blocks = True
-    tools = {"kind": _kind, "as_cell": as_cell, "base64": _base64, "svg": svg, "key": key}
+    tools = {"as_cell": as_cell, "base64": _base64, "svg": svg, "key": key}
     # The style sheet is our own file, the only text that goes in as it is.
     style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
     template = pages.get_template("page.html")
@@ -35,10 +35,6 @@ def html_page(title: str, made: str, sections: Sequence[Section]) -> str:
 
 def _shown(value: object) -> object:
     return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _kind(block: Block) -> str:
-    return type(block).__name__
 
 
 def _base64(data: bytes) -> str:

@@ -153,30 +153,14 @@ Condensed = tuple[int, int, str]
 """Prompts per block before, percent of them that stay, and `"local"` or `"global"` (`"local"` too where all stay)."""
 
 
-def condensed_gmacs(family: str | None) -> dict[Condensed, str]:
-    """Published GMACs after condensation, as printed.
+def condensed(family: str | None) -> dict[str, dict[Condensed, str]]:
+    """Published numbers after condensation, as printed: milliseconds for 64 images by device, and GMACs under `""`.
 
     Example:
-        >>> gmacs = condensed_gmacs(VIT)
-        >>> gmacs[200, 10, "local"], gmacs[200, 50, "global"], gmacs[200, 100, "local"]
-        ('19.43', '27.04', '36.77')
+        >>> numbers = condensed(VIT)
+        >>> list(numbers), numbers["A100"][200, 10, "global"], numbers[""][200, 100, "local"]
+        (['', 'Quadro RTX 5000', 'V100', 'A100'], '53', '36.77')
     """
-    return _condensed(family).get("", {})
-
-
-def condensed_milliseconds(family: str | None) -> dict[str, dict[Condensed, str]]:
-    """Published milliseconds for 64 images after condensation, as printed, by the device they were measured on.
-
-    Example:
-        >>> times = condensed_milliseconds(VIT)
-        >>> list(times), times["A100"][200, 10, "global"]
-        (['Quadro RTX 5000', 'V100', 'A100'], '53')
-    """
-    return {device: times for device, times in _condensed(family).items() if device}
-
-
-def _condensed(family: str | None) -> dict[str, dict[Condensed, str]]:
-    """Numbers after condensation by device; multiply-accumulates have none."""
     numbers: dict[str, dict[Condensed, str]] = {}
     for line in _lines(COSTS):
         if line["family"] == family and line["percent"]:

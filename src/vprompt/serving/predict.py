@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vprompt.data.images import refusal, try_decode
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.model.classifier import Classifier
+from vprompt.model.predict import logits_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
@@ -71,32 +71,17 @@ def predict_each(
         raise VPromptError(f"At least one class must be named for each image, not {top}.")
     files = [str(file) for file in list_images(list(paths))]
     images = in_threads(lambda file: try_decode(file, model.preprocessing), files)
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(files), batch_size):
-            batch = list(zip(files[start : start + batch_size], images, strict=False))
-            ranked = iter(_ranked(model, [image for _, image in batch if isinstance(image, Tensor)], top))
-            yield [
-                Failure(image=file, error=refusal(file, image))
-                if isinstance(image, str)
-                else _named(file, next(ranked), model.class_names)
-                for file, image in batch
-            ]
-            report(start + len(batch), len(files))
-    finally:
-        model.train(was_training)
-
-
-@torch.inference_mode()
-def _ranked(model: Classifier, images: Sequence[Tensor], top: int) -> list[list[tuple[int, float]]]:
-    if not images:
-        return []
-    pixels_BCHW = torch.stack([*images]).to(model.device)
-    logits_BC = model(model.preprocessing.normalise(pixels_BCHW)).float().cpu()
-    if not bool(logits_BC.isfinite().all()):
-        raise VPromptError("The model gives logits that are no finite numbers; train or export it again.")
-    return most_probable(logits_BC, top)
+    for start in range(0, len(files), batch_size):
+        batch = list(zip(files[start : start + batch_size], images, strict=False))
+        pixels = [image for _, image in batch if isinstance(image, Tensor)]
+        ranked = iter(most_probable(logits_of(model, pixels), top) if pixels else ())
+        yield [
+            Failure(image=file, error=refusal(file, image))
+            if isinstance(image, str)
+            else _named(file, next(ranked), model.class_names)
+            for file, image in batch
+        ]
+        report(start + len(batch), len(files))
 
 
 def _named(file: str, best: Sequence[tuple[int, float]], classes: Sequence[str]) -> Prediction:

@@ -202,6 +202,8 @@ class Reader:
         where: The file, for messages.
     """
 
+    error: ClassVar[type[VPromptError]] = VPromptError
+    """Class of the errors that it raises."""
     beside: ClassVar[frozenset[str]] = frozenset()
     """Keys that may stand beside a dataclass's fields, with all names above them."""
     may_lack: ClassVar[tuple[type, ...]] = ()
@@ -213,7 +215,33 @@ class Reader:
 
     def fail(self, problem: str) -> NoReturn:
         """Raises the error that says what is wrong with the file."""
-        raise VPromptError(f"In {self.where}, {problem}.")
+        raise self.error(f"In {self.where}, {problem}.")
+
+    def document(self, text: str | bytes, version: int, former: str) -> dict[str, Any]:
+        """The JSON object of one of our files, of a version that this library reads.
+
+        Args:
+            text: JSON.
+            version: The newest `format_version`.
+            former: Key of `vprompt_version` in files that were written under the library's first name.
+        """
+        try:
+            document: Any = parse(text)
+        except ValueError as error:
+            self.fail(f"the text is not valid JSON ({error})")
+        if not isinstance(document, dict):
+            self.fail(f"there should be a JSON object, not {show(document)}")
+        found = self.value(document.get("format_version"), int, "'format_version'")  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+        if found > version:
+            raise self.error(
+                f"{self.where} has format version {found}, of a newer vprompt (this one reads versions up to "
+                f"{version}); upgrade vprompt (pip install --upgrade vprompt)."
+            )
+        if found < 1:
+            self.fail(f"'format_version' should be at least 1, not {found}")
+        if former in document:
+            document["vprompt_version"] = document.pop(former)
+        return cast("dict[str, Any]", document)
 
     def entries(self, value: object, kind: type, at: str) -> dict[str, Any]:
         """The typed fields of a dataclass, by name."""

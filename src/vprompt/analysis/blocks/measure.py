@@ -11,6 +11,7 @@ import torch
 from vprompt.analysis.adapters import measure_each
 from vprompt.analysis.base import Host
 from vprompt.analysis.blocks import Blocks
+from vprompt.analysis.study import check_shares
 from vprompt.compression.criteria import Criterion
 from vprompt.compression.score import score
 from vprompt.compression.select import select
@@ -136,7 +137,7 @@ class BlockStudy:
 
 def run(options: Blocks, host: Host) -> BlockStudy:
     """Ablates and scores one adapter after the other, and takes them together."""
-    check_ratios(options.ratios)
+    check_shares("share of prompts to keep", options.ratios)
     choice = options.adapters.split
 
     def measure(trained: Trained) -> AdapterBlocks:
@@ -227,18 +228,11 @@ def retained(
     """
     if not any(model.prompt_counts):
         raise VPromptError("The model has no prompts, so there are none to keep.")
-    check_ratios(ratios)
+    check_shares("share of prompts to keep", ratios)
     scores = score(model, train, criterion=criterion, report=report)
     return tuple(
         BlockCounts(ratio=ratio, counts=tuple(len(index) for index in select(scores, ratio=ratio))) for ratio in ratios
     )
-
-
-def check_ratios(ratios: Sequence[float]) -> None:
-    """Raises a `VPromptError` for shares to keep that are not above 0 and at most 1."""
-    wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
-    if wrong:
-        raise VPromptError(f"The share of prompts to keep must be above 0 and at most 1, not {wrong[0]}.")
 
 
 def study(adapters: Sequence[AdapterBlocks], *, criterion: str | None = "taylor") -> BlockStudy:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from vprompt.analysis.base import Host
 from vprompt.analysis.cost import Cost
 from vprompt.analysis.counts import Retained, even, retained_counts, same, with_counts
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import num_parameters
-from vprompt.backbones.meta import shapes_only
 from vprompt.methods.linear import Linear
 from vprompt.model import cost as counting
 from vprompt.model.attach import attach
@@ -120,7 +121,7 @@ def run(options: Cost, host: Host) -> Costs:
         options, original = _of_adapter(options, options.adapter)
     name, shallow = options.backbone or BACKBONE, options.shallow
     classes = 100 if options.classes is None else options.classes
-    with shapes_only():
+    with torch.device("meta"):
         backbone = create_backbone(name, pretrained=False, img_size=options.img_size)
     info = attach(backbone, Linear(), num_classes=classes).info
     blocks, windows = len(info.blocks), info.stages is not None

@@ -9,7 +9,7 @@ from vprompt.analysis.cost.measure import CondensedCost, Costs, Extra, PromptCos
 from vprompt.analysis.words import share_of
 from vprompt.report import published
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
-from vprompt.utils.text import amount, count, gmacs, line, listed, percent
+from vprompt.utils.text import amount, count, gmacs, line, percent
 
 EXECUTIONS = ("published", "prefix", "folded")
 
@@ -18,7 +18,7 @@ PAPER = 6
 
 
 def answer(costs: Costs) -> str:
-    """Cost of the most prompts, the point from which condensing pays, and how far the paper's figures are met."""
+    """Cost of the most prompts, and the point from which condensing pays."""
     bare, most = costs.bare_gmacs, max(costs.prompts, key=lambda row: row.prompts)
     verdicts = [_verdict(costs, key) for key in ("rule", "published", "folded")]
     return (
@@ -27,7 +27,6 @@ def answer(costs: Costs) -> str:
         f"{most.folded_gmacs / bare:.2f} times. "
         f"Where {percent(costs.threshold)} % more is too much, condensing for its cost is worth it "
         f"{verdicts[0]} by the paper's rule, {verdicts[1]} as published, {verdicts[2]} when folded."
-        + "".join(f" {sentence}" for sentence in _against_paper(costs))
     )
 
 
@@ -52,45 +51,11 @@ def _printed_of(costs: Costs, row: CondensedCost) -> str | None:
     """Its figure for a row of its Table 5."""
     if row.share is None or row.original is None:
         return None
-    return published.condensed_gmacs(_family(costs)).get((row.original, round(100 * row.share), row.where))
+    return published.condensed(_family(costs)).get("", {}).get((row.original, round(100 * row.share), row.where))
 
 
 def _family(costs: Costs) -> str | None:
     return published.measured_family(costs.backbone, costs.img_size) if costs.depth == "deep" else None
-
-
-def _against_paper(costs: Costs) -> list[str]:
-    sentences: list[str] = []
-    rows = [(_printed(costs)[row.prompts], row) for row in costs.prompts if row.prompts in _printed(costs)]
-    if rows:
-        other = [
-            f"{text} for {row.prompts:g} prompts is {gmacs(row.published_gmacs)} here"
-            + (", cut instead of rounded" if str(row.published_gmacs).startswith(text) else "")
-            for text, row in rows
-            if f"{row.published_gmacs:.1f}" != text
-        ]
-        sentences.append(_met("Table 1", len(rows), len(rows) - len(other), listed(other)))
-    for where in ("local", "global"):
-        known = [
-            (row.published_gmacs_with_biases, text)
-            for row in costs.condensed
-            if row.where == where and (text := _printed_of(costs, row)) is not None
-        ]
-        if not known:
-            continue
-        gap = max(abs(value - float(text)) for value, text in known)
-        exact = sum(f"{value:.2f}" == text for value, text in known)
-        name = f"Table 5, {where}, biases counted"
-        if where == "local":
-            other = f"off by at most {gap:.3f}" if exact < len(known) else ""
-            sentences.append(_met(name, len(known), exact, other))
-        else:
-            sentences.append(f"{name}: {exact} of {len(known)}, by a stand-in for its counts, within {gap:.3f}.")
-    return ["The paper's figures, to the printed digit:", *sentences] if sentences else []
-
-
-def _met(name: str, many: int, met: int, other: str) -> str:
-    return f"{name}: {'all' if met == many else met} of {many}{f' ({other})' if other else ''}."
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -121,7 +121,8 @@ def _ms(value: float) -> str:
 
 def _beside_paper(latencies: Latencies, series: Series) -> Table | None:
     """The paper has no bare backbone, so that its times are over those with all prompts."""
-    printed = published.condensed_milliseconds(published.measured_family(latencies.backbone, latencies.img_size))
+    printed = published.condensed(published.measured_family(latencies.backbone, latencies.img_size))
+    printed.pop("", None)  # multiply-accumulates
     places, original = _places(series), series.original
     full = places.pop((1.0, "local"), None)
     if full is None or not places or not any((original, 100, "local") in times for times in printed.values()):

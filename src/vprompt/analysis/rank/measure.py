@@ -117,43 +117,35 @@ def singular_values(weights: Tensor) -> Tensor:
     return torch.linalg.svdvals(wide)
 
 
-def spectrum(weights: Tensor) -> Tensor:
+def spectrum(values: Tensor) -> Tensor:
     """Cumulative normalised singular values (..., K): the share of their sum that the k largest have.
 
     All ones for a matrix of zeros.
 
     Example:
-        >>> spectrum(torch.diag(torch.tensor([1.0, 3.0]))).tolist()
+        >>> spectrum(torch.tensor([3.0, 1.0])).tolist()
         [0.75, 1.0]
 
     Source: Prompt Condensation (arXiv 2305.17223), Fig. 2.
     """
-    return _cumulative(singular_values(weights))
-
-
-def _cumulative(values: Tensor) -> Tensor:
     total = values.sum(-1, keepdim=True)
     return torch.where(total > 0, values.cumsum(-1) / total, 1.0)
 
 
-def numerical_rank(weights: Tensor, epsilon: float) -> Tensor:
-    """Number of singular values above `epsilon` times the largest, (...,) of matrices (..., N, M).
+def numerical_rank(values: Tensor, epsilon: float) -> Tensor:
+    """Number of singular values (..., K) above `epsilon` times the largest, (...,).
 
     It is the smallest rank of a matrix Ã with ||A - Ã|| <= epsilon · ||A|| in the spectral norm: the best of rank k
     errs by exactly the singular value number k + 1, so that k suffices if and only if that one is at most epsilon
     times the first. A matrix of zeros has rank 0.
 
     Raises:
-        VPromptError: If epsilon is not in [0, 1), or an entry of a matrix is not finite.
+        VPromptError: If epsilon is not in [0, 1).
 
     Example:
-        >>> numerical_rank(torch.diag(torch.tensor([1.0, 0.5, 0.01])), 0.1)
+        >>> numerical_rank(torch.tensor([1.0, 0.5, 0.01]), 0.1)
         tensor(2)
     """
-    return _rank(singular_values(weights), epsilon)
-
-
-def _rank(values: Tensor, epsilon: float) -> Tensor:
     if not 0 <= epsilon < 1:
         raise VPromptError(f"The relative error epsilon must be at least 0 and below 1, not {epsilon}.")
     return (values > epsilon * values[..., :1]).sum(-1)
@@ -197,7 +189,7 @@ def rank(
     if not named:
         raise VPromptError("There is no rank without a relative error epsilon; give at least one.")
     for epsilon in options.epsilon:
-        _rank(torch.ones(1), epsilon)  # what is wrong with it is said before anything is run
+        numerical_rank(torch.ones(1), epsilon)  # what is wrong with it is said before anything is run
     if options.images < 1:
         raise VPromptError(f"At least one image must be looked at, not {options.images}.")
     chosen = _counts(model, options.prompts)
@@ -238,11 +230,11 @@ def _spectra(
     if model.method.riding == "tokens":
         counts = [counts[0]] * len(counts)
     ranks = {
-        name: tuple(float(_rank(values_RK, epsilon).double().mean()) for values_RK in values)
+        name: tuple(float(numerical_rank(values_RK, epsilon).double().mean()) for values_RK in values)
         for name, epsilon in epsilons.items()
     }
-    sums = [_cumulative(values_RK).mean(0) for values_RK in values]
-    energies = [_cumulative(values_RK.square()).mean(0) for values_RK in values]
+    sums = [spectrum(values_RK).mean(0) for values_RK in values]
+    energies = [spectrum(values_RK.square()).mean(0) for values_RK in values]
     longest = max(map(len, sums))
     return Spectra(
         prompts=statistics.fmean(counts),

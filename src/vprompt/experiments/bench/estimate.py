@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from vprompt.backbones.factory import create_backbone
-from vprompt.backbones.meta import shapes_only
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.tasks import split_sizes
 from vprompt.experiments.preview import passes
@@ -42,7 +41,7 @@ def gmacs_of(job: Job) -> float:
 @functools.cache
 def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
     """Of one image's forward pass while training."""
-    with shapes_only():
+    with torch.device("meta"):
         bare = create_backbone(backbone, pretrained=False, img_size=img_size)
         cost = model_cost(attach(bare, method, num_classes=1))
     return cost.prefix_gmacs
