@@ -55,8 +55,6 @@ class Bench:
         if self.plan is None:
             self._list()
             return
-        if self.plan == "" or self.out == "":
-            raise UsageError("An empty name is no file; give a plan, and a folder for --out.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"There must be at least one worker, not {self.workers}.")
         if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from vprompt.cli.console import resumable
-from vprompt.cli.fit import OUTPUT, show_result
+from vprompt.cli.fit import OUTPUT, RATIO, show_result
 from vprompt.cli.options import command, values_of
 from vprompt.experiments.folder import check_out
-from vprompt.experiments.settings import CondenseSettings, Condensing
+from vprompt.experiments.settings import CondenseSettings
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.serialization import build, options_of
 
@@ -32,14 +31,7 @@ class CondenseCommand:
         show_result(result, out, as_json=asked["json"])
 
 
-_SHARE = replace(
-    options_of(Condensing)["condense"],
-    flag="ratio",
-    type=float | Literal["auto"],
-    default=0.3,
-    help="Share of the prompts to keep; auto: the smallest that is not worse on the validation images.",
-)
-_OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": _SHARE}).values()}
+_OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": RATIO}).values()}
 _OUT = {
     **OUTPUT,
     "out": replace(OUTPUT["out"], type=Path, default=MISSING, help="Folder for the smaller adapter and result.json."),

@@ -47,6 +47,15 @@ OUTPUT = {
 }
 """Options of all commands that leave a folder."""
 
+RATIO = replace(
+    options_of(Condensing)["condense"],
+    flag="ratio",
+    type=float | Literal["auto"],
+    default=0.3,
+    help="Share of the prompts to keep; auto: the smallest that is not worse on the validation images.",
+)
+"""Option of commands that condense in any case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
@@ -61,8 +70,6 @@ class FitCommand:
         settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
         if values["merge"] and settings.condense is None:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
-        if settings.data == "" or asked["out"] == "":
-            raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         out = None if asked["out"] is None else Path(asked["out"])
         if out is not None:
             check_out(out, resume=asked["resume"])  # before seconds of imports

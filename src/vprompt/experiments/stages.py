@@ -27,7 +27,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
-from vprompt.experiments.folder import RESULT, STATE, RunFolder
+from vprompt.experiments.folder import REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.preview import augment_of, preview
 from vprompt.experiments.provenance import provenance
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
@@ -88,19 +88,6 @@ def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
     """Preprocessing of every image: as the backbone was trained, resized as the settings or the task say."""
     return replace(info.preprocessing, resize=settings.resize or transforms_of(settings.data).resize)
 
-
-REPORT_KEYS = (
-    "prompt_counts",
-    "learned_params",
-    "backbone_params",
-    "folded_gmacs",
-    "method",
-    "training_seconds",
-    "converged",
-    "overfits",
-    "epochs",
-)
-"""Keys of a result for each model in it, besides those of its figures: `val_...` and `test_...`."""
 
 SPLITS = {"val": "validation", "test": "test"}
 

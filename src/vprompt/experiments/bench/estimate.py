@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
+from torch.utils.data import TensorDataset
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.meta import shapes_only
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.tasks import split_sizes
-from vprompt.experiments.preview import passes
+from vprompt.experiments.preview import passes, seconds_per_image
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
-from vprompt.model.records import Precision
-from vprompt.training.precision import in_bf16
-
-CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
-"""Of one step at most, and of all steps about."""
-
+from vprompt.model.records import Precision, Recipe
 
 JOB_SECONDS = 1.0
 """That a job takes besides."""
@@ -54,28 +47,13 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     weights.
     """
     model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), VPT(10), num_classes=10)
-    if torch.accelerator.is_available():
-        model = model.to(torch.accelerator.current_accelerator())
-    device = next(model.parameters()).device
-    step = 2 * _gmacs(backbone, img_size, VPT(10))
-    size = max(1, min(64, round(CALIBRATION_GMACS / step)))
-    images = torch.randn(size, 3, *model.preprocessing.size, device=device)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    model.train()
-    before, times = torch.get_num_threads(), list[float]()
+    images = TensorDataset(torch.randn(64, 3, *model.preprocessing.size), torch.zeros(64, dtype=torch.int64))
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        # The first steps also wake the machine up.
-        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
-                loss = F.cross_entropy(model(images).float(), labels)
-            loss.backward()
-            float(loss.detach())  # waits for the device
-            times.append(time.perf_counter() - started)
+        return 2 * _gmacs(backbone, img_size, VPT(10)) / seconds_per_image(model, images, Recipe(precision=precision))
     finally:
         torch.set_num_threads(before)
-    return step * size / statistics.median(times)
 
 
 def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:

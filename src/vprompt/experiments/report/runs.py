@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from vprompt.experiments.report.search import trials_of
@@ -32,17 +33,12 @@ _FACTS = {
 
 
 _MODEL: dict[str, Callable[[Model], Any]] = {
-    "test_accuracy": lambda model: model.test_accuracy,
-    "val_accuracy": lambda model: model.val_accuracy,
-    "converged": lambda model: model.converged,
+    **{name: attrgetter(name) for name in ("test_accuracy", "val_accuracy", "converged")},
     "epochs": lambda model: len(model.losses),
     "final_loss": lambda model: next(reversed(model.losses), None),
     "prompts": lambda model: model.prompts,
     "prompts_per_block": lambda model: None if model.prompt_counts is None else " ".join(map(str, model.prompt_counts)),
-    "learned_params": lambda model: model.learned_params,
-    "folded_gmacs": lambda model: model.folded_gmacs,
-    "published_gmacs": lambda model: model.published_gmacs,
-    "training_seconds": lambda model: model.training_seconds,
+    **{name: attrgetter(name) for name in ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")},
 }
 """Column -> its value for a model."""
 
