@@ -46,7 +46,7 @@ class Analyze:
         out, name = Path(analysis.output.out), analysis.name
         refuse_others(out, name)
         terminal = _Terminal(json=analysis.output.json)
-        with locked(out / f".{name}.lock", f"{name} in {out}"):
+        with locked(out / f".{name}.lock", f"{name} in {out}", tidy=True):
             result = analysis.run(terminal)
             if result is not None:
                 _show(analysis, asdict(result))

@@ -39,14 +39,14 @@ class BusyError(VPromptError):
 
 
 @contextmanager
-def locked(lock: Path, what: object) -> Generator[None]:
+def locked(lock: Path, what: object, *, tidy: bool = False) -> Generator[None]:
     """Keeps other processes from working on the same, also those of machines that share the folder; ends with this one.
-
-    Folders in which nothing but the lock was made are removed with it.
 
     Args:
         lock: A file that is made and removed; where its owner has died, however, it is taken over.
         what: Is worked on, for the message.
+        tidy: Remove its folder, and those that were made for it, where nothing else is in them. Not for one that
+            several share: it could go while another lock is made in it.
 
     Raises:
         BusyError: If another process is there first; it is named.
@@ -76,7 +76,7 @@ def locked(lock: Path, what: object) -> Generator[None]:
             lock.unlink(missing_ok=True)
             holder.release()
     finally:
-        for place in (lock.parent, *made):
+        for place in (lock.parent, *made) if tidy else ():
             with suppress(OSError):  # something is in it
                 place.rmdir()
 
@@ -253,7 +253,7 @@ class RunFolder:
         if finished is not None or not self.is_main:
             yield finished
             return
-        with locked(self.state("lock"), self.out):
+        with locked(self.state("lock"), self.out, tidy=True):
             if (finished := self._checked(resume)) is not None:  # another run has just ended here
                 yield finished
                 return

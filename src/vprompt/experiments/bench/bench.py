@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from vprompt.data.benchmarks.places import data_root
-from vprompt.experiments.bench.engine import Engine, Watch
+from vprompt.experiments.bench.engine import Assignment, Engine, Event, Watch
 from vprompt.experiments.bench.estimate import seconds_of
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import Outcome
-from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
@@ -25,7 +24,9 @@ from vprompt.experiments.bench.ray import RayEngine
 from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import NamedPath, Store, open_store
 from vprompt.experiments.bench.tasks import named_paths, why_missing
+from vprompt.experiments.bench.worker import Worker
 from vprompt.utils.errors import DataError
+from vprompt.utils.progress import silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def overview(
     tasks = [*tasks, *(task for task in optional if task not in left_out)]
     weights = [values.get("weights") for values in (plan.settings, *(method.settings for method in plan.methods))]
     paths = named_paths([*tasks, *filter(None, weights)], store.paths())
-    cells = cells_of(plan, tasks, root=root, names={path: about["name"] for path, about in paths.items()})
+    cells = cells_of(plan, tasks, root=root, paths=paths)
     jobs, done = preview(cells, store)
     todo = [job for job in jobs if not done[job.name]]
     return Overview(
@@ -164,6 +165,44 @@ def _threads_of(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
+class InlineEngine:
+    """Does jobs in this process, when it is asked for what has happened; see `Engine`.
+
+    Args:
+        address: Of the store.
+        progress: Show the bars of each run.
+    """
+
+    def __init__(self, address: str, *, progress: bool = False) -> None:
+        self.worker = Worker(address, "inline")
+        self.progress = progress
+        self._waiting: list[Assignment] = []
+
+    def free(self) -> int:
+        """One, unless a job waits."""
+        return 1 - len(self._waiting)
+
+    def submit(self, assignment: Assignment) -> str:
+        """Keeps the job until `poll`."""
+        self._waiting.append(assignment)
+        return self.worker.name
+
+    def poll(self, seconds: float) -> list[Event]:
+        """Does the job."""
+        events: list[Event] = []
+        while self._waiting:
+            assignment = self._waiting.pop()
+            answer = self.worker.do(assignment.document, True if self.progress else silent)
+            events.append(Event(name=assignment.name, kind="done", worker=self.worker.name, answer=answer))
+        return events
+
+    def stop(self) -> None:
+        """Nothing is going on while others act."""
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
 def run_here(
     plan: Plan, store: Store, *, root: str | None = None, progress: bool = False, watch: Watch | None = None
 ) -> list[dict[str, Any]]:
@@ -213,12 +252,8 @@ def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dic
     """
     rows = results_of(planned, outcomes, store)
     cells = [
-        {
-            **{key: row[key] for key in ("task", "method", "seed")},
-            "test_accuracy": None if row["result"] is None else row["result"].get("test_accuracy"),
-            "result": row["name"],
-            **{key: row[key] for key in ("failure", "chosen")},
-        }
+        {key: row[key] for key in ("task", "method", "seed", "failure", "chosen")}
+        | {"test_accuracy": (row["result"] or {}).get("test_accuracy"), "result": row["name"]}
         for row in rows
     ]
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}

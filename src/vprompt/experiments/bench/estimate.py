@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch.utils.data import TensorDataset
@@ -18,6 +19,7 @@ from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
 from vprompt.model.records import Precision, Recipe
+from vprompt.training.loader import ImageLabels
 
 JOB_SECONDS = 1.0
 """That a job takes besides."""
@@ -47,7 +49,8 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     weights.
     """
     model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), VPT(10), num_classes=10)
-    images = TensorDataset(torch.randn(64, 3, *model.preprocessing.size), torch.zeros(64, dtype=torch.int64))
+    tensors = torch.randn(64, 3, *model.preprocessing.size), torch.zeros(64, dtype=torch.int64)
+    images = cast("ImageLabels", TensorDataset(*tensors))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

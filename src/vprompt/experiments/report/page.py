@@ -22,9 +22,6 @@ def page(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
     Args:
         document: The study; see `vprompt.experiments.report.study.read`.
         more: Sections that follow its own.
-
-    Raises:
-        DataError: If the study contradicts itself.
     """
     study = read(document)
     made = f", made {study.made}" if study.made else ""
@@ -32,19 +29,19 @@ def page(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
 
 
 def markdown(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
-    """The report of a study as Markdown; arguments and errors as those of `page`."""
+    """The report of a study as Markdown; arguments as those of `page`."""
     study = read(document)
     return markdown_page(study.title, [*sections(study), *more])
 
 
 def csv_rows(document: Mapping[str, Any]) -> str:
-    """Every run of a study as a line of CSV; arguments and errors as those of `page`."""
+    """Every run of a study as a line of CSV; arguments as those of `page`."""
     table = runs_table(read(document))
     return csv_table(table) if table.head else ""
 
 
 def latex(document: Mapping[str, Any]) -> str:
-    """The accuracies of a study, and the published ones below, as LaTeX; arguments and errors as those of `page`.
+    """The accuracies of a study, and the published ones below, as LaTeX; arguments as those of `page`.
 
     The tables need the packages booktabs and graphicx.
     """
