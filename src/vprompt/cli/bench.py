@@ -203,7 +203,7 @@ def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False,
 
     table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
-        with engine_of(planned.plan, store.address, **engine) as workers, table:
+        with engine_of(planned.plan, store.address, **engine) as workers, table.live:
             return run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
