@@ -122,6 +122,5 @@ def _leave_output() -> None:
 
 
 def _say(sentence: str, status: int) -> int:
-    shown = printable(sentence, keep="\n")
-    print(f"vprompt: {shown}", file=sys.stderr)  # noqa: T201
+    print_note(f"vprompt: {sentence}")
     return status
