@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from vprompt.backbones.info import num_parameters
 from vprompt.compression.condense import SHARES
 from vprompt.data.benchmarks.tasks import transforms_of
-from vprompt.data.dataset import Task
+from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment
 from vprompt.data.scan import in_words
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.loader import ImageLabels, iterate, size_of
+from vprompt.training.loader import iterate
 from vprompt.training.precision import attention_for_training, autocast, in_bf16
 from vprompt.utils.devices import device_named
 from vprompt.utils.text import count, duration
@@ -106,13 +106,13 @@ def augment_of(settings: Settings | CondenseSettings) -> Augment:
     return given or transforms_of(settings.data).augment
 
 
-def seconds_per_image(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> float:
+def seconds_per_image(model: PromptedModel, data: ImageDataset, recipe: Recipe) -> float:
     """Seconds that an image takes in a step of the training: measured on one, then on a batch; nothing is learned."""
     device, training, seconds = device_named("auto"), model.training, FIRST_SECONDS
     model.to(device).train()
     with torch.random.fork_rng():
         for _ in range(2):
-            size = max(1, min(size_of(data), recipe.batch_size, int(FIRST_SECONDS / seconds)))
+            size = max(1, min(len(data), recipe.batch_size, int(FIRST_SECONDS / seconds)))
             images, labels = next(iterate(data, [torch.arange(size)], device=device))
             started = time.perf_counter()
             with autocast(model, recipe), attention_for_training(model, recipe):

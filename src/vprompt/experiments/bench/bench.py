@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import statistics
+import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch.utils.data import TensorDataset
+import torch.nn.functional as F
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.meta import shapes_only
@@ -28,15 +30,18 @@ from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import NamedPath, Store, open_store
 from vprompt.experiments.bench.tasks import named_paths, split_sizes, why_missing
 from vprompt.experiments.bench.worker import Worker
-from vprompt.experiments.preview import passes, seconds_per_image
+from vprompt.experiments.preview import passes
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
-from vprompt.model.records import Precision, Recipe
-from vprompt.training.loader import ImageLabels
+from vprompt.model.records import Precision
+from vprompt.training.precision import in_bf16
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
+
+CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
+"""Of one step at most, and of all steps about."""
 
 JOB_SECONDS = 1.0
 """That a job takes besides."""
@@ -135,14 +140,28 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     weights.
     """
     model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), VPT(10), num_classes=10)
-    tensors = torch.randn(64, 3, *model.preprocessing.size), torch.zeros(64, dtype=torch.int64)
-    images = cast("ImageLabels", TensorDataset(*tensors))
-    before = torch.get_num_threads()
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    device = next(model.parameters()).device
+    step = 2 * _gmacs(backbone, img_size, VPT(10))
+    size = max(1, min(64, round(CALIBRATION_GMACS / step)))
+    images = torch.randn(size, 3, *model.preprocessing.size, device=device)
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    model.train()
+    before, times = torch.get_num_threads(), list[float]()
     torch.set_num_threads(threads)
     try:
-        return 2 * _gmacs(backbone, img_size, VPT(10)) / seconds_per_image(model, images, Recipe(precision=precision))
+        # The first steps also wake the machine up.
+        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
+                loss = F.cross_entropy(model(images).float(), labels)
+            loss.backward()
+            float(loss.detach())  # waits for the device
+            times.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(before)
+    return step * size / statistics.median(times)
 
 
 def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
