@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 
-from vprompt.experiments.bench.estimate import work_of
+from vprompt.experiments.bench.bench import gmacs_of
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.plan import load_plan, shipped_plans
 from vprompt.experiments.bench.scheduler import preview
@@ -28,7 +28,7 @@ def main() -> None:
         plan = load_plan(name)
         tasks, optional = tasks_of(plan)
         jobs, _ = preview(cells_of(plan, [*tasks, *optional]), open_store(tempfile.gettempdir() + "/nothing-here"))
-        gmacs = sum(work_of(job).gmacs for job in jobs)
+        gmacs = sum(gmacs_of(job) for job in jobs)
         trials = sum(job.until is not None for job in jobs)
         hours = gmacs / (1e3 * options.tmacs) / 3600
         print(f"{name:<16} {len(jobs) - trials:>6} {trials:>7} {gmacs / 1e6:>11,.1f} {hours:>7,.1f}")

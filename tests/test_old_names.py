@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import vprompt
 from conftest import run_command
-from vprompt.training.checkpoint import load_checkpoint, save_checkpoint
+from vprompt.training.checkpoint import History, State, load_checkpoint, save_checkpoint
 
 OLD = Path(__file__).parent / "old"
 RUN = "synthetic-counting-linear-s0-e363c7ac606fdbf0"
@@ -85,7 +85,7 @@ def test_a_plan_goes_on_with_its_old_results(tmp_path):
 def test_checkpoint(tmp_path):
     weight = torch.nn.Parameter(torch.arange(3.0))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    state = {"step": 3, "sums": (0.5, 1.0), "history": {"rows": [{"loss": 1.0}], "seconds": 2.0}}
+    state = State(step=3, sums=(0.5, 1.0), history=History(rows=[{"loss": 1.0}], seconds=2.0))
     save_checkpoint(tmp_path / "new", {"weight": weight}, optimizer, run={"images": 7}, state=state)
     with safe_open(tmp_path / "new", framework="pt") as file:
         metadata = {"laconic": file.metadata()["vprompt"]}

@@ -93,8 +93,8 @@ LAYOUTS.register(Layout(model=Net, blocks="layers", leading=False))
 
 SCRIPT = """
 import sys, torch, vprompt
-from vprompt.utils.registry import load_plugins
-load_plugins()
+from vprompt.utils.registry import load_plugin, plugins
+load_plugin(*plugins())
 plugin = next(module for name, module in sys.modules.items() if name.startswith("vprompt_plugin"))
 torch.manual_seed(0)
 net = plugin.Net().double().eval()

@@ -11,7 +11,6 @@ import pytest
 
 from studies import METHODS, VTAB, make_study
 from vprompt.experiments import report as benchmark
-from vprompt.utils.errors import DataError
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -311,16 +310,6 @@ def test_an_empty_study_is_a_page():
     assert benchmark.csv_rows(study) == ""
     assert benchmark.markdown(study)
     assert benchmark.latex(study)
-
-
-def test_contradictions_are_refused():
-    study = make_study(["svhn"], METHODS[:1], epochs=1)
-    with pytest.raises(DataError, match="method Linear twice"):
-        benchmark.page({**study, "methods": study["methods"] * 2})
-    with pytest.raises(DataError, match="a run too many"):
-        benchmark.page({**study, "cells": study["cells"] * 2})
-    with pytest.raises(DataError, match="a run too many"):
-        benchmark.page({**study, "seeds": [0]})
 
 
 def test_a_real_run(trained):

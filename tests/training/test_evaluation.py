@@ -13,9 +13,9 @@ from torch.utils.data import TensorDataset
 import vprompt
 from vprompt.compression.condense import SHARES, smallest_share
 from vprompt.model.records import Recipe
+from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.precision import in_bf16
-from vprompt.training.trainer import History
 from vprompt.utils.devices import device_named, fast_bf16, found_devices, usable_threads
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.statistics import Z_95, paired_interval, wilson

@@ -26,9 +26,10 @@ from reference import close, small_vit
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.model.records import learning_rate
+from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import epoch_order
-from vprompt.training.trainer import History, Interrupted, fit
+from vprompt.training.trainer import Interrupted, fit
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 
 CLASSES = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -47,16 +46,10 @@ class Analyze:
         out, name = Path(analysis.output.out), analysis.name
         refuse_others(out, name)
         terminal = _Terminal(json=analysis.output.json)
-        made = [place for place in (out, *out.parents) if not place.exists()]
-        try:
-            with locked(out / f".{name}.lock", f"{name} in {out}"):
-                result = analysis.run(terminal)
-                if result is not None:
-                    _show(analysis, asdict(result))
-        finally:
-            for place in made:
-                with suppress(OSError):  # something is in it
-                    place.rmdir()
+        with locked(out / f".{name}.lock", f"{name} in {out}", tidy=True):
+            result = analysis.run(terminal)
+            if result is not None:
+                _show(analysis, asdict(result))
         if terminal.failure is not None:
             raise terminal.failure
 

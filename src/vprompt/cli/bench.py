@@ -55,8 +55,6 @@ class Bench:
         if self.plan is None:
             self._list()
             return
-        if self.plan == "" or self.out == "":
-            raise UsageError("An empty name is no file; give a plan, and a folder for --out.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"There must be at least one worker, not {self.workers}.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -205,7 +203,7 @@ def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False,
 
     table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
-        with engine_of(planned.plan, store.address, **engine) as workers, table:
+        with engine_of(planned.plan, store.address, **engine) as workers, table.live:
             return run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(

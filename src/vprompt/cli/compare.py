@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
-from vprompt.cli.fit import IMAGES, OUTPUT, backbone_of, data_name, pruning_options, settings_options
+from vprompt.cli.fit import IMAGES, OUTPUT, RATIO, backbone_of, data_name, pruning_options, settings_options
 from vprompt.cli.options import chosen, command, group, shown, values_of
 from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
@@ -58,8 +58,6 @@ class CompareCommand:
 
         asked = values_of(self, {**_OWN, **OUTPUT, "ratio": None})
         values = values_of(self, setting_types()) | {"condense": asked["ratio"]}
-        if values["data"] == "" or asked["out"] == "":
-            raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A comparison runs in one process; start it without torchrun.")
         methods = tuple(_names(asked["methods"]))
@@ -88,17 +86,11 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
     named = _names(chosen(arguments, "--methods", METHODS_SHOWN))
     kinds = sorted(METHODS, key=lambda kind: kind.name in named)  # the last one to say what a flag is prevails
     methods = {flag: option for kind in kinds for flag, option in kind.options.items()}
-    condensing = dict(options_of(Condensing))
-    ratio = replace(condensing.pop("condense"), flag="ratio", type=float | Literal["auto"], default=0.3)
-    ratio = replace(ratio, help="pc: share of prompts to keep, or auto.")
+    condensing = {name: option for name, option in options_of(Condensing).items() if name != "condense"}
     recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
     groups = {
         "compared": group("compared", shown(methods, arguments), doc="Options of the methods; each reads its own."),
-        "condensing": group(
-            "condensing",
-            shown({"ratio": ratio, **condensing}, arguments),
-            doc="Condensing of pc.",
-        ),
+        "condensing": group("condensing", shown({"ratio": RATIO, **condensing}, arguments), doc="Condensing of pc."),
         "pruning": pruning_options(arguments, prune=True),
         "training": group("training", shown(recipe, arguments), doc="Training of every run."),
         "images": group("images", shown(settings_options(*IMAGES), arguments), doc="Reading of images."),

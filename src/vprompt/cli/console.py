@@ -29,8 +29,8 @@ class Command(Protocol):
         ...
 
 
-PLACES = ("data", "adapter", "weights", "images")
-"""Options that name files or folders to read."""
+PLACES = ("data", "adapter", "weights", "images", "plan", "runs", "out")
+"""Options that name files or folders."""
 
 
 def check_places(values: Mapping[str, Any]) -> None:
@@ -39,6 +39,8 @@ def check_places(values: Mapping[str, Any]) -> None:
     Args:
         values: Of `PLACES`, as far as a command has them.
     """
+    if "" in values.values():
+        raise UsageError("An empty name is no file and no folder; leave it out, or give another.")
 
     def gone(name: str) -> str | None:
         path = values.get(name)

@@ -1,10 +1,10 @@
-"""The command `vprompt fit`: options from the run's settings, and the tables of its result."""
+"""The commands `vprompt fit` and `condense`: options from the run's settings, and the tables of its result."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,20 @@ from vprompt.cli.console import (
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
 from vprompt.experiments.folder import check_out
-from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, setting_types, settings_from
+from vprompt.experiments.settings import (
+    DEFAULT_METHOD,
+    CondenseSettings,
+    Condensing,
+    Pruning,
+    Settings,
+    setting_types,
+    settings_from,
+)
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
-from vprompt.utils.serialization import Option, options_of
+from vprompt.utils.serialization import Option, build, options_of
 
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
@@ -47,6 +55,15 @@ OUTPUT = {
 }
 """Options of all commands that leave a folder."""
 
+RATIO = replace(
+    options_of(Condensing)["condense"],
+    flag="ratio",
+    type=float | Literal["auto"],
+    default=0.3,
+    help="Share of the prompts to keep; auto: the smallest that is not worse on the validation images.",
+)
+"""Option of commands that condense in any case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
@@ -61,8 +78,6 @@ class FitCommand:
         settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
         if values["merge"] and settings.condense is None:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
-        if settings.data == "" or asked["out"] == "":
-            raise UsageError("An empty name is no folder; leave DATA or --out away instead.")
         out = None if asked["out"] is None else Path(asked["out"])
         if out is not None:
             check_out(out, resume=asked["resume"])  # before seconds of imports
@@ -165,6 +180,32 @@ def _differing(settings: Settings) -> Iterator[str]:
 def data_name(data: str | None) -> str:
     """Name of a run's folder, after its DATA."""
     return Path(data).resolve().name.replace(":", "-") if data else "fashion-mnist"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondenseCommand:
+    """Score the prompts of a trained adapter, keep the best, fine-tune them, and save the smaller adapter."""
+
+    def run(self) -> None:
+        """Scores, keeps, fine-tunes, evaluates, saves."""
+        values, asked = values_of(self, _OPTIONS), values_of(self, OUTPUT)
+        settings = build(CondenseSettings, {**values, "condense": values["ratio"]})
+        out: Path = asked["out"]
+        check_out(out, resume=asked["resume"])
+        from vprompt.experiments.run import run_condense
+
+        with resumable(out):
+            result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process())
+        show_result(result, out, as_json=asked["json"])
+
+
+_OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": RATIO}).values()}
+_OUT = {
+    **OUTPUT,
+    "out": replace(OUTPUT["out"], type=Path, default=MISSING, help="Folder for the smaller adapter and result.json."),
+}
+
+Condense = command(CondenseCommand, {**_OPTIONS, **_OUT}, {})
 
 
 def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:

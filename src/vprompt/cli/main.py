@@ -15,13 +15,12 @@ from vprompt.cli.analyze import analyze_command
 from vprompt.cli.backbones import Backbones
 from vprompt.cli.bench import Bench
 from vprompt.cli.compare import compare_command
-from vprompt.cli.condense import Condense
 from vprompt.cli.console import PLACES, Command, UsageError, check_places, print_note
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
 from vprompt.cli.export import Export
-from vprompt.cli.fit import fit_command
+from vprompt.cli.fit import Condense, fit_command
 from vprompt.cli.options import HELP_ALL, values_of
 from vprompt.cli.predict import Eval, Predict
 from vprompt.cli.report import Report
@@ -123,6 +122,5 @@ def _leave_output() -> None:
 
 
 def _say(sentence: str, status: int) -> int:
-    shown = printable(sentence, keep="\n")
-    print(f"vprompt: {shown}", file=sys.stderr)  # noqa: T201
+    print_note(f"vprompt: {sentence}")
     return status

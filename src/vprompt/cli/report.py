@@ -34,8 +34,6 @@ class Report:
         from vprompt.report.document import Picture
         from vprompt.utils.io import write_atomically, write_text
 
-        if self.runs == "" or self.out == "":
-            raise UsageError("An empty name is no folder; give the folder that the results are in.")
         if self.out is None and "://" in self.runs:
             raise UsageError("The results are not on this machine; give a folder for the report by --out.")
         study = study_of(self.runs, plan=self.plan)

@@ -16,10 +16,10 @@ from vprompt.compression.choices import Budget, Choice, PruneSettings, Trial, be
 from vprompt.compression.importance import Importance, cut, importance, pruned
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.checkpoint import load_tensors, save_tensors
+from vprompt.training.checkpoint import History, load_tensors, save_tensors
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels, identity, size_of
-from vprompt.training.trainer import History, fit
+from vprompt.training.trainer import fit
 from vprompt.utils.distributed import agreed, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError
 from vprompt.utils.io import checksum, read_json, verified, with_checksum, write_json

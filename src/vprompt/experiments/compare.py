@@ -44,53 +44,44 @@ GMACS_PER_CALL = 40.0
 """About a second on one thread of a processor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Models of several methods side by side.
-
-    Args:
-        bare: Of the backbone: `parameters` without its classifier, `device`, and `milliseconds` per image.
-        costs: Method -> `kv_prompts`, `folded_gmacs`, `milliseconds` per image, and `time_ratio` to the backbone.
-        failures: Method -> why its model cannot be measured.
-    """
-
-    bare: dict[str, Any] | None = None
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-
-def measure(backbone: nn.Module, adapters: Mapping[str, Path], *, progress: bool = False) -> Measured:
+def measure(
+    backbone: nn.Module, adapters: Mapping[str, Path], *, progress: bool = False
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Counts and times the folded models of several methods and the bare backbone, in turn.
 
     Args:
         backbone: What they were trained on; moved to the accelerator where there is one.
         adapters: Method -> folder of an adapter.
         progress: Say on standard error that it is going on.
+
+    Returns:
+        Of the backbone, `parameters` without its classifier, `device`, and `milliseconds` per image. Of each method,
+        `kv_prompts`, `folded_gmacs`, `milliseconds` per image, and `time_ratio` to the backbone; or `failed`, why its
+        model cannot be measured.
     """
     if torch.accelerator.is_available():
         backbone = backbone.to(torch.accelerator.current_accelerator())
     device = next(backbone.parameters()).device
     folded: dict[str, FoldedModel] = {}
     costs: dict[str, dict[str, Any]] = {}
-    failures: dict[str, str] = {}
     for method, folder in adapters.items():
         try:
             model = load(folder, backbone)
             folded[method] = model.fold()
         except VPromptError as error:
-            failures[method] = str(error)
+            costs[method] = {"failed": str(error)}
             continue
         kv_prompts = sum(prompts.shape[-2] for prompts in model.kv_prompts)
         costs[method] = {"kv_prompts": kv_prompts, "folded_gmacs": folded_gmacs(model)}
     bare: dict[str, Any] = {"parameters": num_parameters(backbone), "device": device.type}
     if folded:
-        most = max(cost["folded_gmacs"] for cost in costs.values())
+        most = max(costs[method]["folded_gmacs"] for method in folded)
         batch = 64 if device.type != "cpu" else max(1, min(16, int(GMACS_PER_CALL / most)))
         times = time_folded(backbone, folded, batch, progress=progress)
         bare["milliseconds"] = times[""].milliseconds
-        for method, cost in costs.items():
-            cost |= {"milliseconds": times[method].milliseconds, "time_ratio": times[method].ratio}
-    return Measured(bare=bare, costs=costs, failures=failures)
+        for method in folded:
+            costs[method] |= {"milliseconds": times[method].milliseconds, "time_ratio": times[method].ratio}
+    return bare, costs
 
 
 def time_folded(
@@ -228,15 +219,15 @@ def compare(
         row["folder"] = str(store.adapter(row["name"]))
     origin = finished[0]["result"]["provenance"] if finished else None
     folders = {row["method"]: Path(row["folder"]) for row in reversed(finished)}
-    measured = Measured()
+    bare, costs = None, dict[str, dict[str, Any]]()
     if folders:
         backbone = create_backbone(values["backbone"], img_size=values.get("img_size"), weights=values.get("weights"))
-        measured = measure(backbone, folders, progress=progress)
+        bare, costs = measure(backbone, folders, progress=progress)
     document = {
         "data": None if origin is None else origin["data"]["source"],
         "backbone": values["backbone"],
-        "bare": measured.bare,
-        "rows": [_row(method, rows, measured) for method in comparison.methods],
+        "bare": bare,
+        "rows": [_row(method, rows, bare, costs.get(method, {})) for method in comparison.methods],
         "runs": [_record(row) for row in rows],
         "settings": {**vars(comparison), "values": {k: v for k, v in values.items() if v is not None}},
         "provenance": origin,
@@ -264,17 +255,18 @@ def _check_folder(out: Path, *, resume: bool) -> None:
         raise TrainingError(f"{out} holds a comparison; add --resume to go on with it, or choose another --out.")
 
 
-def _row(method: str, rows: Sequence[dict[str, Any]], measured: Measured) -> dict[str, Any]:
+def _row(
+    method: str, rows: Sequence[dict[str, Any]], bare: Mapping[str, Any] | None, cost: Mapping[str, Any]
+) -> dict[str, Any]:
     """One row of a comparison, over the seeds; what is not known is None."""
     own = [row for row in rows if row["method"] == method]
     failed = [{"seed": row["seed"], "failed": row["failure"]} for row in own if row["failure"] is not None]
     results = [row["result"] for row in own if row["failure"] is None]
-    if method in measured.failures:
-        failed.append({"seed": results[0]["seed"], "failed": measured.failures[method]})
+    if "failed" in cost:
+        failed.append({"seed": results[0]["seed"], "failed": cost["failed"]})
     test, val = (seeds_of([r[key] for r in results]) for key in ("test_accuracy", "val_accuracy"))
     learned = mean([result["learned_params"] for result in results])
     prompts = mean([sum(result["prompt_counts"]) for result in results])
-    costs = measured.costs.get(method)
     images, majority = (next((r.get(f"test_{key}") for r in results), None) for key in ("images", "majority_accuracy"))
     balanced = [r["test_balanced_accuracy"] for r in results if "test_balanced_accuracy" in r]
     return {
@@ -287,9 +279,9 @@ def _row(method: str, rows: Sequence[dict[str, Any]], measured: Measured) -> dic
         "test_majority_accuracy": majority,
         "val_accuracy": val.mean,
         "learned_params": learned,
-        "learned_share": None if learned is None or not measured.bare else learned / measured.bare["parameters"],
-        "prompts": None if prompts is None or costs is None else prompts + costs["kv_prompts"],
-        **{key: costs[key] if costs else None for key in ("folded_gmacs", "milliseconds", "time_ratio")},
+        "learned_share": None if learned is None or not bare else learned / bare["parameters"],
+        "prompts": prompts + cost["kv_prompts"] if prompts is not None and "kv_prompts" in cost else None,
+        **{key: cost.get(key) for key in ("folded_gmacs", "milliseconds", "time_ratio")},
         "training_seconds": mean([training_seconds(result) for result in results]),
         "converged": sum(result["converged"] for result in results),
         "pruned": any("pruning" in result for result in results),

@@ -39,36 +39,46 @@ class BusyError(VPromptError):
 
 
 @contextmanager
-def locked(lock: Path, what: object) -> Generator[None]:
+def locked(lock: Path, what: object, *, tidy: bool = False) -> Generator[None]:
     """Keeps other processes from working on the same, also those of machines that share the folder; ends with this one.
 
     Args:
         lock: A file that is made and removed; where its owner has died, however, it is taken over.
         what: Is worked on, for the message.
+        tidy: Remove its folder, and those that were made for it, where nothing else is in them. Not for one that
+            several share: it could go while another lock is made in it.
 
     Raises:
         BusyError: If another process is there first; it is named.
         StorageError: If there can be no such file.
     """
     holder = filelock.FileLock(lock)
-    with writing(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            holder.acquire(timeout=0)
-        except filelock.Timeout as error:
-            owner = ""
-            with suppress(OSError, ValueError):
-                owner = f" ({printable(lock.read_text(encoding='utf-8')[:200])})"
-            what = printable(str(what))
-            raise BusyError(f"Another process{owner} is at work on {what}; wait, or choose another --out.") from error
+    made = [place for place in lock.parents if not place.exists()]
     try:
-        if not hasattr(holder, "pid"):  # on a disk without locks, the file is the lock and says that already
-            with suppress(OSError):  # a full disk has room for a name, but not for what is in the file
-                lock.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        yield
+        with writing(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                holder.acquire(timeout=0)
+            except filelock.Timeout as error:
+                owner = ""
+                with suppress(OSError, ValueError):
+                    owner = f" ({printable(lock.read_text(encoding='utf-8')[:200])})"
+                what = printable(str(what))
+                raise BusyError(
+                    f"Another process{owner} is at work on {what}; wait, or choose another --out."
+                ) from error
+        try:
+            if not hasattr(holder, "pid"):  # on a disk without locks, the file is the lock and says that already
+                with suppress(OSError):  # a full disk has room for a name, but not for what is in the file
+                    lock.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            holder.release()
     finally:
-        lock.unlink(missing_ok=True)
-        holder.release()
+        for place in (lock.parent, *made) if tidy else ():
+            with suppress(OSError):  # something is in it
+                place.rmdir()
 
 
 class _Source(TypedDict):
@@ -122,15 +132,12 @@ class _Intervals(TypedDict, total=False):
     test_interval: tuple[float, float]
 
 
-class Figures(_Intervals, total=False):
-    """Types of what a result says of a model, as far as others count on it; each may be missing."""
-
+class _Model(_Intervals, total=False):
     val_balanced_accuracy: float
     val_majority_accuracy: float
     val_loss: float | None
     test_balanced_accuracy: float
     test_majority_accuracy: float
-    overfits: bool
     prompt_counts: list[int]
     learned_params: int
     backbone_params: int
@@ -138,7 +145,17 @@ class Figures(_Intervals, total=False):
     method: str
     training_seconds: float
     converged: bool
+    overfits: bool
     epochs: int | list[dict[str, float]]
+
+
+REPORT_KEYS = _Model.__annotations__.keys()
+"""Keys of a result for each model in it, besides further ones that begin with `val_` or `test_`."""
+
+
+class Figures(_Model, total=False):
+    """Types of what a result says of a model, as far as others count on it; each may be missing."""
+
     seconds: float
     diverged: str
     until: int | None
@@ -236,19 +253,14 @@ class RunFolder:
         if finished is not None or not self.is_main:
             yield finished
             return
-        try:
-            with locked(self.state("lock"), self.out):
-                if (finished := self._checked(resume)) is not None:  # another run has just ended here
-                    yield finished
-                    return
-                with self._discarding():
-                    if not is_begun(self.out):
-                        write_json(self.state("settings.json"), self.document)
-                    yield None
-        finally:
-            for place in (self.out / STATE, self.out):
-                with suppress(OSError):  # something is in it
-                    place.rmdir()
+        with locked(self.state("lock"), self.out, tidy=True):
+            if (finished := self._checked(resume)) is not None:  # another run has just ended here
+                yield finished
+                return
+            with self._discarding():
+                if not is_begun(self.out):
+                    write_json(self.state("settings.json"), self.document)
+                yield None
 
     def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
         """Writes the adapter, then the result, then deletes the state."""

@@ -26,8 +26,8 @@ from vprompt.model.attach import attach
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.model.tensors import TENSORS_FILE
+from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate
-from vprompt.training.trainer import History
 from vprompt.utils.errors import DataError, DivergedError
 from vprompt.utils.io import checksum
 from vprompt.utils.progress import Report, silent

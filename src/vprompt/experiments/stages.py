@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone, require_weights
-from vprompt.backbones.info import BackboneInfo, num_parameters
+from vprompt.backbones.info import BackboneInfo, fingerprint, num_parameters
 from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
@@ -27,23 +29,23 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
-from vprompt.experiments.folder import RESULT, STATE, RunFolder
+from vprompt.experiments.folder import REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.preview import augment_of, preview
-from vprompt.experiments.provenance import provenance
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.checkpoint import load_tensors, save_tensors
+from vprompt.training.checkpoint import History, load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.training.precision import in_bf16
-from vprompt.training.trainer import History, fit
+from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import BackboneError, DataError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
+from vprompt.utils.version import __version__
 
 
 class Sources:
@@ -88,19 +90,6 @@ def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
     """Preprocessing of every image: as the backbone was trained, resized as the settings or the task say."""
     return replace(info.preprocessing, resize=settings.resize or transforms_of(settings.data).resize)
 
-
-REPORT_KEYS = (
-    "prompt_counts",
-    "learned_params",
-    "backbone_params",
-    "folded_gmacs",
-    "method",
-    "training_seconds",
-    "converged",
-    "overfits",
-    "epochs",
-)
-"""Keys of a result for each model in it, besides those of its figures: `val_...` and `test_...`."""
 
 SPLITS = {"val": "validation", "test": "test"}
 
@@ -388,7 +377,36 @@ class Stages:
         return lost
 
     def _provenance(self, model: PromptedModel, weights: dict[str, str] | None) -> dict[str, Any]:
-        return provenance(model, self.train_images, self.task, weights, tested=self._tests)
+        """Data, preprocessing, weights, versions, machine."""
+        task, summary = self.task, self.task.summary
+        splits = {"train": task.train, "val": task.val, "test": task.test}
+        return {
+            "data": {
+                "source": task.source,
+                "fingerprint": task.fingerprint(),
+                "classes": list(task.classes),
+                "images": {name: None if split is None else len(split) for name, split in splits.items()},
+                "skipped": list(task.skipped),
+                "differences": list(task.differences),
+                "per_split": {split: dict(counts) for split, counts in summary.per_split.items()},
+                "passed_over": {reason: len(names) for reason, names in summary.passed_over.items()},
+                "notes": list(summary.notes),
+                "sample": summary.sample,
+            },
+            "preprocessing": asdict(task.preprocessing),
+            "trained_on": {"images": len(self.train_images), "augment": self.train_images.augment},
+            "backbone_fingerprint": fingerprint(model.backbone),
+            "weights": weights,
+            "epoch_rule": f"last epoch; test data {'read once, at the end' if self._tests else 'not read'}",
+            "versions": {
+                "vprompt": __version__,
+                "torch": torch.__version__,
+                **{name: version(name) for name in ("timm", "accelerate", "numpy")},
+            },
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": next(model.parameters()).device.type,
+        }
 
     @property
     def _tests(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -25,17 +26,41 @@ _OLD_METADATA = "laconic"
 """The same in files written before the library had its name."""
 
 
-class _History(TypedDict):
-    rows: list[dict[str, float]]
-    seconds: float
+@dataclass(kw_only=True)
+class History:
+    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        figures = "".join(f", {name} {value:.3g}" for name, value in (self.rows or [{}])[-1].items() if name != "epoch")
+        return f"History({len(self.rows)} epochs{figures}, {self.seconds:.1f} seconds)"
+
+    @property
+    def converged(self) -> bool:
+        """True where the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
+        losses = [row["loss"] for row in self.rows]
+        fifth = len(losses) // 5
+        if not fifth:
+            return False
+        before, after = sum(losses[-2 * fifth : -fifth]) / fifth, sum(losses[-fifth:]) / fifth
+        return before - after < 0.05 * before or after < 0.05
+
+    @property
+    def overfits(self) -> bool:
+        """True where the loss on the validation images has risen by more than 5 % since its lowest."""
+        losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
+        return bool(losses) and losses[-1] > 1.05 * min(losses)
 
 
-class State(TypedDict):
-    """The progress of a training."""
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The progress of a training: steps done, sums of this epoch, what was before."""
 
     step: int
     sums: tuple[float, float]
-    history: _History
+    history: History
 
 
 class _Facts(TypedDict):
@@ -70,7 +95,7 @@ def save_checkpoint(
         for key, value in slots.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
-    save_tensors(path, tensors, {"run": run, "state": state})
+    save_tensors(path, tensors, {"run": run, "state": asdict(state)})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -152,7 +177,7 @@ def load_checkpoint(
             f"The checkpoint {path} belongs to a run with other settings ({', '.join(changed)}); give the settings of "
             "that run, or start a new one elsewhere."
         )
-    step, rows = state["step"], state["history"]["rows"]
+    step, rows = state.step, state.history.rows
     if not 0 <= step <= epochs * steps_per_epoch or len(rows) != step // steps_per_epoch:
         raise TrainingError(f"{damaged} (step {step} and {len(rows)} epochs do not go together); {remedy}.")
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}

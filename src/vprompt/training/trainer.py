@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +24,7 @@ from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
-from vprompt.training.checkpoint import State, load_checkpoint, save_checkpoint
+from vprompt.training.checkpoint import History, State, load_checkpoint, save_checkpoint
 from vprompt.training.evaluate import evaluate
 from vprompt.training.feature_cache import Cache, cached
 from vprompt.training.loader import (
@@ -51,34 +51,6 @@ SAVE_EVERY_SECONDS = 10.0
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM came; the message says how to go on."""
-
-
-@dataclass(kw_only=True)
-class History:
-    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __repr__(self) -> str:
-        figures = "".join(f", {name} {value:.3g}" for name, value in (self.rows or [{}])[-1].items() if name != "epoch")
-        return f"History({len(self.rows)} epochs{figures}, {self.seconds:.1f} seconds)"
-
-    @property
-    def converged(self) -> bool:
-        """True where the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
-        losses = [row["loss"] for row in self.rows]
-        fifth = len(losses) // 5
-        if not fifth:
-            return False
-        before, after = sum(losses[-2 * fifth : -fifth]) / fifth, sum(losses[-fifth:]) / fifth
-        return before - after < 0.05 * before or after < 0.05
-
-    @property
-    def overfits(self) -> bool:
-        """True where the loss on the validation images has risen by more than 5 % since its lowest."""
-        losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
-        return bool(losses) and losses[-1] > 1.05 * min(losses)
 
 
 def fit(
@@ -352,19 +324,14 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
-        loss, hits = self.sums.tolist()
-        history = asdict(self.history)
-        state = State(
-            step=self.step, sums=(loss, hits), history={"rows": history["rows"], "seconds": history["seconds"]}
-        )
+        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history)
         save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state)
 
     def _restore(self, path: Path) -> None:
         sizes = {"epochs": self.recipe.epochs, "steps_per_epoch": self.steps_per_epoch}
         state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts, **sizes)
-        self.step = state["step"]
-        self.sums = torch.tensor(state["sums"], dtype=torch.float64)
-        self.history = History(**state["history"])
+        self.step, self.history = state.step, state.history
+        self.sums = torch.tensor(state.sums, dtype=torch.float64)
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:

@@ -180,11 +180,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = parse(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("It is no object.")
+        return cast("dict[str, Any]", document)
     except (ValueError, OSError) as error:
         raise TrainingError(f"{printable(str(path))} is damaged or cannot be read; choose another --out.") from error
-    if not isinstance(document, dict):
-        raise TrainingError(f"{printable(str(path))} is damaged; choose another --out.")
-    return cast("dict[str, Any]", document)
 
 
 def checksum(*parts: bytes | memoryview | Path) -> str:

@@ -93,19 +93,18 @@ def bar(label: str, *, enabled: bool = True, unit: str = "", keep: bool = False)
         *([BarColumn(bar_width=BAR)] if room else []),
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        *([TextColumn("{task.fields[left]}")] if room else []),
         TextColumn("{task.fields[figures]}", style="cyan"),
     ]
     with Progress(*columns, console=console, transient=not keep) as shown:
         label = textwrap.shorten(label, max(8, console.width - len(" 100% 0:00:00 ")), placeholder="")
-        row = shown.add_task(label, total=None, figures="", left="")
+        row = shown.add_task(label, total=None, figures="")
         last: dict[str, float] = {}
         fixed = len(f"{label} 100% 0:00:00 ") + room * len(f"{BAR * '-'} left ")
 
         def report(done: int, total: int, **figures: float) -> None:
             last.update(figures)
-            text = figures_text(last, unit, most=console.width - fixed)
-            shown.update(row, completed=done, total=total, figures=text, left="left" if done < total else "")
+            text = "left " * (room and done < total) + figures_text(last, unit, most=console.width - fixed)
+            shown.update(row, completed=done, total=total, figures=text)
 
         yield report
 

@@ -123,17 +123,8 @@ class Registry(Generic[T]):
                 point.load()  # which registers it
             except ImportError as error:
                 raise VPromptError(f"The {self.what} {point.name!r} of {point.value} cannot load: {error}.") from error
-        load_plugins()
-
-
-def load_plugins() -> None:
-    """Imports the files and modules that `VPROMPT_PLUGINS` names; each once.
-
-    Raises:
-        VPromptError: If one is not there, or fails.
-    """
-    for place in plugins():
-        load_plugin(place)
+        for place in plugins():
+            load_plugin(place)
 
 
 def plugins() -> list[str]:

@@ -1,31 +1,49 @@
-"""Benchmark: a plan from what it will do to what came of it."""
+"""Benchmark: a plan from what it will do and how long that will take to what came of it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import statistics
+import time
 import uuid
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from vprompt.backbones.factory import create_backbone
 from vprompt.data.benchmarks.places import data_root
-from vprompt.experiments.bench.engine import Engine, Watch
-from vprompt.experiments.bench.estimate import seconds_of
+from vprompt.experiments.bench.engine import Assignment, Engine, Event, Watch
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import Outcome
-from vprompt.experiments.bench.inline import InlineEngine
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
 from vprompt.experiments.bench.ray import RayEngine
 from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import NamedPath, Store, open_store
-from vprompt.experiments.bench.tasks import named_paths, why_missing
+from vprompt.experiments.bench.tasks import named_paths, split_sizes, why_missing
+from vprompt.experiments.bench.worker import Worker
+from vprompt.experiments.preview import passes
+from vprompt.methods.base import Method
+from vprompt.methods.vpt import VPT
+from vprompt.model.attach import attach
+from vprompt.model.cost import model_cost
+from vprompt.model.records import Precision
+from vprompt.training.precision import in_bf16
 from vprompt.utils.errors import DataError
+from vprompt.utils.progress import silent
+
+CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
+"""Of one step at most, and of all steps about."""
+
+JOB_SECONDS = 1.0
+"""That a job takes besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +98,7 @@ def overview(
     tasks = [*tasks, *(task for task in optional if task not in left_out)]
     weights = [values.get("weights") for values in (plan.settings, *(method.settings for method in plan.methods))]
     paths = named_paths([*tasks, *filter(None, weights)], store.paths())
-    cells = cells_of(plan, tasks, root=root, names={path: about["name"] for path, about in paths.items()})
+    cells = cells_of(plan, tasks, root=root, paths=paths)
     jobs, done = preview(cells, store)
     todo = [job for job in jobs if not done[job.name]]
     return Overview(
@@ -95,6 +113,64 @@ def overview(
         done=frozenset(name for name, is_done in done.items() if is_done),
         seconds=seconds_of(todo, threads=_threads_of(number)) if estimate else {},
     )
+
+
+def gmacs_of(job: Job) -> float:
+    """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
+    settings = job.settings
+    sizes = split_sizes(settings.data, settings.root)
+    learned, seen = passes(settings, *sizes, until=job.until, trained=job.first is not None)
+    forward = _gmacs(settings.backbone, settings.img_size, settings.method)
+    return forward * (learned * (1 + settings.method.backward_cost) + seen)
+
+
+@functools.cache
+def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
+    """Of one image's forward pass while training."""
+    with torch.device("meta"):
+        bare = create_backbone(backbone, pretrained=False, img_size=img_size)
+        cost = model_cost(attach(bare, method, num_classes=1))
+    return cost.prefix_gmacs
+
+
+@functools.cache
+def rate(backbone: str, img_size: int | None, precision: Precision, threads: int) -> float:
+    """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
+    weights.
+    """
+    model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), VPT(10), num_classes=10)
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    device = next(model.parameters()).device
+    step = 2 * _gmacs(backbone, img_size, VPT(10))
+    size = max(1, min(64, round(CALIBRATION_GMACS / step)))
+    images = torch.randn(size, 3, *model.preprocessing.size, device=device)
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    model.train()
+    before, times = torch.get_num_threads(), list[float]()
+    torch.set_num_threads(threads)
+    try:
+        # The first steps also wake the machine up.
+        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
+                loss = F.cross_entropy(model(images).float(), labels)
+            loss.backward()
+            float(loss.detach())  # waits for the device
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    return step * size / statistics.median(times)
+
+
+def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
+    """Expected seconds of every job on one worker of this machine, by name."""
+    seconds: dict[str, float] = {}
+    for job in jobs:
+        settings = job.settings
+        speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
+        seconds[job.name] = JOB_SECONDS + gmacs_of(job) / speed
+    return seconds
 
 
 @contextlib.contextmanager
@@ -164,6 +240,44 @@ def _threads_of(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
+class InlineEngine:
+    """Does jobs in this process, when it is asked for what has happened; see `Engine`.
+
+    Args:
+        address: Of the store.
+        progress: Show the bars of each run.
+    """
+
+    def __init__(self, address: str, *, progress: bool = False) -> None:
+        self.worker = Worker(address, "inline")
+        self.progress = progress
+        self._waiting: list[Assignment] = []
+
+    def free(self) -> int:
+        """One, unless a job waits."""
+        return 1 - len(self._waiting)
+
+    def submit(self, assignment: Assignment) -> str:
+        """Keeps the job until `poll`."""
+        self._waiting.append(assignment)
+        return self.worker.name
+
+    def poll(self, seconds: float) -> list[Event]:
+        """Does the job."""
+        events: list[Event] = []
+        while self._waiting:
+            assignment = self._waiting.pop()
+            answer = self.worker.do(assignment.document, True if self.progress else silent)
+            events.append(Event(name=assignment.name, kind="done", worker=self.worker.name, answer=answer))
+        return events
+
+    def stop(self) -> None:
+        """Nothing is going on while others act."""
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
 def run_here(
     plan: Plan, store: Store, *, root: str | None = None, progress: bool = False, watch: Watch | None = None
 ) -> list[dict[str, Any]]:
@@ -213,12 +327,8 @@ def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dic
     """
     rows = results_of(planned, outcomes, store)
     cells = [
-        {
-            **{key: row[key] for key in ("task", "method", "seed")},
-            "test_accuracy": None if row["result"] is None else row["result"].get("test_accuracy"),
-            "result": row["name"],
-            **{key: row[key] for key in ("failure", "chosen")},
-        }
+        {key: row[key] for key in ("task", "method", "seed", "failure", "chosen")}
+        | {"test_accuracy": (row["result"] or {}).get("test_accuracy"), "result": row["name"]}
         for row in rows
     ]
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}

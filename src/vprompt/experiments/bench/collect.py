@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.plan import Plan, parse_plan
@@ -68,7 +69,7 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     """
     tasks, optional = tasks_of(plan)
     cells: list[Document] = []
-    for cell in cells_of(plan, [*tasks, *optional], names=store.path_names()):
+    for cell in cells_of(plan, [*tasks, *optional], paths=store.paths()):
         outcome, result = follow(cell, store)
         failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
         state = "missing" if outcome is None else "failed" if failure else "finished"
@@ -118,7 +119,7 @@ def _of_folder(address: str, store: Store) -> Document:
     """Runs without a plan: those of a store, or every result.json below a folder."""
     results = [result for name in sorted(store.finished()) if (result := store.result(name)) is not None]
     results = [result for result in results if result.get("until") is None and result.get("test_accuracy") is not None]
-    results, unread = [result for result in results if _usable(result)], list[str]()
+    results, unread = [result for result in results if fits(result, Result)], list[str]()
     if not results and "://" not in address:
         results, unread = _below(Path(address))
     if not results:
@@ -162,16 +163,10 @@ def _without_places(result: Document | None) -> Document | None:
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
     data = {} if result is None else result["provenance"]["data"]
-    differences = _list(data.get("differences"))
     about = about_task(spec)
-    return {
-        **about,
-        "task": spec,
-        "comparable": about["benchmark"] is not None and result is not None and not differences,
-        "differences": differences,
-        "classes": _list(data.get("classes")),
-        "images": dict(images) if isinstance(images := data.get("images"), Mapping) else {},
-    }
+    comparable = about["benchmark"] is not None and result is not None and not data.get("differences")
+    facts = {key: data.get(key) for key in ("differences", "classes", "images")}
+    return {**about, "task": spec, "comparable": comparable, **facts}
 
 
 def _backbone(results: Mapping[str, Document]) -> Document:
@@ -240,22 +235,11 @@ def _below(folder: Path) -> tuple[list[Document], list[str]]:
     for path in sorted(folder.rglob(RESULT)):
         if path.parent != folder and (path.parent.parent / RESULT).exists():
             continue  # a stage of the run above, which says so itself
-        try:
+        document = {}
+        with suppress(VPromptError):
             document = read_json(path)
-        except VPromptError:
-            document = None
-        name = str(path.parent.relative_to(folder))
-        if _usable(document):
-            results.append({**document, "name": name})
+        if fits(document, Result):
+            results.append({**document, "name": str(path.parent.relative_to(folder))})
         else:
             unread.append(str(path.relative_to(folder)))
     return results, unread
-
-
-def _usable(document: Any) -> TypeGuard[Document]:
-    """Whether this is what a run writes, as far as a report must be able to rely on it."""
-    return fits(document, Result)
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search, check_number
+from vprompt.experiments.bench.store import NamedPath
 from vprompt.experiments.bench.tasks import paper_prompts, task_names
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
@@ -47,7 +48,7 @@ class Cell:
 
 
 def cells_of(
-    plan: Plan, tasks: Sequence[str], *, root: str | None = None, names: Mapping[str, str] | None = None
+    plan: Plan, tasks: Sequence[str], *, root: str | None = None, paths: Mapping[str, NamedPath] | None = None
 ) -> list[Cell]:
     """All cells of a plan on some tasks: task by task, method by method, seed by seed.
 
@@ -55,17 +56,21 @@ def cells_of(
         plan: The plan.
         tasks: What `tasks_of` gives, or fewer.
         root: Folder that holds the benchmarks' tasks.
-        names: See `Job`.
+        paths: Folders and files that runs read, and what they are called in the names of runs.
 
     Raises:
         PlanError: If the settings of a cell do not go together.
     """
     check_number(len(tasks) * len(plan.methods) * len(plan.seeds), f"runs in the plan {plan.name}")
     cells: list[Cell] = []
+    names = {path: about["name"] for path, about in (paths or {}).items()}
     for task, method in itertools.product(tasks, plan.methods):
         try:
-            of_seeds = [replace(_cell(plan, method, task, seed, root), names=names or {}) for seed in plan.seeds]
-            _try(of_seeds[0])  # what goes with one seed goes with all
+            of_seeds = [replace(_cell(plan, method, task, seed, root), names=names) for seed in plan.seeds]
+            of_seeds[0].settings()  # what goes with one seed goes with all
+            for name, choices in (of_seeds[0].search.space if of_seeds[0].search else {}).items():
+                for choice in choices:
+                    of_seeds[0].settings(**{name: choice})
         except PlanError:
             raise
         except VPromptError as error:
@@ -119,11 +124,3 @@ def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -
     if share is not None and "prompts" in own:
         own["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in own["prompts"]))
     return own
-
-
-def _try(cell: Cell) -> None:
-    """Raises what is wrong with the settings of a cell, and with every value that a search would try alone."""
-    cell.settings()
-    for name, choices in (cell.search.space if cell.search else {}).items():
-        for choice in choices:
-            cell.settings(**{name: choice})

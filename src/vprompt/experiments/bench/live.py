@@ -6,8 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,7 +22,7 @@ LAST = 6
 
 
 class LiveTable(Watch):
-    """Watch that draws.
+    """Watch that draws; its `live` is open meanwhile.
 
     Args:
         total: Jobs in all, as far as can be told.
@@ -42,16 +41,6 @@ class LiveTable(Watch):
         self.last: deque[Text] = deque(maxlen=LAST)
         self.console = Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
 
     def event(self, event: Event) -> None:
         """See `Watch`."""

@@ -146,25 +146,21 @@ def _work(connection: Connection, address: str, name: str, rehearse: bool, threa
         signal.signal(signal.SIGTERM, _interrupt)
         threading.Thread(target=_follow_parent, daemon=True).start()
         try:
-            _work_on(connection, address, name, rehearse, threads)
+            import torch
+
+            from vprompt.experiments.bench.worker import Worker
+
+            torch.set_num_threads(threads)
+            worker = Worker(address, name, rehearse=rehearse)
+            while True:
+                document = connection.recv()
+                try:
+                    answer: tuple[str, Mapping[str, Any]] = ("done", worker.do(document, _reporter(connection)))
+                except KeyboardInterrupt:
+                    answer = ("stopped", {})
+                connection.send(answer)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is about to end
-
-
-def _work_on(connection: Connection, address: str, name: str, rehearse: bool, threads: int) -> None:
-    import torch
-
-    from vprompt.experiments.bench.worker import Worker
-
-    torch.set_num_threads(threads)
-    worker = Worker(address, name, rehearse=rehearse)
-    while True:
-        document = connection.recv()
-        try:
-            answer: tuple[str, Mapping[str, Any]] = ("done", worker.do(document, _reporter(connection)))
-        except KeyboardInterrupt:
-            answer = ("stopped", {})
-        connection.send(answer)
 
 
 def _reporter(connection: Connection) -> Any:

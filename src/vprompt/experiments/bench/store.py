@@ -193,10 +193,6 @@ class Store:
         """Records what a plan calls a folder or a file that its runs read."""
         self._write_document(f"paths/{checksum(encoded(path['path']))[:16]}.json", {**path})
 
-    def path_names(self) -> dict[str, str]:
-        """Path -> its name in the names of runs."""
-        return {path: about["name"] for path, about in self.paths().items()}
-
     def delete(self) -> None:
         """Removes everything."""
         with self._reached():

@@ -12,25 +12,17 @@ from vprompt.utils.statistics import Seeds, over_tasks, seeds_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class Spread(Seeds):
     """A mean over seeds, as a share of one.
 
     Args:
-        mean: None where there is nothing to take a mean of.
-        std: Sample standard deviation; None with fewer than two values.
         n: Over how many seeds.
         runs: How many there should be.
-        failed: How many of them failed.
-        unconverged: How many of those that finished had a training that had not converged.
         lacking: Of a mean over tasks, how many tasks have no result at all.
     """
 
-    mean: float | None
-    std: float | None = None
     n: int = 0
     runs: int = 0
-    failed: int = 0
-    unconverged: int = 0
     lacking: int = 0
 
 
@@ -84,15 +76,8 @@ def over_groups(study: Study, method: Method, groups: Sequence[Sequence[Task]]) 
 
 
 def _spread(seeds: Seeds, lacking: int = 0) -> Spread:
-    return Spread(
-        mean=seeds.mean,
-        std=seeds.std,
-        n=sum(value is not None for value in seeds.values),
-        runs=len(seeds.values),
-        failed=seeds.failed,
-        unconverged=seeds.unconverged,
-        lacking=lacking,
-    )
+    n = sum(value is not None for value in seeds.values)
+    return Spread(**vars(seeds), n=n, runs=len(seeds.values), lacking=lacking)
 
 
 def _seeds(study: Study, method: Method, task: Task) -> Seeds:

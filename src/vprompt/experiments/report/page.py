@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from vprompt.experiments.report import accuracy, blocks, cost, provenance, search, summary, training
-from vprompt.experiments.report.runs import runs_table
-from vprompt.experiments.report.study import Study, read
+from vprompt.experiments.report.search import trials_of
+from vprompt.experiments.report.study import Model, Run, Study, read
 from vprompt.report.csv import csv_table
 from vprompt.report.document import Code, Paragraph, Section, simple_table
 from vprompt.report.html import html_page
 from vprompt.report.latex import escaped, latex_table
 from vprompt.report.markdown import markdown_page
 from vprompt.utils.text import count
+
+_FACTS = {
+    "data": "data.source",
+    "data_fingerprint": "data.fingerprint",
+    "backbone": "settings.backbone",
+    "backbone_fingerprint": "backbone_fingerprint",
+    "weights_sha256": "weights.sha256",
+    "size": "preprocessing.size",
+    "mean": "preprocessing.mean",
+    "std": "preprocessing.std",
+    "resize": "preprocessing.resize",
+    "optimizer": "settings.optimizer",
+    "lr": "settings.lr",
+    "weight_decay": "settings.weight_decay",
+    "batch_size": "settings.batch_size",
+    "device": "device",
+    "vprompt": "versions.vprompt",
+    "torch": "versions.torch",
+}
+"""Column -> where its value stands in the settings and the provenance of a run."""
+
+
+_MODEL: dict[str, Callable[[Model], Any]] = {
+    **{name: attrgetter(name) for name in ("test_accuracy", "val_accuracy", "converged")},
+    "epochs": lambda model: len(model.losses),
+    "final_loss": lambda model: next(reversed(model.losses), None),
+    "prompts": lambda model: model.prompts,
+    "prompts_per_block": lambda model: None if model.prompt_counts is None else " ".join(map(str, model.prompt_counts)),
+    **{name: attrgetter(name) for name in ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")},
+}
+"""Column -> its value for a model."""
 
 
 def page(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
@@ -22,9 +55,6 @@ def page(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
     Args:
         document: The study; see `vprompt.experiments.report.study.read`.
         more: Sections that follow its own.
-
-    Raises:
-        DataError: If the study contradicts itself.
     """
     study = read(document)
     made = f", made {study.made}" if study.made else ""
@@ -32,19 +62,21 @@ def page(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
 
 
 def markdown(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
-    """The report of a study as Markdown; arguments and errors as those of `page`."""
+    """The report of a study as Markdown; arguments as those of `page`."""
     study = read(document)
     return markdown_page(study.title, [*sections(study), *more])
 
 
 def csv_rows(document: Mapping[str, Any]) -> str:
-    """Every run of a study as a line of CSV; arguments and errors as those of `page`."""
-    table = runs_table(read(document))
-    return csv_table(table) if table.head else ""
+    """Every run of a study as a line of CSV; arguments as those of `page`."""
+    study = read(document)
+    rows = [_row(study, run) for run in study.runs]
+    texts = [[_text(value) for value in row.values()] for row in rows]
+    return csv_table(simple_table("Every run", list(rows[0]), texts)) if rows else ""
 
 
 def latex(document: Mapping[str, Any]) -> str:
-    """The accuracies of a study, and the published ones below, as LaTeX; arguments and errors as those of `page`.
+    """The accuracies of a study, and the published ones below, as LaTeX; arguments as those of `page`.
 
     The tables need the packages booktabs and graphicx.
     """
@@ -83,3 +115,39 @@ def _failures(study: Study) -> Section:
     rows = [[run.title, run.failure] for run in study.runs if run.state == "failed"]
     table = simple_table("Runs that failed, and why", ["Run", "Why"], rows, words=True)
     return Section(key="failures", title="Failures", blocks=[table if rows else Paragraph("No run failed.")])
+
+
+def _row(study: Study, run: Run) -> dict[str, Any]:
+    search = run.search or {}
+    return {
+        "study": study.name,
+        "task": run.task.key,
+        "title": run.task.title,
+        "group": run.task.group,
+        "method": run.method.label,
+        "seed": run.seed,
+        "state": run.state,
+        "failure": run.failure,
+        **_model(run.model),
+        **{f"before_{name}": value for name, value in _model(run.before).items()},
+        "backbone_params": study.backbone_params,
+        "seconds": run.seconds,
+        "trials": len(trials_of(search)) if run.search else None,
+        "chosen": json.dumps(search.get("chosen"), default=str) if run.search else None,
+        **{name: run.facts.get(key) for name, key in _FACTS.items()},
+        "result": run.name,
+    }
+
+
+def _model(model: Model | None) -> dict[str, Any]:
+    return {name: None if model is None else value(model) for name, value in _MODEL.items()}
+
+
+def _text(value: Any) -> str:
+    """Numbers as they are, whole ones without a point."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    whole = isinstance(value, float) and value.is_integer() and abs(value) > 1
+    return str(int(value) if whole else value)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar, cast
 
-from vprompt.utils.errors import DataError
 from vprompt.utils.text import line, lines, number, paragraphs, share
 
 State = Literal["finished", "failed", "missing"]
@@ -164,27 +163,13 @@ def read(document: Mapping[str, Any]) -> Study:
 
     Returns:
         Every cell of tasks × methods × seeds once, in that order; those that the document lacks are missing.
-
-    Raises:
-        DataError: If a task, method or seed is named twice, or a cell is of none of them.
     """
     tasks = _unlike([_task(entry) for entry in document["tasks"]], "title")
     labels = [str(entry["label"]) for entry in document["methods"]]
     methods = [Method(key=label, label=line(label, 60), style=style) for style, label in enumerate(labels)]
     methods = _unlike(methods, "label")
     seeds = list(document["seeds"])
-    for kind, keys in (("task", [t.key for t in tasks]), ("method", labels), ("seed", seeds)):
-        for key in keys:
-            if keys.count(key) > 1:
-                raise DataError(f"The study names the {kind} {line(key)} twice; name each once.")
-    places = {(task.key, method.key, seed): (task, method) for task in tasks for method in methods for seed in seeds}
-    cells: dict[tuple[str, str, Any], Mapping[str, Any]] = {}
-    for cell in document["cells"]:
-        place = (str(cell["task"]), str(cell["method"]), cell["seed"])
-        if place not in places or place in cells:
-            where = f"{line(place[0])}, {line(place[1])}, seed {line(place[2])}"
-            raise DataError(f"The study has a run too many ({where}); give one for each task, method and seed of it.")
-        cells[place] = cell
+    cells = {(str(cell["task"]), str(cell["method"]), cell["seed"]): cell for cell in document["cells"]}
     backbone = _mapping(document.get("backbone"))
     return Study(
         name=line(document.get("name") or "study", 80),
@@ -200,7 +185,12 @@ def read(document: Mapping[str, Any]) -> Study:
         backbone=line(backbone.get("name") or "unknown", 120),
         backbone_params=number(backbone.get("parameters")),
         bare_gmacs=number(backbone.get("bare_gmacs")),
-        runs=[_run(*place, key[2], cells.get(key, {})) for key, place in places.items()],
+        runs=[
+            _run(task, method, seed, cells.get((task.key, method.key, seed), {}))
+            for task in tasks
+            for method in methods
+            for seed in seeds
+        ],
         unread=tuple(line(name, 120) for name in document.get("unread") or ()),
     )
 
@@ -250,7 +240,7 @@ def _task(entry: Mapping[str, Any]) -> Task:
         group=group if group in GROUPS else "other",
         published=None if entry.get("published") is None else str(entry["published"]),
         comparable=bool(entry.get("comparable")) and not entry.get("differences"),
-        differences=tuple(line(sentence, 400) for sentence in entry.get("differences") or ()),
+        differences=tuple(line(sentence, 400) for sentence in _list(entry.get("differences"))),
         classes=len(_list(entry.get("classes"))),
         images={name: number(value) for name, value in _mapping(entry.get("images")).items()},
     )
