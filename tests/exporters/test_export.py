@@ -463,9 +463,8 @@ def test_nothing_in_an_archive_of_others_is_read_without_a_flag(exports, tmp_pat
     def pickled_weight(name, content):
         if name.endswith("model_weights_config.json"):
             document = json.loads(content)
-            next(weight for weight in document["config"].values() if weight["path_name"] == "weight_0")[
-                "use_pickle"
-            ] = True
+            for weight in document["config"].values():
+                weight["use_pickle"] = weight["path_name"] == "weight_0"
             return json.dumps(document).encode()
         return pickle.dumps(Evil(mark)) if name.endswith("/data/weights/weight_0") else content
 
@@ -573,22 +572,14 @@ def test_onnx_reads_no_other_file_and_no_loop(exports, tmp_path):
         with pytest.raises(VPromptError, match=problem):
             vprompt.load_exported(path)
     beside = path.with_name("m.onnx.data")
-    beside.write_bytes(bytes(1000))
     length = max(len(tensor.raw_data) for tensor in onnx.load(source).graph.initializer)
-    for offset, length in (
-        (0, 10**15),
-        (0, length),
-        (995, length),
-        (-4, length),
-        (2**63 - 4, length),
-        (-length, length),
-    ):
-        entries, model = {"offset": offset, "length": length}, unsigned()
-        outside("m.onnx.data", **entries)(model)
+    beside.write_bytes(bytes(length - 4))
+    for offset in (0, 995, -4, -length, 2**63 - 4):
+        model = unsigned()
+        outside("m.onnx.data", offset=offset, length=length)(model)
         onnx.save(model, path)
-        with pytest.raises(VPromptError, match="cannot be run") as x:
+        with pytest.raises(VPromptError, match="cannot be run"):
             vprompt.load_exported(path)
-        print(x.value)
     beside.unlink()
     beside.symlink_to(tmp_path / "secret")
     with pytest.raises(VPromptError, match="no plain file"):
@@ -644,7 +635,8 @@ def test_a_full_disk_is_one_sentence(suffix, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(StorageError, match=rf"model\{suffix} cannot be written: the system allows no file of that"):
+        kind, why = (StorageError, ": the system allows") if suffix == ".pt2" else (VPromptError, ".*make room")
+        with pytest.raises(kind, match=rf"model\{suffix} cannot be written{why}"):
             vprompt.export(attached(small_vit(1), vprompt.Linear()), tmp_path / f"model{suffix}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -739,8 +731,8 @@ def test_files_of_the_user_are_not_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "options", "sentence"),
     [
-        (".pt2", {"precision": "fp16"}, "fp16 models as onnx and openvino, not as pt2"),
-        (".xml", {"opset": 18}, "a chosen opset as onnx, not as openvino"),
+        (".pt2", {"precision": "fp16"}, "fp16 is an option of onnx and openvino, not of pt2"),
+        (".xml", {"opset": 18}, "opset is an option of onnx, not of openvino"),
         (".onnx", {"opset": 5}, "The opset can be 18 to 23, not 5"),
         (".onnx", {"precision": "half"}, "not 'half'"),
         (".onnx", {"precision": "fp16", "int8": Int8(calibration=[])}, "fp32, fp16, or int8"),
@@ -781,7 +773,7 @@ def test_int8_files_are_small_close_and_say_what_they_cost(tmp_path, exports):
 
 def test_int8_of_other_formats_is_refused(tmp_path):
     write_images(tmp_path / "images", (90, 120, 20), 2)
-    with pytest.raises(VPromptError, match="int8 models as onnx and openvino, not as pt2"):
+    with pytest.raises(VPromptError, match="int8 is an option of onnx and openvino, not of pt2"):
         vprompt.export(attached(small_vit(1), vprompt.Linear()), tmp_path / "x.pt2", int8=Int8(calibration=[tmp_path]))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images"]
 
@@ -847,7 +839,7 @@ def test_preprocessing_in_the_file_is_that_of_the_adapter(adapter, colours, expo
         ([], 2, "--format"),
         (["--format", "onnx", "--images", "nowhere"], 1, "The image nowhere does not exist"),
         (["--format", "onnx", "--int8", "nowhere"], 1, "nowhere"),
-        (["--format", "pt2", "--int8", "COLOURS"], 1, "not as pt2"),
+        (["--format", "pt2", "--int8", "COLOURS"], 1, "not of pt2"),
     ],
     ids=str,
 )
