@@ -95,10 +95,13 @@ def decoded(data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels:
 
 
 def _normalised(pixels: Pixels, preprocessings: Sequence[Preprocessing]) -> Images:
-    return {
-        each: RuntimeError(one) if isinstance(one, str) else each.normalise(torch.from_numpy(one))
-        for each, one in zip(preprocessings, pixels, strict=True)
-    }
+    images: dict[Preprocessing, Tensor | Exception] = {}
+    for each, one in zip(preprocessings, pixels, strict=True):
+        try:
+            images[each] = RuntimeError(one) if isinstance(one, str) else each.normalise(torch.from_numpy(one))
+        except Exception as error:  # of this preprocessing alone
+            images[each] = error
+    return images
 
 
 def pixels_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = sys.maxsize) -> Pixels:
