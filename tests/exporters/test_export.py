@@ -663,7 +663,9 @@ with written_together(Path(sys.argv[1])) as part:
             mine.write_bytes(b"whole")
         assert (target.read_bytes(), part.read_bytes()) == (b"whole", b"half")
         process.communicate("\n")
-    with written_together(target) as mine:
+    beside = tmp_path / "beside"
+    beside.write_bytes(b"of the former")
+    with written_together(target, [beside]) as mine:
         mine.write_bytes(b"new")
     assert target.read_bytes() == b"new"
     assert sorted(file.name for file in tmp_path.iterdir()) == [".model [1].onnx.mine", target.name]

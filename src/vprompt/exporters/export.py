@@ -170,11 +170,8 @@ def export(
     with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
 
         def outputs_of(about: About) -> tuple[Tensor, Tensor]:
-            with (
-                quiet(),
-                translated(f"{printable(str(path))} cannot be written", "; make room on the disk"),
-                writing(path),
-            ):
+            problem = f"{printable(str(path))} cannot be written"
+            with quiet(), translated(problem, "; make room on the disk"), writing(path):
                 format.save(converted, part, about.to_text())
                 add_checksum(format.files(part))
             pair = paired_logits(folded, load_exported(part), compared_NCHW)

@@ -23,7 +23,6 @@ from vprompt.utils.text import printable
 if TYPE_CHECKING:
     from vprompt.exporters.base import Run
 
-
 _CHECKSUM = re.compile(rb"vprompt-sha256:(.{64})", re.DOTALL)
 
 _written = set[bytes]()
@@ -182,7 +181,7 @@ def verify_checksum(files: Sequence[Path]) -> bool:
     digest, places = _digest(files)
     if places and places[-1][2] != digest:
         raise VPromptError(
-            f"{printable(str(files[-1]))} is not as it was written, or what belongs to it is missing or of another "
+            f"{_shown(files[-1])} is not as it was written, or what belongs to it is missing or of another "
             "export (the checksum differs): copy all of it again, or export the adapter again."
         )
     return digest in _written
