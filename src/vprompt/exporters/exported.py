@@ -191,7 +191,7 @@ def _digest(files: Sequence[Path]) -> tuple[bytes, list[tuple[Path, int, bytes]]
     """The checksum of files, and where they have one: the file, the place in it, and the digits there."""
     total, places = hashlib.sha256(), list[tuple[Path, int, bytes]]()
     for file in files:
-        content, done = np.memmap(file, np.uint8, "r").data, 0
+        content, done = np.memmap(file, np.uint8, "r").data if file.stat().st_size else memoryview(b""), 0
         total.update(f"{len(content)}\n".encode())
         for match in _CHECKSUM.finditer(content):
             places.append((file, match.start(1), match[1]))
