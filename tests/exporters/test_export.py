@@ -854,7 +854,8 @@ def test_wrong_commands(arguments, status, sentence, adapter, colours, tmp_path,
 
 
 def test_exported_files_take_no_weights(exports, tmp_path):
-    outcome = run_command("predict", exports("deep pt2")[1], tmp_path, "--weights", "x")
+    path = exports("deep pt2")[1]
+    outcome = run_command("predict", path, tmp_path, "--weights", path)
     assert outcome.status == 2
     assert "has its weights in it" in outcome.err
     assert "There is no exported file" in run_command("predict", "no/such.pte", tmp_path).err
