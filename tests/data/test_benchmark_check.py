@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -35,19 +34,6 @@ def test_nothing_is_said_of_a_whole_task(tmp_path, make, task):
     assert check(make(tmp_path), task, hashes=True) == []
 
 
-def test_a_copy_that_keeps_images_once_more_is_whole(folder):
-    shutil.copytree(folder / "images" / "train", folder / "images" / "both")
-    shutil.copytree(folder / "images" / "val", folder / "images" / "both2")
-    lines = (folder / "train800val200.txt").read_text()
-    (folder / "train800val200.txt").write_text(lines.replace("/train/", "/both/").replace("/val/", "/both2/"))
-    assert check(folder, SMALL) == []
-    (folder / "train800val200.txt").write_text(
-        lines.replace("/train/", "/both/").replace("/val/", "/both2/").replace(" 2\n", " 1\n")
-    )
-    (sentence,) = found(folder, "differs")
-    assert sentence.startswith("train800val200.txt is not train800.txt and val200.txt together")
-
-
 @pytest.mark.parametrize("split", VTAB)
 def test_missing_and_empty_lists(folder, split):
     (folder / VTAB[split]).write_text("\n \r\n")
@@ -57,15 +43,6 @@ def test_missing_and_empty_lists(folder, split):
     assert sentence.startswith(f"{VTAB[split]} is missing; ")
     assert CIFAR.site in sentence
     assert found(folder) == [f"{VTAB[split]} is missing; write the list, or get it anew."]
-
-
-def test_the_union_may_be_missing_but_not_other(folder):
-    pairs = read_list(folder, "train")
-    write_lines(folder / "train800val200.txt", pairs)
-    (sentence,) = found(folder, "differs")
-    assert "0 of its lines are in neither, and 3 of theirs are not in it" in sentence
-    (folder / "train800val200.txt").unlink()
-    assert check(folder, SMALL) == []
 
 
 def test_missing_files_and_what_is_no_file(folder):
@@ -112,13 +89,6 @@ def test_images_in_two_splits(folder, one, other):
     with (folder / VTAB[other]).open("a") as file:
         file.write(f"./{path} {label}\n")
     assert found(folder) == [f"{path} is both in {VTAB[one]} and in {VTAB[other]}; take it off one of them."]
-
-
-def test_test_images_in_the_union(folder):
-    path, label = read_list(folder, "test")[0]
-    with (folder / "train800val200.txt").open("a") as file:
-        file.write(f"{path} {label}\n")
-    assert found(folder) == [f"{path} is both in train800val200.txt and in test.txt; take it off one of them."]
 
 
 def test_images_listed_twice(folder):
@@ -168,14 +138,6 @@ def test_classes_without_training_images_are_named(folder):
     )
     # A benchmark's own draw may be like that.
     assert found(folder, "differs", SMALL) == []
-
-
-def test_the_same_bytes_in_training_and_test(folder):
-    shutil.copy(folder / "images/train/000004.png", folder / "images/test/000001.png")
-    assert check(folder, None) == []
-    (sentence,) = found(folder, "differs", hashes=True)
-    assert "images/train/000004.png" in sentence
-    assert "images/test/000001.png" in sentence
 
 
 def test_a_manifest_is_believed(folder):

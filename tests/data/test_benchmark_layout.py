@@ -124,7 +124,7 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
         ('{"a.png": null}', "null"),
         ('{"a.png": 7.0}', "7.0"),
         ('{"a.png": [1]}', "[1]"),
-        ('{"a.png": {"b": 1}}', "{...}"),
+        ('{"a.png": {"b": 1}}', '[["b", 1]]'),
         ('{"a.png": " "}', "neither a number nor a name"),
         ('{"": 1}', "no path"),
         ('{"a\\u0000.png": 1}', "no path"),
@@ -183,7 +183,6 @@ def test_a_vtab_folder_is_read_as_it_is_written(tmp_path):
     assert layout.classes == ("0", "1", "2")
     for split in VTAB:
         assert list(layout.splits[split]) == [(path, int(label)) for path, label in read_list(tmp_path, split)]
-    assert list(layout.union) == [*layout.splits["train"], *layout.splits["val"]]
 
 
 def test_the_number_of_classes(tmp_path):

@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 
@@ -608,10 +609,28 @@ def test_damaged_and_giant_tiffs_are_refused():
     assert cut != whole
     assert isinstance(try_decode(cut, plain()), str)
     assert isinstance(try_decode(whole[:40], plain()), str)
+    for place in (20_000, 200):  # in the pixels, where they come last, and of one byte alone
+        late = tiff(np.ones((40, 40, 3), np.float32), tags={273: (4, [place])})
+        assert "cut off" in try_decode(late, plain())
     giant = tiff(np.zeros((4, 4, 3), np.float32), tags={256: (3, [60_000]), 257: (3, [60_000])})
     assert "too large" in try_decode(giant, plain())
-    greedy = tiff(np.zeros((4, 4, 3), np.float32), tags={279: (4, [2**31])})
-    assert isinstance(try_decode(greedy, plain()), str)
+    greedy = tiff(np.ones((4, 4, 3), np.float32), tags={279: (4, [2**31])})
+    assert "packed in a way" in try_decode(greedy, plain())
+    tiles = {322: (3, [60_000]), 323: (3, [60_000]), 324: (4, [8]), 325: (4, [192])}
+    beyond = tiff(np.ones((4, 4, 3), np.float32), tags=tiles)
+    assert "packed in a way" in try_decode(beyond, plain())
+    inside = tiff(np.ones((4, 4, 3), np.float32), tags={259: (3, [7])})
+    assert "packed in a way" in try_decode(inside, plain())
+
+
+def test_without_tifffile_a_file_is_named_by_what_it_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    found = try_decode(tiff(np.zeros((4, 4, 3), np.float32)), plain())
+    assert "3 bands of 32-bit floats" in found
+    assert "pip install 'vprompt[tiff]'" in found
+    assert "holds 13 bands of 16-bit integers" in try_decode(
+        tiff(np.zeros((4, 4, 13), np.uint16), photometric=1), plain()
+    )
 
 
 # ── white of images of fewer bits than 16 ────────────────────────────────────────────────────────────────────────────

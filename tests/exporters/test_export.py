@@ -168,13 +168,13 @@ def test_the_weights_of_a_large_onnx_model_lie_beside_it(exports, tmp_path, monk
 
 def test_predictions_and_evaluations_take_files(exports, tmp_path):
     from vprompt.data.tasks import load_folder
-    from vprompt.serving.predict import predict
+    from vprompt.serving.predict import predict_each
     from vprompt.training.evaluate import evaluate
 
     model, path = exports("deep pt2")
     exported = vprompt.load_exported(path)
     write_images(tmp_path / "all", (90, 120, 20), 3)
-    mine, theirs = (predict(subject, [tmp_path], top=5)[0] for subject in (exported, model))
+    mine, theirs = (next(predict_each(subject, [tmp_path], top=5)) for subject in (exported, model))
     assert [[name for name, _ in p.top] for p in mine] == [[name for name, _ in p.top] for p in theirs]
     task = load_folder(write_classes(tmp_path / "colours", 4), model.preprocessing)
     mine, theirs = (evaluate(subject, task.train) for subject in (exported, model))

@@ -28,10 +28,11 @@ from conftest import run_command
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank
-from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError
+from vprompt.serving.batcher import Batcher
 from vprompt.serving.decoding import MAX_SCANS
+from vprompt.serving.errors import RequestError
 from vprompt.serving.metrics import Metrics
-from vprompt.serving.predict import predict
+from vprompt.serving.predict import predict_each
 from vprompt.serving.server import Server, bind, serve
 from vprompt.serving.service import Limits, Service
 from vprompt.utils.errors import VPromptError
@@ -246,7 +247,7 @@ def test_answers_are_those_of_vprompt_predict(server, alone, tmp_path, kind):
     for name, model in alone.items():
         response = server.ask(name, IMAGES[kind], params={"top": 3})
         assert response.status_code == 200, response.text
-        [wanted], _ = predict(model, [path], top=3)
+        [[wanted]] = predict_each(model, [path], top=3)
         found = response.json()
         assert set(found) == {"adapter", "class_index", "class_name", "probability", "top"}
         assert found["adapter"] == name
@@ -575,7 +576,7 @@ def test_many_clients_over_several_adapters_that_come_and_go(held, alone, adapte
         path = tmp_path / kind.replace(" ", "-")
         path.with_suffix(".png").write_bytes(data)
         for name, model in alone.items():
-            wanted[name, kind] = predict(model, [path.with_suffix(".png")])[0][0]
+            wanted[name, kind] = next(predict_each(model, [path.with_suffix(".png")]))[0]
     over = threading.Event()
 
     def manage():
@@ -1122,7 +1123,7 @@ def test_a_full_queue_takes_all_or_nothing_and_those_who_left_make_room(gated):
     batcher.submit([1])
     assert gated.entered.acquire(timeout=PATIENCE)
     waiting = batcher.submit([2, 3])
-    with pytest.raises(FullError):
+    with pytest.raises(RequestError, match="3 requests wait"):
         batcher.submit([4, 5])
     assert batcher.waiting == 2
     assert waiting[0].cancel()
@@ -1145,7 +1146,7 @@ def test_what_is_cancelled_or_late_is_not_computed(gated):
     assert left.cancel()
     gated.go.set()
     assert kept.result(PATIENCE) == 8
-    with pytest.raises(LateError):
+    with pytest.raises(RequestError, match="in time"):
         late.result(PATIENCE)
     assert gated.batches == [[1], [4]]
     assert batcher.close(PATIENCE)
@@ -1157,7 +1158,7 @@ def test_closing_answers_what_waits_and_takes_nothing_new(gated):
     futures = batcher.submit([1, 2, 3, 4, 5])
     assert batcher.close(PATIENCE)
     assert [one.result(0) for one in futures] == [2, 4, 6, 8, 10]
-    with pytest.raises(ClosedError):
+    with pytest.raises(RequestError, match="stopped"):
         batcher.submit([6])
     assert batcher.close(0)
 
@@ -1168,7 +1169,7 @@ def test_closing_gives_up_on_what_never_ends(gated):
     assert gated.entered.acquire(timeout=PATIENCE)
     [waiting] = batcher.submit([2])
     assert not batcher.close(0.01)
-    with pytest.raises(ClosedError):
+    with pytest.raises(RequestError, match="stopped"):
         waiting.result(PATIENCE)
     gated.go.set()
     assert stuck.result(PATIENCE) == 2

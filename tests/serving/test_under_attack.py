@@ -8,12 +8,10 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing import Pipe
+from multiprocessing import forkserver
 
 import httpx
 import pytest
@@ -39,7 +37,7 @@ from test_serving import (
 
 import vprompt
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.serving import decoding, middleware
+from vprompt.serving import decoding, middleware, service
 from vprompt.serving import server as http_server
 from vprompt.serving.bank.bank import Bank
 from vprompt.serving.batcher import Batcher
@@ -48,7 +46,7 @@ from vprompt.serving.errors import RequestError
 from vprompt.serving.limits import Limits
 from vprompt.serving.log import logging_to_stderr
 from vprompt.serving.middleware import host_of
-from vprompt.serving.predict import predict
+from vprompt.serving.predict import predict_each
 from vprompt.serving.service import Service
 
 LOOKS = Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
@@ -203,14 +201,6 @@ def test_a_header_of_a_million_segments_is_not_read(server):
     assert_problem(server.ask("birds", data), 400, "broken_image", "segments")
 
 
-def alive(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="decodes in processes on Linux only")
 def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tmp_path, monkeypatch):
     large = {
@@ -225,57 +215,56 @@ def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tm
         path.write_bytes(data)
         response = server.ask("birds", data)
         assert response.status_code == 200, response.text
-        assert_same(response.json(), predict(models["birds"].fold(), [path])[0][0])
+        assert_same(response.json(), next(predict_each(models["birds"].fold(), [path]))[0])
         several = server.client.post("/v1/predict?adapter=odd&adapter=pets", content=data).json()["answers"]
         assert several[0]["error"]["code"] == "failed"
         assert several[1]["adapter"] == "pets"
     assert_problem(server.ask("birds", large["grey"][:-30]), 400, "broken_image", "decoded")
-    decoders = server.service.decoders
-    group = decoders._process.pid
-    os.killpg(group, signal.SIGKILL)
-    assert_problem(server.ask("birds", large["tiff"]), 503, "busy", "again")
-    eventually(lambda: not alive(group))
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    eventually(lambda: server.ask("birds", large["tiff"]).status_code == 200)  # by another one
     # The next one may take little memory: what takes more is refused, and the one after it is decoded.
-    monkeypatch.setattr(decoders, "_max_pixels", 1)
-    decoders.start()
-    monkeypatch.undo()
-    assert_problem(server.ask("birds", encoded(Image.new("RGB", (7000, 6000)))), 422, "too_many_pixels", "memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "BYTES_A_PIXEL", 0)
+        huge = encoded(Image.new("RGB", (7000, 6000)))
+        assert_problem(server.ask("birds", huge), 422, "too_many_pixels", "memory")
     assert server.ask("birds", large["tiff"]).status_code == 200
-    group = decoders._process.pid
-    decoders.close()
-    eventually(lambda: not alive(group))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="decodes in processes on Linux only")
-def test_decoding_that_takes_too_long_is_stopped():
-    ours, theirs = Pipe()
-    code = (
-        "import vprompt.serving.decoding as d\nd.MAX_SECONDS = 1\ndef decode(job):\n    while job: pass\n    return 7\n"
-        "d.pixels_of = decode\nd.main()"
-    )
-    number = theirs.fileno()
-    process = subprocess.Popen([sys.executable, "-c", code, str(number), str(2**24)], pass_fds=[number])
-    theirs.close()
-    for job in (1, 0):
-        ours.send([job])
-        answer = ours.recv()
-        assert answer == 7 if job == 0 else (answer.code, answer.status) == ("too_much_work", 422)
-    ours.close()  # which ends it
-    assert process.wait(PATIENCE) == 0
+def test_decoding_that_takes_too_long_is_stopped(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_SECONDS", 1)
+    with pytest.raises(RequestError, match="more than 1 s") as caught:
+        decoding.decode(2, PHOTO, [LOOKS] * 300_000, 50_000_000)
+    assert caught.value.code == "too_much_work"
+    images = decoding.decode(2, PHOTO, [LOOKS], 50_000_000)
+    torch.testing.assert_close(images, decoding.decode(0, PHOTO, [LOOKS], 50_000_000), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="decodes in processes on Linux only")
+def test_decoding_that_cannot_begin_is_a_sentence():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(RequestError, match="again in a moment"):
+            decoding.decode(2, PHOTO, [LOOKS], 50_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_small_images_do_not_wait_for_large_ones(server, monkeypatch):
     go, entered = threading.Event(), threading.Event()
-    decode = server.service.decoders.decode
+    decode = decoding.decode
 
-    def slow(lane, data, preprocessings):
+    def slow(lane, data, preprocessings, max_pixels):
         if lane:
             entered.set()
             assert go.wait(PATIENCE)
             return {each: torch.zeros(3, *each.size) for each in preprocessings}
-        return decode(lane, data, preprocessings)
+        return decode(lane, data, preprocessings, max_pixels)
 
-    monkeypatch.setattr(server.service.decoders, "decode", slow)
+    monkeypatch.setattr(service, "decode", slow)
     large = encoded(Image.new("L", (5000, 4000)))[:19_000]
     with ThreadPoolExecutor(60) as pool:
         waiting = [pool.submit(server.ask, "birds", large) for _ in range(50)]

@@ -31,12 +31,8 @@ class Prepare:
     """Folder with the original archives or an unpacked copy of them; also the root of a torchvision data set."""
     root: Path | None = None
     """Folder that the task's own folder is written into."""
-    lists: Path | None = None
-    """Folder with published lists that say which images to use for what, where they name the original files."""
     accept_changed: bool = False
     """Go on where a hash or the number of images is not the known one; source.json records it."""
-    overwrite: bool = False
-    """Replace a folder that this command has written."""
     list: bool = False
     """Print what each task needs and where that can be had, and do nothing else."""
     json: bool = False
@@ -58,9 +54,7 @@ class Prepare:
             self.task,
             source=self.source,
             root=self.root,
-            lists=self.lists,
             accept_changed=self.accept_changed,
-            overwrite=self.overwrite,
             show=True,
         )
         if self.json:
@@ -78,16 +72,11 @@ class Prepare:
             return
         # No table: names and addresses are copied from here.
         for recipe in recipes:
-            lines = [f"needs  {need}" for need in _needs(recipe)]
+            lines = [f"needs  {piece.text()}" for piece in recipe.pieces.values()]
+            lines += [f"needs  the Python package {recipe.needs}"] * bool(recipe.needs)
             lines.append(f"from   {recipe.site}" if recipe.read else f"cannot be prepared: {recipe.site}")
             sys.stdout.write("\n    ".join([recipe.spec, *lines]) + "\n")
         print_note("Tested on small stand-ins in the documented formats; no reader has met the real archives yet.")
-
-
-def _needs(recipe: Recipe) -> list[str]:
-    """The files and packages that a task is made from."""
-    package = [f"the Python package {recipe.needs}"] if recipe.needs else []
-    return [*(piece.text() for piece in recipe.pieces.values()), *package]
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
@@ -116,7 +105,7 @@ class Tasks:
     check: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     """Look at every image of a task (vtab:cifar), or of a folder with such lists, and say all that is wrong."""
     hashes: bool = False
-    """With --check: compare the bytes of training and test images, and with a manifest.json beside the lists."""
+    """With --check: compare the bytes of all files with a manifest.json beside the lists."""
     json: bool = False
     """Print the result as JSON."""
 

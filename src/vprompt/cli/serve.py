@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 
 TOKEN_VARIABLE = "VPROMPT_TOKEN"
-
-EXTRA = ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn")
-"""Packages that `pip install 'vprompt[serve]'` brings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +62,9 @@ class Serve:
         try:
             from vprompt.serving.server import Server, bind, serve
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in EXTRA:
-                raise
-            raise VPromptError(
-                f"vprompt serve needs {error.name}; install it: pip install 'vprompt[serve]'."
-            ) from error
+            raise VPromptError(f"vprompt serve needs {error.name}: pip install 'vprompt[serve]'.") from error
         from vprompt.serving.bank.banks import Banks
+        from vprompt.serving.decoding import start
         from vprompt.serving.log import logging_to_stderr
         from vprompt.serving.service import Service
         from vprompt.serving.watch import Watch
@@ -84,17 +79,14 @@ class Serve:
             banks = Banks(weights=self.weights, device=device)
             for name, source in sources.items():
                 banks.add(name, source)
-            watch = None if self.watch is None else Watch(banks, Path(self.watch))
+            watch = contextlib.nullcontext() if self.watch is None else Watch(banks, Path(self.watch))
             service = Service(banks, self.limits)
-            service.decoders.start()
+            start()
             server = Server(service, token=token, manage=self.manage, listening=lambda: self._announce(listener, banks))
             try:
-                if watch is not None:
-                    watch.start()
-                serve(server, listener)
+                with watch:
+                    serve(server, listener)
             finally:
-                if watch is not None:
-                    watch.stop()
                 if not service.close(self.limits.timeout):
                     # Python cannot end while a thread computes.
                     print_note("vprompt: A prediction did not come to an end and was given up.")

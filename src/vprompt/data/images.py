@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import os
 import stat
 import threading
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from vprompt.data.preprocessing import WHITE, Preprocessing, View
@@ -35,22 +34,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".avif")
 """Endings of names of images that never have 16 bits."""
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_METADATA = (b"iCCP", b"zTXt", b"iTXt", b"tEXt")
+"""Parts of a PNG file that the pixels do not need; Pillow reads none in which they unpack to more than a megabyte."""
 
 
 def decode(
@@ -122,22 +109,13 @@ def read_pixels(
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
-    source = source if isinstance(source, str | os.PathLike | bytes) else source.read()
-    try:
-        return _rendered(source, preprocessing, view, max_pixels)
-    except UnusableImageError as error:
-        # Pillow reads no PNG whose metadata unpack to more than a megabyte. The pixels do not need them.
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        with _file_of(source) as file:
-            return _rendered(_without_metadata(file.read()), preprocessing, view, max_pixels)
-
-
-def _rendered(source: Source, preprocessing: Preprocessing, view: View | None, max_pixels: int) -> Tensor:
     with opened(source, max_pixels, white=preprocessing.white) as image:
         _draft(image, preprocessing, view)
         image.load()
-        return render(_upright(image), preprocessing, view)
+        # Unreadable EXIF data say nothing about the pixels; what is in place is turned before it is written anew.
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return render(image, preprocessing, view)
 
 
 def bits_used(source: Source) -> int:
@@ -152,7 +130,7 @@ def bits_used(source: Source) -> int:
                 return 0
             if tiff is not None and not tiff.known_to_pillow:
                 _check_size(tiff.size, tiff.bands * tiff.bits / 24)
-                return int(tiff.samples().max()).bit_length() if tiff.bits > 8 else 0
+                return int(tiff.samples(file).max()).bit_length() if tiff.bits > 8 else 0
             with _open(file) as image:
                 _check_size(image.size)
                 if image.mode == "I" or image.mode.startswith("I;"):
@@ -173,7 +151,7 @@ def opened(source: Source, max_pixels: int = MAX_PIXELS, *, white: int = WHITE) 
         with quiet_pillow(), _file_of(source) as file:
             tiff = read_tiff(file)
             if tiff is not None and not tiff.known_to_pillow:
-                yield _picture(tiff, white, max_pixels)
+                yield _picture(tiff, file, white, max_pixels)
                 return
             with _open(file) as image:
                 _check_size(image.size, max_pixels=max_pixels)
@@ -182,27 +160,26 @@ def opened(source: Source, max_pixels: int = MAX_PIXELS, *, white: int = WHITE) 
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
     except Exception as error:
-        raise _unusable(error, max_pixels, source) from error
+        raise _unusable(error, max_pixels) from error
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
     file.seek(0)
     try:
         return Image.open(file, formats=_formats())
-    except ValueError:
-        file.seek(0)
-        return Image.open(io.BytesIO(_without_metadata(file.read())), formats=_formats())
+    except UnidentifiedImageError:
+        file.seek(4)
+        if file.read(4) == b"ftyp" and file.read(4) in _HEIC:
+            raise NotAnImageError("is a HEIC photo, which is not read here (convert it to JPEG)") from None
+        raise
 
 
-def _without_metadata(data: bytes) -> bytes:
-    """A PNG file without its colour profile and texts, none of which was unpacked; any other file as it is."""
-    if not data.startswith(_PNG):
-        return data
+def _without_metadata(png: bytes) -> bytes:
     parts, place = [_PNG], len(_PNG)
-    while place < len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] not in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
-            parts.append(data[place:end])
+    while place < len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] not in _METADATA:
+            parts.append(png[place:end])
         place = end
     return b"".join(parts)
 
@@ -214,12 +191,12 @@ def _check_size(size: tuple[int, int], weight: float = 1, *, max_pixels: int = M
         raise TooManyPixelsError(f"is too large ({text})")
 
 
-def _picture(tiff: Tiff, white: int, max_pixels: int) -> Image.Image:
+def _picture(tiff: Tiff, file: BinaryIO, white: int, max_pixels: int) -> Image.Image:
     """The picture in a TIFF file that Pillow does not read, in 8 bits."""
     if not tiff.colours:
         raise UnusableImageError(f"holds {tiff.layout}, not the 1, 3 or 4 of a picture; save those to look at as RGB")
     _check_size(tiff.size, tiff.bands * tiff.bits / 24, max_pixels=max_pixels)
-    samples = tiff.samples()[:, :, : tiff.colours]
+    samples = tiff.samples(file)[:, :, : tiff.colours]
     pixels = _bytes_of_floats(samples) if tiff.kind == "f" else _bytes_of(samples, white_in(tiff.tags) or white)
     image = Image.fromarray(pixels[:, :, 0] if tiff.colours == 1 else pixels)
     image.getexif()[ExifTags.Base.Orientation] = tiff.tags.get(ExifTags.Base.Orientation, 1)
@@ -251,7 +228,8 @@ def render(image: Image.Image, preprocessing: Preprocessing, view: View | None =
     height, width = preprocessing.size
     whole = preprocessing.resize == "squash" and view is None
     box = None if whole else _box(image.size, preprocessing, view)
-    resized = to_rgb(image, preprocessing.white).resize((width, height), _FILTERS[preprocessing.interpolation], box=box)
+    method = Image.Resampling[preprocessing.interpolation.upper()]
+    resized = to_rgb(image, preprocessing.white).resize((width, height), method, box=box)
     if view is not None and view.mirrored:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
@@ -288,6 +266,10 @@ def _file_of(source: Source) -> BinaryIO:
         empty, file = len(data) == 0, io.BytesIO(data)
     if empty:
         raise UnusableImageError("is empty (0 bytes)")
+    if file.read(len(_PNG)) == _PNG:
+        with file:
+            return io.BytesIO(_without_metadata(_PNG + file.read()))
+    file.seek(0)
     return file
 
 
@@ -299,15 +281,6 @@ def _draft(image: Image.Image, preprocessing: Preprocessing, view: View | None) 
         whole = preprocessing.resize == "squash" and view is None
         side = (2 if whole else 3) * max(preprocessing.size)
         image.draft(None, (side, side))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # `ImageOps.exif_transpose` also rewrites the EXIF data, and fails where that is damaged.
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # unreadable EXIF data say nothing about the pixels
-        return image
-    return image if turn is None else image.transpose(turn)
 
 
 def _box(
@@ -332,18 +305,8 @@ def _box(
     return left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height)
 
 
-def _is_heic(source: Source) -> bool:
-    if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
-            source = file.read(12)
-    head = source[:12] if isinstance(source, bytes) else b""
-    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-
-
-def _unusable(error: Exception, max_pixels: int, source: Source) -> UnusableImageError:
+def _unusable(error: Exception, max_pixels: int) -> UnusableImageError:
     match error:
-        case UnidentifiedImageError() if _is_heic(source):
-            return NotAnImageError("is a HEIC photo, which is not read here (convert it to JPEG)")
         case UnidentifiedImageError():
             return NotAnImageError("is not an image, or its header is damaged")
         case Image.DecompressionBombError():
@@ -441,10 +404,6 @@ def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
     if not (low >= 0 and high <= 255):
         raise UnusableImageError("has float pixels outside 0 to 1 and 0 to 255; save it with 8 bits")
     return _by_rows(values, lambda rows: np.rint(rows * 255 if high <= 1 else rows))
-
-
-# Without a handler of its own, Pillow's log lines would reach standard error.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 _QUIET, _LOCK = list[warnings.catch_warnings](), threading.Lock()

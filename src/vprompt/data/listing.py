@@ -102,16 +102,11 @@ def with_one_spelling(listing: Listing, known: Sequence[str] | None = None) -> L
         twins = folded.get(key.casefold(), [])
         spelled[raw] = exact[key] if key in exact else exact[twins[0]] if len(twins) == 1 else key
     for raw, name in spelled.items():
-        form = "Unicode form"
-        if class_key(raw) != class_key(name):
-            form = "case"
-        elif " ".join(raw.split()) != raw:
-            form = "its blanks"
+        composed = unicodedata.normalize("NFC", printable(raw))
         # That all names are decomposed, as on a Mac, is nothing to talk about.
-        if printable(raw) != name and (form != "Unicode form" or list(spelled.values()).count(name) > 1):
-            remarks.append(f"The class '{printable(raw)}' is taken as '{name}', from which it differs in {form} only.")
-    if all(raw == name for raw, name in spelled.items()):
-        return replace(listing, remarks=(*listing.remarks, *remarks))
+        if printable(raw) != name and (composed != name or list(spelled.values()).count(name) > 1):
+            how = "from which it differs in case, blanks or Unicode form only"
+            remarks.append(f"The class '{printable(raw)}' is taken as '{name}', {how}.")
     return replace(
         listing,
         splits={

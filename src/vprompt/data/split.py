@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -126,9 +127,7 @@ def near_copies(
         contents: Name -> hash of its bytes.
         label_of: Name -> class.
     """
-    sizes: dict[str, int] = {}
-    for name in contents:
-        sizes[label_of[name]] = sizes.get(label_of[name], 0) + 1
+    sizes = Counter(label_of[name] for name in contents)
     by_content: dict[str, list[str]] = {}
     for name, content in contents.items():
         by_content.setdefault(content, []).append(name)
@@ -141,8 +140,8 @@ def near_copies(
         least, most = NEAR[level]
         for group in _connected(torch.stack([looks[by_content[content][0]] for content in members]), least):
             alike = [members[row] for row in group]
-            labels = [label_of[by_content[content][0]] for content in alike]
-            if any(labels.count(label) > max(4, most * sizes[label]) for label in set(labels)):
+            labels = Counter(label_of[by_content[content][0]] for content in alike)
+            if any(count > max(4, most * sizes[label]) for label, count in labels.items()):
                 waiting.append((level + 1, alike))
             else:
                 groups[alike[0]] = alike

@@ -13,7 +13,6 @@ from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, 
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import in_words
 from vprompt.data.sources.base import SOURCES
-from vprompt.data.sources.benchmark import lists_in
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing
 from vprompt.data.split import Splits, cut, missing_splits
@@ -108,9 +107,8 @@ def load_folder(
     Raises:
         DataError: There is something wrong, and it is not to be skipped; or fewer than two classes are left.
     """
-    folder = Path(root)
     return load(
-        lists_in(folder) or folder_listing(folder),
+        find_listing(Path(root)),
         preprocessing,
         split_seed=split_seed,
         skip_bad=skip_bad,

@@ -31,7 +31,7 @@ from vprompt.serving.schema import (
     Source,
     failures,
 )
-from vprompt.serving.service import Answer, Service
+from vprompt.serving.service import Answer, Service, check_name
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
@@ -142,7 +142,8 @@ async def adapter_details(service: Served, adapter: Name) -> Entry:
 @guarded_routes.get("/metrics", response_class=PlainTextResponse, responses=failures(401, 403))
 async def metrics(service: Served) -> PlainTextResponse:
     """Counters as text for Prometheus."""
-    return PlainTextResponse(service.exposition(), media_type="text/plain; version=0.0.4")
+    text = service.metrics.text({entry.name: entry.nbytes for entry in service.bank.entries})
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 @managing_routes.put(
@@ -158,7 +159,11 @@ async def add(request: Request, service: Served, adapter: Name) -> Entry:
         source = Source.model_validate_json(await request.body())
     except ValidationError as error:
         raise RequestError("invalid", 'The body must be JSON: {"path": FOLDER}.') from error
-    return await service.add(adapter, Path(source.path))
+    check_name(adapter)
+    try:
+        return await asyncio.to_thread(service.bank.add, adapter, Path(source.path))
+    except VPromptError as error:
+        raise RequestError("refused", str(error)) from error
 
 
 @managing_routes.delete("/v1/adapters/{adapter}", status_code=204, responses=failures(401, 403, 404, 422))
@@ -219,9 +224,7 @@ async def _disconnected(request: Request) -> None:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return as_response(
-        RequestError("invalid", f"The {first['loc'][0]}'s {first['loc'][-1]!r} is wrong: {first['msg']}.")
-    )
+    raise RequestError("invalid", f"The {first['loc'][0]}'s {first['loc'][-1]!r} is wrong: {first['msg']}.")
 
 
 async def _unrouted(request: Request, error: Exception) -> JSONResponse:

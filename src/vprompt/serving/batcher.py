@@ -10,25 +10,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from vprompt.serving.errors import RequestError
+
 T = TypeVar("T")
 
 R = TypeVar("R")
-
-
-class RefusedError(Exception):
-    """An item that is not computed."""
-
-
-class FullError(RefusedError):
-    """Too many items wait already."""
-
-
-class ClosedError(RefusedError):
-    """The batcher takes no more items."""
-
-
-class LateError(RefusedError):
-    """The item's deadline passed before it was its turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,22 +80,23 @@ class Batcher(Generic[T, R]):
 
         Args:
             items: What to compute.
-            deadline: In the time of `time.monotonic`; an item whose turn comes later is dropped with `LateError`.
+            deadline: In the time of `time.monotonic`; an item whose turn comes later ends in "timeout".
             client: Who asks.
 
         Raises:
-            FullError: If they do not fit in the queue.
-            ClosedError: After `close`.
+            RequestError: "busy", if they do not fit in the queue; "stopping", after `close`.
         """
         now = time.monotonic()
         with self._changed:
             if self._closed:
-                raise ClosedError
+                raise _stopped()
             if self.waiting + len(items) > self._max_queue:
                 kept = {key: deque(w for w in queue if not w.future.cancelled()) for key, queue in self._queues.items()}
                 self._queues = {key: queue for key, queue in kept.items() if queue}
             if self.waiting + len(items) > self._max_queue:
-                raise FullError
+                raise RequestError(
+                    "busy", f"{self._max_queue} requests wait, which is the limit; ask again in a moment."
+                )
             added = [_Waiting[T, R](item, deadline, now) for item in items]
             if added:
                 self._queues.setdefault(client, deque()).extend(added)
@@ -119,7 +106,7 @@ class Batcher(Generic[T, R]):
     def close(self, timeout: float) -> bool:
         """Takes no more items, computes what waits, and tells whether that was done in `timeout` seconds.
 
-        What still waits then is given up with `ClosedError`; a batch that is being computed is left to itself.
+        What still waits then is given up with the error "stopping"; a batch that is being computed is left to itself.
         """
         until = time.monotonic() + timeout
         with self._changed:
@@ -132,7 +119,7 @@ class Batcher(Generic[T, R]):
             self._queues.clear()
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
-                waiting.future.set_exception(ClosedError())
+                waiting.future.set_exception(_stopped())
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
@@ -167,32 +154,30 @@ class Batcher(Generic[T, R]):
                 if waiting.future.set_running_or_notify_cancel():
                     (taken if now < waiting.deadline else late).append(waiting)
         for waiting in late:
-            waiting.future.set_exception(LateError())
+            waiting.future.set_exception(
+                RequestError("timeout", "It was not this request's turn in time; ask again later.")
+            )
         return taken
 
     def _settle(self, batch: Sequence[_Waiting[T, R]]) -> None:
-        outcome = self._computed(batch)
-        if isinstance(outcome, Exception) and len(batch) > 1:
-            # Its traceback holds on to the failed computation, which may have failed for want of memory.
-            del outcome
+        self._observe(len(batch))
+        try:
+            results = self._compute([waiting.item for waiting in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results came for {len(batch)} items")
+        except Exception as error:
+            # No more of it: its traceback holds on to the failed computation, which may have failed for want of memory.
+            results = [error] if len(batch) == 1 else []
+        if not results:
             half = len(batch) // 2
             self._settle(batch[:half])
             self._settle(batch[half:])
-            return
-        results = [outcome] if isinstance(outcome, Exception) else outcome
-        for waiting, result in zip(batch, results, strict=True):
+        for waiting, result in zip(batch, results, strict=False):
             if isinstance(result, Exception):
                 waiting.future.set_exception(result)
             else:
                 waiting.future.set_result(result)
 
-    def _computed(self, batch: Sequence[_Waiting[T, R]]) -> Sequence[R | Exception] | Exception:
-        """A result or an exception for each, or why there is none at all."""
-        self._observe(len(batch))
-        try:
-            results = self._compute([waiting.item for waiting in batch])
-        except Exception as error:
-            return error
-        if len(results) == len(batch):
-            return results
-        return RuntimeError(f"{len(results)} results came for {len(batch)} items")
+
+def _stopped() -> RequestError:
+    return RequestError("stopping", "The service has stopped; ask another one, or later.")

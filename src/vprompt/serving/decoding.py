@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vprompt.data.images import NotAnImageError, TooManyPixelsError, UnusableImageError, opened, read_pixels
@@ -54,16 +52,10 @@ PASSES = {"JPEG": 1, "MPO": 1, "BMP": 1, "PPM": 1, "PNG": 3, "GIF": 3, "WEBP": 6
 OTHER_PASSES = 20
 """Those of all other formats, which are decoded in a process always: their headers do not tell enough."""
 
-Pixels = list[NDArray[np.uint8] | str]
-
 Images = Mapping[Preprocessing, Tensor | Exception]
 """One image by each preprocessing, or why it cannot be had by that."""
 
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-
-
-class MoreWorkError(Exception):
-    """An image that is for another lane; its argument says how much work it is."""
 
 
 def scans(data: bytes) -> int:
@@ -89,23 +81,10 @@ def scans(data: bytes) -> int:
     raise RequestError("broken_image", f"The image has more than {MAX_MARKERS} segments; save it again.")
 
 
-def decoded(data: bytes, preprocessings: Sequence[Preprocessing], *, max_pixels: int) -> Images:
-    """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it; see `pixels_of`."""
-    return _normalised(pixels_of(data, preprocessings, max_pixels), preprocessings)
-
-
-def _normalised(pixels: Pixels, preprocessings: Sequence[Preprocessing]) -> Images:
-    images: dict[Preprocessing, Tensor | Exception] = {}
-    for each, one in zip(preprocessings, pixels, strict=True):
-        try:
-            images[each] = RuntimeError(one) if isinstance(one, str) else each.normalise(torch.from_numpy(one))
-        except Exception as error:  # of this preprocessing alone
-            images[each] = error
-    return images
-
-
-def pixels_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = sys.maxsize) -> Pixels:
-    """Pixels of one image, uint8 (3, H, W), by each preprocessing, or what is wrong with the preprocessing.
+def decoded(
+    data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int, most: int = sys.maxsize
+) -> Images | int:
+    """One image by each preprocessing, normalised (3, H, W), just as `vprompt predict` reads it.
 
     Args:
         data: An image file.
@@ -113,11 +92,13 @@ def pixels_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: 
         max_pixels: Refuse more, by the header.
         most: Most work.
 
+    Returns:
+        The images; or how much work they are, where that is more than `most`, and nothing was decoded.
+
     Raises:
         RequestError: If the image is no image, broken, too large, or too much work.
-        MoreWorkError: If it is more work than `most`.
     """
-    pixels: Pixels = []
+    images: dict[Preprocessing, Tensor | Exception] = {}
     passes = scans(data)
     if passes > MAX_SCANS:
         raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
@@ -132,14 +113,14 @@ def pixels_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: 
         work = size * len(preprocessings) * max(passes, PASSES.get(format, OTHER_PASSES))
         work = work if format in PASSES else max(work, LANES[0] + 1)
         if work > most:
-            raise MoreWorkError(work)
+            return work
         for each in preprocessings:
             try:
-                pixels.append(read_pixels(data, each, max_pixels=max_pixels).numpy())
+                images[each] = each.normalise(read_pixels(data, each, max_pixels=max_pixels))
             except (UnusableImageError, MemoryError):
                 raise
             except Exception as error:  # of this preprocessing, not of the image
-                pixels.append(str(error))
+                images[each] = RuntimeError(str(error))  # which can go to another process
     except NotAnImageError as error:
         raise RequestError("not_an_image", f"What was sent {error}; {HOW_TO_SEND}") from error
     except TooManyPixelsError as error:
@@ -148,122 +129,67 @@ def pixels_of(data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: 
         raise RequestError("broken_image", f"The image {error}; send it again, whole.") from error
     except MemoryError as error:
         raise RequestError("too_many_pixels", "The image takes too much memory; send a smaller one.") from error
-    return pixels
+    return images
 
 
-class Decoders:
-    """The lanes in which images are decoded, each one image at a time but the first; safe to use from all threads.
+def decode(lane: int, data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int) -> Images | int:
+    """As `decoded`, within the work of a lane; on Linux in a process of its own in all lanes but the first.
 
-    Args:
-        max_pixels: Refuse more, by the header.
+    Raises:
+        RequestError: As there; or it took too much time or memory.
     """
-
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ends: list[Connection] = []
-        self._changing = threading.Lock()
-
-    def decode(self, lane: int, data: bytes, preprocessings: Sequence[Preprocessing]) -> Images:
-        """As `decoded`.
-
-        Raises:
-            MoreWorkError: If it is more work than the lane allows.
-            RequestError: As there; or it took too much time or memory.
-        """
-        if lane == 0 and (len(data) > THREAD_BYTES or data[:2] in (b"II", b"MM")):  # a TIFF file is opened elsewhere
-            raise MoreWorkError(LANES[0] + 1)
-        job = data, preprocessings, self._max_pixels, LANES[lane]
-        pixels = self._elsewhere(lane, job) if lane and sys.platform == "linux" else pixels_of(*job)
-        return _normalised(pixels, preprocessings)
-
-    def _elsewhere(self, lane: int, job: object) -> Pixels:
-        self.start()
+    if lane == 0 and (len(data) > THREAD_BYTES or data[:2] in (b"II", b"MM")):  # a TIFF file is opened elsewhere
+        return LANES[0] + 1
+    job = data, preprocessings, max_pixels, LANES[lane]
+    if lane == 0 or sys.platform != "linux":
+        return decoded(*job)
+    memory = BYTES_A_PIXEL * min(LANES[lane], max_pixels)
+    try:
+        ours, theirs = Pipe()
+        with theirs:
+            start()
+            limits = MAX_SECONDS, memory
+            process = get_context("forkserver").Process(target=_limited, args=(theirs, limits, job), daemon=True)
+            process.start()
+    except (OSError, EOFError):
+        raise RequestError("busy", "The image was not decoded; ask again in a moment.") from None
+    with ours:
         try:
-            end = self._ends[lane - 1]
-            end.send(job)
-            outcome = end.recv()
-        except (OSError, EOFError, IndexError):
-            self.close()
-            raise RequestError("busy", "The image was not decoded; ask again in a moment.") from None
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    def start(self) -> None:
-        """Starts the processes, which takes them some seconds; otherwise the first image that needs them does."""
-        with self._changing:
-            if sys.platform != "linux" or (self._process is not None and self._process.poll() is None):
-                return
-            self._stop()
-            pairs = [Pipe() for _ in LANES[1:]]
-            numbers = [theirs.fileno() for _, theirs in pairs]
-            memory = [BYTES_A_PIXEL * min(most, self._max_pixels) for most in LANES[1:]]
-            run = "from vprompt.serving.decoding import main; main()"
-            command = [sys.executable, "-c", run, *map(str, [*numbers, *memory])]
-            # A session of its own: Ctrl-C is for the service, which ends it by closing its connections.
-            self._process = subprocess.Popen(
-                command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-            self._ends = [ours for ours, _ in pairs]
-            for _, theirs in pairs:
-                theirs.close()
-
-    def close(self) -> None:
-        """Ends the processes."""
-        with self._changing:
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        for end in self._ends:
-            end.close()
-        self._process, self._ends = None, []
+            outcome = ours.recv()
+        except (OSError, EOFError):
+            most = f"{MAX_SECONDS} s or {memory / 2**20:.0f} MiB"
+            outcome = RequestError("too_much_work", f"To decode the image takes more than {most}; send a smaller one.")
+    process.join()
+    if isinstance(outcome, RequestError):
+        raise outcome
+    return outcome
 
 
-def _work(connection: Connection, memory: int) -> None:
-    """Decodes for whoever is at the other end; each image in a fork of this process, which the system limits."""
+def start() -> None:
+    """Starts the process that forks those that decode, which takes it some seconds; else the first image does."""
+    if sys.platform == "linux":
+        get_context("forkserver").set_forkserver_preload(["__main__", __name__])
+        with contextlib.suppress(OSError):  # it is tried again for each image
+            forkserver.ensure_running()
+
+
+def _limited(
+    connection: Connection, limits: tuple[int, int], job: tuple[bytes, Sequence[Preprocessing], int, int]
+) -> None:
+    """Decodes for whoever is at the other end, in as many seconds and bytes at most."""
     import resource
 
-    most = f"{MAX_SECONDS} s or {memory / 2**20:.0f} MiB"
-    too_much = RequestError("too_much_work", f"To decode the image takes more than {most}; send a smaller one.")
-    while True:
-        try:
-            job = connection.recv()
-        except (EOFError, OSError):
-            return
-        if (fork := os.fork()) == 0:
-            with open("/proc/self/statm", encoding="ascii") as file:
-                own = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (own + memory + 2**26, resource.RLIM_INFINITY))
-            resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, resource.RLIM_INFINITY))
-            with contextlib.suppress(BaseException):
-                try:
-                    outcome = pixels_of(*job)
-                except (RequestError, MoreWorkError) as error:
-                    outcome = error
-                resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-                connection.send(outcome)
-                os._exit(0)
-            os._exit(1)
-        del job
-        if os.waitpid(fork, 0)[1]:
-            connection.send(too_much)
-
-
-def main() -> None:
-    """Decodes; the arguments are the numbers of the sockets of the lanes, and then as many bytes of memory."""
-    import resource
-
-    values = [int(value) for value in sys.argv[1:]]
-    numbers, memory = values[: len(values) // 2], values[len(values) // 2 :]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service
     os.nice(10)
+    torch.set_num_threads(1)  # more would take memory
+    with open("/proc/self/statm", encoding="ascii") as file:
+        own = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    lane = next((lane for lane in range(1, len(numbers)) if os.fork() == 0), 0)
-    for number in numbers:
-        if number != numbers[lane]:
-            os.close(number)
-    _work(Connection(numbers[lane]), memory[lane])
+    resource.setrlimit(resource.RLIMIT_AS, (own + limits[1] + 2**26, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits[0], resource.RLIM_INFINITY))
+    with contextlib.suppress(BaseException):
+        try:
+            outcome = decoded(*job)
+        except RequestError as error:
+            outcome = error
+        connection.send_bytes(pickle.dumps(outcome))  # as `send`, but torch's own way would be by shared memory

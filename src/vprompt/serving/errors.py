@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vprompt.utils.errors import VPromptError
+import logging
+
+from vprompt.utils.errors import UnknownAdapterError, VPromptError
 
 STATUS = {
     "broken_image": 400,
@@ -46,3 +48,15 @@ class RequestError(VPromptError):
 
     def __str__(self) -> str:
         return self.args[1]
+
+
+def problem_of(error: BaseException) -> RequestError:
+    """The error that a client is told of; one that is nobody's request's fault is logged."""
+    match error:
+        case RequestError():
+            return error
+        case UnknownAdapterError():
+            return RequestError("unknown_adapter", str(error))
+        case _:
+            logging.getLogger("vprompt.serving").error("A request failed.", exc_info=error)
+            return RequestError("failed", "The request failed; the service's log says why.")

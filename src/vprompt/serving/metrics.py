@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the latency histogram."""
@@ -36,7 +35,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        registry = self._registry = _Registry()
+        disable_created_metrics()  # when each series began would be series of their own in this format
+        registry = self._registry = CollectorRegistry()
         self._exposing = threading.Lock()
         self.answers = Counter(
             "vprompt_requests_total",
@@ -70,12 +70,3 @@ class Metrics:
                 if adapter and adapter not in nbytes:
                     self.answers.remove(adapter, status)
             return generate_latest(self._registry).decode()
-
-
-class _Registry(CollectorRegistry):
-    """A registry that does not tell when each series began: that would be series of their own in this format."""
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in super().collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric

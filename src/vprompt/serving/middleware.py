@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import logging
 import math
 import random
 import re
@@ -19,11 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vprompt.serving.errors import RequestError
+from vprompt.serving.errors import RequestError, problem_of
 from vprompt.serving.log import ACCESS, REQUEST_ID
 from vprompt.serving.schema import Failure, Fault
 from vprompt.serving.service import Service
-from vprompt.utils.errors import UnknownAdapterError
 from vprompt.utils.text import printable
 
 OPEN = ("/health",)
@@ -53,8 +51,6 @@ RETRY_SECONDS = 1
 BEARER = HTTPBearer(auto_error=False)
 """Reads a token from a request; also how openapi.json names it."""
 
-_LOG = logging.getLogger("vprompt.serving")
-
 
 class Gate:
     """ASGI middleware around the application.
@@ -65,38 +61,36 @@ class Gate:
         token: What clients must show, or None.
         local: Refuse requests that are addressed to another host than this machine by its own names. A web page that
             has its host's name resolved to 127.0.0.1 could otherwise ask and read the answers.
+
+    Attributes:
+        service: As given.
+        bodies: Bytes that came of all bodies under way, the oldest first.
     """
 
     def __init__(self, app: ASGIApp, *, service: Service, token: str | None, local: bool) -> None:
         self._app = app
-        self._service = service
         self._token = token
         self._local = local
-        self._bodies: dict[_Exchange, int] = {}
+        self.service = service
+        self.bodies: dict[_Exchange, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limits, metrics = self._service.limits, self._service.metrics
-        counted, began = scope["path"].startswith(COUNTED), time.perf_counter()
-        most = limits.max_bytes if counted else MAX_OTHER_BYTES
-        if counted and Headers(scope=scope).get("content-type", "").lower().startswith(WRAPPING):
-            most = 4 * most // 3 + MAX_OTHER_BYTES
-        together = limits.max_queue * limits.max_bytes
-        exchange = _Exchange(scope, receive, send, most, limits.timeout, self._bodies, together)
+        began, exchange = time.perf_counter(), _Exchange(self, scope, receive, send)
         REQUEST_ID.set(exchange.number)
         try:
             await self._answer(scope, exchange)
         finally:
-            self._bodies.pop(exchange, None)
+            self.bodies.pop(exchange, None)
         seconds = time.perf_counter() - began
         answers = scope.get("state", {}).get("answers") or [("", exchange.status)]
-        if counted:
-            metrics.seconds.observe(seconds)
+        if exchange.counted:
+            self.service.metrics.seconds.observe(seconds)
             for adapter, status in answers:
-                metrics.answers.labels(adapter, status).inc()
+                self.service.metrics.answers.labels(adapter, status).inc()
         access = {
             "client": host_of(scope),
             "method": scope["method"],
@@ -113,16 +107,11 @@ class Gate:
             await self._check(Request(scope))
             await self._app(scope, exchange.receive, exchange.send)
             return
-        except RequestError as error:
-            problem = error
-        except UnknownAdapterError as error:
-            problem = RequestError("unknown_adapter", str(error))
         except asyncio.CancelledError:
             # The server's patience with requests under way is over.
             problem = RequestError("stopping", "The service stopped before the answer was there; ask another one.")
-        except Exception:
-            _LOG.exception("A request failed.")
-            problem = RequestError("failed", "The request failed; the service's log says why.")
+        except Exception as error:
+            problem = problem_of(error)
         if exchange.status == 0:
             await as_response(problem)(scope, exchange.receive, exchange.send)
 
@@ -180,39 +169,31 @@ class _Exchange:
     oldest is given up.
 
     Args:
+        gate: Its service's limits are kept.
         scope: Of the request.
         receive: Of the server.
         send: Of the server.
-        max_bytes: Most bytes of the body.
-        timeout: Seconds until it is whole.
-        bodies: Bytes that came of all bodies under way, the oldest first.
-        together: Most bytes of all of them.
 
     Attributes:
         number: The request's id: the client's, if it can stand in a header and a log, or a new one.
+        counted: Whether it is for a prediction.
         status: HTTP status of the answer, 0 before.
         came: Bytes that came.
     """
 
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        max_bytes: int,
-        timeout: float,
-        bodies: dict[_Exchange, int],
-        together: int,
-    ) -> None:
+    def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
-        self._max_bytes, self._timeout = max_bytes, timeout
-        self._bodies, self._together = bodies, together
+        self._bodies, self._limits = gate.bodies, gate.service.limits
         self._began = asyncio.get_running_loop().time()
         self._grace = GRACE_SECONDS * random.uniform(0.6, 1.2)  # those who came at once are not sent away at once
         self._patience = asyncio.timeout(None)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.number = given if re.fullmatch(r"[A-Za-z0-9_.:/+=-]{1,128}", given) else uuid.uuid4().hex
+        self.counted = scope["path"].startswith(COUNTED)
+        self._max_bytes = self._limits.max_bytes if self.counted else MAX_OTHER_BYTES
+        if self.counted and headers.get("content-type", "").lower().startswith(WRAPPING):
+            self._max_bytes = 4 * self._max_bytes // 3 + MAX_OTHER_BYTES
         # The server has checked that these are digits, and not too many.
         self._size = int(headers.get("content-length", "0"))
         self._unread = "transfer-encoding" in headers or self._size > 0
@@ -225,7 +206,7 @@ class _Exchange:
         too_long = RequestError("too_many_bytes", f"The body is too large; the limit is {self._max_bytes} bytes.")
         if self._size > self._max_bytes:
             raise too_long
-        deadline = self._began + min(self._timeout, self._grace + self.came / LEAST_RATE)
+        deadline = self._began + min(self._limits.timeout, self._grace + self.came / LEAST_RATE)
         self._patience = asyncio.timeout_at(deadline)
         try:
             if asyncio.get_running_loop().time() > deadline:
@@ -233,7 +214,9 @@ class _Exchange:
             async with self._patience:
                 message = await self._next()
         except TimeoutError:
-            sentence = f"The body did not come in within {self._timeout:g} seconds, or too slowly; send it again."
+            sentence = (
+                f"The body did not come in within {self._limits.timeout:g} seconds, or too slowly; send it again."
+            )
             raise RequestError("too_slow", sentence) from None
         if message["type"] == "http.disconnect":
             raise RequestError("client_gone", "The client closed the connection.")
@@ -243,7 +226,7 @@ class _Exchange:
         self._bodies[self] = self.came
         if not self._unread:
             del self._bodies[self]
-        elif sum(self._bodies.values()) > self._together:
+        elif sum(self._bodies.values()) > self._limits.max_queue * self._limits.max_bytes:
             next(iter(self._bodies)).give_up()
         return message
 

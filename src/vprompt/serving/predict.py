@@ -13,7 +13,7 @@ from vprompt.data.images import refusal, try_decode
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.model.classifier import Classifier
-from vprompt.utils.errors import DataError, VPromptError
+from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
 
@@ -47,43 +47,6 @@ class Failure:
     error: str
 
 
-def predict(
-    model: Classifier,
-    paths: Sequence[str | Path],
-    *,
-    top: int = 3,
-    batch_size: int = 32,
-    skip_bad: bool = False,
-    report: Report = silent,
-) -> tuple[list[Prediction], list[str]]:
-    """Classifies image files, and all images in folders; `predict_each` gives the same batch by batch.
-
-    Args:
-        model: Prompted, folded, or exported.
-        paths: Files and folders.
-        top: How many classes to name, at least 1.
-        batch_size: Images per forward pass.
-        skip_bad: Go on without images that cannot be read.
-        report: Told of every batch.
-
-    Returns:
-        The predictions in order, and one sentence for every skipped image.
-
-    Raises:
-        DataError: If a path does not exist or an image cannot be read.
-    """
-    predictions: list[Prediction] = []
-    skipped: list[str] = []
-    for batch in predict_each(model, paths, top=top, batch_size=batch_size, report=report):
-        predictions += [found for found in batch if isinstance(found, Prediction)]
-        skipped += [found.error for found in batch if isinstance(found, Failure)]
-        if skipped and not skip_bad:
-            raise DataError(skipped[0])
-    if skipped and not predictions:
-        raise DataError(f"None of the {len(skipped)} images could be read; the first: {skipped[0]}")
-    return predictions, skipped
-
-
 def predict_each(
     model: Classifier,
     paths: Sequence[str | Path],
@@ -95,7 +58,7 @@ def predict_each(
     """Classifies image files, and all images in folders; yields every batch as soon as it is done.
 
     Args:
-        model: As for `predict`, as all below.
+        model: Prompted, folded, or exported.
         paths: Files and folders.
         top: How many classes to name, at least 1.
         batch_size: Images per forward pass.

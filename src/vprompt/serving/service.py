@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -20,9 +17,9 @@ from vprompt.data.images import MAX_PIXELS
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank, Entry
 from vprompt.serving.bank.banks import Banks
-from vprompt.serving.batcher import Batcher, ClosedError, FullError, LateError, RefusedError
-from vprompt.serving.decoding import LANES, Decoders, Images, MoreWorkError
-from vprompt.serving.errors import RequestError
+from vprompt.serving.batcher import Batcher
+from vprompt.serving.decoding import LANES, Images, decode
+from vprompt.serving.errors import RequestError, problem_of
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
 from vprompt.serving.predict import most_probable
@@ -30,8 +27,6 @@ from vprompt.utils.errors import UnknownAdapterError, VPromptError
 from vprompt.utils.text import printable
 
 R = TypeVar("R")
-
-_LOG = logging.getLogger("vprompt.serving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +78,10 @@ class Service:
         self.metrics = Metrics()
         self.stopping = False
         self._places = Counter[str]()
-        self.decoders = Decoders(limits.max_pixels)
         # Large images wait for few others: they must not take all places.
         self._lanes = [
-            Batcher[tuple[bytes, Sequence[Preprocessing]], Images](
-                lambda jobs, lane=lane: [self.decoders.decode(lane, *job) for job in jobs],
+            Batcher[tuple[bytes, Sequence[Preprocessing]], Images | int](
+                lambda jobs, lane=lane: [decode(lane, *job, limits.max_pixels) for job in jobs],
                 max_queue=max(1, limits.max_queue // 4) if lane else 2 * limits.max_queue,
                 threads=1 if lane else min(4, os.cpu_count() or 1),
             )
@@ -117,7 +111,7 @@ class Service:
         most, taken = self.limits.max_queue, self._places.total() + asks
         share = max(1, most // len({*self._places, client}))
         if taken > 2 * most or (taken > most and self._places[client] + asks > share):
-            raise self._problem(FullError())
+            raise RequestError("busy", f"{most} requests are under way, which is the limit; ask again in a moment.")
 
     @contextlib.contextmanager
     def place(self, client: str, asks: int) -> Generator[None]:
@@ -155,7 +149,7 @@ class Service:
             try:
                 entries.append(self.bank[name])
             except UnknownAdapterError as error:
-                answers[name] = self._problem(error)
+                answers[name] = problem_of(error)
         if entries:
             preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
             images = await self._decoded(image, preprocessings, deadline, client)
@@ -163,7 +157,7 @@ class Service:
             for entry in entries:
                 pixels = images[entry.preprocessing]
                 if isinstance(pixels, Exception):
-                    answers[entry.name] = self._problem(pixels)
+                    answers[entry.name] = problem_of(pixels)
                 else:
                     asks.append(_Ask(pixels, entry, top))
             results = await self._results(self._asking, asks, deadline, client)
@@ -177,41 +171,19 @@ class Service:
         work = 0
         for most, lane in zip(LANES, self._lanes, strict=True):
             if work <= most:
-                try:
-                    [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
-                except MoreWorkError as more:
-                    work = more.args[0]
-                    continue
+                [images] = await self._results(lane, [(image, preprocessings)], deadline, client)
                 if isinstance(images, RequestError):
                     raise images
-                return images
+                if not isinstance(images, int):
+                    return images
+                work = images
         raise AssertionError  # the last lane takes any work
-
-    async def add(self, name: str, folder: Path) -> Entry:
-        """Adds an adapter from a folder on this machine.
-
-        Raises:
-            RequestError: If it cannot be.
-        """
-        try:
-            check_name(name)
-        except VPromptError as error:
-            raise RequestError("invalid", str(error)) from error
-        try:
-            return await asyncio.to_thread(self.bank.add, name, folder)
-        except VPromptError as error:
-            raise RequestError("refused", str(error)) from error
-
-    def exposition(self) -> str:
-        """The metrics as text."""
-        return self.metrics.text({entry.name: entry.nbytes for entry in self.bank.entries})
 
     def close(self, timeout: float) -> bool:
         """Answers what waits and stops the threads; False where they did not come to an end in `timeout` seconds."""
         self.stopping = True
         until = time.monotonic() + timeout
         ended = [batcher.close(max(0.0, until - time.monotonic())) for batcher in (*self._lanes, self._asking)]
-        self.decoders.close()
         return all(ended)
 
     def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
@@ -222,7 +194,7 @@ class Service:
     def _answer(self, ask: _Ask, logits_C: Tensor | Exception) -> Answer | RequestError:
         entry, name = ask.entry, printable(ask.entry.name)
         if isinstance(logits_C, Exception):
-            return self._problem(logits_C)
+            return problem_of(logits_C)
         # Another adapter under the same name has other classes.
         if self.bank.get(entry.name) != entry:
             return RequestError("busy", f"The adapter {name!r} was exchanged meanwhile; ask again.")
@@ -238,57 +210,35 @@ class Service:
         self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float, client: str
     ) -> list[R | RequestError]:
         """The result of each item, or why it has none; the items of a caller that is cancelled are taken back."""
-        try:
-            submitted = batcher.submit(items, deadline=deadline, client=client)
-        except RefusedError as error:
-            raise self._problem(error) from None
-        futures = [asyncio.wrap_future(future) for future in submitted]
+        futures = [asyncio.wrap_future(future) for future in batcher.submit(items, deadline=deadline, client=client)]
         try:
             if futures:
                 await asyncio.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
-            return [self._result(future) for future in submitted]
+            return [self._result(future) for future in futures]
         finally:
             for future in futures:
                 # Also one that is done: nobody else asks for its exception.
                 if not future.cancel() and not future.cancelled():
                     future.exception()
 
-    def _result(self, future: Future[R]) -> R | RequestError:
-        error = future.exception() if future.done() else LateError()
-        return future.result() if error is None else self._problem(error)
-
-    def _problem(self, error: BaseException) -> RequestError:
-        """Message to a client about an error in a batcher or a computation."""
-        limits = self.limits
-        match error:
-            case RequestError():
-                return error
-            case MoreWorkError():
-                raise error
-            case UnknownAdapterError():
-                return RequestError("unknown_adapter", str(error))
-            case FullError():
-                most = f"{limits.max_queue} requests are under way, or a quarter as many with large images"
-                return RequestError("busy", f"{most}, which is the limit; ask again in a moment.")
-            case LateError():
-                return RequestError("timeout", f"There was no answer in {limits.timeout:g} seconds; ask again later.")
-            case ClosedError():
-                return RequestError("stopping", "The service has stopped; ask another one, or later.")
-            case _:
-                _LOG.error("A prediction failed.", exc_info=error)
-                return RequestError("failed", "The prediction failed; the service's log says why.")
+    def _result(self, future: asyncio.Future[R]) -> R | RequestError:
+        if not future.done():
+            return RequestError("timeout", f"There was no answer in {self.limits.timeout:g} seconds; ask again later.")
+        error = future.exception()
+        return future.result() if error is None else problem_of(error)
 
 
 def check_name(name: str) -> str:
     """The name, if an address can hold it as it is.
 
     Raises:
-        VPromptError: If not.
+        RequestError: If not.
     """
     plain = all(c.isalnum() or c in "._-" for c in name)
     if not name or not plain or name.startswith(".") or len(name) > 100:
-        raise VPromptError(
+        raise RequestError(
+            "invalid",
             f"An adapter cannot be served as {printable(name[:100])!r}: take up to 100 letters, digits, '.', '_' and "
-            "'-', no '.' first (name=FOLDER on the command line)."
+            "'-', no '.' first (name=FOLDER on the command line).",
         )
     return name

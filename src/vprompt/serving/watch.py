@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import Self
 
 from vprompt.model.tensors import CONFIG_FILE
 from vprompt.serving.bank.banks import Banks
@@ -24,6 +25,8 @@ State = tuple[tuple[str, int, int, int], ...]
 
 class Watch:
     """Keeps banks like a folder of adapters; one that is bad is logged, and the one before it stays.
+
+    Inside its `with` block a thread looks again and again.
 
     Args:
         banks: Adapters in it under other names, or that are not from the folder, are left alone.
@@ -48,12 +51,11 @@ class Watch:
             ) from error
         self.look()
 
-    def start(self) -> None:
-        """Looks again and again, in a thread."""
+    def __enter__(self) -> Self:
         threading.Thread(target=self._run, daemon=True).start()
+        return self
 
-    def stop(self) -> None:
-        """Looks no more."""
+    def __exit__(self, *_: object) -> None:
         self._over.set()
 
     def look(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import UnionType
 from typing import Any, cast
 
@@ -74,12 +74,11 @@ def iterate(
     dataset = dataset_in(dataset)
     if isinstance(dataset, ImageDataset):
         for index in batches:
-            if training is None:
-                pixels = dataset.pixels(index)
-            else:
-                pixels = dataset.training_pixels(index, seed=training.seed, epoch=training.epoch)
-            pixels = pixels.to(device, non_blocking=True)
-            yield dataset.preprocessing.normalise(pixels), dataset.labels[index].to(device)
+            pixels = dataset.training_pixels(index, **asdict(training)) if training else dataset.pixels(index)
+            yield (
+                dataset.preprocessing.normalise(pixels.to(device, non_blocking=True)),
+                dataset.labels[index].to(device),
+            )
         return
     warned = training is not None and training.epoch > 0
     for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):

@@ -174,13 +174,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 _ESCAPES = {
     **{c: f"\\{c}" for c in string.punctuation if c not in "-,/';?%"},
-    "<": "&lt;",
-    ">": "&gt;",
-    "&": "&amp;",
-    '"': "&quot;",
-    "@": "&#64;",
-    ":": "&#58;",
-    ".": "&#46;",
+    **{c: f"&#{ord(c)};" for c in '<>&"@:.'},
 }
 """Everything that could be markup in a line of Markdown, links that GitHub makes of plain text included."""
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from vprompt.data.benchmarks.lists import (
     FILES,
-    UNION,
     Layout,
     Problem,
     clean,
@@ -26,7 +25,6 @@ from vprompt.data.benchmarks.tasks import SUITE_TITLES, BenchmarkTask
 from vprompt.data.pipeline import Progress, check_files
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.split import content_of
-from vprompt.data.threads import in_threads
 from vprompt.utils.text import listed, printable
 
 # Small, so that JPEG files are read whole but not decoded at full size.
@@ -74,23 +72,22 @@ def check(
     Args:
         folder: Has the lists.
         task: The benchmark's task that it should be; None for a task of the user's own, which is compared with nothing.
-        hashes: Compare the bytes of all images with each other, and with a `manifest.json` (an object from relative
-            paths to SHA-256 in hexadecimal) if there is one.
+        hashes: Compare the bytes of all files with a `manifest.json` (an object from relative paths to SHA-256 in
+            hexadecimal) if there is one.
         progress: Called with (done, total) while images are decoded.
 
     Raises:
         DataError: `task` is None and the folder has no lists.
     """
     layout = read_layout(Path(folder), task)
-    lists = (*layout.splits.values(), layout.union or ())
-    paths = list(dict.fromkeys(path for pairs in lists for path, _ in pairs))
+    paths = list(dict.fromkeys(path for pairs in layout.splits.values() for path, _ in pairs))
     problems = [*check_lists(layout, task), *_check_images(layout.folder, paths, task, progress)]
-    return [*problems, *check_hashes(layout, paths)] if hashes else problems
+    return [*problems, *_check_hashes(layout.folder)] if hashes else problems
 
 
 def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
     """Problems that the lists alone tell, without a look at any image."""
-    problems = [*layout.problems, *_twice(layout), *_leaks(layout), *_union(layout)]
+    problems = [*layout.problems, *_twice(layout), *_leaks(layout)]
     if task is not None:
         problems += _compared(layout, task)
     return problems + _untrained(layout, task)
@@ -126,37 +123,13 @@ def _twice(layout: Layout) -> list[Problem]:
 def _leaks(layout: Layout) -> list[Problem]:
     """Images in two splits: what is learned from or chosen by must not be tested on."""
     problems: list[Problem] = []
-    names = {**FILES[layout.kind], "union": UNION}
+    names = FILES[layout.kind]
     paths = {split: {path for path, _ in pairs} for split, pairs in layout.splits.items()}
-    known = paths.get("train", set()) | paths.get("val", set())
-    paths["union"] = {path for path, _ in layout.union or ()} - known
-    for first, second in (("train", "test"), ("val", "test"), ("train", "val"), ("union", "test")):
+    for first, second in (("train", "test"), ("val", "test"), ("train", "val")):
         for path in sorted(paths.get(first, set()) & paths.get(second, set())):
             wrong = f"{printable(path)} is both in {names[first]} and in {names[second]}"
             problems.append(fatal(names[second], wrong, "take it off one of them"))
     return problems
-
-
-def _union(layout: Layout) -> list[Problem]:
-    if layout.union is None or not {"train", "val"} <= set(layout.splits):
-        return []
-    parts = {*layout.splits["train"], *layout.splits["val"]}
-    union = set(layout.union)
-    if union == parts:
-        return []
-    if not {path for path, _ in union} & {path for path, _ in parts}:
-        # A common copy keeps the images once more in a folder of their own: then only the classes can be compared.
-        labels = [Counter(label for _, label in pairs) for pairs in (layout.union, parts)]
-        if labels[0] == labels[1]:
-            return []
-    more, less = len(union - parts), len(parts - union)
-    return [
-        differs(
-            UNION,
-            f"{UNION} is not {FILES['vtab']['train']} and {FILES['vtab']['val']} together: {more} of its lines are in "
-            f"neither, and {less} of theirs are not in it",
-        )
-    ]
 
 
 def _compared(layout: Layout, task: BenchmarkTask) -> list[Problem]:
@@ -194,57 +167,22 @@ MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def check_hashes(layout: Layout, paths: Sequence[str]) -> list[Problem]:
-    """Compares the bytes of the files at `paths` with each other and with the manifest, if there is one."""
-    expected, problems = _manifest(layout.folder)
-    wanted = list(dict.fromkeys([*paths, *expected]))
-    hashes = dict(zip(wanted, in_threads(lambda path: content_of(layout.folder / path) or None, wanted), strict=True))
-    for path, expected_hash in expected.items():
-        if hashes[path] is None:
-            wrong = f"{printable(path)} stands in {MANIFEST} but cannot be read"
-            problems.append(fatal(path, wrong, "get it anew"))
-        elif hashes[path] != expected_hash:
-            wrong = f"{printable(path)} is not the file that {MANIFEST} has the hash of"
-            problems.append(fatal(path, wrong, "get it anew, or correct the manifest"))
-    return problems + _same_bytes(layout, hashes)
-
-
-def _same_bytes(layout: Layout, hashes: dict[str, str | None]) -> list[Problem]:
-    test = {hashed: path for path, _ in layout.splits.get("test", ()) if (hashed := hashes.get(path)) is not None}
-    problems: list[Problem] = []
-    for split in ("train", "val"):
-        for path in dict.fromkeys(path for path, _ in layout.splits.get(split, ())):
-            other = test.get(hashes.get(path) or "")
-            if other is not None and other != path:
-                name = FILES[layout.kind][split]
-                sentence = (
-                    f"The images {printable(path)} ({name}) and {printable(other)} (test) are the same, byte for byte"
-                )
-                problems.append(differs(path, sentence))
-    return problems
-
-
-def _manifest(folder: Path) -> tuple[dict[str, str], list[Problem]]:
-    file = folder / MANIFEST
-    if not file.exists():
-        return {}, []
+def _check_hashes(folder: Path) -> list[Problem]:
+    """Compares the bytes of files with the manifest, if there is one."""
     hint = "write an object from relative paths to SHA-256 in hexadecimal"
     try:
-        document: Any = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}, [fatal(MANIFEST, f"{MANIFEST} cannot be read as JSON", hint)]
-    if not isinstance(document, dict):
-        return {}, [fatal(MANIFEST, f"{MANIFEST} is no object", hint)]
-    expected: dict[str, str] = {}
+        document = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        return [fatal(MANIFEST, f"{MANIFEST} cannot be read ({printable(str(error))})", hint)]
     problems: list[Problem] = []
-    for key, value in document.items():
-        path, reason = clean(folder, str(key))
-        hashed = value.strip().lower().removeprefix("sha256:") if isinstance(value, str) else ""
-        if path is None:
-            wrong = f"{MANIFEST} names {printable(str(key))!r}, which {reason}"
+    for path, value in document.items():
+        name, hashed = printable(path), value.strip().lower().removeprefix("sha256:")
+        if clean(folder, path)[0] is None or not _SHA256.fullmatch(hashed):
+            wrong = f"{MANIFEST} gives {name!r} what is no SHA-256 of a file in the folder"
             problems.append(fatal(MANIFEST, wrong, hint))
-        elif not _SHA256.fullmatch(hashed):
-            problems.append(fatal(MANIFEST, f"{MANIFEST} gives {printable(path)} something that is no SHA-256", hint))
-        else:
-            expected[path] = hashed
-    return expected, problems
+        elif (found := content_of(folder / path)) != hashed:
+            why = f"is not the file that {MANIFEST} has the hash of" if found else f"of {MANIFEST} cannot be read"
+            problems.append(fatal(path, f"{name} {why}", "get it anew, or correct the manifest"))
+    return problems

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from vprompt.data.benchmarks.tasks import BenchmarkTask, Suite, fold
+from vprompt.data.scan import visible_entries
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -22,7 +23,7 @@ FILES: dict[Suite, dict[str, str]] = {
 """The list of each split."""
 
 UNION = "train800val200.txt"
-"""The list of train and val together that VTAB-1k has besides."""
+"""The list of train and val together that VTAB-1k has besides; nothing is read from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,6 @@ class Layout:
         kind: The layout.
         splits: For each split whose list is there its images as (path relative to the folder, label).
         where: For each split where these stand: file and line.
-        union: The images of `UNION`, if it is there.
         classes: The class with label `i` is `classes[i]`; all are different and printable.
         problems: Findings in the lists themselves.
     """
@@ -68,7 +68,6 @@ class Layout:
     kind: Suite
     splits: Mapping[str, Sequence[tuple[str, int]]]
     where: Mapping[str, Sequence[str]]
-    union: Sequence[tuple[str, int]] | None
     classes: tuple[str, ...]
     problems: tuple[Problem, ...]
 
@@ -117,14 +116,13 @@ def read_layout(folder: Path, task: BenchmarkTask | None) -> Layout:
         )
     problems: list[Problem] = []
     lists: dict[str, list[Entry]] = {}
-    for split, name in (FILES[kind] | ({"union": UNION} if kind == "vtab" else {})).items():
-        there, wanted = os.path.lexists(folder / name), split in FILES[kind]
-        if there:
+    for split, name in FILES[kind].items():
+        if os.path.lexists(folder / name):
             lists[split], wrong = parse_list(folder / name, kind)
             problems += wrong
-            if wanted and not lists[split] and not wrong:
+            if not lists[split] and not wrong:
                 problems.append(fatal(name, f"{name} lists no image", remedy(task)))
-        elif wanted:
+        else:
             problems.append(fatal(name, f"{name} is missing", remedy(task)))
     if kind == "fgvc":
         lists = _beside(folder, lists)
@@ -140,13 +138,11 @@ def read_layout(folder: Path, task: BenchmarkTask | None) -> Layout:
         ids, label_of, wrong = _numbered(entries, task, names)
     problems += wrong
     known = {split: [entry for entry in listed if entry.label in label_of] for split, listed in lists.items()}
-    pairs = {split: [(entry.path, label_of[entry.label]) for entry in listed] for split, listed in known.items()}
     return Layout(
         folder=folder,
         kind=kind,
-        union=pairs.pop("union", None),
-        splits=pairs,
-        where={split: [entry.where for entry in known[split]] for split in pairs},
+        splits={split: [(entry.path, label_of[entry.label]) for entry in listed] for split, listed in known.items()},
+        where={split: [entry.where for entry in listed] for split, listed in known.items()},
         classes=class_names(ids, names),
         problems=tuple(problems),
     )
@@ -169,11 +165,8 @@ def _numbered(
         if 0 <= label < limit:
             label_of[entry.label] = label
         else:
-            known = f"the {limit} classes are 0 to {limit - 1}" if names else f"it must be 0 to {limit - 1}"
-            wrong = f"{entry.where} gives {printable(entry.path)} the class {label}, but {known}"
-            problems.append(
-                fatal(entry.where, wrong, "correct the line, or classes.txt" if names else "correct the line")
-            )
+            wrong = f"{entry.where} gives {printable(entry.path)} the class {label}, but they are 0 to {limit - 1}"
+            problems.append(fatal(entry.where, wrong, "correct the line" + ", or classes.txt" * bool(names)))
     used = max(label_of.values(), default=-1) + 1
     count = used if names is None else max(used, len(names))
     count = task.classes if task is not None and used <= task.classes else count
@@ -191,10 +184,8 @@ def _by_number(name: str) -> tuple[int, int, str]:
 
 def _beside(folder: Path, lists: Mapping[str, list[Entry]]) -> dict[str, list[Entry]]:
     """The entries with paths relative to the folder: some data sets list them relative to its folder of images."""
-    try:
-        inner = sorted(entry.name for entry in os.scandir(folder) if fold(entry.name) in ("images", "image", "imgs"))
-    except OSError:
-        inner = []
+    folders = visible_entries(folder)[0] if folder.is_dir() else []
+    inner = [path.name for path in folders if fold(path.name) in ("images", "image", "imgs")]
     sample = [entry.path for entries in lists.values() for entry in entries[:: max(1, len(entries) // 16)]]
     # The first of equals: the folder itself.
     base = max(["", *inner], key=lambda name: sum(os.path.exists(folder / name / path) for path in sample))
@@ -233,7 +224,7 @@ def parse_list(file: Path, kind: Suite) -> tuple[list[Entry], list[Problem]]:
     entries: list[Entry] = []
     problems: list[Problem] = []
     try:
-        rows: list[Any] = list(_lines(file) if kind == "vtab" else _pairs(file))
+        rows: list[Any] = _lines(file) if kind == "vtab" else _pairs(file)
     except _WrongError as error:
         return [], [fatal(*error.args)]
     for row in rows:
@@ -270,22 +261,24 @@ def _line(file: Path, number: int, line: str) -> tuple[str, str, str]:
 def _pairs(file: Path) -> list[tuple[str, Any]]:
     """The pairs of an object, which keep keys that stand there twice."""
     try:
-        pairs: Any = json.loads(_bytes(file), object_pairs_hook=_Pairs)
+        pairs: Any = json.loads(_bytes(file), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())
         wrong = f"{file.name} is not valid JSON ({printable(detail)})"
         raise _WrongError(file.name, wrong, "write an object from image paths to class ids, or get it anew") from error
-    if not isinstance(pairs, _Pairs):
+    if not isinstance(pairs, tuple):
         kind = "a list" if isinstance(pairs, list) else "a single value"
         raise _WrongError(file.name, f"{file.name} holds {kind}, not an object", 'write {"PATH": CLASS, ...}')
-    return pairs.items
+    return list(pairs)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
 def _pair(file: Path, key: str, value: Any) -> tuple[str, str, str]:
     """Place, path and label of a pair."""
     if isinstance(value, int | str) and not isinstance(value, bool) and str(value).strip():
         return file.name, key, str(value).strip()
-    wrong = f"{file.name} gives {printable(key)} the class {_shown(value)}, which is neither a number nor a name"
+    wrong = (
+        f"{file.name} gives {printable(key)} the class {json.dumps(value)[:40]}, which is neither a number nor a name"
+    )
     raise _WrongError(file.name, wrong, "write a whole number or a string")
 
 
@@ -306,17 +299,6 @@ def clean(folder: Path, path: str) -> tuple[str | None, str]:
     if ".." in pure.parts:
         return None, "leaves the folder"
     return (str(pure), "") if pure.parts else (None, "is no path")
-
-
-class _Pairs(NamedTuple):
-    items: list[tuple[str, Any]]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, _Pairs):
-        return "{...}"
-    text = json.dumps(value, default=lambda _: "...")
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _bytes(file: Path) -> bytes:

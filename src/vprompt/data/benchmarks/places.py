@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vprompt.data.benchmarks.lists import recognise
 from vprompt.data.benchmarks.tasks import BenchmarkTask, Suite, find_task, fold, suite_of
+from vprompt.data.scan import visible_entries
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -95,11 +96,4 @@ def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if os.path.isdir(entry.path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        problem = (error.strerror or str(error)).lower()
-        raise DataError(f"The folder {printable(str(folder))} cannot be read: {problem}.") from error
+    return visible_entries(folder)[0] if folder.is_dir() else []

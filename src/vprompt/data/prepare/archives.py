@@ -16,10 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vprompt.utils.errors import DataError
-from vprompt.utils.progress import Report, silent
 from vprompt.utils.text import printable
-
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 ZIPS = (".zip", ".npz")
 """NumPy's collections of arrays are zip archives."""
@@ -44,11 +41,6 @@ class Piece:
     def text(self) -> str:
         """Its names, for a table."""
         return " or ".join(self.names)
-
-    def wanted(self) -> str:
-        """Its names, for a message that it is missing."""
-        archive = self.marker and any(name.endswith(ARCHIVES) for name in self.names)
-        return f"{self.text()}{' (or an unpacked copy)' if archive else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +88,17 @@ class Folder:
     def named(self, piece: Piece) -> Path | None:
         """The file with the first of a piece's names that is there, the outermost one if there are several."""
         paths = next((self._where[name] for name in piece.names if name in self._where), [])
-        return min(paths, key=lambda path: (len(path.parts), path), default=None)
+        return min(paths, key=_outermost, default=None)
 
     def having(self, marker: str) -> Path | None:
         """The outermost folder that has a file at the relative path `marker`; None for an empty one."""
-        parts = PurePosixPath(marker).parts
-        roots = [
-            path.parents[len(parts) - 1]
-            for path in self._where.get(PurePosixPath(marker).name, [])
-            if path.relative_to(self.root).parts[-len(parts) :] == parts
-        ]
-        return min(roots, key=lambda path: (len(path.parts), path), default=None)
+        place = PurePosixPath(marker)
+        files = [path for path in self._where.get(place.name, []) if path.relative_to(self.root).match(marker)]
+        return min((path.parents[len(place.parts) - 1] for path in files), key=_outermost, default=None)
+
+
+def _outermost(path: Path) -> tuple[int, Path]:
+    return len(path.parts), path
 
 
 def find(source: Path, pieces: Mapping[str, Piece]) -> dict[str, Path]:
@@ -117,16 +109,16 @@ def find(source: Path, pieces: Mapping[str, Piece]) -> dict[str, Path]:
     """
     folder = Folder(source)
     paths = {key: folder.named(piece) or folder.having(piece.marker) for key, piece in pieces.items()}
-    missing = [piece.wanted() for key, piece in pieces.items() if paths[key] is None]
+    missing = [piece.text() for key, piece in pieces.items() if paths[key] is None]
     if missing:
         raise DataError(
-            f"{printable(str(source))} does not have {', '.join(missing)}; put what is missing there "
-            "(`vprompt prepare --list` says where to get it)."
+            f"{printable(str(source))} does not have {', '.join(missing)}; put what is missing there, packed or "
+            "unpacked (`vprompt prepare --list` says where to get it)."
         )
     return {key: path for key, path in paths.items() if path is not None}
 
 
-def verify(piece: Piece, path: Path, report: Report, *, accept_changed: bool) -> dict[str, Any]:
+def verify(piece: Piece, path: Path, *, accept_changed: bool) -> dict[str, Any]:
     """Compares a piece with its known hash.
 
     Returns:
@@ -139,7 +131,8 @@ def verify(piece: Piece, path: Path, report: Report, *, accept_changed: bool) ->
         return {"name": piece.text(), "unpacked": printable(path.name)}
     expected = piece.names[path.name]
     algorithm = "md5" if expected is not None and len(expected) == 32 else "sha256"
-    actual = digest(path, algorithm, report)
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     if expected is not None and actual != expected and not accept_changed:
         raise DataError(
             f"{printable(str(path))} is not the known file: its {algorithm} should be {expected} and is {actual}; "
@@ -147,18 +140,6 @@ def verify(piece: Piece, path: Path, report: Report, *, accept_changed: bool) ->
         )
     known = "no known hash" if expected is None else "as known" if actual == expected else f"changed from {expected}"
     return {"name": path.name, algorithm: actual, "hash": known}
-
-
-def digest(path: Path, algorithm: str, report: Report = silent) -> str:
-    """The hash of a file in hex digits."""
-    hashed = hashlib.new(algorithm, usedforsecurity=False)
-    size, done = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hashed.update(block)
-            done += len(block)
-            report(done, max(size, done))
-    return hashed.hexdigest()
 
 
 def open_piece(piece: Piece, path: Path, work: Path) -> Path:
@@ -171,7 +152,12 @@ def open_piece(piece: Piece, path: Path, work: Path) -> Path:
     if path.is_dir():
         return path
     if not piece.marker:
-        return _without_gzip(path, work) if path.suffix == ".gz" else path
+        if path.suffix != ".gz":
+            return path
+        # Under the same name, so that errors name the user's file.
+        with reading(printable(str(path))), gzip.open(path) as packed, (work / path.name).open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        return work / path.name
     unpack(path, work)
     if (inner := Folder(work).named(piece)) is not None:
         # Some collections are an archive of archives.
@@ -187,30 +173,23 @@ def unpack(path: Path, target: Path) -> None:
 
     Raises:
         DataError: It is damaged, or holds a path that leaves its folder; nothing is written outside `target`.
-        OSError: It holds more than there is room for, by the sizes that it states.
     """
-    room = shutil.disk_usage(target).free
 
-    def admit(name: str, size: int) -> None:
-        nonlocal room
+    def check(name: str) -> None:
         if leaves(name):
-            raise DataError(
-                f"{printable(str(path))} holds a path that leaves its folder ({printable(name)}); it is not the "
-                "original."
-            )
-        room = _less(room, size)
+            raise ValueError(f"{name} leaves its folder")
 
     def regular(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        admit(member.name, member.size)
+        check(member.name)
         # Links could stand for files outside; the original archives need none.
         return tarfile.data_filter(member, folder) if member.isreg() else None
 
     with reading(printable(str(path))):
         if path.suffix.lower() in ZIPS:
             with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    admit(info.filename, info.file_size)
-                    archive.extract(info, target)
+                for name in archive.namelist():
+                    check(name)
+                archive.extractall(target)
         else:
             with tarfile.open(path) as archive:
                 archive.extractall(target, filter=regular)
@@ -242,19 +221,3 @@ def reading(title: str) -> Generator[None]:
         raise DataError(
             f"{title} is damaged, not whole or not in its documented format ({printable(detail)}); fetch it again."
         ) from error
-
-
-def _without_gzip(path: Path, work: Path) -> Path:
-    """The content of a single file in gzip, under the same name, so that errors name the user's file."""
-    room = shutil.disk_usage(work).free
-    with reading(printable(str(path))), gzip.open(path) as packed, (work / path.name).open("wb") as file:
-        while block := packed.read(1 << 20):
-            room = _less(room, len(block))
-            file.write(block)
-    return work / path.name
-
-
-def _less(room: int, size: int) -> int:
-    if size > room:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return room - size

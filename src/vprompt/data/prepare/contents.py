@@ -6,15 +6,13 @@ import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vprompt.data.benchmarks.lists import FILES, read_layout
-from vprompt.data.benchmarks.tasks import BenchmarkTask
 from vprompt.data.prepare.archives import leaves, reading
 from vprompt.data.split import place
 from vprompt.utils.errors import DataError
@@ -212,58 +210,3 @@ def vtab_1k(contents: Contents, *, train: int = 800, val: int = 200) -> Contents
 
 def _place(item: Item) -> bytes:
     return place(SPLIT_SEED, item.name)
-
-
-def listed(contents: Contents, folder: Path, task: BenchmarkTask) -> Contents:
-    """The images that published lists name, in the parts that they give them.
-
-    Labels stay those of the original: the lists may number the classes in another way, but must tell them apart alike.
-
-    Args:
-        contents: All images of the task.
-        folder: Has the list files.
-        task: The task.
-
-    Raises:
-        DataError: A list is missing or wrong, or names what the original does not have.
-    """
-    layout, files = read_layout(folder, task), FILES[task.suite]
-    if layout.kind != task.suite:
-        raise DataError(
-            f"{printable(str(folder))} has lists of another benchmark; those of {task.spec} are called "
-            f"{', '.join(files.values())}."
-        )
-    fatal = next((problem for problem in layout.problems if problem.severity == "fatal"), None)
-    if fatal is not None:
-        raise DataError(f"In {printable(str(folder))}: {fatal.sentence}")
-    originals = {item.name: item for item in contents.items}
-    by_file: dict[str, str | None] = {}
-    for name in originals:
-        # A bare file name will do where only one image has it.
-        bare = PurePosixPath(name).name
-        by_file[bare] = None if bare in by_file else name
-    items: dict[str, Item] = {}
-    labels: dict[int, int] = {}
-    for part in PARTS:
-        where = printable(str(folder / files[part]))
-        for name, label in layout.splits[part]:
-            # Lists that lie beside a folder of images are read with its name in front.
-            below = name.partition("/")[2]
-            item = originals.get(name) or originals.get(below) or originals.get(by_file.get(name) or "")
-            if item is None:
-                raise DataError(
-                    f"{where} names {printable(name)}, which the original does not have; lists of images that were "
-                    "renamed can only be used with those images."
-                )
-            if item.name in items:
-                raise DataError(f"The lists in {printable(str(folder))} name {printable(name)} twice; correct them.")
-            if labels.setdefault(label, item.label) != item.label:
-                raise DataError(
-                    f"{where} gives {printable(name)} a class that the original does not; the lists belong to "
-                    "something else."
-                )
-            items[item.name] = item._replace(part=part)
-    if len(set(labels.values())) != len(labels):
-        raise DataError(f"The lists in {printable(str(folder))} have two numbers for one class; correct them.")
-    given = ", ".join(files[part] for part in PARTS)
-    return replace(contents, items=list(items.values()), parts=f"the lists {given} that were given", drawn=False)

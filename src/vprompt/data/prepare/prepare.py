@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import importlib
 import os
 import shutil
@@ -12,15 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vprompt.data.benchmarks.lists import FILES, UNION
-from vprompt.data.images import UnusableImageError, opened, to_rgb
-from vprompt.data.prepare.archives import Originals, digest, find, open_piece, reading, verify
-from vprompt.data.prepare.contents import PARTS, SPLIT_SEED, Contents, listed, to_png, vtab_1k
+from vprompt.data.prepare.archives import Originals, find, open_piece, reading, verify
+from vprompt.data.prepare.contents import PARTS, SPLIT_SEED, Contents, vtab_1k
 from vprompt.data.prepare.registry import Recipe, recipe_of
+from vprompt.data.split import content_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.io import write_json, write_text
+from vprompt.utils.io import write_json, write_text, writing
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
@@ -58,9 +54,7 @@ def prepare(
     *,
     source: Path,
     root: Path,
-    lists: Path | None = None,
     accept_changed: bool = False,
-    overwrite: bool = False,
     show: bool = False,
 ) -> Prepared:
     """Writes a task of VTAB-1k or FGVC in its usual layout, from the original files.
@@ -71,31 +65,27 @@ def prepare(
         spec: Such as `vtab:cifar`.
         source: Folder with the original archives, or an unpacked copy; also the root of a torchvision data set.
         root: Folder that the task's own folder is written into; originals are unpacked there for a while.
-        lists: Folder with published lists that say which images to use for what.
         accept_changed: Go on where a hash or the number of images is not the known one; it is recorded.
-        overwrite: Replace a folder that was written by this function.
         show: Show progress on standard error.
 
     Raises:
-        DataError: The task is not known, a file is missing, damaged or changed, there are too few images, the folder
-            exists, or the disk is full.
+        DataError: The task is not known, a file is missing, damaged or changed, there are too few images, or the folder
+            exists.
+        StorageError: The disk is full, or cannot be written to.
     """
     recipe = recipe_of(spec)
-    files = FILES[recipe.task.suite]
     folder = root / (recipe.folder or recipe.task.name)
-    _restore(folder)
-    _refuse_existing(folder, overwrite=overwrite)
+    if os.path.lexists(folder):
+        raise DataError(f"{printable(str(folder))} exists; remove it, or give another --root.")
     paths = find(source, recipe.pieces)
-    with bar(f"checking {spec}", enabled=show) as report:
-        pieces = [verify(recipe.pieces[key], paths[key], report, accept_changed=accept_changed) for key in paths]
+    with bar(f"checking {spec}", enabled=show):
+        pieces = [verify(recipe.pieces[key], paths[key], accept_changed=accept_changed) for key in paths]
     with _part_of(folder) as part:
         with bar(f"reading {spec}", enabled=show):
             contents = _read(recipe, paths, part / _WORK)
             counted = len(contents.items)
             _check(recipe, contents, accept_changed=accept_changed)
-        if lists is not None:
-            contents = listed(contents, lists, recipe.task)
-        elif recipe.task.suite == "vtab":
+        if recipe.task.suite == "vtab":
             contents = vtab_1k(contents)
         drawn = {part: sum(item.part == part for item in contents.items) for part in PARTS}
         with bar(f"writing {spec}", enabled=show) as report:
@@ -108,7 +98,6 @@ def prepare(
             "original_images": counted,
             "images": drawn,
             "parts": contents.parts,
-            "lists": None if lists is None else {name: digest(lists / name, "sha256") for name in files.values()},
             "split_seed": SPLIT_SEED if contents.drawn else None,
             "note": note,
         }
@@ -151,49 +140,19 @@ def _check(recipe: Recipe, contents: Contents, *, accept_changed: bool) -> None:
         )
 
 
-def _refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    if not os.path.lexists(folder):
-        return
-    if not overwrite:
-        raise DataError(f"{printable(str(folder))} exists; give another --root, or --overwrite to replace it.")
-    if folder.is_symlink() or not (folder / "source.json").is_file():
-        raise DataError(
-            f"{printable(str(folder))} was not written by vprompt prepare; move it away, or give another --root."
-        )
-
-
 @contextmanager
 def _part_of(folder: Path) -> Generator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends well, and is removed when it does not."""
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    """A fresh folder that becomes `folder` when the block ends well, and is removed when it does not."""
+    part = folder.with_name(f".{folder.name}.part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        if part.exists():
-            shutil.rmtree(part)  # what a killed run has left
-        part.mkdir()
-        yield part
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    except OSError as error:
+        with writing(folder):
+            if part.exists():
+                shutil.rmtree(part)  # what a killed run has left
+            part.mkdir(parents=True)
+            yield part
+            part.rename(folder)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = printable(str(folder.parent))
-            raise DataError(
-                f"There is no room left for {folder.name} in {where}; free some, or give another --root."
-            ) from error
-        raise
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(folder: Path) -> None:
-    """Puts back what a run had moved aside that was killed just then."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.is_dir() and not os.path.lexists(folder):
-        old.rename(folder)
 
 
 def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report) -> None:
@@ -213,12 +172,12 @@ def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report)
     for done, name in enumerate(sorted(paths), start=1):
         data = contents.read(name)
         if vtab:
-            suffix, data = as_jpeg_or_png(data, name)
-            paths[name] += suffix
+            # As all of VTAB's images are called; the few of other formats are known by what is in them.
+            paths[name] += ".png" if data.startswith(b"\x89PNG") else ".jpg"
         path = folder / paths[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        hashes[paths[name]] = hashlib.sha256(data).hexdigest()
+        hashes[paths[name]] = content_of(data)
         report(done, len(paths))
     lists = {file: (part,) for part, file in FILES[recipe.task.suite].items()}
     for file, parts in (lists | {UNION: ("train", "val")} if vtab else lists).items():
@@ -227,28 +186,7 @@ def write_task(contents: Contents, folder: Path, recipe: Recipe, report: Report)
             write_text(folder / file, "".join(f"{paths[item.name]} {item.label}\n" for item in items))
         else:
             write_json(folder / file, {item.name: item.label for item in items})
-        hashes[file] = digest(folder / file, "sha256")
+        hashes[file] = content_of(folder / file)
     write_text(folder / "classes.txt", "".join(f"{printable(name)}\n" for name in contents.classes))
-    hashes["classes.txt"] = digest(folder / "classes.txt", "sha256")
+    hashes["classes.txt"] = content_of(folder / "classes.txt")
     write_json(folder / "manifest.json", dict(sorted(hashes.items(), key=lambda pair: os.fsencode(pair[0]))))
-
-
-_SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
-"""First bytes of the two formats whose files are written as they are."""
-
-
-def as_jpeg_or_png(data: bytes, name: str) -> tuple[str, bytes]:
-    """The ending and the bytes of an image: as they are for JPEG and PNG, and otherwise as PNG.
-
-    Raises:
-        DataError: It is no image.
-    """
-    for signature, suffix in _SIGNATURES.items():
-        if data.startswith(signature):
-            return suffix, data
-    try:
-        with opened(data) as image:
-            image.load()
-            return ".png", to_png(np.asarray(to_rgb(image)))
-    except UnusableImageError as error:
-        raise DataError(f"{printable(name)} in the original is not an image; fetch the original again.") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vprompt.data.benchmarks.check import check_lists
 from vprompt.data.benchmarks.lists import read_layout
-from vprompt.data.benchmarks.places import Place, locate, place_at
+from vprompt.data.benchmarks.places import Place, locate
 from vprompt.data.listing import Item, Listing
 from vprompt.data.sources.base import SOURCES
 from vprompt.utils.errors import DataError
@@ -22,16 +22,6 @@ class Benchmark:
         """See `DataSource`; the lists always have all splits."""
         place = locate(spec, root)
         return None if place is None else _listing(place)
-
-
-def lists_in(folder: Path) -> Listing | None:
-    """The images of a folder by the lists in it; None if it has none.
-
-    Raises:
-        DataError: The lists cannot be used.
-    """
-    place = place_at(folder)
-    return None if place is None else _listing(place)
 
 
 def _listing(place: Place) -> Listing:

@@ -1,4 +1,4 @@
-"""The task that comes with vprompt, so that everything runs on a fresh machine without a download."""
+"""Tasks that come with vprompt, so that everything runs on a fresh machine without a download: a file, and drawings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vprompt.data.images import render_arrays
 from vprompt.data.listing import Item, Listing
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import SOURCES
+from vprompt.data.synthetic.tasks import PREFIX, synthetic_listing
 from vprompt.utils.errors import DataError
 
 SOURCE = "bundled:fashion-mnist"
@@ -45,6 +46,16 @@ class Bundled:
         return bundled_listing()
 
 
+class Synthetic:
+    """Tasks that are specified by their factors: nothing to download, the same everywhere."""
+
+    name = "synthetic"
+
+    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+        """See `DataSource`; the tasks are those of `synthetic_names`."""
+        return synthetic_listing(spec) if spec.startswith(PREFIX) else None
+
+
 def bundled_listing() -> Listing:
     """The images of the bundled task, which are 28 x 28 pixels and grey."""
     splits = {name: _arrays(name) for name in ("train", "val", "test")}
@@ -74,3 +85,4 @@ def _arrays(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 SOURCES.register(Bundled())
+SOURCES.register(Synthetic())

@@ -154,8 +154,6 @@ class Bank:
         """
         if not name:
             raise VPromptError("An adapter in a bank needs a name.")
-        if not replace:
-            self.check_free(name)
         if isinstance(adapter, PromptedModel):
             self._check_backbone(name, adapter)
             added = self._prepare(name, adapter, None)

@@ -131,11 +131,10 @@ class Banks:
         """The backbone of an adapter; the file of weights may be for others."""
         try:
             return load(source, weights=self._weights).backbone
-        except VPromptError as error:
-            if self._weights is not None:
-                with contextlib.suppress(VPromptError):
-                    return load(source).backbone
-            raise error from None
+        except VPromptError:
+            with contextlib.suppress(VPromptError):
+                return load(source).backbone
+            raise
 
     def _remove(self, name: str, bank: Bank | None) -> None:
         if bank is None:
