@@ -62,14 +62,14 @@ class Onnx(Format):
         converted.metadata_props.update({**names, KEY: about})
         values = [value.const_value for value in converted.graph.initializers.values()]
         large = sum(value.nbytes for value in values if value is not None) > MOST_BYTES
-        onnx_ir.save(converted, path, external_data=self.companions(path)[0].name if large else None)
+        onnx_ir.save(converted, path, external_data=f"{path.name}.data" if large else None)
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads by ONNX Runtime, once all that the file says was looked at."""
         import onnxruntime
         import torch
 
-        _check(path, self.companions(path)[0])
+        _check(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
@@ -113,8 +113,8 @@ class Onnx(Format):
         return onnx_ir.from_proto(onnx.load(small)), f"onnxruntime {version('onnxruntime')}"
 
 
-def _check(path: Path, beside: Path) -> None:
-    """Refuses a model that is more than operators of ONNX on tensors, or has its weights elsewhere than `beside`."""
+def _check(path: Path) -> None:
+    """Refuses a model that is more than operators of ONNX on tensors, or has weights elsewhere than beside it."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -128,7 +128,7 @@ def _check(path: Path, beside: Path) -> None:
     for tensor in (*graph.initializer, *(attribute.t for attribute in attributes)):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = {entry.key: entry.value for entry in tensor.external_data}
-            if place["location"] != beside.name:
+            if place["location"] != f"{path.name}.data":
                 refuse(path, f"it reads {place['location'][:80]!a}")
         elif len(tensor.raw_data) > _SMALL:
             tensor.ClearField("raw_data")  # shapes come from small ones
