@@ -43,8 +43,6 @@ class Export:
     """Version of ONNX's operators, for older runtimes."""
     labels: bool = False
     """Write labels.txt and config.json (id2label) beside the file, for other tools."""
-    overwrite: bool = False
-    """Replace a file that is no export of vprompt's, too."""
     int8: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Make it an int8 model: images to calibrate with (openvino) and to compare on, a folder or as for `vprompt eval`.
     Where they have labels, the training split is used, and the accuracy before and after is that of the test split."""
@@ -84,7 +82,6 @@ class Export:
                 opset=self.opset,
                 include_preprocessing=self.include_preprocessing,
                 labels=self.labels,
-                overwrite=self.overwrite,
                 adapter=name,
                 report=report,
             )
@@ -105,54 +102,43 @@ class Export:
                 spec, model.preprocessing, model.class_names, root=self.root, split=split, split_seed=self.split_seed
             )
 
-        calibration = None
         try:
-            calibration = labelled(data, "train")[0]
+            calibration, spec = labelled(data, "train")[0], self.eval or data
         except DataError:
             if not Path(data).is_dir():
                 raise
-        spec = self.eval if calibration is None or self.eval is not None else data
+            calibration, spec = [data], self.eval
         if spec is None:
-            return Int8(calibration=calibration or [data])
+            return Int8(calibration=calibration)
         images, split, _ = labelled(spec, "auto")
         if split == "train":
             raise DataError(
                 f"{printable(spec)} has training images only, on which int8 is calibrated; give others: --eval DATA."
             )
-        return Int8(calibration=calibration or [data], labelled=images, data=Path(spec).name, split=split)
+        return Int8(calibration=calibration, labelled=images, data=Path(spec).name, split=split)
 
 
 def _show(exported: Exported) -> None:
     about = exported.about
     assert about.comparison is not None
-    print_table(
-        str(exported.path),
-        ["format", "numbers", "MB", "images compared", "largest difference", "allowed"],
-        [
-            [
-                exported.format.name,
-                about.precision,
-                f"{exported.bytes / 1e6:.1f}",
-                str(about.comparison.images),
-                f"{about.comparison.largest:.1e}",
-                f"{about.comparison.tolerance * about.comparison.scale:.1e}",
-            ]
-        ],
-    )
+    found = {
+        "format": exported.format.name,
+        "numbers": about.precision,
+        "MB": f"{exported.bytes / 1e6:.1f}",
+        "images compared": str(about.comparison.images),
+        "largest difference": f"{about.comparison.largest:.1e}",
+        "allowed": f"{about.comparison.tolerance * about.comparison.scale:.1e}",
+    }
+    print_table(str(exported.path), list(found), [list(found.values())])
     cost = about.quantisation
     if cost is None:
         return
     print_note(f"Calibrated on {cost.calibration_images} images; the difference is that of float32, before int8.")
-    print_table(
-        "int8",
-        ["same class", "accuracy before", "after", "images", "split"],
-        [
-            [
-                percent(cost.same_class),
-                percent(cost.accuracy_before),
-                percent(cost.accuracy_after),
-                str(cost.images or "-"),
-                cost.split or "-",
-            ]
-        ],
-    )
+    found = {
+        "same class": percent(cost.same_class),
+        "accuracy before": percent(cost.accuracy_before),
+        "after": percent(cost.accuracy_after),
+        "images": str(cost.images or "-"),
+        "split": cost.split or "-",
+    }
+    print_table("int8", list(found), [list(found.values())])

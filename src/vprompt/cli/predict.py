@@ -40,8 +40,8 @@ class _Source:
     device: str = "auto"
     """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
     trust_file: bool = False
-    """Read an exported .pt2 file by PyTorch, whatever it calls. A file that was made to do so can then run code on this
-    machine: only for files whose maker you trust."""
+    """Read an exported .pt2 file, which PyTorch does: one that was made to do so can then run code on this machine.
+    Only for files whose maker you trust."""
     json: bool = False
     """Print the result as JSON."""
 

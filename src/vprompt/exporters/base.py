@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import stat
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -19,7 +21,6 @@ from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
     from torch.export import ExportedProgram
 
     Run = Callable[[np.ndarray], np.ndarray]
@@ -32,6 +33,12 @@ KEY = "vprompt"
 
 FORMER_KEY = "laconic"
 """Its name in files that the library wrote when it was called so."""
+
+BLANK = f"vprompt-sha256:{'0' * 64}"
+"""The checksum in a description before it is known; where files have several, the last one is used."""
+
+MOST_VALUES = 2**31
+"""Numbers that a tensor in a model may have for one image."""
 
 
 class Format(ABC):
@@ -52,11 +59,9 @@ class Format(ABC):
     """Packages that writing needs."""
     to_read: ClassVar[tuple[str, ...]] = ()
     """Packages that reading and running need."""
-    to_quantise: ClassVar[tuple[str, ...]] = ()
-    """Packages that `quantised` needs beside those for writing."""
     max_batch: ClassVar[int] = 1024
     """Largest batch that one call takes."""
-    opsets: ClassVar[range] = range(0)
+    opset: ClassVar[range] = range(0)
     """Versions of the operators that `convert` can be told to write."""
     fp16: ClassVar[bool] = False
     """Whether there is `halved`."""
@@ -64,34 +69,44 @@ class Format(ABC):
     """Whether there is `quantised`."""
     calibrates: ClassVar[bool] = False
     """Whether int8 takes its ranges of values from images, rather than finding them while it runs."""
+    needs_trust: ClassVar[bool] = False
+    """Whether a file can be made to run code by what makes it ready to run."""
 
     @abstractmethod
     def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
-        """The model in this format, in memory; an `opset` is only given where `opsets` allows it."""
+        """The model in this format, in memory; an `opset` is only given where the format's allow it."""
 
     @abstractmethod
     def save(self, converted: Any, path: Path, about: str) -> None:
-        """Writes it with its description; beside `path` only files that `companions` names."""
+        """Writes it with its description, one line of ASCII; beside `path` only files that `companions` names.
+
+        The description has a place for the checksum of all files, which is filled where it stands in one as it is.
+        """
 
     @abstractmethod
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """The description, None where there is none, and what makes the file ready to run."""
 
-    def read_trusted(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
-        """As `read`, by a reader that could be made to run code: of files that whoever reads them trusts."""
-        return self.read(path)
-
     def companions(self, path: Path) -> list[Path]:
         """Files that may belong to the one at `path`."""
         return []
 
-    def halved(self, converted: Any, folder: Path) -> Any:
-        """The model with weights of float16, half as large; its inputs and outputs stay.
+    def files(self, path: Path) -> list[Path]:
+        """All files of the export at `path`, that one last.
 
-        Args:
-            converted: From `convert`; may be used up.
-            folder: For temporary files.
+        Raises:
+            VPromptError: If a link, a folder or a device is in the place of one beside it.
         """
+        beside = [file for file in self.companions(path) if os.path.lexists(file)]
+        for file in beside:
+            if not stat.S_ISREG(file.lstat().st_mode):
+                raise VPromptError(
+                    f"{printable(str(file))}, which belongs to {printable(path.name)}, is no plain file; copy both."
+                )
+        return [*beside, path]
+
+    def halved(self, converted: Any) -> Any:
+        """What `convert` gave, which may be used up, with weights of float16; its inputs and outputs stay."""
         raise NotImplementedError
 
     def quantised(self, converted: Any, batches: Sequence[np.ndarray], folder: Path) -> tuple[Any, str]:
@@ -100,7 +115,7 @@ class Format(ABC):
         Args:
             converted: From `convert`; may be used up.
             batches: Inputs of the model, one image each.
-            folder: For temporary files.
+            folder: For files that are not needed later.
         """
         raise NotImplementedError
 
@@ -136,31 +151,26 @@ def format_of(path: Path) -> Format:
 
 def output_name(program: ExportedProgram) -> str:
     """`logits`, or `probabilities` where the preprocessing is included, so that pixels come in."""
-    return "logits" if input_of(program).is_floating_point() else "probabilities"
+    images = next(node for node in program.graph.nodes if node.name == "images").meta["val"]
+    return "logits" if images.is_floating_point() else "probabilities"
 
 
-def input_of(program: ExportedProgram) -> Tensor:
-    """An example of the images that a program takes, without numbers."""
-    return next(node for node in program.graph.nodes if node.name == "images").meta["val"]
-
-
-def refuse(path: Path, why: str, remedy: str = "export the adapter again") -> NoReturn:
+def refuse(path: Path, why: str) -> NoReturn:
     """Raises the VPromptError of a file that holds more than a model."""
-    raise VPromptError(f"{printable(str(path))} is not opened because it could run code or do harm: {why}; {remedy}.")
+    raise VPromptError(
+        f"{printable(str(path))} is not opened because it could run code or do harm: {why}; export the adapter again."
+    )
 
 
-def check_regular(file: Path, beside: Path) -> None:
-    """Refuses a link, a folder or a device in the place of a file that belongs to another."""
-    if not stat.S_ISREG(file.lstat().st_mode):
-        raise VPromptError(
-            f"{printable(str(file))}, which belongs to {printable(beside.name)}, is no plain file; copy both."
-        )
+def check_shapes(path: Path, shapes: Iterable[Iterable[int]]) -> None:
+    """Refuses a model in which a tensor has more than `MOST_VALUES` numbers; the batch is not among its sizes."""
+    if any(prod(shape) > MOST_VALUES for shape in shapes):
+        refuse(path, "it computes more numbers than a model does")
 
 
 def is_exported(source: str | Path) -> bool:
     """Whether a name can only be that of an exported file."""
-    suffix = Path(source).suffix.lower()
-    return any(suffix == format.suffix for format in FORMATS) and not Path(source).is_dir()
+    return Path(source).suffix.lower() in {format.suffix for format in FORMATS} and not Path(source).is_dir()
 
 
 @contextlib.contextmanager

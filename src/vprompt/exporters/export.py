@@ -18,9 +18,8 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.sources.bundled import bundled_images
 from vprompt.exporters.base import FORMATS, Format, format_of, quiet, translated
-from vprompt.exporters.exported import Exported, load_exported, pixels_of
-from vprompt.exporters.labels import check_label_files, label_files
-from vprompt.exporters.metadata import About, Comparison, Quantisation, describe_export
+from vprompt.exporters.exported import Exported, add_checksum, load_exported, opened, pixels_of
+from vprompt.exporters.metadata import About, Comparison, Quantisation, describe_export, label_files
 from vprompt.exporters.program import capture
 from vprompt.model.classifier import Classifier
 from vprompt.model.model import FoldedModel, PromptedModel
@@ -36,9 +35,6 @@ TOLERANCE = 1e-4
 FP16_TOLERANCE = 2e-2
 """The same of float16."""
 
-BATCHES = (1, 3, 8)
-"""Sizes of the batches that are compared; all others are of the last size."""
-
 MOST_COMPARED = 64
 """Images that are compared at most; of more, some from all over the list."""
 
@@ -50,14 +46,10 @@ BUNDLED = 32
 
 
 def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) of two models for the same images in the same batches, the sizes of which change."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    rest, number = images_NCHW, 0
+    """Logits (N, C) of two models for the same images in the same batches: of 1, 3, and then 8."""
+    cuts = (1, *range(4, len(images_NCHW), 8))
     with torch.inference_mode():
-        while len(rest):
-            size = BATCHES[min(number, len(BATCHES) - 1)]
-            batch, rest, number = rest[:size], rest[size:], number + 1
-            pairs.append((first(batch), second(batch)))
+        pairs = [(first(batch), second(batch)) for batch in images_NCHW.tensor_split(cuts) if len(batch)]
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
 
@@ -116,7 +108,6 @@ def export(
     opset: int | None = None,
     include_preprocessing: bool = False,
     labels: bool = False,
-    overwrite: bool = False,
     adapter: str | None = None,
     report: Report = silent,
 ) -> Exported:
@@ -137,7 +128,6 @@ def export(
         include_preprocessing: The file takes uint8 pixels (B, H, W, 3) in RGB, resized to the model's size, and gives
             probabilities.
         labels: Write `labels.txt` and `config.json` (`id2label`) beside it.
-        overwrite: Replace files that are no exports, too.
         adapter: Name of the adapter, for the record.
         report: Told of every step.
 
@@ -160,42 +150,36 @@ def export(
     format = format_of(path)
     format.require(format.to_write)
     _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
-    folded = _plain(model)
-    if not overwrite:
-        former = _former(path, format)
-        if labels:
-            check_label_files(path.parent, folded.class_names, former and former.class_names)
+    folded = copy.deepcopy(model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
+    texts = label_files(folded.class_names) if labels else {}
+    _refuse_others(path, format, texts)
     compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
     report(0, 3)
-    title = folded.info.name
-    with quiet(), translated(f"{title} cannot be converted to {format.name}", "; choose another format"), writing(path):
+    half, tolerance = (True, FP16_TOLERANCE) if precision == "fp16" else (False, TOLERANCE)
+    problem = f"{folded.info.name} cannot be converted to {format.name}, {precision}"
+    with quiet(), translated(problem, "; choose another format"), writing(path):
         program = capture(folded, max_batch=format.max_batch, include_preprocessing=include_preprocessing)
         converted = format.convert(program) if opset is None else format.convert(program, opset)
+        if half:
+            converted = format.halved(converted)
     tools = ("torch", "timm", *(name.partition(".")[0] for name in format.to_write))
     about = describe_export(folded, adapter, tools, includes_preprocessing=include_preprocessing)
+    if half:
+        about = replace(about, precision="float16")
     report(1, 3)
-    texts = label_files(folded.class_names) if labels else {}
     with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
 
         def outputs_of(about: About) -> tuple[Tensor, Tensor]:
-            with (
-                quiet(),
-                translated(f"{printable(str(path))} cannot be written", "; make room on the disk"),
-                writing(path),
-            ):
+            problem = f"{printable(str(path))} cannot be written"
+            with quiet(), translated(problem, "; make room on the disk"), writing(path):
                 format.save(converted, part, about.to_text())
-            pair = paired_logits(folded, load_exported(part, trust=True), compared_NCHW)
+                add_checksum(format.files(part))
+            pair = paired_logits(folded, load_exported(part), compared_NCHW)
             return (pair[0].softmax(1), pair[1].softmax(1)) if include_preprocessing else pair
 
         eager_NC, exported_NC = outputs_of(about)
-        about = replace(about, comparison=compare(eager_NC, exported_NC))
+        about = replace(about, comparison=compare(eager_NC, exported_NC, tolerance=tolerance))
         report(2, 3)
-        if precision == "fp16":
-            with quiet(), translated(f"The {format.name} model cannot be made fp16"), writing(path):
-                converted = format.halved(converted, part.parent)
-            about = replace(about, precision="float16")
-            eager_NC, exported_NC = outputs_of(about)
-            about = replace(about, comparison=compare(eager_NC, exported_NC, tolerance=FP16_TOLERANCE))
         if int8 is not None:
             calibration_NCHW = _images(int8.calibration, folded.preprocessing, MOST_CALIBRATING)
             inputs = pixels_of(calibration_NCHW, folded.preprocessing) if include_preprocessing else calibration_NCHW
@@ -208,51 +192,44 @@ def export(
                 calibration_images=len(calibration_NCHW) if format.calibrates else 0,
                 same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
             )
-            about = replace(about, precision="int8", quantisation=_with_accuracy(cost, folded, part, int8))
+            if int8.labelled is not None:
+                before, after = (evaluate(subject, int8.labelled) for subject in (folded, load_exported(part)))
+                accuracy = {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
+                cost = replace(cost, data=int8.data, split=int8.split, images=before.images, **accuracy)
+            about = replace(about, precision="int8", quantisation=cost)
         if not torch.equal(outputs_of(about)[1], exported_NC):
             raise VPromptError(f"{printable(path.name)} does not give the same logits twice; nothing was written.")
         for name, content in texts.items():
             part.with_name(name).write_text(content, encoding="utf-8")
     report(3, 3)
-    return load_exported(path, trust=True)  # it was written just now
-
-
-_OPTIONS = {"int8": "int8 models", "fp16": "fp16 models", "opsets": "models of a chosen opset"}
+    return load_exported(path)
 
 
 def _refuse_options(format: Format, *, int8: bool, precision: str, opset: int | None) -> None:
     """Raises a VPromptError where a format has no such option, or a package is missing that it needs."""
     if precision not in ("fp32", "fp16") or (int8 and precision == "fp16"):
         raise VPromptError(f"The precision is fp32, fp16, or int8 with images to calibrate, not {precision!r} here.")
-    for option, wanted in zip(_OPTIONS, (int8, precision == "fp16", opset is not None), strict=True):
+    for option, wanted in {"int8": int8, "fp16": precision == "fp16", "opset": opset is not None}.items():
         if wanted and not getattr(format, option):
             able = " and ".join(sorted(other.name for other in FORMATS if getattr(other, option)))
-            raise VPromptError(f"vprompt makes {_OPTIONS[option]} as {able}, not as {format.name}; choose one of them.")
-    if opset is not None and opset not in format.opsets:
-        raise VPromptError(f"The opset can be {format.opsets[0]} to {format.opsets[-1]}, not {opset}.")
-    if int8:
-        format.require(format.to_quantise)
+            raise VPromptError(f"{option} is an option of {able}, not of {format.name}; choose one of them.")
+    if opset is not None and opset not in format.opset:
+        raise VPromptError(f"The opset can be {format.opset[0]} to {format.opset[-1]}, not {opset}.")
 
 
-def _former(path: Path, format: Format) -> Exported | None:
-    """The export that will be replaced, if there is one; raises a VPromptError where any other file would be."""
+def _refuse_others(path: Path, format: Format, texts: dict[str, str]) -> None:
+    """Raises a VPromptError where files would be replaced that are no export, or labels of other classes than its."""
     existing = [file for file in (path, *format.companions(path)) if os.path.lexists(file)]
+    problem = "is there already and is no export of vprompt's; remove it, or choose another name"
     try:
-        return load_exported(path) if existing else None
+        about = opened(path)[0] if existing else None
     except VPromptError as error:
-        raise VPromptError(
-            f"{printable(str(existing[0]))} is there already and is no export of vprompt's; remove it, choose another "
-            "name, or overwrite it (--overwrite)."
-        ) from error
-
-
-def _plain(model: PromptedModel | FoldedModel) -> FoldedModel:
-    """The folded model on the CPU in float32."""
-    folded = model.fold() if isinstance(model, PromptedModel) else model
-    tensors = folded.state_dict().values()
-    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
-        return folded
-    return copy.deepcopy(folded).cpu().float()
+        raise VPromptError(f"{printable(str(existing[0]))} {problem}.") from error
+    former = label_files(about.classes or ()) if about else {}
+    for name, text in texts.items():
+        file, known = path.with_name(name), (text.encode(), former.get(name, text).encode())
+        if os.path.lexists(file) and not (file.is_file() and file.read_bytes() in known):
+            raise VPromptError(f"{printable(str(file))} {problem}.")
 
 
 def _images(source: Sequence[str | Path] | ImageDataset, preprocessing: Preprocessing, most: int) -> Tensor:
@@ -271,18 +248,3 @@ def _spread(count: int, most: int) -> list[int]:
     """At most so many numbers below `count`, from all over."""
     taken = min(count, most)
     return [number * count // taken for number in range(taken)]
-
-
-def _with_accuracy(cost: Quantisation, model: FoldedModel, part: Path, int8: Int8) -> Quantisation:
-    """The cost of int8 with the accuracy before and after, where there are labels."""
-    if int8.labelled is None:
-        return cost
-    before, after = evaluate(model, int8.labelled), evaluate(load_exported(part, trust=True), int8.labelled)
-    return replace(
-        cost,
-        data=int8.data,
-        split=int8.split,
-        images=before.images,
-        accuracy_before=before.accuracy,
-        accuracy_after=after.accuracy,
-    )

@@ -1,11 +1,15 @@
-"""An exported model, read back and run."""
+"""An exported model, read back and run, once its files are as they were written."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +22,11 @@ from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     from vprompt.exporters.base import Run
+
+_CHECKSUM = re.compile(rb"vprompt-sha256:(.{64})", re.DOTALL)
+
+_written = set[bytes]()
+"""Checksums of what this process wrote."""
 
 
 class Exported(Classifier):
@@ -57,8 +66,7 @@ class Exported(Classifier):
     @property
     def bytes(self) -> int:
         """Size of the file and of what lies beside it."""
-        files = (self.path, *self.format.companions(self.path))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return sum(file.stat().st_size for file in self.format.files(self.path))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32.
@@ -93,15 +101,16 @@ def pixels_of(images_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
-    """Opens what `vprompt.export` wrote; no code in it is run, and nothing is unpickled.
+    """Opens what `vprompt.export` wrote; no code in it is run, and nothing is unpickled, unless it is trusted.
 
     Args:
         path: A `.pt2`, `.onnx`, `.xml` (OpenVINO) or `.pte` file, with the file beside it that belongs to it.
-        trust: Read a `.pt2` file by PyTorch, which takes any operator. A file that was made to do so can then write
-            files and run code: only for files whose maker you trust.
+        trust: Read a `.pt2` file, too, that this process did not write. PyTorch reads it, and a file that was made to
+            do so can then run code and write files: only for files whose maker you trust.
 
     Raises:
-        VPromptError: If there is no such file, it is damaged, vprompt did not write it, or a package is missing.
+        VPromptError: If there is no such file, it is damaged, vprompt did not write it, it takes `trust`, or a package
+            is missing.
 
     Example:
         >>> load_exported("no/such/model.onnx")
@@ -109,18 +118,35 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
         vprompt.utils.errors.VPromptError: There is no exported file no/such/model.onnx; check the path.
     """
     path = Path(path)
+    about, ours, ready = opened(path)
+    format = format_of(path)
+    if format.needs_trust and not (ours or trust):
+        raise VPromptError(
+            f"{_shown(path)} is not read, because whoever made a {format.suffix} file can run code with it on this "
+            "machine; if you trust its maker, give --trust-file (in Python: trust=True)."
+        )
+    with quiet(), _running(path):
+        return Exported(path, format, about, ready())
+
+
+def opened(path: Path) -> tuple[About, bool, Callable[[], Run]]:
+    """What a file says of itself, whether this process wrote it, and what makes it ready to run.
+
+    Raises:
+        VPromptError: If it is not whole, or vprompt did not write it.
+    """
     format = format_of(path)
     if not path.is_file():
         raise VPromptError(f"There is no exported file {_shown(path)}; check the path.")
     format.require(format.to_read)
     with quiet(), _running(path):
-        text, ready = format.read_trusted(path) if trust else format.read(path)
-        if text is None:
-            raise VPromptError(
-                f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
-            )
-        about = read_about(text, _shown(path))
-        return Exported(path, format, about, ready())
+        ours = verify_checksum(format.files(path))
+        text, ready = format.read(path)
+    if text is None:
+        raise VPromptError(
+            f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
+        )
+    return read_about(text, _shown(path)), ours, ready
 
 
 def _shown(path: Path) -> str:
@@ -131,3 +157,46 @@ def _running(path: Path) -> AbstractContextManager[None]:
     """Errors in the block become those of a file that cannot be run."""
     problem = f"{_shown(path)} cannot be run: it is damaged, or its library is of another version"
     return translated(problem, "; export the adapter again")
+
+
+def add_checksum(files: Sequence[Path]) -> None:
+    """Replaces the last `BLANK` in the files, which are all that belong to an export."""
+    digest, places = _digest(files)
+    for file, start, _ in places[-1:]:
+        with file.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(digest)
+    _written.add(digest)
+
+
+def verify_checksum(files: Sequence[Path]) -> bool:
+    """Checks that files are as they were written; those of vprompt 0.1.0 have no checksum.
+
+    Returns:
+        Whether this process wrote them.
+
+    Raises:
+        VPromptError: If a bit of them has changed, or they are not of one export.
+    """
+    digest, places = _digest(files)
+    if places and places[-1][2] != digest:
+        raise VPromptError(
+            f"{_shown(files[-1])} is not as it was written, or what belongs to it is missing or of another "
+            "export (the checksum differs): copy all of it again, or export the adapter again."
+        )
+    return digest in _written
+
+
+def _digest(files: Sequence[Path]) -> tuple[bytes, list[tuple[Path, int, bytes]]]:
+    """The checksum of files, and where they have one: the file, the place in it, and the digits there."""
+    total, places = hashlib.sha256(), list[tuple[Path, int, bytes]]()
+    for file in files:
+        content, done = np.memmap(file, np.uint8, "r").data if file.stat().st_size else memoryview(b""), 0
+        total.update(f"{len(content)}\n".encode())
+        for match in _CHECKSUM.finditer(content):
+            places.append((file, match.start(1), match[1]))
+            total.update(content[done : match.start(1)])
+            total.update(bytes(64))
+            done = match.end(1)
+        total.update(content[done:])
+    return total.hexdigest().encode(), places

@@ -1,9 +1,10 @@
-"""The description inside an exported model: all that is needed to use it, and where it comes from."""
+"""The description inside an exported model: all that is needed to use it, and where it comes from; files of labels."""
 
 from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Literal, NoReturn
 
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.exporters.base import FORMER_KEY
+from vprompt.exporters.base import BLANK, FORMER_KEY
 from vprompt.model.model import FoldedModel
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Reader
+from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
 
 FORMAT_VERSION = 1
@@ -105,8 +107,8 @@ class About:
     includes_preprocessing: bool = False
 
     def to_text(self) -> str:
-        """JSON in one line of printable ASCII, which every format can hold; names of classes are escaped."""
-        return json.dumps(asdict(self), allow_nan=False)
+        """JSON in one line of printable ASCII, which every format can hold; the place for the checksum comes last."""
+        return json.dumps({**asdict(self), "checksum": BLANK}, allow_nan=False)
 
 
 class _Reader(Reader):
@@ -121,13 +123,14 @@ class _Reader(Reader):
 def describe_export(
     model: FoldedModel, adapter: str | None, libraries: tuple[str, ...], *, includes_preprocessing: bool = False
 ) -> About:
-    """The description of a model that is about to be exported."""
+    """The description of a model that is about to be exported, without the folders of this machine."""
+    place, _, path = model.info.name.partition(":")
     return About(
         format_version=FORMAT_VERSION,
         vprompt_version=__version__,
         adapter=adapter,
         method=model.method.name,
-        backbone=_without_folders(model.info.name),
+        backbone=f"{place}:{Path(path).name}" if place == "local-dir" else model.info.name,
         fingerprint=fingerprint(model.backbone),
         prompt_counts=tuple(model.prompt_counts),
         preprocessing=model.preprocessing,
@@ -158,10 +161,17 @@ def read_about(text: str | bytes, where: str) -> About:
     return about
 
 
-def _without_folders(name: str) -> str:
-    """The name of a backbone without the folders of this machine."""
-    place, _, path = name.partition(":")
-    return f"{place}:{Path(path).name}" if place == "local-dir" else name
+def label_files(classes: Sequence[str]) -> dict[str, str]:
+    """Name and content of each: a line a class for TensorFlow Lite's tools, `id2label` for those of transformers.
+
+    Example:
+        >>> label_files(["ant", "bee"])["labels.txt"]
+        'ant\\nbee\\n'
+    """
+    numbers = {str(number): name for number, name in enumerate(classes)}
+    config = {"id2label": numbers, "label2id": {name: int(number) for number, name in numbers.items()}}
+    lines = "".join(f"{printable(' '.join(name.splitlines()))}\n" for name in classes)
+    return {"labels.txt": lines, "config.json": json.dumps(config, indent=2) + "\n"}
 
 
 def _version(package: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,20 +17,15 @@ _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "fro
 
 
 class _Named(nn.Module):
-    """The model, with the name that its input has in files."""
+    """The model, with the name that its input has in files; of pixels (B, H, W, 3) it gives probabilities."""
 
     def __init__(self, model: FoldedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-
-class _Whole(_Named):
-    """The model from pixels (B, H, W, 3) to probabilities."""
-
-    def forward(self, images: Tensor) -> Tensor:
+        if images.is_floating_point():
+            return self.model(images)
         return self.model(self.model.preprocessing.normalise(images.permute(0, 3, 1, 2))).softmax(1)
 
 
@@ -47,13 +42,12 @@ def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool =
         does not use, and no paths.
     """
     height, width = model.preprocessing.size
+    images = torch.zeros(2, 3, height, width)  # a batch of 1 would be taken for a constant
     if include_preprocessing:
-        named, images = _Whole(model), torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    else:
-        named, images = _Named(model), torch.zeros(2, 3, height, width)  # a batch of 1 would be taken for a constant
+        images = images.byte().permute(0, 2, 3, 1).contiguous()
     shapes = ({0: Dim("batch", min=1, max=max_batch)},)
     with torch.no_grad():
-        traced = torch.export.export(named.eval(), (images,), dynamic_shapes=shapes).module(check_guards=False)
+        traced = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes).module(check_guards=False)
         program = torch.export.export(fold_constants(traced), (images,), dynamic_shapes=shapes)
     for node in program.graph.nodes:
         for key in _TRACES:
@@ -71,9 +65,10 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
         if node.target is torch.ops.aten._assert_tensor_metadata.default:  # pyright: ignore[reportPrivateUsage]
             graph.erase_node(node)
         elif node.op == "get_attr":
-            values[node] = _attribute(module, node.target)
+            values[node] = attrgetter(node.target)(module)
         elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
-            values[node] = _computed(node, values)
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)  # pyright: ignore[reportGeneralTypeIssues]
+            values[node] = node.target(*args, **kwargs)
     folded = [node for node, value in values.items() if node.op == "call_function" and isinstance(value, Tensor)]
     for number, node in enumerate(folded):
         if all(user in values for user in node.users):
@@ -84,16 +79,3 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(graph.get_attr(name))
     graph.eliminate_dead_code()
     return fx.GraphModule(module, graph)  # takes only the weights that the graph still names
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    value: Any = module
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    function: Callable[..., Any] = node.target  # pyright: ignore[reportAssignmentType]
-    args, kwargs = map_arg((node.args, node.kwargs), lambda used: values[used])  # pyright: ignore[reportGeneralTypeIssues]
-    return function(*args, **kwargs)

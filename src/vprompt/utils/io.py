@@ -92,7 +92,7 @@ def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[P
 
     Args:
         path: The file.
-        companions: Files beside it that may be written, too.
+        companions: Files beside it that may be written, too; those that are not are removed.
     """
     import filelock
 
@@ -110,6 +110,8 @@ def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[P
                 part = Path(folder) / target.name
                 if part.exists():
                     _put(part, target)
+                else:
+                    target.unlink(missing_ok=True)
 
 
 def _put(part: Path, path: Path) -> None:

@@ -10,13 +10,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, Format, check_regular
-from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
-from vprompt.utils.errors import VPromptError
-from vprompt.utils.text import printable
+from vprompt.exporters.base import FORMATS, Format
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
     from torch.export import ExportedProgram
 
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ExecuTorch(Format):
-    """Two files: the program, and its description as JSON with the checksum of both."""
+    """Two files: the program, and its description as JSON."""
 
     name = "executorch"
     summary = "phones"
@@ -51,39 +47,26 @@ class ExecuTorch(Format):
     def save(self, converted: bytes, path: Path, about: str) -> None:
         """Writes the program, and the description beside it."""
         path.write_bytes(converted)
-        document, beside = {"checksum": BLANK, "about": json.loads(about)}, self.companions(path)[0]
-        beside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        add_checksum([path, beside])
+        beside = json.dumps({"about": json.loads(about)}, indent=2) + "\n"
+        self.companions(path)[0].write_text(beside, encoding="utf-8")
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads both files."""
-        beside = self.companions(path)[0]
-        if not beside.is_file():
-            raise VPromptError(
-                f"{printable(str(path))} has no {printable(beside.name)} beside it, which says what it is; copy both."
-            )
-        check_regular(beside, path)
-        verify_checksum([path, beside])
-        return json.dumps(json.loads(beside.read_bytes())["about"]), lambda: _runner(path)
+        import torch
+        from executorch.runtime import Runtime
+
+        def ready() -> Run:
+            with _silent():
+                program: Any = Runtime.get().load_program(path)
+                method = program.load_method("forward")
+            # The runtime owns what it returns, and writes over it the next time.
+            return lambda images: method.execute([torch.from_numpy(images)])[0].numpy().copy()
+
+        return json.dumps(json.loads(self.companions(path)[0].read_bytes())["about"]), ready
 
     def companions(self, path: Path) -> list[Path]:
         """The description."""
         return [path.with_name(path.name + ".json")]
-
-
-def _runner(path: Path) -> Run:
-    import torch
-    from executorch.runtime import Runtime
-
-    with _silent():
-        program: Any = Runtime.get().load_program(path)
-        method = program.load_method("forward")
-
-    def run(images: np.ndarray) -> np.ndarray:
-        # The runtime owns what it returns, and writes over it the next time.
-        return method.execute([torch.from_numpy(images)])[0].numpy().copy()
-
-    return run
 
 
 @contextlib.contextmanager
@@ -101,21 +84,11 @@ def _silent() -> Generator[None]:
 
 
 def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, scale: float | None = None, **__: Any
 ) -> Tensor:
     """Attention in operators that XNNPACK has; PyTorch's own way guards against rows that see nothing."""
     import torch
 
-    assert not is_causal
-    assert not enable_gqa
     logits = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         logits = logits.masked_fill(~attn_mask, -torch.inf)

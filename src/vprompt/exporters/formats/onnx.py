@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_regular, output_name, refuse
-from vprompt.exporters.checksum import BLANK, add_checksum, verify_checksum
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, output_name, refuse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +20,10 @@ if TYPE_CHECKING:
 MOST_BYTES = 2_000_000_000
 """Weights that one file holds; more lie in a second one beside it."""
 
-MOST_VALUES = 2**31
-"""Numbers that a tensor in a model may have for one image."""
-
 _SMALL = 1024
+
+_MORE = {"functions", "training_info", "sparse_initializer", "sparse_tensor", "g", "graphs", "tensors"}
+"""Parts that a model, a graph or an attribute of a classifier does not have."""
 
 
 class Onnx(Format):
@@ -37,7 +35,7 @@ class Onnx(Format):
     extra = "export"
     to_write = ("onnx", "onnxscript", "onnxruntime")
     to_read = ("onnx", "onnxruntime")
-    opsets = range(18, 24)
+    opset = range(18, 24)
     fp16 = int8 = True
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
@@ -61,20 +59,17 @@ class Onnx(Format):
 
         classes: list[str] | None = json.loads(about)["classes"]
         names = {} if classes is None else {"names": repr(dict(enumerate(classes)))}
-        converted.metadata_props.update({KEY: about, f"{KEY}_checksum": BLANK, **names})
+        converted.metadata_props.update({**names, KEY: about})
         values = [value.const_value for value in converted.graph.initializers.values()]
-        beside = _beside(path)
         large = sum(value.nbytes for value in values if value is not None) > MOST_BYTES
-        onnx_ir.save(converted, path, external_data=beside.name if large else None)
-        add_checksum([path, beside] if large else [path])
+        onnx_ir.save(converted, path, external_data=f"{path.name}.data" if large else None)
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads by ONNX Runtime, once all that the file says was looked at."""
         import onnxruntime
         import torch
 
-        verify_checksum([path, *_checked(path)])
-
+        _check(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
@@ -89,9 +84,9 @@ class Onnx(Format):
 
     def companions(self, path: Path) -> list[Path]:
         """The weights of a large model."""
-        return [_beside(path)]
+        return [path.with_name(path.name + ".data")]
 
-    def halved(self, converted: Any, folder: Path) -> Any:
+    def halved(self, converted: Any) -> Any:
         """By ONNX Runtime's tools; a processor without float16 computes in float32."""
         import onnx_ir
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -108,65 +103,38 @@ class Onnx(Format):
         from onnxruntime import quantization
 
         whole, small = folder / "float32.onnx", folder / "int8.onnx"
-        try:
-            onnx_ir.save(converted, whole)
-            proto = onnx.load(whole)
-            del proto.graph.value_info[:]  # the exporter's shapes do not fit what becomes of the weights
-            weights = {tensor.name for tensor in proto.graph.initializer}
-            products = [node for node in proto.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
-            with_weights = [node.name for node in products if node.input[1] in weights]
-            quantization.quantize_dynamic(proto, small, per_channel=True, nodes_to_quantize=with_weights)
-            return onnx_ir.from_proto(onnx.load(small)), f"onnxruntime {version('onnxruntime')}"
-        finally:
-            whole.unlink(missing_ok=True)
-            small.unlink(missing_ok=True)
+        onnx_ir.save(converted, whole)
+        proto = onnx.load(whole)
+        del proto.graph.value_info[:]  # the exporter's shapes do not fit what becomes of the weights
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        products = [node for node in proto.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+        with_weights = [node.name for node in products if node.input[1] in weights]
+        quantization.quantize_dynamic(proto, small, per_channel=True, nodes_to_quantize=with_weights)
+        return onnx_ir.from_proto(onnx.load(small)), f"onnxruntime {version('onnxruntime')}"
 
 
-def _checked(path: Path) -> list[Path]:
-    """The file with the weights, if there is one; refuses a model that is more than operators on tensors."""
+def _check(path: Path) -> None:
+    """Refuses a model that is more than operators of ONNX on tensors, or has weights elsewhere than beside it."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    graph, beside = model.graph, _beside(path)
-    outside = False
-    for tensor in _tensors(model, path):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            outside = True
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            start, length = int(place.get("offset", 0)), int(place.get("length", 0))
-            if place["location"] != beside.name:
-                refuse(path, f"it reads {place['location'][:80]!a}")
-            check_regular(beside, path)
-            if min(start, length) < 0 or start + length > beside.stat().st_size:
-                refuse(path, f"it reads past the end of {beside.name}")
-        elif len(tensor.raw_data) > _SMALL:
-            tensor.ClearField("raw_data")  # shapes come from small ones
-    del graph.value_info[:]
-    for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
-        if prod(dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim) > MOST_VALUES:
-            refuse(path, "it computes more numbers than a model does")
-    return [beside] if outside else []
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".data")
-
-
-def _tensors(model: Any, path: Path) -> Iterator[Any]:
-    """All tensors in a model, which has neither loops nor functions nor operators of others."""
     graph = model.graph
-    if model.functions or model.training_info or graph.sparse_initializer:
-        refuse(path, "it has functions or sparse tensors in it")
-    yield from graph.initializer
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    if any(field.name in _MORE for part in (model, graph, *attributes) for field, _ in part.ListFields()):
+        refuse(path, "it has functions, loops or sparse tensors in it")
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
             refuse(path, f"it calls {node.op_type[:80]!a} of {node.domain[:80]!a}")
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
-                refuse(path, "it has loops or sparse tensors in it")
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+    for tensor in (*graph.initializer, *(attribute.t for attribute in attributes)):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place["location"] != f"{path.name}.data":
+                refuse(path, f"it reads {place['location'][:80]!a}")
+        elif len(tensor.raw_data) > _SMALL:
+            tensor.ClearField("raw_data")  # shapes come from small ones
+    del graph.value_info[:]
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+    check_shapes(path, ([size.dim_value or 1 for size in value.type.tensor_type.shape.dim] for value in found))
 
 
 FORMATS.register(Onnx())
