@@ -26,7 +26,7 @@ def test_the_former_name_makes_the_same_backbone_silently():
 
 
 def test_an_adapter_saved_under_the_former_name_loads(tmp_path):
-    model = vprompt.attach(BUNDLED_BACKBONE, vprompt.VPT(2), num_classes=3, img_size=32).eval()
+    model = vprompt.attach(BUNDLED_BACKBONE, vprompt.VPT(2), num_classes=3, head_init="paper", img_size=32).eval()
     model.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text())

@@ -75,7 +75,7 @@ def test_prompts_run_through_every_model(name):
     with torch.no_grad():
         wanted = backbone.forward_head(backbone.eval().forward_features(images), pre_logits=True)
         for depth in ("deep", "shallow"):
-            model = vprompt.attach(backbone, vprompt.VPT(3, depth), num_classes=2).eval()
+            model = vprompt.attach(backbone, vprompt.VPT(3, depth), num_classes=2, head_init="paper").eval()
             for prompts in model.prompts:
                 prompts.normal_()
             logits = model(images)

@@ -504,7 +504,7 @@ def test_position_embeddings_are_resized_by_timm(file, source, size):
     model = create_backbone(NAME, weights=file, img_size=size).eval()
     grid = [height // 16, width // 16]
     assert torch.equal(model.pos_embed, resample_abs_pos_embed(source.pos_embed, grid, num_prefix_tokens=1))
-    adapted = vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, weights=file, img_size=size).eval()
+    adapted = vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, head_init="paper", weights=file, img_size=size).eval()
     assert adapted.preprocessing.size == (height, width)
     assert adapted(torch.randn(1, 3, height, width)).shape == (1, 3)
 
@@ -764,7 +764,7 @@ def mine(file, tmp_path):
 @pytest.fixture
 def adapted(mine):
     torch.manual_seed(1)
-    return vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, weights=mine, img_size=32).eval()
+    return vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, head_init="paper", weights=mine, img_size=32).eval()
 
 
 def config_of(folder):
@@ -837,7 +837,7 @@ def test_published_weights_are_not_recorded_as_a_file(tmp_path):
 
 
 def test_published_weights_can_be_given_as_a_file(tmp_path):
-    model = vprompt.attach(BUNDLED_BACKBONE, vprompt.Linear(), num_classes=2).eval()
+    model = vprompt.attach(BUNDLED_BACKBONE, vprompt.Linear(), num_classes=2, head_init="paper").eval()
     model.save_pretrained(tmp_path / "a")
     copy = save_as(model.backbone.state_dict(), tmp_path / "copy.safetensors")
     assert torch.equal(
@@ -990,7 +990,7 @@ def test_a_local_folder_in_the_hubs_format(tmp_path):
     source = random_model("test_vit", 3)
     save_for_hf(source, tmp_path / "vit", safe_serialization=True)
     name = f"local-dir:{tmp_path / 'vit'}"
-    model = vprompt.attach(name, vprompt.VPT(2), num_classes=3).eval()
+    model = vprompt.attach(name, vprompt.VPT(2), num_classes=3, head_init="paper").eval()
     assert model.info.name == name
     assert fingerprint(model.backbone) == fingerprint(source)
     model.save_pretrained(tmp_path / "adapter")
@@ -1032,7 +1032,7 @@ def test_every_module_that_converts_checkpoints_is_asked():
 
 def test_a_pushed_adapter_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     save_for_hf(random_model("test_vit", 3), tmp_path / "mine" / "vit", safe_serialization=True)
-    model = vprompt.attach(f"local-dir:{tmp_path / 'mine' / 'vit'}", vprompt.VPT(2), num_classes=3)
+    model = vprompt.attach(f"local-dir:{tmp_path / 'mine' / 'vit'}", vprompt.VPT(2), num_classes=3, head_init="paper")
     pushed = {}
 
     def upload(repo_id, files, **options):
@@ -1046,7 +1046,7 @@ def test_a_pushed_adapter_names_no_folder_of_this_machine(tmp_path, monkeypatch)
 
 
 def test_an_adapter_from_the_hub_chooses_no_file_here(file, tmp_path, monkeypatch):
-    model = vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, weights=file)
+    model = vprompt.attach(NAME, vprompt.VPT(2), num_classes=3, head_init="paper", weights=file)
     model.save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(adapters.adapter_hub, "fetch", lambda repo_id, files: tmp_path / "adapter")
     with pytest.raises(AdapterError, match="give the file"):
