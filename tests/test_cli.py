@@ -709,10 +709,19 @@ def test_what_a_launcher_left_over_is_said_and_passed_over(trained, tmp_path, mo
 
 
 def test_too_little_memory_is_a_sentence(trained, tmp_path):
-    options = ["--prompts", 10**11, "--img-size", 32, "--out", tmp_path / "out"]
-    outcome = run_command("fit", trained.data, *options)
-    assert outcome.status == 1
-    assert outcome.err.splitlines()[-1].startswith("vprompt: There is not enough memory; try")
+    """More than a few gigabytes of address space are not to be had; what is asked for takes dozens."""
+    code = (
+        "import resource, sys, torch, vprompt.cli.fit, vprompt.experiments.run as _;"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31));"
+        "from vprompt.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["fit", trained.data, "--prompts", 10_000, "--img-size", 32, "--epochs", 1, "--out", tmp_path / "out"]
+    outcome = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 1
+    assert outcome.stderr.splitlines()[-1].startswith("vprompt: There is not enough memory")
     assert not (tmp_path / "out").exists()
 
 

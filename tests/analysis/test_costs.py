@@ -377,10 +377,10 @@ def failures(tmp_path):
         "a gap": (["test_vit", "--counts", "1,,2"], "--counts"),
         "a share": (["test_vit", "--shares", "2"], "not 2.0"),
         "no adapter": (["--adapter", str(tmp_path / "none")], "none"),
-        "no name": (["--adapter", ""], "adapter_config.json"),
+        "no name": (["--adapter", ""], "empty name"),
         "no prompts": (["--adapter", str(tmp_path / "linear")], "no whole prompts"),
         "both": (["test_vit", "--adapter", str(tmp_path / "linear")], "NAME"),
-        "no folder": (["test_vit", "--prompts", "1", "--originals", "1", "--shares", "1", "--out", ""], "--out"),
+        "no folder": (["test_vit", "--prompts", "1", "--originals", "1", "--shares", "1", "--out", ""], "empty name"),
     }
 
 

@@ -196,7 +196,7 @@ def test_it_is_written_as_picture_page_and_text(found, models, tmp_path):
     page, text = (tmp_path / "analyses.html").read_text(), (tmp_path / "analyses.md").read_text()
     assert "a <b>task" not in page
     assert "a&amp;b" in page
-    assert "&lt;b&gt;task" in text
+    assert "&#60;b&#62;task" in text
     assert "](scores.png)" in text
     for criterion in CRITERIA:
         assert criterion in page

@@ -227,6 +227,9 @@ def test_a_run_whose_training_before_had_not_converged_has_not():
     plan = plan_of(options)
 
     class Memory:
+        def paths(self):
+            return {}
+
         def result(self, name):
             job = jobs[name]
             found = made(job)

@@ -949,7 +949,10 @@ def test_a_resumed_run_must_have_the_same_weights(data, mine, tmp_path, monkeypa
     again = fit_arguments(data, mine.name, tmp_path / "run", "--resume")
     monkeypatch.chdir(mine.parent)
     assert succeeded(*again) == result
-    other = shutil.copy(mine, tmp_path / "other.safetensors")
+    copy = shutil.copy(mine, tmp_path / "copy.safetensors")
+    assert succeeded(*fit_arguments(data, copy, tmp_path / "run", "--resume")) == result
+    other = tmp_path / "other.safetensors"
+    save_as(random_model(seed=1, img_size=32).state_dict(), other)
     assert "other settings (weights)" in failed(*fit_arguments(data, other, tmp_path / "run", "--resume"))
 
 
@@ -963,7 +966,7 @@ def test_an_unfinished_run_notices_that_the_file_has_changed(data, mine, tmp_pat
     assert any((out / ".run").glob("*.safetensors"))
     before = mine.read_bytes()
     save_as(random_model(seed=1, img_size=32).state_dict(), mine)
-    assert "backbone" in failed(*fit_arguments(data, mine, out, "--resume"))
+    assert "changed since" in failed(*fit_arguments(data, mine, out, "--resume"))
     mine.write_bytes(before)
     succeeded(*fit_arguments(data, mine, out, "--resume"))
 
@@ -972,6 +975,7 @@ def test_an_unfinished_run_notices_that_the_file_has_changed(data, mine, tmp_pat
     "name", ["nowhere.pth", ".", "empty.pth", "garbage.pth", "bomb.pth", "good.npz", "cut-good.pth"]
 )
 def test_fit_looks_at_the_file_before_the_data(broken, tmp_path, name):
+    (tmp_path / "no data").mkdir()
     sentence = failed(*fit_arguments(tmp_path / "no data", broken / name, tmp_path / "run"))
     assert str(broken) in sentence
     assert "no data" not in sentence

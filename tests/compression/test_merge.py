@@ -481,12 +481,12 @@ def test_where_no_norm_stands_before_attention_a_merged_prompt_is_the_mean():
 
 def test_what_fit_and_condense_cannot_merge_is_said_before_images_are_read(tmp_path, capsys):
     where = ["--out", str(tmp_path / "run")]
-    assert main(["fit", "no/such/folder", "--merge", *where]) == 2
+    assert main(["fit", str(tmp_path), "--merge", *where]) == 2
     assert "--condense" in capsys.readouterr().err
     shallow = vprompt.attach(
         create_backbone(BUNDLED_BACKBONE), vprompt.VPT(2, "shallow"), head_init="paper", num_classes=2
     )
     shallow.save_pretrained(tmp_path / "shallow")
     for option, words in (["--merge"], "cannot be merged"), (["--criterion", "removal"], "deep prompts"):
-        assert main(["condense", str(tmp_path / "shallow"), "no/such/folder", *option, *where]) == 1
+        assert main(["condense", str(tmp_path / "shallow"), str(tmp_path), *option, *where]) == 1
         assert words in capsys.readouterr().err

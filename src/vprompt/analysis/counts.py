@@ -135,7 +135,7 @@ def with_counts(
     if any(count < 0 for count in counts):
         raise VPromptError(f"Numbers of prompts must be at least 0, not {min(counts)}.")
     method = VPT(max(counts), "shallow" if shallow else "deep") if any(counts) else Linear()
-    model = attach(backbone, method, num_classes=num_classes, execution=execution).eval()
+    model = attach(backbone, method, num_classes=num_classes, head_init="paper", execution=execution).eval()
     if model.prompt_counts == list(counts):
         return model
     if shallow:

@@ -76,7 +76,9 @@ def locked(lock: Path, what: object, *, tidy: bool = False) -> Generator[None]:
             lock.unlink(missing_ok=True)
             holder.release()
     finally:
-        for place in (lock.parent, *made) if tidy else ():
+        # A folder that a user made stays.
+        ours = [lock.parent] if lock.parent.name.startswith(".") else []
+        for place in (*ours, *made) if tidy else ():
             with suppress(OSError):  # something is in it
                 place.rmdir()
 

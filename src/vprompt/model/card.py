@@ -26,7 +26,7 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned
 
     Example:
         >>> escape("<b>_ant_ | bee</b>")
-        '&lt;b&gt;\\\\_ant\\\\_ \\\\| bee&lt;/b&gt;'
+        '&#60;b&#62;\\\\_ant\\\\_ \\\\| bee&#60;/b&#62;'
     """
     pages = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     pages.filters |= {"escape": escape, "quoted": json.dumps, "basename": os.path.basename}

@@ -45,7 +45,7 @@ def escaped(text: str) -> str:
 
     Example:
         >>> escaped("85.2 ± 0.4 (n = 3) of <b> a_b: _c_ www.x.")
-        '85.2 ± 0.4 (n = 3) of &lt;b&gt; a_b: \\\\_c\\\\_ www&#46;x.'
+        '85.2 ± 0.4 (n = 3) of &#60;b&#62; a_b: \\\\_c\\\\_ www&#46;x.'
     """
     text, parts, end = text.strip(), list[str](), 0  # spaces in front would make it code
     for markup in _MARKUP.finditer(text):

@@ -34,6 +34,16 @@ class Evaluation:
     right: Tensor
     num_classes: int
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Evaluation)
+            and (self.loss, self.num_classes) == (other.loss, other.num_classes)
+            and torch.equal(self.labels, other.labels)
+            and torch.equal(self.right, other.right)
+        )
+
+    __hash__ = None
+
     @property
     def images(self) -> int:
         """Number of images."""
