@@ -42,8 +42,6 @@ class Evaluation:
             and torch.equal(self.right, other.right)
         )
 
-    __hash__ = None
-
     @property
     def images(self) -> int:
         """Number of images."""
