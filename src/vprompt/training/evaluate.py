@@ -19,7 +19,7 @@ from vprompt.utils.text import count, listed, percent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
     """What a model says of labelled images: accuracy, and what has to be known beside it to believe it.
 
     Args:
