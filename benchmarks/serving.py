@@ -50,7 +50,12 @@ def photo() -> bytes:
 def start(adapters: list[str], max_batch: int, threads: int) -> tuple[subprocess.Popen[str], int]:
     command = [sys.executable, "-m", "vprompt", "serve", *adapters, "--port", "0", "--max-batch", str(max_batch)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, env=environment)
+    return listening([*command, "--json"], environment)
+
+
+def listening(command: list[str], environment: dict[str, str] | None = None) -> tuple[subprocess.Popen[str], int]:
+    """A service, and the port at which it listens by what it prints as JSON."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     text = ""
     while not text.endswith("}\n"):

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from serving import make_adapters, photo
+from serving import listening, make_adapters, photo
 
 HEAD = "POST /v1/predict/first HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n"
 
@@ -141,14 +141,7 @@ def attack(name: str, port: int) -> None:
 def start_server(adapters: list[str]) -> tuple[subprocess.Popen[str], int]:
     command = [sys.executable, "-m", "vprompt", "serve", *adapters, "--port", "0", "--json"]
     limited = ["sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh", *command]
-    process = subprocess.Popen(limited, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    text = ""
-    while not text.endswith("}\n"):
-        text += (line := process.stdout.readline())
-        if not line:
-            raise SystemExit("The server did not start.")
-    return process, int(json.loads(text)["url"].rsplit(":", 1)[1])
+    return listening(limited)
 
 
 def measure(port: int, body: bytes, seconds: float) -> tuple[list[float], list[int]]:

@@ -85,7 +85,8 @@ class Exported(Classifier):
             inputs = pixels_of(images, self.preprocessing) if whole else images
             parts = [self._run(part.numpy()) for part in inputs.split(self.format.max_batch)]
         outputs = torch.cat([torch.from_numpy(part) for part in parts])
-        logits = outputs.log() if whole else outputs
+        # A probability may be too small for float32, and its logarithm is to be a number.
+        logits = outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log() if whole else outputs
         if logits.shape != (len(images), self.num_classes):
             raise VPromptError(
                 f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "

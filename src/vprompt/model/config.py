@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import warnings
 from dataclasses import asdict, dataclass
@@ -14,7 +12,7 @@ from vprompt.methods.base import Method
 from vprompt.methods.registry import from_config, to_config
 from vprompt.model.records import Condensation, Pruning, Recipe
 from vprompt.utils.errors import AdapterError, VPromptError
-from vprompt.utils.io import pretty_json
+from vprompt.utils.io import pretty_json, verified, with_checksum
 from vprompt.utils.serialization import Reader, parse, show
 from vprompt.utils.text import printable
 
@@ -99,8 +97,7 @@ def write_config(config: AdapterConfig) -> str:
         AdapterError: If a value is none that JSON can hold.
     """
     try:
-        document = parse(pretty_json({**asdict(config), "method": to_config(config.method)}))
-        document[CHECKSUM] = _checksum(document)
+        document = with_checksum(parse(pretty_json({**asdict(config), "method": to_config(config.method)})))
         text = pretty_json(document, sort=True) + "\n"
         if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
             text = pretty_json(document, sort=True, ascii_only=True) + "\n"
@@ -121,7 +118,9 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
     """
     reader = _Reader(where)
     document = reader.document(text, FORMAT_VERSION, OLD_VERSION)
-    if CHECKSUM in document and document.pop(CHECKSUM) != _checksum(document):
+    whole = CHECKSUM not in document or verified(document)
+    document.pop(CHECKSUM, None)
+    if not whole:
         raise AdapterError(
             f"{where} is damaged: what it says is not what was saved; {_REDO}, or remove the line {CHECKSUM!r} if you "
             "changed it on purpose."
@@ -132,11 +131,6 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
         known = f"this version of vprompt does not know: {printable(', '.join(sorted(reader.unknown)))}"
         warnings.warn(f"{where} has keys that {known}. They are ignored.", stacklevel=3)
     return config
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    """SHA-256 of plain data, whatever the order and spacing of its text."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 class _Reader(Reader):

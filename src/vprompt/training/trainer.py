@@ -314,7 +314,9 @@ class _Run:
         interval = max(1, self.recipe.epochs // 10)
         if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
             evaluation = evaluate(self.model, self.val, workers=self.recipe.workers)
-            row |= {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
+            row["val_accuracy"] = evaluation.accuracy
+            if math.isfinite(evaluation.loss):  # JSON has no other numbers
+                row["val_loss"] = evaluation.loss
             report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
         self.history.rows.append(row)
         self.sums.zero_()

@@ -110,7 +110,7 @@ def written_together(path: Path, companions: Sequence[Path] = ()) -> Generator[P
                 part = Path(folder) / target.name
                 if part.exists():
                     _put(part, target)
-                else:
+                elif target != path:
                     target.unlink(missing_ok=True)
 
 
