@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
-from vprompt.utils.text import line, printable
+from vprompt.utils.text import line
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,6 +33,9 @@ _LETTERS = "●■▲◆▼✚✖"
 """The markers as text."""
 
 PALE, GRID, SOFT = "#DDDDDD", "#EEEEEE", "#777777"
+
+NAMES = 45
+"""Characters of a name in a legend."""
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -74,7 +77,9 @@ def plot_accuracy(path: Path, models: Sequence[tuple[str, int, float]], *, title
         Curve(name=name, dots=[Dot(x=prompts, y=100 * accuracy)], style=style)
         for style, (name, prompts, accuracy) in enumerate(models)
     ]
-    legend = [(style, f"{short(name)} ({100 * accuracy:.1f} %)") for style, (name, _, accuracy) in enumerate(models)]
+    legend = [
+        (style, f"{line(name, NAMES)} ({100 * accuracy:.1f} %)") for style, (name, _, accuracy) in enumerate(models)
+    ]
     chart = Chart(title=title, x="prompts in all blocks", y="test accuracy (%)", curves=curves)
     save_png(path, Charts([chart], legend))
 
@@ -82,7 +87,7 @@ def plot_accuracy(path: Path, models: Sequence[tuple[str, int, float]], *, title
 def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: str) -> None:
     """Draws how many prompts each block had and how many it kept, as PNG."""
     bars = [Bar(before=b, retained=k) for b, k in zip(before, kept, strict=True)]
-    title = f"{short(title, 40)} ({sum(kept)} of {sum(before)})"
+    title = f"{line(title, 40)} ({sum(kept)} of {sum(before)})"
     save_png(path, Charts([Chart(title=title, x="block", y="prompts", bars=bars)]))
 
 
@@ -106,8 +111,8 @@ def png(charts: Charts, *, title: str = "") -> bytes:
         for axes, chart in itertools.zip_longest(panels, shown):
             axes.set_axis_off() if chart is None else draw(axes, chart)
         if title:
-            figure.suptitle(short(title, 110), x=0.01, ha="left", fontsize=11)
-        looks = [(*_style(style), short(name)) for style, name in charts.legend]
+            figure.suptitle(line(title, 110), x=0.01, ha="left", fontsize=11)
+        looks = [(*_style(style), line(name, NAMES)) for style, name in charts.legend]
         handles = [Line2D([], [], ls="", ms=5, color=c, marker=m, label=name) for c, m, name in looks]
         hollow = any(dot.hollow for chart in shown for curve in chart.curves for dot in curve.dots)
         if hollow and charts.rings:
@@ -170,7 +175,7 @@ def described(chart: Chart) -> str:
 
 def draw(axes: Axes, chart: Chart) -> None:
     """Draws a chart into axes."""
-    axes.set(xlabel=chart.x, ylabel=chart.y, title=short(chart.title, 52))
+    axes.set(xlabel=chart.x, ylabel=chart.y, title=line(chart.title, 75 if axes.figure.axes == [axes] else 52))
     if chart.rule is not None:
         place, name = chart.rule
         axes.axvline(place, color=SOFT, linestyle="--", linewidth=1, zorder=1)
@@ -286,12 +291,6 @@ def key(style: int) -> tuple[int, str]:
     """The number of a style's colour, and its marker as text."""
     colour, marker = _style(style)
     return COLOURS.index(colour), _LETTERS[MARKERS.index(marker)]
-
-
-def short(text: str, most: int = 45) -> str:
-    """A text with an ellipsis where it is too long."""
-    text = printable(text)
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:

@@ -10,7 +10,6 @@ from vprompt.analysis.base import View
 from vprompt.analysis.blocks.measure import AdapterBlocks, BlockStudy, Group, Spread
 from vprompt.analysis.words import signed
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
-from vprompt.report.plots import short
 from vprompt.utils.text import count, line, percent, spread
 
 SHOWN = 5
@@ -147,7 +146,7 @@ def _kept(study: BlockStudy, key: Literal["counts", "shares"]) -> Table:
 def figure(study: BlockStudy) -> Charts:
     """Left: accuracy without each block's prompts. Right: prompts that each block retains."""
     groups = [*(study.tasks if len(study.tasks) <= SHOWN else []), study.every]
-    names = [short(line(_task(group.name)), 24) for group in groups]
+    names = [line(_task(group.name), 24) for group in groups]
     changes = [
         Curve(name=name, dots=_dots(group.drops, -100), style=style, line="-")
         for (style, name), group in zip([*enumerate(names[:-1]), (ALL, names[-1])], groups, strict=True)
