@@ -20,7 +20,7 @@ from vprompt.data.preprocessing import WHITE, Preprocessing
 from vprompt.data.scan import in_words
 from vprompt.data.split import Splits, content_of, cut, look, missing_splits, near_copies
 from vprompt.data.threads import in_threads
-from vprompt.tasks.base import Target, from_document, kind_of
+from vprompt.tasks.base import Target, kind_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -122,12 +122,12 @@ def _learned(splits: Mapping[str, Sequence[Item]]) -> list[str]:
 
 def _fitted(kind: type[Target], listing: Listing, splits: Splits) -> Target:
     """The target of what is there to learn from."""
-    if listing.classes is not None:
-        return from_document(None, tuple(map(printable, listing.classes)))
     try:
-        return kind.fit(_learned(splits), listing.label_names)
+        made = kind.fit(_learned(splits), listing.label_names)
     except ValueError as error:
         raise DataError(f"{listing.where} has {error}") from error
+    fixed = kind.grouped and listing.classes
+    return replace(made, names=tuple(map(printable, fixed))) if fixed else made
 
 
 def drop_unread(splits: Splits, target: Target) -> list[str]:

@@ -128,8 +128,8 @@ def try_settings(
         sources: See `run`.
 
     Returns:
-        `val_accuracy` (or the target's score) and `val_loss` after that epoch, the `epochs` done, `seconds` in all; with `diverged`, a
-        sentence, and no figures, where a loss became no number.
+        `val_accuracy` (or the score of another target) and `val_loss` after that epoch, the `epochs` done, `seconds` in
+        all; with `diverged`, a sentence, and no figures, where a loss became no number.
 
     Raises:
         DataError: If there are no validation images.

@@ -52,7 +52,7 @@ class Option:
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a configuration dataclass and of those nested in it, by their flat names.
 
-    A field's metadata may hold `flag` (its flat name), `place`, and `added`, by which plain data has it only where it is
+    A field's metadata may hold `flag` (its flat name), `place`, and `added`: plain data has such a one only where it is
     not as by default. A nested configuration that may be None has `when`,
     the options that call for it, and may have `switch`, an option of its own that does so. A field that is
     `polymorphic`, of one of several dataclasses, is left to others.
