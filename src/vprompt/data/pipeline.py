@@ -83,7 +83,7 @@ def load(
     made = _fitted(kind, listing, splits)
     group_of, was_cut = checked.copies(stratified(splits, made), near=not fixed), missing_splits(splits)
     splits = cut_by(splits, made, split_seed, checked.contents, group_of)
-    made = made.settled([item.label for item in splits["train"]])
+    made = _refusing(listing, made.settled, [item.label for item in splits["train"]])
 
     def dataset(split: str) -> ImageDataset | None:
         items = splits.get(split)
@@ -93,7 +93,8 @@ def load(
     parts = {split: images for split in splits if (images := dataset(split)) is not None}
     per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
-    about_counts = count_notes(per_split) if made.grouped else []
+    counted = {"unit": made.unit, "score": made.title, "images": len(parts["train"])}
+    about_counts = count_notes(per_split, **counted) if made.unit else []
     return Task(
         name=listing.name,
         source=listing.source,
@@ -122,12 +123,16 @@ def _learned(splits: Mapping[str, Sequence[Item]]) -> list[str]:
 
 def _fitted(kind: type[Target], listing: Listing, splits: Splits) -> Target:
     """The target of what is there to learn from."""
-    try:
-        made = kind.fit(_learned(splits), listing.label_names)
-    except ValueError as error:
-        raise DataError(f"{listing.where} has {error}") from error
+    made = _refusing(listing, kind.fit, _learned(splits), listing.label_names)
     fixed = kind.grouped and listing.classes
     return replace(made, names=tuple(map(printable, fixed))) if fixed else made
+
+
+def _refusing(listing: Listing, make: Callable[..., Target], *arguments: Sequence[str]) -> Target:
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise DataError(f"{listing.where} has {error}") from error
 
 
 def drop_unread(splits: Splits, target: Target) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,7 @@ import msgspec
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.registry import Registry
+from vprompt.utils.text import listed, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +22,9 @@ CELLS = "\x1f"
 
 DRAWS = 500
 """Of the images, to see how far a figure depends on which there are."""
+
+MOST_DRAWN, LEAST_DRAWN = 100_000, 1_000
+"""Numbers in a draw, and images: of more, a draw takes a part, and the interval is narrowed accordingly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,10 @@ class Target(ABC):
     """Name of what `counts` counts."""
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
+
+    def __post_init__(self) -> None:
+        if not self.grouped and (twice := sorted(name for name in {*self.names} if self.names.count(name) > 1)):
+            raise VPromptError(f"Several outputs are called {listed([*map(printable, twice)], 3)}; name each once.")
 
     @property
     @abstractmethod
@@ -127,11 +136,26 @@ class Target(ABC):
         def change(rows: Tensor) -> float:
             return self.score(after[rows], targets[rows]) - self.score(before[rows], targets[rows])
 
-        return change(torch.arange(len(targets))), bootstrapped(change, len(targets))
+        if not math.isfinite(whole := change(torch.arange(len(targets)))):
+            return 0.0, (0.0, 0.0)
+        return whole, bootstrapped(change, len(targets), size=before[0].numel())
 
     @abstractmethod
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """The headline."""
+        """The headline; NaN where these images do not tell it."""
+
+    def scored(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """The headline and its interval, as in `figures`; None where these images do not tell them."""
+        score = self.score(logits, targets)
+        if not math.isfinite(score):
+            return {self.headline: None, "interval": None}
+        size = logits[0].numel()
+        ends = bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets), size=size)
+        return {self.headline: score, "interval": [*ends]}
+
+    def agreement(self, before: Tensor, after: Tensor) -> float:
+        """How far the logits of two models say the same of the same images, 0 to 1."""
+        return float(self.hits(after, self.pseudo(before)).double().mean())
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
         """Sentences that must not be missing beside figures."""
@@ -158,6 +182,10 @@ class Target(ABC):
         """What the model says: probabilities (N, K), or values in their own units."""
 
     @abstractmethod
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
+
+    @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """For each image, what the model says of it as plain data; from what `activate` gives.
 
@@ -165,6 +193,14 @@ class Target(ABC):
             outputs: (N, K).
             top: Number of classes or tags to name.
         """
+
+    @abstractmethod
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """Heads and cells of one of `answers` in a table."""
+
+    def words(self, answer: Mapping[str, Any]) -> str:
+        """One of `answers` in a few words."""
+        return " ".join(self.row(answer).values())
 
 
 TARGETS: Registry[type[Target]] = Registry("target", "vprompt.tasks", "vprompt.targets")
@@ -229,20 +265,35 @@ def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> T
         raise VPromptError(f"The target {kind.name} cannot be so ({error}).") from error
 
 
-def bootstrapped(figure: Callable[[Tensor], float], images: int, *, draws: int = DRAWS) -> tuple[float, float]:
-    """The 95 % interval of a figure: its percentiles over images that are drawn anew, with replacement.
+def interval_text(figures: Mapping[str, Any], prefix: str = "") -> str:
+    """The interval among figures, in percent; arguments as of `Target.cells`."""
+    ends = figures.get(f"{prefix}interval")
+    return "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+
+
+def bootstrapped(
+    figure: Callable[[Tensor], float], images: int, *, size: int = 1, draws: int = DRAWS
+) -> tuple[float, float]:
+    """The 95 % interval of a figure: percentiles over images that are drawn anew, with replacement.
+
+    Their mean is moved to the figure: with images that come twice, an average precision is too high. Of very many
+    images fewer are drawn, and the distances from the mean shrunk by the root of their share.
 
     Args:
-        figure: Of rows (N,) of the images.
+        figure: Of rows (N,) of the images, 1 at most; draws for which it is NaN do not count.
         images: Number of images.
+        size: Numbers of each.
         draws: How often they are drawn.
 
-    Source: Efron (1979), Bootstrap methods: another look at the jackknife.
+    Source: Efron (1979), Bootstrap methods: another look at the jackknife; Bickel, Götze and van Zwet (1997), Resampling
+    fewer than n observations.
     """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(images, (draws, images), generator=generator)
+    generator, drawn = torch.Generator().manual_seed(0), min(images, max(LEAST_DRAWN, MOST_DRAWN // size))
+    rows = (torch.randint(images, (drawn,), generator=generator) for _ in range(draws))
     values = torch.tensor([figure(row) for row in rows], dtype=torch.float64)
-    low, high = values[values.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values = values[values.isfinite()]
+    values = figure(torch.arange(images)) + (values - values.mean()) * math.sqrt(drawn / images)
+    low, high = values.clamp(max=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from vprompt.tasks.base import Target, register
+from vprompt.tasks.base import Target, interval_text, register
 from vprompt.utils.statistics import paired_interval, wilson
 from vprompt.utils.text import count, listed, percent, printable
 
@@ -134,11 +134,9 @@ class SingleLabel(Target):
     @staticmethod
     def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        ends = figures.get(f"{prefix}interval")
         shares = [figures.get(f"{prefix}{key}") for key in ("accuracy", "balanced_accuracy")]
         accuracy, balanced = ("-" if share is None else f"{percent(share)} %" for share in shares)
-        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-        return {"accuracy": accuracy, "95 %": interval, "balanced": balanced}
+        return {"accuracy": accuracy, "95 %": interval_text(figures, prefix), "balanced": balanced}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -150,6 +148,12 @@ class SingleLabel(Target):
         """See `Target`."""
         return logits.softmax(1)
 
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """See `Target`: logarithms, of which those of probabilities too small for their numbers are finite as well."""
+        import torch
+
+        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the most probable class and its probability, and the first few."""
         best = outputs.topk(min(top, outputs.shape[1]), dim=1)
@@ -158,6 +162,15 @@ class SingleLabel(Target):
             first = [(self.names[number], value) for number, value in zip(numbers, values, strict=True)]
             answers.append({"class_name": first[0][0], "probability": first[0][1], "top": tuple(first)})
         return answers
+
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """See `Target`."""
+        then = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"][1:])
+        return {"class": answer["class_name"], "probability": f"{percent(answer['probability'])} %", "then": then}
+
+    def words(self, answer: Mapping[str, Any]) -> str:
+        """See `Target`."""
+        return f"{answer['class_name']} {percent(answer['probability'])} %"
 
     def _counts(self, targets: Tensor) -> Tensor:
         return targets.bincount(minlength=len(self.names))
