@@ -19,7 +19,7 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
-from vprompt.experiments.folder import check_out, score_key
+from vprompt.experiments.folder import check_out, score_key, target_of
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
     CondenseSettings,
@@ -31,8 +31,6 @@ from vprompt.experiments.settings import (
 )
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
-from vprompt.tasks.base import TARGETS
-from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, build, options_of
@@ -227,7 +225,7 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         ["method", "prompts", "learned", "time"],
         rows,
     )
-    target = TARGETS.get(result.get("target", SingleLabel.name))
+    target = target_of(result)
     for split in ("val", "test"):
         if result[score_key(result, split)] is not None:
             cells = [target.cells(stage, f"{split}_") for stage in models]
@@ -255,7 +253,8 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     if trials := result.get("condensing", {}).get("trials"):
         tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
-        yield f"Validation accuracy with shares of the prompts, against all of them: {', '.join(tried)} points."
+        score = target_of(result).title
+        yield f"Validation {score} with shares of the prompts, against all of them: {', '.join(tried)} points."
     for split, images in (("val", "validation"), ("test", "test")):
         if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
             lost = result["lost"][score_key(result, split)]

@@ -13,7 +13,6 @@ import tyro
 from vprompt.cli.console import (
     UsageError,
     json_rows,
-    percent,
     print_json,
     print_note,
     print_table,
@@ -24,6 +23,7 @@ from vprompt.utils.io import read_json
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
     from vprompt.serving.predict import Prediction
+    from vprompt.tasks.base import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class _Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(_Source):
-    """Accuracy of an adapter or an exported model on labelled images."""
+    """Accuracy of an adapter or an exported model on labelled images, or what else tells how good it is."""
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Image folder with one folder per class, or a task; the bundled task when left out."""
@@ -132,7 +132,7 @@ def trained_on(adapter: Path) -> tuple[str | None, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(_Source):
-    """Classes and probabilities of images; a folder stands for all images in it.
+    """What a model says of images: class and probability, tags, or numbers; a folder stands for all images in it.
 
     Rows are written batch by batch, with --json one on each line: neither a stop nor a bad file costs finished work.
     """
@@ -140,7 +140,7 @@ class Predict(_Source):
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
     top: int = 3
-    """Number of classes to name for each image."""
+    """Number of classes or tags to name for each image."""
     skip_bad: bool = False
     """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
 
@@ -167,9 +167,9 @@ class Predict(_Source):
                 done += len(predictions)
                 if self.json:
                     for found in predictions if self.skip_bad else batch:
-                        write(asdict(found))
+                        write(asdict(found) if isinstance(found, Failure) else {"image": found.image, **found.answer})
                 elif predictions:
-                    _print(predictions, done)
+                    _print(predictions, done, model.target)
         for failure in failures:
             print_note(failure.error)
         if others:
@@ -180,12 +180,10 @@ class Predict(_Source):
             raise DataError(f"{which}{go_on}; the first: {failures[0].error}")
 
 
-def _print(predictions: Sequence[Prediction], done: int) -> None:
+def _print(predictions: Sequence[Prediction], done: int, target: Target) -> None:
     """Prints a table of some predictions, the last of which is number `done`."""
-    rows = [
-        [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
-        for p in predictions
-    ]
+    rows = [target.row(prediction.answer) for prediction in predictions]
     first = done - len(rows) + 1
     title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
-    print_table(title, ["image", "class", "probability", "then"], rows)
+    cells = [[prediction.image, *row.values()] for prediction, row in zip(predictions, rows, strict=True)]
+    print_table(title, ["image", *rows[0]], cells)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.errors import RequestError
-from vprompt.serving.service import Answer
+from vprompt.serving.service import Answer, Said
 from vprompt.utils.text import printable
 
 
@@ -37,10 +37,29 @@ class FailedAnswer(BaseModel):
     error: Fault
 
 
+class OtherAnswer(BaseModel):
+    """Prediction of an adapter that tells no classes apart: `tags` and `top`, `values`, or what else its target says."""
+
+    model_config = ConfigDict(extra="allow")
+
+    adapter: str
+    tags: list[str] = []
+    """Those that are more likely than not."""
+    top: list[tuple[str, float]] = []
+    """The most probable tags with their probabilities, falling."""
+    values: dict[str, float] = {}
+    """Numbers by name."""
+
+    @classmethod
+    def of(cls, answer: Answer | Said) -> Answer | OtherAnswer:
+        """An answer as a document."""
+        return cls(**answer) if isinstance(answer, dict) else answer
+
+
 class Answers(BaseModel):
     """Answers of several adapters about one image, in the order of the question."""
 
-    answers: list[Answer | FailedAnswer]
+    answers: list[Answer | FailedAnswer | OtherAnswer]
 
 
 class Summary(BaseModel):
@@ -49,6 +68,7 @@ class Summary(BaseModel):
     name: str
     method: str
     num_classes: int
+    target: str
     nbytes: int
 
 

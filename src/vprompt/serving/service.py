@@ -22,7 +22,6 @@ from vprompt.serving.decoding import LANES, Images, decode
 from vprompt.serving.errors import RequestError, problem_of
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
-from vprompt.serving.predict import most_probable
 from vprompt.utils.errors import UnknownAdapterError, VPromptError
 from vprompt.utils.text import printable
 
@@ -31,7 +30,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Prediction of an adapter for an image, in the words of `vprompt predict --json`.
+    """Prediction of an adapter for an image, in the words of `vprompt predict --json`; of one that tells classes apart.
 
     Args:
         adapter: Its name.
@@ -46,6 +45,10 @@ class Answer:
     class_name: str
     probability: float
     top: tuple[tuple[str, float], ...]
+
+
+Said = dict[str, Any]
+"""The same of an adapter with another target: its name as `adapter`, and what its target says, such as `values`."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Service:
             )
             for lane in range(len(LANES))
         ]
-        self._asking: Batcher[_Ask, Answer] = Batcher(
+        self._asking: Batcher[_Ask, Answer | Said] = Batcher(
             self._compute,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
@@ -130,20 +133,20 @@ class Service:
 
     async def predict(
         self, image: bytes, adapters: Sequence[str], *, top: int = 3, client: str = ""
-    ) -> list[Answer | RequestError]:
+    ) -> list[Answer | Said | RequestError]:
         """Asks several adapters about one image, which is decoded once; each answers or fails alone.
 
         Args:
             image: An image file.
             adapters: Names, none twice.
-            top: How many classes to name.
+            top: How many classes or tags to name.
             client: Who asks; clients take turns.
 
         Raises:
             RequestError: If the image is at fault, or the service has no time.
         """
         deadline = time.monotonic() + self.limits.timeout
-        answers: dict[str, Answer | RequestError] = {}
+        answers: dict[str, Answer | Said | RequestError] = {}
         entries: list[Entry] = []
         for name in adapters:
             try:
@@ -186,12 +189,12 @@ class Service:
         ended = [batcher.close(max(0.0, until - time.monotonic())) for batcher in (*self._lanes, self._asking)]
         return all(ended)
 
-    def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
+    def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Said | Exception]:
         """An answer for each; runs in the thread of the banks."""
         logits = self.bank([ask.image for ask in asks], [ask.entry.name for ask in asks])
         return [self._answer(ask, logits_C) for ask, logits_C in zip(asks, logits, strict=True)]
 
-    def _answer(self, ask: _Ask, logits_C: Tensor | Exception) -> Answer | RequestError:
+    def _answer(self, ask: _Ask, logits_C: Tensor | Exception) -> Answer | Said | RequestError:
         entry, name = ask.entry, printable(ask.entry.name)
         if isinstance(logits_C, Exception):
             return problem_of(logits_C)
@@ -201,10 +204,13 @@ class Service:
         logits_C = logits_C.cpu()
         if not bool(logits_C.isfinite().all()):
             return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
-        [best] = most_probable(logits_C[None], ask.top)
-        names = entry.classes
-        top = tuple((str(index) if names is None else printable(names[index]), value) for index, value in best)
-        return Answer(adapter=entry.name, class_index=best[0][0], class_name=top[0][0], probability=top[0][1], top=top)
+        target = entry.made_target
+        [said] = target.answers(target.activate(logits_C[None].float()), ask.top)
+        if not target.grouped:
+            return {"adapter": entry.name, **said}
+        index = target.names.index(said["class_name"])
+        top = tuple((printable(name), value) for name, value in said["top"])
+        return Answer(adapter=entry.name, class_index=index, class_name=top[0][0], probability=top[0][1], top=top)
 
     async def _results(
         self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float, client: str

@@ -56,8 +56,9 @@ class Target(ABC):
     """Whether every image is of one class, and a label is its name."""
 
     def __post_init__(self) -> None:
-        if not self.grouped and (twice := sorted(name for name in {*self.names} if self.names.count(name) > 1)):
-            raise VPromptError(f"Several outputs are called {listed([*map(printable, twice)], 3)}; name each once.")
+        odd = sorted(name for name in {*self.names} if self.names.count(name) > 1 or printable(name) != name)
+        if odd and not self.grouped:
+            raise VPromptError(f"No output can be called {listed([*map(printable, odd)], 3)}: twice, or not in print.")
 
     @property
     @abstractmethod

@@ -195,7 +195,7 @@ class Regression(Target):
 
     def words(self, answer: Mapping[str, Any]) -> str:
         """See `Target`."""
-        return ", ".join(_named(answer["values"]))
+        return " / ".join(_named(answer["values"]))
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean), like.new_tensor(self.std)
