@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from vprompt.data.listing import Item
+from vprompt.tasks.base import Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.text import listed, printable
 
 FEW = 5
@@ -65,14 +67,13 @@ def copy_notes(
 
 
 def count_notes(
-    per_split: Mapping[str, Mapping[str, int]], *, unit: str = "class", score: str = "accuracy", images: int = 0
+    per_split: Mapping[str, Mapping[str, int]], target: type[Target] = SingleLabel, images: int = 0
 ) -> list[str]:
     """Classes (or tags) that a split is without, small ones and uneven ones, and those of all training images.
 
     Args:
         per_split: Number of images by class, for each split.
-        unit: The word for one of them.
-        score: The word for the figure that models are compared by.
+        target: What they are.
         images: To train on.
 
     Example:
@@ -80,6 +81,7 @@ def count_notes(
         'Of class bee there is no image in test: accuracy there says nothing of it.'
     """
     notes: list[str] = []
+    unit, score = target.unit, target.title
     units = f"{unit}es" if unit.endswith("s") else f"{unit}s"
     missing: dict[tuple[str, ...], list[str]] = {}
     for split, counts in per_split.items():

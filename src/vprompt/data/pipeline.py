@@ -22,7 +22,7 @@ from vprompt.data.split import Splits, content_of, cut, look, missing_splits, ne
 from vprompt.data.threads import in_threads
 from vprompt.tasks.base import Target, kind_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import printable
+from vprompt.utils.text import capital, printable
 
 Progress = Callable[[int, int], None]
 """Called with the number of images checked so far and of all."""
@@ -93,8 +93,7 @@ def load(
     parts = {split: images for split in splits if (images := dataset(split)) is not None}
     per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
-    counted = {"unit": made.unit, "score": made.title, "images": len(parts["train"])}
-    about_counts = count_notes(per_split, **counted) if made.unit else []
+    about_counts = count_notes(per_split, type(made), len(parts["train"])) if made.unit else []
     return Task(
         name=listing.name,
         source=listing.source,
@@ -200,7 +199,7 @@ def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
 
 def as_sentences(problems: Sequence[str]) -> tuple[str, ...]:
     """Problems, each as a sentence."""
-    return tuple(problem[0].upper() + problem[1:] + "." for problem in problems)
+    return tuple(capital(problem) + "." for problem in problems)
 
 
 def listed_classes(listing: Listing, splits: Splits) -> dict[str, set[str]]:

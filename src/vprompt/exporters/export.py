@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from vprompt.exporters.metadata import About, Comparison, Quantisation, describe
 from vprompt.exporters.program import capture
 from vprompt.model.classifier import Classifier
 from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.tasks.base import Target
 from vprompt.training.evaluate import evaluate
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import writing, written_together
@@ -53,16 +54,8 @@ def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) ->
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
 
-def compare(
-    eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERANCE, classes: bool = True
-) -> Comparison:
-    """The distance between the logits of an exported file and those of the model.
-
-    Args:
-        eager_NC: Of the model.
-        exported_NC: Of the file.
-        tolerance: Of the largest, how much they may differ.
-        classes: Whether the largest of an image names its class.
+def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERANCE, classes: bool = True) -> Comparison:
+    """The distance between the logits of an exported file and those of the model; of `classes`, the largest is named.
 
     Raises:
         VPromptError: If that is more than rounding, or a class is named that is not the model's first. Classes whose
@@ -122,8 +115,8 @@ def export(
     """Writes a model as a file that other runtimes take, and compares it with the model before it is called done.
 
     The file takes normalised float32 images `images` (B, 3, H, W) and gives `logits` (B, C), or pixels and
-    `probabilities` (`values` of a regression), for any number of images up to the format's largest. The preprocessing, the names of the classes
-    and where all of it comes from are in the file, or in one beside it.
+    `probabilities` (or `values`), for any number of images up to the format's largest. The preprocessing, the names of
+    the classes and where all of it comes from are in the file, or in one beside it.
 
     Args:
         model: What to export; prompted ones are folded. It is not changed.
@@ -159,9 +152,8 @@ def export(
     format.require(format.to_write)
     _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
     folded = copy.deepcopy(model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
-    if labels and not folded.target.unit:
-        raise VPromptError(f"A model of {folded.target.name} has no classes or tags to be named in files; leave labels.")
-    texts = label_files(folded.class_names) if labels else {}
+    target = folded.target
+    texts = label_files(_named(target)) if labels else {}
     _refuse_others(path, format, texts)
     compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
     report(0, 3)
@@ -178,7 +170,6 @@ def export(
         about = replace(about, precision="float16")
     report(1, 3)
     with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
-        target = folded.target
         # Logarithms of small probabilities differ by more than rounding; values have the scale of their logits.
         shares = include_preprocessing and target.answer == "probabilities"
 
@@ -205,14 +196,8 @@ def export(
                 tool=tool,
                 calibration_images=len(calibration_NCHW) if format.calibrates else 0,
                 same_class=target.agreement(*(map(target.inverse, pair) if shares else pair)),
+                **_scores(int8, folded, load_exported(part)),
             )
-            if int8.labelled is not None:
-                subjects = (folded, load_exported(part))
-                scores = [evaluate(subject, int8.labelled).figures[target.headline] for subject in subjects]
-                cost = replace(cost, data=int8.data, split=int8.split, images=len(int8.labelled))
-                cost = replace(cost, score_before=scores[0], score_after=scores[1])
-                if target.grouped:
-                    cost = replace(cost, accuracy_before=scores[0], accuracy_after=scores[1])
             about = replace(about, precision="int8", quantisation=cost)
         if not torch.equal(outputs_of(about)[1], exported_NC):
             raise VPromptError(f"{printable(path.name)} does not give the same logits twice; nothing was written.")
@@ -220,6 +205,23 @@ def export(
             part.with_name(name).write_text(content, encoding="utf-8")
     report(3, 3)
     return load_exported(path)
+
+
+def _named(target: Target) -> tuple[str, ...]:
+    if not target.unit:
+        raise VPromptError(f"A model of {target.name} has no classes or tags to be named in files; leave labels out.")
+    return target.names
+
+
+def _scores(int8: Int8, before: Classifier, after: Classifier) -> dict[str, Any]:
+    """What a `Quantisation` says of labelled images, where there are some."""
+    if int8.labelled is None:
+        return {}
+    first, second = (evaluate(model, int8.labelled).figures[before.target.headline] for model in (before, after))
+    scores = {"score_before": first, "score_after": second}
+    if before.target.grouped:
+        scores |= {"accuracy_before": first, "accuracy_after": second}
+    return {"data": int8.data, "split": int8.split, "images": len(int8.labelled), **scores}
 
 
 def _refuse_options(format: Format, *, int8: bool, precision: str, opset: int | None) -> None:

@@ -77,8 +77,9 @@ class Predictions:
         return len(self.outputs)
 
     def __repr__(self) -> str:
-        shown = [printable(self.target.words(answer)) for answer in self.target.answers(self.outputs[:4], TOP)]
-        return f"Predictions({', '.join(shown + ['...'] * (len(self) > 4))})"
+        rows = [self.target.row(answer) for answer in self.target.answers(self.outputs[:4], 1)]
+        shown = [" ".join(f"{head} {cell}" for head, cell in row.items() if cell) for row in rows]
+        return f"Predictions({printable('; '.join(shown + ['...'] * (len(self) > 4)))})"
 
 
 def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Predictions:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.errors import RequestError
-from vprompt.serving.service import Answer, Said
 from vprompt.utils.text import printable
 
 
@@ -37,29 +36,28 @@ class FailedAnswer(BaseModel):
     error: Fault
 
 
-class OtherAnswer(BaseModel):
-    """Prediction of an adapter that tells no classes apart: `tags` and `top`, `values`, or what else its target says."""
+class Answer(BaseModel):
+    """Prediction of an adapter for an image: a class, tags, numbers by name, or what else its target says.
+
+    `top` has the most probable classes or tags with their probabilities, falling; a class without a name is called by
+    its number.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     adapter: str
-    tags: list[str] = []
-    """Those that are more likely than not."""
-    top: list[tuple[str, float]] = []
-    """The most probable tags with their probabilities, falling."""
-    values: dict[str, float] = {}
-    """Numbers by name."""
-
-    @classmethod
-    def of(cls, answer: Answer | Said) -> Answer | OtherAnswer:
-        """An answer as a document."""
-        return cls(**answer) if isinstance(answer, dict) else answer
+    class_index: int | None = None
+    class_name: str | None = None
+    probability: float | None = None
+    top: list[tuple[str, float]] | None = None
+    tags: list[str] | None = None
+    values: dict[str, float] | None = None
 
 
 class Answers(BaseModel):
     """Answers of several adapters about one image, in the order of the question."""
 
-    answers: list[Answer | FailedAnswer | OtherAnswer]
+    answers: list[FailedAnswer | Answer]
 
 
 class Summary(BaseModel):

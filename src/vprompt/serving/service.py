@@ -28,27 +28,8 @@ from vprompt.utils.text import printable
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Prediction of an adapter for an image, in the words of `vprompt predict --json`; of one that tells classes apart.
-
-    Args:
-        adapter: Its name.
-        class_index: Number of the most probable class.
-        class_name: Its name; its number where the adapter has no names.
-        probability: 0 to 1.
-        top: The most probable classes with their probabilities, falling.
-    """
-
-    adapter: str
-    class_index: int
-    class_name: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
-
-
-Said = dict[str, Any]
-"""The same of an adapter with another target: its name as `adapter`, and what its target says, such as `values`."""
+Answer = dict[str, Any]
+"""The name of an `adapter`, and what it says of an image in the words of `vprompt predict --json`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +71,7 @@ class Service:
             )
             for lane in range(len(LANES))
         ]
-        self._asking: Batcher[_Ask, Answer | Said] = Batcher(
+        self._asking: Batcher[_Ask, Answer] = Batcher(
             self._compute,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
@@ -133,7 +114,7 @@ class Service:
 
     async def predict(
         self, image: bytes, adapters: Sequence[str], *, top: int = 3, client: str = ""
-    ) -> list[Answer | Said | RequestError]:
+    ) -> list[Answer | RequestError]:
         """Asks several adapters about one image, which is decoded once; each answers or fails alone.
 
         Args:
@@ -146,7 +127,7 @@ class Service:
             RequestError: If the image is at fault, or the service has no time.
         """
         deadline = time.monotonic() + self.limits.timeout
-        answers: dict[str, Answer | Said | RequestError] = {}
+        answers: dict[str, Answer | RequestError] = {}
         entries: list[Entry] = []
         for name in adapters:
             try:
@@ -189,12 +170,12 @@ class Service:
         ended = [batcher.close(max(0.0, until - time.monotonic())) for batcher in (*self._lanes, self._asking)]
         return all(ended)
 
-    def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Said | Exception]:
+    def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
         """An answer for each; runs in the thread of the banks."""
         logits = self.bank([ask.image for ask in asks], [ask.entry.name for ask in asks])
         return [self._answer(ask, logits_C) for ask, logits_C in zip(asks, logits, strict=True)]
 
-    def _answer(self, ask: _Ask, logits_C: Tensor | Exception) -> Answer | Said | RequestError:
+    def _answer(self, ask: _Ask, logits_C: Tensor | Exception) -> Answer | RequestError:
         entry, name = ask.entry, printable(ask.entry.name)
         if isinstance(logits_C, Exception):
             return problem_of(logits_C)
@@ -206,11 +187,10 @@ class Service:
             return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
         target = entry.made_target
         [said] = target.answers(target.activate(logits_C[None].float()), ask.top)
-        if not target.grouped:
-            return {"adapter": entry.name, **said}
-        index = target.names.index(said["class_name"])
-        top = tuple((printable(name), value) for name, value in said["top"])
-        return Answer(adapter=entry.name, class_index=index, class_name=top[0][0], probability=top[0][1], top=top)
+        if target.grouped:  # classes, unlike other outputs, may be called anything
+            top = [(printable(class_name), share) for class_name, share in said["top"]]
+            said |= {"class_index": target.names.index(said["class_name"]), "class_name": top[0][0], "top": top}
+        return {"adapter": entry.name, **said}
 
     async def _results(
         self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float, client: str

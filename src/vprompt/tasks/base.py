@@ -199,10 +199,6 @@ class Target(ABC):
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
         """Heads and cells of one of `answers` in a table."""
 
-    def words(self, answer: Mapping[str, Any]) -> str:
-        """One of `answers` in a few words."""
-        return " ".join(self.row(answer).values())
-
 
 TARGETS: Registry[type[Target]] = Registry("target", "vprompt.tasks", "vprompt.targets")
 """All targets by name."""
@@ -286,7 +282,7 @@ def bootstrapped(
         size: Numbers of each.
         draws: How often they are drawn.
 
-    Source: Efron (1979), Bootstrap methods: another look at the jackknife; Bickel, Götze and van Zwet (1997), Resampling
+    Source: Efron (1979), Bootstrap methods: another look at the jackknife; Bickel, Götze, van Zwet (1997), Resampling
     fewer than n observations.
     """
     import torch

@@ -209,11 +209,7 @@ class MultiLabel(Target):
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
         """See `Target`."""
         first = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"])
-        return {"tags": self.words(answer), "most probable": first}
-
-    def words(self, answer: Mapping[str, Any]) -> str:
-        """See `Target`."""
-        return " + ".join(answer["tags"]) or "none"
+        return {"tags": ", ".join(answer["tags"]) or "none", "most probable": first}
 
 
 def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:

@@ -193,10 +193,6 @@ class Regression(Target):
         """See `Target`."""
         return {name: f"{value:.4g}" for name, value in answer["values"].items()}
 
-    def words(self, answer: Mapping[str, Any]) -> str:
-        """See `Target`."""
-        return " / ".join(_named(answer["values"]))
-
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean), like.new_tensor(self.std)
 

@@ -168,9 +168,5 @@ class SingleLabel(Target):
         then = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"][1:])
         return {"class": answer["class_name"], "probability": f"{percent(answer['probability'])} %", "then": then}
 
-    def words(self, answer: Mapping[str, Any]) -> str:
-        """See `Target`."""
-        return f"{answer['class_name']} {percent(answer['probability'])} %"
-
     def _counts(self, targets: Tensor) -> Tensor:
         return targets.bincount(minlength=len(self.names))
