@@ -22,7 +22,7 @@ from vprompt.data.split import Splits, content_of, cut, look, missing_splits, ne
 from vprompt.data.threads import in_threads
 from vprompt.tasks.base import Target, kind_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import capital, printable
+from vprompt.utils.text import printable
 
 Progress = Callable[[int, int], None]
 """Called with the number of images checked so far and of all."""
@@ -199,7 +199,7 @@ def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
 
 def as_sentences(problems: Sequence[str]) -> tuple[str, ...]:
     """Problems, each as a sentence."""
-    return tuple(capital(problem) + "." for problem in problems)
+    return tuple(problem[0].upper() + problem[1:] + "." for problem in problems)
 
 
 def listed_classes(listing: Listing, splits: Splits) -> dict[str, set[str]]:
