@@ -22,6 +22,7 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
+from vprompt.data.columns import Columns
 from vprompt.experiments.folder import check_out
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
@@ -41,7 +42,7 @@ from vprompt.utils.serialization import Option, build, options_of
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
-IMAGES = ("root", "resize", "augment", "split_seed", "skip_bad")
+IMAGES = ("root", *options_of(Columns), "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
 
 OUTPUT = {

@@ -17,9 +17,12 @@ from vprompt.utils.text import printable
 UNSPLIT = "all"
 """The only split of images that are not cut into splits yet."""
 
+CELLS = "\x1f"
+"""Stands between the cells of several label columns in the label of an image."""
+
 
 class Item(NamedTuple):
-    """One labelled image: its name (of a file, its path relative to the folder) and the name of its class."""
+    """One labelled image: its name (of a file, its path relative to the folder), and its class or cell in a table."""
 
     name: str
     label: str
@@ -44,6 +47,10 @@ class Listing:
         passed_over: Reason -> paths of what is there but was not taken for data.
         remarks: Sentences on how the data were read, where that is not plain.
         differences: See `Task`.
+        label_names: Names of the columns that labels come from; none for folders.
+        groups: Image -> what it belongs to, such as a patient; images of one group are on one side of a cut.
+        places: Image -> where a table has it, for what is said of it.
+        problems: What is wrong with images that are listed nowhere; refused or left out like bad files.
     """
 
     name: str
@@ -58,6 +65,10 @@ class Listing:
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     remarks: Sequence[str] = ()
     differences: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict[str, str])
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: Sequence[str] = ()
 
 
 def class_key(name: str) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Summary, Task
 from vprompt.data.images import SHALLOW, bits_used, render_arrays, try_decode
 from vprompt.data.listing import UNSPLIT, Item, Listing, with_one_spelling
-from vprompt.data.notes import copy_notes, count_notes, sample_of
+from vprompt.data.notes import copy_notes, count_notes, group_notes, sample_of
 from vprompt.data.preprocessing import WHITE, Preprocessing
 from vprompt.data.scan import in_words
-from vprompt.data.split import Splits, content_of, cut, look, missing_splits, near_copies
+from vprompt.data.split import Splits, content_of, cut, joined, look, missing_splits, near_copies
 from vprompt.data.threads import in_threads
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -55,7 +55,7 @@ def load(
     """
     listing, fixed = with_one_spelling(listing), listing.classes is not None
     splits = {split: list(items) for split, items in listing.splits.items()}
-    problems: list[str] = []
+    problems = [*listing.problems]
     notes: tuple[str, ...] = ()
     if not fixed:
         problems += _drop_unusable(splits, listed_classes(listing, splits))
@@ -76,7 +76,7 @@ def load(
         problems += _drop_unusable(splits, present)
     _require_classes(listing, splits)
     group_of, was_cut = checked.copies(splits, near=not fixed), missing_splits(splits)
-    splits = cut(splits, split_seed, checked.contents, group_of)
+    splits = cut(splits, split_seed, checked.contents, joined(group_of, listing.groups))
     classes = listing.classes or tuple(sorted(_labels(splits["train"])))
     label_of = {name: label for label, name in enumerate(classes)}
 
@@ -91,6 +91,7 @@ def load(
     counts = {split: Counter(printable(item.label) for item in items) for split, items in splits.items() if items}
     per_split = {split: {name: count[name] for name in names} for split, count in counts.items()}
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
+    about_copies += group_notes(splits, listing.groups)
     return Task(
         name=listing.name,
         source=listing.source,
@@ -138,15 +139,18 @@ def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
     other = f" (passed over: {other})" if other else ""
     more = {1: "", 2: " (and 1 more problem)"}.get(len(problems), f" (and {len(problems) - 1} more problems)")
     them = "it" if len(problems) == 1 else "them"
+    named = problems[0] in listing.problems or problems[0].startswith(tuple(listing.places.values()))
     raise DataError(
-        f"In {listing.where}, {problems[0]}{other}{more}; fix {them}, or go on without {them} by --skip-bad "
+        f"{'' if named else f'In {listing.where}, '}{problems[0]}{other}{more}; fix {them}, or go on without {them} by --skip-bad "
         "(skip_bad=True)."
     )
 
 
 def as_sentences(problems: Sequence[str]) -> tuple[str, ...]:
     """Problems, each as a sentence."""
-    return tuple(problem[0].upper() + problem[1:] + "." for problem in problems)
+    # A problem may begin with the name of a table.
+    words = (problem.partition(" ") for problem in problems)
+    return tuple(f"{word.capitalize() if word.isalpha() else word}{blank}{rest}." for word, blank, rest in words)
 
 
 def listed_classes(listing: Listing, splits: Splits) -> dict[str, set[str]]:
@@ -194,6 +198,7 @@ class Checked:
         files: Where they are read from again; None for rendered ones.
         held: For images that are held, by name the pixels of its group, and its row in them.
         bad: By name what is wrong with an image.
+        places: By name where a table has an image.
     """
 
     preprocessing: Preprocessing
@@ -202,11 +207,15 @@ class Checked:
     bad: Mapping[str, str]
     contents: Mapping[str, str]
     looks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def problems(self) -> list[str]:
         """The bad images with their names, in words."""
-        return [f"file {printable(name)} {reason}" for name, reason in self.bad.items()]
+        return [
+            f"{f'{place}: ' if (place := self.places.get(name)) else 'file '}{printable(name)} {reason}"
+            for name, reason in self.bad.items()
+        ]
 
     def usable(self, splits: Mapping[str, Sequence[Item]]) -> Splits:
         """The images in which nothing is wrong."""
@@ -249,9 +258,10 @@ def check(
         contents = {name: content_of(images[row].tobytes()) for row, name in enumerate(held)}
         return Checked(preprocessing=preprocessing, files=None, held=held, bad={}, contents=contents)
     assert listing.files is not None
-    return check_files(
+    checked = check_files(
         listing.files, groups, preprocessing, memory_limit, progress, decode_all=decode_all, compare=True
     )
+    return replace(checked, places=listing.places)
 
 
 def check_files(

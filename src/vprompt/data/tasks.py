@@ -4,40 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from vprompt.data.columns import Columns
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
 from vprompt.data.notes import in_sample
 from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, check, listed_classes, load, refuse
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import in_words
-from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing
-from vprompt.data.split import Splits, cut, missing_splits
+from vprompt.data.sources.objects import object_listing
+from vprompt.data.table import ColumnError
+from vprompt.data.split import Splits, cut, joined, missing_splits
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
+
+NO_COLUMNS = Columns()
 
 SplitChoice = Literal["auto", "train", "val", "test", "all"]
 """Images to read: those of one split, `all`, or (`auto`) those of the last of train, val and test that is there."""
 
 
 def open_task(
-    spec: str | Path | None,
+    spec: Any,
     preprocessing: Preprocessing,
     *,
     root: str | Path | None = None,
+    columns: Columns = NO_COLUMNS,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Task:
-    """Opens the bundled task (`None`), one of a benchmark (`vtab:cifar`), one that is rendered, or an image folder.
+    """Opens the bundled task (`None`), one of a benchmark, one that is rendered, a table, a data set, an image folder.
 
     Args:
-        spec: What the user wrote.
+        spec: What the user wrote as DATA; or a data set in Python, see `vprompt.data.sources.objects`.
         preprocessing: How the images are resized, and later normalised.
         root: The folder that benchmark tasks lie in; `$VPROMPT_DATA`, or else `data`, when not given.
+        columns: What the columns of a table are, where that does not tell itself.
         split_seed: See `load_folder`.
         skip_bad: See `load_folder`.
         progress: See `load_folder`.
@@ -50,32 +57,40 @@ def open_task(
         >>> open_task(None, plain).name
         'fashion-mnist'
     """
-    listing = find_listing(spec, root=root)
+    listing = find_listing(spec, root=root, columns=columns)
     return load(listing, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
 
 
-def find_listing(spec: str | Path | None, *, root: str | Path | None = None, training: bool = True) -> Listing:
+def find_listing(
+    spec: Any, *, root: str | Path | None = None, training: bool = True, columns: Columns = NO_COLUMNS
+) -> Listing:
     """The images that `spec` stands for, before any is opened: of the first source that knows it, or of a folder.
 
     Args:
         spec: As for `open_task`.
         root: As for `open_task`.
         training: Whether they are to train on, so that there must be training images.
+        columns: As for `open_task`.
 
     Raises:
+        ColumnError: It has not these columns, or no columns at all.
         DataError: There is no such data, or it cannot be listed.
 
     Example:
         >>> {split: len(images) for split, images in find_listing(None).splits.items()}
         {'train': 800, 'val': 200, 'test': 2000}
     """
+    if not isinstance(spec, str | Path | None):
+        return object_listing(spec, columns)
     text = SOURCE if spec is None else str(spec)
     if not text:
         raise DataError("The name of the image folder is empty; give a folder, or leave it away for the bundled task.")
-    for source in SOURCES:
-        if (listing := source.find(text, root=root, training=training)) is not None:
-            return listing
-    return folder_listing(Path(text), training=training)
+    query = Query(spec=text, root=root, training=training, columns=columns)
+    found = (listing for source in SOURCES if (listing := source.find(query)) is not None)
+    listing = next(found, None) or folder_listing(Path(text), training=training)
+    if columns != NO_COLUMNS and not listing.label_names:
+        raise ColumnError(f"{listing.where} is no table, so that it has no columns; leave out their names.")
+    return listing
 
 
 def load_folder(
@@ -137,6 +152,8 @@ def load_labelled(
     classes: Sequence[str],
     *,
     root: str | Path | None = None,
+    columns: Columns = NO_COLUMNS,
+    usual_columns: Columns = NO_COLUMNS,
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
@@ -150,6 +167,8 @@ def load_labelled(
         preprocessing: How the images are resized, and later normalised.
         classes: Names in the order of the labels.
         root: As for `open_task`.
+        columns: As for `open_task`.
+        usual_columns: Columns of the table that the model was trained on; taken where there are such columns.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
             else what there is; but of a folder without splits of which nothing is in `sample`, it takes `"all"`, which
             is every image.
@@ -164,7 +183,10 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    listing = find_listing(spec, root=root, training=False)
+    try:
+        listing = find_listing(spec, root=root, training=False, columns=columns.over(usual_columns))
+    except ColumnError:
+        listing = find_listing(spec, root=root, training=False, columns=columns)
     if listing.rendered is not None and tuple(classes) != listing.classes:
         what = "the bundled task" if listing.source == SOURCE else listing.source
         raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
@@ -180,7 +202,7 @@ def load_labelled(
         splits = _pick(splits, split)
     names = set[str]().union(*(listed.get(name, set()) for name in splits))
     unknown = [name for name in sorted(names) if printable(name) not in classes]
-    problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
+    problems = [*listing.problems, *(f"class {printable(name)} is not known to the adapter" for name in unknown)]
     refuse(listing, problems, skip_bad)
     splits = {name: [item for item in items if item.label not in unknown] for name, items in splits.items()}
     group = [item.name for items in splits.values() for item in items]
@@ -191,7 +213,9 @@ def load_labelled(
     if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
-        splits = _pick(cut(splits, split_seed, checked.contents, checked.copies(splits)), split)
+        splits = _pick(
+            cut(splits, split_seed, checked.contents, joined(checked.copies(splits), listing.groups)), split
+        )
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
         more = f" and {len(known) - 1} more" if len(known) > 1 else ""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vprompt.data.columns import Columns
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.experiments.folder import RESULT
 from vprompt.experiments.settings import CondenseSettings
@@ -128,6 +129,7 @@ def open_trained(
         images = CondenseSettings(
             adapter=folder,
             data=spec,
+            columns=Columns.among(settings) if data is None else Columns(),
             root=root or settings.get("root"),
             split_seed=settings.get("split_seed", 0),
             skip_bad=settings.get("skip_bad", False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +14,11 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import describe
 from vprompt.data.benchmarks.tasks import transforms_of
+from vprompt.data.columns import Columns
 from vprompt.data.dataset import Task
 from vprompt.data.pipeline import Progress
 from vprompt.data.preprocessing import Preprocessing, Resize
-from vprompt.data.tasks import open_task
+from vprompt.data.tasks import NO_COLUMNS, open_task
 from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.layers.head import initialise
 from vprompt.methods.vpt import VPT
@@ -115,12 +117,13 @@ def attach(
 
 
 def open_data(
-    data: str | Path | None = None,
+    data: Any = None,
     backbone: str | nn.Module = BUNDLED_BACKBONE,
     *,
     img_size: int | tuple[int, int] | None = None,
     resize: Resize | None = None,
     root: str | Path | None = None,
+    columns: Columns = NO_COLUMNS,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
@@ -128,11 +131,14 @@ def open_data(
     """Opens images as `vprompt fit DATA` does: checked, split, and prepared for a backbone.
 
     Args:
-        data: An image folder, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; the bundled task when not given.
+        data: An image folder, a table, `hf:NAME`, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; or a data set in Python
+            whose items are pairs of an image (a PIL image, an array of bytes, a path) and a label, or a mapping of
+            `train`, `val` and `test` to such; the bundled task when not given.
         backbone: Name or timm model that will see the images.
         img_size: With a name: its input size, as for `attach`.
         resize: `"squash"` or `"crop"`; as the task's results are made when not given.
         root: Folder of benchmark tasks; see `vprompt.data.open_task`.
+        columns: What the columns of a table are, where that does not tell itself.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used.
         progress: Called after every image with (done, total).
@@ -149,8 +155,16 @@ def open_data(
         800
     """
     info = describe_name(backbone, img_size=img_size) if isinstance(backbone, str) else describe(backbone)
-    spec = None if data is None else str(data)
-    usual = transforms_of(spec)
+    spec = str(data) if isinstance(data, Path) else data
+    usual = transforms_of(spec if isinstance(spec, str) else None)
     preprocessing = replace(info.preprocessing, resize=resize or usual.resize)
-    task = open_task(spec, preprocessing, root=root, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
+    task = open_task(
+        spec,
+        preprocessing,
+        root=root,
+        columns=columns,
+        split_seed=split_seed,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
     return replace(task, train=task.train.with_augment(usual.augment))

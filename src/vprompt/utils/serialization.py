@@ -52,7 +52,7 @@ class Option:
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a configuration dataclass and of those nested in it, by their flat names.
 
-    A field's metadata may hold `flag` (its flat name) and `place`. A nested configuration that may be None has `when`,
+    A field's metadata may hold `flag` (its flat name), `place` and `added` (see `flat`). A nested configuration that may be None has `when`,
     the options that call for it, and may have `switch`, an option of its own that does so. A field that is
     `polymorphic`, of one of several dataclasses, is left to others.
 
@@ -85,6 +85,8 @@ def options_of(kind: type) -> dict[str, Option]:
 def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
     """A configuration as plain data under flat names; what is nested and None is left out.
 
+    So is an option that was `added` to those of earlier versions and has its default: a run keeps its name.
+
     Args:
         config: An instance of a configuration dataclass.
         places: With options that only say where data lie or how the work is done.
@@ -106,6 +108,8 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
             if (switch := entry.metadata.get("switch")) is not None:
                 found[switch] = True
             found |= flat(value, places=places)
+        elif entry.metadata.get("added") and value == _default(entry):
+            continue
         elif places or not entry.metadata.get("place"):
             found[entry.metadata.get("flag", entry.name)] = msgspec.to_builtins(value)
     return found
