@@ -17,7 +17,6 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing
 from vprompt.data.sources.objects import object_listing
-from vprompt.data.table import ColumnError
 from vprompt.data.split import Splits, cut, joined, missing_splits
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -73,8 +72,7 @@ def find_listing(
         columns: As for `open_task`.
 
     Raises:
-        ColumnError: It has not these columns, or no columns at all.
-        DataError: There is no such data, or it cannot be listed.
+        DataError: There is no such data, or it cannot be listed, or has not these columns.
 
     Example:
         >>> {split: len(images) for split, images in find_listing(None).splits.items()}
@@ -88,8 +86,8 @@ def find_listing(
     query = Query(spec=text, root=root, training=training, columns=columns)
     found = (listing for source in SOURCES if (listing := source.find(query)) is not None)
     listing = next(found, None) or folder_listing(Path(text), training=training)
-    if columns != NO_COLUMNS and not listing.label_names:
-        raise ColumnError(f"{listing.where} is no table, so that it has no columns; leave out their names.")
+    if training and columns != NO_COLUMNS and not listing.label_names:
+        raise DataError(f"{listing.where} is no table, so that it has no columns; leave out their names.")
     return listing
 
 
@@ -153,7 +151,6 @@ def load_labelled(
     *,
     root: str | Path | None = None,
     columns: Columns = NO_COLUMNS,
-    usual_columns: Columns = NO_COLUMNS,
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
@@ -168,7 +165,6 @@ def load_labelled(
         classes: Names in the order of the labels.
         root: As for `open_task`.
         columns: As for `open_task`.
-        usual_columns: Columns of the table that the model was trained on; taken where there are such columns.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
             else what there is; but of a folder without splits of which nothing is in `sample`, it takes `"all"`, which
             is every image.
@@ -183,10 +179,7 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    try:
-        listing = find_listing(spec, root=root, training=False, columns=columns.over(usual_columns))
-    except ColumnError:
-        listing = find_listing(spec, root=root, training=False, columns=columns)
+    listing = find_listing(spec, root=root, training=False, columns=columns)
     if listing.rendered is not None and tuple(classes) != listing.classes:
         what = "the bundled task" if listing.source == SOURCE else listing.source
         raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
@@ -213,9 +206,7 @@ def load_labelled(
     if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
-        splits = _pick(
-            cut(splits, split_seed, checked.contents, joined(checked.copies(splits), listing.groups)), split
-        )
+        splits = _pick(cut(splits, split_seed, checked.contents, joined(checked.copies(splits), listing.groups)), split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
         more = f" and {len(known) - 1} more" if len(known) > 1 else ""

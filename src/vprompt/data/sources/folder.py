@@ -69,17 +69,6 @@ def split_of(name: str) -> tuple[str, frozenset[str]] | None:
     return (splits.pop(), frozenset(words) - SPLIT_WORDS.keys() - _PLAIN) if len(splits) == 1 else None
 
 
-def says_nothing(name: str) -> bool:
-    """Whether the name of a folder only says that there are images, or marks of them, or of which split.
-
-    Example:
-        >>> says_nothing("train_images"), says_nothing("bees"), says_nothing("003")
-        (True, False, False)
-    """
-    words = set(words_of(name))
-    return bool(words) and words <= {*_PLAIN, *_ANNOTATIONS, *SPLIT_WORDS}
-
-
 def folder_listing(root: Path, *, training: bool = True) -> Listing:
     """The images of `root/CLASS/...`, of `root/{train,val,test}/CLASS/...`, or of `root/CLASS/{train,val,test}/...`.
 

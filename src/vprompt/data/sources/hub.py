@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,37 +25,37 @@ class Hub:
 
     def find(self, query: Query) -> Listing | None:
         """See `DataSource`."""
-        folder = Path(query.spec)
-        if query.spec.startswith(PREFIX):
-            name, _, config = query.spec.removeprefix(PREFIX).partition(":")
-            data = with_datasets(lambda hf: hf.load_dataset(name, config or None), printable(query.spec))
-        elif any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            data = with_datasets(lambda hf: hf.load_from_disk(str(folder)), printable(query.spec))
-        else:
-            return None
-        return dataset_listing(data, query, folder)
+        folder, (name, _, config) = Path(query.spec), query.spec.removeprefix(PREFIX).partition(":")
+
+        def read(hf: Any) -> Listing:
+            on_hub = query.spec.startswith(PREFIX)
+            data = hf.load_dataset(name, config or None) if on_hub else hf.load_from_disk(str(folder))
+            listing = dataset_listing(hf, data if isinstance(data, dict) else {"all": data}, query, folder)
+            return replace(listing, name=printable(folder.resolve().name.replace(":", "-")))
+
+        saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        return with_datasets(read, printable(query.spec)) if saved or query.spec.startswith(PREFIX) else None
 
 
-def dataset_listing(data: Any, query: Query, folder: Path) -> Listing:
-    """The images of a `datasets.Dataset`, or of a `DatasetDict` of splits.
+def dataset_listing(hf: Any, parts: Mapping[str, Any], query: Query, folder: Path) -> Listing:
+    """The images of data sets of the library.
 
     Args:
-        data: As the library has it.
+        hf: The library.
+        parts: Name of a split -> `datasets.Dataset`.
         query: What the user asked for.
         folder: The folder that paths are relative to.
 
     Raises:
-        DataError: Two splits stand for one of ours, or the columns cannot be told.
+        DataError: It cannot be told which splits or columns are meant.
     """
-    parts: dict[str, Any] = dict(data) if isinstance(data, dict) else {str(data.split or "rows"): data}
-    splits = {name: split for name in parts if (split := (split_of(name) or (None,))[0]) is not None}
-    used = splits if splits else dict.fromkeys(parts)
+    split_named = {name: found[0] for name in parts if (found := split_of(name)) is not None}
+    used: dict[str, str | None] = {**split_named} or dict.fromkeys(parts)
     if len({*used.values()}) < len(used):
-        raise DataError(f"{printable(query.spec)} has the parts {listed([*used])}, which are not train, val and test.")
-    listing = listing_of([sheet_of(parts[name], name, split) for name, split in used.items()], query, folder)
-    notes = [f"part {printable(name)} is not used" for name in parts if name not in used]
-    name = query.spec.removeprefix(PREFIX).replace("/", "-").replace(":", "-") if query.spec.startswith(PREFIX) else ""
-    return replace(listing, name=printable(name or folder.resolve().name), notes=[*notes, *listing.notes])
+        raise DataError(f"{printable(query.spec)} has {listed([*used])}, where train, val and test should be.")
+    listing = listing_of([sheet_of(hf, parts[name], name, split) for name, split in used.items()], query, folder)
+    unused = [f"part {printable(name)} is not used" for name in parts if name not in used]
+    return replace(listing, notes=[*unused, *listing.notes])
 
 
 SOURCES.register(Hub())
