@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vprompt.cli.console import (
-    ACCURACY,
     UsageError,
-    accuracy_cells,
     json_rows,
-    majority,
     percent,
     print_json,
     print_note,
     print_table,
 )
-from vprompt.data.columns import Columns
+from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
 
@@ -72,7 +69,7 @@ class Eval(_Source):
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Image folder with one folder per class, a table, or a task; the bundled task when left out."""
-    columns: Annotated[Columns, tyro.conf.arg(name="")] = Columns()
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = NO_COLUMNS
     """Columns of a table; those that the adapter was trained on when left out."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
@@ -95,7 +92,7 @@ class Eval(_Source):
             images, split, skipped = load_labelled(
                 self.data,
                 model.preprocessing,
-                model.class_names,
+                model.target,
                 root=self.root,
                 columns=self.columns.over(columns),
                 split=self.split,
@@ -112,14 +109,14 @@ class Eval(_Source):
             which = f"It is not known which images the model was trained on. {which}"
         elif split == "all":
             which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
-        figures, notes = result.figures(model.class_names), [which, *result.remarks(model.class_names, split)]
+        figures, notes, target = result.figures, [which, *result.remarks(split)], model.target
         if self.json:
             print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
             return
         print_table(
-            f"{self.adapter} on {data}{majority(figures)}",
-            ["split", "images", *ACCURACY, "loss"],
-            [[split, str(result.images), *accuracy_cells(figures), f"{result.loss:.4f}"]],
+            f"{self.adapter} on {data}{target.beside(figures)}",
+            ["split", "images", *(cells := target.cells(figures)), "loss"],
+            [[split, str(result.images), *cells.values(), f"{result.loss:.4f}"]],
         )
         for note in [*notes, *skipped[:3]]:
             print_note(note)
@@ -134,7 +131,7 @@ def trained_on(adapter: Path) -> tuple[str | None, int, Columns]:
         sample, seed = result["provenance"]["data"].get("sample"), result["settings"].get("split_seed", 0)
         columns = Columns.among(result["settings"])
     except (VPromptError, LookupError, TypeError, AttributeError):
-        return None, 0, Columns()  # from the Hub, exported, or written by hand
+        return None, 0, NO_COLUMNS  # from the Hub, exported, or written by hand
     return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0), columns
 
 

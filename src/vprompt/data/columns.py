@@ -44,3 +44,7 @@ class Columns:
         if self.label_column is None or self.label_column in names:
             return [] if self.label_column is None else [self.label_column]
         return [name.strip() for name in self.label_column.split(",")]
+
+
+NO_COLUMNS = Columns()
+"""Nothing is named."""

@@ -120,16 +120,13 @@ def sheet_of(hf: Any, data: Any, name: str, split: str | None = None) -> Sheet:
         split: The split that they are.
     """
     kinds: dict[str, Any] = {key: kind for key, kind in data.features.items() if not key.startswith("__")}
+    images: list[str] = []
     for key, kind in kinds.items():
-        data = data.cast_column(key, hf.Image(decode=False)) if isinstance(kind, hf.Image) else data
-    binary = {"binary", "large_binary"}
-    images = [
-        key
-        for key, kind in kinds.items()
-        if isinstance(kind, hf.Image)
-        or "bytes" in (kind if isinstance(kind, dict) else {})
-        or getattr(kind, "dtype", 0) in binary
-    ]
+        if isinstance(kind, hf.Image):
+            data = data.cast_column(key, hf.Image(decode=False))
+        binary = getattr(kind, "dtype", "") in ("binary", "large_binary")
+        if isinstance(kind, hf.Image) or binary or (isinstance(kind, dict) and "bytes" in kind):
+            images.append(key)
     others = [key for key in kinds if key not in images]
     columns = columns_of(data.select_columns(others).with_format("arrow")[:].to_pylist() if others else [])
     classes = {key: kind.names for key, kind in kinds.items() if isinstance(kind, hf.ClassLabel)}

@@ -20,10 +20,10 @@ from vprompt.utils.errors import DataError
 from vprompt.utils.text import listed, printable
 
 _USUAL = {
-    "image": "image imagepath imagefile imagefilename imagename imgpath imgname img images filename filepath file files "
-    "path paths photo picture jpg jpeg png webp imageid imgid id",
-    "label": "label labels labelname labelid class classes classname classid category categories categoryname target "
-    "targets tag tags cls species breed diagnosis dx y",
+    "image": "image imagepath imagefile imagefilename imagename imgpath imgname img images filename filepath file "
+    "files path paths photo picture jpg jpeg png webp imageid imgid id",
+    "label": "label labels labelname labelid class classes classname classid category categories categoryname "
+    "target targets tag tags cls species breed diagnosis dx y",
 }
 """Names that columns usually have, without case and signs; the first comes first."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vprompt.data.columns import Columns
+from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.experiments.folder import RESULT
 from vprompt.experiments.settings import CondenseSettings
@@ -129,15 +129,15 @@ def open_trained(
         images = CondenseSettings(
             adapter=folder,
             data=spec,
-            columns=Columns.among(settings) if data is None else Columns(),
+            columns=Columns.among(settings) if data is None else NO_COLUMNS,
             root=root or settings.get("root"),
             split_seed=settings.get("split_seed", 0),
             skip_bad=settings.get("skip_bad", False),
         )
         with bar("reading images", enabled=progress) as report:
-            task = sources.task(images, model.preprocessing, report)
-        if model.classes is not None and model.classes != task.classes:
-            raise DataError(f"The classes of {task.source} are not those of the adapter {folder}; give its own data.")
+            task = sources.task(images, model.preprocessing, model.target.name, report)
+        if model.classes is not None and model.target != task.target:
+            raise DataError(f"The labels of {task.source} are not those of the adapter {folder}; give its own data.")
         yield Trained(folder=folder, result=result, model=model, task=task)
 
 

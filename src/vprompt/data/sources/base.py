@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vprompt.data.columns import Columns
+from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.listing import Listing
 from vprompt.utils.registry import Registry
 
@@ -25,7 +25,7 @@ class Query:
     spec: str
     root: str | Path | None = None
     training: bool = True
-    columns: Columns = Columns()
+    columns: Columns = NO_COLUMNS
 
 
 class DataSource(Protocol):

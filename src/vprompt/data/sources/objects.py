@@ -1,4 +1,4 @@
-"""Data sets that are objects in Python: any torch data set of images and labels, and those of the library `datasets`."""
+"""Data sets that are objects in Python: torch data sets of images and labels, and those of the library `datasets`."""
 
 from __future__ import annotations
 
