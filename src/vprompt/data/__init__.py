@@ -31,7 +31,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # type checkers read the imports above
-    __all__ = sorted(name for names in _HOMES.values() for name in names)
+    __all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

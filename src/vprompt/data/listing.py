@@ -17,9 +17,6 @@ from vprompt.utils.text import printable
 UNSPLIT = "all"
 """The only split of images that are not cut into splits yet."""
 
-CELLS = "\x1f"
-"""Stands between the cells of several label columns in the label of an image."""
-
 
 class Item(NamedTuple):
     """One labelled image: its name (of a file, its path relative to the folder), and its class or cell in a table."""

@@ -137,7 +137,7 @@ def drop_unread(splits: Splits, target: Target, places: Mapping[str, str]) -> li
     for split, items in splits.items():
         wrong = {item: problem for item in items if (problem := target.problem(item.label)) is not None}
         problems += [
-            _located(places, item.name, f"{printable(item.name)} has a label that {problem}")
+            _located(places, item.name, f"the label of {printable(item.name)} {problem}")
             for item, problem in wrong.items()
         ]
         splits[split] = [item for item in items if item not in wrong]
@@ -200,7 +200,7 @@ def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
 
 def _located(places: Mapping[str, str], name: str, problem: str) -> str:
     """What is wrong with an image, after where a table has it."""
-    return f"{places[name]}: {problem}" if name in places else f"file {problem}"
+    return f"{places[name]}: {problem}" if name in places else problem
 
 
 def as_sentences(problems: Sequence[str]) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ class Checked:
     @property
     def problems(self) -> list[str]:
         """The bad images with their names, in words."""
-        return [_located(self.places, name, f"{printable(name)} {reason}") for name, reason in self.bad.items()]
+        return [_located(self.places, name, f"file {printable(name)} {reason}") for name, reason in self.bad.items()]
 
     def usable(self, splits: Mapping[str, Sequence[Item]]) -> Splits:
         """The images in which nothing is wrong."""
