@@ -72,9 +72,9 @@ class Roles(NamedTuple):
     group: str | None
 
     @property
-    def all(self) -> tuple[str, ...]:
+    def all(self) -> list[str]:
         """The columns that are read."""
-        return (self.image, *self.labels, *filter(None, (self.split, self.group)))
+        return [self.image, *self.labels, *filter(None, (self.split, self.group))]
 
 
 def text_of(value: Any) -> str:

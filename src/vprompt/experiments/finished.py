@@ -121,7 +121,7 @@ def open_trained(
         backbone = model.backbone
         if not any(model.prompt_counts) and not len(model.kv_prompts):
             raise VPromptError(f"The adapter {folder} has no prompts; there is nothing to analyse.")
-        result = _result_of(folder)
+        result = result_of(folder)
         settings = result["settings"]
         if data is None and "data" not in settings:
             raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
@@ -166,7 +166,7 @@ def _is_whole(folder: Path) -> bool:
     return not removed and (not isinstance(counts, list) or any(counts))  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _result_of(folder: str) -> dict[str, Any]:
+def result_of(folder: str) -> dict[str, Any]:
     """Result of an adapter's run, and its settings, empty where there is nothing."""
     path = Path(folder) / RESULT
     try:

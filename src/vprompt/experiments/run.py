@@ -18,6 +18,8 @@ from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
+from vprompt.data.columns import Columns
+from vprompt.experiments.finished import result_of
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
 from vprompt.experiments.stages import Sources, Stages, preprocessing_of
@@ -211,6 +213,8 @@ def run_condense(
     settings: CondenseSettings, out: Path, *, resume: bool = False, progress: bool | Report = False
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
+    trained_on = Columns.among(result_of(settings.adapter)["settings"])
+    settings = replace(settings, columns=settings.columns.over(trained_on))
     condensing = settings.condense
     sources = Sources()
 

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,22 +62,25 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     """
     paths, where = _Paths(base), printable(query.spec)
     first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
-    roles = roles_of(first, query.columns, paths.find)
+    roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
-    if len({sheet.split for sheet in used}) == 1:  # a table of all there is may be called train.csv
-        used = [replace(sheet, split=None) for sheet in used]
+    one = len({sheet.split for sheet in used}) == 1  # a table of all there is may be called train.csv
     problems = [problem for sheet in used for problem in sheet.problems]
     rows: dict[str, _Row] = {}
     again, unclear = 0, set[str]()
-    for row in (row for sheet in used for row in _rows(sheet, roles, paths)):
+    for row in (
+        row for sheet in used for row in _rows(sheet, UNSPLIT if one else sheet.split or UNSPLIT, roles, paths)
+    ):
         if isinstance(row, str):
             problems.append(row)
         elif (before := rows.setdefault(row.item.name, row)) is not row:
             again += 1
             if before[:3] != row[:3]:
                 unclear.add(row.item.name)
-                one, two = (printable(f"{one.item.label} ({one.split})") for one in (row, before))
-                problems.append(f"{row.place}: {printable(row.item.name)} is {one} here, but {two} in {before.place}")
+                here, there = (printable(f"{same.item.label} ({same.split})") for same in (row, before))
+                problems.append(
+                    f"{row.place}: {printable(row.item.name)} is {here} here, but {there} in {before.place}"
+                )
     rows = {name: rows[name] for name in sorted(rows, key=lambda name: name.split("/")) if name not in unclear}
     splits: dict[str, list[Item]] = {}
     for row in rows.values():
@@ -85,15 +88,16 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     if query.training and not {"train", UNSPLIT} & splits.keys():
         why = f" ({len(problems)} problems; the first: {problems[0]})" if problems else ""
         raise DataError(f"{where} has {listed([*splits]) if splits else 'no image'}, but nothing to train on{why}.")
-    remarks = [
-        f"Columns of {where}: {', '.join(map(printable, roles.all))}.",
-        *(r for sheet in used for r in sheet.remarks),
-    ]
+    said = {"image": roles.image, "label": " and ".join(roles.labels), "split": roles.split, "group": roles.group}
+    said = ", ".join(f"{role} from {printable(name)}" for role, name in said.items() if name)
+    remarks = [f"Columns of {where}: {said}.", *(remark for sheet in used for remark in sheet.remarks)]
     if again:
         remarks.append(f"{count(again, 'row')} of {where} repeat an image of a row above; it counts once.")
     if paths.respelled:
-        one, two = map(printable, next(iter(paths.respelled.items())))
-        remarks.append(f"{count(len(paths.respelled), 'path')} in {where} are not spelled as the files ({one}: {two}).")
+        cell, file = map(printable, next(iter(paths.respelled.items())))
+        remarks.append(
+            f"{count(len(paths.respelled), 'path')} in {where} are not spelled as the files ({cell}: {file})."
+        )
     within = {sheet.name: sheet.images[roles.image] for sheet in used if roles.image in sheet.images}
     return Listing(
         name=where,
@@ -102,7 +106,7 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
         splits=splits,
         files=RowFiles(within, base) if within else base,
         notes=[
-            f"{sheet.name} lacks a column of {listed(list(roles.all))}"
+            f"{sheet.name} lacks a column of {listed(roles.all)}"
             for sheet in sheets
             if not {*roles.all} <= {*sheet.names}
         ],
@@ -121,8 +125,8 @@ class _Row(NamedTuple):
     place: str
 
 
-def _rows(sheet: Sheet, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:
-    """The rows of a table; of a bad one, what is wrong with it."""
+def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:
+    """The rows of a table, of the usual split where no column says it; of a bad one, what is wrong with it."""
     inside, images = roles.image in sheet.images, sheet.columns.get(roles.image, ())
     columns = {name: sheet.columns[name] for name in roles.all if name != roles.image}
     for row, number in enumerate(sheet.numbers):
@@ -131,10 +135,10 @@ def _rows(sheet: Sheet, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:
         try:
             if empty := [name for name, cell in cells.items() if not cell]:
                 raise ValueError(f"the cell of {printable(empty[0])} is empty")
-            split = split_of_cell(cells[roles.split]) if roles.split else sheet.split or UNSPLIT
+            split = split_of_cell(cells[roles.split]) if roles.split else usual
             if split is None:
                 raise ValueError(f"'{printable(cells[roles.split or ''])}' is no split such as train, val or test")
-            name = f"{sheet.name}#{number}" if inside else paths.find(images[row], split)
+            name = f"{sheet.name}#{number}" if inside else paths.find(images[row], sheet.split or split)
         except ValueError as error:
             yield f"{place}: {error}"
         else:
