@@ -57,8 +57,8 @@ def _as_png(image: Any, name: str) -> bytes:
         array = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[2] not in (1, 3, 4) else array
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
             raise DataError(
-                f"{printable(name)} is {type(image).__name__} of {array.dtype} {np.shape(image)}; an image is a path, "
-                "a PIL image, or uint8 of (H, W), (H, W, C) or (C, H, W), not normalised."
+                f"{printable(name)} is {type(image).__name__} of {array.dtype} {tuple(np.shape(image))}; an image is a "
+                "path, a PIL image, or uint8 of (H, W), (H, W, C) or (C, H, W), not normalised."
             )
         image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
     buffer = io.BytesIO()

@@ -35,7 +35,7 @@ def object_listing(data: Any, columns: Columns) -> Listing:
 
         def read(hf: Any) -> Listing:
             whole = {
-                name: part if hasattr(part, "__len__") else hf.Dataset.from_list([*part])
+                name: part if hasattr(part, "__len__") else hf.Dataset.from_list([*part], features=part.features)
                 for name, part in parts.items()
             }
             return dataset_listing(hf, whole, query, Path())
