@@ -12,10 +12,10 @@ from PIL import Image
 
 import vprompt
 from vprompt.data import load_labelled, open_task
-from vprompt.data.columns import Columns
 from vprompt.data.pipeline import load
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.tasks import find_listing
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError
 
 datasets = pytest.importorskip("datasets")

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from vprompt.data import load_labelled, open_task
-from vprompt.data.columns import Columns
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.split import joined
 from vprompt.data.table import columns_of, text_of
 from vprompt.data.tasks import find_listing
 from vprompt.tasks.base import CELLS
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError
 
 PLAIN = Preprocessing(size=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

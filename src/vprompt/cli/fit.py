@@ -19,7 +19,6 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
-from vprompt.data.columns import Columns
 from vprompt.experiments.folder import check_out, score_key
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
@@ -33,6 +32,7 @@ from vprompt.experiments.settings import (
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
+from vprompt.tasks.columns import Columns
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded

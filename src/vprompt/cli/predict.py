@@ -18,7 +18,7 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
-from vprompt.data.columns import NO_COLUMNS, Columns
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
 

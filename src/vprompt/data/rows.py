@@ -129,15 +129,14 @@ def sheet_of(hf: Any, data: Any, name: str, split: str | None = None) -> Sheet:
             images.append(key)
     others = [key for key in kinds if key not in images]
     columns = columns_of(data.select_columns(others).with_format("arrow")[:].to_pylist() if others else [])
-    classes = {key: kind.names for key, kind in kinds.items() if isinstance(kind, hf.ClassLabel)}
-    for key, names in classes.items():
-        columns[key] = [names[int(cell)] if cell.isdigit() else "" for cell in columns[key]]  # -1 says nothing
+    for key, kind in kinds.items():
+        if isinstance(kind, hf.ClassLabel):  # of which -1 says nothing
+            columns[key] = [kind.names[int(cell)] if cell.isdigit() else "" for cell in columns[key]]
     return Sheet(
         name=name,
         unit="row",
         numbers=range(1, len(data) + 1),
         columns=columns,
         images={key: (data.select_columns([key]), key) for key in images},
-        classes=[*classes],
         split=split,
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vprompt.data.columns import Columns
 from vprompt.data.scan import IMAGE_SUFFIXES
 from vprompt.data.sources.folder import split_of
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import listed, printable
 
@@ -41,10 +41,8 @@ class Sheet:
         numbers: The number of each row.
         columns: Name -> cells as text, empty where there is nothing.
         images: Name -> rows, and the key of the image in each, where images are in the table itself.
-        classes: Columns of which it is known that they hold classes.
         split: The split that the name of the table says.
         problems: What is wrong with rows that cannot be read.
-        remarks: Sentences on how the table was read.
     """
 
     name: str
@@ -52,10 +50,8 @@ class Sheet:
     numbers: Sequence[int]
     columns: Mapping[str, Sequence[str]]
     images: Mapping[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
-    classes: Sequence[str] = ()
     split: str | None = None
     problems: Sequence[str] = ()
-    remarks: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
@@ -135,10 +131,9 @@ def read_csv(file: Path, name: str) -> Sheet:
         raise DataError(f"{name}, line {line} cannot be read ({error}); write a quote inside quotes twice.") from error
     finally:
         csv.field_size_limit(longest)
-    header, remarks = rows.get(min(rows, default=0), []), list[str]()
+    header = rows.get(min(rows, default=0), [])
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
-        remarks = [f"{name} does not begin with the names of its columns; they are called 1, 2 and so on."]
-        header = [""] * len(header)
+        header = [""] * len(header)  # no names: they are called 1, 2 and so on
     elif rows:
         del rows[min(rows)]
     header = [cell or str(number) for number, cell in enumerate(header, 1)]
@@ -151,7 +146,6 @@ def read_csv(file: Path, name: str) -> Sheet:
         numbers=[*rows],
         columns={column: [cells[place] for cells in rows.values()] for place, column in enumerate(header)},
         problems=[f"{name}, line {line}: it has {size} cells, not {len(header)}" for line, size in ragged.items()],
-        remarks=remarks,
     )
 
 
@@ -202,9 +196,7 @@ def roles_of(sheet: Sheet, columns: Columns, find: Callable[[str], str]) -> Role
         found = [*sheet.images] or [name for name in rest if _names_files(sheet.columns[name], find)]
         image = _one(sheet, "image", found if len(found) == 1 else _usual(found or rest, "image")[:1] or found)
     rest = [name for name in rest if name != image]
-    if not labels:
-        known = [name for name in rest if name in sheet.classes]
-        labels = [_one(sheet, "label", known if len(known) == 1 else _alike(sheet, _usual(rest, "label")) or rest)]
+    labels = labels or [_one(sheet, "label", _alike(sheet, _usual(rest, "label")) or rest)]
     return Roles(image, tuple(labels), split, group)
 
 

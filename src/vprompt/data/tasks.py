@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
 from vprompt.data.notes import in_sample
@@ -30,6 +29,7 @@ from vprompt.data.sources.folder import folder_listing
 from vprompt.data.sources.objects import object_listing
 from vprompt.data.split import Splits, joined, missing_splits
 from vprompt.tasks.base import Target
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable

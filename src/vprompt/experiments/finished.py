@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.experiments.folder import RESULT
 from vprompt.experiments.settings import CondenseSettings
 from vprompt.experiments.stages import Sources
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import AdapterError, BackboneError, DataError, TrainingError, VPromptError
 from vprompt.utils.io import read_json
 from vprompt.utils.progress import bar

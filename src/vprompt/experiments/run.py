@@ -18,7 +18,6 @@ from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
-from vprompt.data.columns import Columns
 from vprompt.experiments.finished import result_of
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
@@ -28,6 +27,7 @@ from vprompt.model.attach import attach
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.model.tensors import TENSORS_FILE
+from vprompt.tasks.columns import Columns
 from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate
 from vprompt.utils.errors import DataError, DivergedError

@@ -10,12 +10,12 @@ from typing import Any, Literal, cast
 from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.criteria import Criterion, Scope, check_name, check_riding
-from vprompt.data.columns import Columns
 from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 

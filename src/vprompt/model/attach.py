@@ -14,7 +14,6 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import describe
 from vprompt.data.benchmarks.tasks import transforms_of
-from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.dataset import Task
 from vprompt.data.pipeline import Progress
 from vprompt.data.preprocessing import Preprocessing, Resize
@@ -24,6 +23,7 @@ from vprompt.methods.layers.head import initialise
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.tasks.base import Target
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import BackboneError, VPromptError
 from vprompt.utils.serialization import typed
 

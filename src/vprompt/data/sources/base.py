@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.listing import Listing
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.registry import Registry
 
 

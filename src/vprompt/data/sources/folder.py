@@ -60,7 +60,7 @@ def split_of(name: str) -> tuple[str, frozenset[str]] | None:
 
     Example:
         >>> split_of("birds_val"), split_of("birds")
-        (('val', frozenset({'birds'})), None)
+        (('val', {'birds'}), None)
     """
     words = words_of(name)
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}

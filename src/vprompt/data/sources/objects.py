@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from torch.utils.data import IterableDataset
 
-from vprompt.data.columns import Columns
 from vprompt.data.listing import Listing
 from vprompt.data.rows import with_datasets
 from vprompt.data.sources.base import Query
 from vprompt.data.sources.hub import dataset_listing
 from vprompt.data.sources.table import listing_of
 from vprompt.data.table import Sheet, text_of
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError
 
 

@@ -90,7 +90,7 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
         raise DataError(f"{where} has {listed([*splits]) if splits else 'no image'}, but nothing to train on{why}.")
     said = {"image": roles.image, "label": " and ".join(roles.labels), "split": roles.split, "group": roles.group}
     said = ", ".join(f"{role} from {printable(name)}" for role, name in said.items() if name)
-    remarks = [f"Columns of {where}: {said}.", *(remark for sheet in used for remark in sheet.remarks)]
+    remarks = [f"Columns of {where}: {said}."]
     if again:
         remarks.append(f"{count(again, 'row')} of {where} repeat an image of a row above; it counts once.")
     if paths.respelled:

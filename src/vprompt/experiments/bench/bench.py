@@ -18,7 +18,6 @@ import torch.nn.functional as F
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.benchmarks.places import data_root
-from vprompt.data.columns import Columns
 from vprompt.experiments.bench.engine import Assignment, Engine, Event, Watch
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
 from vprompt.experiments.bench.halving import Outcome
@@ -36,6 +35,7 @@ from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
 from vprompt.model.records import Precision
+from vprompt.tasks.columns import Columns
 from vprompt.training.precision import in_bf16
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent

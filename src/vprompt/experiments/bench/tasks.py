@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.data.benchmarks.tasks import BenchmarkTask, benchmark_tasks, find_task
-from vprompt.data.columns import NO_COLUMNS, Columns
 from vprompt.data.listing import UNSPLIT
 from vprompt.data.synthetic.tasks import PREFIX, SIZES, synthetic_names
 from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.plan import PlanError
 from vprompt.experiments.bench.store import NamedPath
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError
 from vprompt.utils.io import checksum
 from vprompt.utils.text import printable
