@@ -361,3 +361,23 @@ def test_cells_as_text():
     for value in (0.1, 1e300, -3.5, 2.0, 1e22, 123456789.0):
         assert float(text_of(value)) == value
     assert columns_of([{"a": {"b": 1, "c": None}}, {"a": {}}]) == {"b": ["1", ""], "c": ["", ""], "a": ["", "{}"]}
+
+
+def test_images_that_are_all_alike_do_not_tie_all_groups_together(tmp_path):
+    for number in range(30):
+        colour = (40, 40, 220 - number) if number % 2 else (220 - number, 40, 40)
+        Image.new("RGB", (16 + number, 16), colour).save(tmp_path / f"{number}.png")
+    (tmp_path / "birds.csv").write_text(
+        "image,label,site\n" + "".join(f"{n}.png,{label(n)},s{n // 3}\n" for n in range(30))
+    )
+    columns = Columns(group="site")
+    task = open_task(tmp_path, PLAIN, columns=columns)
+    assert min(len(task.val), len(task.test)) >= 3
+    images, _, _ = load_labelled(tmp_path, PLAIN, CLASSES, columns=columns)
+    assert images.paths == task.test.paths
+    (tmp_path / "birds.csv").write_text(
+        "image,label,site\n" + "".join(f"{n}.png,{label(n)},s{n % 4 // 2}\n" for n in range(30))
+    )
+    task = open_task(tmp_path, PLAIN, columns=columns)
+    assert (task.val, task.test) == (None, None)
+    assert "All images are learned from: 2 groups are too few to keep one back." in task.summary.notes

@@ -72,6 +72,8 @@ def group_notes(splits: Mapping[str, Sequence[Item]], groups: Mapping[str, str])
         'Of the groups of test, 1 is in train as well (Ann): accuracy on test says little about new groups.'
     """
     inside = {split: {groups[item.name] for item in items if item.name in groups} for split, items in splits.items()}
+    if groups and not any(splits.get(split) for split in ("val", "test")):
+        return [f"All images are learned from: {len({*groups.values()})} groups are too few to keep one back."]
     shared = {split: sorted(map(printable, inside[split] & inside.get("train", set()))) for split in inside}
     return [
         f"Of the groups of {split}, {len(both)} {'is' if len(both) == 1 else 'are'} in train as well "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -82,7 +83,7 @@ def load(
         problems += _drop_unusable(splits, present)
     made = _fitted(kind, listing, splits)
     group_of, was_cut = checked.copies(stratified(splits, made), near=not fixed), missing_splits(splits)
-    splits = cut_by(splits, made, split_seed, checked.contents, joined(group_of, listing.groups))
+    splits = cut_by(splits, made, split_seed, checked.contents, checked.together(splits, group_of, listing.groups))
     made = made.settled([item.label for item in splits["train"]])
 
     def dataset(split: str) -> ImageDataset | None:
@@ -273,6 +274,18 @@ class Checked:
         label_of = {item.name: item.label for items in splits.values() for item in items}
         contents = {name: content for name, content in self.contents.items() if name in label_of}
         return near_copies(self.looks if near else {}, contents, label_of)
+
+    def together(
+        self, splits: Mapping[str, Sequence[Item]], copies: Mapping[str, str], groups: Mapping[str, str]
+    ) -> dict[str, str]:
+        """What must be on one side of a cut: copies, and what belongs together.
+
+        Near copies are left out where they would tie most groups to one another: their images are all alike.
+        """
+        found = joined(copies, groups)
+        if not groups or 2 * max(Counter(found.values()).values()) <= len(groups):
+            return found
+        return joined(self.copies(splits, near=False), groups)
 
     def dataset(self, names: Sequence[str], labels: Tensor) -> ImageDataset:
         """A data set of images of one group; labels as those of `ImageDataset`."""

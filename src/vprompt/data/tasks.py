@@ -27,7 +27,7 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing
 from vprompt.data.sources.objects import object_listing
-from vprompt.data.split import Splits, joined, missing_splits
+from vprompt.data.split import Splits, missing_splits
 from vprompt.tasks.base import Target
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.tasks.single_label import SingleLabel
@@ -225,7 +225,8 @@ def load_labelled(
     if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
-        group_of = joined(checked.copies(stratified(splits, target)), listing.groups)
+        group_of = checked.copies(stratified(splits, target))
+        group_of = checked.together(splits, group_of, listing.groups)
         splits = _pick(cut_by(splits, target, split_seed, checked.contents, group_of), split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
