@@ -52,6 +52,8 @@ class Target(ABC):
     """Name of the outputs that `activate` gives."""
     unit: ClassVar[str] = ""
     """Name of what `counts` counts."""
+    blank: ClassVar[bool] = False
+    """Whether an empty cell is a label as well."""
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
 

@@ -53,6 +53,7 @@ class MultiLabel(Target):
     hit = "tag_accuracy"
     answer = "probabilities"
     unit = "tag"
+    blank = True
 
     @property
     def size(self) -> str:

@@ -17,7 +17,7 @@ from vprompt.data.scan import images_below, visible_entries
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
 from vprompt.data.table import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
-from vprompt.tasks.base import CELLS
+from vprompt.tasks.base import CELLS, Target, kind_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import count, listed, printable
 
@@ -63,14 +63,14 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     paths, where = _Paths(base), printable(query.spec)
     first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
     roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
+    may_lack = {*roles.labels} if _kind(first, roles).blank else set[str]()
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
     one = len({sheet.split for sheet in used}) == 1  # a table of all there is may be called train.csv
     problems = [problem for sheet in used for problem in sheet.problems]
     rows: dict[str, _Row] = {}
     again, unclear = 0, set[str]()
-    for row in (
-        row for sheet in used for row in _rows(sheet, UNSPLIT if one else sheet.split or UNSPLIT, roles, paths)
-    ):
+    usual = {sheet.name: UNSPLIT if one else sheet.split or UNSPLIT for sheet in used}
+    for row in (row for sheet in used for row in _rows(sheet, usual[sheet.name], roles, may_lack, paths)):
         if isinstance(row, str):
             problems.append(row)
         elif (before := rows.setdefault(row.item.name, row)) is not row:
@@ -125,7 +125,12 @@ class _Row(NamedTuple):
     place: str
 
 
-def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:
+def _kind(sheet: Sheet, roles: Roles) -> type[Target]:
+    cells = zip(*(sheet.columns[name] for name in roles.labels), strict=True)
+    return kind_of([*map(CELLS.join, cells)], roles.labels)
+
+
+def _rows(sheet: Sheet, usual: str, roles: Roles, may_lack: set[str], paths: _Paths) -> Iterator[_Row | str]:
     """The rows of a table, of the usual split where no column says it; of a bad one, what is wrong with it."""
     inside, images = roles.image in sheet.images, sheet.columns.get(roles.image, ())
     columns = {name: sheet.columns[name] for name in roles.all if name != roles.image}
@@ -133,7 +138,7 @@ def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Ro
         place = f"{sheet.name}, {sheet.unit} {number}"
         cells = {name: column[row] for name, column in columns.items()}
         try:
-            if empty := [name for name, cell in cells.items() if not cell]:
+            if empty := [name for name, cell in cells.items() if not cell and name not in may_lack]:
                 raise ValueError(f"the cell of {printable(empty[0])} is empty")
             split = split_of_cell(cells[roles.split]) if roles.split else usual
             if split is None:
