@@ -26,6 +26,9 @@ YES, NO = {"1", "1.0", "true", "yes", "y", "x"}, {"0", "0.0", "false", "no", "n"
 _COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 """A number with a comma, rather than two tags."""
 
+_NUMBERS = re.compile(r"\[[^,\"]+(,[^\"]+)+\]")
+"""A list of numbers; those of tags are not all as long."""
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +68,10 @@ class MultiLabel(Target):
         """See `Target`: columns of 0 and 1, or lists of tags that come in several combinations."""
         if len(columns) > 1:
             return all({cell.strip() for cell in label.lower().split(CELLS)} <= YES | NO for label in labels)
-        if any(label.startswith("[") for label in labels):
-            return all(_is_list(label) is not None for label in labels if label.strip())
         cells, separator = {label for label in labels if label.strip()}, _separator(labels)
+        if any(cell.startswith("[") for cell in cells):
+            numbers = all(_NUMBERS.fullmatch(cell) for cell in cells) and len({cell.count(",") for cell in cells}) == 1
+            return not numbers and all(_is_list(cell) is not None for cell in cells)
         tags = {tag for label in cells for tag in _split(label, separator)}
         # "tench, Tinca tinca" is the name of one class: its parts come in no other combination.
         return bool(separator) and 1 < len(tags) <= len(cells) and not all(map(_COMMA.fullmatch, cells))

@@ -147,10 +147,6 @@ class Regression(Target):
         whole = (wanted - wanted.mean(0)).square().sum(0)
         return float((1 - left / whole)[wanted.amax(0) > wanted.amin(0)].mean())
 
-    def agreement(self, before: Tensor, after: Tensor) -> float:
-        """See `Target`: 1 less the mean distance, in standard deviations of the training images."""
-        return max(0.0, 1 - float((after - before).abs().double().mean()))
-
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         errors = (self.activate(logits.double()) - targets.double()).abs()
