@@ -250,11 +250,7 @@ class Runs:
 
 
 def tested(result: RunResult) -> float | None:
-    """Test accuracy of a run; its test images were read once.
-
-    Raises:
-        VPromptError: If it was not about classes.
-    """
+    """Test accuracy of a run, which must be about classes; its test images were read once."""
     if not (target := target_of(result)).grouped:
         raise VPromptError(f"Studies are about accuracies; there is none of {target.name}: take images with classes.")
     return result.get("test_accuracy")

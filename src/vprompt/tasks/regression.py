@@ -123,7 +123,7 @@ class Regression(Target):
         """See `Target`: by fifths of the first number."""
         import torch
 
-        values = self.encode(labels)[:, 0]
+        values = self.encode(labels)[:, 0].contiguous()
         ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
         return [str(number) for number in torch.bucketize(values, ends).tolist()]
 

@@ -42,7 +42,7 @@ def section(study: Study) -> Section:
 
 
 def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], title: str) -> Charts:
-    charts: list[Chart] = []
+    charts, score = list[Chart](), f"{study.metric} {study.score}"
     shown: dict[int, str] = {}
     means = [over_groups(study, method, [tasks]) for method in methods]
     for label, quantity in QUANTITIES.items():
@@ -56,24 +56,15 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
             name = f"{method.label}: {spread(mean.mean, mean.std)} % at {amount(x)}"
             curves.append(Curve(name=name, dots=[Dot(x=x, y=100 * mean.mean, error=error)], style=method.style))
         if curves:
-            alt = f"{title}: {study.metric} {study.score} against {label}. {'; '.join(each.name for each in curves)}"
+            alt = f"{title}: {score} against {label}. {'; '.join(each.name for each in curves)}"
             log = label.startswith("learned")
-            charts.append(
-                Chart(title=title, x=label, y=f"{study.metric} {study.score}, %", alt=alt, curves=curves, log=log)
-            )
+            charts.append(Chart(title=title, x=label, y=f"{score}, %", alt=alt, curves=curves, log=log))
     return Charts(charts, sorted(shown.items()))
 
 
 def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
-    head = [
-        "Method",
-        f"{capital(study.score)}, %",
-        "Prompts",
-        "Learned",
-        "% of backbone",
-        "GMACs, folded",
-        "GMACs, not folded",
-    ]
+    score = f"{capital(study.score)}, %"
+    head = ["Method", score, "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
     rows: list[list[str]] = []
     for method in methods:
         mean = over_groups(study, method, [tasks])
