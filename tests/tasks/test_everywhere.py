@@ -1,9 +1,11 @@
 """Tags, numbers and a target from a file outside the package, through every command and every room."""
 
 import csv
+import json
 import os
 import random
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,6 @@ from torch.utils.data import TensorDataset
 import vprompt
 from conftest import run_command, run_with_one_thread
 from processes import Command
-from test_targets import SIZES, TAGS
 from vprompt.data.tasks import open_task
 from vprompt.exporters.export import Int8, compare, export
 from vprompt.serving.app import create_app
@@ -29,6 +30,8 @@ from vprompt.serving.predict import predict_each
 from vprompt.serving.service import Service
 from vprompt.tasks.base import TARGETS
 from vprompt.tasks.columns import Columns
+from vprompt.tasks.multi_label import MultiLabel
+from vprompt.tasks.regression import Regression
 from vprompt.utils.errors import AdapterError, VPromptError
 from vprompt.utils.registry import load_plugin
 
@@ -38,6 +41,8 @@ FEWER = ["--condense", 0.5, "--fine-tune-epochs", 1]
 OPTIONS = {"tags": [*FEWER, "--merge"], "sizes": FEWER, "counts": [*FEWER, "--target", "counts"]}
 SCORES = {"tags": "mean_ap", "sizes": "r2", "counts": "d2"}
 KINDS = tuple(OPTIONS)
+TAGS = MultiLabel(names=("big", "red", "round"))
+SIZES = Regression(names=("age", "weight"), mean=(30.0, -5.0), std=(10.0, 0.5))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,9 +165,8 @@ def test_a_finished_run_shows_its_figures_and_their_units(run):
     assert "accuracy" not in outcome.out
 
 
-@pytest.mark.parametrize("kind", ["tags", "sizes"])
-def test_a_killed_run_goes_on_bit_for_bit(runs, kind, tmp_path):
-    run, out = runs(kind), tmp_path / "again"
+def test_a_killed_run_goes_on_bit_for_bit(runs, tmp_path):
+    run, out = runs("sizes"), tmp_path / "again"
     command = [*run.arguments, "--out", out, "--json"]
     child = Command(*command, folder=tmp_path)
     status, _, _ = child.when(lambda: any((out / ".run").glob("training*.safetensors")), signal.SIGKILL)
@@ -194,7 +198,7 @@ def data_of(run):
 
 def test_condensing_as_far_as_it_goes(runs, tmp_path):
     run = runs("sizes")
-    arguments = ["--data", run.data, "--ratio", "auto", "--fine-tune-epochs", 1, "--out", tmp_path / "small", "--json"]
+    arguments = [run.data, "--ratio", "auto", "--fine-tune-epochs", 1, "--out", tmp_path / "small", "--json"]
     outcome = run_command("condense", run.folder / "full", *arguments)
     assert outcome.status == 0, outcome.err
     trials = outcome.document["condensing"]["trials"]
@@ -293,9 +297,12 @@ def test_a_mixed_batch_and_a_service(runs, tables, colours, tmp_path):
 # ── exported files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["plain", "preprocessing"])
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_exported_files_say_the_same(run, tables, tmp_path, suffix, whole):
+@pytest.mark.parametrize(
+    ("kind", "suffix", "whole"),
+    [("tags", ".onnx", True), ("sizes", ".onnx", True), ("counts", ".pt2", True), ("sizes", ".pt2", False)],
+)
+def test_exported_files_say_the_same(runs, tables, tmp_path, kind, suffix, whole):
+    run = runs(kind)
     model, path = run.model, tmp_path / f"model{suffix}"
     exported = export(model, path, include_preprocessing=whole)
     assert exported.target == model.target
@@ -314,7 +321,8 @@ def _columns(run):
     return ["--label-column", "width_mm,area"] if run.kind == "sizes" else []
 
 
-def test_int8_is_measured_by_the_score(run, tmp_path):
+def test_int8_is_measured_by_the_score(runs, tmp_path):
+    run = runs("sizes")
     data = data_of(run)
     exported = export(run.model, tmp_path / "small.onnx", int8=Int8(calibration=data.train, labelled=data.test))
     cost = exported.about.quantisation
@@ -339,9 +347,6 @@ def test_the_order_of_numbers_is_no_class():
 
 
 def test_an_adapter_whose_target_cannot_be_is_refused(runs, tmp_path):
-    import json
-    import shutil
-
     for number, (old, new) in enumerate([('"std": [', '"std": [0.0, '), ('"regression"', '"agression"')]):
         folder = shutil.copytree(runs("sizes").folder, tmp_path / str(number))
         file = folder / "adapter_config.json"

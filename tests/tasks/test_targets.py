@@ -1,4 +1,4 @@
-"""Targets against slow references: how labels are read, losses, figures, intervals, answers, inverses, stratification."""
+"""Targets against slow references: how labels are read, losses, figures, intervals, answers, inverses, strata."""
 
 import math
 import random
