@@ -69,7 +69,8 @@ class Place:
         root = Path(address.removeprefix("file://"))
         assert [path for path in root.rglob("*") if path.name.endswith((".part", ".lock"))] == []
         scratch = open_store(address).scratch("any").parent
-        until(lambda: not list(scratch.glob("*")), seconds=60)  # a worker may outlive its killed actor by a little
+        # A worker may outlive its killed actor by a little.
+        until(lambda: not list(scratch.glob("*")), seconds=60, then=lambda: list(scratch.rglob("*")))
         for name, document in found.items():
             assert (root / "adapters" / name).is_dir() == (document["until"] is None)
 
@@ -95,10 +96,10 @@ def processes(*, ours):
     return dict.fromkeys(actors, True) | dict.fromkeys(spawned, False)
 
 
-def until(condition, *, seconds=180):
+def until(condition, *, seconds=180, then=lambda: "it never came"):
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, then()
         time.sleep(0.05)
     return found
 

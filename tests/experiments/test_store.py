@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from processes import Script
 from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import BusyError, locked
 from vprompt.utils.io import verified, with_checksum
@@ -137,6 +138,32 @@ def test_one_process_at_a_time(tmp_path):
     with locked(lock, "a"):
         pass
     assert list((tmp_path / "work").iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from vprompt.experiments.bench.store import open_store
+store = open_store(sys.argv[1])
+with store.locked("a"):
+    store.publish("a", {"name": "a"})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_after_the_result_leaves_no_lock_for_ever(store, tmp_path):
+    environment = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    status, *_ = Script(KILLED, store.address, folder=tmp_path, environment=environment).end()
+    assert status == -signal.SIGKILL
+    assert store.finished() == {"a"}
+    work = store.scratch("a").parent
+    assert [path.name for path in work.iterdir()] == [".a.lock"]
+    with store.locked("b"):  # is at work
+        with store.planned("p", "seeds = 1"):
+            pass
+        assert [path.name for path in work.iterdir()] == [".b.lock"]
+        with pytest.raises(BusyError), open_store(store.address).locked("b"):
+            pass
+    assert list(work.iterdir()) == []
 
 
 def test_a_lock_is_let_go_on_errors(tmp_path):

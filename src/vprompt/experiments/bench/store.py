@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -163,6 +163,8 @@ class Store:
     def planned(self, name: str, text: str) -> Generator[None]:
         """Records what is run here, and keeps out other plans of the same name; the same one may run several times.
 
+        At the end, locks that killed processes left are removed.
+
         Raises:
             BusyError: If another plan of that name is at work.
             StoreError: If there is a file in the way that no benchmark wrote.
@@ -178,6 +180,10 @@ class Store:
                 raise StoreError(f"{self.address} has a plan {name} that no benchmark wrote; choose another --out.")
             self._write(f"plans/{name}.toml", encoded(text))
             yield
+        for lock in self.here.glob("work/.*.lock"):
+            # Of a process that was killed between its result and the end of its lock: nobody does that job again.
+            with suppress(BusyError), locked(lock, self.address):
+                pass
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
