@@ -61,10 +61,13 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def resumable(out: object) -> Generator[None]:
-    """Says of a command that is stopped by Ctrl-C how it goes on."""
+def resumable(out: object, device: str) -> Generator[None]:
+    """Trains on a device, and says of a command that is stopped by Ctrl-C how it goes on."""
+    from vprompt.utils.devices import computing_on
+
     try:
-        yield
+        with computing_on(device):
+            yield
     except KeyboardInterrupt as error:
         again = f"{error} Go on with the same command and --resume (in {out})."
         raise KeyboardInterrupt(again.strip()) from error

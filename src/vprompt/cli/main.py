@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
@@ -69,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"vprompt {__version__}")  # noqa: T201
         return 0
-    with interrupted_imports(), launcher_checked() as leftovers:
+    with interrupted_imports(), launcher_checked() as leftovers, warnings.catch_warnings():
+        # A sentence for people, without the path and the line of code that a programmer wants.
+        warnings.showwarning = lambda message, *_: print_note(str(message).partition("\n")[0])
         return _status(arguments, leftovers)
 
 

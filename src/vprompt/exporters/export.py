@@ -118,7 +118,8 @@ def export(
     and where all of it comes from are in the file, or in one beside it.
 
     Args:
-        model: What to export; prompted ones are folded. It is not changed.
+        model: What to export; prompted ones are folded. It is not changed, and where it is, the accuracy before int8 is
+            measured.
         path: The file; its end says the format: `.pt2`, `.onnx`, `.xml` (OpenVINO), `.pte` (ExecuTorch), or
             that of a registered one. An export that is there is replaced, any other file is not.
         images: Image files and folders to compare on; those of `int8` when there are none, or else bundled ones.
@@ -193,7 +194,8 @@ def export(
                 same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
             )
             if int8.labelled is not None:
-                before, after = (evaluate(subject, int8.labelled) for subject in (folded, load_exported(part)))
+                whole = copy.deepcopy(folded).to(next(model.parameters()).device)
+                before, after = (evaluate(subject, int8.labelled) for subject in (whole, load_exported(part)))
                 accuracy = {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
                 cost = replace(cost, data=int8.data, split=int8.split, images=before.images, **accuracy)
             about = replace(about, precision="int8", quantisation=cost)

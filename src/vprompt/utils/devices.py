@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -16,6 +18,30 @@ def found_devices() -> list[torch.device]:
     """The CPU, and the accelerator where there is one."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return [torch.device("cpu"), *([accelerator] if accelerator is not None else [])]
+
+
+_chosen = ContextVar("device", default="auto")
+
+
+@contextmanager
+def computing_on(name: str) -> Generator[None]:
+    """Inside, trainings compute on the device of that name, see `device_named`.
+
+    Raises:
+        VPromptError: If it is not here.
+    """
+    device = device_named(name)
+    with torch.accelerator.device_index(None if device.type == "cpu" else device.index):
+        before = _chosen.set(name)
+        try:
+            yield
+        finally:
+            _chosen.reset(before)
+
+
+def chosen_device() -> torch.device:
+    """The device to train on: what `computing_on` says, or else the accelerator where there is one."""
+    return device_named(_chosen.get())
 
 
 def device_named(name: str) -> torch.device:
@@ -40,12 +66,21 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-@functools.cache
+FAST_BF16 = dict[str, bool]()
+"""What `fast_bf16` says of kinds of devices, by this process's own measurement or that of the one whose run goes on."""
+
+
 def fast_bf16(kind: str) -> bool:
     """Whether a kind of device multiplies matrices clearly faster in bf16 than in fp32; measured in milliseconds, once.
 
     A processor without instructions for bf16 emulates it, up to thirty times as slowly.
     """
+    if kind not in FAST_BF16:
+        FAST_BF16[kind] = _is_faster_in_bf16(kind)
+    return FAST_BF16[kind]
+
+
+def _is_faster_in_bf16(kind: str) -> bool:
     size = 384 if kind == "cpu" else 4096  # enough for the start of the work not to count
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     try:
