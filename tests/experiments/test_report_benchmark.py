@@ -101,7 +101,8 @@ def test_hostile_text_stays_text_on_the_page(poison):
     assert all(link.startswith("#") for link in page.links)
     assert all(STYLE.fullmatch(style) and "url" not in style for style in page.styles)
     assert all(c.isprintable() or c == "\n" for c in text)
-    assert "y" * 1000 not in benchmark.page({**hostile_study(poison), "description": "", "plan": ""})
+    if len(poison) > 1000:
+        assert poison[:1000] not in benchmark.page({**hostile_study(poison), "description": "", "plan": ""})
     assert text.count("</style>") == 1
 
 
@@ -242,7 +243,7 @@ def test_missing_and_failed_cells_are_said():
 
 
 def test_published_numbers_are_never_among_measured_ones_nor_best():
-    study = make_study(None, METHODS, epochs=1)
+    study = make_study(["cifar", "svhn", "dtd"], METHODS, epochs=1)
     before = benchmark.aggregate(study)
     text = benchmark.page(study)
     page = Page(text)
