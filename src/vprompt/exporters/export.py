@@ -195,8 +195,10 @@ def export(
                 same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
             )
             if int8.labelled is not None:
-                whole = copy.deepcopy(folded).to(next(model.parameters()).device)
-                before, after = (evaluate(subject, int8.labelled) for subject in (whole, load_exported(part)))
+                before, after = (
+                    evaluate(subject, int8.labelled)
+                    for subject in (copy.deepcopy(folded).to(next(model.parameters()).device), load_exported(part))
+                )
                 accuracy = {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
                 cost = replace(cost, data=int8.data, split=int8.split, images=before.images, **accuracy)
             about = replace(about, precision="int8", quantisation=cost)
