@@ -447,7 +447,7 @@ def test_a_device_is_taken_by_name(trained, tmp_path):
     assert json.loads((tmp_path / "fitted" / "result.json").read_text())["machine"]["device"] == "cpu"
 
 
-def test_a_warning_is_a_sentence_without_a_line_of_code(tiny_weights, tmp_path):
+def test_what_the_library_notices_is_a_sentence_without_a_line_of_code(tiny_weights, tmp_path):
     weights = load_file(tiny_weights)
     both = {f"{part}.{name}": tensor for part in ("teacher", "student") for name, tensor in weights.items()}
     save_file({name: tensor.clone() for name, tensor in both.items()}, tmp_path / "both.safetensors")

@@ -90,7 +90,7 @@ class Eval(_Source):
 
         model = self.load(fold=False)
         sample, seed = trained_on(Path(self.adapter))
-        unread: list[str] = []
+        bad: list[str] = []
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
@@ -100,7 +100,7 @@ class Eval(_Source):
                 split=self.split,
                 split_seed=seed if self.split_seed is None else self.split_seed,
                 skip_bad=self.skip_bad,
-                unread=unread,
+                bad=bad,
                 sample=sample,
                 progress=report,
             )
@@ -124,9 +124,9 @@ class Eval(_Source):
             more = [f"{len(skipped) - 3} more such sentences: --json."] * (len(skipped) > 3)
             for note in [*notes, *skipped[:3], *more]:
                 print_note(note)
-        if unread and not self.skip_bad:
-            which = f"{count(len(unread), 'image')} could not be read, and the figures are those of the others"
-            raise DataError(f"{which} (with --skip-bad that is no error); the first: {unread[0]}")
+        if bad and not self.skip_bad:
+            which = f"{count(len(bad), 'image')} could not be read, and the figures are those of the others"
+            raise DataError(f"{which} (with --skip-bad that is no error); the first: {bad[0]}")
 
 
 def trained_on(adapter: Path) -> tuple[str | None, int]:
