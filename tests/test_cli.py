@@ -396,7 +396,7 @@ def test_a_bad_file_costs_no_finished_evaluation(trained, tmp_path):
     assert outcome.document == good | {"skipped": skipped}
     assert ["red/60.png" in skipped[0], "red/61.png" in skipped[1], len(skipped)] == [True, True, 2]
     assert outcome.status == 1
-    assert outcome.err.splitlines()[-1].startswith("vprompt: 2 images could not be read, and the figures are those of")
+    assert outcome.err.splitlines()[-1].startswith("vprompt: 2 of the images could not be read, and the figures are those of")
     assert "red/60.png" in outcome.err.splitlines()[-1]
     table = run_command("eval", trained.folder, data)
     assert (table.status, "%" in table.out) == (1, True)

@@ -73,8 +73,7 @@ class Export:
         out = Path(name + suffix) if self.out is None else self.out
         if out.suffix.lower() != suffix:
             raise UsageError(f"The name of an {self.format} file ends in {suffix}, which {out} does not.")
-        device = device_named(self.device)
-        model = load(self.adapter, weights=self.weights).fold().to(device)
+        model = load(self.adapter, weights=self.weights).fold().to(device_named(self.device))
         int8 = None if self.int8 is None else self._int8(model, self.int8)
         with bar("exporting") as report:
             exported = export(

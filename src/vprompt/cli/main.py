@@ -117,8 +117,7 @@ def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
-    """A sentence for people, without the path and the line of code that a programmer wants."""
+def _show_warning(message: Warning | str, *_: object) -> None:  # without the line of code that a programmer wants
     print_note(str(message).partition("\n")[0])
 
 

@@ -23,7 +23,6 @@ from vprompt.cli.console import (
 )
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
-from vprompt.utils.text import count
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
@@ -79,8 +78,7 @@ class Eval(_Source):
     split_seed: int | None = None
     """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
-    """Leave out images that cannot be read, without which the exit status is 1 in the end, and classes that the adapter
-    does not know."""
+    """Leave out classes that the adapter does not know; images that cannot be read are no error in the end."""
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
@@ -125,7 +123,7 @@ class Eval(_Source):
             for note in [*notes, *skipped[:3], *more]:
                 print_note(note)
         if bad and not self.skip_bad:
-            which = f"{count(len(bad), 'image')} could not be read, and the figures are those of the others"
+            which = f"{len(bad)} of the images could not be read, and the figures are those of the others"
             raise DataError(f"{which} (with --skip-bad that is no error); the first: {bad[0]}")
 
 

@@ -29,7 +29,7 @@ from vprompt.model.cost import folded_gmacs
 from vprompt.model.latency import Latency, latency
 from vprompt.model.load import load
 from vprompt.model.model import FoldedModel
-from vprompt.utils.devices import chosen_device
+from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
@@ -60,7 +60,7 @@ def measure(
         `kv_prompts`, `folded_gmacs`, `milliseconds` per image, and `time_ratio` to the backbone; or `failed`, why its
         model cannot be measured.
     """
-    device = chosen_device()
+    device = device_named("auto")
     backbone = backbone.to(device)
     folded: dict[str, FoldedModel] = {}
     costs: dict[str, dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.loader import iterate
 from vprompt.training.precision import attention_for_training, autocast, in_bf16
-from vprompt.utils.devices import chosen_device
+from vprompt.utils.devices import device_named
 from vprompt.utils.text import count, duration
 
 MOST_CLASSES = 6
@@ -36,7 +36,7 @@ def preview(model: PromptedModel, task: Task, settings: Settings | CondenseSetti
         learned, seen = train * _tuning_passes(settings.condense), 2.0 * (val + test)
     each = seconds_per_image(model, task.train, recipe)
     seconds = each * (learned + seen / (1 + model.method.backward_cost))
-    device, (height, width) = chosen_device(), model.preprocessing.size
+    device, (height, width) = device_named("auto"), model.preprocessing.size
     numbers = "bf16" if in_bf16(recipe.precision, device) else "fp32"
     where = f"{device.type}, {count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
     whole = num_parameters(model.backbone)
@@ -108,7 +108,7 @@ def augment_of(settings: Settings | CondenseSettings) -> Augment:
 
 def seconds_per_image(model: PromptedModel, data: ImageDataset, recipe: Recipe) -> float:
     """Seconds that an image takes in a step of the training: measured on one, then on a batch; nothing is learned."""
-    device, training, seconds = chosen_device(), model.training, FIRST_SECONDS
+    device, training, seconds = device_named("auto"), model.training, FIRST_SECONDS
     model.to(device).train()
     with torch.random.fork_rng():
         for _ in range(2):

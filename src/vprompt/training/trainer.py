@@ -39,7 +39,7 @@ from vprompt.training.loader import (
     size_of,
 )
 from vprompt.training.precision import attention_for_training, autocast, in_bf16
-from vprompt.utils.devices import FAST_BF16, chosen_device
+from vprompt.utils.devices import FAST_BF16, device_named
 from vprompt.utils.distributed import launcher_checked
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
@@ -154,7 +154,7 @@ class _Run:
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
         with launcher_checked():
-            self.accelerator = Accelerator(cpu=chosen_device().type == "cpu")
+            self.accelerator = Accelerator(cpu=device_named("auto").type == "cpu")
         self.model = model.to(self.accelerator.device)
         self.val = val
         self.recipe = recipe

@@ -25,23 +25,13 @@ _chosen = ContextVar("device", default="auto")
 
 @contextmanager
 def computing_on(name: str) -> Generator[None]:
-    """Inside, trainings compute on the device of that name, see `device_named`.
-
-    Raises:
-        VPromptError: If it is not here.
-    """
-    device = device_named(name)
-    with torch.accelerator.device_index(None if device.type == "cpu" else device.index):
-        before = _chosen.set(name)
-        try:
+    """Inside, "auto" is the device of that name, see `device_named`."""
+    device, before = device_named(name), _chosen.set(name)
+    try:
+        with torch.accelerator.device_index(None if device.type == "cpu" else device.index):
             yield
-        finally:
-            _chosen.reset(before)
-
-
-def chosen_device() -> torch.device:
-    """The device to train on: what `computing_on` says, or else the accelerator where there is one."""
-    return device_named(_chosen.get())
+    finally:
+        _chosen.reset(before)
 
 
 def device_named(name: str) -> torch.device:
@@ -54,7 +44,7 @@ def device_named(name: str) -> torch.device:
         >>> device_named("cpu")
         device(type='cpu')
     """
-    if name == "auto":
+    if name == "auto" and (name := _chosen.get()) == "auto":
         return found_devices()[-1]
     types = {device.type for device in found_devices()}
     try:
@@ -75,12 +65,8 @@ def fast_bf16(kind: str) -> bool:
 
     A processor without instructions for bf16 emulates it, up to thirty times as slowly.
     """
-    if kind not in FAST_BF16:
-        FAST_BF16[kind] = _is_faster_in_bf16(kind)
-    return FAST_BF16[kind]
-
-
-def _is_faster_in_bf16(kind: str) -> bool:
+    if kind in FAST_BF16:
+        return FAST_BF16[kind]
     size = 384 if kind == "cpu" else 4096  # enough for the start of the work not to count
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     try:
@@ -92,7 +78,7 @@ def _is_faster_in_bf16(kind: str) -> bool:
                 seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
     except RuntimeError:  # a device that knows no bf16
         return False
-    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+    return FAST_BF16.setdefault(kind, seconds[torch.bfloat16] < 0.8 * seconds[torch.float32])
 
 
 def usable_threads(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

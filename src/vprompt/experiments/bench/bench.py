@@ -36,7 +36,7 @@ from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
 from vprompt.model.records import Precision
 from vprompt.training.precision import in_bf16
-from vprompt.utils.devices import chosen_device
+from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
 
@@ -139,7 +139,7 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
     weights.
     """
-    model, device = create_backbone(backbone, pretrained=False, img_size=img_size), chosen_device()
+    model, device = create_backbone(backbone, pretrained=False, img_size=img_size), device_named("auto")
     model = attach(model, VPT(10), num_classes=10).to(device)
     step = 2 * _gmacs(backbone, img_size, VPT(10))
     size = max(1, min(64, round(CALIBRATION_GMACS / step)))

@@ -163,8 +163,6 @@ class Store:
     def planned(self, name: str, text: str) -> Generator[None]:
         """Records what is run here, and keeps out other plans of the same name; the same one may run several times.
 
-        At the end, locks that killed processes left are removed.
-
         Raises:
             BusyError: If another plan of that name is at work.
             StoreError: If there is a file in the way that no benchmark wrote.
