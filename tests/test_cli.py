@@ -396,7 +396,7 @@ def test_a_bad_file_costs_no_finished_evaluation(trained, tmp_path):
     assert outcome.document == good | {"skipped": skipped}
     assert ["red/60.png" in skipped[0], "red/61.png" in skipped[1], len(skipped)] == [True, True, 2]
     assert outcome.status == 1
-    assert outcome.err.splitlines()[-1].startswith("vprompt: 2 of the images could not be read, and the figures are those of")
+    assert outcome.err.splitlines()[-1].startswith("vprompt: 2 of the images could not be read, and the")
     assert "red/60.png" in outcome.err.splitlines()[-1]
     table = run_command("eval", trained.folder, data)
     assert (table.status, "%" in table.out) == (1, True)
@@ -435,13 +435,18 @@ def test_a_device_is_taken_by_name(trained, tmp_path):
         ["predict", trained.folder, image],
         ["eval", trained.folder, trained.data],
         ["fit", trained.data, *QUICK, "--out", tmp_path / "fitted"],
-        ["condense", trained.folder, trained.data, "--out", tmp_path / "condensed", "--fine-tune-epochs", 0],
+    )
+    others = (
+        ["condense", trained.folder, trained.data, "--out", tmp_path / "condensed"],
+        ["compare", trained.data, "--methods", "linear", "--out", tmp_path / "compared"],
         ["export", trained.folder, "--format", "pt2", "--out", tmp_path / "exported.pt2"],
     )
-    for arguments in runs:
+    for arguments in (*runs, *others):
         outcome = run_command(*arguments, "--device", "abacus")
         assert outcome.status == 1
         assert "'abacus'" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+    for arguments in runs:
         outcome = run_command(*arguments, "--device", "cpu")
         assert outcome.status == 0, outcome.err
     assert json.loads((tmp_path / "fitted" / "result.json").read_text())["machine"]["device"] == "cpu"
