@@ -106,7 +106,7 @@ def processes(*, ours):
     return dict.fromkeys(actors, True) | dict.fromkeys(spawned, False)
 
 
-def until(condition, *, seconds=180, then=lambda: "it never came"):
+def until(condition, *, seconds=300, then=lambda: "it never came"):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, then()
