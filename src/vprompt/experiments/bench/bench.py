@@ -251,6 +251,7 @@ class InlineEngine:
         self.worker = Worker(address, "inline")
         self.progress = progress
         self._waiting: list[Assignment] = []
+        self._stopped: list[Event] = []
 
     def free(self) -> int:
         """One, unless a job waits."""
@@ -262,11 +263,15 @@ class InlineEngine:
         return self.worker.name
 
     def poll(self, seconds: float) -> list[Event]:
-        """Does the job."""
-        events: list[Event] = []
+        """Does the job; the next call tells of one that Ctrl-C stopped, so that nobody waits for it."""
+        events, self._stopped = self._stopped, []
         while self._waiting:
             assignment = self._waiting.pop()
-            answer = self.worker.do(assignment.document, True if self.progress else silent)
+            try:
+                answer = self.worker.do(assignment.document, True if self.progress else silent)
+            except KeyboardInterrupt:
+                self._stopped = [Event(name=assignment.name, kind="stopped", worker=self.worker.name)]
+                raise
             events.append(Event(name=assignment.name, kind="done", worker=self.worker.name, answer=answer))
         return events
 
