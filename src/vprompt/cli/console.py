@@ -138,9 +138,9 @@ def print_table(
     console.print(table)
 
 
-def print_note(text: str) -> None:
-    """Prints lines on standard error."""
-    tell(printable(text, keep="\n").split("\n"))
+def print_note(text: str | Warning, *_: object) -> None:
+    """Prints lines on standard error; of a warning, as `warnings.showwarning` is given it, the text alone."""
+    tell(printable(str(text), keep="\n").split("\n"))
 
 
 def percent(share: float | None) -> str:

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vprompt {__version__}")  # noqa: T201
         return 0
     with interrupted_imports(), launcher_checked() as leftovers, warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = print_note  # without the line of code that a programmer wants
         return _status(arguments, leftovers)
 
 
@@ -115,10 +115,6 @@ def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
         where = f" ({printable(str(error.filename))})" if error.filename else ""
         return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
     return 0
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:  # without the line of code that a programmer wants
-    print_note(str(message).partition("\n")[0])
 
 
 def _leave_output() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -204,7 +203,7 @@ def _print(predictions: Sequence[Prediction], done: int) -> None:
 def _stacked(prediction: Prediction, most: int) -> Iterator[list[str]]:
     """Rows of an image on a narrow terminal: its classes one below the other, its path broken at slashes only."""
     pieces = [""]
-    for part in re.findall(r"[^/]*/|[^/]+", prediction.image):
+    for part in prediction.image.replace("/", "/\0").split("\0"):
         pieces += [""] * (len(pieces[-1] + part) > most)
         pieces[-1] += part
     top = [[name, percent(probability)] for name, probability in prediction.top]
