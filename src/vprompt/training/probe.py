@@ -31,8 +31,8 @@ different satellite images reach 0.95, crops of one photograph 0.8."""
 
 
 @torch.inference_mode()
-def nearest_classes(features_NF: Tensor, labels_N: Tensor, queries_MF: Tensor, *, k: int, num_classes: int) -> Tensor:
-    """The class (M,) that the k nearest features vote for, by cosine, each with weight exp(cosine / 0.07).
+def neighbour_shares(features_NF: Tensor, labels_N: Tensor, queries_MF: Tensor, *, k: int, num_classes: int) -> Tensor:
+    """The share (M, C) of each class in the votes of the k nearest features, which weigh exp(cosine / 0.07).
 
     Args:
         features_NF: Features of labelled images.
@@ -43,18 +43,17 @@ def nearest_classes(features_NF: Tensor, labels_N: Tensor, queries_MF: Tensor, *
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-        >>> nearest_classes(features, torch.tensor([0, 0, 1]), torch.tensor([[0.2, 1.0]]), k=1, num_classes=2)
-        tensor([1])
+        >>> neighbour_shares(features, torch.tensor([0, 0, 1]), torch.tensor([[0.2, 1.0]]), k=1, num_classes=2)
+        tensor([[0., 1.]])
 
     Source: Caron et al. (2021), Emerging properties in self-supervised vision transformers (arXiv 2104.14294).
     """
-    known_NF, chosen = F.normalize(features_NF, dim=1), list[Tensor]()
+    known_NF, shares = F.normalize(features_NF, dim=1), list[Tensor]()
     for part_BF in F.normalize(queries_MF, dim=1).split(_rows(len(known_NF))):
         cosines_BK, index_BK = (part_BF @ known_NF.T).topk(min(k, len(known_NF)), dim=1)
-        votes_BC = torch.zeros(len(part_BF), num_classes)
-        votes_BC.scatter_add_(1, labels_N[index_BK], (cosines_BK / TEMPERATURE).exp())
-        chosen.append(votes_BC.argmax(1))
-    return torch.cat(chosen)
+        votes_BK = (cosines_BK / TEMPERATURE).softmax(1)
+        shares.append(torch.zeros(len(part_BF), num_classes).scatter_add_(1, labels_N[index_BK], votes_BK))
+    return torch.cat(shares)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +161,13 @@ def fold_numbers(labels_N: Tensor, pairs: Sequence[tuple[int, int]] = (), *, see
 
 
 def out_of_fold(
-    features_NF: Tensor, labels_N: Tensor, folds_N: Tensor, num_classes: int, *, strength: float, report: Report = silent
+    features_NF: Tensor,
+    labels_N: Tensor,
+    folds_N: Tensor,
+    num_classes: int,
+    *,
+    strength: float,
+    report: Report = silent,
 ) -> Tensor:
     """Probabilities (N, C) of each image, from a linear probe that was fitted on the images of all other folds."""
     probabilities_NC = torch.zeros(len(features_NF), num_classes)
