@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +19,22 @@ TEMPERATURE = 0.07
 STRENGTHS = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """Strengths of regularisation that a linear probe tries, the strongest first."""
 
-FOLDS, MAX_ITERATIONS = 5, 50
+FOLDS = 5
 
 FAR_BELOW = 0.1
-"""A label is doubted where its probability is below this share of what images of its class have on average. Chosen on
-5 % of wrong labels in four tasks: at a half of it every second name was right, at twice every fourth (docs)."""
+"""A label is doubted where its probability is below this share of its class's mean; see docs/embeddings.md."""
 
-FIFTH, MUCH_NEARER, SAME = 5, 0.5, 0.02
-"""Near copies are less than half as far from one another as each is from its fifth neighbour, or no farther than
-rounding (the distance of normalised features). A ratio suits every backbone and kind of images, where cosines do not:
-different satellite images reach 0.95, crops of one photograph 0.8."""
+FIFTH, MUCH_NEARER, SAME = 5, 0.6, 0.02
+"""Near copies are less than 0.6 times as far from one another as each is from its fifth neighbour, or no farther than
+rounding. A ratio suits every backbone, where cosines do not: different satellite images reach 0.95, crops 0.8."""
+
+ROWS = 1024
+"""Of a matrix of cosines that are computed at once."""
 
 
 @torch.inference_mode()
 def neighbour_shares(features_NF: Tensor, labels_N: Tensor, queries_MF: Tensor, *, k: int, num_classes: int) -> Tensor:
     """The share (M, C) of each class in the votes of the k nearest features, which weigh exp(cosine / 0.07).
-
-    Args:
-        features_NF: Features of labelled images.
-        labels_N: Their classes.
-        queries_MF: Features of the images to classify.
-        k: Number of neighbours; all where there are fewer.
-        num_classes: Number of classes.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -49,34 +44,23 @@ def neighbour_shares(features_NF: Tensor, labels_N: Tensor, queries_MF: Tensor, 
     Source: Caron et al. (2021), Emerging properties in self-supervised vision transformers (arXiv 2104.14294).
     """
     known_NF, shares = F.normalize(features_NF, dim=1), list[Tensor]()
-    for part_BF in F.normalize(queries_MF, dim=1).split(_rows(len(known_NF))):
+    for part_BF in F.normalize(queries_MF, dim=1).split(ROWS):
         cosines_BK, index_BK = (part_BF @ known_NF.T).topk(min(k, len(known_NF)), dim=1)
         votes_BK = (cosines_BK / TEMPERATURE).softmax(1)
         shares.append(torch.zeros(len(part_BF), num_classes).scatter_add_(1, labels_N[index_BK], votes_BK))
     return torch.cat(shares)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Probe:
-    """A linear classifier of standardised features.
+class Probe(NamedTuple):
+    """A linear classifier of features, and the strength of regularisation it was fitted with."""
 
-    Args:
-        mean: (F,), subtracted from the features.
-        scale: (F,), that they are multiplied by then.
-        weight: (F, C).
-        bias: (C,).
-        strength: The regularisation it was fitted with.
-    """
-
-    mean: Tensor
-    scale: Tensor
     weight: Tensor
     bias: Tensor
     strength: float
 
-    def __call__(self, features_BF: Tensor) -> Tensor:
+    def logits(self, features_BF: Tensor) -> Tensor:
         """Logits (B, C)."""
-        return (features_BF - self.mean) * self.scale @ self.weight + self.bias
+        return features_BF @ self.weight + self.bias
 
 
 def fit_probe(
@@ -87,10 +71,10 @@ def fit_probe(
     held_out: tuple[Tensor, Tensor] | None = None,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Probe:
-    """Fits a linear classifier: the mean cross-entropy and the weight's squares are minimised by L-BFGS.
+    """Fits a linear classifier: mean cross-entropy of standardised features plus the weight's squares, by L-BFGS.
 
     Args:
-        features_NF: Features to learn from; each is brought to mean 0, and all together to length 1.
+        features_NF: Features to learn from.
         labels_N: Their classes.
         num_classes: Number of classes.
         held_out: Other features and their labels, by whose cross-entropy the strength is chosen.
@@ -98,7 +82,7 @@ def fit_probe(
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-        >>> fit_probe(features, labels, 2)(features).argmax(1)
+        >>> fit_probe(features, labels, 2).logits(features).argmax(1)
         tensor([0, 1])
     """
     mean, width = features_NF.mean(0), features_NF.shape[1]
@@ -108,11 +92,12 @@ def fit_probe(
     x_NF, weight, bias = x_NF @ axes_FF, torch.zeros(width, num_classes), torch.zeros(num_classes)
     best, least = None, math.inf
     for strength in strengths:
-        # Along each axis the loss is about so curved: with steps to suit, L-BFGS takes a fifth of the iterations.
-        steps_F = (spread_F.clamp_min(0) / num_classes + strength).rsqrt()
-        weight, bias = _minimised(x_NF, labels_N, weight, bias, strength, steps_F[:, None])
-        probe = Probe(mean=mean, scale=scale, weight=axes_FF @ weight, bias=bias, strength=strength)
-        loss = -1.0 if held_out is None else float(F.cross_entropy(probe(held_out[0]), held_out[1]))
+        # About so curved is the loss along each axis: with steps to suit, L-BFGS takes half of the iterations.
+        steps_F1 = (spread_F.clamp_min(0) / num_classes + strength).rsqrt()[:, None]
+        weight, bias = _minimised(x_NF, labels_N, weight, bias, strength, steps_F1)
+        whole = scale[:, None] * (axes_FF @ weight)
+        probe = Probe(whole, bias - mean @ whole, strength)
+        loss = -1.0 if held_out is None else float(F.cross_entropy(probe.logits(held_out[0]), held_out[1]))
         if loss > least:
             break  # with less regularisation it only grows
         best, least = probe, loss
@@ -125,9 +110,7 @@ def _minimised(
     x_NF: Tensor, labels_N: Tensor, weight: Tensor, bias: Tensor, strength: float, steps_F1: Tensor
 ) -> tuple[Tensor, Tensor]:
     scaled, bias = (weight / steps_F1).requires_grad_(), bias.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [scaled, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe", tolerance_change=1e-5
-    )
+    optimizer = torch.optim.LBFGS([scaled, bias], max_iter=50, line_search_fn="strong_wolfe", tolerance_change=1e-5)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -140,7 +123,7 @@ def _minimised(
     return (scaled * steps_F1).detach(), bias.detach()
 
 
-def fold_numbers(labels_N: Tensor, pairs: Sequence[tuple[int, int]] = (), *, seed: int = 0) -> Tensor:
+def fold_numbers(labels_N: Tensor, pairs: Sequence[tuple[int, int]] = ()) -> Tensor:
     """The fold (N,) of every image, 0 to 4: classes are spread evenly, and pairs of copies stay together.
 
     Example:
@@ -149,33 +132,26 @@ def fold_numbers(labels_N: Tensor, pairs: Sequence[tuple[int, int]] = (), *, see
     """
     group_N = torch.arange(len(labels_N))
     for one, two in pairs:
-        group_N[group_N == group_N[two]] = group_N[one].item()
+        group_N[group_N == group_N[two]] = int(group_N[one])
     groups, labels = group_N.tolist(), labels_N.tolist()
-    fold_of, filled = dict[int, int](), dict[int, int]()
-    for row in torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist():
+    fold_of, following = dict[int, int](), list(range(max(labels) + 1))  # classes begin with different folds
+    for row in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist():
         if groups[row] not in fold_of:
-            label = labels[row]
-            filled[label] = filled.get(label, label) + 1  # classes begin with different folds
-            fold_of[groups[row]] = filled[label] % FOLDS
+            fold_of[groups[row]] = following[labels[row]] % FOLDS
+            following[labels[row]] += 1
     return torch.tensor([fold_of[group] for group in groups])
 
 
 def out_of_fold(
-    features_NF: Tensor,
-    labels_N: Tensor,
-    folds_N: Tensor,
-    num_classes: int,
-    *,
-    strength: float,
-    report: Report = silent,
+    features_NF: Tensor, labels_N: Tensor, folds_N: Tensor, num_classes: int, strength: float, report: Report = silent
 ) -> Tensor:
     """Probabilities (N, C) of each image, from a linear probe that was fitted on the images of all other folds."""
     probabilities_NC = torch.zeros(len(features_NF), num_classes)
     for fold in range(FOLDS):
         inside = folds_N == fold
-        if bool(inside.any()) and not bool(inside.all()):
+        if 0 < int(inside.sum()) < len(inside):
             probe = fit_probe(features_NF[~inside], labels_N[~inside], num_classes, strengths=[strength])
-            probabilities_NC[inside] = probe(features_NF[inside]).softmax(1)
+            probabilities_NC[inside] = probe.logits(features_NF[inside]).softmax(1)
         report(fold + 1, FOLDS)
     return probabilities_NC
 
@@ -216,27 +192,18 @@ def near_copies(features_NF: Tensor) -> list[tuple[int, int, float]]:
         >>> [(one, two) for one, two, _ in near_copies(features)]
         [(6, 7)]
     """
-    unit_NF = F.normalize(features_NF - features_NF.mean(0), dim=1)
-    near, rows = min(FIFTH, len(unit_NF) - 1), torch.arange(len(unit_NF))
+    unit_NF, near = F.normalize(features_NF - features_NF.mean(0), dim=1), min(FIFTH, len(features_NF) - 1)
     if near < 2:
         return []
     found = list[tuple[Tensor, Tensor]]()
-    for part in rows.split(_rows(len(rows))):
-        cosines_BN = unit_NF[part] @ unit_NF.T
-        cosines_BN[torch.arange(len(part)), part] = -2
-        found.append(tuple(cosines_BN.topk(near, dim=1)))
+    for part in torch.arange(len(unit_NF)).split(ROWS):
+        cosines_BN = (unit_NF[part] @ unit_NF.T).index_put((torch.arange(len(part)), part), torch.tensor(-2.0))
+        found.append(cosines_BN.topk(near, dim=1))
     cosines_NK, index_NK = (torch.cat(parts) for parts in zip(*found, strict=True))
     distances_NK = (2 - 2 * cosines_NK).clamp_min(0).sqrt()
     limit_N = (MUCH_NEARER * distances_NK[:, -1]).clamp_min(SAME)
     close_NK = distances_NK[:, :-1] < torch.minimum(limit_N[:, None], limit_N[index_NK[:, :-1]])
-    pairs = {
-        (min(row, other), max(row, other)): float(cosines_NK[row, column])
-        for row, column in close_NK.nonzero().tolist()
-        for other in [int(index_NK[row, column])]
-    }
-    return [(one, two, cosine) for (one, two), cosine in sorted(pairs.items(), key=lambda pair: -pair[1])]
-
-
-def _rows(columns: int) -> int:
-    """Rows of a matrix of so many columns that take 64 MB."""
-    return max(1, 2**24 // max(1, columns))
+    rows, others = close_NK.nonzero()[:, 0].tolist(), index_NK[:, :-1][close_NK].tolist()
+    triples = zip(rows, others, cosines_NK[:, :-1][close_NK].tolist(), strict=True)
+    pairs = {(min(row, other), max(row, other)): cosine for row, other, cosine in triples}
+    return sorted(((one, two, cosine) for (one, two), cosine in pairs.items()), key=itemgetter(2), reverse=True)
