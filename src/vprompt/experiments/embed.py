@@ -27,18 +27,10 @@ from vprompt.data.tasks import find_listing
 from vprompt.experiments.folder import locked
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.tasks.base import Target
+from vprompt.training import probe
 from vprompt.training.evaluate import Evaluation
 from vprompt.training.feature_cache import empty_rows
 from vprompt.training.loader import in_order, iterate
-from vprompt.training.probe import (
-    Probe,
-    doubtful_labels,
-    fit_probe,
-    fold_numbers,
-    near_copies,
-    neighbour_shares,
-    out_of_fold,
-)
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import checksum, encoded, write_atomically, write_json, writing
 from vprompt.utils.progress import Report, part, silent
@@ -84,7 +76,7 @@ class Embeddings:
     def knn(self, k: int = 20) -> Evaluation:
         """Figures of the classes that the `k` nearest training images vote for, see `neighbour_shares`."""
         queries, labels = self._of(self.tested_on)
-        shares = neighbour_shares(*self._of("train"), queries, k=k, num_classes=self._classes)
+        shares = probe.neighbour_shares(*self._of("train"), queries, k=k, num_classes=self._classes)
         return self._evaluation(shares.clamp_min(1e-9).log(), labels)
 
     def linear(self) -> Evaluation:
@@ -104,13 +96,13 @@ class Embeddings:
         """Labels that linear probes doubt which saw neither the image nor a copy of it, see `doubtful_labels`."""
         if self.tested_on is None or self.labels is None:
             return []
-        folds = fold_numbers(self.labels, [pair[:2] for pair in self._copies])
-        shares = out_of_fold(self.features, self.labels, folds, self._classes, self._probe.strength, report)
+        folds = probe.fold_numbers(self.labels, [pair[:2] for pair in self._copies])
+        shares = probe.out_of_fold(self.features, self.labels, folds, self._classes, self._probe.strength, report)
         return [
             {key: values[row] for key, values in self._columns.items()}
             | {"likely": cast("Target", self.target).names[likely]}
             | {"probability": float(shares[row, self.labels[row]]), "likely_probability": float(shares[row, likely])}
-            for row, likely in doubtful_labels(shares, self.labels)
+            for row, likely in probe.doubtful_labels(shares, self.labels)
         ]
 
     def figures(self, *, report: Report = silent) -> dict[str, Any]:
@@ -159,20 +151,20 @@ class Embeddings:
     @cached_property
     def _copies(self) -> list[tuple[int, int, float]]:
         """Pairs of near copies by features or by looks, with the larger cosine, which falls."""
-        pairs = [*near_copies(self.features), *([] if self.looks is None else near_copies(self.looks))]
+        pairs = [*probe.near_copies(self.features), *([] if self.looks is None else probe.near_copies(self.looks))]
         cosines = {(one, two): cosine for one, two, cosine in sorted(pairs, key=itemgetter(2))}
         return [(one, two, cosine) for (one, two), cosine in reversed(cosines.items())]
 
     @cached_property
-    def _probe(self) -> Probe:
+    def _probe(self) -> probe.Probe:
         """Fitted on all training images; its strength is chosen on validation images, or on a fifth of these."""
         features, labels = self._of("train")
         if self.tested_on == "test" and "val" in self.splits:
-            return fit_probe(features, labels, self._classes, held_out=self._of("val"))
-        fifth = fold_numbers(labels) == 0
+            return probe.fit_probe(features, labels, self._classes, held_out=self._of("val"))
+        fifth = probe.fold_numbers(labels) == 0
         held_out = (features[fifth], labels[fifth])
-        strength = fit_probe(features[~fifth], labels[~fifth], self._classes, held_out=held_out).strength
-        return fit_probe(features, labels, self._classes, strengths=[strength])
+        strength = probe.fit_probe(features[~fifth], labels[~fifth], self._classes, held_out=held_out).strength
+        return probe.fit_probe(features, labels, self._classes, strengths=[strength])
 
     @property
     def _classes(self) -> int:
@@ -243,7 +235,11 @@ def embed(
     preprocessing = module.preprocessing if adapted else info.preprocessing
     parts, target, notes = _parts(data, preprocessing, root, split_seed, skip_bad, labelled, part(report, 0, 3))
     splits = [split for split, images in parts.items() for _ in range(len(images))]
-    names = [name for split, images in parts.items() for name in images.paths or _numbers(split, images)]
+    names = [
+        name
+        for split, images in parts.items()
+        for name in images.paths or [f"{split}/{number}" for number in range(len(images))]
+    ]
     width = info.num_features
     rows = empty_rows(len(splits), (width + len(look(torch.zeros(3, *preprocessing.size))),), torch.float32)
     if rows is None:
@@ -343,7 +339,3 @@ def _fill(
                     file.write(rows[done : done + len(labels)].numpy().tobytes())
             done += len(labels)
             report(done, len(rows))
-
-
-def _numbers(split: str, images: ImageDataset) -> list[str]:
-    return [f"{split}/{number}" for number in range(len(images))]
