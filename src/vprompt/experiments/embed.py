@@ -226,7 +226,7 @@ def embed(
     Example:
         >>> import vprompt
         >>> embed("bundled", vprompt.open_data().val.subset(range(4)))
-        Embeddings(4 images, 192 features of vprompt_vit_tiny_patch8_64)
+        Embeddings(4 images, 192 features of vprompt_vit_tiny_patch8_64.tiny_imagenet)
     """
     out = None if out is None else check_ending(Path(out))
     module: Any = (create_backbone(model) if isinstance(model, str) else model).eval()

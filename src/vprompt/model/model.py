@@ -116,18 +116,17 @@ class _Adapted(Classifier):
         counts, seen = self.prompt_counts, self.preprocessing
         each = f"{counts[0]} in each" if len(set(counts)) == 1 else " ".join(map(str, counts))
         learned, held = sum(p.numel() for p in self.parameters() if p.requires_grad), num_parameters(self.backbone)
-        share = f"{learned:,} numbers, {100 * learned / held:.2g} % of the backbone's" if learned else "nothing, folded"
+        share = f"learned: {learned:,} numbers, {100 * learned / held:.2g} % of the backbone's"
         names = listed([line(name, 24) for name in self.class_names], 4)
         execution = getattr(self, "execution", "folded")
-        return "\n  ".join(
-            (
-                f"{type(self).__name__}: {self.method.name} on {self.info.name} ({held:,} numbers)",
-                f"prompts: {sum(counts)} in {len(counts)} blocks" + f" ({each})" * any(counts),
-                f"learned: {share}",
-                f"answers: {self.target.size} ({names})",
-                f"images: {seen.size[0]}×{seen.size[1]} pixels, {seen.resize}, {seen.interpolation}; runs: {execution}",
-            )
+        lines = (
+            f"{type(self).__name__}: {self.method.name} on {self.info.name} ({held:,} numbers)",
+            f"{sum(counts)} prompts in {len(counts)} blocks" + f" ({each})" * any(counts),
+            *([share] if learned else []),
+            f"answers: {self.target.size} ({names})",
+            f"images: {seen.size[0]}×{seen.size[1]} pixels, {seen.resize}, {seen.interpolation}; runs: {execution}",
         )
+        return "\n  ".join(lines)
 
     @property
     @abstractmethod
