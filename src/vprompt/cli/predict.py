@@ -206,6 +206,5 @@ def _stacked(prediction: Prediction, most: int) -> Iterator[list[str]]:
     for part in prediction.image.replace("/", "/\0").split("\0"):
         pieces += [""] * (len(pieces[-1] + part) > most)
         pieces[-1] += part
-    top = [[name, percent(probability)] for name, probability in prediction.top]
-    for piece, classes in zip_longest(filter(None, pieces), top):
-        yield [piece or "", *(classes or ["", ""])]
+    for piece, found in zip_longest(filter(None, pieces), prediction.top):
+        yield [piece or "", *([found[0], percent(found[1])] if found else ["", ""])]

@@ -179,9 +179,8 @@ class Store:
             self._write(f"plans/{name}.toml", encoded(text))
             yield
         for lock in self.here.glob("work/.*.lock"):
-            # Of a process that was killed between its result and the end of its lock: nobody does that job again.
             with suppress(BusyError), locked(lock, self.address):
-                pass
+                pass  # of a process that was killed right after its result: nobody else does that job again
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""
