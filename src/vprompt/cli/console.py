@@ -61,7 +61,7 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def resumable(out: object, device: str) -> Generator[None]:
+def resumable(out: object, device: str = "auto") -> Generator[None]:
     """Trains on a device, and says of a command that is stopped by Ctrl-C how it goes on."""
     from vprompt.utils.devices import computing_on
 
