@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
@@ -19,6 +20,7 @@ from vprompt.cli.console import PLACES, Command, UsageError, check_places, print
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
+from vprompt.cli.embed import Embed
 from vprompt.cli.export import Export
 from vprompt.cli.fit import Condense, fit_command
 from vprompt.cli.options import HELP_ALL, values_of
@@ -41,6 +43,7 @@ COMMANDS = {
     "condense": Condense,
     "eval": Eval,
     "predict": Predict,
+    "embed": Embed,
     "export": Export,
     "serve": Serve,
     "compare": compare_command,
@@ -69,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"vprompt {__version__}")  # noqa: T201
         return 0
-    with interrupted_imports(), launcher_checked() as leftovers:
+    with interrupted_imports(), launcher_checked() as leftovers, warnings.catch_warnings():
+        warnings.showwarning = print_note  # without the line of code that a programmer wants
         return _status(arguments, leftovers)
 
 

@@ -151,7 +151,7 @@ def export(
     format = format_of(path)
     format.require(format.to_write)
     _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
-    folded = copy.deepcopy(model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
+    folded = copy.deepcopy(whole := model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
     target = folded.target
     texts = label_files(_named(target)) if labels else {}
     _refuse_others(path, format, texts)
@@ -196,7 +196,7 @@ def export(
                 tool=tool,
                 calibration_images=len(calibration_NCHW) if format.calibrates else 0,
                 same_class=target.agreement(*(map(target.inverse, pair) if shares else pair)),
-                **_scores(int8, folded, load_exported(part)),
+                **_scores(int8, whole, load_exported(part)),
             )
             about = replace(about, precision="int8", quantisation=cost)
         if not torch.equal(outputs_of(about)[1], exported_NC):
