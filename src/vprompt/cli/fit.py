@@ -179,7 +179,7 @@ def _differing(settings: Settings) -> Iterator[str]:
 
 def data_name(data: str | None) -> str:
     """Name of a run's folder, after its DATA."""
-    return Path(data).resolve().name.replace(":", "-") if data else "fashion-mnist"
+    return re.sub(r"[:*?]", "-", Path(data).resolve().name) if data else "fashion-mnist"
 
 
 @dataclass(frozen=True, kw_only=True)
