@@ -7,6 +7,10 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
+from vprompt.data.notes import count_notes
+from vprompt.experiments.bench.grid import Cell
+from vprompt.experiments.bench.halving import steps
+from vprompt.experiments.bench.plan import Search
 from vprompt.tasks.base import CELLS, TARGETS, bootstrapped, from_document, kind_of, target_of, to_document
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
@@ -383,3 +387,25 @@ def test_strata():
 
 def test_all_targets_are_tested():
     assert {target.name for target in ALL} == {*TARGETS.names()} - {"counts"}
+
+
+# ── beside targets ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_search_takes_the_best_score_also_below_zero():
+    values = {"backbone": "test_vit", "data": "t", "epochs": 20}
+    going = steps(Cell(task="t", method="m", seed=0, values=values, search=Search(space={"lr": (0.1, 0.2, 0.3)})))
+    jobs, scores = next(going), {0.1: -3.0, 0.2: -0.5, 0.3: None}
+    while any(job.until for job in jobs):
+        said = {job.name: scores[job.settings.recipe.lr] for job in jobs}
+        jobs = going.send({name: {"target": "regression", "val_r2": r2, "val_loss": 1.0} for name, r2 in said.items()})
+    assert [job.settings.recipe.lr for job in jobs] == [0.2]
+
+
+def test_notes_on_tags():
+    notes = count_notes(
+        {"train": {"red": 40, "big": 40, "old": 2}, "val": {"red": 3, "big": 0, "old": 1}}, MultiLabel, 40
+    )
+    assert notes[0] == "Of tag big there is no image in val: mean AP there says nothing of it."
+    assert notes[1] == "All training images are of tag red and big: nothing can be learned of that."
+    assert notes[2].startswith("1 tag has fewer than 5 images")

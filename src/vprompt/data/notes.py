@@ -112,7 +112,7 @@ def count_notes(
             notes.append(f"Of {classes} {listed([*names], 3)} there is no image in {listed(parts)}: {so}.")
     train = per_split["train"]
     if everywhere := [name for name, count in train.items() if 0 < count == images]:
-        notes.append(f"All training images are of the {unit} {listed(everywhere, 3)}: nothing can be learned of it.")
+        notes.append(f"All training images are of {unit} {listed(everywhere, 3)}: nothing can be learned of that.")
     few = [f"{name} ({count})" for name, count in train.items() if 0 < count < FEW]
     if few:
         classes = f"1 {unit} has" if len(few) == 1 else f"{len(few)} {units} have"
