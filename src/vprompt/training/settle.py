@@ -1,0 +1,305 @@
+"""Numbers of a recipe that are found on the data: batch size, epochs and learning rate; and the pace of a training."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.nn.functional as F
+from accelerate.utils import find_executable_batch_size
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from vprompt.model.model import PromptedModel
+from vprompt.model.records import AUTO, DEFAULT_LR, Recipe, schedule_for
+from vprompt.model.split import first_learned
+from vprompt.model.wrappers import checkpointed_parts
+from vprompt.training.checkpoint import History, merit
+from vprompt.training.evaluate import outputs
+from vprompt.training.feature_cache import free_memory
+from vprompt.training.loader import ImageLabels, TrainingEpoch, iterate, size_of
+from vprompt.training.precision import attention_for_training, autocast
+from vprompt.utils.distributed import accelerator, agreed, is_main_process
+from vprompt.utils.errors import DivergedError, TrainingError
+from vprompt.utils.io import read_json, write_json
+from vprompt.utils.progress import Report
+from vprompt.utils.serialization import flat
+
+Trial = Callable[..., History]
+"""`vprompt.fit`, which is above this module."""
+
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Learning rates that are tried, as shares of the method's default."""
+
+SHARE = 10
+"""A rate is tried for one part in so many of the epochs."""
+
+FIRST_SECONDS = 1.0
+"""A measured batch has as many images as are likely to take so long."""
+
+PROBE, MOST_SECONDS = 0.05, 60.0
+"""Share of a time budget in which the pace of a training is measured, but for its beginning, and at most so long."""
+
+MOST_BATCH = 256
+"""Images in a batch whose size is found."""
+
+
+class _Enough(Exception):  # noqa: N818 - nothing is wrong
+    """The pace is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A recipe whose numbers are all known, and how they were found, for the result.
+
+    Args:
+        recipe: Without `auto` and `time`; but for the learning rate, where that was left out.
+        facts: Plain data: `batch_size`, `num_epochs` and `lr_search`, as far as they were found.
+    """
+
+    recipe: Recipe
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def settled(
+    trial: Trial,
+    model: PromptedModel,
+    train: ImageLabels,
+    val: ImageLabels | None,
+    recipe: Recipe,
+    *,
+    file: Path | None = None,
+    resume: bool = False,
+    progress: bool | Report = False,
+    search: bool = True,
+    spent: float = 0.0,
+    after: int = 0,
+) -> Settled:
+    """Finds the numbers of a recipe that are `auto`, or that a time leaves open; the model stays as it is.
+
+    Args:
+        trial: `vprompt.fit`.
+        model: What is to be trained.
+        train: The images to train on.
+        val: Images to choose a learning rate by.
+        recipe: What is given.
+        file: Numbers that were found are kept here, and the state of the search beside it.
+        resume: Go on from `file` and with the numbers there, where it was for the same.
+        progress: As of `vprompt.fit`; shows a line for each rate.
+        search: Whether to search for the learning rate, which takes half as long as the training.
+        spent: Seconds of the time budget that are gone.
+        after: Images to be evaluated once the training is done, in the same budget.
+
+    Raises:
+        TrainingError: If there are no validation images to choose a learning rate by, or no rate that trains.
+    """
+    if recipe.lr == AUTO and val is None:
+        raise TrainingError("A learning rate is chosen on validation images, and there are none; give --lr a number.")
+    if recipe.fixed:
+        return Settled(recipe=recipe)
+    accelerator()  # makes the processes of one training know each other
+    given = {**flat(recipe), "images": size_of(train)}
+    known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
+    facts: dict[str, Any] = known.get("facts", {}) if known.get("given") == given else {}
+
+    def record(**found: Any) -> None:
+        facts.update(agreed(found))
+        if file is not None and is_main_process():
+            write_json(file, {"given": given, "facts": facts})
+
+    if recipe.batch_size == AUTO:
+        if "batch_size" not in facts:
+            record(batch_size=_largest_batch(model, train, recipe))
+        recipe = replace(recipe, batch_size=facts["batch_size"])
+    rates = 0 if recipe.lr != AUTO else len(FACTORS)
+    if recipe.time is not None or recipe.epochs == AUTO:
+        if "num_epochs" not in facts:
+            step = recipe.batch * recipe.accumulate
+            fitting = _Budget(trial, model, train, val, recipe, recipe.budget - spent, rates, after)
+            record(num_epochs=fitting.epochs() if recipe.time else schedule_for(size_of(train), step))
+        recipe = replace(recipe, epochs=facts["num_epochs"], time=None)
+    if rates and search:
+        if "lr_search" not in facts:
+            record(lr_search=_tried(trial, model, train, val, recipe, file, resume=resume, progress=progress))
+        tried = [row for row in facts["lr_search"] if "diverged" not in row]
+        if not tried:
+            raise TrainingError(f"No learning rate trains: {facts['lr_search'][0]['diverged']}")
+        recipe = replace(recipe, lr=max(tried, key=merit)["lr"])
+    return Settled(recipe=recipe, facts=facts)
+
+
+def search_epochs(recipe: Recipe) -> int:
+    """Epochs in which a learning rate is tried."""
+    return max(1, recipe.num_epochs // SHARE)
+
+
+def _tried(
+    trial: Trial,
+    model: PromptedModel,
+    train: ImageLabels,
+    val: ImageLabels | None,
+    recipe: Recipe,
+    file: Path | None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Each rate, with its figures on the validation images after a short training from the same start."""
+    rows: list[dict[str, Any]] = []
+    for factor in FACTORS:
+        rate = float(f"{DEFAULT_LR[recipe.optimizer] * model.method.lr_factor * factor:.2g}")
+        short = replace(recipe, lr=rate, epochs=search_epochs(recipe), early_stopping=0, best_epoch=False)
+        state = None if file is None else file.with_name(f"{file.stem}-lr-{rate:g}.safetensors")
+        try:
+            made = trial(model.copy(), train, val, recipe=short, checkpoint=state, label=f"lr {rate:g}", **options)
+            last = made.rows[-1]
+            rows.append({"lr": rate, **{name: value for name, value in last.items() if name not in ("lr", "epoch")}})
+        except DivergedError as error:
+            rows.append({"lr": rate, "diverged": str(error)})
+    return rows
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What goes into the time of a training; arguments as of `settled`, seconds that are left, and rates to try."""
+
+    trial: Trial
+    model: PromptedModel
+    train: ImageLabels
+    val: ImageLabels | None
+    recipe: Recipe
+    seconds: float
+    rates: int
+    after: int
+
+    def epochs(self) -> int:
+        """Number of epochs that fit in, by the pace of the first steps of a training; at least one."""
+        started = time.monotonic()
+        start, step = self._measured()
+        look = 0.0 if self.val is None else self._look(self.val)
+        left = self.seconds - (time.monotonic() - started) - self.after * look
+        steps = math.ceil(size_of(self.train) / (self.recipe.batch * self.recipe.accumulate))
+
+        def cost(epochs: int) -> float:
+            planned = replace(self.recipe, time=None, epochs=epochs)
+            looks = sum(map(planned.validates, range(1, epochs + 1))) if self.val is not None else 0
+            return start + epochs * steps * step + looks * look * (0 if self.val is None else size_of(self.val))
+
+        def whole(epochs: int) -> float:
+            return cost(epochs) + self.rates * cost(max(1, epochs // SHARE))
+
+        most = 1 + max(0, int(left / max(steps * step, 1e-6)))
+        return max(1, bisect.bisect_right(range(1, min(most, 10**6) + 1), left, key=whole))
+
+    def _measured(self) -> tuple[float, float]:
+        """Seconds before the second step of a training, and of a step."""
+        started, marks = time.monotonic(), list[tuple[int, float]]()
+
+        def watch(done: int, total: int, **figures: float) -> None:
+            if "loss" in figures:
+                marks.append((done, time.monotonic()))
+                long = marks[-1][1] - marks[0][1] > min(PROBE * self.recipe.budget, MOST_SECONDS)
+                if agreed(len(marks) > 2 and long):
+                    raise _Enough
+
+        rate = None if self.recipe.lr == AUTO else self.recipe.lr
+        plain = replace(self.recipe, time=None, epochs=SHARE, lr=rate, early_stopping=0, best_epoch=False)
+        with suppress(_Enough):
+            self.trial(self.model.copy(), self.train, recipe=plain, progress=watch)
+        (first, begun), (last, ended) = marks[0], marks[-1]
+        return begun - started, (ended - begun) / max(1, last - first)
+
+    def _look(self, val: ImageLabels) -> float:
+        """Seconds that an image takes to be evaluated."""
+        started, seen, model = time.monotonic(), 0, self.model.copy()
+        for logits, labels in outputs(model, val, batch_size=32):
+            seen += len(labels)
+            float(logits.sum())  # waits for the device
+            if agreed(time.monotonic() - started > FIRST_SECONDS):
+                break
+        return (time.monotonic() - started) / seen
+
+
+def _largest_batch(model: PromptedModel, train: ImageLabels, recipe: Recipe) -> int:
+    """The images for which there is memory, a power of two where that is no limit."""
+    most = max(1, min(MOST_BATCH, size_of(train) // SHARE))
+    start = 2 ** (most.bit_length() - 1)
+    if torch.accelerator.is_available():
+
+        def fits(batch_size: int) -> int:
+            _step(model, train, recipe, batch_size)
+            return batch_size
+
+        return find_executable_batch_size(fits, starting_batch_size=start)()
+    each = _kept(model, train, recipe)
+    while start > 1 and start * each > free_memory() / 2:
+        start //= 2
+    return start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What a step of a training takes.
+
+    Args:
+        seconds: Of an image.
+        held: Bytes of weights, of the optimiser's state, and on a CPU of all else that the process holds.
+        kept: Bytes that an image keeps until the backward pass.
+    """
+
+    seconds: float
+    held: int
+    kept: int
+
+    def memory(self, recipe: Recipe) -> int:
+        """Bytes that a step takes at its peak."""
+        return self.held + self.kept * recipe.batch
+
+
+def pace(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> Pace:
+    """Measures a step on one image, then on a batch; nothing is learned."""
+    kept = _kept(model, data, recipe)
+    first = _step(model, data, recipe, 1)
+    seconds = _step(model, data, recipe, max(1, min(size_of(data), recipe.batch, int(FIRST_SECONDS / first))))
+    sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
+    held = psutil.Process().memory_info().rss if model.device.type == "cpu" else sum(sizes.values())
+    return Pace(seconds=seconds, held=held + 3 * sum(sizes[name] for name in model.learned), kept=kept)
+
+
+def _kept(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> int:
+    """Bytes that the forward pass of an image keeps for the backward pass, without weights; counted."""
+    there = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    # Storages are held, so that no other comes to lie at an address.
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        _step(model, data, recipe, 1)
+    return sum(storage.nbytes() for place, storage in storages.items() if place not in there)
+
+
+def _step(model: PromptedModel, data: ImageLabels, recipe: Recipe, size: int) -> float:
+    """Seconds an image of a forward and a backward pass of so many; the first is with what it costs to begin."""
+    device, training = torch.accelerator.current_accelerator() or torch.device("cpu"), model.training
+    model.to(device).train()
+    parts = checkpointed_parts(model, first_learned(model)) if recipe.grad_checkpointing else {}
+    occasion = TrainingEpoch(seed=recipe.seed, epoch=0)
+    with torch.random.fork_rng():
+        images, labels = next(iterate(data, [torch.arange(size)], device=device, training=occasion))
+        started = time.perf_counter()
+        with autocast(model, recipe), attention_for_training(model, recipe), model.exchanged(parts):
+            loss = F.cross_entropy(model(images).float(), labels)
+            loss.backward()
+        float(loss.detach())  # waits for the device
+    model.zero_grad()
+    model.train(training)
+    return (time.perf_counter() - started) / size
