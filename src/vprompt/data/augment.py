@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,30 +23,25 @@ LEVELS: dict[str, dict[str, Any]] = {
 """What `timm.data.create_transform` is asked for; half of the images are mirrored at each level."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimmView:
-    """What training sees of one image in one epoch, by timm's transforms.
+def timm_view(
+    level: str, preprocessing: Preprocessing, *, seed: int, epoch: int, index: int
+) -> Callable[[Image.Image], Tensor]:
+    """What makes the normalised view (3, H, W) of one image in one epoch; not for threads, which share generators.
 
     Args:
         level: One of `LEVELS`.
         preprocessing: Size, interpolation, mean and std.
-        seed: Of all that chance decides.
+        seed: Of the training.
+        epoch: Of the training.
+        index: Of the image; batches and processes have no part in its view.
     """
+    bits = drawn_bits("timm", seed=seed, epoch=epoch, index=index)
 
-    level: str
-    preprocessing: Preprocessing
-    seed: int
+    def view(image: Image.Image) -> Tensor:
+        with seeded(int.from_bytes(bits[:4], "big")):
+            return _transform(level, preprocessing)(image)
 
-    @classmethod
-    def drawn(cls, level: str, preprocessing: Preprocessing, *, seed: int, epoch: int, index: int) -> TimmView:
-        """The view of one image in one epoch; batches, processes and threads have no part in it."""
-        bits = drawn_bits("timm", seed=seed, epoch=epoch, index=index)
-        return cls(level=level, preprocessing=preprocessing, seed=int.from_bytes(bits[:4], "big"))
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The normalised view (3, H, W); not for threads, which share the generators that timm draws from."""
-        with seeded(self.seed):
-            return _transform(self.level, self.preprocessing)(image)
+    return view
 
 
 @contextmanager
@@ -77,12 +71,6 @@ def seeded(seed: int) -> Generator[None]:
 def _transform(level: str, preprocessing: Preprocessing) -> Any:
     from timm.data.transforms_factory import create_transform
 
-    return create_transform(
-        preprocessing.size,
-        is_training=True,
-        color_jitter=None,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        **LEVELS[level],
-    )
+    plain: Any = {"color_jitter": None}  # which its type does not foresee
+    look = {"interpolation": preprocessing.interpolation, "mean": preprocessing.mean, "std": preprocessing.std}
+    return create_transform(preprocessing.size, is_training=True, **look, **plain, **LEVELS[level])

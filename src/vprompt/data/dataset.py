@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vprompt.data.augment import LEVELS, TimmView
+from vprompt.data.augment import LEVELS, timm_view
 from vprompt.data.images import AnyView, Source, decode, render
 from vprompt.data.preprocessing import Augment, Preprocessing, View
 from vprompt.data.threads import in_threads
@@ -172,8 +172,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             DataError: As `training_pixels`.
         """
-        level, preprocessing = self.augment, self.preprocessing
-        return self._decoded(index, TimmView.drawn(level, preprocessing, seed=seed, epoch=epoch, index=index))
+        return self._decoded(index, timm_view(self.augment, self.preprocessing, seed=seed, epoch=epoch, index=index))
 
     def with_augment(self, augment: Augment) -> ImageDataset:
         """The same images, to train on as they are (`"none"`), or on random views, half of them mirrored.

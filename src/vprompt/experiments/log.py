@@ -11,14 +11,10 @@ from typing import Any
 from vprompt.training.trainer import Log
 from vprompt.utils.distributed import accelerator, is_main_process
 from vprompt.utils.errors import TrainingError
-from vprompt.utils.io import write_text, writing
-from vprompt.utils.serialization import parse
+from vprompt.utils.io import write_text
 
-LOG = "log.jsonl"
-"""File of the log in the folder of a run."""
-
-PROJECT = "vprompt"
-"""What the runs are part of, for trackers."""
+LOG, PROJECT = "log.jsonl", "vprompt"
+"""File of the log in the folder of a run, and what trackers call all runs together."""
 
 
 class RunLog:
@@ -37,42 +33,31 @@ class RunLog:
         self.path = folder / LOG
         for name in track:
             if find_spec(name) is None:
-                raise TrainingError(
-                    f"The tracker {name} needs its package; pip install {name}, or leave out --track {name}."
-                )
+                raise TrainingError(f"The tracker {name} is not installed; pip install {name}, or leave out --track.")
         self._accelerator = accelerator(log_with=[*track], project_dir=folder) if track else None
         if self._accelerator is not None and is_main_process():
-            plain = {
-                key: value if isinstance(value, int | float | str) else str(value) for key, value in config.items()
-            }
-            names = {
-                "wandb": {"name": folder.name},
-                "trackio": {"name": folder.name},
-                "mlflow": {"run_name": folder.name},
-            }
+            plain = {key: value if isinstance(value, int | float) else str(value) for key, value in config.items()}
+            names = {tracker: {"name": folder.name} for tracker in ("trackio", "wandb")}
             self._accelerator.init_trackers(PROJECT, config=plain, init_kwargs=names)
 
     def stage(self, name: str) -> Log:
         """What takes the rows of one of the run's trainings, as `vprompt.fit` gives them.
 
-        The file has each epoch once: what a kill took back goes when the training goes on.
+        The file is written anew each time, so that a kill leaves no half line, and a resumed training none twice.
         """
-        written: list[int] = []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
+        others = [line for line in lines if f'"stage": {json.dumps(name)}' not in line]
+        resumed: list[int] = []
 
         def log(rows: Sequence[Mapping[str, float]]) -> None:
             if not is_main_process():
                 return
-            lines = [json.dumps({"stage": name, **row}) for row in rows]
-            if not written:
-                others = [line for line in self._lines() if parse(line).get("stage") != name]
-                write_text(self.path, "".join(f"{line}\n" for line in others + lines))
-            else:
-                with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-                    file.write(f"{lines[-1]}\n")
-                if self._accelerator is not None:
-                    figures = {f"{name}/{key}": value for key, value in rows[-1].items() if key != "epoch"}
-                    self._accelerator.log(figures, step=len(rows))
-            written.append(len(rows))
+            own = [json.dumps({"stage": name, **row}) for row in rows]
+            write_text(self.path, "".join(f"{line}\n" for line in others + own))
+            if self._accelerator is not None and resumed:
+                figures = {f"{name}/{key}": value for key, value in rows[-1].items() if key != "epoch"}
+                self._accelerator.log(figures, step=len(rows))
+            resumed.append(len(rows))
 
         return log
 
@@ -80,14 +65,3 @@ class RunLog:
         """Ends what the trackers write."""
         for tracker in self._accelerator.trackers if self._accelerator is not None else ():
             tracker.finish()
-
-    def _lines(self) -> list[str]:
-        """The whole lines that are there: a kill may have cut the last one."""
-        found: list[str] = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else ():
-            try:
-                if isinstance(parse(line), dict):
-                    found.append(line)
-            except ValueError:
-                continue
-        return found

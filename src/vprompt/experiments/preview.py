@@ -52,8 +52,8 @@ def preview(
         f"Backbone: {model.info.name}, {whole / 1e6:.1f} M parameters, {height} x {width} pixels, {where}, {numbers}.",
         f"To learn: {model.method.name}, {model.method.summary()}; {model.num_learned:,} parameters "
         f"({100 * model.num_learned / whole:.2g} %); {count(recipe.num_epochs, 'epoch')}, batches of {recipe.batch}.",
-        f"Time: about {duration(seconds)}: {count(round(learned + seen), 'image')} at {1 / step.seconds:,.0f} a second; "
-        f"memory about {step.memory(recipe) / 1e9:.1f} GB.",
+        f"Time: about {duration(seconds)}: {count(round(learned + seen), 'image')} at {1 / step.seconds:,.0f} a second."
+        f" Memory: about {step.memory / 1e9:.1f} GB.",
     ]
 
 

@@ -183,28 +183,18 @@ class Stages:
             self.sources.introduced = self.task
 
     def settle(self, model: PromptedModel, *, search: bool = True) -> Recipe:
-        """The recipe with the numbers that are found on the data, which are kept in the run's folder and its result.
+        """The recipe with the numbers that are found on the data, which its result names as well.
 
         Args:
             model: What will be trained.
             search: With the learning rate, which takes a while.
         """
-        evaluated = [split for split in (self.val, self.task.test if self._tests else None) if split is not None]
-        found = settled(
-            fit,
-            model,
-            self.train_images,
-            self.val,
-            self._recipe(model),
-            file=self.folder.state("settled.json"),
-            resume=True,
-            progress=self.progress,
-            search=search,
-            spent=time.monotonic() - self.started,
-            after=sum(map(len, evaluated)),
-        )
-        self.facts |= found.facts
-        return found.recipe
+        options: dict[str, Any] = {"file": self.folder.state("settled.json"), "resume": True, "progress": self.progress}
+        tested = [split for split in (self.val, self.task.test) if split is not None]
+        options |= {"spent": time.monotonic() - self.started, "after": sum(map(len, tested)), "search": search}
+        recipe, facts = settled(fit, model, self.train_images, self.val, self._recipe(model), **options)
+        self.facts |= facts
+        return recipe
 
     def _recipe(self, model: PromptedModel) -> Recipe:
         return self.settings.recipe if isinstance(self.settings, Settings) else fine_tuning_recipe(model)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vprompt.data.augment import seeded
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.loader import epoch_order
+from vprompt.training.loader import ImageLabels, epoch_order, labels_of
 from vprompt.utils.errors import TrainingError
 
 
@@ -19,48 +19,38 @@ class Objective:
     """The loss of each image as a recipe has it, and the order of the images of an epoch.
 
     Args:
-        model: The model, whose labels these are.
+        model: What is trained.
+        data: The images to train on, with classes (N,) or tags (N, K).
         recipe: Its `balance`, `mixup`, `cutmix` and `label_smoothing`.
-        labels: Of all training images, (N,) classes or (N, K) tags; None where they are not needed, see `needs_labels`.
 
     Raises:
         TrainingError: If the labels are not such as the recipe's options are for.
     """
 
-    def __init__(self, model: PromptedModel, recipe: Recipe, labels: Tensor | None) -> None:
+    def __init__(self, model: PromptedModel, data: ImageLabels, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._weights: Tensor | None = None
-        self._log_priors: Tensor | None = None
-        if labels is None:
+        self._prior: Tensor | None = None
+        if recipe.balance == "none":
             return
-        single = labels.ndim == 1
-        if not single and recipe.balance == "logit-adjustment":
+        labels = labels_of(data, recipe.batch, recipe.workers)
+        if labels.ndim > 1 and recipe.balance == "logit-adjustment":
             raise TrainingError("Logits are adjusted for classes that exclude each other; take --balance loss.")
-        counts = labels.bincount(minlength=model.num_classes) if single else labels.sum(0)
-        untagged = labels.new_zeros(1) if single else (labels.sum(1) == 0).sum().view(1)
-        # The last one is that of images without tags.
-        self._rarities = 1 / torch.cat([counts, untagged]).double().clamp(min=1)
-        weights = self._rarity(labels)
+        counts = labels.bincount(minlength=model.num_classes) if labels.ndim == 1 else labels.sum(0)
+        untagged = len(labels) - int((labels > 0).any(1).sum()) if labels.ndim > 1 else 1
+        self._rarities = 1 / torch.cat([counts, counts.new_tensor([untagged])]).double().clamp(min=1)
+        self._weights = self._rarity(labels)
         if recipe.balance == "logit-adjustment":
-            self._log_priors = (counts.clamp(min=1) / len(labels)).log().float()
-        else:
-            self._weights = weights
-            self._mean = float(weights.mean())
-
-    @staticmethod
-    def needs_labels(recipe: Recipe) -> bool:
-        """Whether the labels of all training images have to be known."""
-        return recipe.balance != "none"
+            self._prior = (counts.clamp(min=1) / len(labels)).log().float()
 
     def order(self, length: int, *, epoch: int) -> Tensor:
         """The images of one epoch (N,): each once, or drawn with replacement so that all classes are as likely."""
-        if self.recipe.balance != "sampler" or self._weights is None:
+        if self.recipe.balance != "sampler":
             return epoch_order(length, seed=self.recipe.seed, epoch=epoch)
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
         return torch.multinomial(self._weights, length, replacement=True, generator=generator)
 
     def mixed(self, images_BCHW: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-        """The images, mixed in pairs from the outside in, and the share (B,) of each that is its own.
+        """The images, the first mixed with the last and so on, and the share (B,) of each that is its own.
 
         Of an odd number the last one stays as it is.
         """
@@ -77,26 +67,20 @@ class Objective:
         return images_BCHW, shares
 
     def losses(self, logits: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
-        """The loss of each image, (B,).
-
-        Args:
-            logits: (B, K).
-            labels: Of the images.
-            shares: As of `mixed`.
-        """
+        """The loss of each image, (B,); of images that were mixed, given their shares as of `mixed`."""
         losses = self._losses(logits, labels)
         if shares is None:
             return losses
-        partner = torch.arange(len(labels), device=labels.device)
-        partner[: len(labels) // 2 * 2] = partner[: len(labels) // 2 * 2].flip(0)
-        return shares * losses + (1 - shares) * self._losses(logits, labels[partner])
+        even = len(labels) // 2 * 2
+        partners = torch.cat([labels[:even].flip(0), labels[even:]])
+        return shares * losses + (1 - shares) * self._losses(logits, partners)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self._log_priors is not None:
-            logits = logits + self._log_priors.to(logits.device)
+        if self._prior is not None:
+            logits = logits + self._prior.to(logits.device)
         losses = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
         if self.recipe.balance == "loss":
-            losses = losses * (self._rarity(labels) / self._mean).to(losses.dtype)
+            losses = losses * (self._rarity(labels) / self._weights.mean()).to(losses)
         return losses
 
     def _rarity(self, labels: Tensor) -> Tensor:
@@ -104,5 +88,4 @@ class Objective:
         rarities = self._rarities.to(labels.device)
         if labels.ndim == 1:
             return rarities[labels]
-        tagged = ((labels > 0) * rarities[:-1]).amax(1)
-        return torch.where(tagged > 0, tagged, rarities[-1])
+        return torch.where(labels > 0, rarities[:-1], 0).amax(1).clamp(min=0).where((labels > 0).any(1), rarities[-1])

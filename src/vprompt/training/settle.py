@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -23,7 +23,6 @@ from vprompt.model.records import AUTO, DEFAULT_LR, Recipe, schedule_for
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
 from vprompt.training.checkpoint import History, merit
-from vprompt.training.evaluate import outputs
 from vprompt.training.feature_cache import free_memory
 from vprompt.training.loader import ImageLabels, TrainingEpoch, iterate, size_of
 from vprompt.training.precision import attention_for_training, autocast
@@ -56,19 +55,6 @@ class _Enough(Exception):  # noqa: N818 - nothing is wrong
     """The pace is known."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settled:
-    """A recipe whose numbers are all known, and how they were found, for the result.
-
-    Args:
-        recipe: Without `auto` and `time`; but for the learning rate, where that was left out.
-        facts: Plain data: `batch_size`, `num_epochs` and `lr_search`, as far as they were found.
-    """
-
-    recipe: Recipe
-    facts: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
 def settled(
     trial: Trial,
     model: PromptedModel,
@@ -82,7 +68,7 @@ def settled(
     search: bool = True,
     spent: float = 0.0,
     after: int = 0,
-) -> Settled:
+) -> tuple[Recipe, dict[str, Any]]:
     """Finds the numbers of a recipe that are `auto`, or that a time leaves open; the model stays as it is.
 
     Args:
@@ -98,13 +84,17 @@ def settled(
         spent: Seconds of the time budget that are gone.
         after: Images to be evaluated once the training is done, in the same budget.
 
+    Returns:
+        The recipe without `auto` and `time`, and what was found, as plain data: `batch_size`, `num_epochs` and
+        `lr_search`.
+
     Raises:
         TrainingError: If there are no validation images to choose a learning rate by, or no rate that trains.
     """
     if recipe.lr == AUTO and val is None:
         raise TrainingError("A learning rate is chosen on validation images, and there are none; give --lr a number.")
     if recipe.fixed:
-        return Settled(recipe=recipe)
+        return recipe, {}
     accelerator()  # makes the processes of one training know each other
     given = {**flat(recipe), "images": size_of(train)}
     known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
@@ -122,9 +112,13 @@ def settled(
     rates = 0 if recipe.lr != AUTO else len(FACTORS)
     if recipe.time is not None or recipe.epochs == AUTO:
         if "num_epochs" not in facts:
-            step = recipe.batch * recipe.accumulate
-            fitting = _Budget(trial, model, train, val, recipe, recipe.budget - spent, rates, after)
-            record(num_epochs=fitting.epochs() if recipe.time else schedule_for(size_of(train), step))
+            steps = math.ceil(size_of(train) / (recipe.batch * recipe.accumulate))
+            looks = (0 if val is None else size_of(val), after)
+            left = recipe.budget - spent
+            found = (
+                _fitting(trial, model, train, recipe, left, steps, rates, looks) if recipe.time else schedule_for(steps)
+            )
+            record(num_epochs=found)
         recipe = replace(recipe, epochs=facts["num_epochs"], time=None)
     if rates and search:
         if "lr_search" not in facts:
@@ -133,12 +127,12 @@ def settled(
         if not tried:
             raise TrainingError(f"No learning rate trains: {facts['lr_search'][0]['diverged']}")
         recipe = replace(recipe, lr=max(tried, key=merit)["lr"])
-    return Settled(recipe=recipe, facts=facts)
+    return recipe, facts
 
 
 def search_epochs(recipe: Recipe) -> int:
     """Epochs in which a learning rate is tried."""
-    return max(1, recipe.num_epochs // SHARE)
+    return -(-recipe.num_epochs // SHARE)
 
 
 def _tried(
@@ -165,65 +159,53 @@ def _tried(
     return rows
 
 
-@dataclass(frozen=True)
-class _Budget:
-    """What goes into the time of a training; arguments as of `settled`, seconds that are left, and rates to try."""
+def _fitting(
+    trial: Trial,
+    model: PromptedModel,
+    train: ImageLabels,
+    recipe: Recipe,
+    left: float,
+    steps: int,
+    rates: int,
+    looks: tuple[int, int],
+) -> int:
+    """Number of epochs that fit into the seconds left, by the pace of the first steps of a training; at least one.
 
-    trial: Trial
-    model: PromptedModel
-    train: ImageLabels
-    val: ImageLabels | None
-    recipe: Recipe
-    seconds: float
-    rates: int
-    after: int
+    Args:
+        trial: As of `settled`, and so the next three.
+        model: See there.
+        train: See there.
+        recipe: See there.
+        left: Seconds.
+        steps: Of an epoch.
+        rates: Learning rates that will be tried.
+        looks: Images that are evaluated in each validation, and at the end.
+    """
+    started, marks = time.monotonic(), list[tuple[int, float]]()
 
-    def epochs(self) -> int:
-        """Number of epochs that fit in, by the pace of the first steps of a training; at least one."""
-        started = time.monotonic()
-        start, step = self._measured()
-        look = 0.0 if self.val is None else self._look(self.val)
-        left = self.seconds - (time.monotonic() - started) - self.after * look
-        steps = math.ceil(size_of(self.train) / (self.recipe.batch * self.recipe.accumulate))
+    def watch(done: int, total: int, **figures: float) -> None:
+        if "loss" in figures:
+            marks.append((done, time.monotonic()))
+            long = marks[-1][1] - marks[0][1] > min(PROBE * recipe.budget, MOST_SECONDS)
+            if agreed(len(marks) > 2 and long):
+                raise _Enough
 
-        def cost(epochs: int) -> float:
-            planned = replace(self.recipe, time=None, epochs=epochs)
-            looks = sum(map(planned.validates, range(1, epochs + 1))) if self.val is not None else 0
-            return start + epochs * steps * step + looks * look * (0 if self.val is None else size_of(self.val))
+    plain = replace(recipe, time=None, epochs=SHARE, early_stopping=0, best_epoch=False)
+    with suppress(_Enough):
+        trial(model.copy(), train, recipe=replace(plain, lr=None if plain.lr == AUTO else plain.lr), progress=watch)
+    (first, begun), (last, ended) = marks[0], marks[-1]
+    start, step = begun - started, (ended - begun) / max(1, last - first)
+    look = pace(model, train, recipe).seconds / (1 + model.method.backward_cost)
+    left -= time.monotonic() - started + looks[1] * look
 
-        def whole(epochs: int) -> float:
-            return cost(epochs) + self.rates * cost(max(1, epochs // SHARE))
+    def cost(epochs: int) -> float:
+        seen = looks[0] * sum(map(replace(plain, epochs=epochs).validates, range(1, epochs + 1)))
+        return start + epochs * steps * step + seen * look
 
-        most = 1 + max(0, int(left / max(steps * step, 1e-6)))
-        return max(1, bisect.bisect_right(range(1, min(most, 10**6) + 1), left, key=whole))
-
-    def _measured(self) -> tuple[float, float]:
-        """Seconds before the second step of a training, and of a step."""
-        started, marks = time.monotonic(), list[tuple[int, float]]()
-
-        def watch(done: int, total: int, **figures: float) -> None:
-            if "loss" in figures:
-                marks.append((done, time.monotonic()))
-                long = marks[-1][1] - marks[0][1] > min(PROBE * self.recipe.budget, MOST_SECONDS)
-                if agreed(len(marks) > 2 and long):
-                    raise _Enough
-
-        rate = None if self.recipe.lr == AUTO else self.recipe.lr
-        plain = replace(self.recipe, time=None, epochs=SHARE, lr=rate, early_stopping=0, best_epoch=False)
-        with suppress(_Enough):
-            self.trial(self.model.copy(), self.train, recipe=plain, progress=watch)
-        (first, begun), (last, ended) = marks[0], marks[-1]
-        return begun - started, (ended - begun) / max(1, last - first)
-
-    def _look(self, val: ImageLabels) -> float:
-        """Seconds that an image takes to be evaluated."""
-        started, seen, model = time.monotonic(), 0, self.model.copy()
-        for logits, labels in outputs(model, val, batch_size=32):
-            seen += len(labels)
-            float(logits.sum())  # waits for the device
-            if agreed(time.monotonic() - started > FIRST_SECONDS):
-                break
-        return (time.monotonic() - started) / seen
+    most = min(10**6, 1 + max(0, int(left / max(steps * step, 1e-6))))
+    return max(
+        1, bisect_right(range(1, most + 1), left, key=lambda epochs: cost(epochs) + rates * cost(-(-epochs // SHARE)))
+    )
 
 
 def _largest_batch(model: PromptedModel, train: ImageLabels, recipe: Recipe) -> int:
@@ -243,33 +225,22 @@ def _largest_batch(model: PromptedModel, train: ImageLabels, recipe: Recipe) -> 
     return start
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """What a step of a training takes.
-
-    Args:
-        seconds: Of an image.
-        held: Bytes of weights, of the optimiser's state, and on a CPU of all else that the process holds.
-        kept: Bytes that an image keeps until the backward pass.
-    """
+class Pace(NamedTuple):
+    """What a step of a training takes: seconds for each image, and bytes of memory in all."""
 
     seconds: float
-    held: int
-    kept: int
-
-    def memory(self, recipe: Recipe) -> int:
-        """Bytes that a step takes at its peak."""
-        return self.held + self.kept * recipe.batch
+    memory: int
 
 
 def pace(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> Pace:
-    """Measures a step on one image, then on a batch; nothing is learned."""
+    """Measures steps on one image and on a batch, and counts the memory; nothing is learned."""
     kept = _kept(model, data, recipe)
     first = _step(model, data, recipe, 1)
     seconds = _step(model, data, recipe, max(1, min(size_of(data), recipe.batch, int(FIRST_SECONDS / first))))
     sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
     held = psutil.Process().memory_info().rss if model.device.type == "cpu" else sum(sizes.values())
-    return Pace(seconds=seconds, held=held + 3 * sum(sizes[name] for name in model.learned), kept=kept)
+    # Gradients and two moments of the optimiser come to what is held.
+    return Pace(seconds, held + 3 * sum(sizes[name] for name in model.learned) + kept * recipe.batch)
 
 
 def _kept(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> int:

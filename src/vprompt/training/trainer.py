@@ -36,7 +36,6 @@ from vprompt.training.loader import (
     dataset_in,
     identity,
     iterate,
-    labels_of,
     size_of,
 )
 from vprompt.training.objective import Objective
@@ -124,7 +123,7 @@ def fit(
         model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
     _check_start(model, recipe, val)
     file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
-    recipe = settled(fit, model, train, val, recipe, file=file, resume=resume, progress=progress).recipe
+    recipe = settled(fit, model, train, val, recipe, file=file, resume=resume, progress=progress)[0]
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until, log)
     default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():
@@ -185,8 +184,7 @@ class _Run:
         self.history = History()
         self.optimizer = _optimizer(self.learned, model, recipe)
         self.train_data = train
-        known = labels_of(train, recipe.batch, recipe.workers) if Objective.needs_labels(recipe) else None
-        self.objective = Objective(model, recipe, known)
+        self.objective = Objective(model, train, recipe)
         self.parameters = nn.ParameterList(self.learned.values())
         self.ema = ModelEmaV3(self.parameters, recipe.ema, use_warmup=True) if recipe.ema else None
         self.best: dict[str, Tensor] = {}
