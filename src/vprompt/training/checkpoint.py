@@ -29,7 +29,10 @@ _OLD_METADATA = "laconic"
 
 @dataclass(kw_only=True)
 class History:
-    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
+    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`).
+
+    Of another target than classes, they are the figures that it is trained and compared by.
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -61,7 +64,7 @@ class History:
 
     @property
     def best(self) -> dict[str, float]:
-        """The first row with the highest validation accuracy, and of those the lowest loss; empty without any."""
+        """The first row with the best figures on the validation images; empty without any."""
         return max(self.validated, key=merit, default={})
 
     @property
@@ -82,8 +85,9 @@ class History:
 
 
 def merit(row: Mapping[str, float]) -> tuple[float, float]:
-    """A validation's figures, by which it is better than others."""
-    return row.get("val_accuracy", 0.0), -row.get("val_loss", math.inf)
+    """The score of a validation, and the loss where that is the same: by these it is better than others."""
+    scores = [value for name, value in row.items() if name.startswith("val_") and name != "val_loss"]
+    return max(scores, default=-math.inf), -row.get("val_loss", math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vprompt.data.augment import seeded
@@ -20,24 +19,27 @@ class Objective:
 
     Args:
         model: What is trained.
-        data: The images to train on, with classes (N,) or tags (N, K).
+        data: The images to train on.
         recipe: Its `balance`, `mixup`, `cutmix` and `label_smoothing`.
 
     Raises:
-        TrainingError: If the labels are not such as the recipe's options are for.
+        TrainingError: If the model's target is not one that the recipe's options are for.
     """
 
     def __init__(self, model: PromptedModel, data: ImageLabels, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.recipe, self.target = recipe, model.target
         self._prior: Tensor | None = None
-        if recipe.balance == "none":
+        if recipe.balance == "none" and not recipe.label_smoothing:
             return
         labels = labels_of(data, recipe.batch, recipe.workers)
-        if labels.ndim > 1 and recipe.balance == "logit-adjustment":
-            raise TrainingError("Logits are adjusted for classes that exclude each other; take --balance loss.")
-        counts = labels.bincount(minlength=model.num_classes) if labels.ndim == 1 else labels.sum(0)
-        untagged = len(labels) - int((labels > 0).any(1).sum()) if labels.ndim > 1 else 1
-        self._rarities = 1 / torch.cat([counts, counts.new_tensor([untagged])]).double().clamp(min=1)
+        counts = torch.tensor([*self.target.counts(labels).values()])
+        if not len(counts) or (recipe.balance == "logit-adjustment" and not self.target.grouped):
+            raise TrainingError(
+                f"The target {self.target.name} has no classes, one for each image, to balance so or to smooth; leave "
+                "out --balance and --label-smoothing, or take --balance loss where images have tags."
+            )
+        tagged = int((labels > 0).any(1).sum()) if labels.ndim > 1 else len(labels)
+        self._rarities = 1 / torch.cat([counts, torch.tensor([len(labels) - tagged])]).double().clamp(min=1)
         self._weights = self._rarity(labels)
         if recipe.balance == "logit-adjustment":
             self._prior = (counts.clamp(min=1) / len(labels)).log().float()
@@ -78,7 +80,7 @@ class Objective:
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self._prior is not None:
             logits = logits + self._prior.to(logits.device)
-        losses = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
+        losses = self.target.loss(logits, labels, smoothing=self.recipe.label_smoothing)
         if self.recipe.balance == "loss":
             losses = losses * (self._rarity(labels) / self._weights.mean()).to(losses)
         return losses
@@ -88,4 +90,5 @@ class Objective:
         rarities = self._rarities.to(labels.device)
         if labels.ndim == 1:
             return rarities[labels]
-        return torch.where(labels > 0, rarities[:-1], 0).amax(1).clamp(min=0).where((labels > 0).any(1), rarities[-1])
+        rarest = torch.where(labels > 0, rarities[:-1], 0).amax(1)
+        return torch.where(rarest > 0, rarest, rarities[-1])

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
-import torch.nn.functional as F
 from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -268,7 +267,7 @@ def _step(model: PromptedModel, data: ImageLabels, recipe: Recipe, size: int) ->
         images, labels = next(iterate(data, [torch.arange(size)], device=device, training=occasion))
         started = time.perf_counter()
         with autocast(model, recipe), attention_for_training(model, recipe), model.exchanged(parts):
-            loss = F.cross_entropy(model(images).float(), labels)
+            loss = model.target.loss(model(images).float(), labels).mean()
             loss.backward()
         float(loss.detach())  # waits for the device
     model.zero_grad()

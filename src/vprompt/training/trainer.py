@@ -279,7 +279,8 @@ class _Run:
                 rate = (self.step - first) * self.step_images / max(now - started, 1e-9)
                 seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.step_images)
                 loss, hits = (self.sums / seen).tolist()
-                report(self.step, self.last_step, epoch=epoch + 1, loss=loss, accuracy=hits, rate=rate)
+                figures = {"loss": loss, self.model.target.hit: hits, "rate": rate}
+                report(self.step, self.last_step, epoch=epoch + 1, **figures)
                 if self.step % self.steps_per_epoch == 0:
                     self._finish_epoch(epoch, report)
                 if interrupted() or now - saved > SAVE_EVERY_SECONDS:
@@ -353,24 +354,24 @@ class _Run:
         loss_sum = weight * self.objective.losses(logits, labels, shares).sum()
         # Data-parallel training averages gradients over processes; the step's mean is wanted.
         self.accelerator.backward(loss_sum * processes / size)
-        hits = weight * (logits.detach().argmax(1) == labels).sum()
+        hits = weight * self.model.target.hits(logits.detach(), labels).sum()
         return torch.stack([loss_sum.detach(), hits])
 
     def _finish_epoch(self, epoch: int, report: Report) -> None:
+        target, recipe = self.model.target, self.recipe
         loss, hits = (self.sums / self.length).tolist()
-        row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, "accuracy": hits}
-        recipe = self.recipe
+        row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, target.hit: hits}
         row["lr"] = learning_rate(self.step - 1, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
         self.history.rows.append(row)
         if self.val is not None and recipe.validates(epoch + 1):
             with self._averaged():
                 evaluation = evaluate(self.model, self.val, workers=recipe.workers)
-                row["val_accuracy"] = evaluation.accuracy
+                row[key := f"val_{target.headline}"] = evaluation.score
                 if math.isfinite(evaluation.loss):  # JSON has no other numbers
                     row["val_loss"] = evaluation.loss
                 if recipe.best_epoch and self.history.best is row:
                     self.best = {name: p.detach().clone() for name, p in self.learned.items()}
-            report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
+            report(self.step, self.last_step, **{key: row[key]})
         self.sums.zero_()
         if self.log is not None:
             self.log(self.history.rows)

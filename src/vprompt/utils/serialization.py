@@ -107,7 +107,7 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
                 found[switch] = True
             found |= flat(value, places=places)
         elif entry.metadata.get("added") and value == _default(entry):
-            continue  # what ran before there was this option has the same names and hashes
+            continue  # names of runs and results are as before there was such an option
         elif places or not entry.metadata.get("place"):
             found[entry.metadata.get("flag", entry.name)] = msgspec.to_builtins(value)
     return found
