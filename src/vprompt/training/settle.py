@@ -25,6 +25,7 @@ from vprompt.training.checkpoint import History, merit
 from vprompt.training.feature_cache import free_memory
 from vprompt.training.loader import ImageLabels, TrainingEpoch, iterate, size_of
 from vprompt.training.precision import attention_for_training, autocast
+from vprompt.utils.devices import device_named
 from vprompt.utils.distributed import accelerator, agreed, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.io import read_json, write_json
@@ -198,8 +199,8 @@ def _fitting(
     left -= time.monotonic() - started + looks[1] * look
 
     def cost(epochs: int) -> float:
-        seen = looks[0] * sum(map(replace(plain, epochs=epochs).validates, range(1, epochs + 1)))
-        return start + epochs * steps * step + seen * look
+        validations = -(-epochs // max(1, epochs // 10))
+        return start + epochs * steps * step + validations * looks[0] * look
 
     most = min(10**6, 1 + max(0, int(left / max(steps * step, 1e-6))))
     return max(
@@ -259,7 +260,7 @@ def _kept(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> int:
 
 def _step(model: PromptedModel, data: ImageLabels, recipe: Recipe, size: int) -> float:
     """Seconds an image of a forward and a backward pass of so many; the first is with what it costs to begin."""
-    device, training = torch.accelerator.current_accelerator() or torch.device("cpu"), model.training
+    device, training = device_named("auto"), model.training
     model.to(device).train()
     parts = checkpointed_parts(model, first_learned(model)) if recipe.grad_checkpointing else {}
     occasion = TrainingEpoch(seed=recipe.seed, epoch=0)
