@@ -33,7 +33,7 @@ class Recipe:
     Args:
         epochs: Passes over the training data; 0 leaves the model as it is. auto: as many as suit the number of images,
             see `schedule_for`.
-        batch_size: Images per step, over all processes. auto: as many as memory has room for, at most 256 and at most a
+        batch_size: Images per step, over all processes. auto: as many as memory has room for, 8 to 256 and at most a
             tenth of the images.
         optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
         lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.005

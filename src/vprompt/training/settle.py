@@ -47,8 +47,8 @@ FIRST_SECONDS = 1.0
 PROBE, MOST_SECONDS = 0.05, 60.0
 """Share of a time budget in which the pace of a training is measured, but for its beginning, and at most so long."""
 
-MOST_BATCH = 256
-"""Images in a batch whose size is found."""
+LEAST_BATCH, MOST_BATCH = 8, 256
+"""Images in a batch whose size is found, as far as memory and data allow."""
 
 
 class _Enough(Exception):  # noqa: N818 - nothing is wrong
@@ -210,7 +210,7 @@ def _fitting(
 
 def _largest_batch(model: PromptedModel, train: ImageLabels, recipe: Recipe) -> int:
     """The images for which there is memory, a power of two where that is no limit."""
-    most = max(1, min(MOST_BATCH, size_of(train) // SHARE))
+    most = max(min(LEAST_BATCH, size_of(train)), min(MOST_BATCH, size_of(train) // 10))
     start = 2 ** (most.bit_length() - 1)
     if torch.accelerator.is_available():
 

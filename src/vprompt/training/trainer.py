@@ -446,7 +446,8 @@ def _rate_shares(learned: dict[str, nn.Parameter], model: PromptedModel, decay: 
     backbone = cast("Any", model.backbone)
     layers = cast("dict[str, int]", group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True))
     top = max(layers.values())
-    known = {name: layers[name.removeprefix("tuned.")] for name in learned if name.removeprefix("tuned.") in layers}
+    own = {f"tuned.{name}": layer for name, layer in layers.items()}
+    known = {name: own[name] for name in learned if name in own}
     if not known:
         raise TrainingError(
             f"The method {model.method.name} learns no weights of the backbone's own, whose rates could differ by "
