@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -47,17 +48,15 @@ class RunLog:
         """
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
         others = [line for line in lines if f'"stage": {json.dumps(name)}' not in line]
-        resumed: list[int] = []
+        calls = itertools.count()
 
         def log(rows: Sequence[Mapping[str, float]]) -> None:
-            if not is_main_process():
-                return
-            own = [json.dumps({"stage": name, **row}) for row in rows]
-            write_text(self.path, "".join(f"{line}\n" for line in others + own))
-            if self._accelerator is not None and resumed:
+            ended, own = next(calls) > 0, [json.dumps({"stage": name, **row}) for row in rows]
+            if is_main_process() and (rows or lines):
+                write_text(self.path, "".join(f"{line}\n" for line in others + own))
+            if self._accelerator is not None and ended:
                 figures = {f"{name}/{key}": value for key, value in rows[-1].items() if key != "epoch"}
                 self._accelerator.log(figures, step=len(rows))
-            resumed.append(len(rows))
 
         return log
 

@@ -345,7 +345,7 @@ class _Run:
         elif cache.with_images:
             inputs = (cache.rows[self._share(batch)].to(images.device), images)
         if self.recipe.mixes:
-            images, shares = self.objective.mixed(images, seed=self._seed(self.step))
+            images, shares = self.objective.mixed(images, seed=int(torch.randint(2**31, ())))
             inputs = (images,)
         with autocast(self.model, self.recipe):
             logits = trained(*inputs).float()
