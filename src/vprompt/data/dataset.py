@@ -121,7 +121,7 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         if paths is not None and len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
         if augment not in ("none", "crop-flip", *LEVELS):
-            raise DataError(f"Images are augmented by 'none', 'crop-flip' or {listed([*LEVELS])}, not {augment!r}.")
+            raise DataError(f"Images are augmented by none, crop-flip, {listed([*LEVELS])}, not {augment!r}.")
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size

@@ -74,14 +74,13 @@ class History:
         return len(validated) - 1 - validated.index(self.best) if validated else 0
 
     def rule(self, recipe: Recipe | None) -> str:
-        """Which weights of the training were kept."""
-        last, planned = len(self.rows), 0 if recipe is None else recipe.num_epochs
+        """Which weights of the training were kept, and after how many epochs."""
         if recipe is None or not self.rows:
             return "last epoch"
-        rule = f"best epoch on the validation images, {self.best['epoch']:.0f} of {last}" if recipe.best_epoch else ""
-        early = f" (stopped early, after {last} of {planned})" if last < planned else ""
-        average = f"; moving average of the weights ({recipe.ema:g})" if recipe.ema else ""
-        return f"{rule or 'last epoch'}{early}{average}"
+        last = len(self.rows)
+        rule = f"best epoch on the validation images, {self.best['epoch']:.0f}" if recipe.best_epoch else "last epoch"
+        rule += f", stopped early after {last} of {recipe.num_epochs}" * (last < recipe.num_epochs)
+        return rule + f", moving average of the weights ({recipe.ema:g})" * (recipe.ema > 0)
 
 
 def merit(row: Mapping[str, float]) -> tuple[float, float]:

@@ -51,8 +51,8 @@ LEAST_BATCH, MOST_BATCH = 8, 256
 """Images in a batch whose size is found, as far as memory and data allow."""
 
 
-class _Enough(Exception):  # noqa: N818 - nothing is wrong
-    """The pace is known."""
+class _Enough(Exception):  # noqa: N818
+    """The pace is known: nothing is wrong."""
 
 
 def settled(
@@ -105,24 +105,29 @@ def settled(
         if file is not None and is_main_process():
             write_json(file, {"given": given, "facts": facts})
 
+    def short(recipe: Recipe, images: ImageLabels | None, **options: Any) -> History:
+        plain = replace(recipe, early_stopping=0, best_epoch=False)
+        return trial(model.copy(), train, images, recipe=plain, **options)
+
     if recipe.batch_size == AUTO:
         if "batch_size" not in facts:
             record(batch_size=_largest_batch(model, train, recipe))
         recipe = replace(recipe, batch_size=facts["batch_size"])
     rates = 0 if recipe.lr != AUTO else len(FACTORS)
     if recipe.time is not None or recipe.epochs == AUTO:
-        if "num_epochs" not in facts:
-            steps = math.ceil(size_of(train) / (recipe.batch * recipe.accumulate))
-            looks = (0 if val is None else size_of(val), after)
-            left = recipe.budget - spent
-            found = (
-                _fitting(trial, model, train, recipe, left, steps, rates, looks) if recipe.time else schedule_for(steps)
-            )
-            record(num_epochs=found)
+        steps = math.ceil(size_of(train) / (recipe.batch * recipe.accumulate))
+        if recipe.time is None:
+            record(num_epochs=schedule_for(steps))
+        elif "num_epochs" not in facts:
+            started, (start, step) = time.monotonic(), _pace_of(short, recipe)
+            look = pace(model, train, recipe).seconds / (1 + model.method.backward_cost)
+            left = recipe.budget - spent - after * look - (time.monotonic() - started)
+            record(num_epochs=_fitting(left, start, steps * step, look * (0 if val is None else size_of(val)), rates))
         recipe = replace(recipe, epochs=facts["num_epochs"], time=None)
     if rates and search:
         if "lr_search" not in facts:
-            record(lr_search=_tried(trial, model, train, val, recipe, file, resume=resume, progress=progress))
+            share, options = model.method.lr_factor, {"resume": resume, "progress": progress}
+            record(lr_search=_tried(short, val, recipe, share, file=file, **options))
         tried = [row for row in facts["lr_search"] if "diverged" not in row]
         if not tried:
             raise TrainingError(f"No learning rate trains: {facts['lr_search'][0]['diverged']}")
@@ -130,57 +135,30 @@ def settled(
     return recipe, facts
 
 
-def search_epochs(recipe: Recipe) -> int:
-    """Epochs in which a learning rate is tried."""
-    return -(-recipe.num_epochs // SHARE)
+def search_epochs(epochs: int) -> int:
+    """Epochs in which a learning rate is tried, for a training of so many."""
+    return -(-epochs // SHARE)
 
 
 def _tried(
-    trial: Trial,
-    model: PromptedModel,
-    train: ImageLabels,
-    val: ImageLabels | None,
-    recipe: Recipe,
-    file: Path | None,
-    **options: Any,
+    short: Trial, val: ImageLabels | None, recipe: Recipe, share: float, *, file: Path | None, **options: Any
 ) -> list[dict[str, Any]]:
     """Each rate, with its figures on the validation images after a short training from the same start."""
     rows: list[dict[str, Any]] = []
     for factor in FACTORS:
-        rate = float(f"{DEFAULT_LR[recipe.optimizer] * model.method.lr_factor * factor:.2g}")
-        short = replace(recipe, lr=rate, epochs=search_epochs(recipe), early_stopping=0, best_epoch=False)
+        rate = float(f"{DEFAULT_LR[recipe.optimizer] * share * factor:.2g}")
+        few = replace(recipe, lr=rate, epochs=search_epochs(recipe.num_epochs))
         state = None if file is None else file.with_name(f"{file.stem}-lr-{rate:g}.safetensors")
         try:
-            made = trial(model.copy(), train, val, recipe=short, checkpoint=state, label=f"lr {rate:g}", **options)
-            last = made.rows[-1]
+            last = short(few, val, checkpoint=state, label=f"lr {rate:g}", **options).rows[-1]
             rows.append({"lr": rate, **{name: value for name, value in last.items() if name not in ("lr", "epoch")}})
         except DivergedError as error:
             rows.append({"lr": rate, "diverged": str(error)})
     return rows
 
 
-def _fitting(
-    trial: Trial,
-    model: PromptedModel,
-    train: ImageLabels,
-    recipe: Recipe,
-    left: float,
-    steps: int,
-    rates: int,
-    looks: tuple[int, int],
-) -> int:
-    """Number of epochs that fit into the seconds left, by the pace of the first steps of a training; at least one.
-
-    Args:
-        trial: As of `settled`, and so the next three.
-        model: See there.
-        train: See there.
-        recipe: See there.
-        left: Seconds.
-        steps: Of an epoch.
-        rates: Learning rates that will be tried.
-        looks: Images that are evaluated in each validation, and at the end.
-    """
+def _pace_of(short: Trial, recipe: Recipe) -> tuple[float, float]:
+    """Seconds before the second step of a training, and of a step, by the first ones."""
     started, marks = time.monotonic(), list[tuple[int, float]]()
 
     def watch(done: int, total: int, **figures: float) -> None:
@@ -190,22 +168,22 @@ def _fitting(
             if agreed(len(marks) > 2 and long):
                 raise _Enough
 
-    plain = replace(recipe, time=None, epochs=SHARE, early_stopping=0, best_epoch=False)
     with suppress(_Enough):
-        trial(model.copy(), train, recipe=replace(plain, lr=None if plain.lr == AUTO else plain.lr), progress=watch)
+        rate = None if recipe.lr == AUTO else recipe.lr
+        short(replace(recipe, time=None, epochs=SHARE, lr=rate), None, progress=watch)
     (first, begun), (last, ended) = marks[0], marks[-1]
-    start, step = begun - started, (ended - begun) / max(1, last - first)
-    look = pace(model, train, recipe).seconds / (1 + model.method.backward_cost)
-    left -= time.monotonic() - started + looks[1] * look
+    return begun - started, (ended - begun) / max(1, last - first)
+
+
+def _fitting(seconds: float, start: float, epoch: float, validation: float, rates: int) -> int:
+    """Number of epochs, at least one, that fit into a time with their validations and the search for a rate."""
 
     def cost(epochs: int) -> float:
-        validations = -(-epochs // max(1, epochs // 10))
-        return start + epochs * steps * step + validations * looks[0] * look
+        return start + epochs * epoch + -(-epochs // max(1, epochs // 10)) * validation
 
-    most = min(10**6, 1 + max(0, int(left / max(steps * step, 1e-6))))
-    return max(
-        1, bisect_right(range(1, most + 1), left, key=lambda epochs: cost(epochs) + rates * cost(-(-epochs // SHARE)))
-    )
+    most = min(10**6, 1 + max(0, int(seconds / max(epoch, 1e-6))))
+    fitting = bisect_right(range(1, most + 1), seconds, key=lambda n: cost(n) + rates * cost(search_epochs(n)))
+    return max(1, fitting)
 
 
 def _largest_batch(model: PromptedModel, train: ImageLabels, recipe: Recipe) -> int:
