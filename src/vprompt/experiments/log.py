@@ -9,13 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vprompt.experiments.folder import LOG
 from vprompt.training.trainer import Log
 from vprompt.utils.distributed import accelerator, is_main_process
 from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import write_text
 
-LOG, PROJECT = "log.jsonl", "vprompt"
-"""File of the log in the folder of a run, and what trackers call all runs together."""
+PROJECT = "vprompt"
+"""What trackers call all runs together."""
 
 
 class RunLog:
