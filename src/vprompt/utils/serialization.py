@@ -181,9 +181,9 @@ def check_fields(config: Any) -> None:
 
     Example:
         >>> from vprompt.model.records import Recipe
-        >>> Recipe(epochs=2.5)
+        >>> Recipe(seed=2.5)
         Traceback (most recent call last):
-        vprompt.utils.errors.VPromptError: The setting epochs takes a whole number, not 2.5.
+        vprompt.utils.errors.VPromptError: The setting seed takes a whole number, not 2.5.
     """
     hints = _hints(type(config))
     for entry in fields(config):
