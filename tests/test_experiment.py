@@ -38,7 +38,7 @@ from vprompt.experiments import stages as sources
 from vprompt.experiments.settings import settings_from
 from vprompt.utils.errors import TrainingError
 
-FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json"}
+FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "result.json", "log.jsonl"}
 STAGES = {"full", "condensed"}
 """Folders that a condensing run leaves beside them: with all prompts, and without fine-tuning."""
 BLOCKS, WIDTH = 12, 192
