@@ -31,13 +31,15 @@ class Objective:
         self._prior: Tensor | None = None
         if recipe.balance == "none" and not recipe.label_smoothing:
             return
-        labels = labels_of(data, recipe.batch, recipe.workers)
-        counts = torch.tensor([*self.target.counts(labels).values()])
-        if not len(counts) or (recipe.balance == "logit-adjustment" and not self.target.grouped):
+        if not self.target.unit or (recipe.balance == "logit-adjustment" and not self.target.grouped):
             raise TrainingError(
                 f"The target {self.target.name} has no classes, one for each image, to balance so or to smooth; leave "
                 "out --balance and --label-smoothing, or take --balance loss where images have tags."
             )
+        if recipe.balance == "none":
+            return
+        labels = labels_of(data, recipe.batch, recipe.workers)
+        counts = torch.tensor([*self.target.counts(labels).values()])
         tagged = int((labels > 0).any(1).sum()) if labels.ndim > 1 else len(labels)
         self._rarities = 1 / torch.cat([counts, torch.tensor([len(labels) - tagged])]).double().clamp(min=1)
         self._weights = self._rarity(labels)

@@ -137,7 +137,7 @@ def settled(
 
 def search_epochs(epochs: int) -> int:
     """Epochs in which a learning rate is tried, for a training of so many."""
-    return -(-epochs // SHARE)
+    return max(1, -(-epochs // SHARE))
 
 
 def _tried(
