@@ -90,7 +90,9 @@ def passes(
         trained: Whether the training with all prompts is there already.
     """
     learning = train + val if settings.train_on == "train+val" else train
-    epochs = settings.recipe.epochs if until is None else until
+    epochs = settings.recipe.num_epochs if until is None else until
+    if settings.recipe.lr == AUTO and not trained:
+        epochs += len(FACTORS) * search_epochs(epochs)
     learned, seen = float(learning * epochs * (not trained)), 0.0
     if settings.method.caches_features and augment_of(settings) == "none" and not settings.recipe.mixes:
         learned, seen = 0.0, float(learning)  # features are computed once
