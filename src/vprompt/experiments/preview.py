@@ -14,9 +14,9 @@ from vprompt.data.preprocessing import Augment
 from vprompt.data.scan import in_words
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.model import PromptedModel
-from vprompt.model.records import Recipe
+from vprompt.model.records import AUTO, Recipe
 from vprompt.training.precision import in_bf16
-from vprompt.training.settle import pace
+from vprompt.training.settle import FACTORS, pace, search_epochs
 from vprompt.utils.devices import device_named
 from vprompt.utils.text import count, duration
 
