@@ -44,7 +44,7 @@ SHARE = 10
 FIRST_SECONDS = 1.0
 """A measured batch has as many images as are likely to take so long."""
 
-PROBE, MOST_SECONDS = 0.05, 60.0
+PROBE, MOST_SECONDS = 0.1, 30.0
 """Share of a time budget in which the pace of a training is measured, but for its beginning, and at most so long."""
 
 LEAST_BATCH, MOST_BATCH = 8, 256
@@ -121,7 +121,8 @@ def settled(
         elif "num_epochs" not in facts:
             started, (start, step) = time.monotonic(), _pace_of(short, recipe)
             look = pace(model, train, recipe).seconds / (1 + model.method.backward_cost)
-            left = recipe.budget - spent - after * look - (time.monotonic() - started)
+            # The preview measures as long again.
+            left = recipe.budget - spent - after * look - (time.monotonic() - started) - FIRST_SECONDS
             record(num_epochs=_fitting(left, start, steps * step, look * (0 if val is None else size_of(val)), rates))
         recipe = replace(recipe, epochs=facts["num_epochs"], time=None)
     if rates and search:
