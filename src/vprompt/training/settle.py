@@ -98,7 +98,8 @@ def settled(
     accelerator()  # makes the processes of one training know each other
     given = {**flat(recipe), "images": size_of(train)}
     known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
-    facts: dict[str, Any] = known.get("facts", {}) if known.get("given") == given else {}
+    # Another process may find the file not yet written, or already.
+    facts: dict[str, Any] = agreed(known.get("facts", {}) if known.get("given") == given else {})
 
     def record(**found: Any) -> None:
         facts.update(agreed(found))
