@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.criteria import Criterion, Scope, check_name, check_riding
-from vprompt.data.preprocessing import Augment
 from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
@@ -133,7 +132,7 @@ class Settings:
     )
     recipe: Recipe = field(default_factory=Recipe)
     resize: Literal["squash", "crop"] | None = None
-    augment: Augment | None = None
+    augment: Literal["none", "crop-flip", "light", "medium", "strong"] | None = None
     train_on: TrainOn = "train"
     test: bool = True
     img_size: int | None = None
