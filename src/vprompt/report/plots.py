@@ -6,12 +6,13 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
@@ -71,11 +73,22 @@ _TIP = "tip:"
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
-def plot_accuracy(path: Path, models: Sequence[tuple[str, int, float]], *, title: str) -> None:
+def plot_accuracy(
+    path: Path,
+    models: Sequence[tuple[str, int, float]],
+    *,
+    title: str,
+    intervals: Sequence[tuple[float, float]] | None = None,
+) -> None:
     """Draws accuracy (0-1) against the prompts in all blocks, a marker for each model with its name, as PNG."""
+    ends = intervals or [(accuracy, accuracy) for _, _, accuracy in models]
     curves = [
-        Curve(name=name, dots=[Dot(x=prompts, y=100 * accuracy)], style=style)
-        for style, (name, prompts, accuracy) in enumerate(models)
+        Curve(
+            name=name,
+            dots=[Dot(x=prompts, y=100 * accuracy, error=(100 * (accuracy - low), 100 * (high - accuracy)))],
+            style=style,
+        )
+        for style, ((name, prompts, accuracy), (low, high)) in enumerate(zip(models, ends, strict=True))
     ]
     legend = [
         (style, f"{line(name, NAMES)} ({100 * accuracy:.1f} %)") for style, (name, _, accuracy) in enumerate(models)
@@ -89,6 +102,38 @@ def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: 
     bars = [Bar(before=b, retained=k) for b, k in zip(before, kept, strict=True)]
     title = f"{line(title, 40)} ({sum(kept)} of {sum(before)})"
     save_png(path, Charts([Chart(title=title, x="block", y="prompts", bars=bars)]))
+
+
+def plot_answers(
+    path: Path, images: NDArray[np.uint8], truths: Sequence[str], answers: Mapping[str, Sequence[str]]
+) -> None:
+    """Draws images (N, H, W, 3) in rows of four, each under its class and over what models take it for, as PNG."""
+    rows, lines = math.ceil(len(images) / 4), len(answers)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, rows * (1.8 + 0.2 * lines)), layout="constrained")
+        for number, axes in enumerate(figure.subplots(rows, 4, squeeze=False).flat):
+            axes.set_axis_off()
+            if number >= len(images):
+                continue
+            axes.imshow(images[number], interpolation="nearest")
+            axes.set_title(line(truths[number], 24), fontsize=9, loc="center")
+            for place, (name, given) in enumerate(answers.items()):
+                right = given[number] == truths[number]
+                text = f"{'✓' if right else '✗'} {line(name, 24)}: {line(given[number], 24)}"
+                colour = COLOURS[2 if right else 1]
+                axes.text(
+                    0.5,
+                    -0.04 - 0.12 * place,
+                    text,
+                    color=colour,
+                    fontsize=7,
+                    ha="center",
+                    va="top",
+                    transform=axes.transAxes,
+                )
+        stream = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(stream)
+    write_atomically(path, lambda part: part.write_bytes(stream.getvalue()))
 
 
 def save_png(path: Path, charts: Charts, *, title: str = "") -> None:
