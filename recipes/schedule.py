@@ -34,9 +34,10 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.synthetic.counting import COUNTS, picture
 from vprompt.data.synthetic.draws import Draws
 from vprompt.data.synthetic.dsprites import FACTORS, sprites
+from vprompt.model.records import schedule_for
 from vprompt.utils.io import write_atomically
 
-IMAGES, VALIDATION, SEED = (100, 300, 1000), 1000, 77
+IMAGES, VALIDATION, SEED, BATCH = (100, 300, 1000), 1000, 77, 64
 EPOCHS = {100: (10, 20, 40, 80, 160), 300: (10, 20, 40, 80), 1000: (5, 10, 20, 40)}
 RENDERED = ("location", "counting")
 COLUMNS = ("task", "images", "epochs", "seed", "val_accuracy", "val_loss", "seconds")
@@ -82,7 +83,7 @@ def train(cell: Cell, pixels: torch.Tensor, labels: torch.Tensor, options: argpa
     model = vprompt.attach(backbone, vprompt.VPT(num_prompts=options.prompts), num_classes=int(labels.max()) + 1)
     start = VALIDATION + seed * 100 % (len(pixels) - VALIDATION - images + 1)  # other images for another seed
     val, some = slice(None, VALIDATION), slice(start, start + images)
-    recipe = vprompt.Recipe(epochs=epochs, precision="auto", seed=seed)
+    recipe = vprompt.Recipe(epochs=epochs, batch_size=BATCH, precision="auto", seed=seed)
     began = time.monotonic()
     vprompt.fit(model, TensorDataset(pixels[some], labels[some]), recipe=recipe)
     seconds = time.monotonic() - began
@@ -121,18 +122,25 @@ def write(file: Path, rows: list[dict[str, object]]) -> None:
         table.writerows(rows)
 
 
-def means(rows: list[dict[str, object]]) -> Iterator[tuple[int, dict[int, float]]]:
-    """For each number of images, epochs -> mean accuracy, over tasks and seeds that have every number of epochs."""
+def means(rows: list[dict[str, object]]) -> Iterator[tuple[int, int, dict[int, float]]]:
+    """Of each number of images: how many curves are whole, and epochs -> their mean accuracy, over tasks and seeds."""
     by_run: dict[tuple[int, str, str], dict[int, float]] = defaultdict(dict)
     for row in rows:
         key = int(str(row["images"])), str(row["task"]), str(row["seed"])
         by_run[key][int(str(row["epochs"]))] = float(str(row["val_accuracy"]))
     for images in IMAGES:
         curves = [curve for (number, _, _), curve in by_run.items() if number == images]
-        for epochs in [sorted({epochs for curve in curves for epochs in curve})]:
-            whole = [curve for curve in curves if set(curve) == set(epochs)]
-            if whole:
-                yield images, {number: fmean(curve[number] for curve in whole) for number in epochs}
+        epochs = sorted({epochs for curve in curves for epochs in curve})
+        whole = [curve for curve in curves if set(curve) == set(epochs)]
+        if whole:
+            yield images, len(whole), {number: fmean(curve[number] for curve in whole) for number in epochs}
+
+
+def lost(images: int, curve: dict[int, float]) -> float:
+    """Accuracy of the best number of epochs less that of the rule's; between two, along the logarithm."""
+    known = sorted(curve)
+    mine = np.interp(np.log(schedule_for(images, BATCH)), np.log(known), [curve[epochs] for epochs in known])
+    return max(curve.values()) - float(mine)
 
 
 def main() -> None:
@@ -151,8 +159,10 @@ def main() -> None:
             rows = [dict(row) for row in csv.DictReader(opened)]
     if not options.show:
         run(options, rows)
-    for images, curve in means(rows):
+    for images, curves, curve in means(rows):
         print(images, "images:", ", ".join(f"{epochs} epochs {100 * mean:.1f} %" for epochs, mean in curve.items()))
+        rule = schedule_for(images, BATCH)
+        print(f"  {curves} curves; the rule's {rule} epochs lose {100 * lost(images, curve):.1f} points")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ class Demo:
         from vprompt.cli.compare import Lines
         from vprompt.experiments.demo import run_demo
 
-        document = run_demo(self.out, seed=self.seed, watch=Lines())
+        try:
+            document = run_demo(self.out, seed=self.seed, watch=Lines())
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"{error} The same command goes on (in {self.out}).".strip()) from error
         if self.json:
             print_json(document)
         else:

@@ -109,6 +109,20 @@ class Recipe:
         return replace(self, epochs=epochs, lr=base * lr_factor)
 
 
+STEPS = 2500
+"""Of a training of `schedule_for`, where that is 20 to 100 epochs."""
+
+
+def schedule_for(images: int, batch_size: int) -> int:
+    """Number of epochs for so many images: about 2,500 steps, at least 20 epochs and at most 100.
+
+    Example:
+        >>> schedule_for(1000, 64), schedule_for(5000, 64), schedule_for(60000, 64)
+        (100, 32, 20)
+    """
+    return min(100, max(20, round(STEPS / math.ceil(images / batch_size))))
+
+
 def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float:
     """Rate of step `step` (from 0) of `total`: a linear rise over the share `warmup`, then half a cosine to zero.
 
