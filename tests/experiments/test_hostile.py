@@ -19,6 +19,7 @@ from vprompt.experiments.bench.plan import PlanError, Search, parse_plan
 from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.bench.worker import Worker
 from vprompt.experiments.run import try_settings
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.training.evaluate import Evaluation
 from vprompt.utils.errors import DataError, StorageError, VPromptError
 
@@ -177,8 +178,8 @@ def test_memory_that_torch_does_not_get_is_said_to_be_memory(tmp_path, text):
 
 
 def test_a_validation_loss_that_is_no_number_is_a_divergence(tmp_path, text, monkeypatch):
-    right = torch.tensor([True, False, False])
-    without_a_loss = Evaluation(loss=float("nan"), labels=torch.zeros(3).long(), right=right, num_classes=2)
+    target, labels = SingleLabel(names=("a", "b")), torch.zeros(3).long()
+    without_a_loss = Evaluation(target=target, loss=float("nan"), logits=torch.eye(3)[:, :2], labels=labels)
     monkeypatch.setattr("vprompt.experiments.run.evaluate", lambda *a, **k: without_a_loss)
     settings = replace(the_jobs(text, 0), train_on="train", test=False)
     found = try_settings(settings, tmp_path / "training.safetensors", until=1)

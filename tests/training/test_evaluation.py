@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 import vprompt
 from vprompt.compression.condense import SHARES, smallest_share
 from vprompt.model.records import Recipe
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.precision import in_bf16
@@ -21,10 +22,11 @@ from vprompt.utils.errors import VPromptError
 from vprompt.utils.statistics import Z_95, paired_interval, wilson
 
 
-def evaluation(labels, right, num_classes):
-    return Evaluation(
-        loss=1.0, labels=torch.tensor(labels), right=torch.tensor(right, dtype=torch.bool), num_classes=num_classes
-    )
+def evaluation(labels, right, classes=("a", "b", "c", "d")):
+    """Of a model that is right where it is said, and else names the next class."""
+    said = [label if hit else (label + 1) % len(classes) for label, hit in zip(labels, right, strict=True)]
+    logits = torch.eye(len(classes))[said]
+    return Evaluation(target=SingleLabel(names=tuple(classes)), loss=1.0, logits=logits, labels=torch.tensor(labels))
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 40), (40, 40), (8, 10), (769, 1000), (5, 13)])
@@ -54,7 +56,7 @@ def test_figures_are_those_counted_by_hand():
     chance = random.Random(0)
     labels = [chance.choice([0, 0, 0, 1, 3]) for _ in range(200)]  # no image of class 2
     right = [label != 3 and chance.random() < 0.7 for label in labels]
-    found = evaluation(labels, right, 4).figures(["a", "b", "c", "d"])
+    found = evaluation(labels, right).figures
     recalls = [
         sum(hit for hit, label in zip(right, labels, strict=True) if label == wanted) / labels.count(wanted)
         for wanted in (0, 1, 3)
@@ -69,18 +71,19 @@ def test_figures_are_those_counted_by_hand():
 
 def test_an_accuracy_that_only_says_the_commonest_class_is_said_to_be_worth_nothing():
     labels = [0] * 100 + [1] * 10 + [2] * 10 + [3] * 10
-    lazy = evaluation(labels, [label == 0 for label in labels], 4)
+    names = ["cat", "dog", "lynx", "ox"]
+    lazy = evaluation(labels, [label == 0 for label in labels], names)
     assert lazy.accuracy == pytest.approx(0.769, abs=1e-3)
-    assert lazy.balanced_accuracy == 0.25
-    worth, never = lazy.remarks(["cat", "dog", "lynx", "ox"], "test")
+    assert lazy.figures["balanced_accuracy"] == 0.25
+    worth, never = lazy.remarks("test")
     assert "not above" in worth
     assert "cat (76.9 %)" in worth
     assert all(f"{name} (10 images)" in never for name in ("dog", "lynx", "ox"))
     assert "cat" not in never
-    perfect = evaluation(labels, [True] * 130, 4)
-    assert perfect.remarks(["cat", "dog", "lynx", "ox"], "test") == []
-    above = evaluation(labels, [label == 0 or place % 5 == 0 for place, label in enumerate(labels)], 4)
-    [sentence] = above.remarks(["cat", "dog", "lynx", "ox"], "test")
+    perfect = evaluation(labels, [True] * 130, names)
+    assert perfect.remarks("test") == []
+    above = evaluation(labels, [label == 0 or place % 5 == 0 for place, label in enumerate(labels)], names)
+    [sentence] = above.remarks("test")
     assert "not clearly above" in sentence
 
 
@@ -90,8 +93,9 @@ def test_evaluate_counts_what_the_model_says():
     images, labels = torch.randn(20, 3, 32, 32), torch.randint(3, (20,))
     found = evaluate(model, TensorDataset(images, labels), batch_size=7)
     with torch.inference_mode():
-        right = model.eval()(images).argmax(1) == labels
-    assert torch.equal(found.right, right)
+        logits = model.eval()(images)
+    assert torch.allclose(found.logits, logits, atol=1e-5)
+    assert found.accuracy == float((logits.argmax(1) == labels).double().mean())
     assert torch.equal(found.labels, labels)
     assert "accuracy" in repr(found)
     assert len(repr(found).splitlines()) == 1
@@ -99,8 +103,8 @@ def test_evaluate_counts_what_the_model_says():
 
 def test_a_difference_is_between_the_same_images():
     labels = [0] * 50
-    before = evaluation(labels, [place < 45 for place in range(50)], 1)
-    after = evaluation(labels, [place >= 10 for place in range(50)], 1)
+    before = evaluation(labels, [place < 45 for place in range(50)])
+    after = evaluation(labels, [place >= 10 for place in range(50)])
     change, interval = difference(before, after)
     assert change == pytest.approx(-0.1)
     assert interval == paired_interval(5, 10, 50)
@@ -109,8 +113,8 @@ def test_a_difference_is_between_the_same_images():
 
 @pytest.mark.parametrize(("until", "kept"), [(0.0, SHARES[-1]), (0.25, 0.3), (0.9, None)])
 def test_the_smallest_share_is_the_last_before_one_that_is_worse(until, kept):
-    before = evaluation([0] * 100, [True] * 90 + [False] * 10, 1)
-    worse = evaluation([0] * 100, [True] * 60 + [False] * 40, 1)
+    before = evaluation([0] * 100, [True] * 90 + [False] * 10)
+    worse = evaluation([0] * 100, [True] * 60 + [False] * 40)
     asked = []
 
     def attempt(share):

@@ -140,29 +140,6 @@ def print_note(text: str) -> None:
     tell(printable(text, keep="\n").split("\n"))
 
 
-ACCURACY = ("accuracy", "95 %", "balanced")
-"""Heads of a table of accuracies: the interval, and the mean over the classes."""
-
-
-def accuracy_cells(figures: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """An accuracy, its interval and the balanced one, for a table; dashes for what an earlier version did not count.
-
-    Args:
-        figures: Of an `Evaluation`.
-        prefix: Of their names.
-    """
-    ends = figures.get(f"{prefix}interval")
-    interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-    return [percent(figures[f"{prefix}accuracy"]), interval, percent(figures.get(f"{prefix}balanced_accuracy"))]
-
-
-def majority(figures: Mapping[str, Any], prefix: str = "") -> str:
-    """What every accuracy on these images has to be held against, in words; arguments as those of `accuracy_cells`."""
-    images = figures.get(f"{prefix}images")
-    share = percent(figures.get(f"{prefix}majority_accuracy"))
-    return "" if images is None else f": {images} images, of which the commonest class alone is {share}"
-
-
 def percent(share: float | None) -> str:
     """A share of one as a percentage, or a dash.
 

@@ -99,7 +99,7 @@ class Export:
 
         def labelled(spec: str, split: Literal["auto", "train"]):  # noqa: ANN202 - what load_labelled returns
             return load_labelled(
-                spec, model.preprocessing, model.class_names, root=self.root, split=split, split_seed=self.split_seed
+                spec, model.preprocessing, model.target, root=self.root, split=split, split_seed=self.split_seed
             )
 
         try:

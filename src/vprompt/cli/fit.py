@@ -11,10 +11,7 @@ from typing import Any, Literal
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.names import full_name
 from vprompt.cli.console import (
-    ACCURACY,
     UsageError,
-    accuracy_cells,
-    majority,
     percent,
     print_json,
     print_note,
@@ -22,7 +19,7 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
-from vprompt.experiments.folder import check_out
+from vprompt.experiments.folder import check_out, score_key
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
     CondenseSettings,
@@ -34,6 +31,8 @@ from vprompt.experiments.settings import (
 )
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
+from vprompt.tasks.base import TARGETS
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, build, options_of
@@ -41,7 +40,7 @@ from vprompt.utils.serialization import Option, build, options_of
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
-IMAGES = ("root", "resize", "augment", "split_seed", "skip_bad")
+IMAGES = ("root", "target", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
 
 OUTPUT = {
@@ -228,10 +227,12 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         ["method", "prompts", "learned", "time"],
         rows,
     )
+    target = TARGETS.get(result.get("target", SingleLabel.name))
     for split in ("val", "test"):
-        if result[f"{split}_accuracy"] is not None:
-            rows = [[title, *accuracy_cells(stage, f"{split}_")] for title, stage in zip(titles, models, strict=True)]
-            print_table(f"{split}{majority(result, f'{split}_')}", ["method", *ACCURACY], rows)
+        if result[score_key(result, split)] is not None:
+            cells = [target.cells(stage, f"{split}_") for stage in models]
+            rows = [[title, *row.values()] for title, row in zip(titles, cells, strict=True)]
+            print_table(f"{split}{target.beside(result, f'{split}_')}", ["method", *cells[0]], rows)
     counts = [stage["prompt_counts"] for _, stage in stages]
     if len(stages) > 1 or len(set(counts[0])) > 1:
         rows = [[str(block), *map(str, row)] for block, row in enumerate(zip(*counts, strict=True))]
@@ -257,7 +258,8 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         yield f"Validation accuracy with shares of the prompts, against all of them: {', '.join(tried)} points."
     for split, images in (("val", "validation"), ("test", "test")):
         if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
-            change, low, high = (_points(-share) for share in (result["lost"][f"{split}_accuracy"], ends[1], ends[0]))
+            lost = result["lost"][score_key(result, split)]
+            change, low, high = (_points(-share) for share in (lost, ends[1], ends[0]))
             yield f"Against all prompts, {change} points on the {images} images (95 %: {low} to {high})."
     data = result["provenance"]["data"]
     if skipped := data.get("skipped"):

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vprompt.cli.console import (
-    ACCURACY,
     UsageError,
-    accuracy_cells,
     json_rows,
-    majority,
     percent,
     print_json,
     print_note,
@@ -92,7 +89,7 @@ class Eval(_Source):
             images, split, skipped = load_labelled(
                 self.data,
                 model.preprocessing,
-                model.class_names,
+                model.target,
                 root=self.root,
                 split=self.split,
                 split_seed=seed if self.split_seed is None else self.split_seed,
@@ -108,14 +105,14 @@ class Eval(_Source):
             which = f"It is not known which images the model was trained on. {which}"
         elif split == "all":
             which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
-        figures, notes = result.figures(model.class_names), [which, *result.remarks(model.class_names, split)]
+        figures, notes, target = result.figures, [which, *result.remarks(split)], model.target
         if self.json:
             print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
             return
         print_table(
-            f"{self.adapter} on {data}{majority(figures)}",
-            ["split", "images", *ACCURACY, "loss"],
-            [[split, str(result.images), *accuracy_cells(figures), f"{result.loss:.4f}"]],
+            f"{self.adapter} on {data}{target.beside(figures)}",
+            ["split", "images", *(cells := target.cells(figures)), "loss"],
+            [[split, str(result.images), *cells.values(), f"{result.loss:.4f}"]],
         )
         for note in [*notes, *skipped[:3]]:
             print_note(note)

@@ -38,13 +38,16 @@ def smallest_share(
 
     Returns:
         What was made of the smallest share that is not worse, None where each is. And for each that was tried: `ratio`,
-        `val_accuracy`, `difference` (from that with all prompts, on the same images) and its paired 95 % `interval`.
+        its score (such as `val_accuracy`), `difference` (from that with all prompts, on the same images) and the paired
+        95 % `interval` of that.
 
     Example:
         >>> import torch
+        >>> from vprompt.tasks.single_label import SingleLabel
         >>> def evaluation(right):
-        ...     hits, labels = torch.arange(100) < right, torch.zeros(100).long()
-        ...     return Evaluation(loss=0.0, labels=labels, right=hits, num_classes=1)
+        ...     logits = torch.stack([torch.arange(100) < right, torch.arange(100) >= right], 1).float()
+        ...     labels = torch.zeros(100).long()
+        ...     return Evaluation(target=SingleLabel(names=("a", "b")), loss=0.0, logits=logits, labels=labels)
         >>> best, trials = smallest_share(evaluation(90), lambda share: (share, evaluation(88 if share > 0.2 else 60)))
         >>> best, [trial["ratio"] for trial in trials]
         (0.3, [0.5, 0.3, 0.2])
@@ -53,7 +56,8 @@ def smallest_share(
     for ratio in SHARES:
         made, after = attempt(ratio)
         change, interval = difference(before, after)
-        trials.append({"ratio": ratio, "val_accuracy": after.accuracy, "difference": change, "interval": interval})
+        score = {f"val_{after.target.headline}": after.score}
+        trials.append({"ratio": ratio, **score, "difference": change, "interval": interval})
         if interval[1] < 0:
             break
         best = made

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vprompt.backbones.attention.base import Observer
@@ -78,8 +77,8 @@ def _objective(model: PromptedModel, images: Tensor, labels: Tensor, kind: Gradi
         return math.sqrt(math.pi / 2) * (features_BF * directions_BF).sum()
     logits = model(images)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    given = labels if kind.of == "loss" else logits.detach().argmax(1)
-    return F.cross_entropy(logits, given, reduction="sum")
+    given = labels if kind.of == "loss" else model.target.pseudo(logits.detach())
+    return model.target.loss(logits, given).sum()
 
 
 def _cut(prompts_PD: Tensor, segments: int) -> Tensor:

@@ -229,7 +229,7 @@ class Search:
         accuracy, loss = 0.0, float("nan")
         if model is not None and self.val is not None:
             evaluation = evaluate(model, self.val, workers=self.recipe.workers)
-            accuracy, loss = evaluation.accuracy, evaluation.loss
+            accuracy, loss = evaluation.score, evaluation.loss
         share = cut(self.scores, choice).share
         finite = loss if abs(loss) < float("inf") else None
         trial = agreed(Trial(choice=choice, kept=share, epochs=epochs, accuracy=accuracy, loss=finite))

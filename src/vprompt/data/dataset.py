@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 from vprompt.data.images import Source, decode
 from vprompt.data.preprocessing import Augment, Preprocessing, View
 from vprompt.data.threads import in_threads
+from vprompt.tasks.base import Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -63,11 +65,11 @@ class FolderFiles:
             ) from error
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
     """Labelled images: uint8 pixels held in memory, or files decoded on each access.
 
     Args:
-        labels: Class numbers (N,).
+        labels: Class numbers (N,), or the numbers (N, K) that another target has; see `vprompt.tasks`.
         preprocessing: Gives the size of the pixels, and how they are normalised.
         pixels: uint8 (M, 3, H, W), with `rows` (N,) saying which belong to this dataset; all of them by default.
         root: The folder that `paths` are relative to, or what reads them; needed when there are no `pixels`.
@@ -101,7 +103,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         paths: Sequence[str] | None = None,
         augment: Augment = "none",
     ) -> None:
-        self.labels = labels.to(torch.int64)
+        self.labels = labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
         self.preprocessing = preprocessing
         self.paths = None if paths is None else list(paths)
         self.augment = augment
@@ -124,9 +126,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
         held = "in memory" if self.in_memory else "in files"
-        return (
-            f"ImageDataset({len(self)} images of {height}×{width} pixels {held}, {len(self.labels.unique())} classes)"
+        kinds = (
+            f"{self.labels.shape[1]} numbers each" if self.labels.ndim > 1 else f"{len(self.labels.unique())} classes"
         )
+        return f"ImageDataset({len(self)} images of {height}×{width} pixels {held}, {kinds})"
 
     @property
     def in_memory(self) -> bool:
@@ -136,12 +139,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"image {number} of {len(self)}")
         pixels = self._decoded(number) if self._store is None else self._store[self._rows[number]]
-        return self.preprocessing.normalise(pixels), int(self.labels[number])
+        label = self.labels[number]
+        return self.preprocessing.normalise(pixels), label if label.ndim else int(label)
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The uint8 pixels (B, 3, H, W) of the images at `indices` (B,), decoded in threads if they are not held.
@@ -200,7 +204,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the data: pixels and labels, or paths, file sizes and labels."""
-        digest = hashlib.sha256(self.labels.cpu().numpy().astype("<i8").tobytes())
+        kind = "<f4" if self.labels.is_floating_point() else "<i8"
+        digest = hashlib.sha256(self.labels.cpu().numpy().astype(kind).tobytes())
         digest.update(repr(tuple(self.preprocessing.size)).encode())
         if self._store is not None:
             for rows in self._rows.split(256):
@@ -260,12 +265,12 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Classes, and images for training, validation and test.
+    """Labelled images for training, validation and test, and what is to be said of them.
 
     Args:
         name: A short name, such as the folder's.
         source: What the user asked for, such as a folder or `bundled:fashion-mnist`.
-        classes: The class with label `i` is `classes[i]`.
+        classes: The class with label `i` is `classes[i]`; of another target, the names of what it has.
         preprocessing: The same for all images.
         train: Images to learn from.
         val: Images to choose by, if there are any.
@@ -274,6 +279,7 @@ class Task:
         differences: One sentence for each way in which the data are not those of the benchmark that they are named
             after.
         summary: What was found, passed over and is worth knowing.
+        target: What is to be said of an image; one of the classes when not given.
     """
 
     name: str
@@ -286,6 +292,11 @@ class Task:
     skipped: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     summary: Summary = field(default_factory=Summary)
+    target: Target = field(default_factory=lambda: SingleLabel(names=()))
+
+    def __post_init__(self) -> None:
+        if not self.target.names:
+            object.__setattr__(self, "target", SingleLabel(names=self.classes))
 
     def __repr__(self) -> str:
         sizes = ", ".join(
@@ -293,7 +304,7 @@ class Task:
             for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
             if split is not None
         )
-        return f"Task({self.name!r}, {len(self.classes)} classes, images: {sizes})"
+        return f"Task({self.name!r}, {self.target.size}, images: {sizes})"
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the classes or with any split's data.

@@ -44,6 +44,7 @@ class Listing:
         passed_over: Reason -> paths of what is there but was not taken for data.
         remarks: Sentences on how the data were read, where that is not plain.
         differences: See `Task`.
+        label_names: Names of the columns that labels come from; none for folders.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Listing:
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     remarks: Sequence[str] = ()
     differences: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
 
 def class_key(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +20,7 @@ from vprompt.data.preprocessing import WHITE, Preprocessing
 from vprompt.data.scan import in_words
 from vprompt.data.split import Splits, content_of, cut, look, missing_splits, near_copies
 from vprompt.data.threads import in_threads
+from vprompt.tasks.base import Target, kind_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -34,6 +34,7 @@ def load(
     listing: Listing,
     preprocessing: Preprocessing,
     *,
+    target: str | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
@@ -44,6 +45,7 @@ def load(
     Args:
         listing: From a source; with images to train on.
         preprocessing: See `load_folder`, as all below.
+        target: Name of what is to be said of an image; what the labels look like when not given.
         split_seed: Decides which files go where when a split is cut.
         skip_bad: Goes on without what cannot be used.
         memory_limit: Bytes of decoded images to hold; where the source has fixed the splits, images to train and
@@ -51,16 +53,20 @@ def load(
         progress: Called after every image with (done, total).
 
     Raises:
-        DataError: There is something wrong, and it is not to be skipped; or fewer than two classes are left.
+        DataError: There is something wrong, and it is not to be skipped; or nothing is left to tell apart.
     """
-    listing, fixed = with_one_spelling(listing), listing.classes is not None
+    kind, fixed = kind_of(_learned(listing.splits), listing.label_names, target), listing.classes is not None
+    listing = with_one_spelling(listing) if kind.grouped else listing
     splits = {split: list(items) for split, items in listing.splits.items()}
     problems: list[str] = []
     notes: tuple[str, ...] = ()
     if not fixed:
-        problems += _drop_unusable(splits, listed_classes(listing, splits))
+        if kind.grouped:
+            problems += _drop_unusable(splits, listed_classes(listing, splits))
+        else:
+            problems += drop_unread(splits, _fitted(kind, listing, splits))
         refuse(listing, problems, skip_bad)
-        _require_classes(listing, splits)
+        _fitted(kind, listing, splits)
         names = [item.name for items in splits.values() for item in items]
         preprocessing, notes = _with_white(listing, names, preprocessing)
     learned = tuple(split for split in splits if split != "test")
@@ -72,43 +78,86 @@ def load(
     problems += checked.problems
     present = {split: _labels(items) for split, items in splits.items()}
     splits = checked.usable(splits)
-    if not fixed:
+    if not fixed and kind.grouped:
         problems += _drop_unusable(splits, present)
-    _require_classes(listing, splits)
-    group_of, was_cut = checked.copies(splits, near=not fixed), missing_splits(splits)
-    splits = cut(splits, split_seed, checked.contents, group_of)
-    classes = listing.classes or tuple(sorted(_labels(splits["train"])))
-    label_of = {name: label for label, name in enumerate(classes)}
+    made = _fitted(kind, listing, splits)
+    group_of, was_cut = checked.copies(stratified(splits, made), near=not fixed), missing_splits(splits)
+    splits = cut_by(splits, made, split_seed, checked.contents, group_of)
+    made = made.settled([item.label for item in splits["train"]])
 
     def dataset(split: str) -> ImageDataset | None:
         items = splits.get(split)
-        labels = [label_of[item.label] for item in items or ()]
+        labels = made.encode([item.label for item in items or ()])
         return checked.dataset([item.name for item in items], labels) if items else None
 
-    train = dataset("train")
-    assert train is not None  # two classes have images in it
-    names = tuple(printable(name) for name in classes)
-    counts = {split: Counter(printable(item.label) for item in items) for split, items in splits.items() if items}
-    per_split = {split: {name: count[name] for name in names} for split, count in counts.items()}
+    parts = {split: images for split in splits if (images := dataset(split)) is not None}
+    per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
+    about_counts = count_notes(per_split) if made.grouped else []
     return Task(
         name=listing.name,
         source=listing.source,
-        classes=names,
+        classes=made.names,
         preprocessing=preprocessing,
-        train=train,
-        val=dataset("val"),
-        test=dataset("test"),
+        train=parts["train"],
+        val=parts.get("val"),
+        test=parts.get("test"),
         skipped=as_sentences([*problems, *listing.notes]),
         differences=listing.differences,
         summary=Summary(
-            classes=names,
+            classes=made.names,
             per_split=per_split,
             passed_over=listing.passed_over,
-            notes=(*listing.remarks, *notes, *about_copies, *count_notes(per_split)),
+            notes=(*listing.remarks, *notes, *about_copies, *about_counts),
             sample=sample_of(checked.contents.get(item.name) for item in splits["train"]),
         ),
+        target=made,
     )
+
+
+def _learned(splits: Mapping[str, Sequence[Item]]) -> list[str]:
+    """The labels to learn from, as far as the splits are there."""
+    return [item.label for item in splits.get("train", splits.get(UNSPLIT, ()))]
+
+
+def _fitted(kind: type[Target], listing: Listing, splits: Splits) -> Target:
+    """The target of what is there to learn from."""
+    try:
+        made = kind.fit(_learned(splits), listing.label_names)
+    except ValueError as error:
+        raise DataError(f"{listing.where} has {error}") from error
+    fixed = kind.grouped and listing.classes
+    return replace(made, names=tuple(map(printable, fixed))) if fixed else made
+
+
+def drop_unread(splits: Splits, target: Target) -> list[str]:
+    """Takes out the images whose labels a target cannot use; says which."""
+    problems: list[str] = []
+    for split, items in splits.items():
+        wrong = {item: problem for item in items if (problem := target.problem(item.label)) is not None}
+        problems += [f"the label of {printable(item.name)} {problem}" for item, problem in wrong.items()]
+        splits[split] = [item for item in items if item not in wrong]
+    return problems
+
+
+def stratified(splits: Splits, target: Target) -> Splits:
+    """The images with the strata that they belong to in the place of their labels."""
+    strata = {split: target.strata([item.label for item in items]) for split, items in splits.items()}
+    return {
+        split: [item._replace(label=stratum) for item, stratum in zip(items, strata[split], strict=True)]
+        for split, items in splits.items()
+    }
+
+
+def cut_by(
+    splits: Splits, target: Target, seed: int, contents: Mapping[str, str], group_of: Mapping[str, str]
+) -> Splits:
+    """Cuts the splits that are not there, see `cut`, so that all strata are in all of them."""
+    if not missing_splits(splits):
+        return splits
+    label_of = {item.name: item.label for items in splits.values() for item in items}
+    parts = cut(stratified(splits, target), seed, contents, group_of)
+    return {split: [item._replace(label=label_of[item.name]) for item in items] for split, items in parts.items()}
 
 
 def _with_white(
@@ -178,13 +227,6 @@ def _drop_unusable(splits: Splits, listed: Mapping[str, set[str]]) -> list[str]:
     return problems
 
 
-def _require_classes(listing: Listing, splits: Splits) -> None:
-    classes = sorted(_labels(splits.get("train", splits.get(UNSPLIT, ()))))
-    if len(classes) < 2:
-        present = f"only the class {printable(classes[0])}" if classes else "no class"
-        raise DataError(f"{listing.where} has {present} with usable images to learn from; two or more are needed.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """Images that were looked at.
@@ -218,11 +260,11 @@ class Checked:
         contents = {name: content for name, content in self.contents.items() if name in label_of}
         return near_copies(self.looks if near else {}, contents, label_of)
 
-    def dataset(self, names: Sequence[str], labels: Sequence[int]) -> ImageDataset:
-        """A data set of images of one group."""
+    def dataset(self, names: Sequence[str], labels: Tensor) -> ImageDataset:
+        """A data set of images of one group; labels as those of `ImageDataset`."""
         places = [self.held[name] for name in names if name in self.held]
         return ImageDataset(
-            torch.tensor(labels),
+            labels,
             self.preprocessing,
             pixels=places[0][0] if places else None,
             rows=torch.tensor([row for _, row in places]) if places else None,

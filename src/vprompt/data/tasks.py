@@ -9,13 +9,26 @@ from typing import Literal
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
 from vprompt.data.notes import in_sample
-from vprompt.data.pipeline import DEFAULT_MEMORY_LIMIT, Progress, as_sentences, check, listed_classes, load, refuse
+from vprompt.data.pipeline import (
+    DEFAULT_MEMORY_LIMIT,
+    Progress,
+    as_sentences,
+    check,
+    cut_by,
+    drop_unread,
+    listed_classes,
+    load,
+    refuse,
+    stratified,
+)
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import in_words
 from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing
-from vprompt.data.split import Splits, cut, missing_splits
+from vprompt.data.split import Splits, missing_splits
+from vprompt.tasks.base import Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -28,6 +41,7 @@ def open_task(
     preprocessing: Preprocessing,
     *,
     root: str | Path | None = None,
+    target: str | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
@@ -38,6 +52,8 @@ def open_task(
         spec: What the user wrote.
         preprocessing: How the images are resized, and later normalised.
         root: The folder that benchmark tasks lie in; `$VPROMPT_DATA`, or else `data`, when not given.
+        target: What is to be said of an image: `"single-label"`, `"multi-label"`, `"regression"`, or another that is
+            registered; what the labels look like when not given.
         split_seed: See `load_folder`.
         skip_bad: See `load_folder`.
         progress: See `load_folder`.
@@ -51,7 +67,7 @@ def open_task(
         'fashion-mnist'
     """
     listing = find_listing(spec, root=root)
-    return load(listing, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
+    return load(listing, preprocessing, target=target, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
 
 
 def find_listing(spec: str | Path | None, *, root: str | Path | None = None, training: bool = True) -> Listing:
@@ -134,7 +150,7 @@ def load_bundled(preprocessing: Preprocessing) -> Task:
 def load_labelled(
     spec: str | Path | None,
     preprocessing: Preprocessing,
-    classes: Sequence[str],
+    target: Target | Sequence[str],
     *,
     root: str | Path | None = None,
     split: SplitChoice = "auto",
@@ -143,12 +159,12 @@ def load_labelled(
     sample: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageDataset, str, tuple[str, ...]]:
-    """Reads the images of one split, with labels by the names of known classes.
+    """Reads the images of one split, with the labels that a model knows.
 
     Args:
         spec: As for `open_task`; in an image folder, classes may be missing.
         preprocessing: How the images are resized, and later normalised.
-        classes: Names in the order of the labels.
+        target: The model's; or the names of its classes.
         root: As for `open_task`.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
             else what there is; but of a folder without splits of which nothing is in `sample`, it takes `"all"`, which
@@ -165,10 +181,11 @@ def load_labelled(
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
     listing = find_listing(spec, root=root, training=False)
-    if listing.rendered is not None and tuple(classes) != listing.classes:
+    target = target if isinstance(target, Target) else SingleLabel(names=tuple(target))
+    if listing.rendered is not None and target.names != listing.classes:
         what = "the bundled task" if listing.source == SOURCE else listing.source
         raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
-    listing = with_one_spelling(listing, classes)
+    listing = with_one_spelling(listing, target.names) if target.grouped else listing
     splits = {name: list(items) for name, items in listing.splits.items()}
     listed = listed_classes(listing, splits)
     cutting = split != "all" and missing_splits(splits)
@@ -178,11 +195,15 @@ def load_labelled(
     elif not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
         splits = _pick(splits, split)
-    names = set[str]().union(*(listed.get(name, set()) for name in splits))
-    unknown = [name for name in sorted(names) if printable(name) not in classes]
-    problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
+    if target.grouped:
+        names = set[str]().union(*(listed.get(name, set()) for name in splits))
+        unknown = [name for name in sorted(names) if printable(name) not in target.names]
+        problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
+    else:
+        problems = []
+    unread = drop_unread(splits, target)
+    problems += [] if target.grouped else unread
     refuse(listing, problems, skip_bad)
-    splits = {name: [item for item in items if item.label not in unknown] for name, items in splits.items()}
     group = [item.name for items in splits.values() for item in items]
     checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
     refuse(listing, checked.problems, skip_bad)
@@ -191,7 +212,8 @@ def load_labelled(
     if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
-        splits = _pick(cut(splits, split_seed, checked.contents, checked.copies(splits)), split)
+        group_of = checked.copies(stratified(splits, target))
+        splits = _pick(cut_by(splits, target, split_seed, checked.contents, group_of), split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
         more = f" and {len(known) - 1} more" if len(known) > 1 else ""
@@ -201,8 +223,7 @@ def load_labelled(
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
         raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
-    label_of = {name: label for label, name in enumerate(classes)}
-    images = checked.dataset([item.name for item in items], [label_of[printable(item.label)] for item in items])
+    images = checked.dataset([item.name for item in items], target.encode([item.label for item in items]))
     other = [f"passed over: {other}"] if (other := in_words(listing.passed_over)) else []
     return images, name, (*as_sentences([*problems, *checked.problems, *other]), *listing.remarks)
 

@@ -15,6 +15,7 @@ import filelock
 import msgspec
 
 from vprompt.experiments.settings import changed_settings
+from vprompt.tasks.base import TARGETS
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError, lacks_memory
 from vprompt.utils.io import read_json, write_json, writing
@@ -145,6 +146,7 @@ class _Model(_Intervals, total=False):
     backbone_params: int
     folded_gmacs: float
     method: str
+    target: str
     training_seconds: float
     converged: bool
     overfits: bool
@@ -170,7 +172,7 @@ class Figures(_Model, total=False):
 
 
 _SHOWN = (
-    *("method", "val_accuracy", "test_accuracy", "prompt_counts"),
+    *("method", "prompt_counts"),
     *("learned_params", "training_seconds", "converged", "epochs"),
 )
 """Figures that are shown of every model."""
@@ -182,6 +184,17 @@ def fits(document: object, kind: type[Any], *needed: str) -> bool:
         return set(needed) <= msgspec.convert(document, kind).keys()
     except (msgspec.ValidationError, UnicodeError, OverflowError):
         return False
+
+
+def score_key(result: Mapping[str, Any], split: str) -> str:
+    """Key of the figure that runs are compared by, in a result of any version.
+
+    Example:
+        >>> score_key({}, "test"), score_key({"target": "regression"}, "val")
+        ('test_accuracy', 'val_r2')
+    """
+    name = str(result.get("target"))
+    return f"{split}_{TARGETS.get(name).headline if name in TARGETS else 'accuracy'}"
 
 
 def is_begun(out: Path) -> bool:
@@ -300,7 +313,10 @@ class RunFolder:
             check_out(self.out, resume=resume)
             result = read_json(path)
             models = (result, result.get("before", result))
-            if not fits(result, Result) or not all(fits(model, Figures, *_SHOWN) for model in models):
+            if not fits(result, Result) or not all(
+                fits(model, Figures, *_SHOWN) and {score_key(model, "val"), score_key(model, "test")} <= model.keys()
+                for model in models
+            ):
                 raise TrainingError(f"{printable(str(path))} is damaged; choose another --out.")
             data, weights = result["provenance"]["data"], result["provenance"].get("weights") or {}
             known = {"data": data.get("fingerprint"), "weights": weights.get("sha256")}

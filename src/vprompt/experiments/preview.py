@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import torch
-import torch.nn.functional as F
 
 from vprompt.backbones.info import num_parameters
 from vprompt.compression.condense import SHARES
@@ -53,17 +52,18 @@ def preview(model: PromptedModel, task: Task, settings: Settings | CondenseSetti
 def found(task: Task) -> list[str]:
     """Two lines on the images of a task: classes, images per class and split; and what was passed over."""
     splits = {"train": task.train, "val": task.val, "test": task.test}
-    counts = {name: split.labels.bincount(minlength=len(task.classes)) for name, split in splits.items() if split}
-    table = torch.stack(list(counts.values()), 1)
-    order = table.sum(1).argsort(stable=True).tolist()
+    splits = {name: split for name, split in splits.items() if split}
+    counts = [task.target.counts(split.labels) for split in splits.values()]
+    order = sorted(counts[0], key=lambda name: sum(count[name] for count in counts))
     shown = order if len(order) <= MOST_CLASSES else [*order[:3], *order[-2:]]
-    each = ", ".join(f"{task.classes[label]} {'/'.join(map(str, table[label].tolist()))}" for label in shown)
-    sizes = ", ".join(f"{name} {int(column.sum()):,}" for name, column in counts.items())
+    each = ", ".join(f"{name} {'/'.join(str(count[name]) for count in counts)}" for name in shown)
+    by = f"; by {task.target.unit} ({'/'.join(splits)}): {each}{' among others' * (shown is not order)}" if each else ""
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
+    total = count(sum(map(len, splits.values())), "image")
     passed = [in_words(task.summary.passed_over)] if task.summary.passed_over else []
     passed += [sentence.rstrip(".") for sentence in task.skipped[:2]] + ["and more"] * (len(task.skipped) > 2)
     return [
-        f"Data: {task.source}, {len(task.classes)} classes, {count(int(table.sum()), 'image')} ({sizes}); by class "
-        f"({'/'.join(counts)}): {each}{' among others' * (shown is not order)}.",
+        f"Data: {task.source}, {task.target.size}, {total} ({sizes}){by}.",
         f"Passed over: {'; '.join(passed) or 'nothing'}.",
     ]
 
@@ -116,7 +116,7 @@ def seconds_per_image(model: PromptedModel, data: ImageDataset, recipe: Recipe) 
             images, labels = next(iterate(data, [torch.arange(size)], device=device))
             started = time.perf_counter()
             with autocast(model, recipe), attention_for_training(model, recipe):
-                loss = F.cross_entropy(model(images).float(), labels)
+                loss = model.target.loss(model(images).float(), labels).mean()
             loss.backward()
             float(loss.detach())  # waits for the device
             seconds = (time.perf_counter() - started) / size

@@ -66,7 +66,7 @@ def run(
 
     def data_fingerprint() -> str:
         preprocessing = preprocessing_of(settings, describe_name(settings.backbone, img_size=settings.img_size))
-        return sources.task(settings, preprocessing, silent).fingerprint()
+        return sources.task(settings, preprocessing, settings.target, silent).fingerprint()
 
     fingerprints = {"data": data_fingerprint, "weights": partial(_file_fingerprint, settings.weights)}
     folder = RunFolder(out, settings.to_flat(), fingerprints=fingerprints)
@@ -128,8 +128,8 @@ def try_settings(
         sources: See `run`.
 
     Returns:
-        `val_accuracy` and `val_loss` after that epoch, the `epochs` done, `seconds` in all; with `diverged`, a
-        sentence, and no figures, where a loss became no number.
+        `val_accuracy` (or the score of another target) and `val_loss` after that epoch, the `epochs` done, `seconds` in
+        all; with `diverged`, a sentence, and no figures, where a loss became no number.
 
     Raises:
         DataError: If there are no validation images.
@@ -139,16 +139,19 @@ def try_settings(
     stages, model = _prepare(settings, folder, progress, sources)
     if stages.val is None:
         raise DataError(f"{stages.task.source} has no validation images to choose settings by.")
+    score = f"val_{model.target.headline}"
+    none = {"target": model.target.name, score: None, "val_loss": None}
     try:
         history = stages.train(model, settings.recipe, "training", checkpoint=checkpoint, until=until)
     except DivergedError as error:
-        return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": str(error)}
+        return {**none, "epochs": until, "diverged": str(error)}
     evaluation = evaluate(model, stages.val)
     if not math.isfinite(evaluation.loss):
         why = f"The loss on the validation images became {evaluation.loss}."
-        return {"val_accuracy": None, "val_loss": None, "epochs": until, "diverged": why}
+        return {**none, "epochs": until, "diverged": why}
     return {
-        "val_accuracy": evaluation.accuracy,
+        "target": model.target.name,
+        score: evaluation.score,
         "val_loss": evaluation.loss,
         "epochs": len(history.rows),
         "seconds": round(history.seconds, 1),
@@ -168,7 +171,7 @@ def _prepare(
     if settings.prune is not None:
         check_criterion(settings.prune.criterion, info)
         check_segments(settings.prune.num_segments, info.widths)
-    stages = Stages(folder, settings, preprocessing, progress, sources)
+    stages = Stages(folder, settings, preprocessing, settings.target, progress, sources)
     if settings.prune is not None and settings.prune.searched and stages.val is None:
         raise DataError(
             "There are no validation images on which to search how much to prune; give --prune-tokens and "
@@ -179,9 +182,8 @@ def _prepare(
     model = attach(
         backbone,
         settings.method,
-        num_classes=len(stages.task.classes),
+        data=stages.task,
         head_init=settings.head_init,
-        classes=stages.task.classes,
         preprocessing=preprocessing,
     )
     stages.introduce(model)
@@ -213,9 +215,8 @@ def run_condense(
     sources = Sources()
 
     def data_fingerprint() -> str:
-        return sources.task(
-            settings, load(settings.adapter, weights=settings.weights).preprocessing, silent
-        ).fingerprint()
+        adapter = load(settings.adapter, weights=settings.weights)
+        return sources.task(settings, adapter.preprocessing, adapter.target.name, silent).fingerprint()
 
     fingerprints = {
         "data": data_fingerprint,
@@ -232,11 +233,11 @@ def run_condense(
         if condensing.merge:
             check_merge(model)
         origin = weights_origin(model.backbone)
-        stages = Stages(folder, settings, model.preprocessing, progress, sources)
+        stages = Stages(folder, settings, model.preprocessing, model.target.name, progress, sources)
         folder.record(data=stages.task.fingerprint())
-        if model.classes is not None and model.classes != stages.task.classes:
+        if model.classes is not None and model.target != stages.task.target:
             raise DataError(
-                f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
+                f"The labels of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
                 "that it was trained on."
             )
         earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work

@@ -14,6 +14,7 @@ from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
+from vprompt.tasks.base import TARGETS
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 
@@ -107,6 +108,8 @@ class Settings:
         img_size: Input size in pixels, where it should differ from the backbone's own.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used, and say how many.
+        target: What is to be said of an image: single-label (one of the classes), multi-label (any number of tags),
+            regression (numbers); what the labels look like when left out.
 
     Raises:
         VPromptError: If a value is out of range, or two do not go together.
@@ -130,11 +133,14 @@ class Settings:
     img_size: int | None = None
     split_seed: int = 0
     skip_bad: bool = False
+    target: str | None = field(default=None, metadata={"added": True})
 
     __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.target is not None:
+            TARGETS.get(self.target)
         if self.condense is not None:
             self.condense.check(self.method)
             if self.condense.ratio == "auto" and self.train_on != "train":

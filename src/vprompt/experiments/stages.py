@@ -69,15 +69,18 @@ class Sources:
             self._backbone = (key, made)
         return self._backbone[1]
 
-    def task(self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, report: Report) -> Task:
-        """The images that settings name, checked and decoded."""
-        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing)
+    def task(
+        self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, target: str | None, report: Report
+    ) -> Task:
+        """The images that settings name, checked and decoded, with labels for a target."""
+        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing, target)
         if self._task is None or self._task[0] != key:
             self._task = None
             task = open_task(
                 settings.data,
                 preprocessing,
                 root=settings.root,
+                target=target,
                 split_seed=settings.split_seed,
                 skip_bad=settings.skip_bad,
                 progress=report,
@@ -146,6 +149,7 @@ class Stages:
         folder: RunFolder,
         settings: Settings | CondenseSettings,
         preprocessing: Preprocessing,
+        target: str | None,
         progress: bool | Report,
         sources: Sources,
     ) -> None:
@@ -160,7 +164,7 @@ class Stages:
         self.notes: list[str] = []
         torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
-            self.task = sources.task(settings, preprocessing, report)
+            self.task = sources.task(settings, preprocessing, target, report)
         self.train_images, self.val = training_images(self.task, settings)
         if settings.condense is not None and settings.condense.ratio == "auto" and self.val is None:
             raise DataError(
@@ -313,10 +317,10 @@ class Stages:
         report: dict[str, Any] = {}
         self.evaluations.append({})
         for split, data in {"val": self.val, "test": self.task.test if self._tests else None}.items():
-            report |= {f"{split}_accuracy": None, f"{split}_loss": None}
+            report |= {f"{split}_{model.target.headline}": None, f"{split}_loss": None}
             if data is not None:
                 evaluation = self.evaluations[-1][split] = self._evaluated(model, data, SPLITS[split])
-                report |= {f"{split}_{key}": value for key, value in evaluation.figures(self.task.classes).items()}
+                report |= {f"{split}_{key}": value for key, value in evaluation.figures.items()}
         return {
             **report,
             "prompt_counts": model.prompt_counts,
@@ -324,6 +328,7 @@ class Stages:
             "backbone_params": num_parameters(model.backbone),
             "folded_gmacs": round(folded_gmacs(model), 6),
             "method": model.method.name,
+            "target": model.target.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,
             "overfits": history.overfits,
@@ -344,7 +349,7 @@ class Stages:
         """Writes adapter and result."""
         report = self.report(model, history)
         for split, evaluation in self.evaluations[-1].items():
-            self.notes += evaluation.remarks(self.task.classes, SPLITS[split])
+            self.notes += evaluation.remarks(SPLITS[split])
         if len(self.evaluations) > 1:
             facts = {**facts, "lost": self._lost(*self.evaluations[-2:])}
         recipe, device = self._recipe(model), model.device
@@ -369,11 +374,11 @@ class Stages:
 
     @staticmethod
     def _lost(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> dict[str, Any]:
-        """Accuracy that fewer prompts cost, on the same images; below 0 where they gained some."""
+        """Score that fewer prompts cost, on the same images; below 0 where they gained some."""
         lost: dict[str, Any] = {}
         for split in after:
             change, (low, high) = difference(after[split], before[split])
-            lost |= {f"{split}_accuracy": change, f"{split}_interval": [low, high]}
+            lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
         return lost
 
     def _provenance(self, model: PromptedModel, weights: dict[str, str] | None) -> dict[str, Any]:

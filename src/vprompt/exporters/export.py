@@ -168,6 +168,7 @@ def export(
         about = replace(about, precision="float16")
     report(1, 3)
     with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
+        activate = folded.target.activate
 
         def outputs_of(about: About) -> tuple[Tensor, Tensor]:
             problem = f"{printable(str(path))} cannot be written"
@@ -175,7 +176,7 @@ def export(
                 format.save(converted, part, about.to_text())
                 add_checksum(format.files(part))
             pair = paired_logits(folded, load_exported(part), compared_NCHW)
-            return (pair[0].softmax(1), pair[1].softmax(1)) if include_preprocessing else pair
+            return (activate(pair[0]), activate(pair[1])) if include_preprocessing else pair
 
         eager_NC, exported_NC = outputs_of(about)
         about = replace(about, comparison=compare(eager_NC, exported_NC, tolerance=tolerance))

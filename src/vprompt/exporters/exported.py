@@ -44,6 +44,7 @@ class Exported(Classifier):
         self.format = format
         self.about = about
         self.classes = about.classes
+        self.target = about.made_target
         self.preprocessing = about.preprocessing
         self._run = run
         self.eval()

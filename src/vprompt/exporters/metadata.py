@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.exporters.base import BLANK, FORMER_KEY
 from vprompt.model.model import FoldedModel
+from vprompt.tasks.base import Target, from_document, to_document
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Reader
 from vprompt.utils.text import printable
@@ -83,11 +84,12 @@ class About:
         classes: Names of the classes in the order of the logits, or None.
         num_classes: How many logits there are.
         includes_preprocessing: Whether it takes uint8 pixels (B, H, W, 3) of the preprocessing's size and gives
-            probabilities, rather than normalised images and logits.
+            probabilities (or what else its target says), rather than normalised images and logits.
         precision: In which numbers it computes.
         libraries: Versions of what took part.
         comparison: Beside the model before it was exported.
         quantisation: What int8 cost, or None.
+        target: What the logits say, as plain data, where that is not one of the classes.
     """
 
     format_version: int
@@ -105,6 +107,16 @@ class About:
     comparison: Comparison | None
     quantisation: Quantisation | None
     includes_preprocessing: bool = False
+    target: dict[str, Any] | None = None
+
+    @property
+    def made_target(self) -> Target:
+        """What the logits say.
+
+        Raises:
+            VPromptError: If it cannot be made.
+        """
+        return from_document(self.target, self.classes or tuple(map(str, range(self.num_classes))))
 
     def to_text(self) -> str:
         """JSON in one line of printable ASCII, which every format can hold; the place for the checksum comes last."""
@@ -141,6 +153,7 @@ def describe_export(
         comparison=None,
         quantisation=None,
         includes_preprocessing=includes_preprocessing,
+        target=to_document(model.target),
     )
 
 

@@ -26,7 +26,8 @@ class _Named(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.is_floating_point():
             return self.model(images)
-        return self.model(self.model.preprocessing.normalise(images.permute(0, 3, 1, 2))).softmax(1)
+        logits = self.model(self.model.preprocessing.normalise(images.permute(0, 3, 1, 2)))
+        return self.model.target.activate(logits)
 
 
 def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool = False) -> ExportedProgram:

@@ -21,6 +21,7 @@ from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.layers.head import initialise
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
+from vprompt.tasks.base import Target
 from vprompt.utils.errors import BackboneError, VPromptError
 from vprompt.utils.serialization import typed
 
@@ -36,6 +37,7 @@ def attach(
     execution: Execution = "prefix",
     head_init: HeadInit = HEAD_INIT,
     classes: Sequence[str] | None = None,
+    target: Target | None = None,
     preprocessing: Preprocessing | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
@@ -52,12 +54,13 @@ def attach(
             which is not changed.
         method: The method; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1; as many as there are names when not given.
-        data: A task from `open_data`, whose classes and preprocessing are taken unless given.
+        data: A task from `open_data`, whose target and preprocessing are taken unless others are given.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"zero"` starts from zeros; `"paper"` draws the head's weight from Kaiming's normal distribution (fan
             out) and sets its bias to -ln 99, which the paper's SGD at high rates forgets and AdamW does not. Of a
             deeper head, its last layer.
         classes: Names of the classes.
+        target: What is to be said of an image, where that is not one of the classes; see `vprompt.tasks`.
         preprocessing: Preprocessing of images; the backbone's own when not given.
         pretrained: With a name: load its weights.
         weights: With a name: file with other weights than those that the name stands for; see
@@ -81,9 +84,11 @@ def attach(
     Source: VPT (arXiv 2203.12119).
     """
     if data is not None:
-        classes, preprocessing = classes or data.classes, preprocessing or data.preprocessing
+        target = data.target if target is None and classes is None else target
+        preprocessing = preprocessing or data.preprocessing
     if isinstance(classes, str):
         raise VPromptError(f"Names of classes are a list, not the text {classes!r}.")
+    classes = classes if target is None else target.names
     number = typed("num_classes", len(classes or ()) if num_classes is None else num_classes, int)
     if not 1 <= number <= MAX_CLASSES:
         raise VPromptError(
@@ -109,6 +114,7 @@ def attach(
         kv_prompts=kv_prompts,
         execution=execution,
         classes=classes,
+        target=target,
         preprocessing=preprocessing,
     )
     return model.to(device=like.device, dtype=like.dtype).train()
@@ -121,6 +127,7 @@ def open_data(
     img_size: int | tuple[int, int] | None = None,
     resize: Resize | None = None,
     root: str | Path | None = None,
+    target: str | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
@@ -133,6 +140,7 @@ def open_data(
         img_size: With a name: its input size, as for `attach`.
         resize: `"squash"` or `"crop"`; as the task's results are made when not given.
         root: Folder of benchmark tasks; see `vprompt.data.open_task`.
+        target: Name of what is to be said of an image; see `vprompt.data.open_task`.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used.
         progress: Called after every image with (done, total).
@@ -152,5 +160,7 @@ def open_data(
     spec = None if data is None else str(data)
     usual = transforms_of(spec)
     preprocessing = replace(info.preprocessing, resize=resize or usual.resize)
-    task = open_task(spec, preprocessing, root=root, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
+    task = open_task(
+        spec, preprocessing, root=root, target=target, split_seed=split_seed, skip_bad=skip_bad, progress=progress
+    )
     return replace(task, train=task.train.with_augment(usual.augment))

@@ -9,6 +9,7 @@ from torch import nn
 
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.model.predict import Pictures, Predictions, predict
+from vprompt.tasks.base import Target
 
 
 class Classifier(nn.Module):
@@ -16,10 +17,12 @@ class Classifier(nn.Module):
 
     Attributes:
         classes: Names of the classes, in the order of the logits, or None.
+        target: What it says of an image: one of the classes, tags, numbers.
         preprocessing: Preprocessing of images.
     """
 
     classes: tuple[str, ...] | None
+    target: Target
     preprocessing: Preprocessing
 
     @property
@@ -39,12 +42,12 @@ class Classifier(nn.Module):
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
-        return f"{type(self).__name__}({self.num_classes} classes, images of {height}×{width} pixels)"
+        return f"{type(self).__name__}({self.target.size}, images of {height}×{width} pixels)"
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes; those without names are called by their numbers."""
-        return self.classes or tuple(str(number) for number in range(self.num_classes))
+        return self.target.names
 
     def predict(self, images: Pictures, *, batch_size: int = 32) -> Predictions:
         """Classes and probabilities of images as they come; they are prepared as the model wants them.

@@ -11,6 +11,7 @@ from vprompt.data.preprocessing import MAX_SIDE, Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.registry import from_config, to_config
 from vprompt.model.records import Condensation, Pruning, Recipe
+from vprompt.tasks.base import Target, from_document, to_document
 from vprompt.utils.errors import AdapterError, VPromptError
 from vprompt.utils.io import pretty_json, verified, with_checksum
 from vprompt.utils.serialization import Reader, parse, show
@@ -68,6 +69,7 @@ class AdapterConfig:
         num_segments: R, segments of a prompt, where some are pruned; 1 where prompts are whole.
         pruning: Shares that were pruned, or None.
         merged: Whether prompts were merged, so that the tensors hold their multiplicity.
+        target: What the logits say, where that is not one of the classes; without its names, which are the classes.
         plain_prompts: Whether the learned values are the prompts themselves, even if the method computes its prompts
             from such values at first.
     """
@@ -88,6 +90,7 @@ class AdapterConfig:
     pruning: Pruning | None = None
     merged: bool = False
     plain_prompts: bool = False
+    target: Target | None = None
 
 
 def write_config(config: AdapterConfig) -> str:
@@ -97,7 +100,11 @@ def write_config(config: AdapterConfig) -> str:
         AdapterError: If a value is none that JSON can hold.
     """
     try:
-        document = with_checksum(parse(pretty_json({**asdict(config), "method": to_config(config.method)})))
+        target = None if config.target is None else to_document(config.target)
+        document = {**asdict(config), "method": to_config(config.method), "target": target}
+        if target is None:  # as in earlier versions
+            del document["target"]
+        document = with_checksum(parse(pretty_json(document)))
         text = pretty_json(document, sort=True) + "\n"
         if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
             text = pretty_json(document, sort=True, ascii_only=True) + "\n"
@@ -125,7 +132,10 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
             f"{where} is damaged: what it says is not what was saved; {_REDO}, or remove the line {CHECKSUM!r} if you "
             "changed it on purpose."
         )
-    config = AdapterConfig(**reader.entries(document, AdapterConfig, ""))
+    entries = reader.entries(document, AdapterConfig, "")
+    if (given := entries.get("target")) is not None:
+        entries["target"] = reader.target(given, entries["classes"])
+    config = AdapterConfig(**entries)
     _check(config, reader)
     if reader.unknown:
         known = f"this version of vprompt does not know: {printable(', '.join(sorted(reader.unknown)))}"
@@ -144,7 +154,17 @@ class _Reader(Reader):
         raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
+        if hint == Target | None:
+            return value  # read when its names are known
         return self.method(value, at) if hint == Method else super().value(value, hint, at)
+
+    def target(self, value: object, classes: tuple[str, ...] | None) -> Target:
+        if not isinstance(value, dict) or classes is None:
+            self.fail(f"'target' should be an object, beside 'classes', not {show(value)}")
+        try:
+            return from_document(cast("dict[str, Any]", value), classes)
+        except VPromptError as error:
+            self.fail(f"the target cannot be made: {str(error).rstrip('.')}; upgrade vprompt if it is newer, or")
 
     def method(self, value: object, at: str) -> Method:
         if not isinstance(value, dict):

@@ -197,6 +197,7 @@ def _assemble(
         tuned=parts[TUNED],
         execution=execution,
         classes=config.classes,
+        target=config.target,
         preprocessing=config.preprocessing,
     )
     model.condensation, model.pruning, model.recipe = config.condensation, config.pruning, config.recipe

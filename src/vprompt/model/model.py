@@ -30,6 +30,8 @@ from vprompt.methods.layers.inject import (
 from vprompt.methods.layers.prompts import KVPrompts, Prompts, check_segments
 from vprompt.methods.layers.tuned import Tuning
 from vprompt.model.classifier import Classifier
+from vprompt.tasks.base import Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class _Adapted(Classifier):
         head: Head,
         method: Method,
         classes: tuple[str, ...] | None,
+        target: Target | None,
         preprocessing: Preprocessing,
     ) -> None:
         super().__init__()
@@ -61,6 +64,9 @@ class _Adapted(Classifier):
         self.head = head
         self.info = info
         self.method = method
+        if target is None:
+            target = SingleLabel(names=classes or tuple(str(number) for number in range(head.out_features)))
+        self.target = target
         self.classes = classes
         self.preprocessing = preprocessing
         self._original = Original.of(backbone)
@@ -112,7 +118,7 @@ class _Adapted(Classifier):
         name = f"{type(self).__name__}({self.method.name} on {self.info.name}"
         height, width = self.preprocessing.size
         numbers = f"{learned:,} learned numbers, " if learned else ""
-        return f"{name}, {prompts}{numbers}{self.num_classes} classes, images of {height}×{width} pixels)"
+        return f"{name}, {prompts}{numbers}{self.target.size}, images of {height}×{width} pixels)"
 
     @property
     @abstractmethod
@@ -165,6 +171,7 @@ class PromptedModel(_Adapted):
         execution: `"prefix"` runs deep prompts as keys and values (the same function, faster); `"published"` as
             tokens through every block, as the papers do.
         classes: Names of the classes, in the order of the logits.
+        target: What the logits say, where that is not one of the classes; its names are then the classes.
         preprocessing: Preprocessing of images; the backbone's own when not given.
 
     Attributes:
@@ -190,10 +197,12 @@ class PromptedModel(_Adapted):
         tuned: Mapping[str, Tensor] | None = None,
         execution: Execution = "prefix",
         classes: Sequence[str] | None = None,
+        target: Target | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> None:
         info = describe(backbone)
         names = None if classes is None else tuple(classes)
+        names = names if target is None else target.names
         if names is not None and len(names) != head.out_features:
             raise VPromptError(f"There are {len(names)} class names for {head.out_features} classes.")
         if execution not in ("prefix", "published"):
@@ -202,7 +211,7 @@ class PromptedModel(_Adapted):
         check_size(backbone, info, preprocessing.size)
         # Before the backbone is frozen: a method that does not fit it must leave it alone.
         tuning = method.tuning(backbone, info, tuned)
-        super().__init__(backbone, info, tuning, head, method, names, preprocessing)
+        super().__init__(backbone, info, tuning, head, method, names, target, preprocessing)
         self.prompts = prompts
         self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts
         self.execution: Execution = execution
@@ -242,6 +251,7 @@ class PromptedModel(_Adapted):
             tuned=dict(self.tuned.named_parameters()),
             execution=execution or self.execution,
             classes=self.classes,
+            target=None if self.classes is None else self.target,
             preprocessing=self.preprocessing,
         )
         twin.condensation, twin.pruning, twin.recipe = self.condensation, self.pruning, self.recipe
@@ -359,7 +369,8 @@ class FoldedModel(_Adapted):
         head = copy.deepcopy(source.head).requires_grad_(False)
         info, method = source.info, source.method
         tuned = method.fold_tuning(source.backbone, info, source.tuned)
-        super().__init__(source.backbone, info, tuned, head, method, source.classes, source.preprocessing)
+        classes, target = source.classes, source.target
+        super().__init__(source.backbone, info, tuned, head, method, classes, target, source.preprocessing)
         self.counts = tuple(source.prompt_counts)
         if source.method.riding == "tokens":
             self.tokens = source.prompts.constants()

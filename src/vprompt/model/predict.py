@@ -58,7 +58,7 @@ def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Pre
     preprocessing, rows = model.preprocessing, list[Tensor]()
     prepared = in_threads(lambda image: _pixels(image, preprocessing), _each(images))
     while batch := list(islice(prepared, batch_size)):
-        rows.append(logits_of(model, batch).softmax(1))
+        rows.append(model.target.activate(logits_of(model, batch)))
     if not rows:
         raise DataError("There are no images to predict; give at least one.")
     probabilities = torch.cat(rows)

@@ -132,6 +132,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         pruning=model.pruning,
         recipe=model.recipe,
         tensors_sha256=tensors_sha256,
+        target=model.target,
     )
 
 

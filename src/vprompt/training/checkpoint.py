@@ -28,7 +28,10 @@ _OLD_METADATA = "laconic"
 
 @dataclass(kw_only=True)
 class History:
-    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`)."""
+    """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`).
+
+    Of another target than classes, they are the figures that it is trained and compared by.
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import UnionType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ from vprompt.data.preprocessing import Augment
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import DataError
 
-ImageLabels = Dataset[tuple[Tensor, int]]
-"""A data set to train and evaluate on: items are a normalised float image (3, H, W) and an integer label."""
+ImageLabels = Dataset[Any]
+"""A data set to train and evaluate on: items are a normalised float image (3, H, W) and an integer label, or what else
+the model's target takes."""
 
 PLAUSIBLE = 30.0
 """Normalised images stay far below it, those of 0 to 255 do not."""
@@ -69,7 +70,7 @@ def iterate(
         training: The epoch that random views of an `ImageDataset` depend on; without it the images are as they are.
 
     Raises:
-        DataError: If items are not float images (3, H, W) of one size with integer labels, or not finite.
+        DataError: If items are not float images (3, H, W) of one size with labels, or not finite.
     """
     dataset = dataset_in(dataset)
     if isinstance(dataset, ImageDataset):
@@ -82,11 +83,9 @@ def iterate(
         return
     warned = training is not None and training.epoch > 0
     for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):
-        if labels.is_floating_point() or labels.ndim != 1:
-            raise DataError(f"Labels must be integers, one per image; these are {labels.dtype}, {_shape(labels)}.")
         if images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3:
             warned = _check_values(images, index, warned)
-        yield images.to(device), labels.long().to(device)
+        yield images.to(device), (labels if labels.is_floating_point() else labels.long()).to(device)
 
 
 def _check_values(images: Tensor, index: Tensor, warned: bool) -> bool:
@@ -119,7 +118,7 @@ def dataset_in(data: ImageLabels | DataLoader[Any]) -> ImageLabels:
         own += [getattr(data.collate_fn, "__name__", "collate_fn")] * (data.collate_fn is not default_collate)
         if own:
             raise DataError(f"The DataLoader has a {own[0]}, which would not be followed; give its data set alone.")
-        data = cast("ImageLabels", data.dataset)
+        data = data.dataset
     if isinstance(data, Task):
         raise DataError("Here images are needed, not a task; give a part of it, such as task.train.")
     if isinstance(data, str | bytes | Mapping | Tensor | np.ndarray) or not hasattr(data, "__getitem__"):
@@ -145,10 +144,8 @@ def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
     computes = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     if images.dtype not in (torch.float32, computes):
         raise DataError(f"Images are {images.dtype}, and the model computes in {computes}; convert them by .float().")
-    low, high, classes = int(labels.min()), int(labels.max()), model.num_classes
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        raise DataError(f"A label is {wrong}, but the model has {classes} classes, numbered from 0.")
+    if (problem := model.target.check(labels)) is not None:
+        raise DataError(problem)
 
 
 def check_kind(given: object, kind: type | UnionType, needed: str) -> None:
@@ -211,7 +208,7 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
         image, label = item  # pyright: ignore[reportUnknownVariableType]
         if not isinstance(image, Tensor):
             raise DataError(f"Images of a data set must be tensors, not {_kind(image)}; convert and normalise them.")
-        if not isinstance(label, (int, Tensor, np.integer)):
+        if not isinstance(label, (int, Tensor, np.integer, np.ndarray)):
             raise DataError(f"Labels of a data set must be integers, not {_kind(label)}.")
     shapes = {tuple(image.shape) for image, _ in items}
     if len(shapes) > 1:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -244,7 +243,8 @@ class _Run:
                 rate = (self.step - first) * self.recipe.batch_size / max(now - started, 1e-9)
                 seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size)
                 loss, hits = (self.sums / seen).tolist()
-                report(self.step, self.last_step, epoch=epoch + 1, loss=loss, accuracy=hits, rate=rate)
+                figures = {"loss": loss, self.model.target.hit: hits, "rate": rate}
+                report(self.step, self.last_step, epoch=epoch + 1, **figures)
                 if self.step % self.steps_per_epoch == 0:
                     self._finish_epoch(epoch, report)
                 if interrupted() or now - saved > SAVE_EVERY_SECONDS:
@@ -289,11 +289,12 @@ class _Run:
             logits = trained(*inputs).float()
         # A process left without images in a short last batch computes one whose weight is zero.
         weight = 1.0 if rank < batch else 0.0
-        loss_sum = weight * F.cross_entropy(logits, labels, reduction="sum")
+        target = self.model.target
+        loss_sum = weight * target.loss(logits, labels).sum()
         self.optimizer.zero_grad()
         # Data-parallel training averages gradients over processes; the batch's mean is wanted.
         self.accelerator.backward(loss_sum * processes / batch)
-        hits = weight * (logits.detach().argmax(1) == labels).sum()
+        hits = weight * target.hits(logits.detach(), labels).sum()
         sums = torch.stack([loss_sum.detach(), hits])
         if processes > 1:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
@@ -309,15 +310,16 @@ class _Run:
 
     def _finish_epoch(self, epoch: int, report: Report) -> None:
         loss, hits = (self.sums / self.length).tolist()
-        row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, "accuracy": hits}
+        target = self.model.target
+        row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, target.hit: hits}
         row["lr"] = self.optimizer.param_groups[0]["lr"]
         interval = max(1, self.recipe.epochs // 10)
         if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
             evaluation = evaluate(self.model, self.val, workers=self.recipe.workers)
-            row["val_accuracy"] = evaluation.accuracy
+            row[key := f"val_{target.headline}"] = evaluation.score
             if math.isfinite(evaluation.loss):  # JSON has no other numbers
                 row["val_loss"] = evaluation.loss
-            report(self.step, self.last_step, val_accuracy=row["val_accuracy"])
+            report(self.step, self.last_step, **{key: row[key]})
         self.history.rows.append(row)
         self.sums.zero_()
         if self.at_epoch is not None:

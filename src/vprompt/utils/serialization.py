@@ -52,7 +52,8 @@ class Option:
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a configuration dataclass and of those nested in it, by their flat names.
 
-    A field's metadata may hold `flag` (its flat name) and `place`. A nested configuration that may be None has `when`,
+    A field's metadata may hold `flag` (its flat name), `place`, and `added`: plain data has such a one only where it is
+    not as by default. A nested configuration that may be None has `when`,
     the options that call for it, and may have `switch`, an option of its own that does so. A field that is
     `polymorphic`, of one of several dataclasses, is left to others.
 
@@ -106,6 +107,8 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
             if (switch := entry.metadata.get("switch")) is not None:
                 found[switch] = True
             found |= flat(value, places=places)
+        elif entry.metadata.get("added") and value == _default(entry):
+            continue  # names of runs and results are as before there was such an option
         elif places or not entry.metadata.get("place"):
             found[entry.metadata.get("flag", entry.name)] = msgspec.to_builtins(value)
     return found

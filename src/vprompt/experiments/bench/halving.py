@@ -10,6 +10,7 @@ from typing import Any
 from vprompt.experiments.bench.grid import AFTERWARDS, Cell
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.plan import Search, combinations
+from vprompt.experiments.folder import score_key
 
 Results = Mapping[str, dict[str, Any]]
 """Name of a job -> its result, or `{"failed": sentence}`."""
@@ -155,7 +156,7 @@ def _to_choose(search: Search) -> dict[str, Any]:
 
 
 def _seen(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    seen = {"epochs": epochs, "val_accuracy": result.get("val_accuracy")}
+    seen = {"epochs": epochs, (key := score_key(result, "val")): result.get(key)}
     if result.get("seconds") is not None:
         seen["seconds"] = result["seconds"]
     if why := result.get("failed") or result.get("diverged"):
@@ -165,7 +166,7 @@ def _seen(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:
 
 def _rank(result: Mapping[str, Any], search: Search) -> tuple[float, ...]:
     """Smaller is better; what diverged or failed comes last, at infinity."""
-    accuracy, loss = result.get("val_accuracy"), result.get("val_loss")
-    if accuracy is None or loss is None or not math.isfinite(loss):
+    score, loss = result.get(score_key(result, "val")), result.get("val_loss")
+    if score is None or loss is None or not math.isfinite(loss):
         return (math.inf,)
-    return (-accuracy, loss) if search.by == "accuracy" else (loss, -accuracy)
+    return (-score, loss) if search.by == "accuracy" else (loss, -score)

@@ -14,9 +14,10 @@ from vprompt.experiments.bench.grid import Cell
 from vprompt.experiments.bench.halving import Outcome, Results, steps
 from vprompt.experiments.bench.jobs import Job, to_plain_data
 from vprompt.experiments.bench.store import Store
+from vprompt.experiments.folder import score_key
 from vprompt.utils.errors import VPromptError
 
-REMEMBERED = ("val_accuracy", "val_loss", "test_accuracy", "diverged", "seconds")
+REMEMBERED = ("target", "val_loss", "diverged", "seconds")
 """Keys of a result that are remembered."""
 
 BUSY_SECONDS = 5.0
@@ -141,7 +142,8 @@ class Schedule:
     def _read_result(self, name: str) -> bool:
         """Whether there is a result; remembers what it says."""
         if (result := self.store.result(name)) is not None:
-            self.results[name] = {key: result[key] for key in REMEMBERED if key in result}
+            remembered = {*REMEMBERED, score_key(result, "val"), score_key(result, "test")}
+            self.results[name] = {key: value for key, value in result.items() if key in remembered}
         return result is not None
 
     def _want(self, jobs: Iterable[Job], cell: _OpenCell) -> None:

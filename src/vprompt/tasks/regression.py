@@ -1,0 +1,188 @@
+"""Regression: one or several numbers of an image."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from vprompt.tasks.base import CELLS, Target, bootstrapped, register
+from vprompt.utils.text import count, listed, percent, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST = 0.9
+"""Share of labels that are numbers, from which on the others are taken for errors."""
+
+MAX = 1e30
+"""Beyond it, squares are more than single precision can hold."""
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Regression(Target):
+    """Numbers in their own units, (N, K); the model learns them standardised, by the mean of squared errors.
+
+    Args:
+        names: Of the numbers.
+        mean: Of each over the training images.
+        std: Of each over the training images.
+
+    Example:
+        >>> import torch
+        >>> target = Regression.fit(["1", "2", "3"], ["age"])
+        >>> target.names, target.mean, target.activate(torch.zeros(1, 1)).tolist()
+        (('age',), (2.0,), [[2.0]])
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    name = "regression"
+    headline = "r2"
+    title = "R²"
+    hit = "error"
+    answer = "values"
+
+    @property
+    def size(self) -> str:
+        """See `Target`."""
+        return f"{count(len(self.names), 'number')} ({listed([*self.names], 3)})"
+
+    @classmethod
+    def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
+        """See `Target`: nearly all are numbers, and not all of them whole, or there are several of them."""
+        given = [label for label in labels if label.strip()]
+        rows = [row for label in given if (row := _numbers(label)) is not None]
+        if not rows or len(rows) < MOST * len(given):
+            return False
+        return max(map(len, rows)) > 1 or any(not number.is_integer() for row in rows for number in row)
+
+    @classmethod
+    def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
+        """See `Target`."""
+        import torch
+
+        rows = [row for label in labels if (row := _numbers(label)) is not None]
+        if not rows:
+            raise ValueError("no number for any training image.")
+        (size, _), *_ = Counter(map(len, rows)).most_common(1)
+        values = torch.tensor([row for row in rows if len(row) == size], dtype=torch.float64)
+        names = tuple(map(printable, columns)) or ("value",)
+        if len(names) != size:
+            names = tuple(str(number) for number in range(size))
+        mean, std = values.mean(0), values.std(0, correction=0)
+        if flat := [name for name, spread in zip(names, std.tolist(), strict=True) if not 0 < spread < math.inf]:
+            raise ValueError(f"nothing to learn of {listed(flat)}: all training images have the same.")
+        return cls(names=names, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    def settled(self, labels: Sequence[str]) -> Self:
+        """See `Target`: mean and deviation."""
+        return self.fit(labels, self.names)
+
+    def problem(self, label: str) -> str | None:
+        """See `Target`."""
+        numbers, wanted = _numbers(label), len(self.names)
+        if numbers is None:
+            return f"is {printable(label.replace(CELLS, ' '))[:40]!r}, not a number"
+        return None if len(numbers) == wanted else f"has {len(numbers)} numbers, not {wanted}"
+
+    def encode(self, labels: Sequence[str]) -> Tensor:
+        """See `Target`."""
+        import torch
+
+        return torch.tensor([_numbers(label) or [] for label in labels]).view(len(labels), len(self.names))
+
+    def check(self, targets: Tensor) -> str | None:
+        """See `Target`."""
+        if targets.ndim != 2 or targets.shape[1] != len(self.names) or not targets.is_floating_point():
+            return f"Labels must be numbers (B, {len(self.names)}); these are {targets.dtype}, {tuple(targets.shape)}."
+        return None if bool(targets.isfinite().all()) else "A label is no finite number."
+
+    def strata(self, labels: Sequence[str]) -> list[str]:
+        """See `Target`: by fifths of the first number."""
+        import torch
+
+        values = self.encode(labels)[:, 0]
+        ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+        return [str(number) for number in torch.bucketize(values, ends).tolist()]
+
+    def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """See `Target`; nothing is smoothed."""
+        mean, std = self._scale(logits)
+        return (logits - (targets.to(logits.dtype) - mean) / std).square().mean(1)
+
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See `Target`: the mean absolute error, in units of the numbers."""
+        return (self.activate(logits) - targets).abs().double().mean(1)
+
+    def pseudo(self, logits: Tensor) -> Tensor:
+        """See `Target`."""
+        return self.activate(logits)
+
+    def score(self, logits: Tensor, targets: Tensor) -> float:
+        """See `Target`: the mean over the numbers of the share of their variance that is explained."""
+        wanted = targets.double()
+        left = (self.activate(logits.double()) - wanted).square().sum(0)
+        whole = (wanted - wanted.mean(0)).square().sum(0)
+        return float((1 - left / whole).mean())
+
+    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """See `Target`."""
+        errors = (self.activate(logits.double()) - targets.double()).abs()
+        constant = (targets.double() - errors.new_tensor(self.mean)).abs()
+        score = self.score(logits, targets)
+        finite = math.isfinite(score)  # not where all images have the same number
+        ends = bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets)) if finite else None
+        return {
+            "r2": score if finite else None,
+            "interval": None if ends is None else list(ends),
+            "mae": dict(zip(self.names, errors.mean(0).tolist(), strict=True)),
+            "rmse": dict(zip(self.names, errors.square().mean(0).sqrt().tolist(), strict=True)),
+            "constant_mae": dict(zip(self.names, constant.mean(0).tolist(), strict=True)),
+        }
+
+    @staticmethod
+    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+        """See `Target`."""
+        share, ends = figures.get(f"{prefix}r2"), figures.get(f"{prefix}interval")
+        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+        errors = ", ".join(_named(figures.get(f"{prefix}mae") or {}))
+        return {"R²": "-" if share is None else f"{percent(share)} %", "95 %": interval, "mean error": errors or "-"}
+
+    @staticmethod
+    def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
+        """See `Target`."""
+        errors, images = ", ".join(_named(figures.get(f"{prefix}constant_mae") or {})), Target.beside(figures, prefix)
+        return f"{images}; always saying the mean errs by {errors}" if images and errors else images
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """See `Target`."""
+        mean, std = self._scale(logits)
+        return logits * std + mean
+
+    def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
+        """See `Target`: every number by its name."""
+        return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.mean), like.new_tensor(self.std)
+
+
+def _numbers(label: str) -> list[float] | None:
+    """The numbers of a label; None where one is none, or not finite in single precision."""
+    try:
+        cells: Any = json.loads(label) if label.startswith("[") else label.split(CELLS)
+        numbers = [float(cell) for cell in cells]
+    except (TypeError, ValueError):
+        return None
+    return numbers if numbers and all(abs(number) < MAX for number in numbers) else None
+
+
+def _named(values: Mapping[str, float]) -> list[str]:
+    """Numbers with their names, where there are several."""
+    return [f"{name} {value:.4g}" if len(values) > 1 else f"{value:.4g}" for name, value in values.items()]

@@ -1,0 +1,163 @@
+"""Single label: every image is of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from vprompt.tasks.base import Target, register
+from vprompt.utils.statistics import paired_interval, wilson
+from vprompt.utils.text import count, listed, percent, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SingleLabel(Target):
+    """One of several classes; labels are numbers (N,), and the loss is cross-entropy.
+
+    Example:
+        >>> SingleLabel(names=("ant", "bee")).encode(["bee", "ant"])
+        tensor([1, 0])
+    """
+
+    name = "single-label"
+    headline = "accuracy"
+    title = "accuracy"
+    hit = "accuracy"
+    answer = "probabilities"
+    unit = "class"
+    grouped = True
+
+    @property
+    def size(self) -> str:
+        """See `Target`."""
+        return f"{len(self.names)} classes"
+
+    @classmethod
+    def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
+        """See `Target`: anything can be the name of a class."""
+        return len(columns) < 2
+
+    @classmethod
+    def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
+        """See `Target`."""
+        if len(columns) > 1:
+            raise ValueError(f"a class for each image in one column, not in {len(columns)}: {listed([*columns])}.")
+        if len(classes := sorted(set(labels))) < 2:
+            present = f"only the class {printable(classes[0])}" if classes else "no class"
+            raise ValueError(f"{present} with usable images to learn from; two or more are needed.")
+        return cls(names=tuple(map(printable, classes)))
+
+    def problem(self, label: str) -> str | None:
+        """See `Target`."""
+        return None if printable(label) in self.names else "is none of the classes"
+
+    def encode(self, labels: Sequence[str]) -> Tensor:
+        """See `Target`."""
+        import torch
+
+        numbers = {name: number for number, name in enumerate(self.names)}
+        return torch.tensor([numbers[printable(label)] for label in labels], dtype=torch.int64)
+
+    def check(self, targets: Tensor) -> str | None:
+        """See `Target`."""
+        if targets.is_floating_point() or targets.ndim != 1:
+            shape = f"({', '.join(map(str, targets.shape))})"
+            return f"Labels must be integers, one per image; these are {targets.dtype}, {shape}."
+        low, high, classes = int(targets.min()), int(targets.max()), len(self.names)
+        if 0 <= low <= high < classes:
+            return None
+        return f"A label is {low if low < 0 else high}, but the model has {classes} classes, numbered from 0."
+
+    def counts(self, targets: Tensor) -> Mapping[str, int]:
+        """See `Target`."""
+        return dict(zip(self.names, self._counts(targets).tolist(), strict=True))
+
+    def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """See `Target`."""
+        import torch.nn.functional as F
+
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+
+    def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See `Target`."""
+        return logits.argmax(1) == targets
+
+    def pseudo(self, logits: Tensor) -> Tensor:
+        """See `Target`."""
+        return logits.argmax(1)
+
+    def score(self, logits: Tensor, targets: Tensor) -> float:
+        """See `Target`."""
+        return int(self.hits(logits, targets).sum()) / len(targets)
+
+    def recalls(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(C,), accuracy on the images of each class; NaN for a class without images."""
+        right = self.hits(logits, targets).double()
+        return targets.bincount(right, minlength=len(self.names)) / self._counts(targets)
+
+    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """See `Target`; the interval is Wilson's, and the majority is always naming the commonest class."""
+        recalls = self.recalls(logits, targets)
+        return {
+            "accuracy": self.score(logits, targets),
+            "interval": list(wilson(int(self.hits(logits, targets).sum()), len(targets))),
+            "balanced_accuracy": float(recalls.nanmean()),
+            "majority_accuracy": int(self._counts(targets).max()) / len(targets),
+            "never_right": [self.names[label] for label in (recalls == 0).nonzero().flatten().tolist()],
+        }
+
+    def difference(self, before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
+        """See `Target`; in closed form."""
+        first, second = self.hits(before, targets), self.hits(after, targets)
+        gained, lost, images = int((second & ~first).sum()), int((first & ~second).sum()), len(targets)
+        return (gained - lost) / images, paired_interval(gained, lost, images)
+
+    def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
+        """See `Target`: classes that the accuracy hides, and a figure worth nothing."""
+        told, counts = list[str](), self._counts(targets)
+        if figures["interval"][0] <= figures["majority_accuracy"]:
+            far = "" if figures["accuracy"] <= figures["majority_accuracy"] else "clearly "
+            told.append(
+                f"The {split} accuracy of {percent(figures['accuracy'])} % is not {far}above that of always saying "
+                f"{self.names[int(counts.argmax())]} ({percent(figures['majority_accuracy'])} %)."
+            )
+        of_class = dict(zip(self.names, counts.tolist(), strict=True))
+        if never := [f"{name} ({count(of_class[name], 'image')})" for name in figures["never_right"]]:
+            told.append(f"Not one {split} image is recognised of {listed(never)}.")
+        return told
+
+    @staticmethod
+    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+        """See `Target`."""
+        ends = figures.get(f"{prefix}interval")
+        shares = [figures.get(f"{prefix}{key}") for key in ("accuracy", "balanced_accuracy")]
+        accuracy, balanced = ("-" if share is None else f"{percent(share)} %" for share in shares)
+        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+        return {"accuracy": accuracy, "95 %": interval, "balanced": balanced}
+
+    @staticmethod
+    def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
+        """See `Target`."""
+        share, images = figures.get(f"{prefix}majority_accuracy"), Target.beside(figures, prefix)
+        return f"{images}, of which the commonest class alone is {percent(share)} %" if images and share else images
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """See `Target`."""
+        return logits.softmax(1)
+
+    def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
+        """See `Target`: the most probable class and its probability, and the first few."""
+        best = outputs.topk(min(top, outputs.shape[1]), dim=1)
+        answers: list[dict[str, Any]] = []
+        for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            first = [(self.names[number], value) for number, value in zip(numbers, values, strict=True)]
+            answers.append({"class_name": first[0][0], "probability": first[0][1], "top": tuple(first)})
+        return answers
+
+    def _counts(self, targets: Tensor) -> Tensor:
+        return targets.bincount(minlength=len(self.names))
