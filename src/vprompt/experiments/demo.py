@@ -46,7 +46,7 @@ def run_demo(out: Path, *, seed: int = 0, plan: Plan | None = None, watch: Watch
 
     Returns:
         What `demo.json` in `out` says: `rows`, one per model, as the table shows them; `failed`, why there is none of a
-        model; `title`; `epochs`; `machine`; `seconds` since the last start; `pictures`.
+        model; `title`; `epochs`; `machine`; `seconds` since the last start, and those of processors; `pictures`.
 
     Raises:
         BenchError: If every run fails.
@@ -73,6 +73,7 @@ def run_demo(out: Path, *, seed: int = 0, plan: Plan | None = None, watch: Watch
         "failed": failed,
         "machine": runs[0]["result"]["machine"],
         "seconds": round(time.monotonic() - started, 1),
+        "processor_seconds": round(time.process_time(), 1),
         "pictures": [str(picture) for picture in _draw(out, plan, rows, models)],
     }
     write_json(out / DOCUMENT, document)

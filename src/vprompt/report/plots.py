@@ -108,29 +108,22 @@ def plot_answers(
     path: Path, images: NDArray[np.uint8], truths: Sequence[str], answers: Mapping[str, Sequence[str]]
 ) -> None:
     """Draws images (N, H, W, 3) in rows of four, each under its class and over what models take it for, as PNG."""
-    rows, lines = math.ceil(len(images) / 4), len(answers)
+    rows = math.ceil(len(images) / 4)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, rows * (1.8 + 0.2 * lines)), layout="constrained")
-        for number, axes in enumerate(figure.subplots(rows, 4, squeeze=False).flat):
+        figure = Figure(figsize=(7.0, 0.4 + rows * (1.9 + 0.2 * len(answers))), layout="constrained")
+        names = ", and then ".join(line(name, NAMES) for name in answers)
+        figure.suptitle(f"Test images under their classes; below, the answers of {names}", fontsize=9)
+        grid = [*figure.subplots(rows, 4, squeeze=False).flat]
+        for axes in grid:
             axes.set_axis_off()
-            if number >= len(images):
-                continue
-            axes.imshow(images[number], interpolation="nearest")
-            axes.set_title(line(truths[number], 24), fontsize=9, loc="center")
-            for place, (name, given) in enumerate(answers.items()):
-                right = given[number] == truths[number]
-                text = f"{'✓' if right else '✗'} {line(name, 24)}: {line(given[number], 24)}"
-                colour = COLOURS[2 if right else 1]
-                axes.text(
-                    0.5,
-                    -0.04 - 0.12 * place,
-                    text,
-                    color=colour,
-                    fontsize=7,
-                    ha="center",
-                    va="top",
-                    transform=axes.transAxes,
-                )
+        for number, (axes, image, truth) in enumerate(zip(grid, images, truths, strict=False)):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(line(truth, 24), fontsize=9, loc="center")
+            for place, given in enumerate(answers.values()):
+                mark, style = ("✓", 2) if given[number] == truth else ("✗", 1)
+                looks: dict[str, Any] = {"color": COLOURS[style], "fontsize": 8, "ha": "center", "va": "top"}
+                below: dict[str, Any] = {"xytext": (0, -4 - 12 * place), "textcoords": "offset points"}
+                axes.annotate(f"{mark} {line(given[number], 24)}", (0.5, 0), xycoords="axes fraction", **below, **looks)
         stream = io.BytesIO()
         FigureCanvasAgg(figure).print_png(stream)
     write_atomically(path, lambda part: part.write_bytes(stream.getvalue()))
