@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def means(rows: list[dict[str, object]]) -> Iterator[tuple[int, int, dict[int, f
 def lost(images: int, curve: dict[int, float]) -> float:
     """Accuracy of the best number of epochs less that of the rule's; between two, along the logarithm."""
     known = sorted(curve)
-    mine = np.interp(np.log(schedule_for(images, BATCH)), np.log(known), [curve[epochs] for epochs in known])
+    mine = np.interp(np.log(schedule_for(math.ceil(images / BATCH))), np.log(known), [curve[epochs] for epochs in known])
     return max(curve.values()) - float(mine)
 
 
@@ -161,7 +162,7 @@ def main() -> None:
         run(options, rows)
     for images, curves, curve in means(rows):
         print(images, "images:", ", ".join(f"{epochs} epochs {100 * mean:.1f} %" for epochs, mean in curve.items()))
-        rule = schedule_for(images, BATCH)
+        rule = schedule_for(math.ceil(images / BATCH))
         print(f"  {curves} curves; the rule's {rule} epochs lose {100 * lost(images, curve):.1f} points")
 
 

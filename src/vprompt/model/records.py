@@ -109,18 +109,14 @@ class Recipe:
         return replace(self, epochs=epochs, lr=base * lr_factor)
 
 
-STEPS = 2500
-"""Of a training of `schedule_for`, where that is 20 to 100 epochs."""
-
-
-def schedule_for(images: int, batch_size: int) -> int:
-    """Number of epochs for so many images: about 2,500 steps, at least 20 epochs and at most 100.
+def schedule_for(steps: int) -> int:
+    """Number of epochs of so many steps that suit an unknown task: about 2,500 steps, in 20 to 100 epochs.
 
     Example:
-        >>> schedule_for(1000, 64), schedule_for(5000, 64), schedule_for(60000, 64)
+        >>> schedule_for(16), schedule_for(79), schedule_for(938)
         (100, 32, 20)
     """
-    return min(100, max(20, round(STEPS / math.ceil(images / batch_size))))
+    return min(100, max(20, round(2500 / steps)))
 
 
 def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float:
