@@ -140,7 +140,9 @@ def means(rows: list[dict[str, object]]) -> Iterator[tuple[int, int, dict[int, f
 def lost(images: int, curve: dict[int, float]) -> float:
     """Accuracy of the best number of epochs less that of the rule's; between two, along the logarithm."""
     known = sorted(curve)
-    mine = np.interp(np.log(schedule_for(math.ceil(images / BATCH))), np.log(known), [curve[epochs] for epochs in known])
+    mine = np.interp(
+        np.log(schedule_for(math.ceil(images / BATCH))), np.log(known), [curve[epochs] for epochs in known]
+    )
     return max(curve.values()) - float(mine)
 
 
