@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.experiments.folder import LOG
+from vprompt.training.precision import accelerator
 from vprompt.training.trainer import Log
-from vprompt.utils.distributed import accelerator, is_main_process
+from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import write_text
 

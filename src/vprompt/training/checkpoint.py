@@ -91,11 +91,12 @@ def merit(row: Mapping[str, float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The progress of a training: steps done, sums of this epoch, what was before."""
+    """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16."""
 
     step: int
     sums: tuple[float, float]
     history: History
+    bf16: bool | None = None  # earlier versions did not say
 
 
 class _Facts(TypedDict):

@@ -24,9 +24,9 @@ from vprompt.model.wrappers import checkpointed_parts
 from vprompt.training.checkpoint import History, merit
 from vprompt.training.feature_cache import free_memory
 from vprompt.training.loader import ImageLabels, TrainingEpoch, iterate, size_of
-from vprompt.training.precision import attention_for_training, autocast
+from vprompt.training.precision import accelerator, attention_for_training, autocast
 from vprompt.utils.devices import device_named
-from vprompt.utils.distributed import accelerator, agreed, is_main_process
+from vprompt.utils.distributed import agreed, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report
@@ -192,7 +192,7 @@ def _largest_batch(model: PromptedModel, train: ImageLabels, recipe: Recipe) -> 
     """The images for which there is memory, a power of two where that is no limit."""
     most = max(min(LEAST_BATCH, size_of(train)), min(MOST_BATCH, size_of(train) // 10))
     start = 2 ** (most.bit_length() - 1)
-    if torch.accelerator.is_available():
+    if device_named("auto").type != "cpu":
 
         def fits(batch_size: int) -> int:
             _step(model, train, recipe, batch_size)

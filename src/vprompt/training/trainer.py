@@ -39,9 +39,9 @@ from vprompt.training.loader import (
     size_of,
 )
 from vprompt.training.objective import Objective
-from vprompt.training.precision import attention_for_training, autocast
+from vprompt.training.precision import accelerator, attention_for_training, autocast, in_bf16
 from vprompt.training.settle import settled
-from vprompt.utils.distributed import accelerator
+from vprompt.utils.devices import FAST_BF16
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.serialization import flat
@@ -396,7 +396,8 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
-        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history)
+        bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
+        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16)
         copies = {"ema": self.averages, "best": self.best}
         save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state, copies=copies)
 
@@ -415,6 +416,8 @@ class _Run:
             value.data.copy_(averages[name])
         self.step, self.history = state.step, state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
+        if state.bf16 is not None and self.recipe.precision == "auto":  # a busy machine may measure another
+            FAST_BF16[self.accelerator.device.type] = state.bf16
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:

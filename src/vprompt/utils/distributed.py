@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -49,16 +46,6 @@ def launcher_checked() -> Generator[list[str]]:
         yield sorted(name for name, value in hidden.items() if value != alone.get(name.rpartition("_")[2], value))
     finally:
         os.environ.update(hidden)
-
-
-def accelerator(**options: Any) -> Accelerator:
-    """Accelerate's `Accelerator`, with which processes that `torchrun` started are one training."""
-    import torch
-    from accelerate import Accelerator
-
-    # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
-    with launcher_checked():
-        return Accelerator(cpu=not torch.accelerator.is_available(), **options)
 
 
 def is_main_process() -> bool:
