@@ -32,6 +32,7 @@ from vprompt.experiments.settings import (
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
+from vprompt.tasks.columns import Columns
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
@@ -40,7 +41,7 @@ from vprompt.utils.serialization import Option, build, options_of
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
-IMAGES = ("root", "target", "resize", "augment", "split_seed", "skip_bad")
+IMAGES = ("root", *options_of(Columns), "target", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
 
 OUTPUT = {
@@ -103,7 +104,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     options = {
         **settings_options("data", "backbone", "weights"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
-        **settings_options("head_init", "train_on", "img_size", "track"),
+        **settings_options("head_init", "train_on", "img_size", "in_chans", "track"),
         **OUTPUT,
     }
     groups = {
@@ -179,7 +180,7 @@ def _differing(settings: Settings) -> Iterator[str]:
 
 def data_name(data: str | None) -> str:
     """Name of a run's folder, after its DATA."""
-    return Path(data).resolve().name.replace(":", "-") if data else "fashion-mnist"
+    return re.sub(r"[:*?]", "-", Path(data).resolve().name) if data else "fashion-mnist"
 
 
 @dataclass(frozen=True, kw_only=True)

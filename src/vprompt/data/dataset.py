@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -114,14 +113,16 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
         if pixels is None and (root is None or paths is None):
             raise ValueError("an image dataset needs pixels, or root and paths")
-        if pixels is not None and (pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, *preprocessing.size)):
-            raise ValueError(f"pixels must be uint8 (N, 3, {preprocessing.size[0]}, {preprocessing.size[1]})")
+        if pixels is not None and (pixels.dtype != torch.uint8 or pixels.shape[1:] != preprocessing.shape):
+            raise ValueError(f"pixels must be uint8 (N, {', '.join(map(str, preprocessing.shape))})")
         if pixels is not None and len(self._rows) != len(labels):
             raise ValueError(f"{len(self._rows)} images but {len(labels)} labels")
         if paths is not None and len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
         if augment not in ("none", "crop-flip", *LEVELS):
             raise DataError(f"Images are augmented by none, crop-flip, {listed([*LEVELS])}, not {augment!r}.")
+        if augment in LEVELS and preprocessing.shape[0] != 3:
+            raise DataError(f"timm augments images of three channels, not {preprocessing.shape[0]}; take crop-flip.")
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -238,13 +239,13 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
     def _decoded(self, number: int, view: AnyView = None) -> Tensor:
         if self._store is not None and (self._files is None or self.paths is None):
             pixels = self._store[self._rows[number]]
-            return render(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self.preprocessing, view)
+            return render(pixels.permute(1, 2, 0).numpy(), self.preprocessing, view)
         files, paths = self._named_files()
         source = files.read(paths[number])
         return decode(source, self.preprocessing, name=None if isinstance(source, Path) else paths[number], view=view)
 
     def _all_decoded(self, wanted: Sequence[tuple[int, AnyView]]) -> Tensor:
-        decoded = torch.empty((len(wanted), 3, *self.preprocessing.size), dtype=torch.uint8)
+        decoded = torch.empty((len(wanted), *self.preprocessing.shape), dtype=torch.uint8)
         for row, image in enumerate(in_threads(lambda pair: self._decoded(*pair), wanted)):
             decoded[row] = image
         return decoded

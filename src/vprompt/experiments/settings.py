@@ -15,6 +15,7 @@ from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 
@@ -88,8 +89,9 @@ class Settings:
     """Settings of a run: data, backbone, method, recipe, compression.
 
     Args:
-        data: Image folder; or a task: vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when
-            left out.
+        data: Image folder; a table of images and labels (.csv, .tsv, .jsonl, .parquet); hf:NAME of the Hub; or a task:
+            vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when left out.
+        columns: Columns of a table.
         root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
         backbone: small, base or large (vision transformers at 224 pixels, trained on ImageNet-21k); bundled (64 pixels,
             for trying things out); or any name that timm has.
@@ -110,6 +112,8 @@ class Settings:
             validation accuracy is reported then.
         test: Read the test images at the end; runs that serve to choose do not.
         img_size: Input size in pixels, where it should differ from the backbone's own.
+        in_chans: Channels of the images, where they are not RGB: 1 for grey, 4 and more as satellites have them; 4 of a
+            PNG are RGB and opacity.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used, and say how many.
         track: Trackers that see loss, accuracy and rate of every epoch, beside log.jsonl in the run's folder.
@@ -121,6 +125,7 @@ class Settings:
     """
 
     data: str | None = None
+    columns: Columns = field(default_factory=Columns)
     root: str | None = field(default=None, metadata=PLACE)
     backbone: str
     weights: str | None = None
@@ -136,6 +141,7 @@ class Settings:
     train_on: TrainOn = "train"
     test: bool = True
     img_size: int | None = None
+    in_chans: int | None = field(default=None, metadata={"added": True})
     split_seed: int = 0
     skip_bad: bool = False
     track: tuple[Tracker, ...] = field(default=(), metadata={**PLACE, "added": True})
@@ -158,6 +164,8 @@ class Settings:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:
             raise VPromptError(f"The image size must be at least 1 pixel, not {self.img_size}.")
+        if self.in_chans is not None and self.in_chans < 1:
+            raise VPromptError(f"Images have at least 1 channel, not {self.in_chans}.")
 
     def _check_pruning(self, prune: Pruning) -> None:
         if self.condense is not None:
@@ -206,7 +214,8 @@ class CondenseSettings:
 
     Args:
         adapter: Folder of the adapter, or its Hub id.
-        data: The image folder or task it was trained on; the bundled task when left out.
+        data: The image folder, table or task it was trained on; the bundled task when left out.
+        columns: Columns of a table, where they are not those that it was trained on.
         root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
         weights: The backbone's weights, where the adapter was trained with a file of them that is no longer where it
             was.
@@ -218,6 +227,7 @@ class CondenseSettings:
 
     adapter: str
     data: str | None = None
+    columns: Columns = field(default_factory=Columns)
     root: str | None = field(default=None, metadata=PLACE)
     weights: str | None = None
     condense: Condensing = field(default_factory=lambda: Condensing(ratio=0.3))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from torch import Tensor
 from vprompt.data.images import render_arrays
 from vprompt.data.listing import Item, Listing
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.synthetic.tasks import PREFIX, synthetic_listing
 from vprompt.utils.errors import DataError
 
@@ -36,13 +36,14 @@ class Bundled:
     """A part of Fashion-MNIST: 800 train, 200 val and 2000 test images, each class equally often."""
 
     name = "bundled"
+    renders = True
 
-    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+    def find(self, query: Query) -> Listing | None:
         """See `DataSource`; there is one such task."""
-        if not spec.startswith("bundled:"):
+        if not query.spec.startswith("bundled:"):
             return None
-        if spec != SOURCE:
-            raise DataError(f"There is no bundled task {spec}; the one that comes with vprompt is {SOURCE}.")
+        if query.spec != SOURCE:
+            raise DataError(f"There is no bundled task {query.spec}; the one that comes with vprompt is {SOURCE}.")
         return bundled_listing()
 
 
@@ -50,10 +51,11 @@ class Synthetic:
     """Tasks that are specified by their factors: nothing to download, the same everywhere."""
 
     name = "synthetic"
+    renders = True
 
-    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+    def find(self, query: Query) -> Listing | None:
         """See `DataSource`; the tasks are those of `synthetic_names`."""
-        return synthetic_listing(spec) if spec.startswith(PREFIX) else None
+        return synthetic_listing(query.spec) if query.spec.startswith(PREFIX) else None
 
 
 def bundled_listing() -> Listing:
@@ -73,8 +75,9 @@ def bundled_listing() -> Listing:
 
 
 def bundled_images(preprocessing: Preprocessing, count: int) -> Tensor:
-    """The first test images of the bundled task, uint8 pixels (count, 3, H, W)."""
-    return render_arrays(_arrays("test")[0][:count], preprocessing)
+    """The first test images of the bundled task, uint8 pixels (count, C, H, W)."""
+    grey = replace(preprocessing, mean=preprocessing.mean[:1], std=preprocessing.std[:1])
+    return render_arrays(_arrays("test")[0][:count], grey).expand(-1, preprocessing.shape[0], -1, -1)
 
 
 def _arrays(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
