@@ -122,7 +122,8 @@ def count_notes(
         always = 100 * train[high] / (images or sum(train.values()))
         notes.append(
             f"The {units} are uneven, {train[high]} training images of {high} and {train[low]} of {low}: whoever "
-            f"always answers {high} is right in {always:.1f} % of such images, so look at each {unit}."
+            f"always answers {high} is right in {always:.1f} % of such images, so look at each {unit}"
+            f"{'; --balance loss, sampler or logit-adjustment counts all classes alike' * target.grouped}."
         )
     return notes
 
