@@ -245,7 +245,8 @@ def test_scores_are_finite_differences_of_the_loss(target):
 # ── predictions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_predictions_are_the_same_everywhere(run, runs, tables):
+def test_predictions_are_the_same_everywhere(run, tables, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     files, model = [tables / f"{number}.png" for number in (3, 30)], run.model
     predictions = model.predict(files)
     answers = [{"image": str(file), **answer} for file, answer in zip(files, predictions.answers, strict=True)]
