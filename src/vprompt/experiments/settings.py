@@ -110,6 +110,7 @@ class Settings:
         skip_bad: Go on without images and classes that cannot be used, and say how many.
         target: What is to be said of an image: single-label (one of the classes), multi-label (any number of tags),
             regression (numbers); what the labels look like when left out.
+        calibrate: Fit a temperature on the validation images, so that probabilities are as often right as they say.
 
     Raises:
         VPromptError: If a value is out of range, or two do not go together.
@@ -134,6 +135,7 @@ class Settings:
     split_seed: int = 0
     skip_bad: bool = False
     target: str | None = field(default=None, metadata={"added": True})
+    calibrate: bool = field(default=False, metadata={"added": True})
 
     __repr__ = brief
 
@@ -148,6 +150,11 @@ class Settings:
                     "How much to condense is chosen on validation images, so they cannot be trained on; give a share "
                     "instead of auto, or train on 'train'."
                 )
+        if self.calibrate and self.train_on != "train":
+            raise VPromptError(
+                "A temperature is fitted on validation images, so they cannot be trained on; leave out --calibrate, or "
+                "train on 'train'."
+            )
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import SOURCES
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
-from vprompt.experiments.folder import REPORT_KEYS, RESULT, STATE, RunFolder
+from vprompt.experiments.folder import PAGE, REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.preview import augment_of, preview
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
+from vprompt.model.classifier import Classifier
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
+from vprompt.tasks.base import to_document
 from vprompt.training.checkpoint import History, load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.loader import ImageLabels
@@ -45,7 +47,44 @@ from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import BackboneError, DataError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
+from vprompt.utils.text import line
 from vprompt.utils.version import __version__
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What there is to see of a run, or of an evaluation.
+
+    Args:
+        model: With its last prompts.
+        evaluations: On each split.
+        images: Of each split.
+        result: The document in `result.json`, or the figures of an evaluation in its form.
+        adapter: Where the model lies.
+        data: What was read, as commands name it.
+    """
+
+    model: Classifier
+    evaluations: Mapping[str, Evaluation]
+    images: Mapping[str, ImageDataset]
+    result: Mapping[str, Any]
+    adapter: str
+    data: str | None
+
+    @property
+    def split(self) -> str:
+        """The split to look at: the last one, which is the test split where there is one."""
+        return [*self.evaluations][-1]
+
+    @property
+    def stages(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The figures of each model with its name: that with all prompts first, where some were removed."""
+        before = self.result.get("before")
+        return [("", self.result)] if before is None else [("all prompts", before), ("fewer prompts", self.result)]
+
+
+Page = Callable[[Path, Outcome], None]
+"""Writes a page about an outcome to a file."""
 
 
 class Sources:
@@ -152,8 +191,10 @@ class Stages:
         target: str | None,
         progress: bool | Report,
         sources: Sources,
+        page: Page | None = None,
     ) -> None:
         self.folder = folder
+        self.page = page
         self.settings = settings
         self.sources = sources
         self.bars = progress is True
@@ -162,6 +203,7 @@ class Stages:
         self.facts: dict[str, Any] = {}
         self.evaluations: list[dict[str, Evaluation]] = []
         self.notes: list[str] = []
+        self.calibrate = isinstance(settings, Settings) and settings.calibrate
         torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, target, report)
@@ -171,6 +213,9 @@ class Stages:
                 f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
                 "instead of auto."
             )
+        if self.calibrate and (self.val is None or self.task.target.answer != "probabilities"):
+            lack = "validation images to calibrate on" if self.val is None else "probabilities to calibrate"
+            raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
 
     def introduce(self, model: PromptedModel) -> None:
         """Says on standard error what was found, and what will be done with it."""
@@ -315,12 +360,17 @@ class Stages:
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
         """The numbers of one model; the only place where test data is read."""
         report: dict[str, Any] = {}
-        self.evaluations.append({})
-        for split, data in {"val": self.val, "test": self.task.test if self._tests else None}.items():
+        splits = self._splits.items()
+        evaluations = {split: self._evaluated(model, data, SPLITS[split]) for split, data in splits}
+        if "val" in evaluations and (self.calibrate or "temperature" in (to_document(model.target) or {})):
+            model.target = model.target.calibrated(evaluations["val"].logits, evaluations["val"].labels)
+            before, evaluations = evaluations, {s: replace(e, target=model.target) for s, e in evaluations.items()}
+            report["calibration"] = {s: {"before": before[s].trust, "after": e.trust} for s, e in evaluations.items()}
+        self.evaluations.append(evaluations)
+        for split in SPLITS:
             report |= {f"{split}_{model.target.headline}": None, f"{split}_loss": None}
-            if data is not None:
-                evaluation = self.evaluations[-1][split] = self._evaluated(model, data, SPLITS[split])
-                report |= {f"{split}_{key}": value for key, value in evaluation.figures.items()}
+            if split in evaluations:
+                report |= {f"{split}_{key}": value for key, value in evaluations[split].figures.items()}
         return {
             **report,
             "prompt_counts": model.prompt_counts,
@@ -370,6 +420,14 @@ class Stages:
         }
         result = json.loads(json.dumps(result))
         self.folder.finish(model, result)
+        if self.page is not None and is_main_process() and self.evaluations[-1]:
+            place, data = str(self.folder.out), self.settings.data
+            try:
+                outcome = Outcome(model, self.evaluations[-1], self._splits, result, place, data)
+                self.page(self.folder.out / PAGE, outcome)
+            except Exception as error:
+                result["notes"].append(f"There is no {PAGE} ({type(error).__name__}: {line(error)}).")
+                write_json(self.folder.out / RESULT, result)
         return result
 
     @staticmethod
@@ -412,6 +470,12 @@ class Stages:
             "platform": platform.platform(),
             "device": next(model.parameters()).device.type,
         }
+
+    @property
+    def _splits(self) -> dict[str, ImageDataset]:
+        """Images to evaluate on."""
+        splits = {"val": self.val, "test": self.task.test if self._tests else None}
+        return {split: images for split, images in splits.items() if images is not None}
 
     @property
     def _tests(self) -> bool:

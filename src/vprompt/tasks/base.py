@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,11 +16,14 @@ from vprompt.utils.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vprompt.report.document import Section
+
 CELLS = "\x1f"
 """Between the cells of several label columns, in the label of one image."""
 
-DRAWS = 500
-"""Of the images, to see how far a figure depends on which there are."""
+DRAWS, WORK = 500, 50_000_000
+"""Of the images, to see how far a figure depends on which there are; and the most numbers looked at for all of them,
+beyond which they are fewer, down to a tenth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,8 @@ class Target(ABC):
         def change(rows: Tensor) -> float:
             return self.score(after[rows], targets[rows]) - self.score(before[rows], targets[rows])
 
-        return change(torch.arange(len(targets))), bootstrapped(change, len(targets))
+        interval = bootstrapped(change, len(targets), numbers=2 * before.shape[1])
+        return change(torch.arange(len(targets))), interval or (math.nan, math.nan)
 
     @abstractmethod
     def score(self, logits: Tensor, targets: Tensor) -> float:
@@ -157,6 +162,17 @@ class Target(ABC):
     def activate(self, logits: Tensor) -> Tensor:
         """What the model says: probabilities (N, K), or values in their own units."""
 
+    def calibrated(self, logits: Tensor, targets: Tensor) -> Target:
+        """The same target with probabilities that are right as often as they say, by the logits of images not learned.
+
+        The labels and what the model names stay as they are; a target without probabilities stays the same.
+        """
+        return self
+
+    def trust(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
+        """Figures of how far probabilities are right as often as they say; none of a target without them."""
+        return {}
+
     @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """For each image, what the model says of it as plain data; from what `activate` gives.
@@ -165,6 +181,18 @@ class Target(ABC):
             outputs: (N, K).
             top: Number of classes or tags to name.
         """
+
+    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+        """For each image, what is true and what the model says, in a few words."""
+        return [""] * len(targets)
+
+    def doubt(self, logits: Tensor) -> Tensor | None:
+        """How unsure the model is of each image, (N,); None where it does not say."""
+        return None
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """What a page shows of the figures and what they are made of."""
+        return []
 
 
 TARGETS: Registry[type[Target]] = Registry("target", "vprompt.tasks", "vprompt.targets")
@@ -209,10 +237,10 @@ def _usual() -> type[Target]:
 
 
 def to_document(target: Target) -> dict[str, Any] | None:
-    """A target as plain data without its names; None for the usual one, as in files of earlier versions."""
-    document = {key: value for key, value in asdict(target).items() if key != "names"}
-    plain = {entry.name: entry.default for entry in fields(target) if entry.name != "names"}
-    return None if target.grouped and document == plain else {"name": target.name, **document}
+    """A target as plain data without its names and what is as by default; None for the usual one, as in old files."""
+    plain = {entry.name: entry.default for entry in fields(target)}
+    document = {key: value for key, value in asdict(target).items() if key != "names" and value != plain[key]}
+    return None if target.grouped and not document else {"name": target.name, **document}
 
 
 def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> Target:
@@ -229,20 +257,29 @@ def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> T
         raise VPromptError(f"The target {kind.name} cannot be so ({error}).") from error
 
 
-def bootstrapped(figure: Callable[[Tensor], float], images: int, *, draws: int = DRAWS) -> tuple[float, float]:
+def bootstrapped(
+    figure: Callable[[Tensor], float], images: int, *, draws: int = DRAWS, numbers: int = 1
+) -> tuple[float, float] | None:
     """The 95 % interval of a figure: its percentiles over images that are drawn anew, with replacement.
 
     Args:
         figure: Of rows (N,) of the images.
         images: Number of images.
-        draws: How often they are drawn.
+        draws: How often they are drawn, at most.
+        numbers: Of each image, which the figure looks at; with many of them, there are fewer draws.
+
+    Returns:
+        The ends; None where the figure is defined for no draw.
 
     Source: Efron (1979), Bootstrap methods: another look at the jackknife.
     """
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(images, (draws, images), generator=generator)
-    values = torch.tensor([figure(row) for row in rows], dtype=torch.float64)
-    low, high = values[values.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    draws = max(draws // 10, min(draws, WORK // (images * numbers)))
+    values = [figure(torch.randint(images, (images,), generator=generator)) for _ in range(draws)]
+    finite = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
+    if not len(finite):
+        return None
+    low, high = finite.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

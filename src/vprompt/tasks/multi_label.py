@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from vprompt.report.document import Section
+from vprompt.tasks import views
 from vprompt.tasks.base import CELLS, Target, bootstrapped, register
+from vprompt.tasks.calibration import Probabilities
+from vprompt.tasks.metrics import BINS, as_rows, average_precisions, by_name, known
 from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ YES, NO = {"1", "1.0", "true", "yes", "y", "x"}, {"0", "0.0", "false", "no", "n"
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class MultiLabel(Target):
+class MultiLabel(Probabilities):
     """Any number of tags; labels are 0 and 1 (N, K), and the loss is the mean of binary cross-entropies.
 
     A label is a list in JSON, names between separators, or a 0 or 1 for each of several columns.
@@ -45,7 +49,6 @@ class MultiLabel(Target):
     headline = "mean_ap"
     title = "mean AP"
     hit = "tag_accuracy"
-    answer = "probabilities"
     unit = "tag"
 
     @property
@@ -140,23 +143,40 @@ class MultiLabel(Target):
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
         """See `Target`: the mean over the tags, of which there are images, of the average precision."""
-        return float(_average_precisions(logits, targets).nanmean())
+        return float(average_precisions(logits, targets).nanmean())
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
-        said, true = logits > 0, targets > 0.5
-        both = (said & true).sum(0).double()
-        f1 = 2 * both / (said.sum(0) + true.sum(0))
+        said, true, images = logits > 0, targets > 0.5, len(targets)
         present = true.any(0)
-        micro = 2 * both.sum() / max(1, int(said.sum() + true.sum()))
+
+        def mean_ap(rows: Tensor) -> float:
+            return float(average_precisions(logits, targets, rows.bincount(minlength=images)).nanmean())
+
+        def macro_f1(rows: Tensor) -> float:
+            return float(_f1(said[rows], true[rows])[true[rows].any(0)].mean())
+
+        def micro_f1(rows: Tensor) -> float:
+            return float(_f1(said[rows].flatten()[:, None], true[rows].flatten()[:, None]))
+
+        intervals = {
+            key: bootstrapped(figure, images, numbers=len(self.names))
+            for key, figure in {"mean_ap": mean_ap, "macro_f1": macro_f1, "micro_f1": micro_f1}.items()
+        }
+        probabilities, every = self.activate(logits.double()), targets.new_ones(images).nonzero().flatten()
+        found = by_name("multilabel", probabilities, targets, said)
         return {
-            "mean_ap": self.score(logits, targets),
-            "interval": list(bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets))),
-            "macro_f1": float(f1[present].mean()) if bool(present.any()) else None,
-            "micro_f1": float(micro),
+            "mean_ap": known(self.score(logits, targets)),
+            "interval": intervals.pop("mean_ap"),
+            "macro_f1": known(macro_f1(every)),
+            "micro_f1": known(micro_f1(every)),
             "exact": float((said == true).all(1).double().mean()),
             "chance_ap": float(targets.mean(0)[present].mean()) if bool(present.any()) else None,
-            "never_right": [self.names[n] for n in (present & (both == 0)).nonzero().flatten().tolist()],
+            "auroc": known(found["auroc"].nanmean()),
+            "ece": known(self.calibration_error(probabilities, targets)),
+            "never_right": [self.names[n] for n in (present & ~(said & true).any(0)).nonzero().flatten().tolist()],
+            "intervals": intervals,
+            "per_tag": as_rows(self.names, found),
         }
 
     @staticmethod
@@ -177,12 +197,14 @@ class MultiLabel(Target):
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
         """See `Target`."""
-        never = figures["never_right"]
-        return [f"Not one {split} image is rightly given {listed(never, 5)}."] if never else []
+        never, told = figures["never_right"], list[str]()
+        if absent := [name for name, images in self.counts(targets).items() if not images]:
+            told.append(f"No {split} image has {listed(absent, 5)}, of which there are no figures.")
+        return [*told, f"Not one {split} image is rightly given {listed(never, 5)}."] if never else told
 
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
-        return logits.sigmoid()
+        return self.tempered(logits).sigmoid()
 
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the tags whose probability is above a half, and the most probable ones."""
@@ -193,13 +215,41 @@ class MultiLabel(Target):
             answers.append({"tags": [name for name, value in ranked if value > 0.5], "top": ranked[:top]})
         return answers
 
+    def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """See `Probabilities`: of all tags together."""
+        from torchmetrics.functional.classification import binary_calibration_error
 
-def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
-    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image."""
-    from torchmetrics.functional.classification import multilabel_average_precision
+        return binary_calibration_error(probabilities.flatten(), targets.long().flatten(), n_bins=BINS)
 
-    found = multilabel_average_precision(logits, targets.long(), num_labels=logits.shape[1], average="none")
-    return found.double().masked_fill(~targets.any(0), float("nan"))
+    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+        """See `Target`."""
+        true, said = targets > 0.5, logits > 0
+        words = [[self._named(row) for row in rows.tolist()] for rows in (true, said & ~true, true & ~said)]
+        return [
+            f"{tags or 'no tag'}" + f"; wrongly said: {extra}" * bool(extra) + f"; missed: {lacking}" * bool(lacking)
+            for tags, extra, lacking in zip(*words, strict=True)
+        ]
+
+    def _named(self, row: Sequence[bool]) -> str:
+        return listed([name for name, given in zip(self.names, row, strict=True) if given], 4)
+
+    def doubt(self, logits: Tensor) -> Tensor:
+        """See `Target`: how near the least certain tag comes to a half."""
+        return -logits.abs().amin(1)
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: the figures of each tag, and how far probabilities can be trusted."""
+        probabilities = self.activate(logits.double())
+        return [
+            views.names_section(self.unit, figures["per_tag"], "average_precision"),
+            views.thresholds_section(probabilities, targets > 0.5),
+            views.reliability_section(probabilities.flatten(), targets.flatten() > 0.5),
+        ]
+
+
+def _f1(said: Tensor, true: Tensor) -> Tensor:
+    """The F1 (K,) of tags; NaN where one is neither there nor given."""
+    return 2 * (said & true).sum(0).double() / (said.sum(0) + true.sum(0))
 
 
 def _separator(labels: Sequence[str]) -> str:

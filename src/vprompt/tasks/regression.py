@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from vprompt.report.document import Section
+from vprompt.tasks import views
 from vprompt.tasks.base import CELLS, Target, bootstrapped, register
+from vprompt.tasks.metrics import known
 from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -126,24 +129,37 @@ class Regression(Target):
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
         """See `Target`: the mean over the numbers of the share of their variance that is explained."""
+        return float(self._explained(logits, targets).mean())
+
+    def _explained(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """R² (K,) of each number; NaN or infinite where all images have the same."""
         wanted = targets.double()
         left = (self.activate(logits.double()) - wanted).square().sum(0)
-        whole = (wanted - wanted.mean(0)).square().sum(0)
-        return float((1 - left / whole).mean())
+        return 1 - left / (wanted - wanted.mean(0)).square().sum(0)
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         errors = (self.activate(logits.double()) - targets.double()).abs()
         constant = (targets.double() - errors.new_tensor(self.mean)).abs()
-        score = self.score(logits, targets)
-        finite = math.isfinite(score)  # not where all images have the same number
-        ends = bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets)) if finite else None
+        images, size = errors.shape
+
+        def interval(figure: Callable[[Tensor], Tensor]) -> tuple[float, float] | None:
+            return bootstrapped(lambda rows: float(figure(rows).mean()), images, numbers=size)
+
+        def named(values: Tensor) -> dict[str, float | None]:
+            return dict(zip(self.names, map(known, values.tolist()), strict=True))
+
+        score = known(self.score(logits, targets))  # not where all images have the same number
         return {
-            "r2": score if finite else None,
-            "interval": None if ends is None else list(ends),
-            "mae": dict(zip(self.names, errors.mean(0).tolist(), strict=True)),
-            "rmse": dict(zip(self.names, errors.square().mean(0).sqrt().tolist(), strict=True)),
-            "constant_mae": dict(zip(self.names, constant.mean(0).tolist(), strict=True)),
+            "r2": score,
+            "interval": None if score is None else interval(lambda rows: self._explained(logits[rows], targets[rows])),
+            "mae": named(errors.mean(0)),
+            "rmse": named(errors.square().mean(0).sqrt()),
+            "r2_each": named(self._explained(logits, targets)),
+            "constant_mae": named(constant.mean(0)),
+            "intervals": {
+                "mae": {name: interval(errors[:, place].__getitem__) for place, name in enumerate(self.names)},
+            },
         }
 
     @staticmethod
@@ -168,6 +184,16 @@ class Regression(Target):
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: every number by its name."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
+
+    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+        """See `Target`."""
+        rows = zip(targets.tolist(), self.activate(logits.double()).tolist(), strict=True)
+        words = [[", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in pair] for pair in rows]
+        return [f"{true}, said {said}" for true, said in words]
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: predicted against true numbers, and what is left."""
+        return [views.numbers_section(self.names, figures, self.activate(logits.double()), targets.double())]
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean), like.new_tensor(self.std)

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from vprompt.tasks.base import Target, register
+from vprompt.report.document import Section
+from vprompt.tasks import views
+from vprompt.tasks.base import bootstrapped, register
+from vprompt.tasks.calibration import Probabilities
+from vprompt.tasks.metrics import BINS, as_rows, by_name, known
 from vprompt.utils.statistics import paired_interval, wilson
 from vprompt.utils.text import count, listed, percent, printable
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class SingleLabel(Target):
+class SingleLabel(Probabilities):
     """One of several classes; labels are numbers (N,), and the loss is cross-entropy.
 
     Example:
@@ -28,7 +32,6 @@ class SingleLabel(Target):
     headline = "accuracy"
     title = "accuracy"
     hit = "accuracy"
-    answer = "probabilities"
     unit = "class"
     grouped = True
 
@@ -102,13 +105,42 @@ class SingleLabel(Target):
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`; the interval is Wilson's, and the majority is always naming the commonest class."""
+        from torchmetrics.functional.classification import multiclass_accuracy
+
         recalls = self.recalls(logits, targets)
-        return {
+        figures: dict[str, Any] = {
             "accuracy": self.score(logits, targets),
             "interval": list(wilson(int(self.hits(logits, targets).sum()), len(targets))),
             "balanced_accuracy": float(recalls.nanmean()),
             "majority_accuracy": int(self._counts(targets).max()) / len(targets),
             "never_right": [self.names[label] for label in (recalls == 0).nonzero().flatten().tolist()],
+        }
+        if not bool(logits.isfinite().all()):
+            return figures
+        probabilities = self.activate(logits.double())
+        found = by_name("multiclass", probabilities, targets, self._said(logits))
+
+        def balanced(rows: Tensor) -> float:
+            return float(self.recalls(logits[rows], targets[rows]).nanmean())
+
+        def macro_f1(rows: Tensor) -> float:
+            said, true = self._counts(logits[rows].argmax(1)), self._counts(targets[rows])
+            right = self.recalls(logits[rows], targets[rows]).nan_to_num() * true
+            return float((2 * right / (said + true))[true > 0].mean())
+
+        intervals = {"balanced_accuracy": balanced, "macro_f1": macro_f1}
+        if len(self.names) > 5:
+            top = multiclass_accuracy(logits, targets, num_classes=len(self.names), top_k=5, average="micro")
+            figures["top5_accuracy"] = known(top)
+        return {
+            **figures,
+            "macro_f1": known(found["f1"].nanmean()),
+            **{key: known(found[key].nanmean()) for key in ("average_precision", "auroc")},
+            "ece": known(self.calibration_error(probabilities, targets)),
+            "intervals": {
+                key: bootstrapped(figure, len(targets), numbers=len(self.names)) for key, figure in intervals.items()
+            },
+            "per_class": as_rows(self.names, found),
         }
 
     def difference(self, before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
@@ -129,6 +161,8 @@ class SingleLabel(Target):
         of_class = dict(zip(self.names, counts.tolist(), strict=True))
         if never := [f"{name} ({count(of_class[name], 'image')})" for name in figures["never_right"]]:
             told.append(f"Not one {split} image is recognised of {listed(never)}.")
+        if figures.get("auroc", 0) is None:
+            told.append(f"All {split} images are of one class, so that there is no AUROC.")
         return told
 
     @staticmethod
@@ -143,12 +177,12 @@ class SingleLabel(Target):
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
         """See `Target`."""
-        share, images = figures.get(f"{prefix}majority_accuracy"), Target.beside(figures, prefix)
+        share, images = figures.get(f"{prefix}majority_accuracy"), Probabilities.beside(figures, prefix)
         return f"{images}, of which the commonest class alone is {percent(share)} %" if images and share else images
 
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
-        return logits.softmax(1)
+        return self.tempered(logits).softmax(1)
 
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the most probable class and its probability, and the first few."""
@@ -158,6 +192,40 @@ class SingleLabel(Target):
             first = [(self.names[number], value) for number, value in zip(numbers, values, strict=True)]
             answers.append({"class_name": first[0][0], "probability": first[0][1], "top": tuple(first)})
         return answers
+
+    def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """See `Probabilities`: of the classes that are named."""
+        from torchmetrics.functional.classification import multiclass_calibration_error
+
+        return multiclass_calibration_error(probabilities, targets, num_classes=len(self.names), n_bins=BINS)
+
+    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+        """See `Target`."""
+        best = self.activate(logits).max(1)
+        said = [
+            f"{self.names[label]} ({percent(p)} %)"
+            for p, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        return [f"{self.names[label]}, said {words}" for label, words in zip(targets.tolist(), said, strict=True)]
+
+    def doubt(self, logits: Tensor) -> Tensor:
+        """See `Target`: how near the second class comes to the first."""
+        first, second = self.activate(logits.double()).topk(2, dim=1).values.unbind(1)
+        return second - first
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: which classes are confused, the figures of each, and how far probabilities can be trusted."""
+        confidence, said = self.activate(logits.double()).max(1)
+        return [
+            views.confusion_section(self.names, said, targets),
+            views.names_section(self.unit, figures["per_class"], "f1"),
+            views.reliability_section(confidence, said == targets),
+        ]
+
+    def _said(self, logits: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
+        return F.one_hot(logits.argmax(1), len(self.names))
 
     def _counts(self, targets: Tensor) -> Tensor:
         return targets.bincount(minlength=len(self.names))

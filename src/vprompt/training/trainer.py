@@ -316,10 +316,9 @@ class _Run:
         interval = max(1, self.recipe.epochs // 10)
         if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
             evaluation = evaluate(self.model, self.val, workers=self.recipe.workers)
-            row[key := f"val_{target.headline}"] = evaluation.score
-            if math.isfinite(evaluation.loss):  # JSON has no other numbers
-                row["val_loss"] = evaluation.loss
-            report(self.step, self.last_step, **{key: row[key]})
+            found = {f"val_{target.headline}": evaluation.score, "val_loss": evaluation.loss}
+            row |= {key: value for key, value in found.items() if math.isfinite(value)}  # JSON has no other numbers
+            report(self.step, self.last_step, **{key: row[key] for key in [*found][:1] if key in row})
         self.history.rows.append(row)
         self.sums.zero_()
         if self.at_epoch is not None:

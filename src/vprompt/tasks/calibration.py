@@ -1,0 +1,63 @@
+"""Calibration: probabilities that are as often right as they say, by one temperature."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
+
+from vprompt.tasks.base import Target
+from vprompt.tasks.metrics import known
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST = 10.0
+"""Largest temperature, and its inverse the smallest: a model that is never wrong on few images would ask for 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probabilities(Target):
+    """A target whose answers are probabilities.
+
+    Args:
+        temperature: What logits are divided by before they become probabilities; it changes no order.
+    """
+
+    temperature: float = field(default=1.0, compare=False)
+
+    answer = "probabilities"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature must be above 0 and finite, not {self.temperature}")
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        """Logits divided by the temperature; the same ones at 1."""
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def calibrated(self, logits: Tensor, targets: Tensor) -> Self:
+        """See `Target`; the loss is convex in the inverse of the temperature, whose root of the slope is bisected.
+
+        Source: Guo et al. 2017 (arXiv 1706.04599), On calibration of modern neural networks.
+        """
+        import torch
+
+        logits, low, high = logits.double(), -math.log(MOST), math.log(MOST)
+        for _ in range(40):
+            middle = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
+            loss = self.loss(logits * (-middle).exp(), targets).mean()
+            (slope,) = torch.autograd.grad(loss, middle)
+            low, high = (low, float(middle)) if slope > 0 else (float(middle), high)
+        return replace(self, temperature=math.exp((low + high) / 2))
+
+    def trust(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
+        """See `Target`: the temperature, and with it the mean loss and the expected calibration error."""
+        loss = self.loss(self.tempered(logits), targets).mean()
+        error = self.calibration_error(self.activate(logits.double()), targets)
+        return {"temperature": self.temperature, "loss": known(loss), "ece": known(error)}
+
+    @abstractmethod
+    def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """The mean distance, over bins of confidence, between this and the share that is right."""
