@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import PAGE, REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.preview import augment_of, preview
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
-from vprompt.model.classifier import Classifier
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
@@ -50,41 +49,8 @@ from vprompt.utils.progress import Report, bar, tell
 from vprompt.utils.text import line
 from vprompt.utils.version import __version__
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What there is to see of a run, or of an evaluation.
-
-    Args:
-        model: With its last prompts.
-        evaluations: On each split.
-        images: Of each split.
-        result: The document in `result.json`, or the figures of an evaluation in its form.
-        adapter: Where the model lies.
-        data: What was read, as commands name it.
-    """
-
-    model: Classifier
-    evaluations: Mapping[str, Evaluation]
-    images: Mapping[str, ImageDataset]
-    result: Mapping[str, Any]
-    adapter: str
-    data: str | None
-
-    @property
-    def split(self) -> str:
-        """The split to look at: the last one, which is the test split where there is one."""
-        return [*self.evaluations][-1]
-
-    @property
-    def stages(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """The figures of each model with its name: that with all prompts first, where some were removed."""
-        before = self.result.get("before")
-        return [("", self.result)] if before is None else [("all prompts", before), ("fewer prompts", self.result)]
-
-
-Page = Callable[[Path, Outcome], None]
-"""Writes a page about an outcome to a file."""
+Page = Callable[..., None]
+"""Writes a page, as `vprompt.experiments.report.outcome.write_page` does."""
 
 
 class Sources:
@@ -364,8 +330,11 @@ class Stages:
         evaluations = {split: self._evaluated(model, data, SPLITS[split]) for split, data in splits}
         if "val" in evaluations and (self.calibrate or "temperature" in (to_document(model.target) or {})):
             model.target = model.target.calibrated(evaluations["val"].logits, evaluations["val"].labels)
-            before, evaluations = evaluations, {s: replace(e, target=model.target) for s, e in evaluations.items()}
-            report["calibration"] = {s: {"before": before[s].trust, "after": e.trust} for s, e in evaluations.items()}
+            report["calibration"] = {}
+            for split, found in evaluations.items():
+                evaluations[split] = replace(found, target=model.target)
+                before, after = replace(found, target=self.task.target).trust, evaluations[split].trust
+                report["calibration"][split] = {"before": before, "after": after}
         self.evaluations.append(evaluations)
         for split in SPLITS:
             report |= {f"{split}_{model.target.headline}": None, f"{split}_loss": None}
@@ -421,10 +390,9 @@ class Stages:
         result = json.loads(json.dumps(result))
         self.folder.finish(model, result)
         if self.page is not None and is_main_process() and self.evaluations[-1]:
-            place, data = str(self.folder.out), self.settings.data
+            out, seen = self.folder.out, self.evaluations[-1]
             try:
-                outcome = Outcome(model, self.evaluations[-1], self._splits, result, place, data)
-                self.page(self.folder.out / PAGE, outcome)
+                self.page(out / PAGE, model, seen, self._splits, result, adapter=str(out), data=self.settings.data)
             except Exception as error:
                 result["notes"].append(f"There is no {PAGE} ({type(error).__name__}: {line(error)}).")
                 write_json(self.folder.out / RESULT, result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -125,6 +125,11 @@ class Dot:
         return self.error if isinstance(self.error, tuple) else (self.error or 0.0, self.error or 0.0)
 
 
+def points(places: Iterable[tuple[float, float]]) -> list[Dot]:
+    """Points of a chart that are no more than their places."""
+    return [Dot(x=x, y=y) for x, y in places]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """Points of a chart that belong together.
@@ -214,18 +219,10 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A small picture as JPEG, and what is said of it, a line each."""
-
-    jpeg: bytes
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Gallery:
-    """Small pictures side by side; only a page shows them."""
+    """Small pictures as JPEG, and the lines below each, side by side; only a page shows them."""
 
-    photos: Sequence[Photo]
+    photos: Sequence[tuple[bytes, Sequence[str]]]
 
 
 @dataclass(frozen=True)

@@ -250,11 +250,11 @@ def _draw_cells(axes: Axes, chart: Chart) -> None:
     """A square whose cells are the stronger the larger they are: blue on the diagonal, orange beside it."""
     size, shown = len(chart.cells), np.empty((len(chart.cells), len(chart.cells), 4))
     shown[:], shown[np.diag_indices(size)] = to_rgba(COLOURS[1]), to_rgba(COLOURS[0])
-    shown[..., 3] = np.sqrt(chart.cells)
+    shown[..., 3] = np.cbrt(chart.cells)
     axes.imshow(shown, interpolation="nearest")
     axes.grid(visible=False)
     if size <= NAMED:
-        names, fit = [line(name, 16) for name in chart.rows], {"fontsize": max(4, min(9, 160 / size))}
+        names, fit = [line(name, 14) for name in chart.rows], {"fontsize": max(4, min(9, 160 / size))}
         axes.set_xticks(range(size), names, rotation=90, **fit)
         axes.set_yticks(range(size), names, **fit)
     for row, column in itertools.product(range(size), repeat=2) if size <= FIGURES else ():
@@ -293,6 +293,8 @@ def _fit(axes: Axes, chart: Chart) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         whole = all(dot.x == round(dot.x) for dot in dots)
+        if len({dot.x for dot in dots}) == 1:
+            axes.set_xlim(dots[0].x - 1, dots[0].x + 1)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(tick))
 

@@ -182,9 +182,9 @@ class Target(ABC):
             top: Number of classes or tags to name.
         """
 
-    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
-        """For each image, what is true and what the model says, in a few words."""
-        return [""] * len(targets)
+    def named(self, labels: Tensor) -> list[str]:
+        """Labels as a tensor in words, for each image."""
+        return [str(label) for label in labels.tolist()]
 
     def doubt(self, logits: Tensor) -> Tensor | None:
         """How unsure the model is of each image, (N,); None where it does not say."""

@@ -1,14 +1,26 @@
-"""Metrics by torchmetrics, each a line of a list, and what they are drawn from; an undefined figure is None."""
+"""Metrics of classes and tags by torchmetrics: one line each; what is not defined is NaN here, and None in results."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BY_NAME = {
+    "precision": "multilabel_precision",
+    "recall": "multilabel_recall",
+    "f1": "multilabel_f1_score",
+    "average_precision": "multilabel_average_precision",
+    "auroc": "multilabel_auroc",
+}
+"""Metrics of each class against all others, or of each tag: key -> name in `torchmetrics.functional.classification`."""
+
+RANKED = {"average_precision", "auroc"}
+"""Those of probabilities; the others are of answers."""
 
 BINS = 15
 """Of confidence, in calibration errors."""
@@ -17,56 +29,26 @@ CELLS = 20_000_000
 """Of images times classes: beyond it, figures that sort are those of evenly chosen images."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A figure of each class or tag.
+def by_name(probabilities: Tensor, said: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """The figures (K,) of each class or tag by their keys, and its number of `images`.
 
     Args:
-        key: In results.
-        function: Name in `torchmetrics.functional.classification`, behind `multiclass_` or `multilabel_`.
-        defined: For which classes it is, by the images (K,) that are of each, that are said to be, and their number.
-    """
-
-    key: str
-    function: str
-    defined: Callable[[Tensor, Tensor, int], Tensor]
-
-
-BY_NAME = (
-    Metric("precision", "precision", lambda true, said, images: said > 0),
-    Metric("recall", "recall", lambda true, said, images: true > 0),
-    Metric("f1", "f1_score", lambda true, said, images: true > 0),
-    Metric("average_precision", "average_precision", lambda true, said, images: true > 0),
-    Metric("auroc", "auroc", lambda true, said, images: (true > 0) & (true < images)),
-)
-"""Figures of each class or tag."""
-
-
-def by_name(
-    kind: Literal["multiclass", "multilabel"], probabilities: Tensor, targets: Tensor, said: Tensor
-) -> dict[str, Tensor]:
-    """The figures (K,) of each class or tag by their keys, NaN where they are not defined, and their `images`.
-
-    Args:
-        kind: Of the task, as torchmetrics names it.
         probabilities: (N, K).
-        targets: Of the images, as a tensor.
-        said: (N, K), 1 where a class or tag is given.
+        said: (N, K), whether a class or tag is given.
+        true: (N, K), whether it should be.
     """
-    import torch
     from torchmetrics.functional import classification
 
-    images, names = probabilities.shape
-    step = max(1, math.ceil(images * names / CELLS))
-    true = (torch.nn.functional.one_hot(targets, names) if targets.ndim == 1 else targets).sum(0)
-    size: dict[str, Any] = {"num_classes": names} if kind == "multiclass" else {"num_labels": names}
-    found = {"images": true.double()}
-    for metric in BY_NAME:
-        values: Tensor = getattr(classification, f"{kind}_{metric.function}")(
-            probabilities[::step], targets[::step].long(), average="none", validate_args=False, **size
-        )
-        defined = metric.defined(true, said.sum(0), images)
-        found[metric.key] = values.double().masked_fill(~defined, math.nan)
+    images, names = true.shape
+    step, of_each = max(1, math.ceil(images * names / CELLS)), true.sum(0)
+    undefined = {"precision": said.sum(0) == 0, "auroc": (of_each == 0) | (of_each == images)}
+    found, common = {"images": of_each.double()}, {"num_labels": names, "average": "none", "validate_args": False}
+    for key, function in BY_NAME.items():
+        given = probabilities[::step] if key in RANKED else said.long()
+        with warnings.catch_warnings(action="ignore"):  # about what is not defined
+            wanted = true[:: step if key in RANKED else 1].long()
+            values: Tensor = getattr(classification, function)(given, wanted, **common)
+        found[key] = values.double().masked_fill(undefined.get(key, of_each == 0), math.nan)
     return found
 
 
@@ -86,24 +68,25 @@ def known(value: Tensor | float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value := float(value)) else None
 
 
-def average_precisions(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image.
+def f1_scores(said: Tensor, true: Tensor) -> Tensor:
+    """The F1 (K,) of each class or tag; NaN of one without images."""
+    return (2 * (said & true).sum(0) / (said.sum(0) + true.sum(0)).double()).masked_fill(~true.any(0), math.nan)
 
-    It is that of torchmetrics, but of all tags at once and with weights of the images, so that it can be computed for
-    hundreds of draws of them.
+
+def average_precisions(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The average precision (K,) as torchmetrics has it, for all tags at once and fast enough for hundreds of draws.
 
     Args:
         logits: (N, K).
         targets: (N, K), 0 and 1.
-        weights: (N,), how often each image counts.
+        weights: (N,), how often each image counts; once when not given.
     """
     import torch
 
-    order = logits.argsort(0, descending=True)
-    ranked = logits.gather(0, order)
+    ranked, order = logits.sort(0, descending=True)
     counts = (torch.ones(len(logits)) if weights is None else weights).double()[order]
     right = targets.double().gather(0, order) * counts
-    last = torch.ones_like(ranked, dtype=torch.bool)  # of those with equal logits, at which a step ends
+    last = torch.ones_like(ranked, dtype=torch.bool)  # of those with equal logits, which are one step
     last[:-1] = ranked[:-1] != ranked[1:]
     ends = torch.where(last, torch.arange(len(logits))[:, None], len(logits)).flip(0).cummin(0).values.flip(0)
     precisions = (right.cumsum(0) / counts.cumsum(0).clamp(min=1e-9)).gather(0, ends)

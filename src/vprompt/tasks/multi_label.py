@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from vprompt.report.document import Section
 from vprompt.tasks import views
 from vprompt.tasks.base import CELLS, Target, bootstrapped, register
-from vprompt.tasks.calibration import Probabilities
-from vprompt.tasks.metrics import BINS, as_rows, average_precisions, by_name, known
+from vprompt.tasks.metrics import BINS, average_precisions, f1_scores, known
+from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -148,35 +148,19 @@ class MultiLabel(Probabilities):
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         said, true, images = logits > 0, targets > 0.5, len(targets)
-        present = true.any(0)
 
         def mean_ap(rows: Tensor) -> float:
             return float(average_precisions(logits, targets, rows.bincount(minlength=images)).nanmean())
 
-        def macro_f1(rows: Tensor) -> float:
-            return float(_f1(said[rows], true[rows])[true[rows].any(0)].mean())
-
-        def micro_f1(rows: Tensor) -> float:
-            return float(_f1(said[rows].flatten()[:, None], true[rows].flatten()[:, None]))
-
-        intervals = {
-            key: bootstrapped(figure, images, numbers=len(self.names))
-            for key, figure in {"mean_ap": mean_ap, "macro_f1": macro_f1, "micro_f1": micro_f1}.items()
-        }
-        probabilities, every = self.activate(logits.double()), targets.new_ones(images).nonzero().flatten()
-        found = by_name("multilabel", probabilities, targets, said)
+        present, micro = true.any(0), f1_scores(said.flatten()[:, None], true.flatten()[:, None])
         return {
             "mean_ap": known(self.score(logits, targets)),
-            "interval": intervals.pop("mean_ap"),
-            "macro_f1": known(macro_f1(every)),
-            "micro_f1": known(micro_f1(every)),
+            "interval": bootstrapped(mean_ap, images, numbers=len(self.names)),
+            "micro_f1": known(micro),
             "exact": float((said == true).all(1).double().mean()),
-            "chance_ap": float(targets.mean(0)[present].mean()) if bool(present.any()) else None,
-            "auroc": known(found["auroc"].nanmean()),
-            "ece": known(self.calibration_error(probabilities, targets)),
+            "chance_ap": known(targets.mean(0)[present].mean()),
             "never_right": [self.names[n] for n in (present & ~(said & true).any(0)).nonzero().flatten().tolist()],
-            "intervals": intervals,
-            "per_tag": as_rows(self.names, found),
+            **self.details(logits, targets),
         }
 
     @staticmethod
@@ -215,41 +199,33 @@ class MultiLabel(Probabilities):
             answers.append({"tags": [name for name, value in ranked if value > 0.5], "top": ranked[:top]})
         return answers
 
+    def matrix(self, labels: Tensor) -> Tensor:
+        """See `Probabilities`."""
+        return labels > 0.5
+
     def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
         """See `Probabilities`: of all tags together."""
         from torchmetrics.functional.classification import binary_calibration_error
 
         return binary_calibration_error(probabilities.flatten(), targets.long().flatten(), n_bins=BINS)
 
-    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+    def named(self, labels: Tensor) -> list[str]:
         """See `Target`."""
-        true, said = targets > 0.5, logits > 0
-        words = [[self._named(row) for row in rows.tolist()] for rows in (true, said & ~true, true & ~said)]
-        return [
-            f"{tags or 'no tag'}" + f"; wrongly said: {extra}" * bool(extra) + f"; missed: {lacking}" * bool(lacking)
-            for tags, extra, lacking in zip(*words, strict=True)
-        ]
-
-    def _named(self, row: Sequence[bool]) -> str:
-        return listed([name for name, given in zip(self.names, row, strict=True) if given], 4)
+        rows = [row.nonzero().flatten().tolist() for row in labels]
+        return [listed([self.names[number] for number in row], 5) or "no tag" for row in rows]
 
     def doubt(self, logits: Tensor) -> Tensor:
         """See `Target`: how near the least certain tag comes to a half."""
         return -logits.abs().amin(1)
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
-        """See `Target`: the figures of each tag, and how far probabilities can be trusted."""
-        probabilities = self.activate(logits.double())
+        """See `Target`: the figures of each tag, other thresholds, and how far probabilities can be trusted."""
+        probabilities, true = self.activate(logits.double()), targets > 0.5
         return [
-            views.names_section(self.unit, figures["per_tag"], "average_precision"),
-            views.thresholds_section(probabilities, targets > 0.5),
-            views.reliability_section(probabilities.flatten(), targets.flatten() > 0.5),
+            views.names_section(self.unit, figures["per_tag"]),
+            views.thresholds_section(probabilities, true),
+            views.reliability_section(probabilities.flatten(), true.flatten()),
         ]
-
-
-def _f1(said: Tensor, true: Tensor) -> Tensor:
-    """The F1 (K,) of tags; NaN where one is neither there nor given."""
-    return 2 * (said & true).sum(0).double() / (said.sum(0) + true.sum(0))
 
 
 def _separator(labels: Sequence[str]) -> str:

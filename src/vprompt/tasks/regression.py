@@ -185,11 +185,9 @@ class Regression(Target):
         """See `Target`: every number by its name."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
 
-    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+    def named(self, labels: Tensor) -> list[str]:
         """See `Target`."""
-        rows = zip(targets.tolist(), self.activate(logits.double()).tolist(), strict=True)
-        words = [[", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in pair] for pair in rows]
-        return [f"{true}, said {said}" for true, said in words]
+        return [", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in labels.tolist()]
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
         """See `Target`: predicted against true numbers, and what is left."""

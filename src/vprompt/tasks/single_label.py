@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from vprompt.report.document import Section
 from vprompt.tasks import views
 from vprompt.tasks.base import bootstrapped, register
-from vprompt.tasks.calibration import Probabilities
-from vprompt.tasks.metrics import BINS, as_rows, by_name, known
+from vprompt.tasks.metrics import BINS, known
+from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.statistics import paired_interval, wilson
 from vprompt.utils.text import count, listed, percent, printable
 
@@ -105,43 +105,25 @@ class SingleLabel(Probabilities):
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`; the interval is Wilson's, and the majority is always naming the commonest class."""
-        from torchmetrics.functional.classification import multiclass_accuracy
-
-        recalls = self.recalls(logits, targets)
-        figures: dict[str, Any] = {
-            "accuracy": self.score(logits, targets),
-            "interval": list(wilson(int(self.hits(logits, targets).sum()), len(targets))),
-            "balanced_accuracy": float(recalls.nanmean()),
-            "majority_accuracy": int(self._counts(targets).max()) / len(targets),
-            "never_right": [self.names[label] for label in (recalls == 0).nonzero().flatten().tolist()],
-        }
-        if not bool(logits.isfinite().all()):
-            return figures
-        probabilities = self.activate(logits.double())
-        found = by_name("multiclass", probabilities, targets, self._said(logits))
 
         def balanced(rows: Tensor) -> float:
             return float(self.recalls(logits[rows], targets[rows]).nanmean())
 
-        def macro_f1(rows: Tensor) -> float:
-            said, true = self._counts(logits[rows].argmax(1)), self._counts(targets[rows])
-            right = self.recalls(logits[rows], targets[rows]).nan_to_num() * true
-            return float((2 * right / (said + true))[true > 0].mean())
-
-        intervals = {"balanced_accuracy": balanced, "macro_f1": macro_f1}
-        if len(self.names) > 5:
-            top = multiclass_accuracy(logits, targets, num_classes=len(self.names), top_k=5, average="micro")
-            figures["top5_accuracy"] = known(top)
-        return {
-            **figures,
-            "macro_f1": known(found["f1"].nanmean()),
-            **{key: known(found[key].nanmean()) for key in ("average_precision", "auroc")},
-            "ece": known(self.calibration_error(probabilities, targets)),
-            "intervals": {
-                key: bootstrapped(figure, len(targets), numbers=len(self.names)) for key, figure in intervals.items()
-            },
-            "per_class": as_rows(self.names, found),
+        recalls, classes, images = self.recalls(logits, targets), len(self.names), len(targets)
+        figures: dict[str, Any] = {
+            "accuracy": self.score(logits, targets),
+            "interval": list(wilson(int(self.hits(logits, targets).sum()), images)),
+            "balanced_accuracy": float(recalls.nanmean()),
+            "majority_accuracy": int(self._counts(targets).max()) / images,
+            "never_right": [self.names[label] for label in (recalls == 0).nonzero().flatten().tolist()],
         }
+        if not bool(logits.isfinite().all()):
+            return figures
+        if classes > 5:
+            figures["top5_accuracy"] = known((logits.topk(5).indices == targets[:, None]).any(1).double().mean())
+        figures |= self.details(logits, targets)
+        figures["intervals"]["balanced_accuracy"] = bootstrapped(balanced, images, numbers=classes)
+        return figures
 
     def difference(self, before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
         """See `Target`; in closed form."""
@@ -193,20 +175,21 @@ class SingleLabel(Probabilities):
             answers.append({"class_name": first[0][0], "probability": first[0][1], "top": tuple(first)})
         return answers
 
+    def matrix(self, labels: Tensor) -> Tensor:
+        """See `Probabilities`."""
+        import torch.nn.functional as F
+
+        return F.one_hot(labels, len(self.names)).bool()
+
     def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
         """See `Probabilities`: of the classes that are named."""
         from torchmetrics.functional.classification import multiclass_calibration_error
 
         return multiclass_calibration_error(probabilities, targets, num_classes=len(self.names), n_bins=BINS)
 
-    def compared(self, logits: Tensor, targets: Tensor) -> list[str]:
+    def named(self, labels: Tensor) -> list[str]:
         """See `Target`."""
-        best = self.activate(logits).max(1)
-        said = [
-            f"{self.names[label]} ({percent(p)} %)"
-            for p, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        return [f"{self.names[label]}, said {words}" for label, words in zip(targets.tolist(), said, strict=True)]
+        return [self.names[label] for label in labels.tolist()]
 
     def doubt(self, logits: Tensor) -> Tensor:
         """See `Target`: how near the second class comes to the first."""
@@ -214,18 +197,13 @@ class SingleLabel(Probabilities):
         return second - first
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
-        """See `Target`: which classes are confused, the figures of each, and how far probabilities can be trusted."""
+        """See `Target`: first, which classes are confused."""
         confidence, said = self.activate(logits.double()).max(1)
         return [
             views.confusion_section(self.names, said, targets),
-            views.names_section(self.unit, figures["per_class"], "f1"),
+            views.names_section(self.unit, figures["per_class"]),
             views.reliability_section(confidence, said == targets),
         ]
-
-    def _said(self, logits: Tensor) -> Tensor:
-        import torch.nn.functional as F
-
-        return F.one_hot(logits.argmax(1), len(self.names))
 
     def _counts(self, targets: Tensor) -> Tensor:
         return targets.bincount(minlength=len(self.names))

@@ -1,155 +1,124 @@
-"""Sections of a page that several targets show: what is confused, figures by name, reliability, thresholds, numbers."""
+"""Sections of a page that targets show: what is confused, figures by name, reliability, thresholds, numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vprompt.report.document import Cell, Chart, Charts, Curve, Dot, Paragraph, Section, simple_table
+from vprompt.report.document import (
+    Cell,
+    Chart,
+    Charts,
+    Code,
+    Curve,
+    Dot,
+    Fold,
+    Paragraph,
+    Section,
+    points,
+    simple_table,
+)
 from vprompt.utils.statistics import wilson
 from vprompt.utils.text import count, percent, show
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAIRS, DOTS, BINS = 15, 400, 10
-"""Rows of the table of confused classes, points of a cloud, and bins of confidence, at most."""
+PAIRS, DOTS, BINS, NUMBERS = 15, 400, 10, 4
+"""Rows of the table of confused classes, points of a cloud, bins of confidence, and numbers that are drawn, at most."""
 
 
 def confusion_section(names: Sequence[str], said: Tensor, true: Tensor) -> Section:
-    """What is said of the images of each class; classes that are confused stand beside each other."""
+    """What is said (N,) of the images of each class; classes that are confused stand beside each other."""
     size = len(names)
     counts = (true * size + said).bincount(minlength=size**2).view(size, size)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    order = beside(shares + shares.T)
-    wrong = counts.clone().fill_diagonal_(0).flatten()
-    pairs = [(place // size, place % size) for place in wrong.argsort(descending=True).tolist() if wrong[place]]
+    order, wrong = alike_together(shares + shares.T), counts.clone().fill_diagonal_(0).flatten()
+    pairs = [divmod(place, size) for place in wrong.argsort(descending=True).tolist() if wrong[place]]
     rows = [[names[t], names[s], f"{counts[t, s]}", f"{percent(float(shares[t, s]))} %"] for t, s in pairs[:PAIRS]]
-    chart = Chart(
-        title="Share of the images of a class",
-        x="said",
-        y="true",
-        alt=f"Confusion matrix of {size} classes",
-        rows=[names[label] for label in order],
-        cells=shares[order][:, order].tolist(),
-    )
-    title = f"Most confused of {count(len(pairs), 'pair')}" if pairs else "No class is taken for another"
-    table = simple_table(title, ["True", "Said", "Images", "Of the class"], rows)
-    words = "One row a true class, one column an answer, classes that are confused beside each other; what is right is "
-    return Section(key="confusion", title="Confusion", blocks=[Paragraph(words + "blue."), Charts([chart]), table])
+    title, alt = "Of each true class, percent", f"Confusion matrix of {size} classes; the table has its largest errors"
+    shown, heads = shares[order][:, order].tolist(), [names[label] for label in order]
+    chart = Chart(title=title, x="said", y="true", alt=alt, rows=heads, cells=shown)
+    most = f"Most confused of {count(len(pairs), 'pair')}" if pairs else "No class is taken for another"
+    table = simple_table(most, ["True", "Said", "Images", "Of the class"], rows, words=True)
+    words = Paragraph("Classes that are confused stand beside each other; blue is right, orange is wrong.")
+    numbers = Fold("Classes by their numbers", [Code("\n".join(f"{n} {name}" for n, name in enumerate(heads)))])
+    return Section(key="confusion", title="Confusion", blocks=[words, Charts([chart]), table, numbers])
 
 
-def beside(alike: Tensor) -> list[int]:
-    """An order in which what is alike is near: next is what is most like the last ones, of which older ones count less.
-
-    Args:
-        alike: (K, K), how alike each two are.
-    """
+def alike_together(alike: Tensor) -> list[int]:
+    """An order (K,) by likeness (K, K): next is what is most like the last ones, of which older ones count less."""
     import torch
 
     alike = alike.clone().fill_diagonal_(0)
-    order, pull = list[int](), alike.sum(1)
-    left = torch.ones(len(alike), dtype=torch.bool)
-    while len(order) < len(alike):
+    order, pull, left = list[int](), alike.sum(1), torch.ones(len(alike), dtype=torch.bool)
+    while bool(left.any()):
         order.append(int(pull.masked_fill(~left, -1).argmax()))
         left[order[-1]] = False
-        pull = (pull / 2 if len(order) > 1 else 0) + alike[order[-1]]
+        pull = alike[order[-1]] + (pull / 2 if len(order) > 1 else 0)
     return order
 
 
-def names_section(unit: str, rows: Mapping[str, Mapping[str, float | None]], key: str) -> Section:
-    """The figures of each class or tag, the worst first.
-
-    Args:
-        unit: Name of what a row is.
-        rows: By name, from `vprompt.tasks.metrics.as_rows`.
-        key: Of the figure that they are sorted by.
-    """
-    heads = [head for head in next(iter(rows.values())) if head != "images"]
-    order = sorted(rows, key=lambda name: (rows[name][key] is None, rows[name][key] or 0))
-    cells = [
-        [name, show(rows[name]["images"], ".0f"), *(Cell(text=percent(v), share=v) for v in map(rows[name].get, heads))]
-        for name in order
-    ]
-    head = [unit, "images", *(head.replace("_", " ") for head in heads)]
-    table = simple_table(f"Figures of each {unit} in percent, the worst {key.replace('_', ' ')} first", head, cells)
+def names_section(unit: str, rows: Mapping[str, Mapping[str, float | None]]) -> Section:
+    """The figures of each class or tag, from `vprompt.tasks.metrics.as_rows`, the worst first."""
+    order = sorted(rows, key=lambda name: (rows[name]["f1"] is None, rows[name]["f1"] or 0))
+    images, *heads = rows[order[0]]
+    bars = {name: [Cell(text=percent(share), share=share) for share in map(rows[name].get, heads)] for name in order}
+    cells = [[name, show(rows[name][images], ".0f"), *bars[name]] for name in order]
+    head = [unit, images, *(head.replace("_", " ") for head in heads)]
+    table = simple_table(f"Each {unit} in percent, the smallest F1 first", head, cells)
     return Section(key="names", title=f"Each {unit}", blocks=[table])
 
 
 def reliability_section(confidence: Tensor, right: Tensor) -> Section:
-    """How often what is said with some probability is right.
-
-    Args:
-        confidence: (N,), 0-1.
-        right: (N,), whether it is.
-    """
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    dots, rows = list[Dot](), list[list[str]]()
+    """How often what is said with some probability (N,) is right (N,)."""
+    bins, dots = (confidence * BINS).long().clamp(max=BINS - 1), list[Dot]()
     for number in bins.unique().tolist():
-        of_bin = bins == number
-        images, good, mean = int(of_bin.sum()), int(right[of_bin].sum()), float(confidence[of_bin].mean())
-        low, high = wilson(good, images)
-        share = good / images
-        dots.append(Dot(x=100 * mean, y=100 * share, error=(100 * (share - low), 100 * (high - share))))
-        rows.append(
-            [f"{100 * number // BINS}-{100 * (number + 1) // BINS} %", str(images), percent(mean), percent(share)]
-        )
-    ideal = Curve(name="as said", dots=[Dot(x=0, y=0), Dot(x=100, y=100)], style=6, line="--", marks=False)
-    chart = Chart(
-        title="Reliability",
-        x="probability (%)",
-        y="right (%)",
-        alt="Share that is right against the probability that is said",
-        curves=[ideal, Curve(name="bins", dots=dots, line="-")],
-        zero=True,
+        images, good = int((bins == number).sum()), int(right[bins == number].sum())
+        share, (low, high) = good / images, wilson(good, images)
+        error = (100 * (share - low), 100 * (high - share))
+        dots.append(Dot(x=100 * float(confidence[bins == number].mean()), y=100 * share, error=error))
+    ideal = Curve(name="as said", dots=points([(0, 0), (100, 100)]), style=6, line="--", marks=False)
+    curves = [ideal, Curve(name="found", dots=dots, line="-")]
+    alt = "Share that is right against the probability that is said"
+    chart = Chart(title="Reliability", x="probability (%)", y="right (%)", alt=alt, curves=curves, zero=True)
+    words = "Below the dashed line the model is surer than it should be, which --calibrate mends. Bars: 95 % intervals."
+    return Section(
+        key="reliability", title="Can the probabilities be trusted?", blocks=[Paragraph(words), Charts([chart])]
     )
-    words = (
-        "Below the dashed line the model is surer than it should be; --calibrate mends that. Bars are 95 % intervals."
-    )
-    table = simple_table("The same in numbers", ["Probability", "Number", "Mean, %", "Right, %"], rows)
-    blocks = [Paragraph(words), Charts([chart]), table]
-    return Section(key="reliability", title="Can the probabilities be trusted?", blocks=blocks)
 
 
 def thresholds_section(probabilities: Tensor, true: Tensor) -> Section:
-    """What other thresholds than a half would do."""
+    """What other thresholds than a half would do to all tags (N, K) together."""
     cuts = [number / 20 for number in range(1, 20)]
-    said = [probabilities > cut for cut in cuts]
-    both = [int((each & true).sum()) for each in said]
-    given, there = [max(1, int(each.sum())) for each in said], max(1, int(true.sum()))
-    figures = {
-        "precision": [b / g for b, g in zip(both, given, strict=True)],
-        "recall": [b / there for b in both],
-        "F1": [2 * b / (g + there) for b, g in zip(both, given, strict=True)],
+    sums = [(int(((p := probabilities > cut) & true).sum()), int(p.sum()), int(true.sum())) for cut in cuts]
+    shares = {
+        "precision": [both / max(1, said) for both, said, _ in sums],
+        "recall": [both / max(1, there) for both, _, there in sums],
+        "F1": [2 * both / max(1, said + there) for both, said, there in sums],
     }
     curves = [
-        Curve(name=name, dots=[Dot(x=x, y=100 * y) for x, y in zip(cuts, ys, strict=True)], style=style, line="-")
-        for style, (name, ys) in enumerate(figures.items())
+        Curve(name=name, dots=points(zip(cuts, (100 * y for y in ys), strict=True)), style=style, line="-")
+        for style, (name, ys) in enumerate(shares.items())
     ]
     chart = Chart(title="All tags together", x="threshold", y="%", alt="By threshold", curves=curves, zero=True)
-    best = max(range(len(cuts)), key=figures["F1"].__getitem__)
-    words = f"A tag is given from a probability of 0.5 on; the F1 of all would be highest at {cuts[best]:g}."
-    legend = [*enumerate(figures)]
-    return Section(key="thresholds", title="Thresholds", blocks=[Paragraph(words), Charts([chart], legend)])
+    best = max(zip(shares["F1"], cuts, strict=True))[1]
+    words = Paragraph(f"A tag is given from a probability of 0.5 on; the F1 of all is highest here at {best:g}.")
+    return Section(key="thresholds", title="Thresholds", blocks=[words, Charts([chart], [*enumerate(shares)])])
 
 
 def numbers_section(names: Sequence[str], figures: Mapping[str, Any], said: Tensor, true: Tensor) -> Section:
-    """Numbers that are said against the true ones, what is left, and the figures of each."""
-    step = -(-len(true) // DOTS)
-    charts = list[Chart]()
-    for place, name in enumerate(names[:4]):
+    """Numbers (N, K) that are said against the true ones, what is left, and the figures of each."""
+    step, charts = -(-len(true) // DOTS), list[Chart]()
+    for place, name in enumerate(names[:NUMBERS]):
         pairs = list(zip(true[::step, place].tolist(), said[::step, place].tolist(), strict=True))
-        ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)]
-        ideal = Curve(name="right", dots=[Dot(x=e, y=e) for e in ends], style=6, line="--", marks=False)
-        cloud = Curve(name=name, dots=[Dot(x=t, y=s) for t, s in pairs])
-        rest = Curve(name=name, dots=[Dot(x=s, y=s - t) for t, s in pairs], style=1)
-        charts.append(Chart(title=name, x="true", y="said", alt=f"{name}: said", curves=[ideal, cloud], tight=True))
-        levels = [(0.0, "")]
-        more = {"alt": f"{name}: errors", "curves": [rest], "levels": levels}
-        charts.append(Chart(title=f"{name}: errors", x="said", y="said - true", tight=True, **more))
-    rows = [
-        [name, *(show(figures[key][name], ".4g") for key in ("mae", "rmse", "constant_mae", "r2_each"))]
-        for name in names
-    ]
-    table = simple_table("Errors, in units of the numbers", ["", "MAE", "RMSE", "MAE of the mean", "R²"], rows)
+        ends = points((end, end) for end in (min(map(min, pairs)), max(map(max, pairs))))
+        cloud = [Curve(name="right", dots=ends, style=6, line="--", marks=False), Curve(name=name, dots=points(pairs))]
+        rest = [Curve(name=name, dots=points((said, said - true) for true, said in pairs), style=1)]
+        charts.append(Chart(title=name, x="true", y="said", alt=f"{name}, said against true", curves=cloud, tight=True))
+        more = {"y": "said - true", "alt": f"{name}, errors", "curves": rest, "levels": [(0.0, "")]}
+        charts.append(Chart(title=f"{name}: errors", x="said", tight=True, **more))
+    kinds = {"MAE": "mae", "RMSE": "rmse", "MAE of always saying the mean": "constant_mae", "R²": "r2_each"}
+    rows = [[name, *(show(figures[key][name], ".4g") for key in kinds.values())] for name in names]
+    table = simple_table("Errors, in units of the numbers", ["", *kinds], rows)
     return Section(key="numbers", title="Said against true", blocks=[Charts(charts), table])
