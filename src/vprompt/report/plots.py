@@ -254,9 +254,9 @@ def _draw_cells(axes: Axes, chart: Chart) -> None:
     axes.imshow(shown, interpolation="nearest")
     axes.grid(visible=False)
     if size <= NAMED:
-        names, fit = [line(name, 14) for name in chart.rows], {"fontsize": max(4, min(9, 160 / size))}
-        axes.set_xticks(range(size), names, rotation=90, **fit)
-        axes.set_yticks(range(size), names, **fit)
+        names, letters = [line(name, 14) for name in chart.rows], max(4, min(9, 160 / size))
+        axes.set_xticks(range(size), names, rotation=90, fontsize=letters)
+        axes.set_yticks(range(size), names, fontsize=letters)
     for row, column in itertools.product(range(size), repeat=2) if size <= FIGURES else ():
         if (share := chart.cells[row][column]) >= 0.005:
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8)

@@ -54,9 +54,10 @@ class Probabilities(Target):
 
         logits, low, high = logits.double(), -math.log(MOST), math.log(MOST)
         for _ in range(40):
-            middle = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
-            (slope,) = torch.autograd.grad(self.loss(logits * (-middle).exp(), targets).mean(), middle)
-            low, high = (low, float(middle)) if slope > 0 else (float(middle), high)
+            middle = (low + high) / 2
+            place = torch.tensor(middle, dtype=torch.float64, requires_grad=True)
+            (slope,) = torch.autograd.grad(self.loss(logits * (-place).exp(), targets).mean(), place)
+            low, high = (low, middle) if slope > 0 else (middle, high)
         return replace(self, temperature=math.exp((low + high) / 2))
 
     def trust(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:

@@ -34,7 +34,9 @@ def confusion_section(names: Sequence[str], said: Tensor, true: Tensor) -> Secti
     counts = (true * size + said).bincount(minlength=size**2).view(size, size)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     order, wrong = alike_together(shares + shares.T), counts.clone().fill_diagonal_(0).flatten()
-    pairs = [divmod(place, size) for place in wrong.argsort(descending=True).tolist() if wrong[place]]
+    pairs: list[tuple[int, int]] = [
+        divmod(place, size) for place in wrong.argsort(descending=True).tolist() if wrong[place]
+    ]
     rows = [[names[t], names[s], f"{counts[t, s]}", f"{percent(float(shares[t, s]))} %"] for t, s in pairs[:PAIRS]]
     title, alt = "Of each true class, percent", f"Confusion matrix of {size} classes; the table has its largest errors"
     shown, heads = shares[order][:, order].tolist(), [names[label] for label in order]
@@ -116,8 +118,8 @@ def numbers_section(names: Sequence[str], figures: Mapping[str, Any], said: Tens
         cloud = [Curve(name="right", dots=ends, style=6, line="--", marks=False), Curve(name=name, dots=points(pairs))]
         rest = [Curve(name=name, dots=points((said, said - true) for true, said in pairs), style=1)]
         charts.append(Chart(title=name, x="true", y="said", alt=f"{name}, said against true", curves=cloud, tight=True))
-        more = {"y": "said - true", "alt": f"{name}, errors", "curves": rest, "levels": [(0.0, "")]}
-        charts.append(Chart(title=f"{name}: errors", x="said", tight=True, **more))
+        title, line = f"{name}: errors", [(0.0, "")]
+        charts.append(Chart(title=title, x="said", y="said - true", alt=title, levels=line, curves=rest, tight=True))
     kinds = {"MAE": "mae", "RMSE": "rmse", "MAE of always saying the mean": "constant_mae", "R²": "r2_each"}
     rows = [[name, *(show(figures[key][name], ".4g") for key in kinds.values())] for name in names]
     table = simple_table("Errors, in units of the numbers", ["", *kinds], rows)
