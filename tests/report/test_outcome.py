@@ -194,7 +194,8 @@ def test_calibration_is_kept_in_the_adapter_and_left_out_by_default(colours, tra
     logits = torch.randn(2, 3)
     for each in (model.fold(), model.copy()):
         assert torch.allclose(each.target.activate(logits), (logits / temperature).softmax(1))
-    assert vprompt.load(tmp_path / "run" / "full").target.temperature != temperature
+    full = found.document["before"]["calibration"]["val"]["after"]["temperature"]
+    assert vprompt.load(tmp_path / "run" / "full").target.temperature == full
     assert "target" not in json.loads((trained.folder / "adapter_config.json").read_text())
     assert "calibration" not in trained.result and "calibrate" not in trained.result["settings"]
     shutil.rmtree(tmp_path / "run" / "condensed", ignore_errors=True)

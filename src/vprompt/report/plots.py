@@ -138,7 +138,7 @@ def svg(chart: Chart) -> Markup:
         # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
         named = bool(chart.cells) and len(chart.cells) <= NAMED
         figure = Figure(figsize=(4.6, 4.6) if chart.cells else (4.6, 3.2))
-        draw(figure.add_axes((0.26, 0.24, 0.72, 0.7) if named else (0.15, 0.15, 0.82, 0.75)), chart)
+        draw(figure.add_axes((0.31, 0.29, 0.67, 0.65) if named else (0.18, 0.15, 0.79, 0.75)), chart)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for element in list(root.iter()):
@@ -254,7 +254,7 @@ def _draw_cells(axes: Axes, chart: Chart) -> None:
     axes.imshow(shown, interpolation="nearest")
     axes.grid(visible=False)
     if size <= NAMED:
-        names, letters = [line(name, 14) for name in chart.rows], max(4, min(9, 160 / size))
+        names, letters = [line(name, 13) for name in chart.rows], max(4, min(9, 160 / size))
         axes.set_xticks(range(size), names, rotation=90, fontsize=letters)
         axes.set_yticks(range(size), names, fontsize=letters)
     for row, column in itertools.product(range(size), repeat=2) if size <= FIGURES else ():

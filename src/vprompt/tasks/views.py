@@ -78,7 +78,7 @@ def reliability_section(confidence: Tensor, right: Tensor) -> Section:
     for number in bins.unique().tolist():
         images, good = int((bins == number).sum()), int(right[bins == number].sum())
         share, (low, high) = good / images, wilson(good, images)
-        error = (100 * (share - low), 100 * (high - share))
+        error = (max(0, 100 * (share - low)), max(0, 100 * (high - share)))
         dots.append(Dot(x=100 * float(confidence[bins == number].mean()), y=100 * share, error=error))
     ideal = Curve(name="as said", dots=points([(0, 0), (100, 100)]), style=6, line="--", marks=False)
     curves = [ideal, Curve(name="found", dots=dots, line="-")]
