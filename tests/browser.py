@@ -93,7 +93,7 @@ def browsing(folder):
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     options += ["--remote-debugging-pipe", f"--user-data-dir={folder}", "--disable-background-networking"]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([CHROMIUM, *options, "about:blank"], preexec_fn=wire, close_fds=False, **quiet)
+    process = subprocess.Popen([CHROMIUM, *options, "about:blank"], preexec_fn=wire, close_fds=False, **quiet)  # noqa: PLW1509
     os.close(to_browser)
     os.close(from_browser)
     try:

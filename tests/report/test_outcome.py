@@ -134,8 +134,12 @@ def test_maps_are_the_attention_that_is_paid():
         view(images)
     assert torch.allclose(maps["class token"].flatten(1), paid[-1][:, 0, 4:], atol=1e-6)
     full = [weights for weights in paid if weights.shape[1] == 5]
-    assert torch.allclose(maps["prompts"].flatten(1), torch.stack([w[:, 1:, :3].sum(2) for w in full]).mean(0), atol=1e-6)
-    windows = vprompt.attach(timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2), vprompt.VPT(1), num_classes=2)
+    assert torch.allclose(
+        maps["prompts"].flatten(1), torch.stack([w[:, 1:, :3].sum(2) for w in full]).mean(0), atol=1e-6
+    )
+    windows = vprompt.attach(
+        timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2), vprompt.VPT(1), num_classes=2
+    )
     assert attention_maps(windows, torch.randn(1, 3, 64, 64)) == {}
 
 
@@ -147,9 +151,11 @@ def test_a_run_leaves_a_page_and_an_evaluation_as_well(trained, colours, tmp_pat
     assert found.status == 0, found.err
     assert any("report.html" in note for note in found.document["notes"])
     text = (tmp_path / "seen" / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Confusion</h2>" in text and "cannot be drawn" not in text
+    assert "<h2>Confusion</h2>" in text
+    assert "cannot be drawn" not in text
     again = run_command("eval", trained.folder, colours, "--out", tmp_path / "seen")
-    assert again.status != 0 and "is there already; choose another --out" in again.err
+    assert again.status != 0
+    assert "is there already; choose another --out" in again.err
 
 
 def fit(colours, out, *more):
@@ -197,14 +203,30 @@ def test_calibration_is_kept_in_the_adapter_and_left_out_by_default(colours, tra
     full = found.document["before"]["calibration"]["val"]["after"]["temperature"]
     assert vprompt.load(tmp_path / "run" / "full").target.temperature == full
     assert "target" not in json.loads((trained.folder / "adapter_config.json").read_text())
-    assert "calibration" not in trained.result and "calibrate" not in trained.result["settings"]
+    assert "calibration" not in trained.result
+    assert "calibrate" not in trained.result["settings"]
     shutil.rmtree(tmp_path / "run" / "condensed", ignore_errors=True)
-    smaller = run_command("condense", tmp_path / "run" / "full", colours, "--out", tmp_path / "small", "--ratio", "0.5", "--no-fine-tune", "--json")
+    smaller = run_command(
+        "condense",
+        tmp_path / "run" / "full",
+        colours,
+        "--out",
+        tmp_path / "small",
+        "--ratio",
+        "0.5",
+        "--no-fine-tune",
+        "--json",
+    )
     assert smaller.status == 0, smaller.err
-    assert smaller.document["calibration"]["val"]["after"]["temperature"] == vprompt.load(tmp_path / "small").target.temperature
+    assert (
+        smaller.document["calibration"]["val"]["after"]["temperature"]
+        == vprompt.load(tmp_path / "small").target.temperature
+    )
 
 
-@pytest.mark.parametrize(("more", "why"), [(["--train-on", "train+val"], "validation images"), (["--method", "linear"], None)])
+@pytest.mark.parametrize(
+    ("more", "why"), [(["--train-on", "train+val"], "validation images"), (["--method", "linear"], None)]
+)
 def test_calibration_needs_images_that_were_not_learned(colours, tmp_path, more, why):
     arguments = ["--epochs", 1, "--img-size", 32, "--calibrate", "--out", tmp_path / "run", "--no-report"]
     found = run_command("fit", colours, *arguments, *more)

@@ -130,9 +130,9 @@ class _Condensing(TypedDict):
 
 class _Intervals(TypedDict, total=False):
     val_accuracy: float | None
-    val_interval: tuple[float, float]
+    val_interval: tuple[float, float] | None
     test_accuracy: float | None
-    test_interval: tuple[float, float]
+    test_interval: tuple[float, float] | None
 
 
 class _Model(_Intervals, total=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -404,7 +405,8 @@ class Stages:
         lost: dict[str, Any] = {}
         for split in after:
             change, (low, high) = difference(after[split], before[split])
-            lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
+            if math.isfinite(change):
+                lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
         return lost
 
     def _provenance(self, model: PromptedModel, weights: dict[str, str] | None) -> dict[str, Any]:

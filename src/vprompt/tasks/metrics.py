@@ -25,9 +25,6 @@ RANKED = {"average_precision", "auroc"}
 BINS = 15
 """Of confidence, in calibration errors."""
 
-CELLS = 20_000_000
-"""Of images times classes: beyond it, figures that sort are those of evenly chosen images."""
-
 
 def by_name(probabilities: Tensor, said: Tensor, true: Tensor) -> dict[str, Tensor]:
     """The figures (K,) of each class or tag by their keys, and its number of `images`.
@@ -40,32 +37,31 @@ def by_name(probabilities: Tensor, said: Tensor, true: Tensor) -> dict[str, Tens
     from torchmetrics.functional import classification
 
     images, names = true.shape
-    step, of_each = max(1, math.ceil(images * names / CELLS)), true.sum(0)
+    of_each = true.sum(0)
     undefined = {"precision": said.sum(0) == 0, "auroc": (of_each == 0) | (of_each == images)}
     found, common = {"images": of_each.double()}, {"num_labels": names, "average": "none", "validate_args": False}
     for key, function in BY_NAME.items():
-        given = probabilities[::step] if key in RANKED else said.long()
+        given = probabilities if key in RANKED else said.long()
         with warnings.catch_warnings(action="ignore"):  # about what is not defined
-            wanted = true[:: step if key in RANKED else 1].long()
-            values: Tensor = getattr(classification, function)(given, wanted, **common)
+            values: Tensor = getattr(classification, function)(given, true.long(), **common)
         found[key] = values.double().masked_fill(undefined.get(key, of_each == 0), math.nan)
     return found
 
 
 def as_rows(names: Sequence[str], found: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
     """Figures of each class or tag as plain data, by its name."""
-    columns = {key: [known(value) for value in values.tolist()] for key, values in found.items()}
-    return {name: {key: column[row] for key, column in columns.items()} for row, name in enumerate(names)}
+    rows = zip(*(values.round(decimals=5).tolist() for values in found.values()), strict=True)
+    return {name: dict(zip(found, map(known, row), strict=True)) for name, row in zip(names, rows, strict=True)}
 
 
 def known(value: Tensor | float) -> float | None:
-    """A figure as plain data, of six digits; None where it is not defined.
+    """A figure as plain data; None where it is not defined.
 
     Example:
         >>> known(0.25), known(float("nan"))
         (0.25, None)
     """
-    return float(f"{value:.6g}") if math.isfinite(value := float(value)) else None
+    return value if math.isfinite(value := float(value)) else None
 
 
 def f1_scores(said: Tensor, true: Tensor) -> Tensor:
