@@ -26,7 +26,7 @@ from processes import Command
 from vprompt.cli.fit import show_result
 from vprompt.cli.main import main
 
-COMMANDS = ("fit", "condense", "compare", "eval", "predict", "export", "serve", "cost", "tasks", "demo")
+COMMANDS = ("fit", "condense", "compare", "eval", "predict", "embed", "export", "serve", "cost", "tasks", "demo")
 QUICK = ("--method", "linear", "--epochs", "0")
 
 

@@ -103,7 +103,7 @@ def test_a_notebook_shows_one_line_that_moves(capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert shown.endswith("\n")
     assert shown.count("\n") == 1
-    assert "training: 100%" in shown.split("\r")[-1]
+    assert f"training: {'━' * 12} 100%" in shown.split("\r")[-1]
 
 
 def test_figures_for_which_there_is_no_room_are_left_out_whole():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vprompt.compression.score import score as score
     from vprompt.compression.select import select as select
     from vprompt.compression.select import select_segments as select_segments
+    from vprompt.experiments.embed import embed as embed
     from vprompt.exporters.export import export as export
     from vprompt.exporters.exported import load_exported as load_exported
     from vprompt.methods.adapter import Adapter as Adapter
@@ -64,6 +65,7 @@ _HOMES = {
     "attach": "model.attach",
     "condense": "compression.condense",
     "data": "data",
+    "embed": "experiments.embed",
     "evaluate": "training.evaluate",
     "export": "exporters.export",
     "fit": "training.trainer",

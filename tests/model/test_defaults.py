@@ -204,3 +204,19 @@ def test_a_damaged_pil_image(photos, model, tmp_path):
         model.predict(Image.open(tmp_path / "cut.png"))
     with pytest.raises(DataError, match=r"cut.png"):
         model.predict(tmp_path / "cut.png")
+
+
+def test_a_model_says_in_five_lines_what_it_is():
+    names = ["ant", "b\nee", "c" * 300, "dog", "eel", "fox"]
+    model = vprompt.attach("bundled", vprompt.VPT(3), classes=names)
+    lines = repr(model).splitlines()
+    assert len(lines) == 5
+    assert max(map(len, lines)) < 120
+    assert "vpt-deep on vprompt_vit_tiny_patch8_64" in lines[0]
+    assert "36 prompts in 12 blocks (3 in each)" in lines[1]
+    assert f"{model.num_learned:,} numbers" in lines[2]
+    assert "6 classes (ant, b ee" in lines[3]
+    assert "64×64 pixels" in lines[4]
+    fewer = model.keep([torch.arange(block % 2) for block in range(12)])
+    assert "6 prompts in 12 blocks (0 1 0 1 0 1 0 1 0 1 0 1)" in repr(fewer)
+    assert "learned" not in repr(model.fold())

@@ -19,6 +19,7 @@ from vprompt.cli.console import PLACES, Command, UsageError, check_places, print
 from vprompt.cli.cost import Cost
 from vprompt.cli.data import Prepare, Tasks
 from vprompt.cli.demo import Demo
+from vprompt.cli.embed import Embed
 from vprompt.cli.export import Export
 from vprompt.cli.fit import Condense, fit_command
 from vprompt.cli.options import HELP_ALL, values_of
@@ -41,6 +42,7 @@ COMMANDS = {
     "condense": Condense,
     "eval": Eval,
     "predict": Predict,
+    "embed": Embed,
     "export": Export,
     "serve": Serve,
     "compare": compare_command,

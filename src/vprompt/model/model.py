@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.backbones.freezing import Original
 from vprompt.backbones.graft import graft
-from vprompt.backbones.info import BackboneInfo, check_size, describe
+from vprompt.backbones.info import BackboneInfo, check_size, describe, num_parameters
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.layers.head import Head
@@ -33,6 +33,7 @@ from vprompt.model.classifier import Classifier
 from vprompt.tasks.base import Target
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.text import line, listed
 
 if TYPE_CHECKING:
     from vprompt.model.records import Condensation, Pruning, Recipe
@@ -112,13 +113,20 @@ class _Adapted(Classifier):
         return [module for module in self.view.modules() if isinstance(module, PrefixAttention)]
 
     def __repr__(self) -> str:
-        counts = self.prompt_counts
-        prompts = f"{sum(counts)} prompts in {sum(map(bool, counts))} blocks, " if any(counts) else ""
-        learned = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        name = f"{type(self).__name__}({self.method.name} on {self.info.name}"
-        height, width = self.preprocessing.size
-        numbers = f"{learned:,} learned numbers, " if learned else ""
-        return f"{name}, {prompts}{numbers}{self.target.size}, images of {height}×{width} pixels)"
+        counts, seen = self.prompt_counts, self.preprocessing
+        each = f"{counts[0]} in each" if len(set(counts)) == 1 else " ".join(map(str, counts))
+        learned, held = sum(p.numel() for p in self.parameters() if p.requires_grad), num_parameters(self.backbone)
+        share = f"learned: {learned:,} numbers, {100 * learned / held:.2g} % of the backbone's"
+        names = listed([line(name, 24) for name in self.class_names], 4)
+        execution = getattr(self, "execution", "folded")
+        lines = (
+            f"{type(self).__name__}: {self.method.name} on {self.info.name} ({held:,} numbers)",
+            f"{sum(counts)} prompts in {len(counts)} blocks" + f" ({each})" * any(counts),
+            *([share] if learned else []),
+            f"answers: {self.target.size} ({names})",
+            f"images: {seen.size[0]}×{seen.size[1]} pixels, {seen.resize}, {seen.interpolation}; runs: {execution}",
+        )
+        return "\n  ".join(lines)
 
     @property
     @abstractmethod

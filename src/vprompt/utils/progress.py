@@ -148,8 +148,10 @@ class _Lines:
         self.told, self.told_share = time.monotonic(), done / max(total, 1)
         speed = (done - (self.first or 0)) / max(self.told - self.started, 1e-9)
         left = f", {duration((total - done) / speed)} left" if speed > 0 else ""
-        figures = figures_text(self.figures, self.unit, most=79 - len(self.label) - 24 if self.moving else None)
-        text = f"{self.label}: {100 * self.told_share:.0f}%{left} {figures}".rstrip()
+        drawn = f"{'━' * round(BAR * self.told_share):·<{BAR}} " * self.moving
+        room = 79 - len(self.label) - len(drawn) - 24 if self.moving else None
+        figures = figures_text(self.figures, self.unit, most=room)
+        text = f"{self.label}: {drawn}{100 * self.told_share:.0f}%{left} {figures}".rstrip()
         self._write(f"\r{text:<79}" if self.moving else f"{text}\n")
 
     def _write(self, text: str) -> None:

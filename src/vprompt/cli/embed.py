@@ -1,0 +1,170 @@
+"""`vprompt embed`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
+from vprompt.cli.fit import data_name
+from vprompt.cli.predict import trained_on
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.io import read_json
+from vprompt.utils.text import count, percent
+
+FEW = 5
+"""Near copies and doubtful labels that are shown; the JSON file has all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Features of images in a file, and what they tell: does a backbone suit the images, which are copies of others,
+    which labels look wrong.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL[,MODEL...]")]
+    """Backbone (small, base, large, bundled or a timm name) or adapter (folder or Hub id); several to compare."""
+    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA ...]")] = ()
+    """Images as for `fit`, or files or folders of them without labels; the bundled task when left out."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """File with the backbone's weights."""
+    img_size: int | None = None
+    """Input size in pixels, where it should differ from the backbone's own."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    split_seed: int | None = None
+    """Cuts the splits that a folder does not have; as given to `fit` when left out."""
+    skip_bad: bool = False
+    """Go on without images and classes that cannot be used."""
+    unlabelled: bool = False
+    """Take all images in the folders, and no labels."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    device: str = "auto"
+    """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """File for the features, .npz or .parquet, beside which a .json file has all figures; named after model and data
+    when left out. Of several models, a folder."""
+    resume: bool = False
+    """Show the figures again where all is done. What was begun is gone on with in any case."""
+    json: bool = False
+    """Print the figures as JSON, those of several models as a list."""
+
+    def run(self) -> None:
+        """Embeds, writes, prints."""
+        models = list(dict.fromkeys(filter(None, map(str.strip, self.model.split(",")))))
+        if not models or self.batch_size < 1:
+            raise UsageError("vprompt embed takes a model, such as small, and a --batch-size of at least 1.")
+        if len(models) > 1 and (self.weights is not None or self.img_size is not None):
+            raise UsageError("Several models have several weights and sizes; give --weights and --img-size with one.")
+        documents: dict[Path, dict[str, Any]] = {}
+        for model in models:
+            data = "images" if len(self.data) > 1 else data_name(next(iter(self.data), None))
+            name = re.sub(r"[^\w.+-]+", "-", f"{data}-{data_name(model)}.npz")
+            several = self.out is None or len(models) > 1
+            out = Path(self.out or "embeddings") / name if several else Path(str(self.out))
+            with resumable(out):
+                documents[out] = self._figures(model, out)
+        if self.json:
+            print_json([*documents.values()] if len(models) > 1 else next(iter(documents.values())))
+        else:
+            _print(documents)
+
+    def _figures(self, model: str, out: Path) -> dict[str, Any]:
+        """The figures of one model: those in its file, where that is there."""
+        seen, seed = trained_on(Path(model))
+        asked = {key: value for key, value in asdict(self).items() if key not in ("device", "out", "resume", "json")}
+        asked |= {
+            "model": model,
+            "data": [*self.data],
+            "split_seed": seed if self.split_seed is None else self.split_seed,
+        }
+        if out.exists():
+            document = read_json(out.with_suffix(".json")) if self.resume else {}
+            if document.get("settings") == asked:
+                return document
+            others = "it was made by another command" if self.resume else "--resume shows its figures"
+            raise VPromptError(f"{out} is there already; {others}, or choose another --out.")
+        from vprompt.experiments.embed import check_ending, embed
+        from vprompt.utils.progress import bar
+
+        check_ending(out)
+        module = self._model(model)
+        with bar(f"embedding by {model}") as report:
+            embed(
+                module,
+                [*self.data] if len(self.data) > 1 else next(iter(self.data), None),
+                root=self.root,
+                split_seed=asked["split_seed"],
+                skip_bad=self.skip_bad,
+                labelled=not self.unlabelled,
+                batch_size=self.batch_size,
+                out=out,
+                about={"settings": asked, "learned_from_images": seen is not None},
+                report=report,
+            )
+        return read_json(out.with_suffix(".json"))
+
+    def _model(self, name: str) -> Any:
+        """A backbone, or an adapter, folded."""
+        from vprompt.backbones.factory import can_create, create_backbone
+        from vprompt.exporters.base import is_exported
+        from vprompt.model.load import load
+        from vprompt.utils.devices import device_named
+
+        if is_exported(name):
+            raise VPromptError(f"{name} gives classes and no features; give its adapter or its backbone.")
+        if can_create(name) and not (Path(name) / "adapter_config.json").exists():
+            module = create_backbone(name, weights=self.weights, img_size=self.img_size)
+        elif self.img_size is None and (Path(name).exists() or name.count("/") == 1):
+            module = load(name, weights=self.weights).fold()
+        else:
+            raise UsageError(
+                f"{name} is no backbone that timm has, nor an adapter, which has an image size of its own."
+            )
+        return module.to(device_named(self.device))
+
+
+def _print(documents: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Prints a table of the models, then what each has found."""
+    first = next(iter(documents.values()))
+    data, images = " ".join(first["settings"]["data"][:3]) or "the bundled task", sum(first["images"].values())
+    if "linear" in first:
+        share = percent(first["linear"]["majority_accuracy"])
+        data += f", accuracy on {first['tested_on']}, where the commonest class alone is {share} %"
+    rows = [_row(document) for document in documents.values()]
+    print_table(f"{count(images, 'image')} of {data}", [*rows[0]], [[*row.values()] for row in rows])
+    for out, document in documents.items():
+        copies, doubtful = document["duplicates"], document["label_errors"]
+        if copies:
+            cells = [[*pair["images"], "/".join(pair["splits"]), f"{pair['cosine']:.3f}"] for pair in copies[:FEW]]
+            title = f"{count(len(copies), 'pair')} of near copies in two splits, the most alike first"
+            print_table(title, ["image", "looks like", "splits", "cosine"], cells)
+        if doubtful:
+            keys = ("image", "label", "probability", "likely", "likely_probability")
+            cells = [[*map(_cell, map(row.get, keys))] for row in doubtful[:FEW]]
+            title = f"{count(len(doubtful), 'label')} that may be wrong, the most doubtful first"
+            print_table(title, ["image", "label", "of which", "likely", "of which"], cells)
+        for note in document["notes"]:
+            print_note(note)
+        if document["learned_from_images"]:
+            print_note("The adapter has learned from these or other images: its figures are not those of a backbone.")
+        print_note(f"Features are in {out}, all figures in {out.with_suffix('.json')}.")
+
+
+def _cell(value: Any) -> str:
+    return f"{percent(value)} %" if isinstance(value, float) else str(value)
+
+
+def _row(document: Mapping[str, Any]) -> dict[str, str]:
+    row = {"model": document["settings"]["model"], "features": str(document["features"])}
+    if "linear" in document:
+        row |= {f"kNN {k}": _cell(figures["accuracy"]) for k, figures in document["knn"].items()}
+        low, high = document["linear"]["interval"]
+        row |= {"linear": _cell(document["linear"]["accuracy"]), "95 %": f"{100 * low:.0f}-{100 * high:.0f}"}
+    return row
