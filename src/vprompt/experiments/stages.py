@@ -334,8 +334,9 @@ class Stages:
             report["calibration"] = {}
             for split, found in evaluations.items():
                 evaluations[split] = replace(found, target=model.target)
-                before, after = replace(found, target=self.task.target).trust, evaluations[split].trust
-                report["calibration"][split] = {"before": before, "after": after}
+                pair = {"before": self.task.target, "after": model.target}
+                trust = {when: target.trust(found.logits, found.labels) for when, target in pair.items()}
+                report["calibration"][split] = trust
         self.evaluations.append(evaluations)
         for split in SPLITS:
             report |= {f"{split}_{model.target.headline}": None, f"{split}_loss": None}

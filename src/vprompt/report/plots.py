@@ -168,12 +168,7 @@ def _clean(element: ElementTree.Element) -> None:
 
 
 def jpeg(pixels: np.ndarray, most: int = 192) -> bytes:
-    """Pixels (C, H, W) as a small JPEG; of several channels the first three, or the first alone.
-
-    Args:
-        pixels: Of 8 bits.
-        most: Longest side; larger ones are reduced to it.
-    """
+    """Pixels (C, H, W) of 8 bits as a JPEG of at most so many on a side; of other than three channels the first."""
     channels = pixels[:3] if len(pixels) > 2 else pixels[[0, 0, 0]]
     picture, stream = Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))), io.BytesIO()
     picture.thumbnail((most, most))

@@ -19,9 +19,6 @@ BY_NAME = {
 }
 """Metrics of each class against all others, or of each tag: key -> name in `torchmetrics.functional.classification`."""
 
-RANKED = {"average_precision", "auroc"}
-"""Those of probabilities; the others are of answers."""
-
 BINS = 15
 """Of confidence, in calibration errors."""
 
@@ -41,7 +38,7 @@ def by_name(probabilities: Tensor, said: Tensor, true: Tensor) -> dict[str, Tens
     undefined = {"precision": said.sum(0) == 0, "auroc": (of_each == 0) | (of_each == images)}
     found, common = {"images": of_each.double()}, {"num_labels": names, "average": "none", "validate_args": False}
     for key, function in BY_NAME.items():
-        given = probabilities if key in RANKED else said.long()
+        given = probabilities if key in ("average_precision", "auroc") else said.long()
         with warnings.catch_warnings(action="ignore"):  # about what is not defined
             values: Tensor = getattr(classification, function)(given, true.long(), **common)
         found[key] = values.double().masked_fill(undefined.get(key, of_each == 0), math.nan)

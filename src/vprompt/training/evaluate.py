@@ -67,11 +67,6 @@ class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
         """The 95 % interval of the score."""
         return None if (ends := self.figures["interval"]) is None else (ends[0], ends[1])
 
-    @property
-    def trust(self) -> dict[str, float | None]:
-        """Figures of how far probabilities are right as often as they say."""
-        return self.target.trust(self.logits, self.labels)
-
     def remarks(self, split: str) -> list[str]:
         """Sentences that must not be missing beside the figures."""
         return self.target.remarks(self.figures, self.labels, split)

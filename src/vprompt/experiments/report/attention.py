@@ -14,15 +14,10 @@ from vprompt.model.model import PromptedModel
 
 @torch.no_grad()
 def attention_maps(model: PromptedModel, images_BCHW: Tensor) -> dict[str, Tensor]:
-    """Mean attention over heads, as maps (B, h, w) of patches; empty where blocks see windows.
+    """Mean attention over heads for normalised images, as maps (B, h, w) of patches; none where blocks see windows.
 
-    Args:
-        model: It is not changed.
-        images_BCHW: Normalised.
-
-    Returns:
-        `class token`: its attention to each patch in the last block, where there is one. `prompts`: the attention that
-        each patch pays to the prompts of its block, the mean over the blocks that have any.
+    `class token` is its attention to each patch in the last block, where there is one; `prompts` the attention that
+    each patch pays to the prompts of its block, the mean over the blocks that have any.
     """
     info, watched = model.info, model.copy(execution="prefix").eval()
     if info.stages is not None:

@@ -21,7 +21,7 @@ from vprompt.report.html import html_page
 from vprompt.report.plots import heated, jpeg
 from vprompt.tasks.base import Target
 from vprompt.training.evaluate import Evaluation
-from vprompt.utils.io import write_text
+from vprompt.utils.io import pretty_json, write_text
 from vprompt.utils.text import line, show
 from vprompt.utils.version import __version__
 
@@ -161,16 +161,7 @@ def _attention(model: Classifier, images: ImageDataset) -> Iterator[Block]:
 def _settings(result: Mapping[str, Any]) -> Iterator[Block]:
     for title in ("settings", "provenance", "machine"):
         if title in result:
-            table = page.simple_table(title, ["", "value"], [*_flat(result[title])], words=True)
-            yield page.Fold(title.capitalize(), [table])
-
-
-def _flat(document: Mapping[str, Any], above: str = "") -> Iterator[list[str]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield [f"{above}{key}", line(value, 300)]
+            yield page.Fold(title.capitalize(), [page.Code(pretty_json(result[title]))])
 
 
 def _next(model: Classifier, adapter: str, data: str | None) -> Iterator[Block]:
