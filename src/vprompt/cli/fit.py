@@ -50,6 +50,7 @@ OUTPUT = {
     "resume": Option(
         flag="resume", type=bool, default=False, help="Go on with the run in --out, or start it where there is none."
     ),
+    "device": Option(flag="device", type=str, default="auto", help="Such as cpu or cuda; auto takes an accelerator."),
     "json": Option(flag="json", type=bool, default=False, help="Print the result as JSON."),
 }
 """Options of all commands that leave a folder."""
@@ -94,7 +95,7 @@ class FitCommand:
         from vprompt.experiments.run import run
 
         page = write_page if asked["report"] else None
-        with resumable(out):
+        with resumable(out, asked["device"]):
             result = run(settings, out, resume=asked["resume"], progress=is_main_process(), page=page)
         show_result(result, out, as_json=asked["json"])
 
@@ -205,7 +206,7 @@ class CondenseCommand:
         from vprompt.experiments.run import run_condense
 
         page = write_page if asked["report"] else None
-        with resumable(out):
+        with resumable(out, asked["device"]):
             result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process(), page=page)
         show_result(result, out, as_json=asked["json"])
 
