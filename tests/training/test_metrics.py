@@ -8,9 +8,7 @@ import random
 import pytest
 import torch
 
-from vprompt.tasks import base
 from vprompt.tasks.base import bootstrapped, from_document, to_document
-from vprompt.tasks.metrics import average_precisions, known
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
 from vprompt.tasks.single_label import SingleLabel
@@ -102,16 +100,6 @@ def test_five_best_of_many_classes_and_not_of_few():
     assert "top5_accuracy" not in SingleLabel(names=tuple("abcd")).figures(logits[:, :4], targets % 4)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_weighted_average_precisions_are_those_of_images_repeated(seed):
-    _, logits, targets = tags(30, seed=seed)
-    rows = torch.randint(30, (30,), generator=torch.Generator().manual_seed(seed))
-    weighted = average_precisions(logits, targets, rows.bincount(minlength=30))
-    expected = [ranked(*(t[rows, tag].tolist() for t in (logits, targets)))[1] for tag in range(5)]
-    assert [known(value) for value in weighted] == [pytest.approx(v, abs=2e-6) for v in expected]
-    assert torch.equal(average_precisions(logits, targets)[1:], average_precisions(logits, targets, torch.ones(30))[1:])
-
-
 @pytest.mark.parametrize(
     ("target", "logits", "labels", "undefined"),
     [
@@ -152,27 +140,24 @@ def test_intervals_hold_the_figure_and_shrink_with_images():
     assert 2.5 < widths[0] / widths[1] < 6  # fourfold by the root of 16
 
 
-def test_draws_are_fewer_for_much_work_and_the_same_each_time(monkeypatch):
-    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    calls = []
+def test_intervals_of_means_are_those_of_the_normal_distribution_and_the_same_each_time():
+    values = 100 * torch.rand(50, generator=torch.Generator().manual_seed(0))
 
     def figure(rows):
-        calls.append(len(rows))
         return float(values[rows].mean())
 
-    whole = bootstrapped(figure, 50)
-    assert (len(calls), whole) == (base.DRAWS, bootstrapped(figure, 50))
-    assert whole == pytest.approx(
-        [float(values.mean()) + s * 1.96 * float(values.std()) / 50**0.5 for s in (-1, 1)], abs=0.02
-    )
-    calls.clear()
-    monkeypatch.setattr(base, "WORK", 50 * 100)
-    assert bootstrapped(figure, 50)
-    assert len(calls) == 100
-    calls.clear()
-    assert bootstrapped(figure, 50, numbers=10**9)
-    assert len(calls) == base.DRAWS // 10
+    whole = bootstrapped(figure, 50, most=math.inf)
+    assert whole == bootstrapped(figure, 50, most=math.inf)
+    half = 1.96 * float(values.std()) / 50**0.5
+    assert whole == pytest.approx([float(values.mean()) + side * half for side in (-1, 1)], abs=2)
     assert bootstrapped(lambda rows: math.nan, 5) is None
+
+
+def test_a_mean_error_may_be_above_1():
+    target = Regression(names=("x",), mean=(0.0,), std=(100.0,))
+    figures = target.figures(torch.zeros(20, 1), torch.linspace(100, 200, 20)[:, None])
+    low, high = figures["intervals"]["mae"]["x"]
+    assert low < figures["mae"]["x"] == pytest.approx(150) < high
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
@@ -201,6 +186,14 @@ def test_a_temperature_undoes_what_logits_were_multiplied_by(factor):
 def test_a_model_that_is_never_wrong_gets_a_bounded_temperature():
     labels = torch.tensor([0, 1, 0])
     assert SingleLabel(names=("a", "b")).calibrated(torch.eye(2)[labels], labels).temperature == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "target", [SingleLabel(names=("a", "b"), temperature=3), MultiLabel(names=("a", "b"), temperature=0.4)]
+)
+def test_the_inverse_knows_the_temperature(target):
+    outputs = target.activate(torch.tensor([[2.0, -1.0], [0.3, 0.4]], dtype=torch.float64))
+    assert torch.allclose(target.activate(target.inverse(outputs)), outputs)
 
 
 def test_files_have_a_temperature_only_where_there_is_one():

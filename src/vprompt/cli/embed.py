@@ -77,7 +77,7 @@ class Embed:
 
     def _figures(self, model: str, out: Path) -> dict[str, Any]:
         """The figures of one model: those in its file, where that is there."""
-        seen, seed = trained_on(Path(model))
+        seen, seed, _ = trained_on(Path(model))
         asked = {key: value for key, value in asdict(self).items() if key not in ("device", "out", "resume", "json")}
         asked |= {
             "model": model,

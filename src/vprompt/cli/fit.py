@@ -19,7 +19,7 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
-from vprompt.experiments.folder import PAGE, check_out, score_key
+from vprompt.experiments.folder import PAGE, check_out, score_key, target_of
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
     CondenseSettings,
@@ -31,8 +31,7 @@ from vprompt.experiments.settings import (
 )
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
-from vprompt.tasks.base import TARGETS
-from vprompt.tasks.single_label import SingleLabel
+from vprompt.tasks.columns import Columns
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, build, options_of
@@ -40,7 +39,7 @@ from vprompt.utils.serialization import Option, build, options_of
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
-IMAGES = ("root", "target", "resize", "augment", "split_seed", "skip_bad")
+IMAGES = ("root", *options_of(Columns), "target", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
 
 OUTPUT = {
@@ -241,7 +240,7 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         ["method", "prompts", "learned", "time"],
         rows,
     )
-    target = TARGETS.get(result.get("target", SingleLabel.name))
+    target = target_of(result)
     for split in ("val", "test"):
         if result[score_key(result, split)] is not None:
             cells = [target.cells(stage, f"{split}_") for stage in models]
@@ -272,7 +271,8 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     if trials := result.get("condensing", {}).get("trials"):
         tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
-        yield f"Validation accuracy with shares of the prompts, against all of them: {', '.join(tried)} points."
+        score = target_of(result).title
+        yield f"Validation {score} with shares of the prompts, against all of them: {', '.join(tried)} points."
     for split, images in (("val", "validation"), ("test", "test")):
         if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
             lost = result["lost"][score_key(result, split)]

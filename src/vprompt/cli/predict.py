@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,18 +13,19 @@ import tyro
 from vprompt.cli.console import (
     UsageError,
     json_rows,
-    percent,
     print_json,
     print_note,
     print_table,
 )
 from vprompt.experiments.folder import PAGE
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
     from vprompt.serving.predict import Prediction
+    from vprompt.tasks.base import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +66,12 @@ class _Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(_Source):
-    """Accuracy of an adapter or an exported model on labelled images."""
+    """Accuracy of an adapter or an exported model on labelled images, or what else tells how good it is."""
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder with one folder per class, or a task; the bundled task when left out."""
+    """Image folder with one folder per class, a table, or a task; the bundled task when left out."""
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = NO_COLUMNS
+    """Columns of a table; those that the adapter was trained on when left out."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
@@ -92,7 +93,7 @@ class Eval(_Source):
         if page is not None and page.exists():
             raise UsageError(f"{page} is there already; choose another --out.")
         model = self.load(fold=False)
-        sample, seed = trained_on(Path(self.adapter))
+        sample, seed, columns = trained_on(Path(self.adapter))
         bad: list[str] = []
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
@@ -100,6 +101,7 @@ class Eval(_Source):
                 model.preprocessing,
                 model.target,
                 root=self.root,
+                columns=self.columns.over(columns),
                 split=self.split,
                 split_seed=seed if self.split_seed is None else self.split_seed,
                 skip_bad=self.skip_bad,
@@ -138,19 +140,20 @@ class Eval(_Source):
             raise DataError(f"{which} (with --skip-bad that is no error); the first: {bad[0]}")
 
 
-def trained_on(adapter: Path) -> tuple[str | None, int]:
-    """A sample of the images that an adapter has seen, where its result has one, and the seed of their cut."""
+def trained_on(adapter: Path) -> tuple[str | None, int, Columns]:
+    """A sample of the images that an adapter has seen, where its result has one, seed of their cut, and columns."""
     try:
         result = read_json(adapter / "result.json")
         sample, seed = result["provenance"]["data"].get("sample"), result["settings"].get("split_seed", 0)
+        columns = Columns.among(result["settings"])
     except (VPromptError, LookupError, TypeError, AttributeError):
-        return None, 0  # from the Hub, exported, or written by hand
-    return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0)
+        return None, 0, NO_COLUMNS  # from the Hub, exported, or written by hand
+    return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0), columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(_Source):
-    """Classes and probabilities of images; a folder stands for all images in it.
+    """What a model says of images: class and probability, tags, or numbers; a folder stands for all images in it.
 
     Rows are written batch by batch, with --json one on each line: neither a stop nor a bad file costs finished work.
     """
@@ -158,7 +161,7 @@ class Predict(_Source):
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
     top: int = 3
-    """Number of classes to name for each image."""
+    """Number of classes or tags to name for each image."""
     skip_bad: bool = False
     """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
 
@@ -185,9 +188,9 @@ class Predict(_Source):
                 done += len(predictions)
                 if self.json:
                     for found in predictions if self.skip_bad else batch:
-                        write(asdict(found))
+                        write(asdict(found) if isinstance(found, Failure) else {"image": found.image, **found.answer})
                 elif predictions:
-                    _print(predictions, done)
+                    _print(predictions, done, model.target)
         for failure in failures:
             print_note(failure.error)
         if others:
@@ -198,25 +201,10 @@ class Predict(_Source):
             raise DataError(f"{which}{go_on}; the first: {failures[0].error}")
 
 
-def _print(predictions: Sequence[Prediction], done: int) -> None:
+def _print(predictions: Sequence[Prediction], done: int, target: Target) -> None:
     """Prints a table of some predictions, the last of which is number `done`."""
-    rows = [
-        [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
-        for p in predictions
-    ]
+    rows = [target.row(prediction.answer) for prediction in predictions]
     first = done - len(rows) + 1
     title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
-    head, width = ["image", "class", "probability", "then"], shutil.get_terminal_size().columns
-    if sum(max(map(len, column)) for column in zip(head, *rows, strict=True)) + 16 > width:  # with what is between them
-        head, rows = head[:3], [row for p in predictions for row in _stacked(p, width // 3)]
-    print_table(title, head, rows, whole_first=max(len(row[0]) for row in rows) <= width // 2)
-
-
-def _stacked(prediction: Prediction, most: int) -> Iterator[list[str]]:
-    """Rows of an image on a narrow terminal: its classes one below the other, its path broken at slashes only."""
-    pieces = [""]
-    for part in prediction.image.replace("/", "/\0").split("\0"):
-        pieces += [""] * (len(pieces[-1] + part) > most)
-        pieces[-1] += part
-    for piece, found in zip_longest(filter(None, pieces), prediction.top):
-        yield [piece or "", *([found[0], percent(found[1])] if found else ["", ""])]
+    cells = [[prediction.image, *row.values()] for prediction, row in zip(predictions, rows, strict=True)]
+    print_table(title, ["image", *rows[0]], cells)

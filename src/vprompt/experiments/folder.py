@@ -15,7 +15,8 @@ import filelock
 import msgspec
 
 from vprompt.experiments.settings import changed_settings
-from vprompt.tasks.base import TARGETS
+from vprompt.tasks.base import TARGETS, Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError, lacks_memory
 from vprompt.utils.io import read_json, write_json, writing
@@ -194,8 +195,13 @@ def score_key(result: Mapping[str, Any], split: str) -> str:
         >>> score_key({}, "test"), score_key({"target": "regression"}, "val")
         ('test_accuracy', 'val_r2')
     """
+    return f"{split}_{target_of(result).headline}"
+
+
+def target_of(result: Mapping[str, Any]) -> type[Target]:
+    """The kind of target of a result of any version; of one that is not installed any more, the usual one."""
     name = str(result.get("target"))
-    return f"{split}_{TARGETS.get(name).headline if name in TARGETS else 'accuracy'}"
+    return TARGETS.get(name) if name in TARGETS else SingleLabel
 
 
 def is_begun(out: Path) -> bool:

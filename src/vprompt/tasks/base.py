@@ -12,6 +12,7 @@ import msgspec
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.registry import Registry
+from vprompt.utils.text import listed, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 CELLS = "\x1f"
 """Between the cells of several label columns, in the label of one image."""
 
-DRAWS, WORK = 500, 50_000_000
-"""Of the images, to see how far a figure depends on which there are; and the most numbers looked at for all of them,
-beyond which they are fewer, down to a tenth."""
+DRAWS = 500
+"""Of the images, to see how far a figure depends on which there are."""
+
+MOST_DRAWN, LEAST_DRAWN = 100_000, 1_000
+"""Numbers in a draw, and images: of more, a draw takes a part, and the interval is narrowed accordingly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,15 @@ class Target(ABC):
     """Name of the outputs that `activate` gives."""
     unit: ClassVar[str] = ""
     """Name of what `counts` counts."""
+    blank: ClassVar[bool] = False
+    """Whether an empty cell is a label as well."""
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
+
+    def __post_init__(self) -> None:
+        odd = sorted(name for name in {*self.names} if self.names.count(name) > 1 or printable(name) != name)
+        if odd and not self.grouped:
+            raise VPromptError(f"No output can be called {listed([*map(printable, odd)], 3)}: twice, or not in print.")
 
     @property
     @abstractmethod
@@ -131,12 +141,29 @@ class Target(ABC):
         def change(rows: Tensor) -> float:
             return self.score(after[rows], targets[rows]) - self.score(before[rows], targets[rows])
 
-        interval = bootstrapped(change, len(targets), numbers=2 * before.shape[1])
-        return change(torch.arange(len(targets))), interval or (math.nan, math.nan)
+        if not math.isfinite(whole := change(torch.arange(len(targets)))):
+            return 0.0, (0.0, 0.0)
+        return whole, bootstrapped(change, len(targets), size=before[0].numel()) or (whole, whole)
 
     @abstractmethod
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """The headline."""
+        """The headline; NaN where these images do not tell it."""
+
+    def scored(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """The headline and its interval, as in `figures`; None where these images do not tell them."""
+        score = self.score(logits, targets)
+        if not math.isfinite(score):
+            return {self.headline: None, "interval": None}
+        size = logits[0].numel()
+        ends = bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets), size=size)
+        return {self.headline: score, "interval": ends and [*ends]}
+
+    def agreement(self, before: Tensor, after: Tensor) -> float:
+        """How far the logits of two models say the same of the same images, 0 to 1: the share of classes or tags that
+        stayed; of numbers, 1 less the mean distance of their logits."""
+        if self.unit:
+            return float(self.hits(after, self.pseudo(before)).double().mean())
+        return max(0.0, 1 - float((after - before).abs().double().mean()))
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
         """Sentences that must not be missing beside figures."""
@@ -174,6 +201,10 @@ class Target(ABC):
         return {}
 
     @abstractmethod
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
+
+    @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """For each image, what the model says of it as plain data; from what `activate` gives.
 
@@ -193,6 +224,10 @@ class Target(ABC):
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
         """What a page shows of the figures and what they are made of."""
         return []
+
+    @abstractmethod
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """Heads and cells of one of `answers` in a table."""
 
 
 TARGETS: Registry[type[Target]] = Registry("target", "vprompt.tasks", "vprompt.targets")
@@ -257,29 +292,41 @@ def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> T
         raise VPromptError(f"The target {kind.name} cannot be so ({error}).") from error
 
 
+def interval_text(figures: Mapping[str, Any], prefix: str = "") -> str:
+    """The interval among figures, in percent; arguments as of `Target.cells`."""
+    ends = figures.get(f"{prefix}interval")
+    return "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+
+
 def bootstrapped(
-    figure: Callable[[Tensor], float], images: int, *, draws: int = DRAWS, numbers: int = 1
+    figure: Callable[[Tensor], float], images: int, *, size: int = 1, draws: int = DRAWS, most: float = 1
 ) -> tuple[float, float] | None:
-    """The 95 % interval of a figure: its percentiles over images that are drawn anew, with replacement.
+    """The 95 % interval of a figure: percentiles over images that are drawn anew, with replacement.
+
+    Their mean is moved to the figure: with images that come twice, an average precision is too high. Of very many
+    images fewer are drawn, and the distances from the mean shrunk by the root of their share.
 
     Args:
-        figure: Of rows (N,) of the images.
+        figure: Of rows (N,) of the images; draws for which it is NaN do not count.
         images: Number of images.
-        draws: How often they are drawn, at most.
-        numbers: Of each image, which the figure looks at; with many of them, there are fewer draws.
+        size: Numbers of each.
+        draws: How often they are drawn.
+        most: Largest value of the figure.
 
     Returns:
-        The ends; None where the figure is defined for no draw.
+        The ends; None where the figure is not defined.
 
-    Source: Efron (1979), Bootstrap methods: another look at the jackknife.
+    Source: Efron (1979), Bootstrap methods: another look at the jackknife; Bickel, Götze, van Zwet (1997), Resampling
+    fewer than n observations.
     """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    draws = max(draws // 10, min(draws, WORK // (images * numbers)))
-    values = [figure(torch.randint(images, (images,), generator=generator)) for _ in range(draws)]
-    finite = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
-    if not len(finite):
+    generator, drawn = torch.Generator().manual_seed(0), min(images, max(LEAST_DRAWN, MOST_DRAWN // size))
+    rows = (torch.randint(images, (drawn,), generator=generator) for _ in range(draws))
+    values = torch.tensor([figure(row) for row in rows], dtype=torch.float64)
+    values, whole = values[values.isfinite()], figure(torch.arange(images))
+    if not len(values) or not math.isfinite(whole):
         return None
-    low, high = finite.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values = whole + (values - values.mean()) * math.sqrt(drawn / images)
+    low, high = values.clamp(max=most).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -64,23 +64,3 @@ def known(value: Tensor | float) -> float | None:
 def f1_scores(said: Tensor, true: Tensor) -> Tensor:
     """The F1 (K,) of each class or tag; NaN of one without images."""
     return (2 * (said & true).sum(0) / (said.sum(0) + true.sum(0)).double()).masked_fill(~true.any(0), math.nan)
-
-
-def average_precisions(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The average precision (K,) as torchmetrics has it, for all tags at once and fast enough for hundreds of draws.
-
-    Args:
-        logits: (N, K).
-        targets: (N, K), 0 and 1.
-        weights: (N,), how often each image counts; once when not given.
-    """
-    import torch
-
-    ranked, order = logits.sort(0, descending=True)
-    counts = (torch.ones(len(logits)) if weights is None else weights).double()[order]
-    right = targets.double().gather(0, order) * counts
-    last = torch.ones_like(ranked, dtype=torch.bool)  # of those with equal logits, which are one step
-    last[:-1] = ranked[:-1] != ranked[1:]
-    ends = torch.where(last, torch.arange(len(logits))[:, None], len(logits)).flip(0).cummin(0).values.flip(0)
-    precisions = (right.cumsum(0) / counts.cumsum(0).clamp(min=1e-9)).gather(0, ends)
-    return (right * precisions).sum(0) / right.sum(0)

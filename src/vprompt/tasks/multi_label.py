@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import CELLS, Target, bootstrapped, register
-from vprompt.tasks.metrics import BINS, average_precisions, f1_scores, known
+from vprompt.tasks.base import CELLS, Target, interval_text, register
+from vprompt.tasks.metrics import BINS, f1_scores, known
 from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.text import count, listed, percent, printable
 
@@ -25,13 +27,20 @@ SEPARATORS = ("|", ";", ",")
 YES, NO = {"1", "1.0", "true", "yes", "y", "x"}, {"0", "0.0", "false", "no", "n", "", "-1"}
 """What stands in a column of one tag, in lower case."""
 
+_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
+"""A number with a comma, rather than two tags."""
+
+_NUMBERS = re.compile(r"\[[^,\"]+(,[^\"]+)+\]")
+"""A list of numbers; those of tags are not all as long."""
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class MultiLabel(Probabilities):
     """Any number of tags; labels are 0 and 1 (N, K), and the loss is the mean of binary cross-entropies.
 
-    A label is a list in JSON, names between separators, or a 0 or 1 for each of several columns.
+    A label is a list in JSON, names between separators, or a 0 or 1 for each of several columns. Blanks, Unicode form
+    and case of a name do not count; the commonest spelling stays.
 
     Args:
         names: Of the tags.
@@ -50,6 +59,7 @@ class MultiLabel(Probabilities):
     title = "mean AP"
     hit = "tag_accuracy"
     unit = "tag"
+    blank = True
 
     @property
     def size(self) -> str:
@@ -60,13 +70,14 @@ class MultiLabel(Probabilities):
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
         """See `Target`: columns of 0 and 1, or lists of tags that come in several combinations."""
         if len(columns) > 1:
-            return all(set(label.lower().split(CELLS)) <= YES | NO for label in labels)
-        if any(label.startswith("[") for label in labels):
-            return all(_is_list(label) is not None for label in labels if label.strip())
+            return all({cell.strip() for cell in label.lower().split(CELLS)} <= YES | NO for label in labels)
         cells, separator = {label for label in labels if label.strip()}, _separator(labels)
+        if any(cell.startswith("[") for cell in cells):
+            numbers = all(_NUMBERS.fullmatch(cell) for cell in cells) and len({cell.count(",") for cell in cells}) == 1
+            return not numbers and all(_is_list(cell) is not None for cell in cells)
         tags = {tag for label in cells for tag in _split(label, separator)}
         # "tench, Tinca tinca" is the name of one class: its parts come in no other combination.
-        return bool(separator) and 1 < len(tags) <= len(cells)
+        return bool(separator) and 1 < len(tags) <= len(cells) and not all(map(_COMMA.fullmatch, cells))
 
     @classmethod
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
@@ -75,8 +86,9 @@ class MultiLabel(Probabilities):
             target = cls(names=tuple(map(printable, columns)))
         else:
             separator = _separator(labels)
-            tags = {tag for label in labels if _is_list(label) is not False for tag in _split(label, separator)}
-            target = cls(names=tuple(sorted(tags)), separator=separator)
+            tags = Counter(tag for each in labels if _is_list(each) is not False for tag in _split(each, separator))
+            spelled = {tag.casefold(): tag for tag, _ in sorted(tags.items(), key=lambda entry: (entry[1], entry[0]))}
+            target = cls(names=tuple(sorted(spelled.values())), separator=separator)
         usable = [label for label in labels if target.problem(label) is None]
         if not usable or not bool(target.encode(usable).any()):
             raise ValueError("no tag on any training image; one or more are needed.")
@@ -92,21 +104,24 @@ class MultiLabel(Probabilities):
             return f"is {odd[0]!r}, not 0 or 1" if odd else None
         if _is_list(label) is False:
             return "is no list of names"
-        unknown = sorted(set(_split(label, self.separator)) - set(self.names))
+        unknown = sorted(tag for tag in _split(label, self.separator) if tag.casefold() not in self._numbers)
         return f"has tags that no training image has ({listed(unknown, 3)})" if unknown else None
 
     def encode(self, labels: Sequence[str]) -> Tensor:
         """See `Target`."""
         import torch
 
-        numbers = {name: number for number, name in enumerate(self.names)}
         targets = torch.zeros(len(labels), len(self.names))
         for row, label in enumerate(labels):
             if CELLS in label:
                 targets[row] = torch.tensor([float(cell.strip().lower() in YES) for cell in label.split(CELLS)])
             else:
-                targets[row, [numbers[tag] for tag in _split(label, self.separator)]] = 1.0
+                targets[row, [self._numbers[tag.casefold()] for tag in _split(label, self.separator)]] = 1.0
         return targets
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name.casefold(): number for number, name in enumerate(self.names)}
 
     def check(self, targets: Tensor) -> str | None:
         """See `Target`."""
@@ -143,19 +158,14 @@ class MultiLabel(Probabilities):
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
         """See `Target`: the mean over the tags, of which there are images, of the average precision."""
-        return float(average_precisions(logits, targets).nanmean())
+        return float(_average_precisions(logits, targets).nanmean())
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
-        said, true, images = logits > 0, targets > 0.5, len(targets)
-
-        def mean_ap(rows: Tensor) -> float:
-            return float(average_precisions(logits, targets, rows.bincount(minlength=images)).nanmean())
-
+        said, true = logits > 0, targets > 0.5
         present, micro = true.any(0), f1_scores(said.flatten()[:, None], true.flatten()[:, None])
         return {
-            "mean_ap": known(self.score(logits, targets)),
-            "interval": bootstrapped(mean_ap, images, numbers=len(self.names)),
+            **self.scored(logits, targets),
             "micro_f1": known(micro),
             "exact": float((said == true).all(1).double().mean()),
             "chance_ap": known(targets.mean(0)[present].mean()),
@@ -166,12 +176,10 @@ class MultiLabel(Probabilities):
     @staticmethod
     def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        ends = figures.get(f"{prefix}interval")
         keys = {"mean AP": "mean_ap", "macro F1": "macro_f1", "all right": "exact"}
         shares = {head: figures.get(f"{prefix}{key}") for head, key in keys.items()}
         cells = {head: "-" if share is None else f"{percent(share)} %" for head, share in shares.items()}
-        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-        return {"mean AP": cells.pop("mean AP"), "95 %": interval, **cells}
+        return {"mean AP": cells.pop("mean AP"), "95 %": interval_text(figures, prefix), **cells}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -189,6 +197,12 @@ class MultiLabel(Probabilities):
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
         return self.tempered(logits).sigmoid()
+
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """See `Target`."""
+        import torch
+
+        return self.temperature * outputs.logit(torch.finfo(outputs.dtype).eps / 2)
 
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the tags whose probability is above a half, and the most probable ones."""
@@ -227,6 +241,28 @@ class MultiLabel(Probabilities):
             views.reliability_section(probabilities.flatten(), true.flatten()),
         ]
 
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """See `Target`."""
+        first = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"])
+        return {"tags": ", ".join(answer["tags"]) or "none", "most probable": first}
+
+
+def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
+    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image.
+
+    The bootstrap needs it for all tags at once; `torchmetrics` goes through them one by one.
+    """
+    import torch
+
+    logits_KN, order = logits.T.sort(dim=1, descending=True)
+    true_KN = targets.T.gather(1, order).double().cumsum(1)
+    last_KN = torch.ones_like(true_KN)  # of a step
+    last_KN[:, :-1] = logits_KN[:, 1:] != logits_KN[:, :-1]
+    before_KN = (true_KN * last_KN).cummax(1).values.roll(1, 1)
+    before_KN[:, 0] = 0
+    precision_KN = true_KN / torch.arange(1, len(logits) + 1)
+    return ((true_KN - before_KN) * last_KN * precision_KN).sum(1) / true_KN[:, -1]
+
 
 def _separator(labels: Sequence[str]) -> str:
     return next((sign for sign in SEPARATORS if any(sign in label for label in labels)), "")
@@ -237,8 +273,8 @@ def _is_list(label: str) -> bool | None:
     if not label.startswith("["):
         return None
     try:
-        return isinstance(json.loads(label), list)
-    except ValueError:
+        return all(isinstance(part, str | int) for part in json.loads(label))
+    except (ValueError, RecursionError):
         return False
 
 
@@ -248,4 +284,4 @@ def _split(label: str, separator: str) -> list[str]:
         parts = [str(part) for part in json.loads(label)]
     else:
         parts = label.split(separator) if separator else re.split(r"\s+", label)
-    return [" ".join(printable(part).split()) for part in parts if part.strip()]
+    return [" ".join(unicodedata.normalize("NFC", printable(part)).split()) for part in parts if part.strip()]

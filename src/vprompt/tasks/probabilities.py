@@ -30,6 +30,7 @@ class Probabilities(Target):
     answer = "probabilities"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"the temperature must be above 0 and finite, not {self.temperature}")
 
@@ -82,6 +83,6 @@ class Probabilities(Target):
         return {
             **{name: known(found[key].nanmean()) for name, key in means.items()},
             "ece": known(self.calibration_error(probabilities, targets)),
-            "intervals": {"macro_f1": bootstrapped(macro_f1, len(said), numbers=said.shape[1])},
+            "intervals": {"macro_f1": bootstrapped(macro_f1, len(said), size=said.shape[1])},
             f"per_{self.unit}": as_rows(self.names, found),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import bootstrapped, register
+from vprompt.tasks.base import bootstrapped, interval_text, register
 from vprompt.tasks.metrics import BINS, known
 from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.statistics import paired_interval, wilson
@@ -122,7 +122,7 @@ class SingleLabel(Probabilities):
         if classes > 5:
             figures["top5_accuracy"] = known((logits.topk(5).indices == targets[:, None]).any(1).double().mean())
         figures |= self.details(logits, targets)
-        figures["intervals"]["balanced_accuracy"] = bootstrapped(balanced, images, numbers=classes)
+        figures["intervals"]["balanced_accuracy"] = bootstrapped(balanced, images, size=classes)
         return figures
 
     def difference(self, before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
@@ -150,11 +150,9 @@ class SingleLabel(Probabilities):
     @staticmethod
     def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        ends = figures.get(f"{prefix}interval")
         shares = [figures.get(f"{prefix}{key}") for key in ("accuracy", "balanced_accuracy")]
         accuracy, balanced = ("-" if share is None else f"{percent(share)} %" for share in shares)
-        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-        return {"accuracy": accuracy, "95 %": interval, "balanced": balanced}
+        return {"accuracy": accuracy, "95 %": interval_text(figures, prefix), "balanced": balanced}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -165,6 +163,12 @@ class SingleLabel(Probabilities):
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
         return self.tempered(logits).softmax(1)
+
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """See `Target`: logarithms, of which those of probabilities too small for their numbers are finite as well."""
+        import torch
+
+        return self.temperature * outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
 
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the most probable class and its probability, and the first few."""
@@ -204,6 +208,11 @@ class SingleLabel(Probabilities):
             views.names_section(self.unit, figures["per_class"]),
             views.reliability_section(confidence, said == targets),
         ]
+
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """See `Target`."""
+        then = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"][1:])
+        return {"class": answer["class_name"], "probability": f"{percent(answer['probability'])} %", "then": then}
 
     def _counts(self, targets: Tensor) -> Tensor:
         return targets.bincount(minlength=len(self.names))

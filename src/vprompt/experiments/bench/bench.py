@@ -29,12 +29,14 @@ from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import NamedPath, Store, open_store
 from vprompt.experiments.bench.tasks import named_paths, split_sizes, why_missing
 from vprompt.experiments.bench.worker import Worker
+from vprompt.experiments.folder import score_key, target_of
 from vprompt.experiments.preview import passes
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
 from vprompt.model.records import Precision
+from vprompt.tasks.columns import Columns
 from vprompt.training.precision import in_bf16
 from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError
@@ -94,8 +96,9 @@ def overview(
     root = os.path.abspath(data_root(root))  # whatever folder a worker is in
     number = workers or plan.workers.number or 1
     tasks, optional = tasks_of(plan)
-    left_out = {task: why for task in optional if (why := why_missing(task, root))}
-    missing = {task: why for task in tasks if (why := why_missing(task, root))}
+    columns = {task: Columns.among({**plan.settings, **plan.task.get(task, {})}) for task in (*tasks, *optional)}
+    left_out = {task: why for task in optional if (why := why_missing(task, root, columns[task]))}
+    missing = {task: why for task in tasks if (why := why_missing(task, root, columns[task]))}
     tasks = [*tasks, *(task for task in optional if task not in left_out)]
     weights = [values.get("weights") for values in (plan.settings, *(method.settings for method in plan.methods))]
     paths = named_paths([*tasks, *filter(None, weights)], store.paths())
@@ -119,7 +122,7 @@ def overview(
 def gmacs_of(job: Job) -> float:
     """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
     settings = job.settings
-    sizes = split_sizes(settings.data, settings.root)
+    sizes = split_sizes(settings.data, settings.root, settings.columns)
     learned, seen = passes(settings, *sizes, until=job.until, trained=job.first is not None)
     forward = _gmacs(settings.backbone, settings.img_size, settings.method)
     return forward * (learned * (1 + settings.method.backward_cost) + seen)
@@ -325,14 +328,15 @@ def changed_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
-    """Result of a plan as plain data: every cell with its accuracy, or why there is none.
+    """Result of a plan as plain data: every cell with its score, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
     rows = results_of(planned, outcomes, store)
     cells = [
         {key: row[key] for key in ("task", "method", "seed", "failure", "chosen")}
-        | {"test_accuracy": (row["result"] or {}).get("test_accuracy"), "result": row["name"]}
+        | {(key := score_key(row["result"] or {}, "test")): (row["result"] or {}).get(key), "result": row["name"]}
+        | {"target": target_of(row["result"] or {}).name}
         for row in rows
     ]
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
