@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +15,7 @@ import tyro
 from vprompt.cli.console import (
     UsageError,
     json_rows,
+    percent,
     print_json,
     print_note,
     print_table,
@@ -206,5 +209,21 @@ def _print(predictions: Sequence[Prediction], done: int, target: Target) -> None
     rows = [target.row(prediction.answer) for prediction in predictions]
     first = done - len(rows) + 1
     title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
+    head, width = ["image", *rows[0]], shutil.get_terminal_size().columns
     cells = [[prediction.image, *row.values()] for prediction, row in zip(predictions, rows, strict=True)]
-    print_table(title, ["image", *rows[0]], cells)
+    if sum(max(map(len, column)) for column in zip(head, *cells, strict=True)) + 16 > width:  # with what is between
+        head = ["image", target.unit or "of", "probability" if target.unit else "value"]
+        cells = [row for prediction in predictions for row in _stacked(prediction, target, width // 3)]
+    print_table(title, head, cells, whole_first=max(len(row[0]) for row in cells) <= width // 2)
+
+
+def _stacked(prediction: Prediction, target: Target, most: int) -> Iterator[list[str]]:
+    """Rows of an image on a narrow terminal: what is said one below the other, its path broken at slashes only."""
+    pieces = [""]
+    for part in prediction.image.replace("/", "/\0").split("\0"):
+        pieces += [""] * (len(pieces[-1] + part) > most)
+        pieces[-1] += part
+    row, top = target.row(prediction.answer).items(), prediction.answer.get("top")
+    said = row if top is None else [(name, percent(share)) for name, share in top]
+    for piece, found in zip_longest(filter(None, pieces), said):
+        yield [piece or "", *(found or ["", ""])]
