@@ -20,6 +20,7 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
+from vprompt.experiments.folder import PAGE
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
@@ -82,6 +83,8 @@ class Eval(_Source):
     """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
     """Leave out classes that the adapter does not know; images that cannot be read are no error in the end."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for report.html, a page to look at; none is written when left out."""
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
@@ -89,6 +92,9 @@ class Eval(_Source):
         from vprompt.training.evaluate import evaluate
         from vprompt.utils.progress import bar
 
+        page = None if self.out is None else self.out / PAGE
+        if page is not None and page.exists():
+            raise UsageError(f"{page} is there already; choose another --out.")
         model = self.load(fold=False)
         sample, seed, columns = trained_on(Path(self.adapter))
         bad: list[str] = []
@@ -115,6 +121,12 @@ class Eval(_Source):
         elif split == "all":
             which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
         figures, notes, target = result.figures, [which, *result.remarks(split)], model.target
+        if page is not None:
+            from vprompt.experiments.report.outcome import write_page
+
+            shown = {f"{split}_{key}": value for key, value in figures.items()} | {"notes": notes}
+            write_page(page, model, {split: result}, {split: images}, shown, adapter=self.adapter, data=self.data)
+            notes = [*notes, f"{page} shows it all."]
         if self.json:
             print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
         else:

@@ -25,7 +25,7 @@ from vprompt.utils.text import printable
 if TYPE_CHECKING:  # it imports torch, which takes seconds, and a folder may be in the way
     from vprompt.model.model import PromptedModel
 
-RESULT = "result.json"
+RESULT, PAGE = "result.json", "report.html"
 
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
@@ -36,7 +36,7 @@ _FINGERPRINTS = "fingerprints"
 LOG = "log.jsonl"
 """A line for each epoch of a run, as it ends."""
 
-OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
+OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT, PAGE)
 
 
 class BusyError(VPromptError):
@@ -154,6 +154,7 @@ class _Model(_Intervals, total=False):
     training_seconds: float
     converged: bool
     overfits: bool
+    calibration: dict[str, Any]
     epochs: int | list[dict[str, float]]
 
 

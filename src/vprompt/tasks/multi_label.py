@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from vprompt.report.document import Section
+from vprompt.tasks import views
 from vprompt.tasks.base import CELLS, Target, interval_text, register
+from vprompt.tasks.metrics import BINS, f1_scores, known
+from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ _NUMBERS = re.compile(r"\[[^,\"]+(,[^\"]+)+\]")
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class MultiLabel(Target):
+class MultiLabel(Probabilities):
     """Any number of tags; labels are 0 and 1 (N, K), and the loss is the mean of binary cross-entropies.
 
     A label is a list in JSON, names between separators, or a 0 or 1 for each of several columns. Blanks, Unicode form
@@ -54,7 +58,6 @@ class MultiLabel(Target):
     headline = "mean_ap"
     title = "mean AP"
     hit = "tag_accuracy"
-    answer = "probabilities"
     unit = "tag"
     blank = True
 
@@ -160,17 +163,14 @@ class MultiLabel(Target):
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         said, true = logits > 0, targets > 0.5
-        both = (said & true).sum(0).double()
-        f1 = 2 * both / (said.sum(0) + true.sum(0))
-        present = true.any(0)
-        micro = 2 * both.sum() / max(1, int(said.sum() + true.sum()))
+        present, micro = true.any(0), f1_scores(said.flatten()[:, None], true.flatten()[:, None])
         return {
             **self.scored(logits, targets),
-            "macro_f1": float(f1[present].mean()) if bool(present.any()) else None,
-            "micro_f1": float(micro),
+            "micro_f1": known(micro),
             "exact": float((said == true).all(1).double().mean()),
-            "chance_ap": float(targets.mean(0)[present].mean()) if bool(present.any()) else None,
-            "never_right": [self.names[n] for n in (present & (both == 0)).nonzero().flatten().tolist()],
+            "chance_ap": known(targets.mean(0)[present].mean()),
+            "never_right": [self.names[n] for n in (present & ~(said & true).any(0)).nonzero().flatten().tolist()],
+            **self.details(logits, targets),
         }
 
     @staticmethod
@@ -189,18 +189,20 @@ class MultiLabel(Target):
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
         """See `Target`."""
-        never = figures["never_right"]
-        return [f"Not one {split} image is rightly given {listed(never, 5)}."] if never else []
+        never, told = figures["never_right"], list[str]()
+        if absent := [name for name, images in self.counts(targets).items() if not images]:
+            told.append(f"No {split} image has {listed(absent, 5)}, of which there are no figures.")
+        return [*told, f"Not one {split} image is rightly given {listed(never, 5)}."] if never else told
 
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
-        return logits.sigmoid()
+        return self.tempered(logits).sigmoid()
 
     def inverse(self, outputs: Tensor) -> Tensor:
         """See `Target`."""
         import torch
 
-        return outputs.logit(torch.finfo(outputs.dtype).eps / 2)
+        return self.temperature * outputs.logit(torch.finfo(outputs.dtype).eps / 2)
 
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the tags whose probability is above a half, and the most probable ones."""
@@ -210,6 +212,34 @@ class MultiLabel(Target):
             ranked = tuple((self.names[number], row[number]) for number in order)
             answers.append({"tags": [name for name, value in ranked if value > 0.5], "top": ranked[:top]})
         return answers
+
+    def matrix(self, labels: Tensor) -> Tensor:
+        """See `Probabilities`."""
+        return labels > 0.5
+
+    def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """See `Probabilities`: of all tags together."""
+        from torchmetrics.functional.classification import binary_calibration_error
+
+        return binary_calibration_error(probabilities.flatten(), targets.long().flatten(), n_bins=BINS)
+
+    def named(self, labels: Tensor) -> list[str]:
+        """See `Target`."""
+        rows = [row.nonzero().flatten().tolist() for row in labels]
+        return [listed([self.names[number] for number in row], 5) or "no tag" for row in rows]
+
+    def doubt(self, logits: Tensor) -> Tensor:
+        """See `Target`: how near the least certain tag comes to a half."""
+        return -logits.abs().amin(1)
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: the figures of each tag, other thresholds, and how far probabilities can be trusted."""
+        probabilities, true = self.activate(logits.double()), targets > 0.5
+        return [
+            views.names_section(self.unit, figures["per_tag"]),
+            views.thresholds_section(probabilities, true),
+            views.reliability_section(probabilities.flatten(), true.flatten()),
+        ]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
         """See `Target`."""

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from vprompt.tasks.base import CELLS, Target, interval_text, register
+from vprompt.report.document import Section
+from vprompt.tasks import views
+from vprompt.tasks.base import CELLS, Target, bootstrapped, interval_text, register
+from vprompt.tasks.metrics import known
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import count, listed, percent, printable
 
@@ -142,20 +145,33 @@ class Regression(Target):
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
         """See `Target`: the mean over the numbers that differ of the share of their variance that is explained."""
+        return float(self._explained(logits, targets).nanmean())
+
+    def _explained(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """R² (K,) of each number; NaN where all images have the same."""
         wanted = targets.double()
         left = (self.activate(logits.double()) - wanted).square().sum(0)
-        whole = (wanted - wanted.mean(0)).square().sum(0)
-        return float((1 - left / whole)[wanted.amax(0) > wanted.amin(0)].mean())
+        explained = 1 - left / (wanted - wanted.mean(0)).square().sum(0)
+        return explained.masked_fill(wanted.amax(0) == wanted.amin(0), math.nan)
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         errors = (self.activate(logits.double()) - targets.double()).abs()
         constant = (targets.double() - errors.new_tensor(self.mean)).abs()
+
+        def named(values: Tensor) -> dict[str, float | None]:
+            return dict(zip(self.names, map(known, values.tolist()), strict=True))
+
+        def interval(of_each: Tensor) -> tuple[float, float] | None:
+            return bootstrapped(lambda rows: float(of_each[rows].mean()), len(of_each), most=math.inf)
+
         return {
             **self.scored(logits, targets),
-            "mae": dict(zip(self.names, errors.mean(0).tolist(), strict=True)),
-            "rmse": dict(zip(self.names, errors.square().mean(0).sqrt().tolist(), strict=True)),
-            "constant_mae": dict(zip(self.names, constant.mean(0).tolist(), strict=True)),
+            "mae": named(errors.mean(0)),
+            "rmse": named(errors.square().mean(0).sqrt()),
+            "r2_each": named(self._explained(logits, targets)),
+            "constant_mae": named(constant.mean(0)),
+            "intervals": {"mae": dict(zip(self.names, map(interval, errors.T), strict=True))},
         }
 
     @staticmethod
@@ -184,6 +200,14 @@ class Regression(Target):
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: every number by its name."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
+
+    def named(self, labels: Tensor) -> list[str]:
+        """See `Target`."""
+        return [", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in labels.tolist()]
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: predicted against true numbers, and what is left."""
+        return [views.numbers_section(self.names, figures, self.activate(logits.double()), targets.double())]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
         """See `Target`."""
