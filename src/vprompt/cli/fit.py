@@ -108,7 +108,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     options = {
         **settings_options("data", "backbone", "weights"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
-        **settings_options("head_init", "train_on", "img_size", "calibrate"),
+        **settings_options("head_init", "train_on", "img_size", "calibrate", "track"),
         **OUTPUT,
         **REPORT,
     }
