@@ -54,11 +54,7 @@ OUTPUT = {
 }
 """Options of all commands that leave a folder."""
 
-REPORT = {
-    "report": Option(
-        flag="report", type=bool, default=True, help="Leave report.html, a page to look at, in the folder."
-    ),
-}
+REPORT = {"report": Option(flag="report", type=bool, default=True, help="Leave report.html, a page to look at.")}
 """Option of commands that leave a page about one run."""
 
 RATIO = replace(

@@ -146,14 +146,13 @@ def _prompts(stages: Stages) -> Iterator[Block]:
 
 def _attention(model: Classifier, images: ImageDataset) -> Iterator[Block]:
     rows = torch.linspace(0, len(images) - 1, min(MAPPED, len(images))).long()
-    pixels = images.pixels(rows)
-    normalised = images.preprocessing.normalise(pixels).to(model.device)
-    maps = attention_maps(model, normalised) if isinstance(model, PromptedModel) else {}
     photos: list[tuple[bytes, list[str]]] = []
-    for place, row in enumerate(rows.tolist()):
-        photos.append((jpeg(pixels[place].numpy()), [_name(images, row)]))
-        photos += [(heated(pixels[place].numpy(), of[place].cpu().numpy()), [name]) for name, of in maps.items()]
-    if maps:
+    for row, pixels in zip(rows.tolist(), images.pixels(rows), strict=True):
+        image = images.preprocessing.normalise(pixels[None]).to(model.device)
+        maps = attention_maps(model, image) if isinstance(model, PromptedModel) else {}  # weights take much memory
+        seen = [(heated(pixels.numpy(), of[0].cpu().numpy()), [name]) for name, of in maps.items()]
+        photos += [(jpeg(pixels.numpy()), [_name(images, row)]), *seen] if seen else []
+    if photos:
         words = "Class token: what it looks at in the last block. Prompts: which patches look at them. Bright is more."
         yield from (page.Paragraph(words), page.Gallery(photos))
 
