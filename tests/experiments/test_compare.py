@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 from conftest import run_command
 from plans import TORCHRUN
 from processes import Command
-from vprompt.experiments.compare import Comparison
+from vprompt.experiments.compare import Comparison, _averaged
 from vprompt.experiments.report.comparison import markdown, tables
 from vprompt.report.markdown import escaped
 
@@ -386,6 +386,22 @@ def test_a_terminal_shows_every_number_whole(compared, capsys, monkeypatch, colu
     assert "303,123,456" in printed
     assert "± –" in printed
     assert "[bold]" in printed
+
+
+def test_only_classes_have_a_commonest_one(compared, capsys):
+    from vprompt.cli.compare import show
+
+    document = json.loads(json.dumps(compared[1].document))
+    document["rows"] = [{**document["rows"][0], "target": "regression", "test_r2": -0.9, "val_r2": -0.9}]
+    document["rows"][0]["test_interval"] = [-2.0, -0.1]
+    del document["rows"][0]["test_majority_accuracy"]
+    show(document, compared[0])
+    assert "commonest" not in capsys.readouterr().err
+
+
+def test_a_figure_that_one_run_has_not_has_no_mean():
+    runs = [{"f1": 0.5, "interval": [0.4, 0.6]}, {"f1": 0.7, "interval": None}]
+    assert _averaged(runs) == {"f1": pytest.approx(0.6), "interval": None}
 
 
 def test_text_from_data_is_no_markup_in_markdown(compared):

@@ -127,6 +127,16 @@ def test_weights_have_a_mean_of_one_over_the_images_and_weigh_classes_alike():
     torch.testing.assert_close(objective.losses(logits, labels), torch.stack(wanted))
 
 
+@pytest.mark.parametrize("label", [-1, CLASSES])
+@pytest.mark.parametrize("balance", ["loss", "sampler", "logit-adjustment"])
+def test_labels_that_cannot_be_counted_are_one_sentence(label, balance):
+    images, labels = tensors().tensors
+    labels = labels.clone()
+    labels[1] = label
+    with pytest.raises(DataError, match=f"A label is {label}, but the model has {CLASSES} classes"):
+        fit(fresh(), TensorDataset(images, labels), recipe=recipe(balance=balance))
+
+
 def test_logits_are_adjusted_in_training_only():
     data, model = uneven(), fresh(vprompt.Linear())
     objective = Objective(model, data, recipe(balance="logit-adjustment"))
@@ -366,6 +376,14 @@ def test_numbers_that_are_left_to_the_data():
     for name in ("epochs", "batch_size"):
         with pytest.raises(VPromptError, match=r"a number|a batch size"):
             _ = replace(before, **{name: "auto"}).num_epochs * replace(before, **{name: "auto"}).batch
+
+
+def test_what_was_found_stays_where_a_run_goes_on_with_more_workers(tmp_path, monkeypatch):
+    data, file, how = tensors(), tmp_path / "found.json", recipe(time="2s")
+    first = settled(fit, fresh(), data, None, how, file=file)
+    monkeypatch.setattr("vprompt.training.settle._pace_of", None)  # measured again, it would be another one
+    again = settled(fit, fresh(), data, None, replace(how, workers=1, cache_gb=0.0), file=file, resume=True)
+    assert again == (replace(first[0], workers=1, cache_gb=0.0), first[1])
 
 
 def test_a_time_is_kept_to_in_epochs():

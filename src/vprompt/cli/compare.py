@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def show(document: dict[str, Any], out: Path) -> None:
     weak = [
         row["method"]
         for row in document["rows"]
-        if row["test_interval"] and row["test_interval"][0] <= row.get("test_majority_accuracy", -1)
+        if row["test_interval"] and row["test_interval"][0] <= row.get("test_majority_accuracy", -math.inf)
     ]
     if weak:
         print_note(f"Not clearly above always saying the commonest class: {', '.join(weak)}.")

@@ -294,8 +294,10 @@ def _row(
 
 
 def _averaged(figures: Sequence[Any]) -> Any:
-    """The mean over runs of figures: of numbers, or of objects and lists of them; None of what is no number."""
+    """The mean over runs of figures: of numbers, or of objects and lists of them; None where one is no number."""
     first = figures[0]
+    if None in figures:
+        return None
     if isinstance(first, dict):
         named = cast("dict[str, Any]", first)
         return {key: _averaged([each.get(key) for each in figures]) for key in named}

@@ -11,7 +11,7 @@ from vprompt.data.augment import seeded
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.loader import ImageLabels, epoch_order, labels_of
-from vprompt.utils.errors import TrainingError
+from vprompt.utils.errors import DataError, TrainingError
 
 
 class Objective:
@@ -23,6 +23,7 @@ class Objective:
         recipe: Its `balance`, `mixup`, `cutmix` and `label_smoothing`.
 
     Raises:
+        DataError: If labels to count are none of the model's target.
         TrainingError: If the model's target is not one that the recipe's options are for.
     """
 
@@ -39,6 +40,8 @@ class Objective:
         if recipe.balance == "none":
             return
         labels = labels_of(data, recipe.batch, recipe.workers)
+        if (problem := self.target.check(labels)) is not None:
+            raise DataError(problem)
         counts = torch.tensor([*self.target.counts(labels).values()])
         tagged = int((labels > 0).any(1).sum()) if labels.ndim > 1 else len(labels)
         self._rarities = 1 / torch.cat([counts, torch.tensor([len(labels) - tagged])]).double().clamp(min=1)

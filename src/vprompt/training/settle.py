@@ -96,7 +96,7 @@ def settled(
     if recipe.fixed:
         return recipe, {}
     accelerator()  # makes the processes of one training know each other
-    given = {**flat(recipe), "images": size_of(train)}
+    given = {**flat(recipe, places=False), "images": size_of(train)}
     known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
     # Another process may find the file not yet written, or already.
     facts: dict[str, Any] = agreed(known.get("facts", {}) if known.get("given") == given else {})
