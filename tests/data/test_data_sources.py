@@ -40,7 +40,8 @@ class Zip:
 
     name = "zip"
 
-    def find(self, spec, *, root, training):
+    def find(self, query):
+        spec = query.spec
         if not spec.startswith("zip:"):
             return None
         path = spec.removeprefix("zip:")
@@ -124,5 +125,5 @@ def test_a_plan_knows_it(spec):
 
 
 def test_every_source_is_a_file():
-    assert {"benchmark", "bundled", "synthetic"} <= set(SOURCES.names())
+    assert {"benchmark", "bundled", "hub", "synthetic", "table"} <= set(SOURCES.names())
     assert find_listing("synthetic:counting").classes[0] == "3 objects"

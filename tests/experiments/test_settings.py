@@ -32,7 +32,8 @@ TINY = {"backbone": BUNDLED_BACKBONE, "img_size": 16, "epochs": 4, "batch_size":
 def test_every_setting_has_a_flat_name_and_its_default():
     given = settings_from({"backbone": "x"})
     assert given == Settings(backbone="x")
-    own = {field.name for field in fields(Settings)} - {"recipe", "prune"}
+    own = {field.name for field in fields(Settings)} - {"recipe", "prune", "columns"}
+    columns = {"image_column", "label_column", "split_column", "group"}
     recipe = {field.name for field in fields(Recipe)}
     condensing = {"fine_tune", "fine_tune_epochs", "criterion", "scope", "merge"}
     pruning = {"prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch"}
@@ -48,7 +49,7 @@ def test_every_setting_has_a_flat_name_and_its_default():
         "alpha",
         "side_width",
     }
-    assert set(setting_types()) == own | recipe | condensing | pruning | methods
+    assert set(setting_types()) == own | columns | recipe | condensing | pruning | methods
 
 
 @pytest.mark.parametrize("name", METHODS.names())

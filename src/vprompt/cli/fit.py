@@ -32,6 +32,7 @@ from vprompt.experiments.settings import (
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
+from vprompt.tasks.columns import Columns
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
@@ -40,7 +41,7 @@ from vprompt.utils.serialization import Option, build, options_of
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
-IMAGES = ("root", "target", "resize", "augment", "split_seed", "skip_bad")
+IMAGES = ("root", *options_of(Columns), "target", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
 
 OUTPUT = {

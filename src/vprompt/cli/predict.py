@@ -18,6 +18,7 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
 
@@ -67,7 +68,9 @@ class Eval(_Source):
     """Accuracy of an adapter or an exported model on labelled images."""
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder with one folder per class, or a task; the bundled task when left out."""
+    """Image folder with one folder per class, a table, or a task; the bundled task when left out."""
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = NO_COLUMNS
+    """Columns of a table; those that the adapter was trained on when left out."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
@@ -84,13 +87,14 @@ class Eval(_Source):
         from vprompt.utils.progress import bar
 
         model = self.load(fold=False)
-        sample, seed = trained_on(Path(self.adapter))
+        sample, seed, columns = trained_on(Path(self.adapter))
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
                 model.preprocessing,
                 model.target,
                 root=self.root,
+                columns=self.columns.over(columns),
                 split=self.split,
                 split_seed=seed if self.split_seed is None else self.split_seed,
                 skip_bad=self.skip_bad,
@@ -120,14 +124,15 @@ class Eval(_Source):
             print_note(f"{len(skipped) - 3} more such sentences: --json.")
 
 
-def trained_on(adapter: Path) -> tuple[str | None, int]:
-    """A sample of the images that an adapter has seen, where its result has one, and the seed of their cut."""
+def trained_on(adapter: Path) -> tuple[str | None, int, Columns]:
+    """A sample of the images that an adapter has seen, where its result has one, seed of their cut, and columns."""
     try:
         result = read_json(adapter / "result.json")
         sample, seed = result["provenance"]["data"].get("sample"), result["settings"].get("split_seed", 0)
+        columns = Columns.among(result["settings"])
     except (VPromptError, LookupError, TypeError, AttributeError):
-        return None, 0  # from the Hub, exported, or written by hand
-    return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0)
+        return None, 0, NO_COLUMNS  # from the Hub, exported, or written by hand
+    return (sample if isinstance(sample, str) else None), (seed if isinstance(seed, int) else 0), columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,10 @@ from vprompt.data.dataset import ImageDataset, Summary, Task
 from vprompt.data.images import decode
 from vprompt.data.scan import list_images
 from vprompt.data.tasks import SplitChoice, load_bundled, load_folder, load_labelled, open_task
+from vprompt.tasks.columns import Columns
 
 __all__ = [
+    "Columns",
     "ImageDataset",
     "SplitChoice",
     "Summary",

@@ -19,7 +19,7 @@ UNSPLIT = "all"
 
 
 class Item(NamedTuple):
-    """One labelled image: its name (of a file, its path relative to the folder) and the name of its class."""
+    """One labelled image: its name (of a file, its path relative to the folder), and its class or cell in a table."""
 
     name: str
     label: str
@@ -45,6 +45,9 @@ class Listing:
         remarks: Sentences on how the data were read, where that is not plain.
         differences: See `Task`.
         label_names: Names of the columns that labels come from; none for folders.
+        groups: Image -> what it belongs to, such as a patient; images of one group are on one side of a cut.
+        places: Image -> where a table has it, for what is said of it.
+        problems: What is wrong with images that are listed nowhere; refused or left out like bad files.
     """
 
     name: str
@@ -60,6 +63,9 @@ class Listing:
     remarks: Sequence[str] = ()
     differences: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict[str, str])
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: Sequence[str] = ()
 
 
 def class_key(name: str) -> str:

@@ -64,6 +64,25 @@ def copy_notes(
     return notes
 
 
+def group_notes(splits: Mapping[str, Sequence[Item]], groups: Mapping[str, str]) -> list[str]:
+    """Groups of images that are learned from and tested on.
+
+    Example:
+        >>> group_notes({"train": [Item("a", "x")], "test": [Item("b", "x")]}, {"a": "Ann", "b": "Ann"})[0]
+        'Of the groups of test, 1 is in train as well (Ann): accuracy on test says little about new groups.'
+    """
+    inside = {split: {groups[item.name] for item in items if item.name in groups} for split, items in splits.items()}
+    if groups and not any(splits.get(split) for split in ("val", "test")):
+        return [f"All images are learned from: {len({*groups.values()})} groups are too few to keep one back."]
+    shared = {split: sorted(map(printable, inside[split] & inside.get("train", set()))) for split in inside}
+    return [
+        f"Of the groups of {split}, {len(both)} {'is' if len(both) == 1 else 'are'} in train as well "
+        f"({listed(both, 3)}): accuracy on {split} says little about new groups."
+        for split, both in shared.items()
+        if both and split != "train"
+    ]
+
+
 def count_notes(per_split: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Classes that a split is without, small classes and uneven ones.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,10 +16,10 @@ from torch import Tensor
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Summary, Task
 from vprompt.data.images import SHALLOW, bits_used, render_arrays, try_decode
 from vprompt.data.listing import UNSPLIT, Item, Listing, with_one_spelling
-from vprompt.data.notes import copy_notes, count_notes, sample_of
+from vprompt.data.notes import copy_notes, count_notes, group_notes, sample_of
 from vprompt.data.preprocessing import WHITE, Preprocessing
 from vprompt.data.scan import in_words
-from vprompt.data.split import Splits, content_of, cut, look, missing_splits, near_copies
+from vprompt.data.split import Splits, content_of, cut, joined, look, missing_splits, near_copies
 from vprompt.data.threads import in_threads
 from vprompt.tasks.base import Target, kind_of
 from vprompt.utils.errors import DataError
@@ -58,13 +59,13 @@ def load(
     kind, fixed = kind_of(_learned(listing.splits), listing.label_names, target), listing.classes is not None
     listing = with_one_spelling(listing) if kind.grouped else listing
     splits = {split: list(items) for split, items in listing.splits.items()}
-    problems: list[str] = []
+    problems = [*listing.problems]
     notes: tuple[str, ...] = ()
     if not fixed:
         if kind.grouped:
             problems += _drop_unusable(splits, listed_classes(listing, splits))
         else:
-            problems += drop_unread(splits, _fitted(kind, listing, splits))
+            problems += drop_unread(splits, _fitted(kind, listing, splits), listing.places)
         refuse(listing, problems, skip_bad)
         _fitted(kind, listing, splits)
         names = [item.name for items in splits.values() for item in items]
@@ -82,7 +83,7 @@ def load(
         problems += _drop_unusable(splits, present)
     made = _fitted(kind, listing, splits)
     group_of, was_cut = checked.copies(stratified(splits, made), near=not fixed), missing_splits(splits)
-    splits = cut_by(splits, made, split_seed, checked.contents, group_of)
+    splits = cut_by(splits, made, split_seed, checked.contents, checked.together(splits, group_of, listing.groups))
     made = made.settled([item.label for item in splits["train"]])
 
     def dataset(split: str) -> ImageDataset | None:
@@ -93,6 +94,7 @@ def load(
     parts = {split: images for split in splits if (images := dataset(split)) is not None}
     per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
+    about_copies += group_notes(splits, listing.groups)
     about_counts = count_notes(per_split) if made.grouped else []
     return Task(
         name=listing.name,
@@ -130,12 +132,15 @@ def _fitted(kind: type[Target], listing: Listing, splits: Splits) -> Target:
     return replace(made, names=tuple(map(printable, fixed))) if fixed else made
 
 
-def drop_unread(splits: Splits, target: Target) -> list[str]:
+def drop_unread(splits: Splits, target: Target, places: Mapping[str, str]) -> list[str]:
     """Takes out the images whose labels a target cannot use; says which."""
     problems: list[str] = []
     for split, items in splits.items():
         wrong = {item: problem for item in items if (problem := target.problem(item.label)) is not None}
-        problems += [f"the label of {printable(item.name)} {problem}" for item, problem in wrong.items()]
+        problems += [
+            _located(places, item.name, f"the label of {printable(item.name)} {problem}")
+            for item, problem in wrong.items()
+        ]
         splits[split] = [item for item in items if item not in wrong]
     return problems
 
@@ -187,15 +192,23 @@ def refuse(listing: Listing, problems: Sequence[str], skip_bad: bool) -> None:
     other = f" (passed over: {other})" if other else ""
     more = {1: "", 2: " (and 1 more problem)"}.get(len(problems), f" (and {len(problems) - 1} more problems)")
     them = "it" if len(problems) == 1 else "them"
+    placed = problems[0] in listing.problems or problems[0].startswith(tuple(listing.places.values()))
+    where = "" if placed else f"In {listing.where}, "
     raise DataError(
-        f"In {listing.where}, {problems[0]}{other}{more}; fix {them}, or go on without {them} by --skip-bad "
-        "(skip_bad=True)."
+        f"{where}{problems[0]}{other}{more}; fix {them}, or go on without {them} by --skip-bad (skip_bad=True)."
     )
+
+
+def _located(places: Mapping[str, str], name: str, problem: str) -> str:
+    """What is wrong with an image, after where a table has it."""
+    return f"{places[name]}: {problem}" if name in places else problem
 
 
 def as_sentences(problems: Sequence[str]) -> tuple[str, ...]:
     """Problems, each as a sentence."""
-    return tuple(problem[0].upper() + problem[1:] + "." for problem in problems)
+    # A problem may begin with the name of a table.
+    words = (problem.partition(" ") for problem in problems)
+    return tuple(f"{word.capitalize() if word.isalpha() else word}{blank}{rest}." for word, blank, rest in words)
 
 
 def listed_classes(listing: Listing, splits: Splits) -> dict[str, set[str]]:
@@ -236,6 +249,7 @@ class Checked:
         files: Where they are read from again; None for rendered ones.
         held: For images that are held, by name the pixels of its group, and its row in them.
         bad: By name what is wrong with an image.
+        places: By name where a table has an image.
     """
 
     preprocessing: Preprocessing
@@ -244,11 +258,12 @@ class Checked:
     bad: Mapping[str, str]
     contents: Mapping[str, str]
     looks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def problems(self) -> list[str]:
         """The bad images with their names, in words."""
-        return [f"file {printable(name)} {reason}" for name, reason in self.bad.items()]
+        return [_located(self.places, name, f"file {printable(name)} {reason}") for name, reason in self.bad.items()]
 
     def usable(self, splits: Mapping[str, Sequence[Item]]) -> Splits:
         """The images in which nothing is wrong."""
@@ -259,6 +274,18 @@ class Checked:
         label_of = {item.name: item.label for items in splits.values() for item in items}
         contents = {name: content for name, content in self.contents.items() if name in label_of}
         return near_copies(self.looks if near else {}, contents, label_of)
+
+    def together(
+        self, splits: Mapping[str, Sequence[Item]], copies: Mapping[str, str], groups: Mapping[str, str]
+    ) -> dict[str, str]:
+        """What must be on one side of a cut: copies, and what belongs together.
+
+        Near copies are left out where they would tie most groups to one another: their images are all alike.
+        """
+        found = joined(copies, groups)
+        if not groups or 2 * max(Counter(found.values()).values()) <= len(groups):
+            return found
+        return joined(self.copies(splits, near=False), groups)
 
     def dataset(self, names: Sequence[str], labels: Tensor) -> ImageDataset:
         """A data set of images of one group; labels as those of `ImageDataset`."""
@@ -291,9 +318,10 @@ def check(
         contents = {name: content_of(images[row].tobytes()) for row, name in enumerate(held)}
         return Checked(preprocessing=preprocessing, files=None, held=held, bad={}, contents=contents)
     assert listing.files is not None
-    return check_files(
+    checked = check_files(
         listing.files, groups, preprocessing, memory_limit, progress, decode_all=decode_all, compare=True
     )
+    return replace(checked, places=listing.places)
 
 
 def check_files(

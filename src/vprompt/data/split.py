@@ -154,6 +154,31 @@ def near_copies(
     }
 
 
+def joined(group_of: Mapping[str, str], groups: Mapping[str, str]) -> dict[str, str]:
+    """Groups of images that are copies, or that belong together, or both in turn; named after what belongs together.
+
+    Args:
+        group_of: Image -> group of copies, see `near_copies`.
+        groups: Image -> what it belongs to.
+
+    Example:
+        >>> joined({"a": "1", "b": "1"}, {"b": "Ann", "c": "Ann", "d": "Bob"})
+        {'a': 'Ann', 'b': 'Ann', 'c': 'Ann', 'd': 'Bob'}
+    """
+    above: dict[tuple[bool, str], tuple[bool, str]] = {}
+
+    def top(node: tuple[bool, str]) -> tuple[bool, str]:
+        while (next_one := above.setdefault(node, node)) != node:
+            above[node] = node = above[next_one]
+        return node
+
+    for name in group_of.keys() & groups.keys():
+        low, high = sorted((top((True, group_of[name])), top((False, groups[name]))))
+        above[high] = low
+    copies = {name: top((True, group))[1] for name, group in group_of.items()}
+    return copies | {name: top((False, group))[1] for name, group in groups.items()}
+
+
 def _connected(looks_ND: Tensor, least: float) -> list[list[int]]:
     """Rows that are linked by cosines of at least `least`, in groups of two and more."""
     first_N = torch.arange(len(looks_ND))

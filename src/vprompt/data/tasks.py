@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
@@ -23,11 +23,13 @@ from vprompt.data.pipeline import (
 )
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import in_words
-from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
 from vprompt.data.sources.folder import folder_listing
+from vprompt.data.sources.objects import object_listing
 from vprompt.data.split import Splits, missing_splits
 from vprompt.tasks.base import Target
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
@@ -37,21 +39,23 @@ SplitChoice = Literal["auto", "train", "val", "test", "all"]
 
 
 def open_task(
-    spec: str | Path | None,
+    spec: Any,
     preprocessing: Preprocessing,
     *,
     root: str | Path | None = None,
+    columns: Columns = NO_COLUMNS,
     target: str | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Task:
-    """Opens the bundled task (`None`), one of a benchmark (`vtab:cifar`), one that is rendered, or an image folder.
+    """Opens the bundled task (`None`), one of a benchmark, one that is rendered, a table, a data set, an image folder.
 
     Args:
-        spec: What the user wrote.
+        spec: What the user wrote as DATA; or a data set in Python, see `vprompt.data.sources.objects`.
         preprocessing: How the images are resized, and later normalised.
         root: The folder that benchmark tasks lie in; `$VPROMPT_DATA`, or else `data`, when not given.
+        columns: What the columns of a table are, where that does not tell itself.
         target: What is to be said of an image: `"single-label"`, `"multi-label"`, `"regression"`, or another that is
             registered; what the labels look like when not given.
         split_seed: See `load_folder`.
@@ -66,32 +70,39 @@ def open_task(
         >>> open_task(None, plain).name
         'fashion-mnist'
     """
-    listing = find_listing(spec, root=root)
+    listing = find_listing(spec, root=root, columns=columns)
     return load(listing, preprocessing, target=target, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
 
 
-def find_listing(spec: str | Path | None, *, root: str | Path | None = None, training: bool = True) -> Listing:
+def find_listing(
+    spec: Any, *, root: str | Path | None = None, training: bool = True, columns: Columns = NO_COLUMNS
+) -> Listing:
     """The images that `spec` stands for, before any is opened: of the first source that knows it, or of a folder.
 
     Args:
         spec: As for `open_task`.
         root: As for `open_task`.
         training: Whether they are to train on, so that there must be training images.
+        columns: As for `open_task`.
 
     Raises:
-        DataError: There is no such data, or it cannot be listed.
+        DataError: There is no such data, or it cannot be listed, or has not these columns.
 
     Example:
         >>> {split: len(images) for split, images in find_listing(None).splits.items()}
         {'train': 800, 'val': 200, 'test': 2000}
     """
+    if not isinstance(spec, str | Path | None):
+        return object_listing(spec, columns)
     text = SOURCE if spec is None else str(spec)
     if not text:
         raise DataError("The name of the image folder is empty; give a folder, or leave it away for the bundled task.")
-    for source in SOURCES:
-        if (listing := source.find(text, root=root, training=training)) is not None:
-            return listing
-    return folder_listing(Path(text), training=training)
+    query = Query(spec=text, root=root, training=training, columns=columns)
+    found = (listing for source in SOURCES if (listing := source.find(query)) is not None)
+    listing = next(found, None) or folder_listing(Path(text), training=training)
+    if training and columns != NO_COLUMNS and not listing.label_names:
+        raise DataError(f"{listing.where} is no table, so that it has no columns; leave out their names.")
+    return listing
 
 
 def load_folder(
@@ -153,6 +164,7 @@ def load_labelled(
     target: Target | Sequence[str],
     *,
     root: str | Path | None = None,
+    columns: Columns = NO_COLUMNS,
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
@@ -166,6 +178,7 @@ def load_labelled(
         preprocessing: How the images are resized, and later normalised.
         target: The model's; or the names of its classes.
         root: As for `open_task`.
+        columns: As for `open_task`.
         split: `"auto"` takes the test split that `load_folder` would make or find, or else the validation split, or
             else what there is; but of a folder without splits of which nothing is in `sample`, it takes `"all"`, which
             is every image.
@@ -180,7 +193,7 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    listing = find_listing(spec, root=root, training=False)
+    listing = find_listing(spec, root=root, training=False, columns=columns)
     target = target if isinstance(target, Target) else SingleLabel(names=tuple(target))
     if listing.rendered is not None and target.names != listing.classes:
         what = "the bundled task" if listing.source == SOURCE else listing.source
@@ -201,8 +214,8 @@ def load_labelled(
         problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
     else:
         problems = []
-    unread = drop_unread(splits, target)
-    problems += [] if target.grouped else unread
+    unread = drop_unread(splits, target, listing.places)
+    problems = [*listing.problems, *problems, *([] if target.grouped else unread)]
     refuse(listing, problems, skip_bad)
     group = [item.name for items in splits.values() for item in items]
     checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
@@ -213,6 +226,7 @@ def load_labelled(
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
         group_of = checked.copies(stratified(splits, target))
+        group_of = checked.together(splits, group_of, listing.groups)
         splits = _pick(cut_by(splits, target, split_seed, checked.contents, group_of), split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:

@@ -15,6 +15,7 @@ from vprompt.experiments.settings import CondenseSettings
 from vprompt.experiments.stages import Sources
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import AdapterError, BackboneError, DataError, TrainingError, VPromptError
 from vprompt.utils.io import read_json
 from vprompt.utils.progress import bar
@@ -120,7 +121,7 @@ def open_trained(
         backbone = model.backbone
         if not any(model.prompt_counts) and not len(model.kv_prompts):
             raise VPromptError(f"The adapter {folder} has no prompts; there is nothing to analyse.")
-        result = _result_of(folder)
+        result = result_of(folder)
         settings = result["settings"]
         if data is None and "data" not in settings:
             raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
@@ -128,6 +129,7 @@ def open_trained(
         images = CondenseSettings(
             adapter=folder,
             data=spec,
+            columns=Columns.among(settings) if data is None else NO_COLUMNS,
             root=root or settings.get("root"),
             split_seed=settings.get("split_seed", 0),
             skip_bad=settings.get("skip_bad", False),
@@ -164,7 +166,7 @@ def _is_whole(folder: Path) -> bool:
     return not removed and (not isinstance(counts, list) or any(counts))  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _result_of(folder: str) -> dict[str, Any]:
+def result_of(folder: str) -> dict[str, Any]:
     """Result of an adapter's run, and its settings, empty where there is nothing."""
     path = Path(folder) / RESULT
     try:

@@ -18,6 +18,7 @@ from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
+from vprompt.experiments.finished import result_of
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
 from vprompt.experiments.stages import Sources, Stages, preprocessing_of
@@ -26,6 +27,7 @@ from vprompt.model.attach import attach
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.model.tensors import TENSORS_FILE
+from vprompt.tasks.columns import Columns
 from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate
 from vprompt.utils.errors import DataError, DivergedError
@@ -211,6 +213,8 @@ def run_condense(
     settings: CondenseSettings, out: Path, *, resume: bool = False, progress: bool | Report = False
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
+    trained_on = Columns.among(result_of(settings.adapter)["settings"])
+    settings = replace(settings, columns=settings.columns.over(trained_on))
     condensing = settings.condense
     sources = Sources()
 

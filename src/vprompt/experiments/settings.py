@@ -15,6 +15,7 @@ from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 
@@ -86,8 +87,9 @@ class Settings:
     """Settings of a run: data, backbone, method, recipe, compression.
 
     Args:
-        data: Image folder; or a task: vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when
-            left out.
+        data: Image folder; a table of images and labels (.csv, .tsv, .jsonl, .parquet); hf:NAME of the Hub; or a task:
+            vtab:NAME, fgvc:NAME (see `vprompt tasks`), synthetic:NAME; the bundled one when left out.
+        columns: Columns of a table.
         root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
         backbone: small, base or large (vision transformers at 224 pixels, trained on ImageNet-21k); bundled (64 pixels,
             for trying things out); or any name that timm has.
@@ -116,6 +118,7 @@ class Settings:
     """
 
     data: str | None = None
+    columns: Columns = field(default_factory=Columns)
     root: str | None = field(default=None, metadata=PLACE)
     backbone: str
     weights: str | None = None
@@ -200,7 +203,8 @@ class CondenseSettings:
 
     Args:
         adapter: Folder of the adapter, or its Hub id.
-        data: The image folder or task it was trained on; the bundled task when left out.
+        data: The image folder, table or task it was trained on; the bundled task when left out.
+        columns: Columns of a table, where they are not those that it was trained on.
         root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
         weights: The backbone's weights, where the adapter was trained with a file of them that is no longer where it
             was.
@@ -212,6 +216,7 @@ class CondenseSettings:
 
     adapter: str
     data: str | None = None
+    columns: Columns = field(default_factory=Columns)
     root: str | None = field(default=None, metadata=PLACE)
     weights: str | None = None
     condense: Condensing = field(default_factory=lambda: Condensing(ratio=0.3))

@@ -26,7 +26,7 @@ from vprompt.compression.search import Pruned
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import REPORT_KEYS, RESULT, STATE, RunFolder
@@ -73,13 +73,15 @@ class Sources:
         self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, target: str | None, report: Report
     ) -> Task:
         """The images that settings name, checked and decoded, with labels for a target."""
-        key = (settings.data, settings.root, settings.split_seed, settings.skip_bad, preprocessing, target)
+        places = (settings.data, settings.columns, settings.root)
+        key = (places, settings.split_seed, settings.skip_bad, preprocessing, target)
         if self._task is None or self._task[0] != key:
             self._task = None
             task = open_task(
                 settings.data,
                 preprocessing,
                 root=settings.root,
+                columns=settings.columns,
                 target=target,
                 split_seed=settings.split_seed,
                 skip_bad=settings.skip_bad,
@@ -137,7 +139,8 @@ def backbone_for(
 
 def _is_rendered(data: str | None, root: str | None) -> bool:
     """Whether the images come with the library: they need no file."""
-    listings = (source.find(BUNDLED_TASK if data is None else data, root=root, training=True) for source in SOURCES)
+    query = Query(spec=BUNDLED_TASK if data is None else data, root=root)
+    listings = (source.find(query) for source in SOURCES if getattr(source, "renders", False))
     return any(listing is not None and listing.rendered is not None for listing in listings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from vprompt.methods.layers.head import initialise
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.tasks.base import Target
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import BackboneError, VPromptError
 from vprompt.utils.serialization import typed
 
@@ -121,12 +123,13 @@ def attach(
 
 
 def open_data(
-    data: str | Path | None = None,
+    data: Any = None,
     backbone: str | nn.Module = BUNDLED_BACKBONE,
     *,
     img_size: int | tuple[int, int] | None = None,
     resize: Resize | None = None,
     root: str | Path | None = None,
+    columns: Columns = NO_COLUMNS,
     target: str | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
@@ -135,11 +138,14 @@ def open_data(
     """Opens images as `vprompt fit DATA` does: checked, split, and prepared for a backbone.
 
     Args:
-        data: An image folder, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; the bundled task when not given.
+        data: An image folder, a table, `hf:NAME`, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; or a data set in Python
+            whose items are pairs of an image (a PIL image, an array of bytes, a path) and a label, or a mapping of
+            `train`, `val` and `test` to such; the bundled task when not given.
         backbone: Name or timm model that will see the images.
         img_size: With a name: its input size, as for `attach`.
         resize: `"squash"` or `"crop"`; as the task's results are made when not given.
         root: Folder of benchmark tasks; see `vprompt.data.open_task`.
+        columns: What the columns of a table are, where that does not tell itself.
         target: Name of what is to be said of an image; see `vprompt.data.open_task`.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used.
@@ -157,10 +163,17 @@ def open_data(
         800
     """
     info = describe_name(backbone, img_size=img_size) if isinstance(backbone, str) else describe(backbone)
-    spec = None if data is None else str(data)
-    usual = transforms_of(spec)
+    spec = str(data) if isinstance(data, Path) else data
+    usual = transforms_of(spec if isinstance(spec, str) else None)
     preprocessing = replace(info.preprocessing, resize=resize or usual.resize)
     task = open_task(
-        spec, preprocessing, root=root, target=target, split_seed=split_seed, skip_bad=skip_bad, progress=progress
+        spec,
+        preprocessing,
+        root=root,
+        columns=columns,
+        target=target,
+        split_seed=split_seed,
+        skip_bad=skip_bad,
+        progress=progress,
     )
     return replace(task, train=task.train.with_augment(usual.augment))

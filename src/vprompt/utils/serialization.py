@@ -86,6 +86,8 @@ def options_of(kind: type) -> dict[str, Option]:
 def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
     """A configuration as plain data under flat names; what is nested and None is left out.
 
+    So is an option that was `added` to those of earlier versions and has its default: a run keeps its name.
+
     Args:
         config: An instance of a configuration dataclass.
         places: With options that only say where data lie or how the work is done.

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vprompt.data.listing import Listing
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.registry import Registry
 
 
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Data that a user asks for.
+
+    Args:
+        spec: What the user wrote as DATA.
+        root: The folder that benchmark tasks lie in.
+        training: Whether they are to train on, so that there must be training images.
+        columns: What the columns of a table are.
+    """
+
+    spec: str
+    root: str | Path | None = None
+    training: bool = True
+    columns: Columns = NO_COLUMNS
+
+
 class DataSource(Protocol):
-    """A kind of data sets that a user can name."""
+    """A kind of data sets that a user can name; one whose images come with it may say so by `renders = True`."""
 
     @property
     def name(self) -> str:
         """Its name."""
         ...
 
-    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
-        """The images that `spec` stands for.
+    def find(self, query: Query) -> Listing | None:
+        """The images that a user asks for.
 
         Args:
-            spec: What the user wrote as DATA.
-            root: The folder that benchmark tasks lie in.
-            training: Whether they are to train on, so that there must be training images.
+            query: What is asked for.
 
         Returns:
-            None if `spec` is of another kind.
+            None if that is of another kind.
 
         Raises:
             DataError: It is of this kind, but cannot be used.

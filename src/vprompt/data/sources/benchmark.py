@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vprompt.data.benchmarks.check import check_lists
 from vprompt.data.benchmarks.lists import read_layout
 from vprompt.data.benchmarks.places import Place, locate
 from vprompt.data.listing import Item, Listing
-from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.base import SOURCES, Query
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
@@ -18,9 +16,9 @@ class Benchmark:
 
     name = "benchmark"
 
-    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+    def find(self, query: Query) -> Listing | None:
         """See `DataSource`; the lists always have all splits."""
-        place = locate(spec, root)
+        place = locate(query.spec, query.root)
         return None if place is None else _listing(place)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from torch import Tensor
 from vprompt.data.images import render_arrays
 from vprompt.data.listing import Item, Listing
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.data.sources.base import SOURCES
+from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.synthetic.tasks import PREFIX, synthetic_listing
 from vprompt.utils.errors import DataError
 
@@ -36,13 +35,14 @@ class Bundled:
     """A part of Fashion-MNIST: 800 train, 200 val and 2000 test images, each class equally often."""
 
     name = "bundled"
+    renders = True
 
-    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+    def find(self, query: Query) -> Listing | None:
         """See `DataSource`; there is one such task."""
-        if not spec.startswith("bundled:"):
+        if not query.spec.startswith("bundled:"):
             return None
-        if spec != SOURCE:
-            raise DataError(f"There is no bundled task {spec}; the one that comes with vprompt is {SOURCE}.")
+        if query.spec != SOURCE:
+            raise DataError(f"There is no bundled task {query.spec}; the one that comes with vprompt is {SOURCE}.")
         return bundled_listing()
 
 
@@ -50,10 +50,11 @@ class Synthetic:
     """Tasks that are specified by their factors: nothing to download, the same everywhere."""
 
     name = "synthetic"
+    renders = True
 
-    def find(self, spec: str, *, root: str | Path | None, training: bool) -> Listing | None:
+    def find(self, query: Query) -> Listing | None:
         """See `DataSource`; the tasks are those of `synthetic_names`."""
-        return synthetic_listing(spec) if spec.startswith(PREFIX) else None
+        return synthetic_listing(query.spec) if query.spec.startswith(PREFIX) else None
 
 
 def bundled_listing() -> Listing:

@@ -55,6 +55,20 @@ def words_of(name: str) -> list[str]:
     ]
 
 
+def split_of(name: str) -> tuple[str, frozenset[str]] | None:
+    """The split that a name stands for, and the words in it that say something else.
+
+    Example:
+        >>> split_of("birds_val"), split_of("birds")
+        (('val', {'birds'}), None)
+    """
+    words = words_of(name)
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    if splits == {"train", "val"}:
+        splits = {"train"}  # `trainval` is what both are cut from
+    return (splits.pop(), frozenset(words) - SPLIT_WORDS.keys() - _PLAIN) if len(splits) == 1 else None
+
+
 def folder_listing(root: Path, *, training: bool = True) -> Listing:
     """The images of `root/CLASS/...`, of `root/{train,val,test}/CLASS/...`, or of `root/CLASS/{train,val,test}/...`.
 
@@ -70,7 +84,10 @@ def folder_listing(root: Path, *, training: bool = True) -> Listing:
     if not root.exists():
         raise DataError(f"The image folder {where} does not exist; check the path.")
     if not root.is_dir():
-        raise DataError(f"{where} is a file; give a folder with one folder of images per class.")
+        raise DataError(
+            f"{where} is a file of a kind that is not read; give a folder with one folder of images per class, or a "
+            "table (.csv, .tsv, .jsonl, .parquet) of images and labels."
+        )
     passed_over: PassedOver = {}
     remarks: list[str] = []
     notes: list[str] = []
@@ -150,13 +167,8 @@ def _unwrapped(folder: Path, root: Path, remarks: list[str]) -> Path:
 
 
 def _split_folder(path: Path) -> SplitFolder | None:
-    words = words_of(path.name)
-    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
-    if splits == {"train", "val"}:
-        splits = {"train"}  # `trainval` is what both are cut from
-    if len(splits) != 1:
-        return None
-    return SplitFolder(path, splits.pop(), frozenset(words) - SPLIT_WORDS.keys() - _PLAIN)
+    found = split_of(path.name)
+    return None if found is None else SplitFolder(path, *found)
 
 
 def _split_folders(root: Path, folders: list[Path], training: bool) -> dict[str, Path]:

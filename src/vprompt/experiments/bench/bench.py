@@ -35,6 +35,7 @@ from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import model_cost
 from vprompt.model.records import Precision
+from vprompt.tasks.columns import Columns
 from vprompt.training.precision import in_bf16
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
@@ -93,8 +94,9 @@ def overview(
     root = os.path.abspath(data_root(root))  # whatever folder a worker is in
     number = workers or plan.workers.number or 1
     tasks, optional = tasks_of(plan)
-    left_out = {task: why for task in optional if (why := why_missing(task, root))}
-    missing = {task: why for task in tasks if (why := why_missing(task, root))}
+    columns = {task: Columns.among({**plan.settings, **plan.task.get(task, {})}) for task in (*tasks, *optional)}
+    left_out = {task: why for task in optional if (why := why_missing(task, root, columns[task]))}
+    missing = {task: why for task in tasks if (why := why_missing(task, root, columns[task]))}
     tasks = [*tasks, *(task for task in optional if task not in left_out)]
     weights = [values.get("weights") for values in (plan.settings, *(method.settings for method in plan.methods))]
     paths = named_paths([*tasks, *filter(None, weights)], store.paths())
@@ -118,7 +120,7 @@ def overview(
 def gmacs_of(job: Job) -> float:
     """10^9 multiply-accumulates of a job: passes of its training, of what follows it, and of its evaluation."""
     settings = job.settings
-    sizes = split_sizes(settings.data, settings.root)
+    sizes = split_sizes(settings.data, settings.root, settings.columns)
     learned, seen = passes(settings, *sizes, until=job.until, trained=job.first is not None)
     forward = _gmacs(settings.backbone, settings.img_size, settings.method)
     return forward * (learned * (1 + settings.method.backward_cost) + seen)

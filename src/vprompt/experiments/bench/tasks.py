@@ -14,6 +14,7 @@ from vprompt.data.synthetic.tasks import PREFIX, SIZES, synthetic_names
 from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.plan import PlanError
 from vprompt.experiments.bench.store import NamedPath
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError
 from vprompt.utils.io import checksum
 from vprompt.utils.text import printable
@@ -68,12 +69,12 @@ def paper_prompts(task: str) -> int:
     return benchmark.prompts[0]
 
 
-def why_missing(spec: str, root: str | None) -> str | None:
+def why_missing(spec: str, root: str | None, columns: Columns = NO_COLUMNS) -> str | None:
     """Why a task's images cannot be found, in a sentence; None where they are there."""
     if spec.startswith(("bundled:", PREFIX)):
         return None if spec == "bundled:fashion-mnist" or spec in synthetic_names() else f"There is no task {spec}."
     try:
-        find_listing(spec, root=root)
+        find_listing(spec, root=root, columns=columns)
     except DataError as error:
         return str(error)
     return None
@@ -121,14 +122,14 @@ def content_fingerprint(path: str) -> str:
     return checksum(*parts)[:16]
 
 
-def split_sizes(spec: str | None, root: str | None) -> tuple[int, int, int]:
+def split_sizes(spec: str | None, root: str | None, columns: Columns = NO_COLUMNS) -> tuple[int, int, int]:
     """About how many training, validation and test images a task has, without reading any."""
     if spec is None or spec.startswith("bundled:"):
         return 800, 200, 2000
     if spec.startswith(PREFIX):
         return SIZES
     try:
-        splits = find_listing(spec, root=root).splits
+        splits = find_listing(spec, root=root, columns=columns).splits
     except DataError:
         task = known(spec)
         return (800, 200, 2000) if task is None else (task.train, task.val, task.test)

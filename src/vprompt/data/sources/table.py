@@ -1,0 +1,237 @@
+"""Tables of images and labels: files of paths and labels, and files that hold the images themselves."""
+
+from __future__ import annotations
+
+import glob
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from vprompt.data.listing import UNSPLIT, Item, Listing
+from vprompt.data.rows import RowFiles, read_rows
+from vprompt.data.scan import images_below, visible_entries
+from vprompt.data.sources.base import SOURCES, Query
+from vprompt.data.sources.folder import folder_listing, split_of
+from vprompt.data.table import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
+from vprompt.tasks.base import CELLS
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import count, listed, printable
+
+_TEXT = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+
+_READERS = {**_TEXT, ".parquet": read_rows, ".tar": read_rows}
+"""Ending of a table's name -> what reads its rows."""
+
+
+class Table:
+    """A file with a row for each image, a pattern of such files, or a folder with some and no class folders."""
+
+    name = "table"
+
+    def find(self, query: Query) -> Listing | None:
+        """See `DataSource`."""
+        path = Path(query.spec)
+        files = (
+            _tables_in(path) if path.is_dir() else [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+        )
+        files = [file for file in files if file.suffix.lower() in _READERS]
+        if not files:
+            return None
+        base = path if path.is_dir() else files[0].parent
+        sheets = [
+            replace(_READERS[file.suffix.lower()](file, _name(file, base)), split=_split_of(file, base))
+            for file in files
+        ]
+        return replace(listing_of(sheets, query, base), name=printable(path.resolve().stem))
+
+
+def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
+    """The images in the rows of tables of one layout.
+
+    Args:
+        sheets: The tables.
+        query: What the user asked for.
+        base: The folder that paths are relative to.
+
+    Raises:
+        DataError: It cannot be told which columns have images and labels, or there is nothing to train on.
+    """
+    paths, where = _Paths(base), printable(query.spec)
+    first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
+    roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
+    used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
+    one = len({sheet.split for sheet in used}) == 1  # a table of all there is may be called train.csv
+    problems = [problem for sheet in used for problem in sheet.problems]
+    rows: dict[str, _Row] = {}
+    again, unclear = 0, set[str]()
+    for row in (
+        row for sheet in used for row in _rows(sheet, UNSPLIT if one else sheet.split or UNSPLIT, roles, paths)
+    ):
+        if isinstance(row, str):
+            problems.append(row)
+        elif (before := rows.setdefault(row.item.name, row)) is not row:
+            again += 1
+            if before[:3] != row[:3]:
+                unclear.add(row.item.name)
+                here, there = (printable(f"{same.item.label} ({same.split})") for same in (row, before))
+                problems.append(
+                    f"{row.place}: {printable(row.item.name)} is {here} here, but {there} in {before.place}"
+                )
+    rows = {name: rows[name] for name in sorted(rows, key=lambda name: name.split("/")) if name not in unclear}
+    splits: dict[str, list[Item]] = {}
+    for row in rows.values():
+        splits.setdefault(row.split, []).append(row.item)
+    if query.training and not {"train", UNSPLIT} & splits.keys():
+        why = f" ({len(problems)} problems; the first: {problems[0]})" if problems else ""
+        raise DataError(f"{where} has {listed([*splits]) if splits else 'no image'}, but nothing to train on{why}.")
+    said = {"image": roles.image, "label": " and ".join(roles.labels), "split": roles.split, "group": roles.group}
+    said = ", ".join(f"{role} from {printable(name)}" for role, name in said.items() if name)
+    remarks = [f"Columns of {where}: {said}."]
+    if again:
+        remarks.append(f"{count(again, 'row')} of {where} repeat an image of a row above; it counts once.")
+    if paths.respelled:
+        cell, file = map(printable, next(iter(paths.respelled.items())))
+        remarks.append(
+            f"{count(len(paths.respelled), 'path')} in {where} are not spelled as the files ({cell}: {file})."
+        )
+    within = {sheet.name: sheet.images[roles.image] for sheet in used if roles.image in sheet.images}
+    return Listing(
+        name=where,
+        source=where,
+        where=where,
+        splits=splits,
+        files=RowFiles(within, base) if within else base,
+        notes=[
+            f"{sheet.name} lacks a column of {listed(roles.all)}"
+            for sheet in sheets
+            if not {*roles.all} <= {*sheet.names}
+        ],
+        remarks=remarks,
+        label_names=roles.labels,
+        groups={name: row.group for name, row in rows.items() if roles.group},
+        places={name: row.place for name, row in rows.items()},
+        problems=problems,
+    )
+
+
+class _Row(NamedTuple):
+    item: Item
+    split: str
+    group: str
+    place: str
+
+
+def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:
+    """The rows of a table, of the usual split where no column says it; of a bad one, what is wrong with it."""
+    inside, images = roles.image in sheet.images, sheet.columns.get(roles.image, ())
+    columns = {name: sheet.columns[name] for name in roles.all if name != roles.image}
+    for row, number in enumerate(sheet.numbers):
+        place = f"{sheet.name}, {sheet.unit} {number}"
+        cells = {name: column[row] for name, column in columns.items()}
+        try:
+            if empty := [name for name, cell in cells.items() if not cell]:
+                raise ValueError(f"the cell of {printable(empty[0])} is empty")
+            split = split_of_cell(cells[roles.split]) if roles.split else usual
+            if split is None:
+                raise ValueError(f"'{printable(cells[roles.split or ''])}' is no split such as train, val or test")
+            name = f"{sheet.name}#{number}" if inside else paths.find(images[row], sheet.split or split)
+        except ValueError as error:
+            yield f"{place}: {error}"
+        else:
+            label = CELLS.join(cells[label] for label in roles.labels)
+            yield _Row(Item(name, label), split, cells.get(roles.group or "", ""), place)
+
+
+class _Paths:
+    """The files that the cells of a table name: relative to its folder, or else to any folder in it."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.respelled: dict[str, str] = {}
+
+    def find(self, cell: str, split: str | None = None) -> str:
+        """The path of a file, relative to the folder.
+
+        Args:
+            cell: Its path, perhaps without its ending, or in other case or Unicode form.
+            split: Of files in several folders, the one in a folder of this split is meant.
+
+        Raises:
+            ValueError: There is none, or more than one; the message is the end of a sentence.
+        """
+        shown, above = printable(cell), os.path.join(os.path.abspath(self.base), "")
+        if not cell or "://" in cell:
+            raise ValueError(f"{shown} is an address; download the images and give their paths" if cell else "no image")
+        path = os.path.normpath(os.path.join(above, cell if "/" in cell else cell.replace("\\", "/"))).removeprefix(
+            above
+        )
+        if os.path.isfile(os.path.join(above, path)):
+            return path
+        hits = self._files.get(_folded(path), [])
+        hits = [hit for hit in hits if split in map(split_of_cell, hit.split("/")[:-1])] or hits
+        hits = [hit for hit in hits if os.path.splitext(hit)[0].endswith(os.path.splitext(path)[0])] or hits
+        if len(hits) != 1:
+            raise ValueError(f"{shown} may be {' or '.join(hits[:3])}" if hits else f"{shown} does not exist")
+        if path not in hits[0]:
+            self.respelled[path] = hits[0]
+        return hits[0]
+
+    @cached_property
+    def _files(self) -> dict[str, list[str]]:
+        """The images below the folder by the ends of their paths, with and without the ending of the name."""
+        found: dict[str, list[str]] = {}
+        for file in images_below(self.base):
+            path = file.relative_to(self.base).as_posix()
+            for whole in (_folded(path), os.path.splitext(_folded(path))[0]):
+                for start in (0, *(place + 1 for place, sign in enumerate(whole) if sign == "/")):
+                    found.setdefault(whole[start:], []).append(path)
+        return found
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """The tables that a folder consists of: one, or one for each split; none where it has folders of classes."""
+    inner = [path for path in visible_entries(folder)[0] if split_of(path.name) or path.name == "data"]
+    places = [
+        [file for file in sorted(place.glob("[!.]*.*")) if file.suffix.lower() in _READERS]
+        for place in (folder, *inner)
+    ]
+    tables = places[0] or [file for files in places for file in files]
+    if not tables or _has_classes(folder):
+        return []
+    of_splits = [file for file in tables if _split_of(file, folder)]
+    used = of_splits if len(of_splits) > 1 else tables
+    if len({_split_of(file, folder) for file in used}) < len(used) and any(
+        file.suffix.lower() in _TEXT for file in used
+    ):
+        names = listed([_name(file, folder) for file in used], 4)
+        raise DataError(f"{printable(str(folder))} has several tables, {names}; give one of them as DATA.")
+    return used
+
+
+def _name(file: Path, base: Path) -> str:
+    return printable(file.relative_to(base).as_posix())
+
+
+def _has_classes(folder: Path) -> bool:
+    try:
+        splits = folder_listing(folder).splits
+    except DataError:
+        return False
+    return len({item.label for items in splits.values() for item in items}) > 1
+
+
+def _split_of(file: Path, base: Path) -> str | None:
+    """The split that the name of a table says, or that of its folder."""
+    found = split_of(file.stem) or (split_of(file.parent.name) if file.parent != base else None)
+    return found and found[0]
+
+
+SOURCES.register(Table())
