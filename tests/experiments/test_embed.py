@@ -66,7 +66,7 @@ def test_the_table_is_for_people_and_compares_models(split_colours, tmp_path, tr
     models = f"bundled,{trained.folder}"
     outcome = run_command("embed", models, split_colours, "--out", tmp_path / "both")
     assert outcome.status == 0, outcome.err
-    assert "accuracy on test, where the commonest class alone is 33.3 %" in outcome.out
+    assert "test: 9 images, of which the commonest class alone is 33.3 %" in outcome.out
     assert len(list((tmp_path / "both").glob("*.npz"))) == 2
     assert "The adapter has learned" in outcome.err
     model = vprompt.load(trained.folder).eval()

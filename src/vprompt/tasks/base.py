@@ -158,6 +158,10 @@ class Target(ABC):
         """What the model says: probabilities (N, K), or values in their own units."""
 
     @abstractmethod
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
+
+    @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """For each image, what the model says of it as plain data; from what `activate` gives.
 

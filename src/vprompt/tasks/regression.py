@@ -165,6 +165,11 @@ class Regression(Target):
         mean, std = self._scale(logits)
         return logits * std + mean
 
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """See `Target`."""
+        mean, std = self._scale(outputs)
+        return (outputs - mean) / std
+
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: every number by its name."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
