@@ -49,6 +49,12 @@ def test_fit_eval_and_condense(table, tmp_path, capsys):
     assert "class round is not known to the adapter" in capsys.readouterr().err
 
 
+def test_a_pattern_stands_for_tables_and_what_is_missing_is_said(table, tmp_path, capsys):
+    assert main(["fit", str(table.with_name("*.csv")), *SMALL, "--label-column", "colour", "--out", str(tmp_path)]) == 0
+    assert main(["fit", str(table.with_name("*.tsv")), *SMALL]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
 def test_another_group_is_another_run(table, tmp_path, capsys):
     fit = ["fit", str(table), *SMALL, "--label-column", "colour", "--out", str(tmp_path)]
     assert main(fit) == 0

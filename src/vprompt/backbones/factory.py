@@ -38,6 +38,7 @@ def create_backbone(
     *,
     pretrained: bool = True,
     img_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
     weights: str | Path | None = None,
 ) -> nn.Module:
     """Makes a timm model by name.
@@ -48,6 +49,7 @@ def create_backbone(
         pretrained: Load the weights, from timm's cache, the Hub or the package.
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
             pre-training size; timm resizes position embeddings and relative position tables.
+        in_chans: Channels of the images, where they are not RGB; timm makes the first layer's weights of those for RGB.
         weights: File with other weights than those that the name stands for: safetensors, a PyTorch checkpoint in
             timm's or the original layout, or a `.npz` file of Google's ViT. The preprocessing still comes with the
             name and its tag, and the model has no classifier.
@@ -59,10 +61,13 @@ def create_backbone(
     if not can_create(name):
         raise BackboneError(f"timm has no model called {given!r}; {_hint(name)}.")
     if weights is not None:
+        if in_chans not in (None, 3):
+            raise BackboneError(f"Weights from a file are for RGB, not for {in_chans} channels; leave one of them out.")
         return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
     if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
         require_weights(name)
-    return _create(name, img_size, pretrained=pretrained)
+    channels = {} if in_chans in (None, 3) else {"in_chans": in_chans}
+    return _create(name, img_size, pretrained=pretrained, **channels)
 
 
 def timms_name(name: str) -> str:
@@ -169,7 +174,9 @@ def _require_reachable(name: str, repository: str, file: str, revision: str | No
         ) from error
 
 
-def describe_name(name: str, *, img_size: int | tuple[int, int] | None = None) -> BackboneInfo:
+def describe_name(
+    name: str, *, img_size: int | tuple[int, int] | None = None, in_chans: int | None = None
+) -> BackboneInfo:
     """Describes a backbone before its weights are there; arguments and errors as those of `create_backbone`."""
     with torch.device("meta"):
-        return describe(create_backbone(name, pretrained=False, img_size=img_size))
+        return describe(create_backbone(name, pretrained=False, img_size=img_size, in_chans=in_chans))

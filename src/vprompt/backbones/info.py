@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +127,6 @@ def describe(model: nn.Module) -> BackboneInfo:
         any_size=not getattr(embed, "strict_img_size", False),
         preprocessing=preprocessing,
     )
-    if getattr(model, "in_chans", 3) != 3:
-        raise BackboneError(f"The backbone takes images of {timm_model.in_chans} channels; vprompt's have 3 (RGB).")
     if info.pooling == "":
         raise BackboneError(
             f"The {type(model).__name__} has no pooling, so there is no feature to classify; make it with "
@@ -293,9 +292,16 @@ def _patch_size(embed: Any) -> tuple[int, int]:
 def _preprocessing(model: nn.Module, embed: Any) -> Preprocessing:
     config = resolve_model_data_config(model)
     size = getattr(embed, "img_size", None) or config["input_size"][1:]
+    channels = next((part.in_channels for part in embed.modules() if isinstance(part, nn.Conv2d)), 3)
+
+    def per_channel(values: Sequence[float]) -> tuple[float, ...]:
+        """Of the channels that timm makes of those of RGB: their mean, or one after the other."""
+        own = (sum(values) / len(values),) if channels == 1 else tuple(values) * channels
+        return tuple(values) if channels == len(values) else own[:channels]
+
     return Preprocessing(
         size=(int(size[0]), int(size[1])),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=per_channel(config["mean"]),
+        std=per_channel(config["std"]),
         interpolation=config["interpolation"],
     )

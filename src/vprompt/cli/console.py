@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -47,8 +48,8 @@ def check_places(values: Mapping[str, Any]) -> None:
         return path if isinstance(path, str) and path and not os.path.lexists(path) else None
 
     others = plugins() or entry_points(group="vprompt.data")  # of which nobody knows what they take for data
-    if (data := gone("data")) is not None and ":" not in data and not others:
-        raise VPromptError(f"The image folder {printable(data)} does not exist; check the path.")
+    if (data := gone("data")) is not None and ":" not in data and not others and not glob.glob(data):
+        raise VPromptError(f"The image folder or table {printable(data)} does not exist; check the path.")
     if (adapter := gone("adapter")) is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
         raise VPromptError(
             f"There is no folder {printable(adapter)!r}, and that is no id on the Hub ('user/name'); check the path."

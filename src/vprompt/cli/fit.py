@@ -103,7 +103,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     options = {
         **settings_options("data", "backbone", "weights"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
-        **settings_options("head_init", "train_on", "img_size"),
+        **settings_options("head_init", "train_on", "img_size", "in_chans"),
         **OUTPUT,
     }
     groups = {
@@ -179,7 +179,7 @@ def _differing(settings: Settings) -> Iterator[str]:
 
 def data_name(data: str | None) -> str:
     """Name of a run's folder, after its DATA."""
-    return Path(data).resolve().name.replace(":", "-") if data else "fashion-mnist"
+    return re.sub(r"[:*?]", "-", Path(data).resolve().name) if data else "fashion-mnist"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,8 +112,8 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
         if pixels is None and (root is None or paths is None):
             raise ValueError("an image dataset needs pixels, or root and paths")
-        if pixels is not None and (pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, *preprocessing.size)):
-            raise ValueError(f"pixels must be uint8 (N, 3, {preprocessing.size[0]}, {preprocessing.size[1]})")
+        if pixels is not None and (pixels.dtype != torch.uint8 or pixels.shape[1:] != preprocessing.shape):
+            raise ValueError(f"pixels must be uint8 (N, {', '.join(map(str, preprocessing.shape))})")
         if pixels is not None and len(self._rows) != len(labels):
             raise ValueError(f"{len(self._rows)} images but {len(labels)} labels")
         if paths is not None and len(paths) != len(labels):
@@ -231,7 +231,7 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         return decode(source, self.preprocessing, name=None if isinstance(source, Path) else paths[number], view=view)
 
     def _all_decoded(self, wanted: Sequence[tuple[int, View | None]]) -> Tensor:
-        decoded = torch.empty((len(wanted), 3, *self.preprocessing.size), dtype=torch.uint8)
+        decoded = torch.empty((len(wanted), *self.preprocessing.shape), dtype=torch.uint8)
         for row, image in enumerate(in_threads(lambda pair: self._decoded(*pair), wanted)):
             decoded[row] = image
         return decoded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import stat
 import threading
@@ -28,6 +29,8 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels by their header are refused before they are decoded."""
+
+_NPY = b"\x93NUMPY"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -109,7 +112,9 @@ def read_pixels(
         TooManyPixelsError: Its header promises more than `max_pixels`.
         UnusableImageError: It is missing, empty or damaged. All messages complete the sentence `FILE ...`.
     """
-    with opened(source, max_pixels, white=preprocessing.white) as image:
+    with opened(source, max_pixels, white=preprocessing.white, channels=preprocessing.shape[0]) as image:
+        if isinstance(image, np.ndarray):
+            return render(image, preprocessing, view)
         _draft(image, preprocessing, view)
         image.load()
         # Unreadable EXIF data say nothing about the pixels; what is in place is turned before it is written anew.
@@ -126,7 +131,7 @@ def bits_used(source: Source) -> int:
     try:
         with quiet_pillow(), _file_of(source) as file:
             tiff = read_tiff(file)
-            if tiff is not None and (white_in(tiff.tags) is not None or tiff.kind == "f" or not tiff.colours):
+            if tiff is not None and (white_in(tiff.tags) is not None or tiff.kind == "f"):
                 return 0
             if tiff is not None and not tiff.known_to_pillow:
                 _check_size(tiff.size, tiff.bands * tiff.bits / 24)
@@ -142,16 +147,25 @@ def bits_used(source: Source) -> int:
 
 
 @contextmanager
-def opened(source: Source, max_pixels: int = MAX_PIXELS, *, white: int = WHITE) -> Generator[Image.Image]:
+def opened(
+    source: Source, max_pixels: int = MAX_PIXELS, *, white: int = WHITE, channels: int = 3
+) -> Generator[Image.Image | NDArray[np.uint8]]:
     """An image whose header was read; what goes wrong with it, also in the block, is an `UnusableImageError`.
 
-    One whose samples Pillow would cut to 8 bits, or does not know, is decoded already.
+    One whose samples Pillow would cut to 8 bits, or does not know, is decoded already; a file of NumPy, or of TIFF with
+    other channels than pictures have, to an array (H, W, C).
     """
     try:
         with quiet_pillow(), _file_of(source) as file:
+            if file.read(len(_NPY)) == _NPY:
+                file.seek(0)
+                samples = _numpy_samples(file, max_pixels)
+                yield _bytes_of_floats(samples) if samples.dtype.kind == "f" else _bytes_of(samples, white)
+                return
+            file.seek(0)
             tiff = read_tiff(file)
-            if tiff is not None and not tiff.known_to_pillow:
-                yield _picture(tiff, file, white, max_pixels)
+            if tiff is not None and (channels not in (1, 3) or not tiff.known_to_pillow):
+                yield _picture(tiff, file, white, max_pixels, channels)
                 return
             with _open(file) as image:
                 _check_size(image.size, max_pixels=max_pixels)
@@ -191,16 +205,32 @@ def _check_size(size: tuple[int, int], weight: float = 1, *, max_pixels: int = M
         raise TooManyPixelsError(f"is too large ({text})")
 
 
-def _picture(tiff: Tiff, file: BinaryIO, white: int, max_pixels: int) -> Image.Image:
-    """The picture in a TIFF file that Pillow does not read, in 8 bits."""
-    if not tiff.colours:
+def _picture(tiff: Tiff, file: BinaryIO, white: int, max_pixels: int, channels: int) -> Image.Image | NDArray[np.uint8]:
+    """The picture in a TIFF file that Pillow does not read, in 8 bits; all its bands where these are no colours."""
+    colours = tiff.colours if channels in (1, 3) else tiff.bands
+    if not colours:
         raise UnusableImageError(f"holds {tiff.layout}, not the 1, 3 or 4 of a picture; save those to look at as RGB")
     _check_size(tiff.size, tiff.bands * tiff.bits / 24, max_pixels=max_pixels)
-    samples = tiff.samples(file)[:, :, : tiff.colours]
+    samples = tiff.samples(file)[:, :, :colours]
     pixels = _bytes_of_floats(samples) if tiff.kind == "f" else _bytes_of(samples, white_in(tiff.tags) or white)
-    image = Image.fromarray(pixels[:, :, 0] if tiff.colours == 1 else pixels)
+    if channels not in (1, 3):
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if colours == 1 else pixels)
     image.getexif()[ExifTags.Base.Orientation] = tiff.tags.get(ExifTags.Base.Orientation, 1)
     return image
+
+
+def _numpy_samples(file: BinaryIO, max_pixels: int) -> NDArray[Any]:
+    """The array (H, W, C) in a file of NumPy."""
+    header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else None
+    if header is None:
+        raise UnusableImageError("is a file of NumPy that is not read; save it by numpy.save")
+    shape, _, dtype = header(file)
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise UnusableImageError(f"is an array {shape}, not (H, W) or (H, W, C)")
+    _check_size((shape[1], shape[0]), math.prod(shape[2:]) * dtype.itemsize / 3, max_pixels=max_pixels)
+    file.seek(0)
+    return np.atleast_3d(np.load(file, allow_pickle=False))
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -220,24 +250,43 @@ def _with_lower_bytes(image: Image.Image, file: BinaryIO, white: int) -> Image.I
     return turned
 
 
-def render(image: Image.Image, preprocessing: Preprocessing, view: View | None = None) -> Tensor:
-    """Turns a loaded image of any mode into uint8 pixels (3, H, W), resized as `preprocessing` says.
+def render(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing, view: View | None = None) -> Tensor:
+    """Turns a loaded image of any mode, or an array (H, W, C), into uint8 pixels (C, H, W), as `preprocessing` says.
 
     A view is cut out of the image resized to `size / 0.875`: its short side, or both with `"squash"`.
     """
     height, width = preprocessing.size
     whole = preprocessing.resize == "squash" and view is None
-    box = None if whole else _box(image.size, preprocessing, view)
+    layers = _layers(image, preprocessing)
+    box = None if whole else _box(layers[0].size, preprocessing, view)
     method = Image.Resampling[preprocessing.interpolation.upper()]
-    resized = to_rgb(image, preprocessing.white).resize((width, height), method, box=box)
+    resized = [layer.resize((width, height), method, box=box) for layer in layers]
     if view is not None and view.mirrored:
-        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(np.asarray(resized).transpose(2, 0, 1), order="C"))
+        resized = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in resized]
+    return torch.from_numpy(np.array(np.dstack([np.asarray(layer) for layer in resized]).transpose(2, 0, 1), order="C"))
+
+
+def _layers(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing) -> list[Image.Image]:
+    """The channels of an image that a preprocessing is for, in one image or in one for each."""
+    channels, own = preprocessing.shape[0], 0
+    if isinstance(image, np.ndarray):
+        own = image.shape[2]
+        if own == channels:
+            return [Image.fromarray(image[:, :, channel]) for channel in range(own)]
+        image = Image.fromarray(image[:, :, 0] if own == 1 else image) if own in (1, 3, 4) else image
+    if isinstance(image, Image.Image):
+        own = len(image.getbands())
+        if channels in (1, 3):
+            rgb = to_rgb(image, preprocessing.white)
+            return [rgb if channels == 3 else rgb.convert("L")]
+        if channels == 4 and image.has_transparency_data:
+            return [image.convert("RGBA")]
+    raise UnusableImageError(f"has {own} channel{'s' * (own > 1)}, not {channels}")
 
 
 def render_arrays(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
     """Turns images (N, H, W) or (N, H, W, 3) into uint8 pixels (N, 3, height, width), as `render` does each."""
-    pixels = torch.empty((len(images), 3, *preprocessing.size), dtype=torch.uint8)
+    pixels = torch.empty((len(images), *preprocessing.shape), dtype=torch.uint8)
     rendered = in_threads(lambda image: render(Image.fromarray(image), preprocessing), images)
     for row, image in enumerate(rendered):
         pixels[row] = image

@@ -362,7 +362,7 @@ def check_files(
         return image, "", None
 
     for names in groups:
-        shape = (len(names), 3, *preprocessing.size)
+        shape = (len(names), *preprocessing.shape)
         fits = math.prod(shape) <= memory_limit
         store = torch.empty(shape if fits else 0, dtype=torch.uint8)
         memory_limit -= store.numel()

@@ -22,6 +22,9 @@ WHITE = 65535
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
+MAX_CHANNELS = 1024
+"""Most channels of an image."""
+
 MAX_SIDE = 4096
 """Most pixels of a side of the images that a model is given."""
 
@@ -32,7 +35,7 @@ class Preprocessing:
 
     Args:
         size: Height and width in pixels.
-        mean: Per channel, on the 0-1 scale.
+        mean: Per channel, on the 0-1 scale; as many as images have channels, three of which are RGB.
         std: Per channel, on the 0-1 scale.
         interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
         resize: `"squash"` ignores the aspect ratio, as VTAB-1k does; `"crop"` resizes the short side to `size / 0.875`
@@ -49,8 +52,8 @@ class Preprocessing:
     """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize: Resize = "squash"
     white: int = field(default=WHITE, metadata={"added": True})
@@ -60,6 +63,10 @@ class Preprocessing:
             (
                 0 < min(self.size) <= max(self.size) <= MAX_SIDE,
                 f"The size is from 1 to {MAX_SIDE} pixels, not {self.size}",
+            ),
+            (
+                1 <= len(self.mean) == len(self.std) <= MAX_CHANNELS,
+                f"There are a mean and a 'std' for each of 1 to {MAX_CHANNELS} channels, not {self.mean}, {self.std}",
             ),
             (all(map(math.isfinite, self.mean)), f"The mean is finite, not {self.mean}"),
             (all(0 < value < math.inf for value in self.std), f"'std' is above 0 and finite, not {self.std}"),
@@ -74,11 +81,16 @@ class Preprocessing:
             if not holds:
                 raise DataError(f"{problem}.")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that a model is given."""
+        return (len(self.mean), *self.size)
+
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
-        """Turns uint8 pixels (..., 3, H, W) into float32 with `mean` and `std` taken out; never in place."""
+        """Turns uint8 pixels (..., C, H, W) into float32 with `mean` and `std` taken out; never in place."""
         import torch
 
-        shape = (3, 1, 1)
+        shape = (-1, 1, 1)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels_BCHW.device).view(shape)
         std = torch.tensor(self.std, dtype=torch.float32, device=pixels_BCHW.device).view(shape)
         return (pixels_BCHW.float() / 255 - mean) / std

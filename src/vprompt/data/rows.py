@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from vprompt.data.images import Source
 from vprompt.data.table import Sheet, columns_of
@@ -31,7 +32,7 @@ class RowFiles:
     base: Path
 
     def read(self, name: str) -> Source:
-        """The bytes in a row, or the path in it; of a picture or an array, a lossless file.
+        """The bytes in a row, or the path in it; of a picture or an array, those of a lossless file.
 
         Raises:
             DataError: The row holds something else.
@@ -43,7 +44,7 @@ class RowFiles:
             cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
         if isinstance(cell, str | os.PathLike):
             return self.base / cell
-        return b"" if cell is None else cell if isinstance(cell, bytes) else _as_png(cell, name)
+        return b"" if cell is None else cell if isinstance(cell, bytes) else _as_file(cell, name)
 
     def size(self, name: str) -> int:
         """The number of bytes of an image."""
@@ -51,18 +52,18 @@ class RowFiles:
         return len(source) if isinstance(source, bytes) else os.path.getsize(str(source))
 
 
-def _as_png(image: Any, name: str) -> bytes:
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        array = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[2] not in (1, 3, 4) else array
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
-            raise DataError(
-                f"{printable(name)} is {type(image).__name__} of {array.dtype} {tuple(np.shape(image))}; an image is a "
-                "path, a PIL image, or uint8 of (H, W), (H, W, C) or (C, H, W), not normalised."
-            )
-        image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+def _as_file(image: Any, name: str) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    if isinstance(image, Image.Image):
+        image.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    array = np.asarray(image.permute(1, 2, 0) if isinstance(image, Tensor) and image.ndim == 3 else image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise DataError(
+            f"{printable(name)} is {type(image).__name__} of {array.dtype} {tuple(np.shape(image))}; an image is a "
+            "path, a PIL image, an array of uint8 (H, W) or (H, W, C) or a tensor of it (C, H, W), not normalised."
+        )
+    np.save(buffer, array)
     return buffer.getvalue()
 
 

@@ -88,9 +88,9 @@ def time_folded(
     backbone: nn.Module, folded: Mapping[str, FoldedModel], batch: int, *, progress: bool = True
 ) -> dict[str, Latency]:
     """Milliseconds per image of folded models, in turn, and of the bare backbone under the empty name."""
-    size, device = next(iter(folded.values())).preprocessing.size, next(backbone.parameters()).device
+    shape, device = next(iter(folded.values())).preprocessing.shape, next(backbone.parameters()).device
     with bar("timing", enabled=progress):
-        return latency({"": backbone, **folded}, torch.randn(batch, 3, *size, device=device), rounds=12)
+        return latency({"": backbone, **folded}, torch.randn(batch, *shape, device=device), rounds=12)
 
 
 def training_seconds(result: dict[str, Any]) -> float:

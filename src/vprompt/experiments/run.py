@@ -67,7 +67,9 @@ def run(
     sources = sources or Sources()
 
     def data_fingerprint() -> str:
-        preprocessing = preprocessing_of(settings, describe_name(settings.backbone, img_size=settings.img_size))
+        preprocessing = preprocessing_of(
+            settings, describe_name(settings.backbone, img_size=settings.img_size, in_chans=settings.in_chans)
+        )
         return sources.task(settings, preprocessing, settings.target, silent).fingerprint()
 
     fingerprints = {"data": data_fingerprint, "weights": partial(_file_fingerprint, settings.weights)}
@@ -165,7 +167,7 @@ def _prepare(
     settings: Settings, folder: RunFolder, progress: bool | Report, sources: Sources
 ) -> tuple[Stages, PromptedModel]:
     """Looks at the data before any weights are fetched, but after weights that are here already."""
-    info = describe_name(settings.backbone, img_size=settings.img_size)
+    info = describe_name(settings.backbone, img_size=settings.img_size, in_chans=settings.in_chans)
     given = None if settings.weights is None else sources.backbone(settings)
     preprocessing = preprocessing_of(settings, info)
     if settings.condense is not None:

@@ -108,6 +108,8 @@ class Settings:
             validation accuracy is reported then.
         test: Read the test images at the end; runs that serve to choose do not.
         img_size: Input size in pixels, where it should differ from the backbone's own.
+        in_chans: Channels of the images, where they are not RGB: 1 for grey, 4 and more as satellites have them; 4 of a
+            PNG are RGB and opacity.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used, and say how many.
         target: What is to be said of an image: single-label (one of the classes), multi-label (any number of tags),
@@ -134,6 +136,7 @@ class Settings:
     train_on: TrainOn = "train"
     test: bool = True
     img_size: int | None = None
+    in_chans: int | None = field(default=None, metadata={"added": True})
     split_seed: int = 0
     skip_bad: bool = False
     target: str | None = field(default=None, metadata={"added": True})
@@ -155,6 +158,8 @@ class Settings:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:
             raise VPromptError(f"The image size must be at least 1 pixel, not {self.img_size}.")
+        if self.in_chans is not None and self.in_chans < 1:
+            raise VPromptError(f"Images have at least 1 channel, not {self.in_chans}.")
 
     def _check_pruning(self, prune: Pruning) -> None:
         if self.condense is not None:

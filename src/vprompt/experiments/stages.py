@@ -62,10 +62,11 @@ class Sources:
 
     def backbone(self, settings: Settings) -> nn.Module:
         """The backbone that settings name, with its weights; runs leave it as it is."""
-        key = (settings.backbone, settings.img_size, settings.weights)
+        key = (settings.backbone, settings.img_size, settings.in_chans, settings.weights)
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None
-            made = create_backbone(settings.backbone, img_size=settings.img_size, weights=settings.weights)
+            name, img_size, in_chans, weights = key
+            made = create_backbone(name, img_size=img_size, in_chans=in_chans, weights=weights)
             self._backbone = (key, made)
         return self._backbone[1]
 

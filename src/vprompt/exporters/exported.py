@@ -78,7 +78,7 @@ class Exported(Classifier):
             VPromptError: If the file cannot be run on them.
         """
         images = images_BCHW.detach().float().contiguous()
-        wanted = (3, *self.preprocessing.size)
+        wanted = self.preprocessing.shape
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
             raise VPromptError(f"{_shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
         whole = self.about.includes_preprocessing
@@ -98,7 +98,7 @@ class Exported(Classifier):
 
 def pixels_of(images_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The uint8 pixels (B, H, W, 3) that normalised images were made of; values between two are rounded."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return ((images_BCHW * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 

@@ -42,8 +42,7 @@ def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool =
         A program that takes `images` (B, 3, H, W), normalised, and gives logits (B, C). It holds no weights that it
         does not use, and no paths.
     """
-    height, width = model.preprocessing.size
-    images = torch.zeros(2, 3, height, width)  # a batch of 1 would be taken for a constant
+    images = torch.zeros(2, *model.preprocessing.shape)  # a batch of 1 would be taken for a constant
     if include_preprocessing:
         images = images.byte().permute(0, 2, 3, 1).contiguous()
     shapes = ({0: Dim("batch", min=1, max=max_batch)},)

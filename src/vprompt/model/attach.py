@@ -44,6 +44,7 @@ def attach(
     pretrained: bool = True,
     weights: str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
 ) -> PromptedModel:
     """Attaches a method, such as prompts, and a head to a frozen vision transformer.
 
@@ -69,6 +70,7 @@ def attach(
             `vprompt.backbones.factory.create_backbone`.
         img_size: With a name: input size in pixels (one number, or height and width), where it should differ from the
             pre-training size.
+        in_chans: With a name: channels of the images where they are not RGB.
 
     Returns:
         A `PromptedModel` in training mode.
@@ -99,9 +101,12 @@ def attach(
     method = VPT() if method is None else method
     if isinstance(backbone, str):
         with torch.random.fork_rng(devices=[]):  # what is drawn below is the same for a name and for its model
-            backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
-    elif img_size is not None:
-        raise BackboneError("img_size goes with a backbone's name; a model object has its input size already.")
+            backbone = create_backbone(
+                backbone, pretrained=pretrained, weights=weights, img_size=img_size, in_chans=in_chans
+            )
+    elif img_size is not None or in_chans is not None:
+        what = "img_size" if img_size is not None else "in_chans"
+        raise BackboneError(f"{what} goes with a backbone's name; a model object has its input size already.")
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
     info = describe(backbone)
@@ -127,6 +132,7 @@ def open_data(
     backbone: str | nn.Module = BUNDLED_BACKBONE,
     *,
     img_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
     resize: Resize | None = None,
     root: str | Path | None = None,
     columns: Columns = NO_COLUMNS,
@@ -143,6 +149,7 @@ def open_data(
             `train`, `val` and `test` to such; the bundled task when not given.
         backbone: Name or timm model that will see the images.
         img_size: With a name: its input size, as for `attach`.
+        in_chans: With a name: channels of the images, as for `attach`.
         resize: `"squash"` or `"crop"`; as the task's results are made when not given.
         root: Folder of benchmark tasks; see `vprompt.data.open_task`.
         columns: What the columns of a table are, where that does not tell itself.
@@ -162,7 +169,11 @@ def open_data(
         >>> len(open_data().train)
         800
     """
-    info = describe_name(backbone, img_size=img_size) if isinstance(backbone, str) else describe(backbone)
+    info = (
+        describe_name(backbone, img_size=img_size, in_chans=in_chans)
+        if isinstance(backbone, str)
+        else describe(backbone)
+    )
     spec = str(data) if isinstance(data, Path) else data
     usual = transforms_of(spec if isinstance(spec, str) else None)
     preprocessing = replace(info.preprocessing, resize=resize or usual.resize)

@@ -41,7 +41,7 @@ def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
 
     model.requires_grad_(False)
     parameter = next(model.parameters())
-    image = torch.zeros(1, 3, *model.preprocessing.size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, *model.preprocessing.shape, device=parameter.device, dtype=parameter.dtype)
     # The CPU's own attention is not counted by every version of torch.
     aten = torch.ops.aten
     counted = {aten.addmm: addmm, aten._scaled_dot_product_flash_attention_for_cpu: _attention}

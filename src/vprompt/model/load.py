@@ -99,7 +99,8 @@ def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | No
             f"The adapter in {folder} was trained on a backbone called {name!r}, which timm cannot make by name; "
             "give the model object: vprompt.load(..., backbone=model)."
         )
-    return create_backbone(name, img_size=size, weights=_recorded(config, folder, own) if weights is None else weights)
+    weights = _recorded(config, folder, own) if weights is None else weights
+    return create_backbone(name, img_size=size, in_chans=config.preprocessing.shape[0], weights=weights)
 
 
 def _recorded(config: AdapterConfig, folder: Path, own: bool) -> Path | None:

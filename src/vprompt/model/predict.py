@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vprompt.data.images import decode, render
+from vprompt.data.images import UnusableImageError, decode, render
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
@@ -101,8 +101,7 @@ def _each(images: Any) -> Iterator[str | os.PathLike[str] | Image.Image | NDArra
                 f"Arrays of images hold bytes (uint8), 0 to 255, not {images.dtype}; images that are normalised "
                 "already go to the model itself: model(images)."
             )
-        channels = images.shape[-1] if images.ndim > 2 else 1
-        if not 2 <= images.ndim <= 4 or channels not in (1, 3, 4) or 0 in images.shape:
+        if not 2 <= images.ndim <= 4 or 0 in images.shape:
             raise DataError(f"An array is (H, W) or (H, W, 3), of several images (N, H, W, 3), not {images.shape}.")
         yield from images if images.ndim == 4 else (images,)
     elif isinstance(images, Sequence):
@@ -115,9 +114,10 @@ def _each(images: Any) -> Iterator[str | os.PathLike[str] | Image.Image | NDArra
 def _pixels(image: str | os.PathLike[str] | Image.Image | NDArray[Any], preprocessing: Preprocessing) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return decode(image, preprocessing)
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     try:
-        return render(ImageOps.exif_transpose(image), preprocessing)
+        upright = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else np.atleast_3d(image)
+        return render(upright, preprocessing)
+    except UnusableImageError as error:
+        raise DataError(f"An image {error}; give images as the model was trained on.") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes when it is asked for pixels
         raise DataError(f"A PIL image cannot be read ({error}); open another.") from error

@@ -73,7 +73,7 @@ class Split:
 def first_learned(model: PromptedModel) -> int:
     """The first block in which something is learned; the number of blocks where that is none of them."""
     like = next(model.parameters())
-    return _split(model.view, running_blocks(model), like.new_zeros(1, 3, *model.preprocessing.size))[0]
+    return _split(model.view, running_blocks(model), like.new_zeros(1, *model.preprocessing.shape))[0]
 
 
 def _split(view: nn.Module, paths: list[str], image_1CHW: Tensor) -> tuple[int, Tensor, Any]:

@@ -18,6 +18,7 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vprompt.data.images import NotAnImageError, TooManyPixelsError, UnusableImageError, opened, read_pixels
@@ -103,8 +104,11 @@ def decoded(
     if passes > MAX_SCANS:
         raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
     try:
-        with opened(data, max_pixels) as image:
-            size, format = image.size[0] * image.size[1], image.format or ""
+        with opened(data, max_pixels, channels=preprocessings[0].shape[0]) as image:
+            if isinstance(image, Image.Image):
+                size, format = image.size[0] * image.size[1], image.format or ""
+            else:
+                size, format = image.shape[0] * image.shape[1], ""
         del image  # and its memory
         if passes > 1 and passes * size > MAX_PASSES * max_pixels:
             raise RequestError(

@@ -89,12 +89,12 @@ def cached(
 
 def _blank_image(model: PromptedModel, data: ImageLabels) -> Tensor | None:
     """A black image (1, 3, H, W) of the size of the others, of which none is read; None if that does not fit."""
-    size, like = model.preprocessing.size, next(model.parameters())
+    shape, like = model.preprocessing.shape, next(model.parameters())
     if isinstance(data, ImageDataset):
-        size = data.preprocessing.size
+        shape = data.preprocessing.shape
     elif isinstance(data, TensorDataset):
-        size = tuple(data.tensors[0].shape[2:])
-    blank = like.new_zeros(1, 3, *size)
+        shape = tuple(data.tensors[0].shape[1:])
+    blank = like.new_zeros(1, *shape)
     try:
         check_batch(blank, torch.zeros(1).long(), model)
     except DataError:

@@ -83,7 +83,7 @@ def iterate(
         return
     warned = training is not None and training.epoch > 0
     for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):
-        if images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3:
+        if images.is_floating_point() and images.ndim == 4:
             warned = _check_values(images, index, warned)
         yield images.to(device), (labels if labels.is_floating_point() else labels.long()).to(device)
 
@@ -126,13 +126,12 @@ def dataset_in(data: ImageLabels | DataLoader[Any]) -> ImageLabels:
     return data
 
 
-def check_images(images: Tensor, size: tuple[int, int], *, any_size: bool) -> None:
-    """Raises a `DataError` for images that do not fit a backbone."""
-    height, width = size
+def check_images(images: Tensor, shape: tuple[int, int, int], *, any_size: bool) -> None:
+    """Raises a `DataError` for images that do not fit a backbone, whose images have this shape."""
     if not images.is_floating_point():
         raise DataError(f"Images must be float and normalised, as `Preprocessing.normalise` does; not {images.dtype}.")
-    if images.ndim != 4 or images.shape[1] != 3 or (not any_size and tuple(images.shape[2:]) != (height, width)):
-        one = f"3, {height}, {width}"
+    if images.ndim != 4 or images.shape[1] != shape[0] or (not any_size and tuple(images.shape[1:]) != shape):
+        one = ", ".join(map(str, shape))
         raise DataError(
             f"Images must be ({one}) for this backbone, and a batch of them (B, {one}); it is {_shape(images)}."
         )
@@ -140,7 +139,7 @@ def check_images(images: Tensor, size: tuple[int, int], *, any_size: bool) -> No
 
 def check_batch(images: Tensor, labels: Tensor, model: Classifier) -> None:
     """Raises a `DataError` for images or labels that do not fit a model."""
-    check_images(images, model.preprocessing.size, any_size=model.any_size)
+    check_images(images, model.preprocessing.shape, any_size=model.any_size)
     computes = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     if images.dtype not in (torch.float32, computes):
         raise DataError(f"Images are {images.dtype}, and the model computes in {computes}; convert them by .float().")

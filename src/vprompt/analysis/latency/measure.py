@@ -161,7 +161,7 @@ def _prepare(
     """Number of rounds, and a batch of images, by the time of the bare backbone; says how long all will take."""
     on_cpu, images, rounds = device.type == "cpu", options.images, options.rounds
     tried = 1 if on_cpu else images or MOST_IMAGES
-    batch = torch.randn(tried, 3, *info.preprocessing.size, device=device)
+    batch = torch.randn(tried, *info.preprocessing.shape, device=device)
     timing.latency({"": model}, batch, rounds=1)
     started = time.perf_counter()
     timing.latency({"": model}, batch, rounds=1)
@@ -178,7 +178,7 @@ def _prepare(
         f"{device.type}: {count(len(retained) + 3 * len(rows), 'model')} in turn, {count(rounds, 'round')}, a batch of "
         f"{count(images, 'image')}; it will take about {duration(per_image * images)}."
     )
-    return rounds, torch.randn(images, 3, *info.preprocessing.size, device=device)
+    return rounds, torch.randn(images, *info.preprocessing.shape, device=device)
 
 
 def _measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -74,8 +75,9 @@ def bundled_listing() -> Listing:
 
 
 def bundled_images(preprocessing: Preprocessing, count: int) -> Tensor:
-    """The first test images of the bundled task, uint8 pixels (count, 3, H, W)."""
-    return render_arrays(_arrays("test")[0][:count], preprocessing)
+    """The first test images of the bundled task, uint8 pixels (count, C, H, W)."""
+    grey = replace(preprocessing, mean=preprocessing.mean[:1], std=preprocessing.std[:1])
+    return render_arrays(_arrays("test")[0][:count], grey).expand(-1, preprocessing.shape[0], -1, -1)
 
 
 def _arrays(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

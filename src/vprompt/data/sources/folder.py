@@ -82,7 +82,7 @@ def folder_listing(root: Path, *, training: bool = True) -> Listing:
     """
     where = printable(str(root))
     if not root.exists():
-        raise DataError(f"The image folder {where} does not exist; check the path.")
+        raise DataError(f"The image folder or table {where} does not exist; check the path.")
     if not root.is_dir():
         raise DataError(
             f"{where} is a file of a kind that is not read; give a folder with one folder of images per class, or a "

@@ -64,24 +64,7 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
     roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
-    one = len({sheet.split for sheet in used}) == 1  # a table of all there is may be called train.csv
-    problems = [problem for sheet in used for problem in sheet.problems]
-    rows: dict[str, _Row] = {}
-    again, unclear = 0, set[str]()
-    for row in (
-        row for sheet in used for row in _rows(sheet, UNSPLIT if one else sheet.split or UNSPLIT, roles, paths)
-    ):
-        if isinstance(row, str):
-            problems.append(row)
-        elif (before := rows.setdefault(row.item.name, row)) is not row:
-            again += 1
-            if before[:3] != row[:3]:
-                unclear.add(row.item.name)
-                here, there = (printable(f"{same.item.label} ({same.split})") for same in (row, before))
-                problems.append(
-                    f"{row.place}: {printable(row.item.name)} is {here} here, but {there} in {before.place}"
-                )
-    rows = {name: rows[name] for name in sorted(rows, key=lambda name: name.split("/")) if name not in unclear}
+    rows, problems, again = _gathered(used, roles, paths)
     splits: dict[str, list[Item]] = {}
     for row in rows.values():
         splits.setdefault(row.split, []).append(row.item)
@@ -123,6 +106,27 @@ class _Row(NamedTuple):
     split: str
     group: str
     place: str
+
+
+def _gathered(sheets: Sequence[Sheet], roles: Roles, paths: _Paths) -> tuple[dict[str, _Row], list[str], int]:
+    """The row of each image, sorted by name; what is wrong with others, and how many say what one above them says."""
+    problems = [problem for sheet in sheets for problem in sheet.problems]
+    whole = len({sheet.split for sheet in sheets}) == 1  # a table of all there is may be called train.csv
+    rows: dict[str, _Row] = {}
+    again, unclear = 0, set[str]()
+    for sheet in sheets:
+        for row in _rows(sheet, UNSPLIT if whole else sheet.split or UNSPLIT, roles, paths):
+            if isinstance(row, str):
+                problems.append(row)
+            elif (before := rows.setdefault(row.item.name, row))[:3] != row[:3]:
+                unclear.add(row.item.name)
+                here, there = (printable(f"{same.item.label} ({same.split})") for same in (row, before))
+                name = printable(row.item.name)
+                problems.append(f"{row.place}: {name} is {here} here, but {there} in {before.place}")
+            else:
+                again += before is not row
+    names = sorted(rows.keys() - unclear, key=lambda name: name.split("/"))
+    return {name: rows[name] for name in names}, problems, again
 
 
 def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:

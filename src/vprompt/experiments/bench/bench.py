@@ -146,7 +146,7 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     device = next(model.parameters()).device
     step = 2 * _gmacs(backbone, img_size, VPT(10))
     size = max(1, min(64, round(CALIBRATION_GMACS / step)))
-    images = torch.randn(size, 3, *model.preprocessing.size, device=device)
+    images = torch.randn(size, *model.preprocessing.shape, device=device)
     labels = torch.zeros(size, dtype=torch.int64, device=device)
     model.train()
     before, times = torch.get_num_threads(), list[float]()

@@ -69,7 +69,7 @@ def _reaching(names: Sequence[str], backbone: nn.Module, info: BackboneInfo) -> 
     watched = [model.get_parameter(name).requires_grad_() for name in names]
     if not watched:
         return []
-    image = torch.zeros(1, 3, *info.preprocessing.size, device="meta", dtype=watched[0].dtype)
+    image = torch.zeros(1, *info.preprocessing.shape, device="meta", dtype=watched[0].dtype)
     with QuickShapes(), torch.enable_grad():
         feature = model.forward_head(model.forward_features(image), pre_logits=True)
         values = torch.autograd.grad(feature.sum(), watched, allow_unused=True)

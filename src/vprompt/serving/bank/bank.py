@@ -330,7 +330,7 @@ class Bank:
         if asked != len(adapters):
             kind = "images" if rows is None else "rows"
             raise DataError(f"There are {len(adapters)} adapters for {asked} {kind}; each request needs one of both.")
-        check_images(images_BCHW, self.info.preprocessing.size, any_size=self.info.any_size)
+        check_images(images_BCHW, self.info.preprocessing.shape, any_size=self.info.any_size)
         wrong = next((row for row in rows or () if not 0 <= row < len(images_BCHW)), None)
         if wrong is not None:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")
