@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
-import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import vprompt
@@ -387,6 +386,29 @@ def test_a_bad_file_costs_no_finished_prediction(trained, one_bad):
     assert [row["class_name"] for row in rows if row not in bad] == [row["class_name"] for row in good]
 
 
+def test_a_bad_file_costs_no_finished_evaluation(trained, tmp_path):
+    data = write_classes(tmp_path / "data", 4, start=50)
+    good = run_command("eval", trained.folder, data, "--json").document
+    for name, content in (("60.png", b"nothing"), ("61.png", b"")):
+        (data / "red" / name).write_bytes(content)
+    outcome = run_command("eval", trained.folder, data, "--json")
+    skipped = outcome.document["skipped"]
+    assert outcome.document == good | {"skipped": skipped}
+    assert ["red/60.png" in skipped[0], "red/61.png" in skipped[1], len(skipped)] == [True, True, 2]
+    assert outcome.status == 1
+    assert outcome.err.splitlines()[-1].startswith("vprompt: 2 of the images could not be read, and the")
+    assert "red/60.png" in outcome.err.splitlines()[-1]
+    table = run_command("eval", trained.folder, data)
+    assert (table.status, "%" in table.out) == (1, True)
+    passed = run_command("eval", trained.folder, data, "--json", "--skip-bad")
+    assert (passed.status, passed.document) == (0, outcome.document)
+    for path in data.rglob("*.png"):
+        path.write_bytes(b"nothing")
+    nothing = run_command("eval", trained.folder, data)
+    assert (nothing.status, nothing.out) == (1, "")
+    assert "50.png" in nothing.err
+
+
 def test_predict_skips_what_is_no_image_and_says_so(trained, one_bad):
     outcome = run_command("predict", trained.folder, one_bad, "--json", "--skip-bad")
     assert outcome.status == 0
@@ -407,13 +429,39 @@ def test_a_prediction_that_is_stopped_leaves_what_it_did(trained, tmp_path):
     assert "Traceback" not in err
 
 
-def test_a_device_is_taken_by_name(trained):
+def test_a_device_is_taken_by_name(trained, tmp_path):
     image = trained.data / "red" / "00.png"
-    for arguments in (["predict", trained.folder, image], ["eval", trained.folder, trained.data]):
-        assert run_command(*arguments, "--device", "cpu").status == 0
+    runs = (
+        ["predict", trained.folder, image],
+        ["eval", trained.folder, trained.data],
+        ["fit", trained.data, *QUICK, "--out", tmp_path / "fitted"],
+    )
+    others = (
+        ["condense", trained.folder, trained.data, "--out", tmp_path / "condensed"],
+        ["compare", trained.data, "--methods", "linear", "--out", tmp_path / "compared"],
+        ["export", trained.folder, "--format", "pt2", "--out", tmp_path / "exported.pt2"],
+    )
+    for arguments in (*runs, *others):
         outcome = run_command(*arguments, "--device", "abacus")
         assert outcome.status == 1
         assert "'abacus'" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+    for arguments in runs:
+        outcome = run_command(*arguments, "--device", "cpu")
+        assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "fitted" / "result.json").read_text())["machine"]["device"] == "cpu"
+
+
+def test_what_the_library_notices_is_a_sentence_without_a_line_of_code(tiny_weights, tmp_path):
+    weights = load_file(tiny_weights)
+    both = {f"{part}.{name}": tensor for part in ("teacher", "student") for name, tensor in weights.items()}
+    save_file({name: tensor.clone() for name, tensor in both.items()}, tmp_path / "both.safetensors")
+    options = ["--backbone", "test_vit", "--img-size", 32, "--weights", tmp_path / "both.safetensors"]
+    outcome = run_command("fit", write_classes(tmp_path / "data", 4), *QUICK, *options, "--out", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    (line,) = (line for line in outcome.err.splitlines() if "the first were taken" in line)
+    assert line.startswith(f"{tmp_path / 'both.safetensors'} has weights of this backbone under 'teacher', 'student'")
+    assert not any(word in outcome.err for word in ("Warning", "warn", ".py"))
 
 
 def test_white_of_a_camera_goes_with_the_adapter(tmp_path):
@@ -546,6 +594,23 @@ def test_a_table_of_forty_columns_still_has_all_of_its_text(trained, monkeypatch
     assert "red" in outcome.out
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_path_is_broken_at_slashes_only(trained, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = ["IMG_20240512_1112.png", "b.png"]
+    folder = tmp_path / "birds in the garden" / "2024"
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copy(trained.data / "red" / "00.png", folder / name)
+    monkeypatch.chdir(tmp_path)
+    outcome = run_command("predict", trained.folder, "birds in the garden")
+    assert outcome.status == 0
+    assert all(len(line) <= columns for line in outcome.out.splitlines())
+    for part in [*names, "birds in the garden/", "2024/", *COLOURS]:
+        assert part in outcome.out
+    assert all(outcome.out.count(name) == 2 for name in COLOURS)
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80])
 def test_the_counts_of_every_block_can_be_read_on_any_terminal(capsys, monkeypatch, columns):
     """12 blocks of up to three digits, as those of ViT-B with 100 prompts."""
@@ -636,7 +701,7 @@ def named(name, tmp_path, weights):
     """Images, weights and an output folder below a folder of a strange name, and a short run on them."""
     here = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     write_classes(here / "data", 4)
-    torch.save(load_file(weights), here / "w.pth")
+    shutil.copy(weights, here / "w.safetensors")
     options = [
         "--backbone",
         "test_vit",
@@ -654,7 +719,7 @@ def named(name, tmp_path, weights):
         str(here / "data"),
         *options,
         "--weights",
-        str(here / "w.pth"),
+        str(here / "w.safetensors"),
         "--out",
         str(here / "out"),
     ]
@@ -668,7 +733,7 @@ def test_paths_that_are_no_text_are_no_crash(tiny_weights, tmp_path):
     result = json.loads((here / "out" / "result.json").read_bytes())
     assert (result["settings"]["data"], result["settings"]["weights"]) == (
         str(here / "data"),
-        str(here / "w.pth"),
+        str(here / "w.safetensors"),
     )
 
 

@@ -92,17 +92,32 @@ def sections():
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         blocks = python_blocks(section)
         if blocks:
-            yield pytest.param(blocks, id=section.partition("\n")[0])
+            yield section.partition("\n")[0], blocks
 
 
-@pytest.mark.parametrize("blocks", sections())
-def test_extensions(blocks, tmp_path):
-    """The first block of a section is a plugin, found by its file alone; the others use it."""
-    plugin, *uses = blocks
-    (tmp_path / "plugin.py").write_text(plugin, encoding="utf-8")
-    (tmp_path / "use.py").write_text("\n".join(uses), encoding="utf-8")
-    environment = {**os.environ, "VPROMPT_PLUGINS": str(tmp_path / "plugin.py")}
+EACH = """
+import os, runpy, sys
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    runpy.run_path("use.py", run_name="__main__")
+"""
+
+
+def test_extensions(tmp_path):
+    """The first block of a section is a plugin, found by its file alone; the others use it, with all of them there."""
+    folders = []
+    for title, (plugin, *uses) in sections():
+        folders.append(tmp_path / title)
+        folders[-1].mkdir()
+        (folders[-1] / "plugin.py").write_text(plugin, encoding="utf-8")
+        (folders[-1] / "use.py").write_text("\n".join(uses), encoding="utf-8")
+    assert len(folders) >= 5
+    plugins = os.pathsep.join(str(folder / "plugin.py") for folder in folders)
     ended = subprocess.run(
-        [sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", EACH, *folders],
+        env={**os.environ, "VPROMPT_PLUGINS": plugins},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stderr  # names the section by its folder

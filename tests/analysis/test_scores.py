@@ -22,6 +22,9 @@ from vprompt.compression.merge import merge
 from vprompt.report.html import html_page
 from vprompt.utils.errors import VPromptError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The head starts from the VPT paper")
+"""Heads that say something from the start, trained for a moment."""
+
 FAMILIES = ["swin-padded", "eva-rope-unfused", "beit-both", "cait", "gqa-per-block"]
 LABELS = torch.tensor([0, 4, 2, 1])
 FEW = Scores(ratios=(0.5,), scopes=("global",), criteria=("random",))

@@ -21,6 +21,9 @@ from vprompt.experiments.settings import settings_from
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.utils.errors import AdapterError, VPromptError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The head starts from the VPT paper")
+"""Heads that say something from the start, trained for a moment."""
+
 LABELS = torch.tensor([0, 4, 2, 1])
 COUNTS = [3, 0, 5]
 

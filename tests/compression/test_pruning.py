@@ -43,6 +43,9 @@ from vprompt.model.records import Pruning, Recipe
 from vprompt.model.tensors import TENSORS_FILE
 from vprompt.utils.errors import AdapterError, TrainingError, VPromptError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The head starts from the VPT paper")
+"""Heads that say something from the start, trained for a moment."""
+
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
 SMALL = Recipe(epochs=2, batch_size=4, lr=1e-2)
 KINDS = {"deep": vprompt.VPT(3), "shallow": vprompt.VPT(3, "shallow"), "e2vpt": vprompt.E2VPT(3, 0)}

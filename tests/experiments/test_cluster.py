@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from plans import command, environment, figures, results
 from vprompt.experiments.bench import ray as subject
-from vprompt.experiments.bench.bench import engine_of, overview, run_plan
+from vprompt.experiments.bench.bench import InlineEngine, engine_of, overview, run_plan
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Workers, parse_plan
@@ -57,6 +58,15 @@ class Place:
         store = open_store(address)
         return run_plan(overview(self.plan, store, estimate=False), store, engine, watch=watch)
 
+    def run_here(self, address):
+        """In this process, with one thread."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            self.run(address, InlineEngine(address))
+        finally:
+            torch.set_num_threads(before)
+
     def start(self, out, *more):
         """`vprompt bench` in a process of its own."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -69,7 +79,8 @@ class Place:
         root = Path(address.removeprefix("file://"))
         assert [path for path in root.rglob("*") if path.name.endswith((".part", ".lock"))] == []
         scratch = open_store(address).scratch("any").parent
-        until(lambda: not list(scratch.glob("*")), seconds=60)  # a worker may outlive its killed actor by a little
+        # A worker may outlive its killed actor by a little.
+        until(lambda: not list(scratch.glob("*")), seconds=60, then=lambda: list(scratch.rglob("*")))
         for name, document in found.items():
             assert (root / "adapters" / name).is_dir() == (document["until"] is None)
 
@@ -95,10 +106,10 @@ def processes(*, ours):
     return dict.fromkeys(actors, True) | dict.fromkeys(spawned, False)
 
 
-def until(condition, *, seconds=180):
+def until(condition, *, seconds=300, then=lambda: "it never came"):
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, then()
         time.sleep(0.05)
     return found
 
@@ -177,8 +188,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_one_goes_on(place)
     there = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (place.folder / "driver/results").iterdir()}
     assert 3 <= len(there) < len(place.expected)
     assert all(store.result(path.stem) for path in there)
-    with place.join(address) as engine:
-        place.run(address, engine)
+    place.run_here(address)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in there} == there
     place.check(address)
 
@@ -194,8 +204,7 @@ def test_a_full_disk_ends_it_with_a_sentence_and_no_half_file(place):
     place.switch.unlink()
     results(address)  # are whole
     assert list(Path(address).rglob("*.part")) == []
-    with place.join(address) as engine:
-        place.run(address, engine)
+    place.run_here(address)
     place.check(address)
 
 

@@ -349,7 +349,7 @@ def test_images_that_changed_between_runs_are_no_comparison(backbone, noise, tmp
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
 def test_a_comparison_that_was_ended_goes_on_to_the_same_document(compared, backbone, noise, tmp_path, number):
     out = tmp_path / "all"
-    command = [str(part) for part in arguments(backbone, noise, out, METHODS, 3)]
+    command = [str(part) for part in arguments(backbone, noise, out, METHODS[:2], 3)]
     child = Command(*command, folder=tmp_path)
     status, printed, err = child.when(lambda: any((out / "work").glob("*vpt-deep*/*")), number)
     assert printed == ""
@@ -363,7 +363,7 @@ def test_a_comparison_that_was_ended_goes_on_to_the_same_document(compared, back
     assert outcome.status == 0, outcome.err
     assert state(out / "adapters").items() >= before.items()
     if not torch.accelerator.is_available():
-        assert timeless(outcome.document["rows"]) == timeless(compared[1].document["rows"])
+        assert timeless(outcome.document["rows"]) == timeless(compared[1].document["rows"][:2])
 
 
 # ── tables and pictures ──────────────────────────────────────────────────────────────────────────────────────────────

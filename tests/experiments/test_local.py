@@ -17,14 +17,16 @@ from conftest import run_command
 from plans import TORCHRUN, figures, results, workers
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.experiments.bench.bench import run_here
 from vprompt.experiments.bench.collect import study_of
 from vprompt.experiments.bench.engine import Assignment, Event
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.jobs import Job, to_plain_data
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import parse_plan
-from vprompt.experiments.bench.scheduler import Schedule, follow, preview
+from vprompt.experiments.bench.scheduler import STOP_SECONDS, Schedule, follow, preview
 from vprompt.experiments.bench.store import StoreError, open_store
+from vprompt.experiments.bench.worker import Worker
 from vprompt.experiments.folder import BusyError
 from vprompt.experiments.run import run
 from vprompt.experiments.settings import settings_from
@@ -176,6 +178,15 @@ def test_kills_at_random_moments_change_nothing(undisturbed, plan_file, tmp_path
     assert json.loads(text)["cells"] == undisturbed[1]["cells"]
     assert figures(found) == figures(results(undisturbed[0]))
     assert list((out / "work").iterdir()) == []
+
+
+def test_ctrl_c_in_this_process_is_not_waited_for(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Worker, "do", lambda *_: signal.raise_signal(signal.SIGINT))
+    plan, store = parse_plan(text, name="tiny"), open_store(str(tmp_path))
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_here(plan, store)
+    assert time.monotonic() - begun < STOP_SECONDS / 2
 
 
 def test_a_worker_that_dies_again_and_again_is_given_up(text, tmp_path):

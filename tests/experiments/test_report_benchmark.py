@@ -101,7 +101,8 @@ def test_hostile_text_stays_text_on_the_page(poison):
     assert all(link.startswith("#") for link in page.links)
     assert all(STYLE.fullmatch(style) and "url" not in style for style in page.styles)
     assert all(c.isprintable() or c == "\n" for c in text)
-    assert "y" * 1000 not in benchmark.page({**hostile_study(poison), "description": "", "plan": ""})
+    if len(poison) > 1000:
+        assert poison[:1000] not in benchmark.page({**hostile_study(poison), "description": "", "plan": ""})
     assert text.count("</style>") == 1
 
 
@@ -242,7 +243,7 @@ def test_missing_and_failed_cells_are_said():
 
 
 def test_published_numbers_are_never_among_measured_ones_nor_best():
-    study = make_study(None, METHODS, epochs=1)
+    study = make_study(["cifar", "svhn", "dtd"], METHODS, epochs=1)
     before = benchmark.aggregate(study)
     text = benchmark.page(study)
     page = Page(text)
@@ -321,9 +322,9 @@ def test_a_real_run(trained):
 
 
 def test_large_studies_stay_small_pages():
-    study = make_study(None, [f"PC {n}" for n in range(32)], range(5), epochs=100, searched=False)
-    assert len(study["cells"]) > 3000
-    assert len(benchmark.page(study).encode()) < 5_000_000
+    study = make_study(None, [f"PC {n}" for n in range(32)], range(2), epochs=100, searched=False)
+    assert len(study["cells"]) > 1200
+    assert len(benchmark.page(study).encode()) < 2_500_000
 
 
 def test_tasks_and_methods_that_are_called_alike_are_told_apart():

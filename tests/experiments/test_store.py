@@ -1,14 +1,13 @@
 import json
-import multiprocessing
 import os
 import platform
 import re
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 
+from processes import Script
 from vprompt.experiments.bench.store import StoreError, open_store
 from vprompt.experiments.folder import BusyError, locked
 from vprompt.utils.io import verified, with_checksum
@@ -21,6 +20,10 @@ def store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return open_store(str(tmp_path / "runs") if request.param == "folder" else f"file://{tmp_path}/runs")
+
+
+def cache():
+    return {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
 
 def an_adapter(store, name):
@@ -114,29 +117,57 @@ def test_an_adapter_without_its_result_goes_back_to_work(tmp_path):
         assert not folder.exists()
 
 
-def _hold(lock, ready, end):
-    with locked(lock, "a"):
-        ready.set()
-        end.wait()
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vprompt.experiments.folder import locked
+with locked(Path(sys.argv[1]), "a"):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_one_process_at_a_time(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, end = context.Event(), context.Event()
     lock = tmp_path / "work" / ".a.lock"
-    other = context.Process(target=_hold, args=(lock, ready, end))
-    other.start()
-    assert ready.wait(60)
+    other = Script(HOLDER, lock, folder=tmp_path)
+    while "ready" not in other.printed()[0]:
+        assert other.status is None, other.printed()
+        time.sleep(0.01)
     named = rf"^Another process \(process {other.pid} on {re.escape(platform.node())}\) is at work on a; wait"
     with pytest.raises(BusyError, match=named), locked(lock, "a"):
         pass
     with locked(tmp_path / "work" / ".b.lock", "b"):
         pass
     os.kill(other.pid, signal.SIGKILL)
-    other.join()
+    assert other.end()[0] == -signal.SIGKILL
     with locked(lock, "a"):
         pass
     assert list((tmp_path / "work").iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from vprompt.experiments.bench.store import open_store
+store = open_store(sys.argv[1])
+with store.locked("a"):
+    store.publish("a", {"name": "a"})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_after_the_result_leaves_no_lock_for_ever(store, tmp_path):
+    status, *_ = Script(KILLED, store.address, folder=tmp_path, environment=cache()).end()
+    assert status == -signal.SIGKILL
+    assert store.finished() == {"a"}
+    work = store.scratch("a").parent
+    assert [path.name for path in work.iterdir()] == [".a.lock"]
+    with store.locked("b"):  # is at work
+        with store.planned("p", "seeds = 1"):
+            pass
+        assert [path.name for path in work.iterdir()] == [".b.lock"]
+        with pytest.raises(BusyError), open_store(store.address).locked("b"):
+            pass
+    assert list(work.iterdir()) == []
 
 
 def test_a_lock_is_let_go_on_errors(tmp_path):
@@ -151,6 +182,7 @@ from vprompt.experiments.bench.store import open_store
 store = open_store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 import signal
+import time
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     store.publish("a", {"long": "x" * 1000})
@@ -159,9 +191,10 @@ except Exception as error:
 """
 
 
-def test_a_write_that_the_disk_refuses_leaves_no_result(store):
-    found = subprocess.run([sys.executable, "-c", WRITER, store.address], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() in ("StorageError", "StoreError")
+def test_a_write_that_the_disk_refuses_leaves_no_result(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("printed")
+    _, printed, errors = Script(WRITER, store.address, folder=folder, environment=cache()).end()
+    assert printed.strip() in ("StorageError", "StoreError"), errors
     assert store.finished() == set()
     assert os.listdir(os.path.dirname(place(store, "a"))) == []
 

@@ -494,24 +494,26 @@ def test_nothing_in_an_archive_of_others_is_read_without_a_flag(exports, tmp_pat
 
 
 def test_another_process_needs_the_flag_and_may_replace_the_file(exports, tmp_path):
-    path = exports("shallow pt2")[1]
-    copied = shutil.copy(path, tmp_path / "copied.pt2")
+    paths = [exports("shallow pt2")[1], exports("merged executorch")[1]]
+    copied = [shutil.copy(path, tmp_path / f"copied{path.suffix}") for path in paths]
+    shutil.copy(f"{paths[1]}.json", f"{copied[1]}.json")
     script = """
 import sys, vprompt
 from pathlib import Path
 from vprompt.exporters.base import format_of
 from vprompt.exporters.export import _refuse_others
-path = Path(sys.argv[1])
-vprompt.load_exported(path, trust=True)
-_refuse_others(path, format_of(path), {})
-try:
-    vprompt.load_exported(path)
-except vprompt.VPromptError as error:
-    print(error)
+for path in map(Path, sys.argv[1:]):
+    vprompt.load_exported(path, trust=True)
+    _refuse_others(path, format_of(path), {})
+    try:
+        vprompt.load_exported(path)
+    except vprompt.VPromptError as error:
+        print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script, copied], capture_output=True, text=True, check=True)
-    assert "can run code" in done.stdout
-    assert vprompt.load_exported(copied).classes == HOSTILE  # this one wrote it
+    done = subprocess.run([sys.executable, "-c", script, *copied], capture_output=True, text=True, check=True)
+    assert ["can run code" in line for line in done.stdout.splitlines()] == [True, True]
+    assert vprompt.load_exported(copied[0]).classes == HOSTILE  # this one wrote it
+    assert vprompt.load_exported(copied[1]).num_classes == exports("merged executorch")[0].num_classes
 
 
 def test_a_description_without_bound_is_not_unpacked(tmp_path):

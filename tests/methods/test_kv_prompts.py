@@ -15,6 +15,9 @@ from reference import close, loss_weights, some_images
 from vprompt.methods.layers.prompts import KVPrompts
 from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The head starts from the VPT paper")
+"""Heads that say something from the start, trained for a moment."""
+
 SHARES = ("key-value", "heads", "none")
 FUSED = {
     "class-token": reference.BACKBONES,

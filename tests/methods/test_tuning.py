@@ -22,6 +22,9 @@ from vprompt.model.cost import model_cost
 from vprompt.training.trainer import Interrupted
 from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The head starts from the VPT paper")
+"""Heads that say something from the start, trained for a moment."""
+
 BACKBONES = {
     "vit": families.vit,
     "vit-avg": lambda: families.vit(global_pool="avg", reg_tokens=2, init_values=1e-5),

@@ -25,6 +25,7 @@ from PIL import Image
 
 import vprompt
 from conftest import run_command
+from processes import Script
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank
@@ -1032,11 +1033,17 @@ WEB = ("fastapi", "starlette", "uvicorn")
         ("vprompt.serving.predict", (*WEB, "prometheus_client")),
         ("vprompt.serving.bank.bank", (*WEB, "prometheus_client")),
         ("vprompt.serving.service", WEB),
-        ("vprompt.cli.main", (*WEB, "prometheus_client", "torch")),
     ],
 )
-def test_what_needs_no_extra_imports_none(module, packages):
-    code = f"import sys; sys.modules.update(dict.fromkeys({packages})); import {module}"
+def test_what_needs_no_extra_imports_none(module, packages, tmp_path):
+    blocked = f"import sys; assert not {{{module!r}, *{packages}}} & sys.modules.keys()"
+    code = f"{blocked}; sys.modules.update(dict.fromkeys({packages})); import {module}"
+    status, _, errors = Script(code, folder=tmp_path).end()
+    assert status == 0, errors
+
+
+def test_the_command_needs_no_extra():
+    code = f"import sys; sys.modules.update(dict.fromkeys({(*WEB, 'prometheus_client', 'torch')})); import vprompt.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -33,6 +33,9 @@ from vprompt.training.evaluate import evaluate
 from vprompt.training.trainer import Interrupted, fit
 from vprompt.utils.errors import DataError, VPromptError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The head starts from the VPT paper")
+"""Heads that say something from the start, trained for a moment."""
+
 PLAIN = Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CLASSES = 3
 

@@ -30,6 +30,7 @@ from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import epoch_order
 from vprompt.training.trainer import Interrupted, fit
+from vprompt.utils.devices import FAST_BF16, found_devices
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 
 CLASSES = 3
@@ -603,6 +604,23 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert history.rows == rows
     assert_identical(values(model), wanted)
     assert not model.training
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_goes_on_in_the_precision_that_it_began_with(precision, tmp_path, monkeypatch):
+    """Where a machine is near the limit, a busy moment may measure another."""
+    kind = found_devices()[-1].type
+    other = {"bf16": "fp32", "fp32": "bf16"}[precision]
+    wanted, others = (trained(recipe=recipe(precision=name))[0] for name in (precision, other))
+    assert_different(wanted, others)
+    monkeypatch.setitem(FAST_BF16, kind, precision == "bf16")
+    fit(fresh(), tensors(), recipe=recipe(precision="auto"), checkpoint=tmp_path / "state", until=1)
+    monkeypatch.setitem(FAST_BF16, kind, precision != "bf16")
+    model = fresh()
+    fit(model, tensors(), recipe=recipe(precision="auto"), checkpoint=tmp_path / "state", resume=True)
+    assert_identical(values(model), wanted)
+    assert FAST_BF16[kind] is (precision == "bf16")
+    assert_identical(trained(recipe=recipe(precision="auto"))[0], wanted)  # of the next stage, too
 
 
 def test_resume_without_a_file_starts_and_a_new_run_overwrites_the_old(tmp_path):

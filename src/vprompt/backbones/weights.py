@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from timm.models import clean_state_dict, deit
 from torch import Tensor, nn
 
@@ -137,7 +137,8 @@ def _read(file: Path) -> dict[str, Any]:
             with file.open("rb") as stream:
                 start = stream.read(9)
             if file.suffix.lower() == ".safetensors" or start[8:] == b"{":  # whatever it is called
-                return dict(load_file(file))
+                utf8 = str(file) == str(file).encode(errors="ignore").decode()
+                return dict(load_file(file) if utf8 else load(file.read_bytes()))  # it takes no other path
             return dict(_leaves(torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:  # torch, safetensors and the file system each raise their own
         why = f" ({reason(error)})"

@@ -64,7 +64,7 @@ class CompareCommand:
         values["backbone"] = backbone_of(values)
         comparison = Comparison(methods=methods, seeds=asked["seeds"], rates=_rates(asked["rates"]), values=values)
         out = Path("runs") / f"{data_name(values['data'])}-compare" if asked["out"] is None else Path(asked["out"])
-        with resumable(out):
+        with resumable(out, asked["device"]):
             document = compare(comparison, out, resume=asked["resume"], progress=True, watch=Lines())
         if asked["json"]:
             print_json(document)

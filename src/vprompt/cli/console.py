@@ -62,10 +62,13 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def resumable(out: object) -> Generator[None]:
-    """Says of a command that is stopped by Ctrl-C how it goes on."""
+def resumable(out: object, device: str = "auto") -> Generator[None]:
+    """Trains on a device, and says of a command that is stopped by Ctrl-C how it goes on."""
+    from vprompt.utils.devices import computing_on
+
     try:
-        yield
+        with computing_on(device):
+            yield
     except KeyboardInterrupt as error:
         again = f"{error} Go on with the same command and --resume (in {out})."
         raise KeyboardInterrupt(again.strip()) from error
@@ -136,9 +139,9 @@ def print_table(
     console.print(table)
 
 
-def print_note(text: str) -> None:
-    """Prints lines on standard error."""
-    tell(printable(text, keep="\n").split("\n"))
+def print_note(text: str | Warning, *_: object) -> None:
+    """Prints lines on standard error; of a warning, as `warnings.showwarning` is given it, the text alone."""
+    tell(printable(str(text), keep="\n").split("\n"))
 
 
 def percent(share: float | None) -> str:

@@ -54,6 +54,8 @@ class Export:
     """Cuts the splits that a folder does not have; as given to `fit`."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    device: str = "auto"
+    """Device for the accuracy before int8, such as cpu or cuda; all else is done by the processor, as the file is."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -61,6 +63,7 @@ class Export:
         """Loads, folds, exports, prints."""
         from vprompt.exporters.export import export
         from vprompt.model.load import load
+        from vprompt.utils.devices import device_named
         from vprompt.utils.progress import bar
 
         if self.eval is not None and self.int8 is None:
@@ -70,7 +73,7 @@ class Export:
         out = Path(name + suffix) if self.out is None else self.out
         if out.suffix.lower() != suffix:
             raise UsageError(f"The name of an {self.format} file ends in {suffix}, which {out} does not.")
-        model = load(self.adapter, weights=self.weights).fold()
+        model = load(self.adapter, weights=self.weights).fold().to(device_named(self.device))
         int8 = None if self.int8 is None else self._int8(model, self.int8)
         with bar("exporting") as report:
             exported = export(

@@ -51,6 +51,7 @@ OUTPUT = {
     "resume": Option(
         flag="resume", type=bool, default=False, help="Go on with the run in --out, or start it where there is none."
     ),
+    "device": Option(flag="device", type=str, default="auto", help="Such as cpu or cuda; auto takes an accelerator."),
     "json": Option(flag="json", type=bool, default=False, help="Print the result as JSON."),
 }
 """Options of all commands that leave a folder."""
@@ -86,7 +87,7 @@ class FitCommand:
         check_out(out, resume=asked["resume"])
         from vprompt.experiments.run import run
 
-        with resumable(out):
+        with resumable(out, asked["device"]):
             result = run(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
 
@@ -194,7 +195,7 @@ class CondenseCommand:
         check_out(out, resume=asked["resume"])
         from vprompt.experiments.run import run_condense
 
-        with resumable(out):
+        with resumable(out, asked["device"]):
             result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process())
         show_result(result, out, as_json=asked["json"])
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments in (["--version"], ["-V"]):
         print(f"vprompt {__version__}")  # noqa: T201
         return 0
-    with interrupted_imports(), launcher_checked() as leftovers:
+    with interrupted_imports(), launcher_checked() as leftovers, warnings.catch_warnings():
+        warnings.showwarning = print_note  # without the line of code that a programmer wants
         return _status(arguments, leftovers)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,8 +40,8 @@ class _Source:
     device: str = "auto"
     """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
     trust_file: bool = False
-    """Read an exported .pt2 file, which PyTorch does: one that was made to do so can then run code on this machine.
-    Only for files whose maker you trust."""
+    """Read an exported .pt2 or .pte file: one that was made to do so can then run code on this machine. Only for files
+    whose maker you trust."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -78,7 +80,7 @@ class Eval(_Source):
     split_seed: int | None = None
     """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
-    """Go on without images and classes that cannot be used."""
+    """Leave out classes that the adapter does not know; images that cannot be read are no error in the end."""
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
@@ -88,6 +90,7 @@ class Eval(_Source):
 
         model = self.load(fold=False)
         sample, seed, columns = trained_on(Path(self.adapter))
+        bad: list[str] = []
         with bar("reading images") as report:
             images, split, skipped = load_labelled(
                 self.data,
@@ -98,6 +101,7 @@ class Eval(_Source):
                 split=self.split,
                 split_seed=seed if self.split_seed is None else self.split_seed,
                 skip_bad=self.skip_bad,
+                bad=bad,
                 sample=sample,
                 progress=report,
             )
@@ -112,16 +116,18 @@ class Eval(_Source):
         figures, notes, target = result.figures, [which, *result.remarks(split)], model.target
         if self.json:
             print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
-            return
-        print_table(
-            f"{self.adapter} on {data}{target.beside(figures)}",
-            ["split", "images", *(cells := target.cells(figures)), "loss"],
-            [[split, str(result.images), *cells.values(), f"{result.loss:.4f}"]],
-        )
-        for note in [*notes, *skipped[:3]]:
-            print_note(note)
-        if len(skipped) > 3:
-            print_note(f"{len(skipped) - 3} more such sentences: --json.")
+        else:
+            print_table(
+                f"{self.adapter} on {data}{target.beside(figures)}",
+                ["split", "images", *(cells := target.cells(figures)), "loss"],
+                [[split, str(result.images), *cells.values(), f"{result.loss:.4f}"]],
+            )
+            more = [f"{len(skipped) - 3} more such sentences: --json."] * (len(skipped) > 3)
+            for note in [*notes, *skipped[:3], *more]:
+                print_note(note)
+        if bad and not self.skip_bad:
+            which = f"{len(bad)} of the images could not be read, and the figures are those of the others"
+            raise DataError(f"{which} (with --skip-bad that is no error); the first: {bad[0]}")
 
 
 def trained_on(adapter: Path) -> tuple[str | None, int, Columns]:
@@ -193,4 +199,17 @@ def _print(predictions: Sequence[Prediction], done: int) -> None:
     ]
     first = done - len(rows) + 1
     title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
-    print_table(title, ["image", "class", "probability", "then"], rows)
+    head, width = ["image", "class", "probability", "then"], shutil.get_terminal_size().columns
+    if sum(max(map(len, column)) for column in zip(head, *rows, strict=True)) + 16 > width:  # with what is between them
+        head, rows = head[:3], [row for p in predictions for row in _stacked(p, width // 3)]
+    print_table(title, head, rows, whole_first=max(len(row[0]) for row in rows) <= width // 2)
+
+
+def _stacked(prediction: Prediction, most: int) -> Iterator[list[str]]:
+    """Rows of an image on a narrow terminal: its classes one below the other, its path broken at slashes only."""
+    pieces = [""]
+    for part in prediction.image.replace("/", "/\0").split("\0"):
+        pieces += [""] * (len(pieces[-1] + part) > most)
+        pieces[-1] += part
+    for piece, found in zip_longest(filter(None, pieces), prediction.top):
+        yield [piece or "", *([found[0], percent(found[1])] if found else ["", ""])]

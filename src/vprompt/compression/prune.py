@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vprompt.compression.choices import PruneSettings
@@ -14,6 +13,7 @@ from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.loader import ImageLabels
+from vprompt.utils.devices import device_named
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import VPromptError
 
@@ -82,8 +82,7 @@ def prune(
         raise VPromptError("The retained prompts are trained again after pruning, which takes at least one epoch.")
     if settings.searched and val is None:
         raise VPromptError("The search for how much to prune needs validation data; give both shares instead.")
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())  # where training will move its backbone
+    model.to(device_named("auto"))  # where training will move its backbone
     place = None if folder is None else Path(folder)
     if place is not None and not resume and is_main_process():
         delete_search(place)

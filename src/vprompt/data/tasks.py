@@ -168,6 +168,7 @@ def load_labelled(
     split: SplitChoice = "auto",
     split_seed: int = 0,
     skip_bad: bool = False,
+    bad: list[str] | None = None,
     sample: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageDataset, str, tuple[str, ...]]:
@@ -184,6 +185,7 @@ def load_labelled(
             is every image.
         split_seed: As in `load_folder`.
         skip_bad: Go on without files that cannot be decoded and classes that are not known.
+        bad: Go on without such files in any case, and put what is wrong with them here.
         sample: The images that the model has seen, see `Summary`, where that is known; `"auto"` leaves them out.
         progress: Called after every image with (done, total).
 
@@ -219,7 +221,9 @@ def load_labelled(
     refuse(listing, problems, skip_bad)
     group = [item.name for items in splits.values() for item in items]
     checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
-    refuse(listing, checked.problems, skip_bad)
+    refuse(listing, checked.problems, skip_bad or (bad is not None and len(checked.bad) < len(group)))
+    if bad is not None:
+        bad += as_sentences(checked.problems)
     splits = checked.usable(splits)
     seen = in_sample(sample or "", checked.contents) if split == "auto" else set[str]()
     if cutting and sample and split == "auto" and not seen and "test" not in splits:

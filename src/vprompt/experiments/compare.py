@@ -29,6 +29,7 @@ from vprompt.model.cost import folded_gmacs
 from vprompt.model.latency import Latency, latency
 from vprompt.model.load import load
 from vprompt.model.model import FoldedModel
+from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
@@ -59,9 +60,8 @@ def measure(
         `kv_prompts`, `folded_gmacs`, `milliseconds` per image, and `time_ratio` to the backbone; or `failed`, why its
         model cannot be measured.
     """
-    if torch.accelerator.is_available():
-        backbone = backbone.to(torch.accelerator.current_accelerator())
-    device = next(backbone.parameters()).device
+    device = device_named("auto")
+    backbone = backbone.to(device)
     folded: dict[str, FoldedModel] = {}
     costs: dict[str, dict[str, Any]] = {}
     for method, folder in adapters.items():

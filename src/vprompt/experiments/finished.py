@@ -136,8 +136,8 @@ def open_trained(
         )
         with bar("reading images", enabled=progress) as report:
             task = sources.task(images, model.preprocessing, model.target.name, report)
-        if model.classes is not None and model.target != task.target:
-            raise DataError(f"The labels of {task.source} are not those of the adapter {folder}; give its own data.")
+        if model.classes is not None and model.target.names != task.target.names:
+            raise DataError(f"The classes of {task.source} are not those of the adapter {folder}; give its own data.")
         yield Trained(folder=folder, result=result, model=model, task=task)
 
 

@@ -241,9 +241,9 @@ def run_condense(
         origin = weights_origin(model.backbone)
         stages = Stages(folder, settings, model.preprocessing, model.target.name, progress, sources)
         folder.record(data=stages.task.fingerprint())
-        if model.classes is not None and model.target != stages.task.target:
+        if model.classes is not None and model.target.names != stages.task.target.names:
             raise DataError(
-                f"The labels of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
+                f"The classes of {stages.task.source} are not those of the adapter {settings.adapter}; give the data "
                 "that it was trained on."
             )
         earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work

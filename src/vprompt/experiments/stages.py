@@ -123,7 +123,9 @@ def backbone_for(
         if isinstance(name := document.get("backbone"), str):
             return name, None
     small = full_name("small")
-    if _is_rendered(data, root):
+    query = Query(spec=BUNDLED_TASK if data is None else data, root=root)
+    listings = (source.find(query) for source in SOURCES if getattr(source, "renders", False))
+    if any(listing is not None and listing.rendered is not None for listing in listings):
         return BUNDLED_BACKBONE, None
     if weights is not None:
         return small, None
@@ -136,13 +138,6 @@ def backbone_for(
             "give --backbone small --weights FILE; --backbone bundled asks for this one."
         )
     return small, None
-
-
-def _is_rendered(data: str | None, root: str | None) -> bool:
-    """Whether the images come with the library: they need no file."""
-    query = Query(spec=BUNDLED_TASK if data is None else data, root=root)
-    listings = (source.find(query) for source in SOURCES if getattr(source, "renders", False))
-    return any(listing is not None and listing.rendered is not None for listing in listings)
 
 
 class Stages:
@@ -178,7 +173,7 @@ class Stages:
 
     def introduce(self, model: PromptedModel) -> None:
         """Says on standard error what was found, and what will be done with it."""
-        if model.info.name == BUNDLED_BACKBONE and not _is_rendered(self.settings.data, self.settings.root):
+        if model.info.name == BUNDLED_BACKBONE and self.task.train.paths is not None:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.settings, self._recipe(model))

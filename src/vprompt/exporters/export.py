@@ -150,7 +150,7 @@ def export(
     format = format_of(path)
     format.require(format.to_write)
     _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
-    folded = copy.deepcopy(model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
+    folded = copy.deepcopy(whole := model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
     texts = label_files(folded.class_names) if labels else {}
     _refuse_others(path, format, texts)
     compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
@@ -194,7 +194,7 @@ def export(
                 same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
             )
             if int8.labelled is not None:
-                before, after = (evaluate(subject, int8.labelled) for subject in (folded, load_exported(part)))
+                before, after = (evaluate(subject, int8.labelled) for subject in (whole, load_exported(part)))
                 accuracy = {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
                 cost = replace(cost, data=int8.data, split=int8.split, images=before.images, **accuracy)
             about = replace(about, precision="int8", quantisation=cost)

@@ -107,8 +107,8 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
 
     Args:
         path: A `.pt2`, `.onnx`, `.xml` (OpenVINO) or `.pte` file, with the file beside it that belongs to it.
-        trust: Read a `.pt2` file, too, that this process did not write. PyTorch reads it, and a file that was made to
-            do so can then run code and write files: only for files whose maker you trust.
+        trust: Read a `.pt2` or `.pte` file, too, that this process did not write. PyTorch and ExecuTorch read them, and
+            a file that was made to do so can then run code and write files: only for files whose maker you trust.
 
     Raises:
         VPromptError: If there is no such file, it is damaged, vprompt did not write it, it takes `trust`, or a package

@@ -59,11 +59,12 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The progress of a training: steps done, sums of this epoch, what was before."""
+    """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16."""
 
     step: int
     sums: tuple[float, float]
     history: History
+    bf16: bool | None = None  # earlier versions did not say
 
 
 class _Facts(TypedDict):

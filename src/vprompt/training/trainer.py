@@ -38,7 +38,8 @@ from vprompt.training.loader import (
     iterate,
     size_of,
 )
-from vprompt.training.precision import attention_for_training, autocast
+from vprompt.training.precision import attention_for_training, autocast, in_bf16
+from vprompt.utils.devices import FAST_BF16, device_named
 from vprompt.utils.distributed import launcher_checked
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
@@ -153,7 +154,7 @@ class _Run:
     ) -> None:
         # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
         with launcher_checked():
-            self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+            self.accelerator = Accelerator(cpu=device_named("auto").type == "cpu")
         self.model = model.to(self.accelerator.device)
         self.val = val
         self.recipe = recipe
@@ -328,7 +329,8 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
-        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history)
+        bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
+        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16)
         save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state)
 
     def _restore(self, path: Path) -> None:
@@ -336,6 +338,8 @@ class _Run:
         state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts, **sizes)
         self.step, self.history = state.step, state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
+        if state.bf16 is not None and self.recipe.precision == "auto":  # a busy machine may measure another
+            FAST_BF16[self.accelerator.device.type] = state.bf16
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:

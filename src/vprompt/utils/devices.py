@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -18,6 +20,20 @@ def found_devices() -> list[torch.device]:
     return [torch.device("cpu"), *([accelerator] if accelerator is not None else [])]
 
 
+_chosen = ContextVar("device", default="auto")
+
+
+@contextmanager
+def computing_on(name: str) -> Generator[None]:
+    """Inside, "auto" is the device of that name, see `device_named`."""
+    device, before = device_named(name), _chosen.set(name)
+    try:
+        with torch.accelerator.device_index(None if device.type == "cpu" else device.index):
+            yield
+    finally:
+        _chosen.reset(before)
+
+
 def device_named(name: str) -> torch.device:
     """The device of a name such as "cpu", "cuda" or "cuda:1"; "auto" is the accelerator where there is one.
 
@@ -28,7 +44,7 @@ def device_named(name: str) -> torch.device:
         >>> device_named("cpu")
         device(type='cpu')
     """
-    if name == "auto":
+    if name == "auto" and (name := _chosen.get()) == "auto":
         return found_devices()[-1]
     types = {device.type for device in found_devices()}
     try:
@@ -40,12 +56,17 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-@functools.cache
+FAST_BF16 = dict[str, bool]()
+"""What `fast_bf16` says of kinds of devices, by this process's own measurement or that of the one whose run goes on."""
+
+
 def fast_bf16(kind: str) -> bool:
     """Whether a kind of device multiplies matrices clearly faster in bf16 than in fp32; measured in milliseconds, once.
 
     A processor without instructions for bf16 emulates it, up to thirty times as slowly.
     """
+    if kind in FAST_BF16:
+        return FAST_BF16[kind]
     size = 384 if kind == "cpu" else 4096  # enough for the start of the work not to count
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     try:
@@ -57,7 +78,7 @@ def fast_bf16(kind: str) -> bool:
                 seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
     except RuntimeError:  # a device that knows no bf16
         return False
-    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+    return FAST_BF16.setdefault(kind, seconds[torch.bfloat16] < 0.8 * seconds[torch.float32])
 
 
 def usable_threads(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -37,6 +37,7 @@ from vprompt.model.cost import model_cost
 from vprompt.model.records import Precision
 from vprompt.tasks.columns import Columns
 from vprompt.training.precision import in_bf16
+from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
 
@@ -140,10 +141,8 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
     weights.
     """
-    model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), VPT(10), num_classes=10)
-    if torch.accelerator.is_available():
-        model = model.to(torch.accelerator.current_accelerator())
-    device = next(model.parameters()).device
+    model, device = create_backbone(backbone, pretrained=False, img_size=img_size), device_named("auto")
+    model = attach(model, VPT(10), num_classes=10).to(device)
     step = 2 * _gmacs(backbone, img_size, VPT(10))
     size = max(1, min(64, round(CALIBRATION_GMACS / step)))
     images = torch.randn(size, *model.preprocessing.shape, device=device)
@@ -254,6 +253,7 @@ class InlineEngine:
         self.worker = Worker(address, "inline")
         self.progress = progress
         self._waiting: list[Assignment] = []
+        self._stopped: list[Event] = []
 
     def free(self) -> int:
         """One, unless a job waits."""
@@ -265,11 +265,15 @@ class InlineEngine:
         return self.worker.name
 
     def poll(self, seconds: float) -> list[Event]:
-        """Does the job."""
-        events: list[Event] = []
+        """Does the job; the next call tells of one that Ctrl-C stopped, so that nobody waits for it."""
+        events, self._stopped = self._stopped, []
         while self._waiting:
             assignment = self._waiting.pop()
-            answer = self.worker.do(assignment.document, True if self.progress else silent)
+            try:
+                answer = self.worker.do(assignment.document, True if self.progress else silent)
+            except KeyboardInterrupt:
+                self._stopped = [Event(name=assignment.name, kind="stopped", worker=self.worker.name)]
+                raise
             events.append(Event(name=assignment.name, kind="done", worker=self.worker.name, answer=answer))
         return events
 

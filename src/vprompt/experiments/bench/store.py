@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -178,6 +178,9 @@ class Store:
                 raise StoreError(f"{self.address} has a plan {name} that no benchmark wrote; choose another --out.")
             self._write(f"plans/{name}.toml", encoded(text))
             yield
+        for lock in self.here.glob("work/.*.lock"):
+            with suppress(BusyError), locked(lock, self.address):
+                pass  # of a process that was killed right after its result: nobody else does that job again
 
     def plans(self) -> dict[str, str]:
         """The texts of the plans that were run here, by name."""

@@ -27,6 +27,7 @@ class ExecuTorch(Format):
     suffix = ".pte"
     extra = "executorch"
     to_write = to_read = ("executorch.runtime",)
+    needs_trust = True  # its makers do not promise that a program from elsewhere is harmless
     max_batch = 8  # the program reserves memory for the largest
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> bytes:
