@@ -1,6 +1,6 @@
 """What `vprompt embed` finds of copies and wrong labels that are planted in image folders: docs/results/planted.csv.
 
-    python recipes/planted.py FOLDER ... --out planted.csv [--model bundled] [--weights FILE] [--img-size 112]
+    python recipes/planted.py FOLDER ... --out planted.csv [--model MODEL --weights FILE --img-size 112 --name NAME]
 
 Each folder is one of train, val and test images, such as a task of VTAB-1k. Copies of 60 training images, ten of each
 kind, go among the test images, of which there are at most `--test`. Then 5 % of the labels of train and val are
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from vprompt.backbones.factory import create_backbone
@@ -34,9 +34,9 @@ EACH, SHARE = 10, 0.05
 Edit = Callable[[Image.Image, random.Random], bytes]
 
 
-def encoded(image: Image.Image, **how: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", quality: int = 40) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, **{"format": "PNG", **how})
+    image.save(buffer, kind, quality=quality)
     return buffer.getvalue()
 
 
@@ -50,9 +50,9 @@ def cropped(share: float) -> Edit:
 
 
 KINDS: dict[str, Edit] = {
-    "jpeg40": lambda image, _: encoded(image, format="JPEG", quality=40),
+    "jpeg40": lambda image, _: encoded(image, "JPEG"),
     "half": lambda image, _: encoded(image.resize((max(8, image.width // 2), max(8, image.height // 2)))),
-    "brighter": lambda image, _: encoded(image.point(lambda value: min(255, int(value * 1.3)))),
+    "brighter": lambda image, _: encoded(ImageEnhance.Brightness(image).enhance(1.3)),
     "mirrored": lambda image, _: encoded(ImageOps.mirror(image)),
     "crop90": cropped(0.9),
     "crop75": cropped(0.75),
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="bundled", help="name of a backbone")
     parser.add_argument("--weights")
+    parser.add_argument("--name", help="what the file calls it")
     parser.add_argument("--img-size", type=int)
     parser.add_argument("--test", type=int, default=2000, help="most test images of a folder")
     parser.add_argument("--seed", type=int, default=0)
@@ -143,7 +144,7 @@ def main() -> None:
         task, planted = with_copies(task, folder, options.test, options.seed)
         with bar(folder.name) as report:
             found = embed(backbone, task, report=report)
-        row: dict[str, object] = {"model": options.model, "task": folder.name}
+        row: dict[str, object] = {"model": options.name or options.model, "task": folder.name}
         row |= copies_found(found, planted) | labels_found(found, len(planted), options.seed)
         rows = [each for each in rows if (each["model"], each["task"]) != (row["model"], row["task"])]
         rows.append({key: str(value) for key, value in row.items()})

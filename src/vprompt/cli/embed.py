@@ -12,9 +12,8 @@ import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import data_name
-from vprompt.cli.predict import trained_on
+from vprompt.cli.predict import ImageOptions, trained_on
 from vprompt.tasks.base import TARGETS
-from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import read_json
 from vprompt.utils.text import count
@@ -24,7 +23,7 @@ FEW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(ImageOptions):
     """Features of images in a file, and what they tell: does a backbone suit the images, which are copies of others,
     which labels look wrong.
     """
@@ -33,18 +32,12 @@ class Embed:
     """Backbone (small, base, large, bundled or a timm name) or adapter (folder or Hub id); several to compare."""
     data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA ...]")] = ()
     """Images as for `fit`, or files or folders of them without labels; the bundled task when left out."""
-    columns: Annotated[Columns, tyro.conf.arg(name="")] = NO_COLUMNS
-    """Columns of a table; those that the adapter was trained on when left out."""
     target: str | None = None
     """What is to be said of an image, as for `fit`; what the labels look like when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the backbone's weights."""
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
-    split_seed: int | None = None
-    """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
     """Go on without images and classes that cannot be used."""
     unlabelled: bool = False
@@ -93,11 +86,11 @@ class Embed:
                 return document
             others = "it was made by another command" if self.resume else "--resume shows its figures"
             raise VPromptError(f"{out} is there already; {others}, or choose another --out.")
-        from vprompt.experiments.embed import check_ending, embed
+        from vprompt.experiments.embed import embed
+        from vprompt.utils.devices import device_named
         from vprompt.utils.progress import bar
 
-        check_ending(out)
-        module = self._model(model)
+        module = self._model(model).to(device_named(self.device))
         with bar(f"embedding by {model}") as report:
             embed(
                 module,
@@ -116,19 +109,14 @@ class Embed:
         from vprompt.backbones.factory import can_create, create_backbone
         from vprompt.exporters.base import is_exported
         from vprompt.model.load import load
-        from vprompt.utils.devices import device_named
 
         if is_exported(name):
             raise VPromptError(f"{name} gives classes and no features; give its adapter or its backbone.")
         if can_create(name) and not (Path(name) / "adapter_config.json").exists():
-            module = create_backbone(name, weights=self.weights, img_size=self.img_size)
-        elif self.img_size is None and (Path(name).exists() or name.count("/") == 1):
-            module = load(name, weights=self.weights).fold()
-        else:
-            raise UsageError(
-                f"{name} is no backbone that timm has, nor an adapter, which has an image size of its own."
-            )
-        return module.to(device_named(self.device))
+            return create_backbone(name, weights=self.weights, img_size=self.img_size)
+        if self.img_size is None and (Path(name).exists() or name.count("/") == 1):
+            return load(name, weights=self.weights).fold()
+        raise UsageError(f"{name} is no backbone that timm has, nor an adapter, which has an image size of its own.")
 
 
 def _print(documents: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -272,26 +271,21 @@ def embed(
             features = module.forward_head(module.forward_features(images.to(like.dtype)), pre_logits=True)
         return torch.cat([features.float(), torch.stack([*map(look, images)])], dim=1).cpu()
 
-    partial = None
-    if out is not None:
-        key = (fingerprint(module), preprocessing, [images.fingerprint() for images in parts.values()], batch_size)
-        partial = out.with_name(f".{out.name}.{checksum(repr(key).encode())[:16]}.partial")
-    with nullcontext() if partial is None else locked(partial.with_suffix(".lock"), out):
+    def embedded(partial: Path | None = None) -> Embeddings:
         _fill(rows, row_of, batches, partial, part(report, 1, 3))
-        result = Embeddings(
-            backbone=info.name,
-            features=rows[:, :width],
-            looks=rows[:, width:],
-            names=tuple(names),
-            splits=tuple(splits),
-            labels=torch.cat([images.labels for images in parts.values()]) if "target" in about_images else None,
-            **about_images,
-        )
-        if out is not None and partial is not None:
-            write_json(out.with_suffix(".json"), {**(about or {}), **result.figures(report=part(report, 2, 3))})
-            result.save(out)
-            partial.unlink()
-    return result
+        about: dict[str, Any] = {"backbone": info.name, "names": tuple(names), "splits": tuple(splits)}
+        return Embeddings(features=rows[:, :width], looks=rows[:, width:], **about, **about_images)
+
+    if out is None:
+        return embedded()
+    key = (fingerprint(module), preprocessing, [images.fingerprint() for images in parts.values()], batch_size)
+    partial = out.with_name(f".{out.name}.{checksum(repr(key).encode())[:16]}.partial")
+    with locked(partial.with_suffix(".lock"), out):
+        found = embedded(partial)
+        write_json(out.with_suffix(".json"), {**(about or {}), **found.figures(report=part(report, 2, 3))})
+        found.save(out)
+        partial.unlink()
+    return found
 
 
 def _listing(data: Any, root: str | None, columns: Columns, labelled: bool) -> Listing:
@@ -330,8 +324,9 @@ def _parts(
         return {UNSPLIT: images}, about | {"notes": (*data.remarks, *as_sentences(problems), *over)}
     task = load(data, preprocessing, skip_bad=skip_bad, progress=progress, **how) if isinstance(data, Listing) else data
     splits = {"train": task.train, "val": task.val, "test": task.test}
-    about |= {"target": task.target, "notes": (*task.skipped, *task.summary.notes)}
-    return {split: images for split, images in splits.items() if images is not None}, about
+    parts = {split: images for split, images in splits.items() if images is not None}
+    labels = torch.cat([images.labels for images in parts.values()])
+    return parts, about | {"target": task.target, "labels": labels, "notes": (*task.skipped, *task.summary.notes)}
 
 
 @torch.inference_mode()
