@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -106,14 +107,12 @@ class Embeddings:
 
     def figures(self, *, report: Report = silent) -> dict[str, Any]:
         """All of it as plain data."""
-        images = {split: self.splits.count(split) for split in dict.fromkeys(self.splits)}
-        document: dict[str, Any] = {"backbone": self.backbone, "features": self.features.shape[1], "images": images}
-        notes = [*self.notes]
+        document: dict[str, Any] = {"backbone": self.backbone, "features": self.features.shape[1]}
+        document["images"], notes = dict(Counter(self.splits)), [*self.notes]
         if self.tested_on is not None:
             knn, linear = {str(k): self.knn(k).figures for k in (5, 20)}, self.linear()
-            document |= {"target": linear.target.name, "tested_on": self.tested_on}
-            document |= {"knn": knn, "linear": linear.figures}
-            notes += linear.remarks(self.tested_on)
+            document |= {"target": linear.target.name, "tested_on": self.tested_on, "knn": knn}
+            document["linear"], notes = linear.figures, [*notes, *linear.remarks(self.tested_on)]
         elif self.target is not None:
             notes.append("Accuracies need a train split and a test or val split.")
         found = {"duplicates": self.duplicates(), "label_errors": self.label_errors(report=report)}
@@ -263,16 +262,27 @@ def embed(
     if rows is None:
         raise VPromptError(f"There is no room for the features of {len(splits)} images; embed them in parts.")
 
-    def row_of(images: Tensor) -> Tensor:
-        images = images.to(like.device)
-        if adapted:
-            features = module.features(images)
-        else:
-            features = module.forward_head(module.forward_features(images.to(like.dtype)), pre_logits=True)
-        return torch.cat([features.float(), torch.stack([*map(look, images)])], dim=1).cpu()
-
+    @torch.inference_mode()
     def embedded(partial: Path | None = None) -> Embeddings:
-        _fill(rows, row_of, batches, partial, part(report, 1, 3))
+        """Computes the rows that the file of an earlier call has not, and adds each batch to it."""
+        kept = np.fromfile(partial, np.float32) if partial is not None and partial.exists() else np.zeros(0, np.float32)
+        rows.view(-1)[: len(kept)] = torch.from_numpy(kept)
+        done = 0
+        for images, batch in batches:
+            start, done = done, done + len(batch)
+            if done * rows.shape[1] <= len(kept):
+                continue
+            pixels = images.preprocessing.normalise(images.pixels(batch).to(like.device))
+            if adapted:
+                features = module.features(pixels)
+            else:
+                features = module.forward_head(module.forward_features(pixels.to(like.dtype)), pre_logits=True)
+            rows[start:done] = torch.cat([features.float(), torch.stack([*map(look, pixels)])], dim=1)
+            if partial is not None:
+                with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
+                    file.seek(start * rows[0].nbytes)
+                    file.write(rows[start:done].numpy().tobytes())
+            part(report, 1, 3)(done, len(rows))
         about: dict[str, Any] = {"backbone": info.name, "names": tuple(names), "splits": tuple(splits)}
         return Embeddings(features=rows[:, :width], looks=rows[:, width:], **about, **about_images)
 
@@ -327,27 +337,3 @@ def _parts(
     parts = {split: images for split, images in splits.items() if images is not None}
     labels = torch.cat([images.labels for images in parts.values()])
     return parts, about | {"target": task.target, "labels": labels, "notes": (*task.skipped, *task.summary.notes)}
-
-
-@torch.inference_mode()
-def _fill(
-    rows: Tensor,
-    row_of: Callable[[Tensor], Tensor],
-    batches: Sequence[tuple[ImageDataset, Tensor]],
-    partial: Path | None,
-    report: Report,
-) -> None:
-    """Computes the rows that the file of an earlier call has not, and adds each batch to it."""
-    kept = np.fromfile(partial, np.float32) if partial is not None and partial.exists() else np.zeros(0, np.float32)
-    rows.view(-1)[: len(kept)] = torch.from_numpy(kept)
-    width, done = rows.shape[1], 0
-    for images, batch in batches:
-        start, done = done, done + len(batch)
-        if done * width <= len(kept):
-            continue
-        rows[start:done] = row_of(images.preprocessing.normalise(images.pixels(batch)))
-        if partial is not None:
-            with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
-                file.seek(4 * start * width)
-                file.write(rows[start:done].numpy().tobytes())
-        report(done, len(rows))
