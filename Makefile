@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
 DOCS := $(VENV)/.docs
 # The package with one of its extras, from this folder.
 INSTALL = if command -v uv >/dev/null 2>&1; then \
@@ -15,24 +16,31 @@ INSTALL = if command -v uv >/dev/null 2>&1; then \
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    the main job on the bundled backbone and task, in minutes (pictures and adapters in demo/)"
+	@echo "make demo    the main job on the bundled backbone, in minutes (pictures and adapters in demo/)"
 	@echo "make test    the tests"
 	@echo "make check   linter, formatter, type checker and the order of the rooms"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   the benchmarks behind the README's ratios"
 
-$(READY): pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vprompt needs Python 3.11 or newer; set PYTHON=...")'
 	@echo "Setting up $(VENV): PyTorch and timm are a few hundred megabytes, once."
 	$(PYTHON) -m venv $(VENV)
+
+$(READY): pyproject.toml | $(BIN)/python
 	@$(call INSTALL,dev)
+	@touch $@
+
+# Less than for the tests: the package, and peft for LoRA.
+$(DEMO): pyproject.toml | $(BIN)/python
+	@$(call INSTALL,lora)
 	@touch $@
 
 $(DOCS): $(READY)
 	@$(call INSTALL,docs)
 	@touch $@
 
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/vprompt demo --out demo
 
 test: $(READY)

@@ -3,6 +3,8 @@
 import csv
 import importlib
 import importlib.util
+import itertools
+import json
 import os
 import re
 import shlex
@@ -81,6 +83,43 @@ def test_commands_can_be_meant(page):
         tyro.cli(
             commands(arguments), args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         )
+
+
+def demo_rows():
+    """The table of the demo as pages show it, from what the run left."""
+    for row in json.loads((ROOT / "docs" / "demo" / "demo.json").read_text("utf-8"))["rows"]:
+        low, high = (round(100 * end) for end in row["test_interval"])
+        accuracy, prompts = f"{100 * row['test_accuracy']:.1f} % ({low}-{high})", row["prompts"] or "–"
+        size, time = f"{row['adapter_bytes'] / 1024:.0f} KiB", f"{row['time_ratio']:.2f}"
+        yield f"| {row['name']} | {accuracy} | {prompts} | {row['learned_params']:,} | {size} | {time} |"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_demo_in_words_is_what_it_left(page):
+    text = (ROOT / page).read_text("utf-8")
+    assert "\n".join(demo_rows()) in text
+    document = json.loads((ROOT / "docs" / "demo" / "demo.json").read_text("utf-8"))
+    assert document["failed"] == {}
+    for picture in re.findall(r"\((?:docs/)?(demo/[\w.]+)\)", text):
+        assert (ROOT / "docs" / picture).exists(), picture
+
+
+def test_the_study_of_schedules_in_words_is_what_it_left():
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    names = {"location": "place of a sprite (rendered)", "eurosat": "EuroSAT", "gtsrb": "GTSRB"}
+    with (ROOT / "docs" / "results" / "schedule.csv").open(encoding="utf-8") as opened:
+        left = {(row["task"], row["images"], row["epochs"]): row["val_accuracy"] for row in csv.DictReader(opened)}
+    for images, (task, name) in itertools.product(("100", "1000"), names.items()):
+        known = [left.get((task, images, epochs)) for epochs in ("5", "10", "20", "40", "100")]
+        cells = ["–" if accuracy is None else f"{100 * float(accuracy):.1f}" for accuracy in known]
+        assert f"| {int(images):,} | {name} | {' | '.join(cells)} |" in text
+
+
+def test_the_first_screen_has_the_result():
+    first = "\n".join((ROOT / "README.md").read_text("utf-8").splitlines()[:30])
+    assert "vprompt fit photos/" in first
+    assert "\n".join(demo_rows()) in first
+    assert "](docs/demo/" in first
 
 
 def test_contributing_names_files_that_exist():

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vprompt.data import load_labelled, open_task
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.sources.sheet import columns_of, text_of
 from vprompt.data.split import joined
-from vprompt.data.table import columns_of, text_of
 from vprompt.data.tasks import find_listing
 from vprompt.tasks.base import CELLS
 from vprompt.tasks.columns import Columns

@@ -12,7 +12,7 @@ from vprompt.cli.console import percent, print_json, print_note, print_table
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """The main job on the bundled backbone and task: probe, prompts, condensation; a table and two pictures."""
+    """The main job on the bundled backbone: probe, LoRA, prompts and condensation on one task; a table and pictures."""
 
     out: Path = Path("demo")
     """Folder for the adapters, results and pictures."""
@@ -26,7 +26,10 @@ class Demo:
         from vprompt.cli.compare import Lines
         from vprompt.experiments.demo import run_demo
 
-        document = run_demo(self.out, seed=self.seed, watch=Lines())
+        try:
+            document = run_demo(self.out, seed=self.seed, watch=Lines())
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"{error} The same command goes on (in {self.out}).".strip()) from error
         if self.json:
             print_json(document)
         else:
@@ -36,30 +39,24 @@ class Demo:
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 """Head -> the text of a row under it."""
 
-_RESULTS: Columns = {
+_COLUMNS: Columns = {
     "": lambda row: row["name"],
     "test": lambda row: percent(row["test_accuracy"]),
+    "95 %": lambda row: "{:.0f}-{:.0f}".format(*(100 * end for end in row["test_interval"])),
     "prompts": lambda row: str(row["prompts"]),
     "learned": lambda row: f"{row['learned_params']:,}",
     "adapter": lambda row: f"{row['adapter_bytes'] / 1024:.0f} KiB",
-}
-
-_COSTS: Columns = {
-    "": lambda row: row["name"],
-    "published": lambda row: f"{1000 * row['published_gmacs']:.0f}",
-    "prefix": lambda row: f"{1000 * row['prefix_gmacs']:.0f}",
-    "folded": lambda row: f"{1000 * row['folded_gmacs']:.0f}",
-    "time": lambda row: f"{row['milliseconds']:.2f} ms",
     "x bare": lambda row: f"{row['time_ratio']:.2f}",
 }
 
 
 def show_demo(document: dict[str, Any]) -> None:
-    """Prints two tables, where the pictures are, and what to try next."""
-    costs = "10^6 multiply-accumulates per image, and time folded (one thread) against the bare backbone"
-    for title, columns in ((document["title"], _RESULTS), (costs, _COSTS)):
-        print_table(title, list(columns), [[text(row) for text in columns.values()] for row in document["rows"]])
-    best = max((row for row in document["rows"] if row["condensed"]), key=lambda row: row["test_accuracy"])["adapter"]
+    """Prints the table, where the pictures are, and what to try next."""
+    title = f"{document['title']}; last, time per image when folded, against the bare backbone"
+    print_table(title, list(_COLUMNS), [[text(row) for text in _COLUMNS.values()] for row in document["rows"]])
+    for name, why in document["failed"].items():
+        print_note(f"There is no {name}: {why}")
+    best = max(document["rows"], key=lambda row: (row["condensed"], row["test_accuracy"]))["adapter"]
     print_note(
         f"{document['epochs']} epochs and one seed, where the papers take 100 and several: a demonstration, not a "
         f"result. {document['seconds']:.0f} s.\nPictures: {', '.join(document['pictures'])}\n\n"

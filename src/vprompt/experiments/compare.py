@@ -89,8 +89,9 @@ def time_folded(
 ) -> dict[str, Latency]:
     """Milliseconds per image of folded models, in turn, and of the bare backbone under the empty name."""
     shape, device = next(iter(folded.values())).preprocessing.shape, next(backbone.parameters()).device
-    with bar("timing", enabled=progress):
-        return latency({"": backbone, **folded}, torch.randn(batch, *shape, device=device), rounds=12)
+    with bar("timing", enabled=progress) as report:
+        images = torch.randn(batch, *shape, device=device)
+        return latency({"": backbone, **folded}, images, rounds=12, report=report)
 
 
 def training_seconds(result: dict[str, Any]) -> float:

@@ -6,12 +6,13 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
@@ -71,11 +73,22 @@ _TIP = "tip:"
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
-def plot_accuracy(path: Path, models: Sequence[tuple[str, int, float]], *, title: str) -> None:
+def plot_accuracy(
+    path: Path,
+    models: Sequence[tuple[str, int, float]],
+    *,
+    title: str,
+    intervals: Sequence[tuple[float, float]] | None = None,
+) -> None:
     """Draws accuracy (0-1) against the prompts in all blocks, a marker for each model with its name, as PNG."""
+    ends = intervals or [(accuracy, accuracy) for _, _, accuracy in models]
     curves = [
-        Curve(name=name, dots=[Dot(x=prompts, y=100 * accuracy)], style=style)
-        for style, (name, prompts, accuracy) in enumerate(models)
+        Curve(
+            name=name,
+            dots=[Dot(x=prompts, y=100 * accuracy, error=(100 * (accuracy - low), 100 * (high - accuracy)))],
+            style=style,
+        )
+        for style, ((name, prompts, accuracy), (low, high)) in enumerate(zip(models, ends, strict=True))
     ]
     legend = [
         (style, f"{line(name, NAMES)} ({100 * accuracy:.1f} %)") for style, (name, _, accuracy) in enumerate(models)
@@ -89,6 +102,31 @@ def plot_kept(path: Path, before: Sequence[int], kept: Sequence[int], *, title: 
     bars = [Bar(before=b, retained=k) for b, k in zip(before, kept, strict=True)]
     title = f"{line(title, 40)} ({sum(kept)} of {sum(before)})"
     save_png(path, Charts([Chart(title=title, x="block", y="prompts", bars=bars)]))
+
+
+def plot_answers(
+    path: Path, images: NDArray[np.uint8], truths: Sequence[str], answers: Mapping[str, Sequence[str]]
+) -> None:
+    """Draws images (N, H, W, 3) in rows of four, each under its class and over what models take it for, as PNG."""
+    rows = math.ceil(len(images) / 4)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 0.4 + rows * (1.9 + 0.2 * len(answers))), layout="constrained")
+        names = ", and then ".join(line(name, NAMES) for name in answers)
+        figure.suptitle(f"Test images under their classes; below, the answers of {names}", fontsize=9)
+        grid = [*figure.subplots(rows, 4, squeeze=False).flat]
+        for axes in grid:
+            axes.set_axis_off()
+        for number, (axes, image, truth) in enumerate(zip(grid, images, truths, strict=False)):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(line(truth, 24), fontsize=9, loc="center")
+            for place, given in enumerate(answers.values()):
+                mark, style = ("✓", 2) if given[number] == truth else ("✗", 1)
+                looks: dict[str, Any] = {"color": COLOURS[style], "fontsize": 8, "ha": "center", "va": "top"}
+                below: dict[str, Any] = {"xytext": (0, -4 - 12 * place), "textcoords": "offset points"}
+                axes.annotate(f"{mark} {line(given[number], 24)}", (0.5, 0), xycoords="axes fraction", **below, **looks)
+        stream = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(stream)
+    write_atomically(path, lambda part: part.write_bytes(stream.getvalue()))
 
 
 def save_png(path: Path, charts: Charts, *, title: str = "") -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.data.listing import Listing
-from vprompt.data.rows import sheet_of, with_datasets
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import split_of
+from vprompt.data.sources.rows import sheet_of, with_datasets
 from vprompt.data.sources.table import listing_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import listed, printable

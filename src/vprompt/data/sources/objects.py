@@ -10,11 +10,11 @@ from typing import Any, cast
 from torch.utils.data import IterableDataset
 
 from vprompt.data.listing import Listing
-from vprompt.data.rows import with_datasets
 from vprompt.data.sources.base import Query
 from vprompt.data.sources.hub import dataset_listing
+from vprompt.data.sources.rows import with_datasets
+from vprompt.data.sources.sheet import Sheet, text_of
 from vprompt.data.sources.table import listing_of
-from vprompt.data.table import Sheet, text_of
 from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError
 

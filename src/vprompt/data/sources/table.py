@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vprompt.data.listing import UNSPLIT, Item, Listing
-from vprompt.data.rows import RowFiles, read_rows
 from vprompt.data.scan import images_below, visible_entries
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
-from vprompt.data.table import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
+from vprompt.data.sources.rows import RowFiles, read_rows
+from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
 from vprompt.tasks.base import CELLS
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import count, listed, printable

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vprompt.data.images import Source
-from vprompt.data.table import Sheet, columns_of
+from vprompt.data.sources.sheet import Sheet, columns_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import printable
 
