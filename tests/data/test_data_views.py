@@ -11,7 +11,7 @@ from PIL import Image
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.images import decode
 from vprompt.data.preprocessing import Preprocessing, View
-from vprompt.data.tasks import load_bundled, load_folder
+from vprompt.data.tasks import load_folder
 from vprompt.training.loader import TrainingEpoch, identity, in_order, iterate
 from vprompt.utils.errors import DataError
 
@@ -199,15 +199,20 @@ def test_folders_can_be_augmented(root):
     assert not torch.equal(augmented.training_pixels(every, seed=0, epoch=0), augmented.pixels(every))
 
 
-def test_images_without_files_are_refused():
-    task = load_bundled(plain())
-    with pytest.raises(DataError, match="Only images in files can be augmented"):
-        task.train.with_augment("crop-flip")
-    assert task.train.with_augment("none").fingerprint() == task.train.fingerprint()
+def test_images_without_files_are_cut_from_what_is_held(held):
+    every = torch.arange(COUNT)
+    only_pixels = ImageDataset(held.labels, held.preprocessing, pixels=held.pixels(every)).with_augment("crop-flip")
+    found = only_pixels.training_pixels(every, seed=0, epoch=1)
+    for index, pixels in enumerate(held.pixels(every)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        view = View.drawn(seed=0, epoch=1, index=index)
+        assert torch.equal(found[index], decode(buffer.getvalue(), held.preprocessing, view=view))
+    assert only_pixels.fingerprint() == only_pixels.with_augment("none").fingerprint()
 
 
 def test_unknown_augmentations_are_refused(held):
-    with pytest.raises(DataError, match="'none' or 'crop-flip', not 'mixup'"):
+    with pytest.raises(DataError, match=r"none, crop-flip, .*, not 'mixup'"):
         held.with_augment("mixup")
 
 

@@ -15,11 +15,12 @@ from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.compression.condense import SHARES
 from vprompt.data.tasks import open_task
 from vprompt.experiments import plans
-from vprompt.experiments.preview import passes, seconds_per_image
+from vprompt.experiments.preview import passes
 from vprompt.experiments.settings import settings_from
 from vprompt.experiments.stages import backbone_for
 from vprompt.training.evaluate import difference, evaluate
 from vprompt.training.precision import in_bf16
+from vprompt.training.settle import pace
 from vprompt.utils.errors import BackboneError
 
 TINY = ("--img-size", "16", "--prompts", "4", "--epochs", "1", "--batch-size", "16", "--fine-tune-epochs", "1")
@@ -181,7 +182,7 @@ def test_the_measurement_of_the_time_changes_nothing(uneven):
     model = vprompt.attach("bundled", vprompt.VPT(2), num_classes=3, img_size=16).eval()
     task = open_task(uneven, model.preprocessing)
     before, generator = {name: value.clone() for name, value in model.state().items()}, torch.get_rng_state()
-    assert 0 < seconds_per_image(model, task.train, vprompt.Recipe()) < 60
+    assert 0 < pace(model, task.train, vprompt.Recipe()).seconds < 60
     assert not model.training
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in model.state().items())

@@ -93,7 +93,7 @@ def test_flat_names_reach_their_places():
         ({"backbone": "x", "zzzzzz": 3}, "there are .*augment"),
         ({"backbone": 3}, "backbone takes text in quotes, not 3"),
         ({"backbone": "x", "prompts": True}, "prompts takes a whole number, not True"),
-        ({"backbone": "x", "lr": "fast"}, "lr takes a number or nothing, not 'fast'"),
+        ({"backbone": "x", "lr": "fast"}, "lr takes a number or 'auto' or nothing, not 'fast'"),
         ({"backbone": "x", "fine_tune": 1}, "fine_tune takes true or false, not 1"),
         ({"backbone": "x", "resize": "stretch"}, "resize takes 'squash' or 'crop' or nothing, not 'stretch'"),
         ({"backbone": "x", "optimizer": True}, "optimizer takes 'adamw' or 'sgd', not True"),

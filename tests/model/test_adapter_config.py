@@ -187,7 +187,7 @@ def test_values_that_cannot_be(folder, backbone, changes, match):
     [
         ('"mean": [0.5', '"mean": [1e999', r"'preprocessing.mean'\[0\] should be a finite number, not inf"),
         ('"seed": 0', '"seed": ' + "9" * 30, "'recipe.seed' should be a whole number, not 9"),
-        ('"lr": 0.5', '"lr": ' + "9" * 400, "'recipe.lr' should be a finite number, not 9"),
+        ('"lr": 0.5', '"lr": ' + "9" * 400, "'recipe.lr' should be a finite number or 'auto', not 9"),
         ('"lr": 0.5', '"lr": NaN', "NaN is not a JSON number"),
         ('"std": [0.5', '"std": [0', "'preprocessing' cannot be: 'std' is above 0"),
     ],

@@ -887,6 +887,12 @@ RUNS = {
     "one-image-a-step": (vprompt.VPT(3, dropout=0), recipe(batch_size=1, optimizer="sgd", lr=4.0, epochs=1), 5),
     "linear": (vprompt.Linear(), recipe(batch_size=4, optimizer="sgd", lr=4.0), 9),
     "augmented": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0), "files"),
+    "options": (
+        vprompt.VPT(3, dropout=0),
+        recipe(batch_size=3, accumulate=2, optimizer="sgd", lr=4.0, balance="loss", ema=0.8, clip=0.5, best_epoch=True),
+        14,
+    ),
+    "drawn": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0, balance="sampler"), 9),
 }
 
 

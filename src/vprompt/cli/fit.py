@@ -104,7 +104,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     options = {
         **settings_options("data", "backbone", "weights"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
-        **settings_options("head_init", "train_on", "img_size", "in_chans"),
+        **settings_options("head_init", "train_on", "img_size", "in_chans", "track"),
         **OUTPUT,
     }
     groups = {

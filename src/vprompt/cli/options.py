@@ -21,7 +21,8 @@ HELP, HELP_ALL = frozenset({"-h", "--help"}), "--help-all"
 
 USUAL = {
     *("data", "backbone", "weights", "method", "methods", "seeds", "prompts", "condense", "ratio", "prune"),
-    *("epochs", "batch_size", "lr", "seed", "skip_bad", "out", "resume", "json"),
+    *("epochs", "batch_size", "lr", "time", "balance", "augment", "best_epoch", "early_stopping", "track"),
+    *("seed", "skip_bad", "out", "resume", "json"),
 }
 """Options that --help shows of a command with many; --help-all shows all."""
 

@@ -78,7 +78,7 @@ def prune(
             "as then."
         )
     recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor)
-    if recipe.epochs < 1:
+    if recipe.num_epochs < 1:
         raise VPromptError("The retained prompts are trained again after pruning, which takes at least one epoch.")
     if settings.searched and val is None:
         raise VPromptError("The search for how much to prune needs validation data; give both shares instead.")

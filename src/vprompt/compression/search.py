@@ -24,6 +24,7 @@ from vprompt.utils.distributed import agreed, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError
 from vprompt.utils.io import checksum, read_json, verified, with_checksum, write_json
 from vprompt.utils.progress import Report, bar
+from vprompt.utils.serialization import flat
 
 _REMEDY = "delete its folder to search anew"
 
@@ -126,7 +127,7 @@ class Search:
         self.trained: dict[Choice, tuple[PromptedModel, History]] = {}
         self.images = {"train": size_of(self.train), "val": 0 if self.val is None else size_of(self.val)}
         self.choices = grid(self.settings.tokens, self.settings.segments)
-        self.budget = Budget.of(len(self.choices), epochs=self.recipe.epochs, **self.images)
+        self.budget = Budget.of(len(self.choices), epochs=self.recipe.num_epochs, **self.images)
         self.stages = 2 + self.budget.trainings if len(self.choices) > 1 else 2
 
     def run(self) -> Pruned:
@@ -211,7 +212,7 @@ class Search:
 
     def _train_trial(self, choice: Choice, stage: int) -> Trial:
         """Trains and evaluates the model that a choice leaves; a trial in the journal is taken from there."""
-        known = self.journal.of(self.recipe.epochs)
+        known = self.journal.of(self.recipe.num_epochs)
         if choice in known:
             return known[choice]
         part = cut(self.scores, choice)
@@ -221,8 +222,8 @@ class Search:
             with bar(label, enabled=self.progress, unit="img", keep=True) as report:
                 small, _ = self._trained(choice, report)
         except DivergedError:
-            return self._evaluate(choice, None, self.recipe.epochs)
-        return self._evaluate(choice, small, self.recipe.epochs)
+            return self._evaluate(choice, None, self.recipe.num_epochs)
+        return self._evaluate(choice, small, self.recipe.num_epochs)
 
     def _evaluate(self, choice: Choice, model: PromptedModel | None, epochs: int) -> Trial:
         """Evaluates and records a choice; None is a training that diverged."""
@@ -257,9 +258,9 @@ class Search:
 
     def _pruned(self, choice: Choice, model: PromptedModel, history: History | None) -> Pruned:
         trials = self.journal.trials
-        epochs = sum(trial.epochs for trial in trials) if trials else self.recipe.epochs
+        epochs = sum(trial.epochs for trial in trials) if trials else self.recipe.num_epochs
         evaluations = len(trials) * self.images["val"] / (3 * self.images["train"])
-        trainings = (2 + epochs + evaluations) / self.recipe.epochs
+        trainings = (2 + epochs + evaluations) / self.recipe.num_epochs
         return Pruned(model=model, choice=choice, trials=trials, history=history, trainings=trainings)
 
     def _label(self, stage: int, text: str) -> str:
@@ -272,7 +273,7 @@ class Search:
         tensors = {name: value.cpu().contiguous() for name, value in values.items()}
         document = {
             "settings": asdict(self.settings),
-            "recipe": asdict(self.recipe),
+            "recipe": flat(self.recipe),
             "images": self.images,
             "data": [identity(self.train), None if self.val is None else identity(self.val)],
             "rewind_epoch": self.rewind_epoch,

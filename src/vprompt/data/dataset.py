@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vprompt.data.images import Source, decode
+from vprompt.data.augment import LEVELS, timm_view
+from vprompt.data.images import AnyView, Source, decode, render
 from vprompt.data.preprocessing import Augment, Preprocessing, View
 from vprompt.data.threads import in_threads
 from vprompt.tasks.base import Target
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import printable
+from vprompt.utils.text import listed, printable
 
 
 class Files(Protocol):
@@ -118,10 +120,8 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
             raise ValueError(f"{len(self._rows)} images but {len(labels)} labels")
         if paths is not None and len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
-        if augment not in ("none", "crop-flip"):
-            raise DataError(f"Images are augmented by 'none' or 'crop-flip', not {augment!r}.")
-        if augment != "none" and (root is None or paths is None):
-            raise DataError("Only images in files can be augmented, because crops are cut from the originals.")
+        if augment not in ("none", "crop-flip", *LEVELS):
+            raise DataError(f"Images are augmented by none, crop-flip, {listed([*LEVELS])}, not {augment!r}.")
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -170,15 +170,25 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         numbers = [int(i) for i in indices]
         return self._all_decoded([(i, View.drawn(seed=seed, epoch=epoch, index=i)) for i in numbers])
 
-    def with_augment(self, augment: Augment) -> ImageDataset:
-        """The same images, to train on as they are (`"none"`), or on random crops, half of them mirrored.
-
-        For `"crop-flip"` an image is resized to `size / 0.875` and a part of the size is cut out where chance says; the
-        files are decoded anew in every epoch. Evaluation and scoring see the images as they are, and the fingerprint
-        stays the same: it tells data apart, not what is done with them.
+    def transformed(self, index: int, *, seed: int, epoch: int) -> Tensor:
+        """An image (3, H, W) for one epoch by timm's transforms, normalised; not in threads.
 
         Raises:
-            DataError: The images are not in files, so that there are no originals to cut from.
+            DataError: As `training_pixels`.
+        """
+        return self._decoded(index, timm_view(self.augment, self.preprocessing, seed=seed, epoch=epoch, index=index))
+
+    def with_augment(self, augment: Augment) -> ImageDataset:
+        """The same images, to train on as they are (`"none"`), or on random views, half of them mirrored.
+
+        For `"crop-flip"` an image is resized to `size / 0.875` and a part of the size is cut out where chance says.
+        `"light"`, `"medium"` and `"strong"` are timm's transforms (`vprompt.data.augment.LEVELS`): crops of any size,
+        from medium on RandAugment and random erasing as well. Files are decoded anew in every epoch; where there are
+        none, views are made of the pixels that are held. Evaluation and scoring see the images as they are, and the
+        fingerprint stays the same: it tells data apart, not what is done with them.
+
+        Raises:
+            DataError: There is no such augmentation.
 
         Source: VPT (arXiv 2203.12119), its appendix on FGVC.
         """
@@ -225,12 +235,15 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
             labels, self.preprocessing, pixels=store, rows=rows, root=self._files, paths=paths, augment=augment
         )
 
-    def _decoded(self, number: int, view: View | None = None) -> Tensor:
+    def _decoded(self, number: int, view: AnyView = None) -> Tensor:
+        if self._store is not None and (self._files is None or self.paths is None):
+            pixels = self._store[self._rows[number]]
+            return render(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self.preprocessing, view)
         files, paths = self._named_files()
         source = files.read(paths[number])
         return decode(source, self.preprocessing, name=None if isinstance(source, Path) else paths[number], view=view)
 
-    def _all_decoded(self, wanted: Sequence[tuple[int, View | None]]) -> Tensor:
+    def _all_decoded(self, wanted: Sequence[tuple[int, AnyView]]) -> Tensor:
         decoded = torch.empty((len(wanted), *self.preprocessing.shape), dtype=torch.uint8)
         for row, image in enumerate(in_threads(lambda pair: self._decoded(*pair), wanted)):
             decoded[row] = image

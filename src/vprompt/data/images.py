@@ -43,16 +43,19 @@ _METADATA = (b"iCCP", b"zTXt", b"iTXt", b"tEXt")
 """Parts of a PNG file that the pixels do not need; Pillow reads none in which they unpack to more than a megabyte."""
 
 
-def decode(
-    source: Source, preprocessing: Preprocessing, *, name: str | None = None, view: View | None = None
-) -> Tensor:
+AnyView = View | Callable[[Image.Image], Tensor] | None
+"""The part of an image that is shown, or what makes a tensor of it."""
+
+
+def decode(source: Source, preprocessing: Preprocessing, *, name: str | None = None, view: AnyView = None) -> Tensor:
     """Decodes one image, upright, as RGB, resized with antialiasing; of an animation, the first frame.
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
         preprocessing: Gives size, resizing and interpolation; nothing is normalised here.
         name: What errors call the image; its path when not given.
-        view: The crop to take, for training; what `preprocessing` says when not given.
+        view: The crop to take, for training, or a function that makes a tensor of the whole image; what
+            `preprocessing` says when not given.
 
     Returns:
         uint8 pixels (3, H, W).
@@ -97,7 +100,7 @@ def try_decode(source: Source, preprocessing: Preprocessing | None) -> Tensor | 
 
 
 def read_pixels(
-    source: Source, preprocessing: Preprocessing, view: View | None = None, *, max_pixels: int = MAX_PIXELS
+    source: Source, preprocessing: Preprocessing, view: AnyView = None, *, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
     """Like `decode`, for callers that distinguish what can be wrong with an image.
 
@@ -250,11 +253,15 @@ def _with_lower_bytes(image: Image.Image, file: BinaryIO, white: int) -> Image.I
     return turned
 
 
-def render(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing, view: View | None = None) -> Tensor:
+def render(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing, view: AnyView = None) -> Tensor:
     """Turns a loaded image of any mode, or an array (H, W, C), into uint8 pixels (C, H, W), as `preprocessing` says.
 
     A view is cut out of the image resized to `size / 0.875`: its short side, or both with `"squash"`.
     """
+    if callable(view):
+        if not isinstance(image, Image.Image) or preprocessing.shape[0] != 3:
+            raise UnusableImageError("is no RGB image, and others are not augmented so")
+        return view(to_rgb(image, preprocessing.white))
     height, width = preprocessing.size
     whole = preprocessing.resize == "squash" and view is None
     layers = _layers(image, preprocessing)
@@ -322,7 +329,7 @@ def _file_of(source: Source) -> BinaryIO:
     return file
 
 
-def _draft(image: Image.Image, preprocessing: Preprocessing, view: View | None) -> None:
+def _draft(image: Image.Image, preprocessing: Preprocessing, view: AnyView) -> None:
     """Lets JPEG decode at 1/2, 1/4 or 1/8, still at least twice as large as the result (as `Image.thumbnail` does)."""
     # Nearest picks single pixels, and which ones must not depend on the file's format.
     if image.format in ("JPEG", "MPO") and preprocessing.interpolation != "nearest":

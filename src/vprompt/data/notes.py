@@ -109,7 +109,8 @@ def count_notes(per_split: Mapping[str, Mapping[str, int]]) -> list[str]:
         always = 100 * train[high] / sum(train.values())
         notes.append(
             f"The classes are uneven, {train[high]} training images of {high} and {train[low]} of {low}: whoever "
-            f"always answers {high} is right in {always:.1f} % of such images, so look at each class."
+            f"always answers {high} is right in {always:.1f} % of such images, so look at each class; "
+            "--balance loss, sampler or logit-adjustment counts all classes alike."
         )
     return notes
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Resize = Literal["squash", "crop"]
 
-Augment = Literal["none", "crop-flip"]
+Augment = Literal["none", "crop-flip", "light", "medium", "strong"]
 
 WHITE = 65535
 """The value of white in images of 16 bits."""
@@ -119,8 +119,13 @@ class View:
             >>> view == View.drawn(seed=0, epoch=3, index=7), view == View.drawn(seed=0, epoch=4, index=7)
             (True, False)
         """
-        bits = hashlib.sha256(f"view\0{seed}\0{epoch}\0{index}".encode()).digest()
+        bits = drawn_bits("view", seed=seed, epoch=epoch, index=index)
         return cls(top=_fraction(bits[:8]), left=_fraction(bits[8:16]), mirrored=bits[16] % 2 == 1)
+
+
+def drawn_bits(purpose: str, *, seed: int, epoch: int, index: int) -> bytes:
+    """32 random bytes for one image in one epoch of a training, and a purpose."""
+    return hashlib.sha256(f"{purpose}\0{seed}\0{epoch}\0{index}".encode()).digest()
 
 
 def _fraction(bits: bytes) -> float:

@@ -32,6 +32,9 @@ STATE = ".run"
 _FINGERPRINTS = "fingerprints"
 """Key of the fingerprints of what a run reads."""
 
+LOG = "log.jsonl"
+"""A line for each epoch of a run, as it ends."""
+
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
 
 
@@ -353,7 +356,7 @@ class RunFolder:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
         with suppress(OSError):  # the lock is there
             (self.out / STATE).rmdir()
-        for name in OWN_FILES:
+        for name in (*OWN_FILES, LOG):
             for part in self.out.glob(f".{name}.*.part"):
                 part.unlink(missing_ok=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 
 import torch
 
@@ -14,28 +14,35 @@ from vprompt.data.preprocessing import Augment
 from vprompt.data.scan import in_words
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.model import PromptedModel
-from vprompt.model.records import Recipe
-from vprompt.training.loader import iterate
-from vprompt.training.precision import attention_for_training, autocast, in_bf16
+from vprompt.model.records import AUTO, Recipe
+from vprompt.training.precision import in_bf16
+from vprompt.training.settle import FACTORS, pace, search_epochs
 from vprompt.utils.devices import device_named
 from vprompt.utils.text import count, duration
 
 MOST_CLASSES = 6
 """To be named one by one."""
 
-FIRST_SECONDS = 1.0
-"""A measured batch has as many images as are likely to take so long."""
 
+def preview(
+    model: PromptedModel, task: Task, images: ImageDataset, settings: Settings | CondenseSettings, recipe: Recipe
+) -> list[str]:
+    """Five lines: classes and images, files passed over, backbone, what is learned, and the time and memory for that.
 
-def preview(model: PromptedModel, task: Task, settings: Settings | CondenseSettings, recipe: Recipe) -> list[str]:
-    """Five lines: classes and images, files passed over, backbone, what is learned, and the time that takes."""
+    Args:
+        model: What is to be trained.
+        task: Its data.
+        images: Those to train on, as they are augmented.
+        settings: Of the run.
+        recipe: Its recipe, with numbers of epochs and images.
+    """
     train, val, test = (0 if split is None else len(split) for split in (task.train, task.val, task.test))
     if isinstance(settings, Settings):
-        learned, seen = passes(settings, train, val, test)
+        learned, seen = passes(replace(settings, recipe=recipe), train, val, test)
     else:
         learned, seen = train * _tuning_passes(settings.condense), 2.0 * (val + test)
-    each = seconds_per_image(model, task.train, recipe)
-    seconds = each * (learned + seen / (1 + model.method.backward_cost))
+    step = pace(model, images, recipe)
+    seconds = step.seconds * (learned + seen / (1 + model.method.backward_cost))
     device, (height, width) = device_named("auto"), model.preprocessing.size
     numbers = "bf16" if in_bf16(recipe.precision, device) else "fp32"
     where = f"{device.type}, {count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
@@ -44,8 +51,9 @@ def preview(model: PromptedModel, task: Task, settings: Settings | CondenseSetti
         *found(task),
         f"Backbone: {model.info.name}, {whole / 1e6:.1f} M parameters, {height} x {width} pixels, {where}, {numbers}.",
         f"To learn: {model.method.name}, {model.method.summary()}; {model.num_learned:,} parameters "
-        f"({100 * model.num_learned / whole:.2g} %); {count(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}.",
-        f"Time: about {duration(seconds)}: {count(round(learned + seen), 'image')} at {1 / each:,.0f} a second.",
+        f"({100 * model.num_learned / whole:.2g} %); {count(recipe.num_epochs, 'epoch')}, batches of {recipe.batch}.",
+        f"Time: about {duration(seconds)}: {count(round(learned + seen), 'image')} at {1 / step.seconds:,.0f} a second."
+        f" Memory: about {step.memory / 1e9:.1f} GB.",
     ]
 
 
@@ -82,14 +90,16 @@ def passes(
         trained: Whether the training with all prompts is there already.
     """
     learning = train + val if settings.train_on == "train+val" else train
-    epochs = settings.recipe.epochs if until is None else until
+    epochs = settings.recipe.num_epochs if until is None else until
+    if settings.recipe.lr == AUTO and not trained:
+        epochs += len(FACTORS) * search_epochs(epochs)
     learned, seen = float(learning * epochs * (not trained)), 0.0
-    if settings.method.caches_features and augment_of(settings) == "none":
+    if settings.method.caches_features and augment_of(settings) == "none" and not settings.recipe.mixes:
         learned, seen = 0.0, float(learning)  # features are computed once
     if settings.condense is not None:
         learned += learning * _tuning_passes(settings.condense)
     if settings.prune is not None:
-        learned += learning * (1 + settings.recipe.epochs * (4 if settings.prune.searched else 1))
+        learned += learning * (1 + settings.recipe.num_epochs * (4 if settings.prune.searched else 1))
     seen += val if settings.train_on == "train" else 0
     return learned, seen + (test if settings.test and until is None else 0)
 
@@ -104,22 +114,3 @@ def augment_of(settings: Settings | CondenseSettings) -> Augment:
     """Random augmentation of training images: as the settings say, or as the task's results are made."""
     given = settings.augment if isinstance(settings, Settings) else None
     return given or transforms_of(settings.data).augment
-
-
-def seconds_per_image(model: PromptedModel, data: ImageDataset, recipe: Recipe) -> float:
-    """Seconds that an image takes in a step of the training: measured on one, then on a batch; nothing is learned."""
-    device, training, seconds = device_named("auto"), model.training, FIRST_SECONDS
-    model.to(device).train()
-    with torch.random.fork_rng():
-        for _ in range(2):
-            size = max(1, min(len(data), recipe.batch_size, int(FIRST_SECONDS / seconds)))
-            images, labels = next(iterate(data, [torch.arange(size)], device=device))
-            started = time.perf_counter()
-            with autocast(model, recipe), attention_for_training(model, recipe):
-                loss = model.target.loss(model(images).float(), labels).mean()
-            loss.backward()
-            float(loss.detach())  # waits for the device
-            seconds = (time.perf_counter() - started) / size
-    model.zero_grad()
-    model.train(training)
-    return seconds

@@ -79,14 +79,15 @@ def run(
             return finished
         stages, model = _prepare(settings, folder, progress, sources)
         folder.record(data=stages.task.fingerprint())
-        recipe = settings.recipe
-        facts: dict[str, Any] = {"backbone": settings.backbone, "seed": recipe.seed}
+        facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
         origin = weights_origin(model.backbone)
+        recipe = stages.settle(model) if trained is None else settings.recipe
         if settings.condense is None and settings.prune is None:
             return stages.finish(model, stages.train(model, recipe, "training"), facts, origin)
         early = None
         if trained is not None:
             early, history, before = _take_over(model, trained, stages)
+            recipe = recipe if recipe.fixed else model.recipe or recipe
         else:
             if settings.prune is not None:
                 history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
@@ -190,7 +191,7 @@ def _prepare(
         head_init=settings.head_init,
         preprocessing=preprocessing,
     )
-    stages.introduce(model)
+    stages.introduce(model, stages.settle(model, search=False))
     return stages, model
 
 
@@ -248,7 +249,7 @@ def run_condense(
             )
         earlier = stages.report_in(Path(settings.adapter))  # first: a damaged one is said before any work
         recipe = replace(fine_tuning_recipe(model), epochs=condensing.fine_tune_epochs, seed=settings.seed)
-        stages.introduce(model)
+        stages.introduce(model, recipe)
         before = stages.report(model, History()) | (earlier or {})
         small, history = stages.condense(model, condensing, recipe, keep=True)
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}

@@ -19,6 +19,8 @@ from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
 
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+
 TrainOn = Literal["train", "train+val"]
 
 DEFAULT_METHOD = VPT().name
@@ -103,7 +105,9 @@ class Settings:
         recipe: Training.
         resize: squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre. When left
             out, crop for FGVC's tasks and squash for all others.
-        augment: crop-flip: train on random crops, half of them mirrored. When left out, only for FGVC's tasks.
+        augment: crop-flip: train on random crops, half of them mirrored. light, medium, strong: crops of any size by
+            timm, half of them mirrored, from medium on with RandAugment and random erasing; best with --workers. When
+            left out, crop-flip for FGVC's tasks and none for all others.
         train_on: train+val trains on the validation images as well, once they have served to choose settings; no
             validation accuracy is reported then.
         test: Read the test images at the end; runs that serve to choose do not.
@@ -112,6 +116,7 @@ class Settings:
             PNG are RGB and opacity.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images and classes that cannot be used, and say how many.
+        track: Trackers that see loss, accuracy and rate of every epoch, beside log.jsonl in the run's folder.
         target: What is to be said of an image: single-label (one of the classes), multi-label (any number of tags),
             regression (numbers); what the labels look like when left out.
 
@@ -132,13 +137,14 @@ class Settings:
     )
     recipe: Recipe = field(default_factory=Recipe)
     resize: Literal["squash", "crop"] | None = None
-    augment: Literal["none", "crop-flip"] | None = None
+    augment: Literal["none", "crop-flip", "light", "medium", "strong"] | None = None
     train_on: TrainOn = "train"
     test: bool = True
     img_size: int | None = None
     in_chans: int | None = field(default=None, metadata={"added": True})
     split_seed: int = 0
     skip_bad: bool = False
+    track: tuple[Tracker, ...] = field(default=(), metadata={**PLACE, "added": True})
     target: str | None = field(default=None, metadata={"added": True})
 
     __repr__ = brief
@@ -171,7 +177,7 @@ class Settings:
                 "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "
                 "and --prune-segments, or train on 'train'."
             )
-        if not 0 <= prune.rewind_epoch <= self.recipe.epochs:
+        if prune.rewind_epoch and not 0 <= prune.rewind_epoch <= self.recipe.num_epochs:
             raise VPromptError(
                 f"The epoch to rewind to lies between 0 and the {self.recipe.epochs} of the training, not at "
                 f"{prune.rewind_epoch}."

@@ -30,6 +30,7 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import REPORT_KEYS, RESULT, STATE, RunFolder
+from vprompt.experiments.log import RunLog
 from vprompt.experiments.preview import augment_of, preview
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
@@ -39,6 +40,7 @@ from vprompt.training.checkpoint import History, load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.training.precision import in_bf16
+from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
@@ -165,21 +167,37 @@ class Stages:
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, target, report)
         self.train_images, self.val = training_images(self.task, settings)
+        track = settings.track if isinstance(settings, Settings) else ()
+        self.log = RunLog(folder.out, folder.document, track)
         if settings.condense is not None and settings.condense.ratio == "auto" and self.val is None:
             raise DataError(
                 f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
                 "instead of auto."
             )
 
-    def introduce(self, model: PromptedModel) -> None:
+    def introduce(self, model: PromptedModel, recipe: Recipe) -> None:
         """Says on standard error what was found, and what will be done with it."""
         if model.info.name == BUNDLED_BACKBONE and self.task.train.paths is not None:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.bars and self.sources.introduced is not self.task:
-            lines = preview(model, self.task, self.settings, self._recipe(model))
+            lines = preview(model, self.task, self.train_images, self.settings, recipe)
             about_data = [note for note in self.task.summary.notes if not note.startswith("Passed over")]
             tell([*lines, *about_data, *self.notes])
             self.sources.introduced = self.task
+
+    def settle(self, model: PromptedModel, *, search: bool = True) -> Recipe:
+        """The recipe with the numbers that are found on the data, which its result names as well.
+
+        Args:
+            model: What will be trained.
+            search: With the learning rate, which takes a while.
+        """
+        options: dict[str, Any] = {"file": self.folder.state("settled.json"), "resume": True, "progress": self.progress}
+        tested = [split for split in (self.val, self.task.test) if split is not None]
+        options |= {"spent": time.monotonic() - self.started, "after": sum(map(len, tested)), "search": search}
+        recipe, facts = settled(fit, model, self.train_images, self.val, self._recipe(model), **options)
+        self.facts |= facts
+        return recipe
 
     def _recipe(self, model: PromptedModel) -> Recipe:
         return self.settings.recipe if isinstance(self.settings, Settings) else fine_tuning_recipe(model)
@@ -206,6 +224,7 @@ class Stages:
             label=stage,
             at_epoch=at_epoch,
             until=until,
+            log=None if checkpoint is not None else self.log.stage(stage),
         )
 
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
@@ -308,7 +327,7 @@ class Stages:
             model.save_pretrained(self.folder.out / FULL)
             whole = replace(settings, condense=None, prune=None).to_flat()
             facts = {"backbone": settings.backbone, "seed": settings.recipe.seed, "settings": whole}
-            origin = self._provenance(model, weights)
+            origin = self._provenance(model, weights, History(rows=report["epochs"]))
             write_json(self.folder.out / FULL / RESULT, {**report, **facts, "provenance": origin})
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
@@ -351,7 +370,7 @@ class Stages:
             self.notes += evaluation.remarks(SPLITS[split])
         if len(self.evaluations) > 1:
             facts = {**facts, "lost": self._lost(*self.evaluations[-2:])}
-        recipe, device = self._recipe(model), model.device
+        recipe, device = model.recipe or self._recipe(model), model.device
         result = {
             **report,
             **facts,
@@ -361,13 +380,14 @@ class Stages:
                 "device": str(device),
                 "precision": "bf16" if in_bf16(recipe.precision, device) else "fp32",
                 "threads": torch.get_num_threads(),
-                "batch_size": recipe.batch_size,
+                "batch_size": recipe.batch,
             },
             "settings": self.folder.document,
-            "provenance": self._provenance(model, weights),
+            "provenance": self._provenance(model, weights, history),
             "seconds": round(time.monotonic() - self.started, 1),
         }
         result = json.loads(json.dumps(result))
+        self.log.close()
         self.folder.finish(model, result)
         return result
 
@@ -380,7 +400,7 @@ class Stages:
             lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
         return lost
 
-    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None) -> dict[str, Any]:
+    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None, history: History) -> dict[str, Any]:
         """Data, preprocessing, weights, versions, machine."""
         task, summary = self.task, self.task.summary
         splits = {"train": task.train, "val": task.val, "test": task.test}
@@ -401,7 +421,8 @@ class Stages:
             "trained_on": {"images": len(self.train_images), "augment": self.train_images.augment},
             "backbone_fingerprint": fingerprint(model.backbone),
             "weights": weights,
-            "epoch_rule": f"last epoch; test data {'read once, at the end' if self._tests else 'not read'}",
+            "epoch_rule": f"{history.rule(model.recipe)}; test data "
+            + ("read once, at the end" if self._tests else "not read"),
             "versions": {
                 "vprompt": __version__,
                 "torch": torch.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,6 +11,14 @@ from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import brief, check_fields
 
 Precision = Literal["fp32", "bf16", "auto"]
+
+Balance = Literal["none", "loss", "sampler", "logit-adjustment"]
+
+AUTO = "auto"
+"""A number that `vprompt.training.settle` finds before the training."""
+
+LATER = {"added": True}
+"""Metadata of a setting that came later: where it has its default, names and hashes of runs leave it out."""
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
@@ -22,12 +31,15 @@ class Recipe:
     """Settings of a training; the schedule is linear warm-up, then cosine to zero, stepped at every batch.
 
     Args:
-        epochs: Passes over the training data; 0 leaves the model as it is.
-        batch_size: Images per step, over all processes.
+        epochs: Passes over the training data; 0 leaves the model as it is. auto: as many as suit the number of images,
+            see `schedule_for`.
+        batch_size: Images per step, over all processes. auto: as many as memory has room for, 8 to 256 and at most a
+            tenth of the images.
         optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
         lr: Peak learning rate. For SGD it is the paper's base rate, used times batch_size / 256. When not given, 0.005
             for AdamW and 5.0 for SGD; of which `fit` takes the method's share (`lr_factor`): all of it for prompts,
-            biases and a linear head, 0.04 for full fine-tuning, 0.2 for `Partial` and `MLP`, 0.4 for the others.
+            biases and a linear head, 0.04 for full fine-tuning, 0.2 for `Partial` and `MLP`, 0.4 for the others. auto:
+            the best of five around that, in short trainings on the validation images.
         weight_decay: Not applied to the bias of the head.
         warmup: Share of the steps in which the rate rises; the paper's 10 of 100 epochs.
         momentum: For SGD.
@@ -39,6 +51,20 @@ class Recipe:
             for images that are augmented, or of a data set that is neither an `ImageDataset` nor a `TensorDataset`.
         grad_checkpointing: Compute the blocks' activations again in the backward pass instead of keeping them: less
             memory, more time, the same numbers.
+        time: As many epochs as fit into this time, such as 90s, 10m or 1h, instead of a number of them.
+        balance: Classes of unequal size. loss: weigh each image by how rare its class is; sampler: draw images of all
+            classes equally often; logit-adjustment: add the logarithms of the classes' shares to the logits in the
+            training loss.
+        mixup: Mix pairs of images and their losses, by shares from a beta distribution with this parameter (0.2, say).
+        cutmix: Cut a box of one image into another, its size from a beta distribution with this parameter (1.0, say).
+        label_smoothing: Share of the loss that goes to all classes alike.
+        ema: Evaluate and save a moving average of the learned weights with this decay (0.999, say), which rises to it.
+        early_stopping: Stop after so many validations without a gain; about ten are made in a training.
+        best_epoch: Keep the weights of the best validation instead of those of the last epoch.
+        accumulate: Make a step of so many batches, adding up their gradients.
+        clip: Largest norm of the gradient of a step; 0 for any.
+        layer_decay: Rate of a block, as a share of that of the next one (0.75, say), for methods that learn the
+            backbone's own weights.
 
     Raises:
         VPromptError: If a value is out of range.
@@ -47,13 +73,13 @@ class Recipe:
         >>> Recipe(epochs=10, optimizer="sgd", lr=2.5, batch_size=128).peak_lr
         1.25
 
-    Source: VPT (arXiv 2203.12119), appendix A.
+    Source: VPT (arXiv 2203.12119), appendix A; Menon et al. (arXiv 2007.07314) for logit adjustment.
     """
 
-    epochs: int = 100
-    batch_size: int = 64
+    epochs: int | Literal["auto"] = 100
+    batch_size: int | Literal["auto"] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float | None = None
+    lr: float | Literal["auto"] | None = None
     weight_decay: float = 1e-4
     warmup: float = 0.1
     momentum: float = 0.9
@@ -62,16 +88,33 @@ class Recipe:
     workers: int = field(default=0, metadata={"place": True})
     cache_gb: float = field(default=2.0, metadata={"place": True})
     grad_checkpointing: bool = field(default=False, metadata={"place": True})
+    time: str | None = field(default=None, metadata=LATER)
+    balance: Balance = field(default="none", metadata=LATER)
+    mixup: float = field(default=0.0, metadata=LATER)
+    cutmix: float = field(default=0.0, metadata=LATER)
+    label_smoothing: float = field(default=0.0, metadata=LATER)
+    ema: float = field(default=0.0, metadata=LATER)
+    early_stopping: int = field(default=0, metadata=LATER)
+    best_epoch: bool = field(default=False, metadata=LATER)
+    accumulate: int = field(default=1, metadata=LATER)
+    clip: float = field(default=0.0, metadata=LATER)
+    layer_decay: float = field(default=1.0, metadata=LATER)
 
     __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self)
         checks = [
-            (0 <= self.epochs <= 10**6, f"epochs must be at least 0 and at most a million, not {self.epochs}"),
-            (1 <= self.batch_size <= 10**6, f"the batch size must be 1 to a million, not {self.batch_size}"),
             (
-                self.lr is None or 0 < self.lr <= MAX_RATE,
+                self.epochs == AUTO or 0 <= self.epochs <= 10**6,
+                f"epochs must be at least 0 and at most a million, not {self.epochs}",
+            ),
+            (
+                self.batch_size == AUTO or 1 <= self.batch_size <= 10**6,
+                f"the batch size must be 1 to a million, not {self.batch_size}",
+            ),
+            (
+                self.lr is None or self.lr == AUTO or 0 < self.lr <= MAX_RATE,
                 f"the learning rate must be above 0 and at most {MAX_RATE:g}, not {self.lr}",
             ),
             (0 <= self.weight_decay <= 10_000, f"weight decay must be 0 to 10,000, not {self.weight_decay}"),
@@ -80,16 +123,67 @@ class Recipe:
             (0 <= self.seed < 2**32, f"the seed must be at least 0 and below 2^32, not {self.seed}"),
             (0 <= self.workers <= 1024, f"the number of workers must be 0 to 1024, not {self.workers}"),
             (0 <= self.cache_gb < math.inf, f"the cache takes at least 0 gigabytes, not {self.cache_gb}"),
+            (
+                self.time is None or 0 < self.budget < math.inf,
+                f"time must be a number with s, m or h, such as 90s, 10m or 1h, not {self.time!r}",
+            ),
+            (0 <= self.mixup <= 1000, f"mixup must be 0 to 1000, not {self.mixup}"),
+            (0 <= self.cutmix <= 1000, f"cutmix must be 0 to 1000, not {self.cutmix}"),
+            (0 <= self.label_smoothing < 1, f"label smoothing is a share below 1, not {self.label_smoothing}"),
+            (0 <= self.ema < 1, f"the decay of the average must be at least 0 and below 1, not {self.ema}"),
+            (0 <= self.early_stopping <= 10**6, f"early stopping takes 0 to a million, not {self.early_stopping}"),
+            (1 <= self.accumulate <= 10**4, f"1 to 10,000 batches make a step, not {self.accumulate}"),
+            (0 <= self.clip < math.inf, f"the norm to clip to must be at least 0 and finite, not {self.clip}"),
+            (0 < self.layer_decay <= 1, f"layer decay must be above 0 and at most 1, not {self.layer_decay}"),
         ]
         for holds, problem in checks:
             if not holds:
                 raise VPromptError(f"In the recipe, {problem}.")
 
     @property
+    def fixed(self) -> bool:
+        """Whether all numbers are given, and none are to be found on the data."""
+        return self.time is None and AUTO not in (self.epochs, self.batch_size, self.lr)
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs; a `VPromptError` where it is still to be found."""
+        if isinstance(self.epochs, str) or self.time is not None:
+            raise VPromptError("Here a number of epochs is needed, not auto or a time; give --epochs.")
+        return self.epochs
+
+    @property
+    def batch(self) -> int:
+        """Images computed at once, over all processes; a `VPromptError` where the number is still to be found."""
+        if isinstance(self.batch_size, str):
+            raise VPromptError("Here a batch size is needed, not auto; give --batch-size.")
+        return self.batch_size
+
+    @property
+    def budget(self) -> float:
+        """Seconds of `time`; 0 where it is none.
+
+        Example:
+            >>> Recipe(time="1.5h").budget, Recipe(time="90s").budget
+            (5400.0, 90.0)
+        """
+        parts = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([smh])", self.time or "")
+        return float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2]] if parts else 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs of images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def validates(self, epoch: int) -> bool:
+        """Whether the validation images are looked at after this epoch, counted from 1: ten times, and at the end."""
+        return epoch % max(1, self.num_epochs // 10) == 0 or epoch == self.num_epochs
+
+    @property
     def peak_lr(self) -> float:
         """The highest learning rate in force."""
-        base = DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
-        return base * self.batch_size / 256 if self.optimizer == "sgd" else base
+        base = self.lr if isinstance(self.lr, float) else DEFAULT_LR[self.optimizer]
+        return base * self.batch * self.accumulate / 256 if self.optimizer == "sgd" else base
 
     def with_rate(self, share: float) -> Recipe:
         """The same recipe with its learning rate spelt out: as given, or a share of the default.
@@ -105,8 +199,8 @@ class Recipe:
 
         Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1 and section 5.1.
         """
-        base = DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
-        return replace(self, epochs=epochs, lr=base * lr_factor)
+        base = self.lr if isinstance(self.lr, float) else DEFAULT_LR[self.optimizer]
+        return replace(self, epochs=epochs, time=None, lr=base * lr_factor)
 
 
 def schedule_for(steps: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +57,37 @@ class History:
         losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
         return bool(losses) and losses[-1] > 1.05 * min(losses)
 
+    @property
+    def validated(self) -> list[dict[str, float]]:
+        """The rows of epochs after which the validation images were looked at."""
+        return [row for row in self.rows if any(name.startswith("val_") for name in row)]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The first row with the best figures on the validation images; empty without any."""
+        return max(self.validated, key=merit, default={})
+
+    @property
+    def waited(self) -> int:
+        """Number of validations since the best one."""
+        validated = self.validated
+        return len(validated) - 1 - validated.index(self.best) if validated else 0
+
+    def rule(self, recipe: Recipe | None) -> str:
+        """Which weights of the training were kept, and after how many epochs."""
+        if recipe is None or not self.rows:
+            return "last epoch"
+        last = len(self.rows)
+        rule = f"best epoch on the validation images, {self.best['epoch']:.0f}" if recipe.best_epoch else "last epoch"
+        rule += f", stopped early after {last} of {recipe.num_epochs}" * (last < recipe.num_epochs)
+        return rule + f", moving average of the weights ({recipe.ema:g})" * (recipe.ema > 0)
+
+
+def merit(row: Mapping[str, float]) -> tuple[float, float]:
+    """The score of a validation, and the loss where that is the same: by these it is better than others."""
+    scores = [value for name, value in row.items() if name.startswith("val_") and name != "val_loss"]
+    return max(scores, default=-math.inf), -row.get("val_loss", math.inf)
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -83,6 +115,7 @@ def save_checkpoint(
     *,
     run: dict[str, Any],
     state: State,
+    copies: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Writes a training atomically.
 
@@ -92,8 +125,10 @@ def save_checkpoint(
         optimizer: Their optimiser.
         run: Facts of the run, which may be resumed only with the same; JSON.
         state: The progress; JSON.
+        copies: Further values of the parameters by what they are, such as a moving average.
     """
-    tensors = {f"learned.{name}": p.data for name, p in learned.items()}
+    tensors = {f"{kind}.{name}": value for kind, values in (copies or {}).items() for name, value in values.items()}
+    tensors |= {f"learned.{name}": p.data for name, p in learned.items()}
     names = {id(p): name for name, p in learned.items()}
     for parameter, slots in optimizer.state.items():
         for key, value in slots.items():
@@ -151,6 +186,7 @@ def load_checkpoint(
     run: dict[str, Any],
     epochs: int,
     steps_per_epoch: int,
+    copies: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> State:
     """Fills parameters and optimiser from a checkpoint; nothing is changed if it does not fit.
 
@@ -161,6 +197,7 @@ def load_checkpoint(
         run: Facts of this run.
         epochs: Of the whole training.
         steps_per_epoch: Of it.
+        copies: Filled with what `save_checkpoint` was given.
 
     Raises:
         TrainingError: If the file is damaged, or was written by another run or for other parameters.
@@ -184,6 +221,10 @@ def load_checkpoint(
     step, rows = state.step, state.history.rows
     if not 0 <= step <= epochs * steps_per_epoch or len(rows) != step // steps_per_epoch:
         raise TrainingError(f"{damaged} (step {step} and {len(rows)} epochs do not go together); {remedy}.")
+    for kind, values in (copies or {}).items():
+        values |= {key.removeprefix(f"{kind}."): tensors[key] for key in tensors if key.startswith(f"{kind}.")}
+        if values and {n: v.shape for n, v in values.items()} != {n: p.shape for n, p in learned.items()}:
+            raise TrainingError(f"{damaged} (the {kind} values have gaps); {remedy}.")
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
     if names != set(learned) or any(tensors[f"learned.{n}"].shape != p.shape for n, p in learned.items()):
         raise TrainingError(f"The checkpoint {path} was written for other prompts or another head.")

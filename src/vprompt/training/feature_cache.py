@@ -71,7 +71,7 @@ def cached(
     """
     head_only = all(name.startswith("head.") for name in model.learned)
     unknown = not isinstance(data, TensorDataset | ImageDataset)
-    if augmentation(data) is not None or (not head_only and (recipe.epochs < 2 or not recipe.cache_gb or unknown)):
+    if augmentation(data) is not None or (not head_only and (recipe.num_epochs < 2 or not recipe.cache_gb or unknown)):
         return None
     with ExitStack() as stack:
         if not head_only:  # features deserve full precision: they are computed but once
@@ -83,7 +83,7 @@ def cached(
             return None
         rows = _allocated(split, size_of(data), recipe, processes)
         # In batches as large as those of the training, most backends compute the same bits as there.
-        batch = FEATURES if head_only else math.ceil(recipe.batch_size / processes)
+        batch = FEATURES if head_only else math.ceil(recipe.batch / processes)
         return None if rows is None else _filled(split, rows, model, data, recipe, batch, on_images)
 
 

@@ -23,8 +23,10 @@ from torch.utils.data import (
     default_collate,
 )
 
+from vprompt.data.augment import LEVELS
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment
+from vprompt.data.threads import ahead
 from vprompt.model.classifier import Classifier
 from vprompt.utils.errors import DataError
 
@@ -65,7 +67,8 @@ def iterate(
         dataset: Where the items come from; uint8 images are normalised on the device.
         batches: Indices of each batch.
         device: Where the tensors go.
-        workers: Processes that fetch items of a data set that is no `ImageDataset`.
+        workers: Processes that fetch items of a data set that is no `ImageDataset`, or that augment images by timm's
+            transforms; other files are decoded in threads, the next batch while this one is used.
         seed: Seeds those processes.
         training: The epoch that random views of an `ImageDataset` depend on; without it the images are as they are.
 
@@ -74,18 +77,36 @@ def iterate(
     """
     dataset = dataset_in(dataset)
     if isinstance(dataset, ImageDataset):
-        for index in batches:
-            pixels = dataset.training_pixels(index, **asdict(training)) if training else dataset.pixels(index)
-            yield (
-                dataset.preprocessing.normalise(pixels.to(device, non_blocking=True)),
-                dataset.labels[index].to(device),
-            )
+        if training and dataset.augment in LEVELS:
+            views = _Views(dataset, training)
+            for index, (images, _) in zip(batches, _fetched(views, batches, workers, seed), strict=True):
+                yield images.to(device, non_blocking=True), dataset.labels[index].to(device)
+            return
+        pixels = (
+            dataset.training_pixels(index, **asdict(training)) if training else dataset.pixels(index)
+            for index in batches
+        )
+        still = dataset.in_memory and not (training and augmentation(dataset))
+        for index, held in zip(batches, pixels if still else ahead(pixels), strict=True):
+            images = dataset.preprocessing.normalise(held.to(device, non_blocking=True))
+            yield images, dataset.labels[index].to(device)
         return
     warned = training is not None and training.epoch > 0
     for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):
         if images.is_floating_point() and images.ndim == 4:
             warned = _check_values(images, index, warned)
         yield images.to(device), (labels if labels.is_floating_point() else labels.long()).to(device)
+
+
+@dataclass(frozen=True)
+class _Views(Dataset[tuple[Tensor, int]]):
+    """What one epoch of a training sees of images that timm's transforms augment."""
+
+    dataset: ImageDataset
+    training: TrainingEpoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset.transformed(index, **asdict(self.training)), 0
 
 
 def _check_values(images: Tensor, index: Tensor, warned: bool) -> bool:
@@ -227,6 +248,15 @@ def _kind(value: object) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
+
+
+def labels_of(dataset: ImageLabels, batch_size: int, workers: int) -> Tensor:
+    """The labels of all items, in order; of a data set that is unknown, read with its images."""
+    dataset = dataset_in(dataset)
+    if isinstance(dataset, ImageDataset):
+        return dataset.labels
+    order, cpu = in_order(size_of(dataset), batch_size), torch.device("cpu")
+    return torch.cat([labels for _, labels in iterate(dataset, order, device=cpu, workers=workers)])
 
 
 def in_order(length: int, batch_size: int) -> list[Tensor]:

@@ -1,16 +1,26 @@
-"""The precision of a training, and its kernel of attention."""
+"""The device, the precision and the kernel of attention of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Precision, Recipe
-from vprompt.utils.devices import fast_bf16
+from vprompt.utils.devices import device_named, fast_bf16
+from vprompt.utils.distributed import launcher_checked
+
+
+def accelerator(**options: Any) -> Accelerator:
+    """Accelerate's `Accelerator`, with which processes that `torchrun` started are one training."""
+    # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
+    with launcher_checked():
+        return Accelerator(cpu=device_named("auto").type == "cpu", **options)
 
 
 def in_bf16(precision: Precision, device: torch.device) -> bool:

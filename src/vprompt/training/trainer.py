@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
+from timm.models import group_parameters
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
@@ -33,17 +34,21 @@ from vprompt.training.loader import (
     check_batch,
     check_kind,
     dataset_in,
-    epoch_order,
     identity,
     iterate,
     size_of,
 )
-from vprompt.training.precision import attention_for_training, autocast, in_bf16
-from vprompt.utils.devices import FAST_BF16, device_named
-from vprompt.utils.distributed import launcher_checked
+from vprompt.training.objective import Objective
+from vprompt.training.precision import accelerator, attention_for_training, autocast, in_bf16
+from vprompt.training.settle import settled
+from vprompt.utils.devices import FAST_BF16
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
+from vprompt.utils.serialization import flat
 from vprompt.utils.signals import deferred_interrupt
+
+Log = Callable[[Sequence[Mapping[str, float]]], None]
+"""Is given the rows of a training's history, at the start and after every epoch."""
 
 SAVE_EVERY_SECONDS = 10.0
 """A kill costs at most about this much work."""
@@ -65,6 +70,7 @@ def fit(
     label: str = "training",
     at_epoch: Callable[[int], None] | None = None,
     until: int | None = None,
+    log: Log | None = None,
 ) -> History:
     """Trains the learned part of a model, such as prompts, and its head, in place; the backbone stays as it is.
 
@@ -89,6 +95,7 @@ def fit(
             only for what a kill took back.
         until: Stop after this many of the recipe's epochs; `resume` goes on from there as without the stop. With
             such a stop, a checkpoint is needed.
+        log: Called with the rows of the history: those of a resumed run at the start, and all after every epoch.
 
     Returns:
         A `History`.
@@ -114,8 +121,10 @@ def fit(
     train, val = dataset_in(train), None if val is None else dataset_in(val)
     if isinstance(train, ImageDataset):  # the model is to see all other images as it sees these
         model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
-    _check_start(model, recipe)
-    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until)
+    _check_start(model, recipe, val)
+    file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
+    recipe = settled(fit, model, train, val, recipe, file=file, resume=resume, progress=progress)[0]
+    run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until, log)
     default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():
         run.train(report, resume=resume)
@@ -124,12 +133,17 @@ def fit(
     return run.history
 
 
-def _check_start(model: PromptedModel, recipe: Recipe) -> None:
+def _check_start(model: PromptedModel, recipe: Recipe, val: ImageLabels | None) -> None:
     """Refuses what cannot be trained, and says what is known to train badly."""
     if (held := model.head.weight.dtype) == torch.float16:
         raise TrainingError(
             f"The model's numbers are {held}, too coarse for the steps of a training; attach to the backbone in "
             "float32 (backbone.float()), with precision='bf16' in the recipe to be fast, and halve the trained model."
+        )
+    if val is None and (recipe.best_epoch or recipe.early_stopping):
+        raise TrainingError(
+            "There are no validation images to see the best epoch by, or when to stop; leave out best_epoch and "
+            "early_stopping."
         )
     if recipe.optimizer == "adamw" and recipe.epochs and starts_as_in_the_paper(model.head):
         warnings.warn(
@@ -151,26 +165,31 @@ class _Run:
         checkpoint: Path | None,
         at_epoch: Callable[[int], None] | None,
         until: int | None = None,
+        log: Log | None = None,
     ) -> None:
-        # Without an accelerator, say so: accelerate would otherwise look for one in the environment of `torchrun`.
-        with launcher_checked():
-            self.accelerator = Accelerator(cpu=device_named("auto").type == "cpu")
+        self.accelerator = accelerator()
         self.model = model.to(self.accelerator.device)
         self.val = val
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.at_epoch = at_epoch
-        self.epochs = recipe.epochs if until is None else min(until, recipe.epochs)
+        self.log = log
+        self.epochs = recipe.num_epochs if until is None else min(until, recipe.num_epochs)
         self.learned = model.learned
         self.length = size_of(train)
-        self.steps_per_epoch = math.ceil(self.length / recipe.batch_size)
+        self.step_images = recipe.batch * recipe.accumulate
+        self.steps_per_epoch = math.ceil(self.length / self.step_images)
         self.step = 0
         self.sums = torch.zeros(2, dtype=torch.float64)  # loss and hits of this epoch
         self.history = History()
         self.optimizer = _optimizer(self.learned, model, recipe)
         self.train_data = train
+        self.objective = Objective(model, train, recipe)
+        self.parameters = nn.ParameterList(self.learned.values())
+        self.ema = ModelEmaV3(self.parameters, recipe.ema, use_warmup=True) if recipe.ema else None
+        self.best: dict[str, Tensor] = {}
         self.facts = {
-            "recipe": asdict(recipe),
+            "recipe": flat(recipe),
             "method": to_config(model.method),
             "prompt_counts": model.prompt_counts,
             "copies": model.prompts.multiplicity if model.prompts.merged else None,
@@ -187,7 +206,17 @@ class _Run:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.epochs * self.steps_per_epoch
+        return self.recipe.num_epochs * self.steps_per_epoch
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the validation images have seen no gain for long enough."""
+        return 0 < self.recipe.early_stopping <= self.history.waited
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """The moving average of what is learned, by name; empty where there is none."""
+        return {} if self.ema is None else dict(zip(self.learned, self.ema.module.parameters(), strict=True))
 
     @property
     def last_step(self) -> int:
@@ -199,8 +228,13 @@ class _Run:
             self._restore(self.checkpoint)
         if self.step == 0 and self.at_epoch is not None:
             self.at_epoch(0)
-        if self.step >= self.last_step:
-            return
+        if self.log is not None:
+            self.log(self.history.rows)
+        if self.step < self.last_step and not self.stopped:
+            self._train(report)
+        self._fill(self.best or self.averages)
+
+    def _train(self, report: Report) -> None:
         self.model.train()
         with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, self._checkpointed():
             started = time.monotonic()
@@ -224,25 +258,26 @@ class _Run:
             if interrupted():
                 self._save()
                 epoch = self.step // self.steps_per_epoch + 1
-                raise Interrupted(f"Stopped before epoch {epoch} of {self.recipe.epochs}; the state was saved.")
+                raise Interrupted(f"Stopped before epoch {epoch} of {self.recipe.num_epochs}; the state was saved.")
 
         torch.manual_seed(self._seed(0))
         processes = self.accelerator.num_processes
-        self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, on_images=on_images)
+        if not self.recipe.mixes:
+            self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, on_images=on_images)
 
     def _loop(self, trained: nn.Module, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()
         before = self.history.seconds
         first = self.step
-        while self.step < self.last_step:
+        while self.step < self.last_step and not self.stopped:
             epoch = self.step // self.steps_per_epoch
-            for batch, inputs, labels in self._epoch_batches(epoch):
-                self._step(trained, inputs, labels, batch)
+            for batches, data in self._epoch_batches(epoch):
+                self._step(trained, batches, data)
                 self.step += 1
                 now = time.monotonic()
                 self.history.seconds = before + now - started
-                rate = (self.step - first) * self.recipe.batch_size / max(now - started, 1e-9)
-                seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.recipe.batch_size)
+                rate = (self.step - first) * self.step_images / max(now - started, 1e-9)
+                seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.step_images)
                 loss, hits = (self.sums / seen).tolist()
                 figures = {"loss": loss, self.model.target.hit: hits, "rate": rate}
                 report(self.step, self.last_step, epoch=epoch + 1, **figures)
@@ -252,26 +287,23 @@ class _Run:
                     self._save()
                     saved = now
                 if interrupted():
-                    raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.epochs}; the state was saved.")
+                    raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.num_epochs}; the state was saved.")
 
-    def _epoch_batches(self, epoch: int) -> Iterator[tuple[int, tuple[Tensor, ...], Tensor]]:
-        """The rest of an epoch: size of the global batch, and this process's inputs to the model and labels."""
-        order = epoch_order(self.length, seed=self.recipe.seed, epoch=epoch)
-        batches = list(order.split(self.recipe.batch_size))[self.step - epoch * self.steps_per_epoch :]
-        shares = [self._share(batch) for batch in batches]
+    def _epoch_batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], Iterator[tuple[Tensor, Tensor]]]]:
+        """The rest of an epoch, step by step: indices of the batches that make a step, and what yields their images."""
+        order = self.objective.order(self.length, epoch=epoch)
+        steps = [step.split(self.recipe.batch) for step in order.split(self.step_images)]
+        steps = steps[self.step - epoch * self.steps_per_epoch :]
+        shares = [self._share(batch) for batches in steps for batch in batches]
         device, workers, cache = self.accelerator.device, self.recipe.workers, self.cache
         training = TrainingEpoch(seed=self.recipe.seed, epoch=epoch)
         source = self.train_data if cache is None or cache.with_images else cast("ImageLabels", cache.data)
         data = iterate(source, shares, device=device, workers=workers, seed=self._seed(self.step), training=training)
-        for batch, rows in zip(batches, shares, strict=True):
+        for batches in steps:
             # Seeded anew for every step, before its images are fetched: random augmentation and dropout then depend
             # on the step alone, and a resumed run repeats them.
             torch.manual_seed(self._seed(self.step))
-            images, labels = next(data)
-            if cache is None:
-                check_batch(images, labels, self.model)
-            beside = () if cache is None or not cache.with_images else (cache.rows[rows].to(device),)
-            yield len(batch), (*beside, images), labels
+            yield batches, data
 
     def _seed(self, step: int) -> int:
         return (self.recipe.seed * 1_000_003 + step) * 1024 + self.accelerator.process_index
@@ -281,23 +313,14 @@ class _Run:
         share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
         return share if len(share) else batch[:1]
 
-    def _step(self, trained: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor, batch: int) -> None:
-        recipe, processes, rank = self.recipe, self.accelerator.num_processes, self.accelerator.process_index
+    def _step(self, trained: nn.Module, batches: Sequence[Tensor], data: Iterator[tuple[Tensor, Tensor]]) -> None:
+        recipe, size = self.recipe, sum(map(len, batches))
         lr = learning_rate(self.step, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        with autocast(self.model, recipe):
-            logits = trained(*inputs).float()
-        # A process left without images in a short last batch computes one whose weight is zero.
-        weight = 1.0 if rank < batch else 0.0
-        target = self.model.target
-        loss_sum = weight * target.loss(logits, labels).sum()
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()
-        # Data-parallel training averages gradients over processes; the batch's mean is wanted.
-        self.accelerator.backward(loss_sum * processes / batch)
-        hits = weight * target.hits(logits.detach(), labels).sum()
-        sums = torch.stack([loss_sum.detach(), hits])
-        if processes > 1:
+        sums = torch.stack([self._backward(trained, batch, size, *next(data)) for batch in batches]).sum(0)
+        if self.accelerator.num_processes > 1:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
         if not math.isfinite(float(sums[0])):
             epoch, step = divmod(self.step, self.steps_per_epoch)
@@ -306,36 +329,91 @@ class _Run:
                 f"The loss became {float(sums[0])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
                 f"try a lower rate, such as --lr {base / 10:.1g}, or fp32 instead of bf16."
             )
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.parameters, self.step + 1)
         self.sums += sums.cpu()
 
+    def _backward(self, trained: nn.Module, batch: Tensor, size: int, images: Tensor, labels: Tensor) -> Tensor:
+        """Adds the gradients of a batch to those of its step, of `size` images; returns its sums of loss and hits."""
+        cache, processes, rank = self.cache, self.accelerator.num_processes, self.accelerator.process_index
+        inputs, shares = (images,), None
+        if cache is None:
+            check_batch(images, labels, self.model)
+        elif cache.with_images:
+            inputs = (cache.rows[self._share(batch)].to(images.device), images)
+        if self.recipe.mixes:
+            images, shares = self.objective.mixed(images, seed=int(torch.randint(2**31, ())))
+            inputs = (images,)
+        with autocast(self.model, self.recipe):
+            logits = trained(*inputs).float()
+        # A process left without images in a short last batch computes one whose weight is zero.
+        weight = 1.0 if rank < len(batch) else 0.0
+        loss_sum = weight * self.objective.losses(logits, labels, shares).sum()
+        # Data-parallel training averages gradients over processes; the step's mean is wanted.
+        self.accelerator.backward(loss_sum * processes / size)
+        hits = weight * self.model.target.hits(logits.detach(), labels).sum()
+        return torch.stack([loss_sum.detach(), hits])
+
     def _finish_epoch(self, epoch: int, report: Report) -> None:
+        target, recipe = self.model.target, self.recipe
         loss, hits = (self.sums / self.length).tolist()
-        target = self.model.target
         row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, target.hit: hits}
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
-        interval = max(1, self.recipe.epochs // 10)
-        if self.val is not None and ((epoch + 1) % interval == 0 or epoch + 1 == self.recipe.epochs):
-            evaluation = evaluate(self.model, self.val, workers=self.recipe.workers)
-            row[key := f"val_{target.headline}"] = evaluation.score
-            if math.isfinite(evaluation.loss):  # JSON has no other numbers
-                row["val_loss"] = evaluation.loss
-            report(self.step, self.last_step, **{key: row[key]})
+        row["lr"] = learning_rate(self.step - 1, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
         self.history.rows.append(row)
+        if self.val is not None and recipe.validates(epoch + 1):
+            with self._averaged():
+                evaluation = evaluate(self.model, self.val, workers=recipe.workers)
+                row[key := f"val_{target.headline}"] = evaluation.score
+                if math.isfinite(evaluation.loss):  # JSON has no other numbers
+                    row["val_loss"] = evaluation.loss
+                if recipe.best_epoch and self.history.best is row:
+                    self.best = {name: p.detach().clone() for name, p in self.learned.items()}
+            report(self.step, self.last_step, **{key: row[key]})
         self.sums.zero_()
+        if self.log is not None:
+            self.log(self.history.rows)
         if self.at_epoch is not None:
             self.at_epoch(epoch + 1)
+
+    @contextmanager
+    def _averaged(self) -> Generator[None]:
+        """Inside, the model has the moving average of its weights, where there is one."""
+        now = {name: p.detach().clone() for name, p in self.learned.items()} if self.ema is not None else {}
+        self._fill(self.averages)
+        try:
+            yield
+        finally:
+            self._fill(now)
+
+    @torch.no_grad()
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.learned[name].copy_(value)
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
         bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
         state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16)
-        save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state)
+        copies = {"ema": self.averages, "best": self.best}
+        save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state, copies=copies)
 
     def _restore(self, path: Path) -> None:
-        sizes = {"epochs": self.recipe.epochs, "steps_per_epoch": self.steps_per_epoch}
-        state = load_checkpoint(path, self.learned, self.optimizer, run=self.facts, **sizes)
+        averages: dict[str, Tensor] = {}
+        state = load_checkpoint(
+            path,
+            self.learned,
+            self.optimizer,
+            run=self.facts,
+            epochs=self.recipe.num_epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            copies={"ema": averages, "best": self.best},
+        )
+        for name, value in self.averages.items():
+            value.data.copy_(averages[name])
         self.step, self.history = state.step, state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
         if state.bf16 is not None and self.recipe.precision == "auto":  # a busy machine may measure another
@@ -343,10 +421,39 @@ class _Run:
 
 
 def _optimizer(learned: dict[str, nn.Parameter], model: PromptedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    scales = _rate_shares(learned, model, recipe.layer_decay)
     groups = [
-        {"params": [p for p in learned.values() if p is not model.head.bias], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in learned.values() if p is model.head.bias], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in learned.items() if (p is model.head.bias) == bias and scales[name] == scale],
+            "weight_decay": 0.0 if bias else recipe.weight_decay,
+            "lr_scale": scale,
+        }
+        for scale in sorted(set(scales.values()), reverse=True)
+        for bias in (False, True)
     ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.peak_lr)
+
+
+def _rate_shares(learned: dict[str, nn.Parameter], model: PromptedModel, decay: float) -> dict[str, float]:
+    """Parameter -> share of the learning rate: less, the further below the head it is, by timm's order of layers.
+
+    Raises:
+        TrainingError: If nothing of the backbone's own is learned.
+
+    Source: BEiT (arXiv 2106.08254), as in `timm.optim.param_groups_layer_decay`.
+    """
+    if decay == 1:
+        return dict.fromkeys(learned, 1.0)
+    backbone = cast("Any", model.backbone)
+    layers = cast("dict[str, int]", group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True))
+    top = max(layers.values())
+    own = {f"tuned.{name}": layer for name, layer in layers.items()}
+    known = {name: own[name] for name in learned if name in own}
+    if not known:
+        raise TrainingError(
+            f"The method {model.method.name} learns no weights of the backbone's own, whose rates could differ by "
+            "layer; leave out --layer-decay, or take --method full."
+        )
+    return {name: decay ** (top - known.get(name, top)) for name in learned}

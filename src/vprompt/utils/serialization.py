@@ -52,10 +52,9 @@ class Option:
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a configuration dataclass and of those nested in it, by their flat names.
 
-    A field's metadata may hold `flag` (its flat name), `place`, and `added`: plain data has such a one only where it is
-    not as by default. A nested configuration that may be None has `when`,
-    the options that call for it, and may have `switch`, an option of its own that does so. A field that is
-    `polymorphic`, of one of several dataclasses, is left to others.
+    A field's metadata may hold `flag` (its flat name), `place`, and `added` (it came later: `flat` leaves out its
+    default). A nested configuration that may be None has `when`, the options that call for it, and may have `switch`,
+    an option of its own that does so. A field that is `polymorphic`, of one of several dataclasses, is left to others.
 
     Example:
         >>> from vprompt.model.records import Recipe
@@ -184,9 +183,9 @@ def check_fields(config: Any) -> None:
 
     Example:
         >>> from vprompt.model.records import Recipe
-        >>> Recipe(epochs=2.5)
+        >>> Recipe(seed=2.5)
         Traceback (most recent call last):
-        vprompt.utils.errors.VPromptError: The setting epochs takes a whole number, not 2.5.
+        vprompt.utils.errors.VPromptError: The setting seed takes a whole number, not 2.5.
     """
     hints = _hints(type(config))
     for entry in fields(config):

@@ -99,12 +99,12 @@ def _halve(
         {"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices
     ]
     trials += records
-    longest = max(choice.recipe.epochs for choice in settings)  # a search may try several
+    longest = max(choice.recipe.num_epochs for choice in settings)  # a search may try several
     shares = {max(1, round(share * longest)): share for share in sorted(search.rungs)}
     for share in [*(share for until, share in shares.items() if until < longest), 1.0]:
         if len(choices) > 1 and len(going) == 1:
             break
-        epochs = {number: settings[number].recipe.epochs for number in going}
+        epochs = {number: settings[number].recipe.num_epochs for number in going}
         untils = {number: min(many, max(1, round(share * many))) for number, many in epochs.items()}
         jobs = {
             number: Job(settings=settings[number], until=until, names=cell.names) for number, until in untils.items()
@@ -121,7 +121,7 @@ def _halve(
         if not going:
             return {}
     for number, record in enumerate(records):
-        record["stopped"] = number != going[0] and record["epochs"] < settings[number].recipe.epochs
+        record["stopped"] = number != going[0] and record["epochs"] < settings[number].recipe.num_epochs
     return dict(choices[going[0]])
 
 
@@ -145,7 +145,7 @@ def _compare(
     ranks = {number: _rank(results[job.name], search) for number, job in jobs.items()}
     best = min(ranks, key=lambda number: (ranks[number], number))
     for number, job in jobs.items():
-        seen = _seen(results[job.name], settings[number].recipe.epochs)
+        seen = _seen(results[job.name], settings[number].recipe.num_epochs)
         trials.append({"settings": choices[number], **seen, "stopped": False})
     return dict(choices[best]) if ranks[best] < (math.inf,) else {}
 
