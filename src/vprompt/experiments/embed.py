@@ -303,7 +303,7 @@ def _listing(data: Any, root: str | None, columns: Columns, labelled: bool) -> L
     paths: list[Any] = [*data] if isinstance(data, list | tuple) else [data]
     paths = [Path(path) for path in paths if isinstance(path, str | Path)]
     folder = len(paths) == 1 and paths[0].is_dir()
-    files = all(path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES for path in paths) and bool(paths)
+    files = len(paths) > 1 or folder or (len(paths) == 1 and paths[0].suffix.lower() in IMAGE_SUFFIXES)
     if not files or (folder and labelled):
         listing = find_listing(data, root=root, training=False, columns=columns)
         items = [item for items in listing.splits.values() for item in items]
