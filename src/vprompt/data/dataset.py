@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -122,6 +121,8 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
         if augment not in ("none", "crop-flip", *LEVELS):
             raise DataError(f"Images are augmented by none, crop-flip, {listed([*LEVELS])}, not {augment!r}.")
+        if augment in LEVELS and preprocessing.shape[0] != 3:
+            raise DataError(f"timm augments images of three channels, not {preprocessing.shape[0]}; take crop-flip.")
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -238,7 +239,7 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
     def _decoded(self, number: int, view: AnyView = None) -> Tensor:
         if self._store is not None and (self._files is None or self.paths is None):
             pixels = self._store[self._rows[number]]
-            return render(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self.preprocessing, view)
+            return render(pixels.permute(1, 2, 0).numpy(), self.preprocessing, view)
         files, paths = self._named_files()
         source = files.read(paths[number])
         return decode(source, self.preprocessing, name=None if isinstance(source, Path) else paths[number], view=view)

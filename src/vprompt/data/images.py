@@ -258,13 +258,11 @@ def render(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing,
 
     A view is cut out of the image resized to `size / 0.875`: its short side, or both with `"squash"`.
     """
-    if callable(view):
-        if not isinstance(image, Image.Image) or preprocessing.shape[0] != 3:
-            raise UnusableImageError("is no RGB image, and others are not augmented so")
-        return view(to_rgb(image, preprocessing.white))
     height, width = preprocessing.size
     whole = preprocessing.resize == "squash" and view is None
     layers = _layers(image, preprocessing)
+    if callable(view):
+        return view(Image.merge("RGB", layers) if len(layers) == 3 else layers[0])
     box = None if whole else _box(layers[0].size, preprocessing, view)
     method = Image.Resampling[preprocessing.interpolation.upper()]
     resized = [layer.resize((width, height), method, box=box) for layer in layers]
