@@ -126,9 +126,9 @@ def _print(documents: Mapping[Path, Mapping[str, Any]]) -> None:
         row = {"model": document["settings"]["model"], "features": str(document["features"])}
         if "linear" in document:
             kind, linear = TARGETS.get(document["target"]), document["linear"]
-            beside = f", {document['tested_on']}{kind.beside(linear)}"
+            beside = f", {kind.title} on {document['tested_on']}{kind.beside(linear)}"
             row |= {f"kNN {k}": next(iter(kind.cells(knn).values())) for k, knn in document["knn"].items()}
-            row |= {f"linear: {key}": cell for key, cell in kind.cells(linear).items()}
+            row |= dict(zip(("linear", "95 %"), kind.cells(linear).values(), strict=False))
         rows.append(row)
     first = next(iter(documents.values()))
     data = " ".join(first["settings"]["data"][:3]) or "the bundled task"
@@ -142,9 +142,7 @@ def _print(documents: Mapping[Path, Mapping[str, Any]]) -> None:
             print_table(title, ["image", "looks like", "splits", "cosine"], cells)
         if doubtful:
             keys = ("image", "label", "probability", "likely", "likely_probability")
-            cells = [
-                [percent(row[key]) if "probability" in key else row[key] for key in keys] for row in doubtful[:FEW]
-            ]
+            cells = [[percent(row[k]) if "probability" in k else row[k] for k in keys] for row in doubtful[:FEW]]
             title = f"{count(len(doubtful), 'label')} that may be wrong, the most doubtful first"
             print_table(title, ["image", "label", "of which", "likely", "of which"], cells)
         learned = "The adapter has learned from these or other images: its figures are not those of a backbone."
