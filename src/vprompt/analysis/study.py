@@ -18,6 +18,8 @@ from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
 from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
+from vprompt.experiments.folder import target_of
+from vprompt.utils.errors import VPromptError
 from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
 from vprompt.utils.text import line
 
@@ -248,7 +250,9 @@ class Runs:
 
 
 def tested(result: RunResult) -> float | None:
-    """Figures of a run; its test images were read once."""
+    """Test accuracy of a run, which must be about classes; its test images were read once."""
+    if not (target := target_of(result)).grouped:
+        raise VPromptError(f"Studies are about accuracies; there is none of {target.name}: take images with classes.")
     return result.get("test_accuracy")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.experiments.folder import score_key, target_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.statistics import seeds_of
 from vprompt.utils.text import count, duration, percent, printable, spread
@@ -118,11 +119,11 @@ FEW_TASKS = 3
 
 
 def show_results(document: dict[str, Any], tasks: Sequence[str]) -> None:
-    """Prints mean and spread of every method: on each task where they are few, else over all that it has."""
+    """Prints mean and spread of every method's score: on each task where they are few, else over all that it has."""
     accuracies: dict[str, dict[str, list[float | None]]] = {}
     for cell in document["cells"]:
         of_method = accuracies.setdefault(cell["method"], {task: [] for task in tasks})
-        of_method[cell["task"]].append(cell["test_accuracy"])
+        of_method[cell["task"]].append(cell[score_key(cell, "test")])
     few = len(tasks) <= FEW_TASKS
     rows: list[list[str]] = []
     for method, of_method in accuracies.items():
@@ -135,7 +136,10 @@ def show_results(document: dict[str, Any], tasks: Sequence[str]) -> None:
             rows.append([method, f"{len(means)} of {len(tasks)}", percent(mean)])
     names = [task.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1] for task in tasks]
     columns = names if few else ["tasks", "mean of all"]
-    title = "Test accuracy (%)" + (", mean ± sample standard deviation over seeds" if few else ", mean over tasks")
+    scores = {target_of(cell).title for cell in document["cells"] if not cell["failure"]}
+    title = f"Test {'score' if len(scores) > 1 else (scores or {'accuracy'}).pop()} (%)" + (
+        ", mean ± sample standard deviation over seeds" if few else ", mean over tasks"
+    )
     print_table(title, ["method", *columns], rows, whole_first=True)
     print_note(f"Next: vprompt report {document['results']}")
 

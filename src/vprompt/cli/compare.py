@@ -146,7 +146,7 @@ def show(document: dict[str, Any], out: Path) -> None:
     weak = [
         row["method"]
         for row in document["rows"]
-        if row["test_interval"] and row["test_interval"][0] <= row["test_majority_accuracy"]
+        if row["test_interval"] and row["test_interval"][0] <= row.get("test_majority_accuracy", -1)
     ]
     if weak:
         print_note(f"Not clearly above always saying the commonest class: {', '.join(weak)}.")

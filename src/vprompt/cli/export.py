@@ -36,7 +36,8 @@ class Export:
     """Image files or folders to compare the file with the original on; those of --int8 or bundled
     images when left out."""
     include_preprocessing: bool = False
-    """The file takes uint8 pixels (B, H, W, 3) in RGB, resized to the model's size, and gives probabilities."""
+    """The file takes uint8 pixels (B, H, W, 3) in RGB, resized to the model's size, and gives probabilities or
+    values."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """fp16: weights in float16, half as large (onnx, openvino)."""
     opset: int | None = None
@@ -133,14 +134,14 @@ def _show(exported: Exported) -> None:
         "allowed": f"{about.comparison.tolerance * about.comparison.scale:.1e}",
     }
     print_table(str(exported.path), list(found), [list(found.values())])
-    cost = about.quantisation
+    cost, target = about.quantisation, about.made_target
     if cost is None:
         return
     print_note(f"Calibrated on {cost.calibration_images} images; the difference is that of float32, before int8.")
     found = {
-        "same class": percent(cost.same_class),
-        "accuracy before": percent(cost.accuracy_before),
-        "after": percent(cost.accuracy_after),
+        "same class" if target.grouped else "same": percent(cost.same_class),
+        f"{target.title} before": percent(cost.score_before),
+        "after": percent(cost.score_after),
         "images": str(cost.images or "-"),
         "split": cost.split or "-",
     }

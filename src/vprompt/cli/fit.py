@@ -19,7 +19,7 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
-from vprompt.experiments.folder import check_out, score_key
+from vprompt.experiments.folder import PAGE, check_out, score_key, target_of
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
     CondenseSettings,
@@ -31,9 +31,7 @@ from vprompt.experiments.settings import (
 )
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
-from vprompt.tasks.base import TARGETS
 from vprompt.tasks.columns import Columns
-from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, build, options_of
@@ -56,6 +54,9 @@ OUTPUT = {
 }
 """Options of all commands that leave a folder."""
 
+REPORT = {"report": Option(flag="report", type=bool, default=True, help="Leave report.html, a page to look at.")}
+"""Option of commands that leave a page about one run."""
+
 RATIO = replace(
     options_of(Condensing)["condense"],
     flag="ratio",
@@ -75,7 +76,7 @@ class FitCommand:
 
     def run(self) -> None:
         """Trains, condenses, evaluates, saves."""
-        values, asked = values_of(self, setting_types()), values_of(self, OUTPUT)
+        values, asked = values_of(self, setting_types()), values_of(self, OUTPUT | REPORT)
         settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
         if values["merge"] and settings.condense is None:
             raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
@@ -85,10 +86,12 @@ class FitCommand:
         settings = replace(settings, backbone=backbone_of(values, out if asked["resume"] else None))
         out = out or default_out(settings)
         check_out(out, resume=asked["resume"])
+        from vprompt.experiments.report.outcome import write_page
         from vprompt.experiments.run import run
 
+        page = write_page if asked["report"] else None
         with resumable(out, asked["device"]):
-            result = run(settings, out, resume=asked["resume"], progress=is_main_process())
+            result = run(settings, out, resume=asked["resume"], progress=is_main_process(), page=page)
         show_result(result, out, as_json=asked["json"])
 
 
@@ -104,8 +107,9 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     options = {
         **settings_options("data", "backbone", "weights"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
-        **settings_options("head_init", "train_on", "img_size", "in_chans", "track"),
+        **settings_options("head_init", "train_on", "img_size", "in_chans", "calibrate", "track"),
         **OUTPUT,
+        **REPORT,
     }
     groups = {
         kind.name: group(kind.name, kind.options, doc=f"Options of the method {kind.name}."),
@@ -189,20 +193,23 @@ class CondenseCommand:
 
     def run(self) -> None:
         """Scores, keeps, fine-tunes, evaluates, saves."""
-        values, asked = values_of(self, _OPTIONS), values_of(self, OUTPUT)
+        values, asked = values_of(self, _OPTIONS), values_of(self, OUTPUT | REPORT)
         settings = build(CondenseSettings, {**values, "condense": values["ratio"]})
         out: Path = asked["out"]
         check_out(out, resume=asked["resume"])
+        from vprompt.experiments.report.outcome import write_page
         from vprompt.experiments.run import run_condense
 
+        page = write_page if asked["report"] else None
         with resumable(out, asked["device"]):
-            result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process())
+            result = run_condense(settings, out, resume=asked["resume"], progress=is_main_process(), page=page)
         show_result(result, out, as_json=asked["json"])
 
 
 _OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": RATIO}).values()}
 _OUT = {
     **OUTPUT,
+    **REPORT,
     "out": replace(OUTPUT["out"], type=Path, default=MISSING, help="Folder for the smaller adapter and result.json."),
 }
 
@@ -229,7 +236,7 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         ["method", "prompts", "learned", "time"],
         rows,
     )
-    target = TARGETS.get(result.get("target", SingleLabel.name))
+    target = target_of(result)
     for split in ("val", "test"):
         if result[score_key(result, split)] is not None:
             cells = [target.cells(stage, f"{split}_") for stage in models]
@@ -243,7 +250,10 @@ def show_result(result: dict[str, Any], out: Path, *, as_json: bool) -> None:
         print_note(remark)
     if (out / "full").exists():
         print_note(f"The adapter with all prompts is in {out / 'full'}.")
-    print_note(f"Adapter and result.json are in {out}. Next: vprompt predict {out} IMAGE")
+    there = f"Adapter and result.json are in {out}"
+    if (out / PAGE).is_file():
+        there = f"{out / PAGE} shows it all. {there}"
+    print_note(f"{there}. Next: vprompt predict {out} IMAGE")
 
 
 def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
@@ -257,7 +267,8 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     if trials := result.get("condensing", {}).get("trials"):
         tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
-        yield f"Validation accuracy with shares of the prompts, against all of them: {', '.join(tried)} points."
+        score = target_of(result).title
+        yield f"Validation {score} with shares of the prompts, against all of them: {', '.join(tried)} points."
     for split, images in (("val", "validation"), ("test", "test")):
         if (ends := result.get("lost", {}).get(f"{split}_interval")) is not None:
             lost = result["lost"][score_key(result, split)]

@@ -20,6 +20,7 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
+from vprompt.experiments.folder import PAGE
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
@@ -27,6 +28,7 @@ from vprompt.utils.io import read_json
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
     from vprompt.serving.predict import Prediction
+    from vprompt.tasks.base import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(ImageOptions, _Source):
-    """Accuracy of an adapter or an exported model on labelled images."""
+    """Accuracy of an adapter or an exported model on labelled images, or what else tells how good it is."""
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Image folder with one folder per class, a table, or a task; the bundled task when left out."""
@@ -87,6 +89,8 @@ class Eval(ImageOptions, _Source):
     """auto: all images of a folder that the adapter was not trained on, else its test or validation images."""
     skip_bad: bool = False
     """Leave out classes that the adapter does not know; images that cannot be read are no error in the end."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for report.html, a page to look at; none is written when left out."""
 
     def run(self) -> None:
         """Loads, evaluates, prints."""
@@ -94,6 +98,9 @@ class Eval(ImageOptions, _Source):
         from vprompt.training.evaluate import evaluate
         from vprompt.utils.progress import bar
 
+        page = None if self.out is None else self.out / PAGE
+        if page is not None and page.exists():
+            raise UsageError(f"{page} is there already; choose another --out.")
         model = self.load(fold=False)
         sample, seed, columns = trained_on(Path(self.adapter))
         bad: list[str] = []
@@ -120,6 +127,12 @@ class Eval(ImageOptions, _Source):
         elif split == "all":
             which = f"These are all images of {data}" + ", of which the model has seen none." * (self.split == "auto")
         figures, notes, target = result.figures, [which, *result.remarks(split)], model.target
+        if page is not None:
+            from vprompt.experiments.report.outcome import write_page
+
+            shown = {f"{split}_{key}": value for key, value in figures.items()} | {"notes": notes}
+            write_page(page, model, {split: result}, {split: images}, shown, adapter=self.adapter, data=self.data)
+            notes = [*notes, f"{page} shows it all."]
         if self.json:
             print_json({**figures, "split": split, "skipped": list(skipped), "notes": notes})
         else:
@@ -149,7 +162,7 @@ def trained_on(adapter: Path) -> tuple[str | None, int, Columns]:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(_Source):
-    """Classes and probabilities of images; a folder stands for all images in it.
+    """What a model says of images: class and probability, tags, or numbers; a folder stands for all images in it.
 
     Rows are written batch by batch, with --json one on each line: neither a stop nor a bad file costs finished work.
     """
@@ -157,7 +170,7 @@ class Predict(_Source):
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files or folders."""
     top: int = 3
-    """Number of classes to name for each image."""
+    """Number of classes or tags to name for each image."""
     skip_bad: bool = False
     """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
 
@@ -184,9 +197,9 @@ class Predict(_Source):
                 done += len(predictions)
                 if self.json:
                     for found in predictions if self.skip_bad else batch:
-                        write(asdict(found))
+                        write(asdict(found) if isinstance(found, Failure) else {"image": found.image, **found.answer})
                 elif predictions:
-                    _print(predictions, done)
+                    _print(predictions, done, model.target)
         for failure in failures:
             print_note(failure.error)
         if others:
@@ -197,25 +210,26 @@ class Predict(_Source):
             raise DataError(f"{which}{go_on}; the first: {failures[0].error}")
 
 
-def _print(predictions: Sequence[Prediction], done: int) -> None:
+def _print(predictions: Sequence[Prediction], done: int, target: Target) -> None:
     """Prints a table of some predictions, the last of which is number `done`."""
-    rows = [
-        [p.image, p.class_name, percent(p.probability), ", ".join(f"{n} {percent(q)}" for n, q in p.top[1:])]
-        for p in predictions
-    ]
+    rows = [target.row(prediction.answer) for prediction in predictions]
     first = done - len(rows) + 1
     title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
-    head, width = ["image", "class", "probability", "then"], shutil.get_terminal_size().columns
-    if sum(max(map(len, column)) for column in zip(head, *rows, strict=True)) + 16 > width:  # with what is between them
-        head, rows = head[:3], [row for p in predictions for row in _stacked(p, width // 3)]
-    print_table(title, head, rows, whole_first=max(len(row[0]) for row in rows) <= width // 2)
+    head, width = ["image", *rows[0]], shutil.get_terminal_size().columns
+    cells = [[prediction.image, *row.values()] for prediction, row in zip(predictions, rows, strict=True)]
+    if sum(max(map(len, column)) for column in zip(head, *cells, strict=True)) + 16 > width:  # with what is between
+        head = ["image", target.unit or "of", "probability" if target.unit else "value"]
+        cells = [row for prediction in predictions for row in _stacked(prediction, target, width // 3)]
+    print_table(title, head, cells, whole_first=max(len(row[0]) for row in cells) <= width // 2)
 
 
-def _stacked(prediction: Prediction, most: int) -> Iterator[list[str]]:
-    """Rows of an image on a narrow terminal: its classes one below the other, its path broken at slashes only."""
+def _stacked(prediction: Prediction, target: Target, most: int) -> Iterator[list[str]]:
+    """Rows of an image on a narrow terminal: what is said one below the other, its path broken at slashes only."""
     pieces = [""]
     for part in prediction.image.replace("/", "/\0").split("\0"):
         pieces += [""] * (len(pieces[-1] + part) > most)
         pieces[-1] += part
-    for piece, found in zip_longest(filter(None, pieces), prediction.top):
-        yield [piece or "", *([found[0], percent(found[1])] if found else ["", ""])]
+    row, top = target.row(prediction.answer).items(), prediction.answer.get("top")
+    said = row if top is None else [(name, percent(share)) for name, share in top]
+    for piece, found in zip_longest(filter(None, pieces), said):
+        yield [piece or "", *(found or ["", ""])]

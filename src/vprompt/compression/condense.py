@@ -1,4 +1,4 @@
-"""Algorithm 1 of Prompt Condensation as one call, and the smallest share of the prompts that costs no accuracy."""
+"""Algorithm 1 of Prompt Condensation as one call, and the smallest share of the prompts that costs nothing."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def smallest_share(
         its score (such as `val_accuracy`), `difference` (from that with all prompts, on the same images) and the paired
         95 % `interval` of that.
 
+    Raises:
+        VPromptError: If these images do not tell the score.
+
     Example:
         >>> import torch
         >>> from vprompt.tasks.single_label import SingleLabel
@@ -52,6 +55,8 @@ def smallest_share(
         >>> best, [trial["ratio"] for trial in trials]
         (0.3, [0.5, 0.3, 0.2])
     """
+    if before.interval is None:
+        raise VPromptError(f"The validation images tell no {before.target.title}; give a share instead of auto.")
     best, trials = None, list[dict[str, Any]]()
     for ratio in SHARES:
         made, after = attempt(ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable, Generator
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprompt.backbones.attention.base import Observer
 from vprompt.compression.criteria import Gradient
 from vprompt.methods.layers.inject import attention_at
 from vprompt.model.model import PromptedModel
@@ -116,25 +116,30 @@ def _products(gradient: Tensor, change: Tensor) -> Tensor:
     return torch.einsum(sizes, gradient.to(change.device).double(), change.double())
 
 
+def observed(model: PromptedModel, note: Callable[[int, slice, Callable[[int], Tensor]], None]) -> PromptedModel:
+    """A copy that tells of attention as it runs: number of a block, place of prompts among keys, weights of queries."""
+    watched, tokens = model.copy(execution="prefix").eval(), model.method.riding == "tokens"
+    # A prefix stands before all tokens; prompts among the tokens stand behind the leading ones.
+    first = model.info.num_prefix_tokens if tokens else 0
+    for block, attention in enumerate(watched.attentions):
+        count = watched.prompt_counts[0 if tokens else block]
+        attention.observer = functools.partial(note, block, slice(first, first + count))
+    return watched
+
+
 @contextmanager
 def class_similarity(model: PromptedModel) -> Generator[Effects]:
     """The class token's attention to each prompt, (B, P, 1) by block of the prompts."""
-    watched = model.copy(execution="prefix").eval()
-    shallow = watched.method.riding == "tokens"
-    # A prefix stands before all tokens; prompts among the tokens stand behind the leading ones.
-    first = model.info.num_prefix_tokens if shallow else 0
+    shallow = model.method.riding == "tokens"
     seen: dict[int, Tensor] = {}
 
-    def watch(block: int) -> Observer:
-        source = 0 if shallow else block
-        count, scale = watched.prompt_counts[source], len(model.info.blocks) if shallow else 1
-
-        def note(weights: Callable[[int], Tensor]) -> None:
-            weights_BHN = weights(1)[:, :, 0]
-            paid = weights_BHN[..., first : first + count].mean(1).unsqueeze(2) / scale
+    def note(block: int, prompts: slice, weights: Callable[[int], Tensor]) -> None:
+        if prompts.start < prompts.stop:
+            source, scale = (0, len(model.info.blocks)) if shallow else (block, 1)
+            paid = weights(1)[:, :, 0, prompts].mean(1).unsqueeze(2) / scale
             seen[source] = seen.get(source, torch.zeros_like(paid)) + paid
 
-        return note
+    watched = observed(model, note)
 
     @torch.no_grad()
     def effects(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
@@ -142,7 +147,4 @@ def class_similarity(model: PromptedModel) -> Generator[Effects]:
         watched(images)
         return dict(seen)
 
-    for block, attention in enumerate(watched.attentions):
-        if watched.prompt_counts[0 if shallow else block]:
-            attention.observer = watch(block)
     yield effects

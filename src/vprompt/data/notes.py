@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from vprompt.data.listing import Item
+from vprompt.tasks.base import Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.text import listed, printable
 
 FEW = 5
@@ -83,34 +85,45 @@ def group_notes(splits: Mapping[str, Sequence[Item]], groups: Mapping[str, str])
     ]
 
 
-def count_notes(per_split: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Classes that a split is without, small classes and uneven ones.
+def count_notes(
+    per_split: Mapping[str, Mapping[str, int]], target: type[Target] = SingleLabel, images: int = 0
+) -> list[str]:
+    """Classes (or tags) that a split is without, small ones and uneven ones, and those of all training images.
+
+    Args:
+        per_split: Number of images by class, for each split.
+        target: What they are.
+        images: To train on.
 
     Example:
         >>> count_notes({"train": {"ant": 90, "bee": 10}, "test": {"ant": 20, "bee": 0}})[0]
         'Of class bee there is no image in test: accuracy there says nothing of it.'
     """
     notes: list[str] = []
+    unit, score = target.unit, target.title
+    units = f"{unit}es" if unit.endswith("s") else f"{unit}s"
     missing: dict[tuple[str, ...], list[str]] = {}
     for split, counts in per_split.items():
         missing.setdefault(tuple(name for name, count in counts.items() if not count), []).append(split)
     for names, parts in missing.items():
         if names:
-            classes, them = ("class", "it") if len(names) == 1 else (f"{len(names)} classes,", "them")
-            so = f"nothing can be learned of {them}" if "train" in parts else f"accuracy there says nothing of {them}"
+            classes, them = (unit, "it") if len(names) == 1 else (f"{len(names)} {units},", "them")
+            so = f"nothing can be learned of {them}" if "train" in parts else f"{score} there says nothing of {them}"
             notes.append(f"Of {classes} {listed([*names], 3)} there is no image in {listed(parts)}: {so}.")
     train = per_split["train"]
+    if everywhere := [name for name, count in train.items() if 0 < count == images]:
+        notes.append(f"All training images are of {unit} {listed(everywhere, 3)}: nothing can be learned of that.")
     few = [f"{name} ({count})" for name, count in train.items() if 0 < count < FEW]
     if few:
-        classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+        classes = f"1 {unit} has" if len(few) == 1 else f"{len(few)} {units} have"
         notes.append(f"{classes} fewer than {FEW} images to learn from: {listed(few, 3)}.")
     low, high = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
     if train[high] >= UNEVEN * max(1, train[low]):
-        always = 100 * train[high] / sum(train.values())
+        always = 100 * train[high] / (images or sum(train.values()))
         notes.append(
-            f"The classes are uneven, {train[high]} training images of {high} and {train[low]} of {low}: whoever "
-            f"always answers {high} is right in {always:.1f} % of such images, so look at each class; "
-            "--balance loss, sampler or logit-adjustment counts all classes alike."
+            f"The {units} are uneven, {train[high]} training images of {high} and {train[low]} of {low}: whoever "
+            f"always answers {high} is right in {always:.1f} % of such images, so look at each {unit}"
+            f"{'; --balance loss, sampler or logit-adjustment counts all classes alike' * target.grouped}."
         )
     return notes
 

@@ -84,7 +84,7 @@ def load(
     made = _fitted(kind, listing, splits)
     group_of, was_cut = checked.copies(stratified(splits, made), near=not fixed), missing_splits(splits)
     splits = cut_by(splits, made, split_seed, checked.contents, checked.together(splits, group_of, listing.groups))
-    made = made.settled([item.label for item in splits["train"]])
+    made = _refusing(listing, made.settled, [item.label for item in splits["train"]])
 
     def dataset(split: str) -> ImageDataset | None:
         items = splits.get(split)
@@ -95,7 +95,7 @@ def load(
     per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
     about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
     about_copies += group_notes(splits, listing.groups)
-    about_counts = count_notes(per_split) if made.grouped else []
+    about_counts = count_notes(per_split, type(made), len(parts["train"])) if made.unit else []
     return Task(
         name=listing.name,
         source=listing.source,
@@ -124,12 +124,16 @@ def _learned(splits: Mapping[str, Sequence[Item]]) -> list[str]:
 
 def _fitted(kind: type[Target], listing: Listing, splits: Splits) -> Target:
     """The target of what is there to learn from."""
-    try:
-        made = kind.fit(_learned(splits), listing.label_names)
-    except ValueError as error:
-        raise DataError(f"{listing.where} has {error}") from error
+    made = _refusing(listing, kind.fit, _learned(splits), listing.label_names)
     fixed = kind.grouped and listing.classes
     return replace(made, names=tuple(map(printable, fixed))) if fixed else made
+
+
+def _refusing(listing: Listing, make: Callable[..., Target], *arguments: Sequence[str]) -> Target:
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise DataError(f"{listing.where} has {error}") from error
 
 
 def drop_unread(splits: Splits, target: Target, places: Mapping[str, str]) -> list[str]:

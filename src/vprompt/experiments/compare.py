@@ -1,14 +1,15 @@
-"""Comparison of methods: a plan of the benchmark with one task, and a table of accuracy, size and time."""
+"""Comparison of methods: a plan of the benchmark with one task, and a table of scores, size and time."""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
 from vprompt.experiments.bench.plan import MethodPlan, Plan, check_number
 from vprompt.experiments.bench.store import open_store
+from vprompt.experiments.folder import score_key, target_of
 from vprompt.experiments.report.comparison import draw, markdown
 from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
@@ -34,7 +36,7 @@ from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
 from vprompt.utils.serialization import options_of
-from vprompt.utils.statistics import mean, seeds_of, wilson
+from vprompt.utils.statistics import mean, seeds_of
 
 CONDENSED = "pc"
 """Label of Prompt Condensation: the condensed run of VPT-Deep."""
@@ -201,8 +203,8 @@ def compare(
         watch: Told of every run.
 
     Returns:
-        The document in compare.json: `rows`, one per method (accuracies and their sample standard deviation as shares
-        of one), `runs`, `bare` (the backbone's parameters and time), `settings` and `provenance`.
+        The document in compare.json: `rows`, one per method (means of all figures, and the sample standard deviation of
+        the score, as shares of one), `runs`, `bare` (the backbone's parameters and time), `settings` and `provenance`.
 
     Raises:
         VPromptError: Or one of its kinds, if no run can go well: the data, the backbone or the folder is at fault.
@@ -265,20 +267,21 @@ def _row(
     results = [row["result"] for row in own if row["failure"] is None]
     if "failed" in cost:
         failed.append({"seed": results[0]["seed"], "failed": cost["failed"]})
-    test, val = (seeds_of([r[key] for r in results]) for key in ("test_accuracy", "val_accuracy"))
+    target = target_of(results[0] if results else {})
+    keys = [score_key({"target": target.name}, split) for split in ("test", "val")]
+    test, val = (seeds_of([result[key] for result in results]) for key in keys)
     learned = mean([result["learned_params"] for result in results])
     prompts = mean([sum(result["prompt_counts"]) for result in results])
-    images, majority = (next((r.get(f"test_{key}") for r in results), None) for key in ("images", "majority_accuracy"))
-    balanced = [r["test_balanced_accuracy"] for r in results if "test_balanced_accuracy" in r]
+    figures = [{key: value for key, value in result.items() if key.startswith("test_")} for result in results]
     return {
         "method": method,
         "runs": len(results),
-        "test_accuracy": test.mean,
+        "target": target.name,
+        "test_interval": None,
+        **(_averaged(figures) if figures else {}),
+        keys[0]: test.mean,
         "test_std": test.std,
-        "test_interval": None if not images or test.mean is None else wilson(test.mean * images, images),
-        "test_balanced_accuracy": mean(balanced),
-        "test_majority_accuracy": majority,
-        "val_accuracy": val.mean,
+        keys[1]: val.mean,
         "learned_params": learned,
         "learned_share": None if learned is None or not bare else learned / bare["parameters"],
         "prompts": prompts + cost["kv_prompts"] if prompts is not None and "kv_prompts" in cost else None,
@@ -290,7 +293,18 @@ def _row(
     }
 
 
-REPORTED = ("val_accuracy", "test_accuracy", "prompt_counts", "learned_params", "converged", "settings")
+def _averaged(figures: Sequence[Any]) -> Any:
+    """The mean over runs of figures: of numbers, or of objects and lists of them; None of what is no number."""
+    first = figures[0]
+    if isinstance(first, dict):
+        named = cast("dict[str, Any]", first)
+        return {key: _averaged([each.get(key) for each in figures]) for key in named}
+    if isinstance(first, list):
+        return [_averaged(each) for each in zip(*figures, strict=False)]
+    return statistics.fmean(figures) if all(isinstance(figure, float | int) for figure in figures) else None
+
+
+REPORTED = ("prompt_counts", "learned_params", "converged", "settings")
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +315,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     result, origin = row["result"], row["result"]["provenance"]
     return {
         **facts,
-        **{key: result[key] for key in REPORTED},
+        **{key: result[key] for key in (score_key(result, "val"), score_key(result, "test"), *REPORTED)},
         "training_seconds": training_seconds(result),
         "provenance": {
             "data_fingerprint": origin["data"]["fingerprint"],

@@ -15,7 +15,8 @@ import filelock
 import msgspec
 
 from vprompt.experiments.settings import changed_settings
-from vprompt.tasks.base import TARGETS
+from vprompt.tasks.base import TARGETS, Target
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError, lacks_memory
 from vprompt.utils.io import read_json, write_json, writing
@@ -24,7 +25,7 @@ from vprompt.utils.text import printable
 if TYPE_CHECKING:  # it imports torch, which takes seconds, and a folder may be in the way
     from vprompt.model.model import PromptedModel
 
-RESULT = "result.json"
+RESULT, PAGE = "result.json", "report.html"
 
 STATE = ".run"
 """Folder with the state of an unfinished run, inside its output folder."""
@@ -35,7 +36,7 @@ _FINGERPRINTS = "fingerprints"
 LOG = "log.jsonl"
 """A line for each epoch of a run, as it ends."""
 
-OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT)
+OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", RESULT, PAGE)
 
 
 class BusyError(VPromptError):
@@ -133,9 +134,9 @@ class _Condensing(TypedDict):
 
 class _Intervals(TypedDict, total=False):
     val_accuracy: float | None
-    val_interval: tuple[float, float]
+    val_interval: tuple[float, float] | None
     test_accuracy: float | None
-    test_interval: tuple[float, float]
+    test_interval: tuple[float, float] | None
 
 
 class _Model(_Intervals, total=False):
@@ -153,6 +154,7 @@ class _Model(_Intervals, total=False):
     training_seconds: float
     converged: bool
     overfits: bool
+    calibration: dict[str, Any]
     epochs: int | list[dict[str, float]]
 
 
@@ -196,8 +198,13 @@ def score_key(result: Mapping[str, Any], split: str) -> str:
         >>> score_key({}, "test"), score_key({"target": "regression"}, "val")
         ('test_accuracy', 'val_r2')
     """
+    return f"{split}_{target_of(result).headline}"
+
+
+def target_of(result: Mapping[str, Any]) -> type[Target]:
+    """The kind of target of a result of any version; of one that is not installed any more, the usual one."""
     name = str(result.get("target"))
-    return f"{split}_{TARGETS.get(name).headline if name in TARGETS else 'accuracy'}"
+    return TARGETS.get(name) if name in TARGETS else SingleLabel
 
 
 def is_begun(out: Path) -> bool:

@@ -21,7 +21,7 @@ from vprompt.compression.search import Pruned
 from vprompt.experiments.finished import result_of
 from vprompt.experiments.folder import RunFolder
 from vprompt.experiments.settings import CondenseSettings, Settings
-from vprompt.experiments.stages import Sources, Stages, preprocessing_of
+from vprompt.experiments.stages import Page, Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.attach import attach
 from vprompt.model.load import load
@@ -43,6 +43,7 @@ def run(
     progress: bool | Report = False,
     trained: Path | None = None,
     sources: Sources | None = None,
+    page: Page | None = None,
 ) -> dict[str, Any]:
     """Trains, condenses or prunes if asked, evaluates, and writes adapter and result.json to a folder.
 
@@ -56,6 +57,7 @@ def run(
         trained: Folder of the finished run of the same settings without condensing or pruning, whose training is
             then not done again; see `first_stage`.
         sources: Where backbone and images come from; made anew when not given.
+        page: Leaves report.html, such as `vprompt.experiments.report.outcome.write_page`.
 
     Returns:
         The document in result.json.
@@ -77,7 +79,7 @@ def run(
     with folder.opened(resume=resume) as finished:
         if finished is not None:
             return finished
-        stages, model = _prepare(settings, folder, progress, sources)
+        stages, model = _prepare(settings, folder, progress, sources, page)
         folder.record(data=stages.task.fingerprint())
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
         origin = weights_origin(model.backbone)
@@ -165,7 +167,7 @@ def try_settings(
 
 
 def _prepare(
-    settings: Settings, folder: RunFolder, progress: bool | Report, sources: Sources
+    settings: Settings, folder: RunFolder, progress: bool | Report, sources: Sources, page: Page | None = None
 ) -> tuple[Stages, PromptedModel]:
     """Looks at the data before any weights are fetched, but after weights that are here already."""
     info = describe_name(settings.backbone, img_size=settings.img_size, in_chans=settings.in_chans)
@@ -176,7 +178,7 @@ def _prepare(
     if settings.prune is not None:
         check_criterion(settings.prune.criterion, info)
         check_segments(settings.prune.num_segments, info.widths)
-    stages = Stages(folder, settings, preprocessing, settings.target, progress, sources)
+    stages = Stages(folder, settings, preprocessing, settings.target, progress, sources, page)
     if settings.prune is not None and settings.prune.searched and stages.val is None:
         raise DataError(
             "There are no validation images on which to search how much to prune; give --prune-tokens and "
@@ -213,7 +215,12 @@ def _take_over(
 
 
 def run_condense(
-    settings: CondenseSettings, out: Path, *, resume: bool = False, progress: bool | Report = False
+    settings: CondenseSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool | Report = False,
+    page: Page | None = None,
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     trained_on = Columns.among(result_of(settings.adapter)["settings"])
@@ -240,7 +247,7 @@ def run_condense(
         if condensing.merge:
             check_merge(model)
         origin = weights_origin(model.backbone)
-        stages = Stages(folder, settings, model.preprocessing, model.target.name, progress, sources)
+        stages = Stages(folder, settings, model.preprocessing, model.target.name, progress, sources, page)
         folder.record(data=stages.task.fingerprint())
         if model.classes is not None and model.target.names != stages.task.target.names:
             raise DataError(

@@ -119,6 +119,7 @@ class Settings:
         track: Trackers that see loss, accuracy and rate of every epoch, beside log.jsonl in the run's folder.
         target: What is to be said of an image: single-label (one of the classes), multi-label (any number of tags),
             regression (numbers); what the labels look like when left out.
+        calibrate: Fit a temperature on the validation images, so that probabilities are as often right as they say.
 
     Raises:
         VPromptError: If a value is out of range, or two do not go together.
@@ -146,6 +147,7 @@ class Settings:
     skip_bad: bool = False
     track: tuple[Tracker, ...] = field(default=(), metadata={**PLACE, "added": True})
     target: str | None = field(default=None, metadata={"added": True})
+    calibrate: bool = field(default=False, metadata={"added": True})
 
     __repr__ = brief
 
@@ -160,6 +162,11 @@ class Settings:
                     "How much to condense is chosen on validation images, so they cannot be trained on; give a share "
                     "instead of auto, or train on 'train'."
                 )
+        if self.calibrate and self.train_on != "train":
+            raise VPromptError(
+                "A temperature is fitted on validation images, so they cannot be trained on; leave out --calibrate, or "
+                "train on 'train'."
+            )
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:

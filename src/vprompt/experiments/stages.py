@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -29,13 +30,14 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
-from vprompt.experiments.folder import REPORT_KEYS, RESULT, STATE, RunFolder
+from vprompt.experiments.folder import PAGE, REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.log import RunLog
 from vprompt.experiments.preview import augment_of, preview
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
+from vprompt.tasks.base import to_document
 from vprompt.training.checkpoint import History, load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, evaluate
 from vprompt.training.loader import ImageLabels
@@ -47,7 +49,11 @@ from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import BackboneError, DataError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
+from vprompt.utils.text import line
 from vprompt.utils.version import __version__
+
+Page = Callable[..., None]
+"""Writes a page, as `vprompt.experiments.report.outcome.write_page` does."""
 
 
 class Sources:
@@ -153,8 +159,10 @@ class Stages:
         target: str | None,
         progress: bool | Report,
         sources: Sources,
+        page: Page | None = None,
     ) -> None:
         self.folder = folder
+        self.page = page
         self.settings = settings
         self.sources = sources
         self.bars = progress is True
@@ -163,6 +171,7 @@ class Stages:
         self.facts: dict[str, Any] = {}
         self.evaluations: list[dict[str, Evaluation]] = []
         self.notes: list[str] = []
+        self.calibrate = isinstance(settings, Settings) and settings.calibrate
         torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, target, report)
@@ -174,6 +183,9 @@ class Stages:
                 f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
                 "instead of auto."
             )
+        if self.calibrate and (self.val is None or self.task.target.answer != "probabilities"):
+            lack = "validation images to calibrate on" if self.val is None else "probabilities to calibrate"
+            raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
 
     def introduce(self, model: PromptedModel, recipe: Recipe) -> None:
         """Says on standard error what was found, and what will be done with it."""
@@ -333,12 +345,21 @@ class Stages:
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
         """The numbers of one model; the only place where test data is read."""
         report: dict[str, Any] = {}
-        self.evaluations.append({})
-        for split, data in {"val": self.val, "test": self.task.test if self._tests else None}.items():
+        splits = self._splits.items()
+        evaluations = {split: self._evaluated(model, data, SPLITS[split]) for split, data in splits}
+        if "val" in evaluations and (self.calibrate or "temperature" in (to_document(model.target) or {})):
+            model.target = model.target.calibrated(evaluations["val"].logits, evaluations["val"].labels)
+            report["calibration"] = {}
+            for split, found in evaluations.items():
+                evaluations[split] = replace(found, target=model.target)
+                pair = {"before": self.task.target, "after": model.target}
+                trust = {when: target.trust(found.logits, found.labels) for when, target in pair.items()}
+                report["calibration"][split] = trust
+        self.evaluations.append(evaluations)
+        for split in SPLITS:
             report |= {f"{split}_{model.target.headline}": None, f"{split}_loss": None}
-            if data is not None:
-                evaluation = self.evaluations[-1][split] = self._evaluated(model, data, SPLITS[split])
-                report |= {f"{split}_{key}": value for key, value in evaluation.figures.items()}
+            if split in evaluations:
+                report |= {f"{split}_{key}": value for key, value in evaluations[split].figures.items()}
         return {
             **report,
             "prompt_counts": model.prompt_counts,
@@ -389,6 +410,13 @@ class Stages:
         result = json.loads(json.dumps(result))
         self.log.close()
         self.folder.finish(model, result)
+        if self.page is not None and is_main_process() and self.evaluations[-1]:
+            out, seen = self.folder.out, self.evaluations[-1]
+            try:
+                self.page(out / PAGE, model, seen, self._splits, result, adapter=str(out), data=self.settings.data)
+            except Exception as error:
+                result["notes"].append(f"There is no {PAGE} ({type(error).__name__}: {line(error)}).")
+                write_json(self.folder.out / RESULT, result)
         return result
 
     @staticmethod
@@ -397,7 +425,8 @@ class Stages:
         lost: dict[str, Any] = {}
         for split in after:
             change, (low, high) = difference(after[split], before[split])
-            lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
+            if math.isfinite(change):
+                lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
         return lost
 
     def _provenance(self, model: PromptedModel, weights: dict[str, str] | None, history: History) -> dict[str, Any]:
@@ -432,6 +461,12 @@ class Stages:
             "platform": platform.platform(),
             "device": next(model.parameters()).device.type,
         }
+
+    @property
+    def _splits(self) -> dict[str, ImageDataset]:
+        """Images to evaluate on."""
+        splits = {"val": self.val, "test": self.task.test if self._tests else None}
+        return {split: images for split, images in splits.items() if images is not None}
 
     @property
     def _tests(self) -> bool:

@@ -37,6 +37,9 @@ FORMER_KEY = "laconic"
 BLANK = f"vprompt-sha256:{'0' * 64}"
 """The checksum in a description before it is known; where files have several, the last one is used."""
 
+OUTPUT = "vprompt.output"
+"""Key of the output's name in the graph of a program."""
+
 MOST_VALUES = 2**31
 """Numbers that a tensor in a model may have for one image."""
 
@@ -150,9 +153,8 @@ def format_of(path: Path) -> Format:
 
 
 def output_name(program: ExportedProgram) -> str:
-    """`logits`, or `probabilities` where the preprocessing is included, so that pixels come in."""
-    images = next(node for node in program.graph.nodes if node.name == "images").meta["val"]
-    return "logits" if images.is_floating_point() else "probabilities"
+    """`logits`, or `probabilities` (or `values`) where the preprocessing is included, so that pixels come in."""
+    return program.graph.output_node().meta[OUTPUT]
 
 
 def refuse(path: Path, why: str) -> NoReturn:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from vprompt.exporters.metadata import About, Comparison, Quantisation, describe
 from vprompt.exporters.program import capture
 from vprompt.model.classifier import Classifier
 from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.tasks.base import Target
 from vprompt.training.evaluate import evaluate
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import writing, written_together
@@ -53,8 +54,8 @@ def paired_logits(first: Classifier, second: Classifier, images_NCHW: Tensor) ->
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
 
-def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERANCE) -> Comparison:
-    """The distance between the logits of an exported file and those of the model.
+def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERANCE, classes: bool = True) -> Comparison:
+    """The distance between the logits of an exported file and those of the model; of `classes`, the largest is named.
 
     Raises:
         VPromptError: If that is more than rounding, or a class is named that is not the model's first. Classes whose
@@ -72,7 +73,7 @@ def compare(eager_NC: Tensor, exported_NC: Tensor, *, tolerance: float = TOLERAN
         )
     chosen_N = eager_NC.gather(1, exported_NC.argmax(1, keepdim=True))[:, 0]
     other = int((chosen_N < eager_NC.amax(1) - tolerance * scale).sum())
-    if other:
+    if other and classes:
         raise VPromptError(
             f"The exported file names another class than the model for {other} of {len(eager_NC)} images; nothing was "
             "written."
@@ -87,7 +88,7 @@ class Int8:
     Args:
         calibration: Images that the ranges of values come from: files and folders, or a data set; at most 300 are
             taken, from all over.
-        labelled: Other images, with labels, to measure the accuracy before and after.
+        labelled: Other images, with labels, to measure the accuracy (or other score) before and after.
         data: Name of these, for the record.
         split: Their split, for the record.
     """
@@ -114,8 +115,8 @@ def export(
     """Writes a model as a file that other runtimes take, and compares it with the model before it is called done.
 
     The file takes normalised float32 images `images` (B, 3, H, W) and gives `logits` (B, C), or pixels and
-    `probabilities`, for any number of images up to the format's largest. The preprocessing, the names of the classes
-    and where all of it comes from are in the file, or in one beside it.
+    `probabilities` (or `values`), for any number of images up to the format's largest. The preprocessing, the names of
+    the classes and where all of it comes from are in the file, or in one beside it.
 
     Args:
         model: What to export; prompted ones are folded. It is not changed.
@@ -126,8 +127,8 @@ def export(
         precision: `"fp16"` keeps the weights in float16 (`.onnx` and `.xml`).
         opset: Version of ONNX's operators; PyTorch's choice when left out.
         include_preprocessing: The file takes uint8 pixels (B, H, W, 3) in RGB, resized to the model's size, and gives
-            probabilities.
-        labels: Write `labels.txt` and `config.json` (`id2label`) beside it.
+            probabilities, or values in their own units.
+        labels: Write `labels.txt` and `config.json` (`id2label`) beside it, of classes or tags.
         adapter: Name of the adapter, for the record.
         report: Told of every step.
 
@@ -151,7 +152,8 @@ def export(
     format.require(format.to_write)
     _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
     folded = copy.deepcopy(whole := model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
-    texts = label_files(folded.class_names) if labels else {}
+    target = folded.target
+    texts = label_files(_named(target)) if labels else {}
     _refuse_others(path, format, texts)
     compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
     report(0, 3)
@@ -168,7 +170,8 @@ def export(
         about = replace(about, precision="float16")
     report(1, 3)
     with written_together(path, [*format.companions(path), *map(path.with_name, texts)]) as part:
-        activate = folded.target.activate
+        # Logarithms of small probabilities differ by more than rounding; values have the scale of their logits.
+        shares = include_preprocessing and target.answer == "probabilities"
 
         def outputs_of(about: About) -> tuple[Tensor, Tensor]:
             problem = f"{printable(str(path))} cannot be written"
@@ -176,10 +179,11 @@ def export(
                 format.save(converted, part, about.to_text())
                 add_checksum(format.files(part))
             pair = paired_logits(folded, load_exported(part), compared_NCHW)
-            return (activate(pair[0]), activate(pair[1])) if include_preprocessing else pair
+            return (target.activate(pair[0]), target.activate(pair[1])) if shares else pair
 
         eager_NC, exported_NC = outputs_of(about)
-        about = replace(about, comparison=compare(eager_NC, exported_NC, tolerance=tolerance))
+        comparison = compare(eager_NC, exported_NC, tolerance=tolerance, classes=target.grouped)
+        about = replace(about, comparison=comparison)
         report(2, 3)
         if int8 is not None:
             calibration_NCHW = _images(int8.calibration, folded.preprocessing, MOST_CALIBRATING)
@@ -187,16 +191,13 @@ def export(
             with quiet(), translated(f"The {format.name} model cannot be made int8"), writing(path):
                 batches = [image.numpy() for image in inputs.split(1)]
                 converted, tool = format.quantised(converted, batches, part.parent)
-            exported_NC = outputs_of(about)[1]
+            pair = (eager_NC, exported_NC := outputs_of(about)[1])
             cost = Quantisation(
                 tool=tool,
                 calibration_images=len(calibration_NCHW) if format.calibrates else 0,
-                same_class=float((eager_NC.argmax(1) == exported_NC.argmax(1)).float().mean()),
+                same_class=target.agreement(*(map(target.inverse, pair) if shares else pair)),
+                **_scores(int8, whole, load_exported(part)),
             )
-            if int8.labelled is not None:
-                before, after = (evaluate(subject, int8.labelled) for subject in (whole, load_exported(part)))
-                accuracy = {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
-                cost = replace(cost, data=int8.data, split=int8.split, images=before.images, **accuracy)
             about = replace(about, precision="int8", quantisation=cost)
         if not torch.equal(outputs_of(about)[1], exported_NC):
             raise VPromptError(f"{printable(path.name)} does not give the same logits twice; nothing was written.")
@@ -204,6 +205,23 @@ def export(
             part.with_name(name).write_text(content, encoding="utf-8")
     report(3, 3)
     return load_exported(path)
+
+
+def _named(target: Target) -> tuple[str, ...]:
+    if not target.unit:
+        raise VPromptError(f"A model of {target.name} has no classes or tags to be named in files; leave labels out.")
+    return target.names
+
+
+def _scores(int8: Int8, before: Classifier, after: Classifier) -> dict[str, Any]:
+    """What a `Quantisation` says of labelled images, where there are some."""
+    if int8.labelled is None:
+        return {}
+    first, second = (evaluate(model, int8.labelled).figures[before.target.headline] for model in (before, after))
+    scores = {"score_before": first, "score_after": second}
+    if before.target.grouped:
+        scores |= {"accuracy_before": first, "accuracy_after": second}
+    return {"data": int8.data, "split": int8.split, "images": len(int8.labelled), **scores}
 
 
 def _refuse_options(format: Format, *, int8: bool, precision: str, opset: int | None) -> None:

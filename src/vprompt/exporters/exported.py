@@ -72,7 +72,7 @@ class Exported(Classifier):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32.
 
-        A file that includes the preprocessing is given pixels, and the logarithms of its probabilities come back.
+        A file that includes the preprocessing is given pixels, and logits that say the same as its outputs come back.
 
         Raises:
             VPromptError: If the file cannot be run on them.
@@ -86,8 +86,7 @@ class Exported(Classifier):
             inputs = pixels_of(images, self.preprocessing) if whole else images
             parts = [self._run(part.numpy()) for part in inputs.split(self.format.max_batch)]
         outputs = torch.cat([torch.from_numpy(part) for part in parts])
-        # A probability may be too small for float32, and its logarithm is to be a number.
-        logits = outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log() if whole else outputs
+        logits = self.target.inverse(outputs) if whole and outputs.shape[1:] == (self.num_classes,) else outputs
         if logits.shape != (len(images), self.num_classes):
             raise VPromptError(
                 f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -50,12 +50,15 @@ class Quantisation:
     Args:
         tool: What quantised.
         calibration_images: How many images the ranges of values come from; 0 where they are found while it runs.
-        same_class: Share of the compared images whose most probable class stayed, 0 to 1.
-        data: What the accuracy was measured on, or None where it was not.
+        same_class: Share of the compared images whose most probable class stayed, or how far another target says the
+            same, 0 to 1.
+        data: What the score was measured on, or None where it was not.
         split: Which split of it.
         images: How many images it was measured on.
-        accuracy_before: Of the float32 model, 0 to 1.
+        accuracy_before: Of the float32 model, 0 to 1; None for another target than classes.
         accuracy_after: Of the int8 model on the same images.
+        score_before: The figure that models of the target are compared by, of the float32 model.
+        score_after: Of the int8 model.
     """
 
     tool: str
@@ -66,6 +69,8 @@ class Quantisation:
     images: int = 0
     accuracy_before: float | None = None
     accuracy_after: float | None = None
+    score_before: float | None = field(default=None, metadata={"added": True})
+    score_after: float | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.node import map_arg
 
+from vprompt.exporters.base import OUTPUT
 from vprompt.model.model import FoldedModel
 
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
@@ -17,7 +18,7 @@ _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "fro
 
 
 class _Named(nn.Module):
-    """The model, with the name that its input has in files; of pixels (B, H, W, 3) it gives probabilities."""
+    """The model, with the name that its input has in files; of pixels (B, H, W, 3) it gives what its target says."""
 
     def __init__(self, model: FoldedModel) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool =
     Args:
         model: On the CPU, in float32.
         max_batch: Largest batch.
-        include_preprocessing: Take uint8 pixels (B, H, W, 3) and give probabilities (B, C).
+        include_preprocessing: Take uint8 pixels (B, H, W, 3) and give probabilities or values (B, C).
 
     Returns:
         A program that takes `images` (B, 3, H, W), normalised, and gives logits (B, C). It holds no weights that it
@@ -52,6 +53,7 @@ def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool =
     for node in program.graph.nodes:
         for key in _TRACES:
             node.meta.pop(key, None)
+    program.graph.output_node().meta[OUTPUT] = model.target.answer if include_preprocessing else "logits"
     return program
 
 

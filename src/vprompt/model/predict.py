@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,15 @@ from vprompt.data.images import UnusableImageError, decode, render
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
+from vprompt.tasks.base import Target
 from vprompt.utils.errors import DataError, VPromptError
-from vprompt.utils.serialization import show
+from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
+
+TOP = 3
+"""Classes or tags that are named where nothing else is asked for."""
 
 Pictures = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | Sequence["Pictures"]
 """An image or several: a file, a folder of files, a PIL image, a uint8 array (H, W), (H, W, C) or (N, H, W, C), a uint8
@@ -35,22 +40,46 @@ class Predictions:
     """Predictions of a model for some images.
 
     Args:
-        labels: The most probable class of each image.
-        class_names: Their names.
-        probabilities: Of all classes, (N, C).
+        target: What is to be said of an image.
+        outputs: Probabilities of all classes or tags, or values in their own units: (N, K).
     """
 
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
-    probabilities: Tensor
+    target: Target
+    outputs: Tensor
+
+    @cached_property
+    def answers(self) -> tuple[dict[str, Any], ...]:
+        """What the model says of each image, as plain data: a class, tags, numbers by name."""
+        return tuple(self.target.answers(self.outputs, TOP))
+
+    @property
+    def probabilities(self) -> Tensor:
+        """`outputs` by the name that they have of classes and tags."""
+        return self.outputs
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The most probable class of each image.
+
+        Raises:
+            VPromptError: If the model does not tell classes apart.
+        """
+        if not self.target.grouped:
+            raise VPromptError(f"The model names no class, its target is {self.target.name}: ask for `answers`.")
+        return tuple(self.outputs.argmax(1).tolist())
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of `labels`."""
+        return tuple(self.target.names[label] for label in self.labels)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.outputs)
 
     def __repr__(self) -> str:
-        best = self.probabilities.amax(1).tolist()[:4]
-        shown = [f"{show(name)} {100 * p:.1f} %" for name, p in zip(self.class_names, best, strict=False)]
-        return f"Predictions({', '.join(shown + ['...'] * (len(self) > 4))})"
+        rows = [self.target.row(answer) for answer in self.target.answers(self.outputs[:4], 1)]
+        shown = [" ".join(f"{head} {cell}" for head, cell in row.items() if cell) for row in rows]
+        return f"Predictions({printable('; '.join(shown + ['...'] * (len(self) > 4)))})"
 
 
 def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Predictions:
@@ -61,11 +90,7 @@ def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Pre
         rows.append(model.target.activate(logits_of(model, batch)))
     if not rows:
         raise DataError("There are no images to predict; give at least one.")
-    probabilities = torch.cat(rows)
-    labels = tuple(probabilities.argmax(1).tolist())
-    return Predictions(
-        labels=labels, class_names=tuple(model.class_names[label] for label in labels), probabilities=probabilities
-    )
+    return Predictions(target=model.target, outputs=torch.cat(rows))
 
 
 @torch.inference_mode()

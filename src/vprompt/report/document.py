@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -15,12 +15,14 @@ class Cell:
         note: A remark about it, smaller.
         best: Whether it is the best of its column.
         muted: Whether it stands for something that is not there.
+        share: 0-1, how long the bar behind it is; None without one.
     """
 
     text: str
     note: str = ""
     best: bool = False
     muted: bool = False
+    share: float | None = None
 
 
 def as_cell(value: Cell | str) -> Cell:
@@ -123,6 +125,11 @@ class Dot:
         return self.error if isinstance(self.error, tuple) else (self.error or 0.0, self.error or 0.0)
 
 
+def points(places: Iterable[tuple[float, float]]) -> list[Dot]:
+    """Points of a chart that are no more than their places."""
+    return [Dot(x=x, y=y) for x, y in places]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """Points of a chart that belong together.
@@ -166,8 +173,10 @@ class Chart:
         curves: Its content; or
         bars: Its content.
         rows: Names of the whole numbers of the vertical axis, from 0 at its top on; errors are then horizontal.
+        cells: Shares (K, K) that are shown as a square, both of whose axes are then the rows; or
         log: Whether the horizontal axis is logarithmic, where all are above 0.
         zero: Whether the vertical axis begins at 0, or is logarithmic where values span over two powers of ten.
+        tight: Whether the vertical axis ends where values do, however near they are, and need not be in percent.
     """
 
     title: str
@@ -179,8 +188,10 @@ class Chart:
     curves: Sequence[Curve] = ()
     bars: Sequence[Bar] = ()
     rows: Sequence[str] = ()
+    cells: Sequence[Sequence[float]] = ()
     log: bool = False
     zero: bool = False
+    tight: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small pictures as JPEG, and the lines below each, side by side; only a page shows them."""
+
+    photos: Sequence[tuple[bytes, Sequence[str]]]
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that open on demand."""
 
@@ -215,7 +233,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Table | Paragraph | Warn | Bullets | Code | Charts | Picture | Fold
+Block = Table | Paragraph | Warn | Bullets | Code | Charts | Picture | Gallery | Fold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from vprompt.report.document import (
     Charts,
     Code,
     Fold,
+    Gallery,
     Paragraph,
     Picture,
     Section,
@@ -77,7 +78,7 @@ def _block(block: Block) -> list[str]:
         case Code(text):
             # Without a comment before it, indented code after a list would be part of the list's last item.
             return ["<!-- -->", "\n".join(f"    {printable(line)}" for line in text.split("\n"))]
-        case Charts():
+        case Charts() | Gallery():
             return []
         case Picture(alt=alt, file=file):
             return [f"![{escaped(alt)}]({quote(file)})"]

@@ -17,10 +17,12 @@ from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from PIL import Image
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_atomically
@@ -38,6 +40,9 @@ PALE, GRID, SOFT = "#DDDDDD", "#EEEEEE", "#777777"
 
 NAMES = 45
 """Characters of a name in a legend."""
+
+NAMED, FIGURES = 40, 12
+"""Rows of cells that have their names beside them, and that have figures in them, at most."""
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -168,13 +173,15 @@ def svg(chart: Chart) -> Markup:
     # The salt keeps ids apart from those of other pictures of the page, and the same from one time to the next.
     with mpl.rc_context({**STYLE, "svg.hashsalt": chart.alt}):
         # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
-        figure = Figure(figsize=(4.6, 3.2))
-        draw(figure.add_axes((0.15, 0.15, 0.82, 0.75)), chart)
+        named = bool(chart.cells) and len(chart.cells) <= NAMED
+        figure = Figure(figsize=(4.6, 4.6) if chart.cells else (4.6, 3.2))
+        draw(figure.add_axes((0.31, 0.29, 0.67, 0.65) if named else (0.18, 0.15, 0.79, 0.75)), chart)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for element in list(root.iter()):
         _clean(element)
-    root.attrib = {"class": "chart", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": chart.alt}
+    look = "chart wide" if chart.cells else "chart"
+    root.attrib = {"class": look, "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": chart.alt}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -195,6 +202,24 @@ def _clean(element: ElementTree.Element) -> None:
         title.text = name.removeprefix(_TIP)
         element.insert(0, title)
     element.attrib = attributes
+
+
+def jpeg(pixels: np.ndarray, most: int = 192) -> bytes:
+    """Pixels (C, H, W) of 8 bits as a JPEG of at most so many on a side; of other than three channels the first."""
+    channels = pixels[:3] if len(pixels) > 2 else pixels[[0, 0, 0]]
+    picture, stream = Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))), io.BytesIO()
+    picture.thumbnail((most, most))
+    picture.save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
+def heated(pixels: np.ndarray, heat: np.ndarray) -> bytes:
+    """Grey pixels (C, H, W) under a map (h, w) of what counts, bright where that is most, as a small JPEG."""
+    low, high = float(heat.min()), float(heat.max())
+    coloured = (255 * mpl.colormaps["inferno"]((heat - low) / ((high - low) or 1))[..., :3]).astype(np.uint8)
+    above = np.asarray(Image.fromarray(coloured).resize(pixels.shape[:0:-1], Image.Resampling.BICUBIC), np.float32)
+    mixed = 0.35 * pixels.mean(0, keepdims=True) + 0.65 * above.transpose(2, 0, 1)
+    return jpeg(mixed.astype(np.uint8))
 
 
 def described(chart: Chart) -> str:
@@ -227,6 +252,8 @@ def draw(axes: Axes, chart: Chart) -> None:
         _draw_curve(axes, curve, sideways=bool(chart.rows))
     if chart.bars:
         _draw_bars(axes, chart.bars)
+    elif chart.cells:
+        _draw_cells(axes, chart)
     elif chart.rows:
         axes.set_yticks(range(len(chart.rows)), chart.rows, fontsize=9)
         axes.set_ylim(len(chart.rows) - 0.4, -0.6)
@@ -246,8 +273,25 @@ def _draw_curve(axes: Axes, curve: Curve, *, sideways: bool) -> None:
     for hollow, fill in ((False, colour), (True, "white")):
         marks = curve.marks or hollow or len(curve.dots) == 1
         if marked := [dot for dot in curve.dots if marks and dot.hollow is hollow]:
-            looks: dict[str, Any] = {"marker": marker, "markersize": 6, "markerfacecolor": fill}
+            looks: dict[str, Any] = {"marker": marker, "markersize": 6 if len(marked) < 100 else 2.5}
+            looks["markerfacecolor"] = fill
             axes.plot(*_places(marked), linestyle="", color=colour, gid=_tip(curve.name), zorder=3, **looks)
+
+
+def _draw_cells(axes: Axes, chart: Chart) -> None:
+    """A square whose cells are the stronger the larger they are: blue on the diagonal, orange beside it."""
+    size, shown = len(chart.cells), np.empty((len(chart.cells), len(chart.cells), 4))
+    shown[:], shown[np.diag_indices(size)] = to_rgba(COLOURS[1]), to_rgba(COLOURS[0])
+    shown[..., 3] = 0.7 * np.cbrt(chart.cells)  # so that ink can be read on it
+    axes.imshow(shown, interpolation="nearest")
+    axes.grid(visible=False)
+    if size <= NAMED:
+        names, letters = [line(name, 13) for name in chart.rows], max(4, min(9, 160 / size))
+        axes.set_xticks(range(size), names, rotation=90, fontsize=letters)
+        axes.set_yticks(range(size), names, fontsize=letters)
+    for row, column in itertools.product(range(size), repeat=2) if size <= FIGURES else ():
+        if (share := chart.cells[row][column]) >= 0.005:
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8)
 
 
 def _places(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
@@ -262,9 +306,10 @@ def _fit(axes: Axes, chart: Chart) -> None:
     if not heights:
         return
     if not chart.zero:
-        low, high = _limits(heights, least=2.0)
+        low, high = _limits(heights, least=1e-9 if chart.tight else 2.0)
         axes.set_ylim(low, high)
-        axes.set_yticks([value for value in axes.get_yticks() if low <= value <= min(high, 100)])
+        most = high if chart.tight else min(high, 100)
+        axes.set_yticks([value for value in axes.get_yticks() if low <= value <= most])
         axes.margins(x=0.1)
     elif min(heights) > 0 and max(heights) > 100 * min(heights):
         axes.set_yscale("log")
@@ -280,6 +325,8 @@ def _fit(axes: Axes, chart: Chart) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         whole = all(dot.x == round(dot.x) for dot in dots)
+        if len({dot.x for dot in dots}) == 1:
+            axes.set_xlim(dots[0].x - 1, dots[0].x + 1)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(tick))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import fastapi
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -22,6 +22,7 @@ from vprompt.serving.schema import (
     IMAGE_BODY,
     SOURCE_BODY,
     Adapters,
+    Answer,
     Answers,
     Backbone,
     Details,
@@ -31,7 +32,7 @@ from vprompt.serving.schema import (
     Source,
     failures,
 )
-from vprompt.serving.service import Answer, Service, check_name
+from vprompt.serving.service import Service, check_name
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
@@ -82,7 +83,7 @@ Name = Annotated[str, fastapi.Path(description="Name of an adapter.")]
 
 Names = Annotated[list[str], Query(description="Names of adapters.", min_length=1)]
 
-Top = Annotated[int, Query(ge=1, description="How many classes to name.")]
+Top = Annotated[int, Query(ge=1, description="How many classes or tags to name.")]
 
 
 @open_routes.get("/health", responses={503: {"model": Health}})
@@ -100,17 +101,19 @@ async def health(service: Served, response: Response) -> Health:
     )
 
 
-@guarded_routes.post("/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=IMAGE_BODY)
+@guarded_routes.post(
+    "/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=IMAGE_BODY, response_model_exclude_unset=True
+)
 async def predict(request: Request, service: Served, adapter: Name, top: Top = 3) -> Answer:
     """Asks one adapter about the image that is the body."""
     _ = service.bank[adapter]  # is there, before its image is read
     [answer] = await _exchange(service, request, [adapter], top)
     if isinstance(answer, RequestError):
         raise answer
-    return answer
+    return Answer(**answer)
 
 
-@guarded_routes.post("/v1/predict", responses=PREDICTING, openapi_extra=IMAGE_BODY)
+@guarded_routes.post("/v1/predict", responses=PREDICTING, openapi_extra=IMAGE_BODY, response_model_exclude_unset=True)
 async def predict_several(request: Request, service: Served, adapter: Names, top: Top = 3) -> Answers:
     """Asks several adapters about the image that is the body; each answers or fails alone."""
     names = list(dict.fromkeys(adapter))
@@ -121,7 +124,7 @@ async def predict_several(request: Request, service: Served, adapter: Names, top
         answers=[
             FailedAnswer(adapter=printable(name[:100]), error=Fault.of(answer))
             if isinstance(answer, RequestError)
-            else answer
+            else Answer(**answer)
             for name, answer in zip(names, answers, strict=True)
         ]
     )
@@ -172,7 +175,9 @@ async def remove(service: Served, adapter: Name) -> None:
     await asyncio.to_thread(service.bank.remove, adapter)  # which waits while another is added
 
 
-async def _exchange(service: Service, request: Request, adapters: list[str], top: int) -> list[Answer | RequestError]:
+async def _exchange(
+    service: Service, request: Request, adapters: list[str], top: int
+) -> list[dict[str, Any] | RequestError]:
     """Reads the image and asks; leaves what is to be counted in the request's state."""
     client, headers = host_of(request.scope), request.headers
     try:

@@ -1,10 +1,11 @@
-"""Predictions of image files: class names and probabilities."""
+"""Predictions of image files: what a model says of each, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from vprompt.data.images import refusal, try_decode
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.model.classifier import Classifier
-from vprompt.model.predict import logits_of
+from vprompt.model.predict import TOP, logits_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
@@ -23,15 +24,19 @@ class Prediction:
 
     Args:
         image: Path of the file.
-        class_name: The most probable class.
-        probability: Its probability, 0 to 1.
-        top: The most probable classes with their probabilities, falling.
+        answer: As the model's target gives it. Its entries are attributes, too: of a class `class_name`, `probability`
+            and `top`, the most probable classes with their probabilities; of tags `tags` and `top`; of numbers
+            `values`.
     """
 
     image: str
-    class_name: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
+    answer: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["answer"][name]
+        except KeyError as error:
+            raise AttributeError(name) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ def predict_each(
     model: Classifier,
     paths: Sequence[str | Path],
     *,
-    top: int = 3,
+    top: int = TOP,
     batch_size: int = 32,
     report: Report = silent,
 ) -> Iterator[list[Prediction | Failure]]:
@@ -74,32 +79,12 @@ def predict_each(
     for start in range(0, len(files), batch_size):
         batch = list(zip(files[start : start + batch_size], images, strict=False))
         pixels = [image for _, image in batch if isinstance(image, Tensor)]
-        ranked = iter(most_probable(logits_of(model, pixels), top) if pixels else ())
+        outputs = model.target.activate(logits_of(model, pixels)) if pixels else None
+        answers = iter(() if outputs is None else model.target.answers(outputs, top))
         yield [
             Failure(image=file, error=refusal(file, image))
             if isinstance(image, str)
-            else _named(file, next(ranked), model.class_names)
+            else Prediction(image=file, answer=next(answers))
             for file, image in batch
         ]
         report(start + len(batch), len(files))
-
-
-def _named(file: str, best: Sequence[tuple[int, float]], classes: Sequence[str]) -> Prediction:
-    top = tuple((classes[index], probability) for index, probability in best)
-    return Prediction(image=file, class_name=top[0][0], probability=top[0][1], top=top)
-
-
-def most_probable(logits_BC: Tensor, top: int) -> list[list[tuple[int, float]]]:
-    """For each image the `top` most probable classes (all where there are fewer) and their probabilities, falling.
-
-    Example:
-        >>> import torch
-        >>> [[(best, probability), _]] = most_probable(torch.tensor([[0.0, 9.0, 1.0]]), 2)
-        >>> best, round(probability, 3)
-        (1, 1.0)
-    """
-    best = logits_BC.float().softmax(1).topk(min(top, logits_BC.shape[1]), dim=1)
-    return [
-        list(zip(indices, values, strict=True))
-        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.errors import RequestError
-from vprompt.serving.service import Answer
 from vprompt.utils.text import printable
 
 
@@ -37,10 +36,28 @@ class FailedAnswer(BaseModel):
     error: Fault
 
 
+class Answer(BaseModel):
+    """Prediction of an adapter for an image: a class, tags, numbers by name, or what else its target says.
+
+    `top` has the most probable classes or tags with their probabilities, falling; a class without a name is called by
+    its number.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    adapter: str
+    class_index: int | None = None
+    class_name: str | None = None
+    probability: float | None = None
+    top: list[tuple[str, float]] | None = None
+    tags: list[str] | None = None
+    values: dict[str, float] | None = None
+
+
 class Answers(BaseModel):
     """Answers of several adapters about one image, in the order of the question."""
 
-    answers: list[Answer | FailedAnswer]
+    answers: list[FailedAnswer | Answer]
 
 
 class Summary(BaseModel):
@@ -49,6 +66,7 @@ class Summary(BaseModel):
     name: str
     method: str
     num_classes: int
+    target: str
     nbytes: int
 
 

@@ -22,30 +22,14 @@ from vprompt.serving.decoding import LANES, Images, decode
 from vprompt.serving.errors import RequestError, problem_of
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
-from vprompt.serving.predict import most_probable
 from vprompt.utils.errors import UnknownAdapterError, VPromptError
 from vprompt.utils.text import printable
 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Prediction of an adapter for an image, in the words of `vprompt predict --json`.
-
-    Args:
-        adapter: Its name.
-        class_index: Number of the most probable class.
-        class_name: Its name; its number where the adapter has no names.
-        probability: 0 to 1.
-        top: The most probable classes with their probabilities, falling.
-    """
-
-    adapter: str
-    class_index: int
-    class_name: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
+Answer = dict[str, Any]
+"""The name of an `adapter`, and what it says of an image in the words of `vprompt predict --json`."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +120,7 @@ class Service:
         Args:
             image: An image file.
             adapters: Names, none twice.
-            top: How many classes to name.
+            top: How many classes or tags to name.
             client: Who asks; clients take turns.
 
         Raises:
@@ -201,10 +185,12 @@ class Service:
         logits_C = logits_C.cpu()
         if not bool(logits_C.isfinite().all()):
             return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
-        [best] = most_probable(logits_C[None], ask.top)
-        names = entry.classes
-        top = tuple((str(index) if names is None else printable(names[index]), value) for index, value in best)
-        return Answer(adapter=entry.name, class_index=best[0][0], class_name=top[0][0], probability=top[0][1], top=top)
+        target = entry.made_target
+        [said] = target.answers(target.activate(logits_C[None].float()), ask.top)
+        if target.grouped:  # classes, unlike other outputs, may be called anything
+            top = [(printable(class_name), share) for class_name, share in said["top"]]
+            said |= {"class_index": target.names.index(said["class_name"]), "class_name": top[0][0], "top": top}
+        return {"adapter": entry.name, **said}
 
     async def _results(
         self, batcher: Batcher[Any, R], items: Sequence[Any], deadline: float, client: str

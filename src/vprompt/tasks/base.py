@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,15 +12,21 @@ import msgspec
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.registry import Registry
+from vprompt.utils.text import listed, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vprompt.report.document import Section
 
 CELLS = "\x1f"
 """Between the cells of several label columns, in the label of one image."""
 
 DRAWS = 500
 """Of the images, to see how far a figure depends on which there are."""
+
+MOST_DRAWN, LEAST_DRAWN = 100_000, 1_000
+"""Numbers in a draw, and images: of more, a draw takes a part, and the interval is narrowed accordingly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +54,15 @@ class Target(ABC):
     """Name of the outputs that `activate` gives."""
     unit: ClassVar[str] = ""
     """Name of what `counts` counts."""
+    blank: ClassVar[bool] = False
+    """Whether an empty cell is a label as well."""
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
+
+    def __post_init__(self) -> None:
+        odd = sorted(name for name in {*self.names} if self.names.count(name) > 1 or printable(name) != name)
+        if odd and not self.grouped:
+            raise VPromptError(f"No output can be called {listed([*map(printable, odd)], 3)}: twice, or not in print.")
 
     @property
     @abstractmethod
@@ -127,11 +141,29 @@ class Target(ABC):
         def change(rows: Tensor) -> float:
             return self.score(after[rows], targets[rows]) - self.score(before[rows], targets[rows])
 
-        return change(torch.arange(len(targets))), bootstrapped(change, len(targets))
+        if not math.isfinite(whole := change(torch.arange(len(targets)))):
+            return 0.0, (0.0, 0.0)
+        return whole, bootstrapped(change, len(targets), size=before[0].numel()) or (whole, whole)
 
     @abstractmethod
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """The headline."""
+        """The headline; NaN where these images do not tell it."""
+
+    def scored(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """The headline and its interval, as in `figures`; None where these images do not tell them."""
+        score = self.score(logits, targets)
+        if not math.isfinite(score):
+            return {self.headline: None, "interval": None}
+        size = logits[0].numel()
+        ends = bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets), size=size)
+        return {self.headline: score, "interval": ends and [*ends]}
+
+    def agreement(self, before: Tensor, after: Tensor) -> float:
+        """How far the logits of two models say the same of the same images, 0 to 1: the share of classes or tags that
+        stayed; of numbers, 1 less the mean distance of their logits."""
+        if self.unit:
+            return float(self.hits(after, self.pseudo(before)).double().mean())
+        return max(0.0, 1 - float((after - before).abs().double().mean()))
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
         """Sentences that must not be missing beside figures."""
@@ -157,6 +189,21 @@ class Target(ABC):
     def activate(self, logits: Tensor) -> Tensor:
         """What the model says: probabilities (N, K), or values in their own units."""
 
+    def calibrated(self, logits: Tensor, targets: Tensor) -> Target:
+        """The same target with probabilities that are right as often as they say, by the logits of images not learned.
+
+        The labels and what the model names stay as they are; a target without probabilities stays the same.
+        """
+        return self
+
+    def trust(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
+        """Figures of how far probabilities are right as often as they say; none of a target without them."""
+        return {}
+
+    @abstractmethod
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
+
     @abstractmethod
     def inverse(self, outputs: Tensor) -> Tensor:
         """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
@@ -169,6 +216,22 @@ class Target(ABC):
             outputs: (N, K).
             top: Number of classes or tags to name.
         """
+
+    def named(self, labels: Tensor) -> list[str]:
+        """Labels as a tensor in words, for each image."""
+        return [str(label) for label in labels.tolist()]
+
+    def doubt(self, logits: Tensor) -> Tensor | None:
+        """How unsure the model is of each image, (N,); None where it does not say."""
+        return None
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """What a page shows of the figures and what they are made of."""
+        return []
+
+    @abstractmethod
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """Heads and cells of one of `answers` in a table."""
 
 
 TARGETS: Registry[type[Target]] = Registry("target", "vprompt.tasks", "vprompt.targets")
@@ -213,10 +276,10 @@ def _usual() -> type[Target]:
 
 
 def to_document(target: Target) -> dict[str, Any] | None:
-    """A target as plain data without its names; None for the usual one, as in files of earlier versions."""
-    document = {key: value for key, value in asdict(target).items() if key != "names"}
-    plain = {entry.name: entry.default for entry in fields(target) if entry.name != "names"}
-    return None if target.grouped and document == plain else {"name": target.name, **document}
+    """A target as plain data without its names and what is as by default; None for the usual one, as in old files."""
+    plain = {entry.name: entry.default for entry in fields(target)}
+    document = {key: value for key, value in asdict(target).items() if key != "names" and value != plain[key]}
+    return None if target.grouped and not document else {"name": target.name, **document}
 
 
 def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> Target:
@@ -233,20 +296,41 @@ def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> T
         raise VPromptError(f"The target {kind.name} cannot be so ({error}).") from error
 
 
-def bootstrapped(figure: Callable[[Tensor], float], images: int, *, draws: int = DRAWS) -> tuple[float, float]:
-    """The 95 % interval of a figure: its percentiles over images that are drawn anew, with replacement.
+def interval_text(figures: Mapping[str, Any], prefix: str = "") -> str:
+    """The interval among figures, in percent; arguments as of `Target.cells`."""
+    ends = figures.get(f"{prefix}interval")
+    return "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+
+
+def bootstrapped(
+    figure: Callable[[Tensor], float], images: int, *, size: int = 1, draws: int = DRAWS, most: float = 1
+) -> tuple[float, float] | None:
+    """The 95 % interval of a figure: percentiles over images that are drawn anew, with replacement.
+
+    Their mean is moved to the figure: with images that come twice, an average precision is too high. Of very many
+    images fewer are drawn, and the distances from the mean shrunk by the root of their share.
 
     Args:
-        figure: Of rows (N,) of the images.
+        figure: Of rows (N,) of the images; draws for which it is NaN do not count.
         images: Number of images.
+        size: Numbers of each.
         draws: How often they are drawn.
+        most: Largest value of the figure.
 
-    Source: Efron (1979), Bootstrap methods: another look at the jackknife.
+    Returns:
+        The ends; None where the figure is not defined.
+
+    Source: Efron (1979), Bootstrap methods: another look at the jackknife; Bickel, Götze, van Zwet (1997), Resampling
+    fewer than n observations.
     """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(images, (draws, images), generator=generator)
+    generator, drawn = torch.Generator().manual_seed(0), min(images, max(LEAST_DRAWN, MOST_DRAWN // size))
+    rows = (torch.randint(images, (drawn,), generator=generator) for _ in range(draws))
     values = torch.tensor([figure(row) for row in rows], dtype=torch.float64)
-    low, high = values[values.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values, whole = values[values.isfinite()], figure(torch.arange(images))
+    if not len(values) or not math.isfinite(whole):
+        return None
+    values = whole + (values - values.mean()) * math.sqrt(drawn / images)
+    low, high = values.clamp(max=most).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from vprompt.tasks.base import CELLS, Target, bootstrapped, register
+from vprompt.report.document import Section
+from vprompt.tasks import views
+from vprompt.tasks.base import CELLS, Target, interval_text, register
+from vprompt.tasks.metrics import BINS, f1_scores, known
+from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -21,13 +27,20 @@ SEPARATORS = ("|", ";", ",")
 YES, NO = {"1", "1.0", "true", "yes", "y", "x"}, {"0", "0.0", "false", "no", "n", "", "-1"}
 """What stands in a column of one tag, in lower case."""
 
+_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
+"""A number with a comma, rather than two tags."""
+
+_NUMBERS = re.compile(r"\[[^,\"]+(,[^\"]+)+\]")
+"""A list of numbers; those of tags are not all as long."""
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class MultiLabel(Target):
+class MultiLabel(Probabilities):
     """Any number of tags; labels are 0 and 1 (N, K), and the loss is the mean of binary cross-entropies.
 
-    A label is a list in JSON, names between separators, or a 0 or 1 for each of several columns.
+    A label is a list in JSON, names between separators, or a 0 or 1 for each of several columns. Blanks, Unicode form
+    and case of a name do not count; the commonest spelling stays.
 
     Args:
         names: Of the tags.
@@ -45,8 +58,8 @@ class MultiLabel(Target):
     headline = "mean_ap"
     title = "mean AP"
     hit = "tag_accuracy"
-    answer = "probabilities"
     unit = "tag"
+    blank = True
 
     @property
     def size(self) -> str:
@@ -57,13 +70,14 @@ class MultiLabel(Target):
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
         """See `Target`: columns of 0 and 1, or lists of tags that come in several combinations."""
         if len(columns) > 1:
-            return all(set(label.lower().split(CELLS)) <= YES | NO for label in labels)
-        if any(label.startswith("[") for label in labels):
-            return all(_is_list(label) is not None for label in labels if label.strip())
+            return all({cell.strip() for cell in label.lower().split(CELLS)} <= YES | NO for label in labels)
         cells, separator = {label for label in labels if label.strip()}, _separator(labels)
+        if any(cell.startswith("[") for cell in cells):
+            numbers = all(_NUMBERS.fullmatch(cell) for cell in cells) and len({cell.count(",") for cell in cells}) == 1
+            return not numbers and all(_is_list(cell) is not None for cell in cells)
         tags = {tag for label in cells for tag in _split(label, separator)}
         # "tench, Tinca tinca" is the name of one class: its parts come in no other combination.
-        return bool(separator) and 1 < len(tags) <= len(cells)
+        return bool(separator) and 1 < len(tags) <= len(cells) and not all(map(_COMMA.fullmatch, cells))
 
     @classmethod
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
@@ -72,8 +86,9 @@ class MultiLabel(Target):
             target = cls(names=tuple(map(printable, columns)))
         else:
             separator = _separator(labels)
-            tags = {tag for label in labels if _is_list(label) is not False for tag in _split(label, separator)}
-            target = cls(names=tuple(sorted(tags)), separator=separator)
+            tags = Counter(tag for each in labels if _is_list(each) is not False for tag in _split(each, separator))
+            spelled = {tag.casefold(): tag for tag, _ in sorted(tags.items(), key=lambda entry: (entry[1], entry[0]))}
+            target = cls(names=tuple(sorted(spelled.values())), separator=separator)
         usable = [label for label in labels if target.problem(label) is None]
         if not usable or not bool(target.encode(usable).any()):
             raise ValueError("no tag on any training image; one or more are needed.")
@@ -89,21 +104,24 @@ class MultiLabel(Target):
             return f"is {odd[0]!r}, not 0 or 1" if odd else None
         if _is_list(label) is False:
             return "is no list of names"
-        unknown = sorted(set(_split(label, self.separator)) - set(self.names))
+        unknown = sorted(tag for tag in _split(label, self.separator) if tag.casefold() not in self._numbers)
         return f"has tags that no training image has ({listed(unknown, 3)})" if unknown else None
 
     def encode(self, labels: Sequence[str]) -> Tensor:
         """See `Target`."""
         import torch
 
-        numbers = {name: number for number, name in enumerate(self.names)}
         targets = torch.zeros(len(labels), len(self.names))
         for row, label in enumerate(labels):
             if CELLS in label:
                 targets[row] = torch.tensor([float(cell.strip().lower() in YES) for cell in label.split(CELLS)])
             else:
-                targets[row, [numbers[tag] for tag in _split(label, self.separator)]] = 1.0
+                targets[row, [self._numbers[tag.casefold()] for tag in _split(label, self.separator)]] = 1.0
         return targets
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name.casefold(): number for number, name in enumerate(self.names)}
 
     def check(self, targets: Tensor) -> str | None:
         """See `Target`."""
@@ -145,29 +163,23 @@ class MultiLabel(Target):
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         said, true = logits > 0, targets > 0.5
-        both = (said & true).sum(0).double()
-        f1 = 2 * both / (said.sum(0) + true.sum(0))
-        present = true.any(0)
-        micro = 2 * both.sum() / max(1, int(said.sum() + true.sum()))
+        present, micro = true.any(0), f1_scores(said.flatten()[:, None], true.flatten()[:, None])
         return {
-            "mean_ap": self.score(logits, targets),
-            "interval": list(bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets))),
-            "macro_f1": float(f1[present].mean()) if bool(present.any()) else None,
-            "micro_f1": float(micro),
+            **self.scored(logits, targets),
+            "micro_f1": known(micro),
             "exact": float((said == true).all(1).double().mean()),
-            "chance_ap": float(targets.mean(0)[present].mean()) if bool(present.any()) else None,
-            "never_right": [self.names[n] for n in (present & (both == 0)).nonzero().flatten().tolist()],
+            "chance_ap": known(targets.mean(0)[present].mean()),
+            "never_right": [self.names[n] for n in (present & ~(said & true).any(0)).nonzero().flatten().tolist()],
+            **self.details(logits, targets),
         }
 
     @staticmethod
     def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        ends = figures.get(f"{prefix}interval")
         keys = {"mean AP": "mean_ap", "macro F1": "macro_f1", "all right": "exact"}
         shares = {head: figures.get(f"{prefix}{key}") for head, key in keys.items()}
         cells = {head: "-" if share is None else f"{percent(share)} %" for head, share in shares.items()}
-        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-        return {"mean AP": cells.pop("mean AP"), "95 %": interval, **cells}
+        return {"mean AP": cells.pop("mean AP"), "95 %": interval_text(figures, prefix), **cells}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -177,12 +189,20 @@ class MultiLabel(Target):
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
         """See `Target`."""
-        never = figures["never_right"]
-        return [f"Not one {split} image is rightly given {listed(never, 5)}."] if never else []
+        never, told = figures["never_right"], list[str]()
+        if absent := [name for name, images in self.counts(targets).items() if not images]:
+            told.append(f"No {split} image has {listed(absent, 5)}, of which there are no figures.")
+        return [*told, f"Not one {split} image is rightly given {listed(never, 5)}."] if never else told
 
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
-        return logits.sigmoid()
+        return self.tempered(logits).sigmoid()
+
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """See `Target`."""
+        import torch
+
+        return self.temperature * outputs.logit(torch.finfo(outputs.dtype).eps / 2)
 
     def inverse(self, outputs: Tensor) -> Tensor:
         """See `Target`."""
@@ -199,13 +219,55 @@ class MultiLabel(Target):
             answers.append({"tags": [name for name, value in ranked if value > 0.5], "top": ranked[:top]})
         return answers
 
+    def matrix(self, labels: Tensor) -> Tensor:
+        """See `Probabilities`."""
+        return labels > 0.5
+
+    def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """See `Probabilities`: of all tags together."""
+        from torchmetrics.functional.classification import binary_calibration_error
+
+        return binary_calibration_error(probabilities.flatten(), targets.long().flatten(), n_bins=BINS)
+
+    def named(self, labels: Tensor) -> list[str]:
+        """See `Target`."""
+        rows = [row.nonzero().flatten().tolist() for row in labels]
+        return [listed([self.names[number] for number in row], 5) or "no tag" for row in rows]
+
+    def doubt(self, logits: Tensor) -> Tensor:
+        """See `Target`: how near the least certain tag comes to a half."""
+        return -logits.abs().amin(1)
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: the figures of each tag, other thresholds, and how far probabilities can be trusted."""
+        probabilities, true = self.activate(logits.double()), targets > 0.5
+        return [
+            views.names_section(self.unit, figures["per_tag"]),
+            views.thresholds_section(probabilities, true),
+            views.reliability_section(probabilities.flatten(), true.flatten()),
+        ]
+
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """See `Target`."""
+        first = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"])
+        return {"tags": ", ".join(answer["tags"]) or "none", "most probable": first}
+
 
 def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
-    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image."""
-    from torchmetrics.functional.classification import multilabel_average_precision
+    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image.
 
-    found = multilabel_average_precision(logits, targets.long(), num_labels=logits.shape[1], average="none")
-    return found.double().masked_fill(~targets.any(0), float("nan"))
+    The bootstrap needs it for all tags at once; `torchmetrics` goes through them one by one.
+    """
+    import torch
+
+    logits_KN, order = logits.T.sort(dim=1, descending=True)
+    true_KN = targets.T.gather(1, order).double().cumsum(1)
+    last_KN = torch.ones_like(true_KN)  # of a step
+    last_KN[:, :-1] = logits_KN[:, 1:] != logits_KN[:, :-1]
+    before_KN = (true_KN * last_KN).cummax(1).values.roll(1, 1)
+    before_KN[:, 0] = 0
+    precision_KN = true_KN / torch.arange(1, len(logits) + 1)
+    return ((true_KN - before_KN) * last_KN * precision_KN).sum(1) / true_KN[:, -1]
 
 
 def _separator(labels: Sequence[str]) -> str:
@@ -217,8 +279,8 @@ def _is_list(label: str) -> bool | None:
     if not label.startswith("["):
         return None
     try:
-        return isinstance(json.loads(label), list)
-    except ValueError:
+        return all(isinstance(part, str | int) for part in json.loads(label))
+    except (ValueError, RecursionError):
         return False
 
 
@@ -228,4 +290,4 @@ def _split(label: str, separator: str) -> list[str]:
         parts = [str(part) for part in json.loads(label)]
     else:
         parts = label.split(separator) if separator else re.split(r"\s+", label)
-    return [" ".join(printable(part).split()) for part in parts if part.strip()]
+    return [" ".join(unicodedata.normalize("NFC", printable(part)).split()) for part in parts if part.strip()]

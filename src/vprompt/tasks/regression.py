@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from vprompt.tasks.base import CELLS, Target, bootstrapped, register
+from vprompt.report.document import Section
+from vprompt.tasks import views
+from vprompt.tasks.base import CELLS, Target, bootstrapped, interval_text, register
+from vprompt.tasks.metrics import known
+from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
@@ -20,6 +25,9 @@ MOST = 0.9
 
 MAX = 1e30
 """Beyond it, squares are more than single precision can hold."""
+
+_COMMAS = re.compile(r"\s*[+-]?\d+(,\d+)+(\.\d*)?\s*")
+"""A number with a decimal comma, or with commas between thousands: which of both, nobody can tell."""
 
 
 @register
@@ -48,6 +56,13 @@ class Regression(Target):
     hit = "error"
     answer = "values"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.names) == len(self.mean) == len(self.std):
+            raise VPromptError(f"There must be a mean and a deviation for each of {count(len(self.names), 'number')}.")
+        if not all(abs(mean) < MAX and 0 < std < MAX for mean, std in zip(self.mean, self.std, strict=True)):
+            raise VPromptError("Means of numbers must be finite, and deviations finite and above 0.")
+
     @property
     def size(self) -> str:
         """See `Target`."""
@@ -57,6 +72,8 @@ class Regression(Target):
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
         """See `Target`: nearly all are numbers, and not all of them whole, or there are several of them."""
         given = [label for label in labels if label.strip()]
+        if given and all(map(_COMMAS.fullmatch, given)):
+            return True  # and `fit` says that they cannot be read
         rows = [row for label in given if (row := _numbers(label)) is not None]
         if not rows or len(rows) < MOST * len(given):
             return False
@@ -69,9 +86,10 @@ class Regression(Target):
 
         rows = [row for label in labels if (row := _numbers(label)) is not None]
         if not rows:
-            raise ValueError("no number for any training image.")
+            odd = next((f" (one is {printable(label)[:40]!r})" for label in labels if label.strip()), "")
+            raise ValueError(f"no number for any training image{odd}; write numbers as 1234.5, without commas.")
         (size, _), *_ = Counter(map(len, rows)).most_common(1)
-        values = torch.tensor([row for row in rows if len(row) == size], dtype=torch.float64)
+        values = torch.tensor([row for row in rows if len(row) == size]).double()  # as they are learned
         names = tuple(map(printable, columns)) or ("value",)
         if len(names) != size:
             names = tuple(str(number) for number in range(size))
@@ -88,7 +106,8 @@ class Regression(Target):
         """See `Target`."""
         numbers, wanted = _numbers(label), len(self.names)
         if numbers is None:
-            return f"is {printable(label.replace(CELLS, ' '))[:40]!r}, not a number"
+            hint = "; write it without commas, as 1234.5" if _COMMAS.search(label) else ""
+            return f"is {printable(label.replace(CELLS, ' '))[:40]!r}, not a number up to {MAX:g}{hint}"
         return None if len(numbers) == wanted else f"has {len(numbers)} numbers, not {wanted}"
 
     def encode(self, labels: Sequence[str]) -> Tensor:
@@ -107,7 +126,7 @@ class Regression(Target):
         """See `Target`: by fifths of the first number."""
         import torch
 
-        values = self.encode(labels)[:, 0]
+        values = self.encode(labels)[:, 0].contiguous()
         ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
         return [str(number) for number in torch.bucketize(values, ends).tolist()]
 
@@ -125,34 +144,42 @@ class Regression(Target):
         return self.activate(logits)
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """See `Target`: the mean over the numbers of the share of their variance that is explained."""
+        """See `Target`: the mean over the numbers that differ of the share of their variance that is explained."""
+        return float(self._explained(logits, targets).nanmean())
+
+    def _explained(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """R² (K,) of each number; NaN where all images have the same."""
         wanted = targets.double()
         left = (self.activate(logits.double()) - wanted).square().sum(0)
-        whole = (wanted - wanted.mean(0)).square().sum(0)
-        return float((1 - left / whole).mean())
+        explained = 1 - left / (wanted - wanted.mean(0)).square().sum(0)
+        return explained.masked_fill(wanted.amax(0) == wanted.amin(0), math.nan)
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`."""
         errors = (self.activate(logits.double()) - targets.double()).abs()
         constant = (targets.double() - errors.new_tensor(self.mean)).abs()
-        score = self.score(logits, targets)
-        finite = math.isfinite(score)  # not where all images have the same number
-        ends = bootstrapped(lambda rows: self.score(logits[rows], targets[rows]), len(targets)) if finite else None
+
+        def named(values: Tensor) -> dict[str, float | None]:
+            return dict(zip(self.names, map(known, values.tolist()), strict=True))
+
+        def interval(of_each: Tensor) -> tuple[float, float] | None:
+            return bootstrapped(lambda rows: float(of_each[rows].mean()), len(of_each), most=math.inf)
+
         return {
-            "r2": score if finite else None,
-            "interval": None if ends is None else list(ends),
-            "mae": dict(zip(self.names, errors.mean(0).tolist(), strict=True)),
-            "rmse": dict(zip(self.names, errors.square().mean(0).sqrt().tolist(), strict=True)),
-            "constant_mae": dict(zip(self.names, constant.mean(0).tolist(), strict=True)),
+            **self.scored(logits, targets),
+            "mae": named(errors.mean(0)),
+            "rmse": named(errors.square().mean(0).sqrt()),
+            "r2_each": named(self._explained(logits, targets)),
+            "constant_mae": named(constant.mean(0)),
+            "intervals": {"mae": dict(zip(self.names, map(interval, errors.T), strict=True))},
         }
 
     @staticmethod
     def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        share, ends = figures.get(f"{prefix}r2"), figures.get(f"{prefix}interval")
-        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-        errors = ", ".join(_named(figures.get(f"{prefix}mae") or {}))
-        return {"R²": "-" if share is None else f"{percent(share)} %", "95 %": interval, "mean error": errors or "-"}
+        share, errors = figures.get(f"{prefix}r2"), ", ".join(_named(figures.get(f"{prefix}mae") or {}))
+        shown = "-" if share is None else f"{percent(share)} %"
+        return {"R²": shown, "95 %": interval_text(figures, prefix), "mean error": errors or "-"}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -174,6 +201,18 @@ class Regression(Target):
         """See `Target`: every number by its name."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
 
+    def named(self, labels: Tensor) -> list[str]:
+        """See `Target`."""
+        return [", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in labels.tolist()]
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: predicted against true numbers, and what is left."""
+        return [views.numbers_section(self.names, figures, self.activate(logits.double()), targets.double())]
+
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """See `Target`."""
+        return {name: f"{value:.4g}" for name, value in answer["values"].items()}
+
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean), like.new_tensor(self.std)
 
@@ -183,11 +222,11 @@ def _numbers(label: str) -> list[float] | None:
     try:
         cells: Any = json.loads(label) if label.startswith("[") else label.split(CELLS)
         numbers = [float(cell) for cell in cells]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return None
     return numbers if numbers and all(abs(number) < MAX for number in numbers) else None
 
 
 def _named(values: Mapping[str, float]) -> list[str]:
-    """Numbers with their names, where there are several."""
-    return [f"{name} {value:.4g}" if len(values) > 1 else f"{value:.4g}" for name, value in values.items()]
+    """Numbers with their names, which tell their units; one of a folder has none."""
+    return [f"{value:.4g}" if [*values] == ["value"] else f"{name} {value:.4g}" for name, value in values.items()]

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from vprompt.tasks.base import Target, register
+from vprompt.report.document import Section
+from vprompt.tasks import views
+from vprompt.tasks.base import bootstrapped, interval_text, register
+from vprompt.tasks.metrics import BINS, known
+from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.statistics import paired_interval, wilson
 from vprompt.utils.text import count, listed, percent, printable
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class SingleLabel(Target):
+class SingleLabel(Probabilities):
     """One of several classes; labels are numbers (N,), and the loss is cross-entropy.
 
     Example:
@@ -28,7 +32,6 @@ class SingleLabel(Target):
     headline = "accuracy"
     title = "accuracy"
     hit = "accuracy"
-    answer = "probabilities"
     unit = "class"
     grouped = True
 
@@ -102,14 +105,25 @@ class SingleLabel(Target):
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         """See `Target`; the interval is Wilson's, and the majority is always naming the commonest class."""
-        recalls = self.recalls(logits, targets)
-        return {
+
+        def balanced(rows: Tensor) -> float:
+            return float(self.recalls(logits[rows], targets[rows]).nanmean())
+
+        recalls, classes, images = self.recalls(logits, targets), len(self.names), len(targets)
+        figures: dict[str, Any] = {
             "accuracy": self.score(logits, targets),
-            "interval": list(wilson(int(self.hits(logits, targets).sum()), len(targets))),
+            "interval": list(wilson(int(self.hits(logits, targets).sum()), images)),
             "balanced_accuracy": float(recalls.nanmean()),
-            "majority_accuracy": int(self._counts(targets).max()) / len(targets),
+            "majority_accuracy": int(self._counts(targets).max()) / images,
             "never_right": [self.names[label] for label in (recalls == 0).nonzero().flatten().tolist()],
         }
+        if not bool(logits.isfinite().all()):
+            return figures
+        if classes > 5:
+            figures["top5_accuracy"] = known((logits.topk(5).indices == targets[:, None]).any(1).double().mean())
+        figures |= self.details(logits, targets)
+        figures["intervals"]["balanced_accuracy"] = bootstrapped(balanced, images, size=classes)
+        return figures
 
     def difference(self, before: Tensor, after: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
         """See `Target`; in closed form."""
@@ -129,26 +143,32 @@ class SingleLabel(Target):
         of_class = dict(zip(self.names, counts.tolist(), strict=True))
         if never := [f"{name} ({count(of_class[name], 'image')})" for name in figures["never_right"]]:
             told.append(f"Not one {split} image is recognised of {listed(never)}.")
+        if figures.get("auroc", 0) is None:
+            told.append(f"All {split} images are of one class, so that there is no AUROC.")
         return told
 
     @staticmethod
     def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        ends = figures.get(f"{prefix}interval")
         shares = [figures.get(f"{prefix}{key}") for key in ("accuracy", "balanced_accuracy")]
         accuracy, balanced = ("-" if share is None else f"{percent(share)} %" for share in shares)
-        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
-        return {"accuracy": accuracy, "95 %": interval, "balanced": balanced}
+        return {"accuracy": accuracy, "95 %": interval_text(figures, prefix), "balanced": balanced}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
         """See `Target`."""
-        share, images = figures.get(f"{prefix}majority_accuracy"), Target.beside(figures, prefix)
+        share, images = figures.get(f"{prefix}majority_accuracy"), Probabilities.beside(figures, prefix)
         return f"{images}, of which the commonest class alone is {percent(share)} %" if images and share else images
 
     def activate(self, logits: Tensor) -> Tensor:
         """See `Target`."""
-        return logits.softmax(1)
+        return self.tempered(logits).softmax(1)
+
+    def inverse(self, outputs: Tensor) -> Tensor:
+        """See `Target`: logarithms, of which those of probabilities too small for their numbers are finite as well."""
+        import torch
+
+        return self.temperature * outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
 
     def inverse(self, outputs: Tensor) -> Tensor:
         """See `Target`: logarithms, of which those of probabilities too small for their numbers are finite as well."""
@@ -164,6 +184,41 @@ class SingleLabel(Target):
             first = [(self.names[number], value) for number, value in zip(numbers, values, strict=True)]
             answers.append({"class_name": first[0][0], "probability": first[0][1], "top": tuple(first)})
         return answers
+
+    def matrix(self, labels: Tensor) -> Tensor:
+        """See `Probabilities`."""
+        import torch.nn.functional as F
+
+        return F.one_hot(labels, len(self.names)).bool()
+
+    def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """See `Probabilities`: of the classes that are named."""
+        from torchmetrics.functional.classification import multiclass_calibration_error
+
+        return multiclass_calibration_error(probabilities, targets, num_classes=len(self.names), n_bins=BINS)
+
+    def named(self, labels: Tensor) -> list[str]:
+        """See `Target`."""
+        return [self.names[label] for label in labels.tolist()]
+
+    def doubt(self, logits: Tensor) -> Tensor:
+        """See `Target`: how near the second class comes to the first."""
+        first, second = self.activate(logits.double()).topk(2, dim=1).values.unbind(1)
+        return second - first
+
+    def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
+        """See `Target`: first, which classes are confused."""
+        confidence, said = self.activate(logits.double()).max(1)
+        return [
+            views.confusion_section(self.names, said, targets),
+            views.names_section(self.unit, figures["per_class"]),
+            views.reliability_section(confidence, said == targets),
+        ]
+
+    def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """See `Target`."""
+        then = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"][1:])
+        return {"class": answer["class_name"], "probability": f"{percent(answer['probability'])} %", "then": then}
 
     def _counts(self, targets: Tensor) -> Tensor:
         return targets.bincount(minlength=len(self.names))

@@ -14,6 +14,7 @@ from torch import Tensor
 from vprompt.model.classifier import Classifier
 from vprompt.tasks.base import Target
 from vprompt.training.loader import ImageLabels, check_batch, check_kind, in_order, iterate, size_of
+from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
 
@@ -48,8 +49,9 @@ class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
 
     @property
     def score(self) -> float:
-        """The figure that models are compared by, such as the accuracy; 1 is the best."""
-        return self.target.score(self.logits, self.labels)
+        """The figure that models are compared by, such as the accuracy: 1 is the best, 0 where nothing is told."""
+        score = self.target.score(self.logits, self.labels)
+        return score if math.isfinite(score) else 0.0
 
     @cached_property
     def figures(self) -> dict[str, Any]:
@@ -59,8 +61,14 @@ class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that are right, 0-1, where each is of one class."""
-        return self.figures["accuracy"]
+        """Share of the images that are right, 0-1, where each is of one class.
+
+        Raises:
+            VPromptError: If they are not.
+        """
+        if not self.target.grouped:
+            raise VPromptError(f"There is no accuracy of {self.target.name}, but a `score`: the {self.target.title}.")
+        return self.score
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -366,12 +366,11 @@ class _Run:
         if self.val is not None and recipe.validates(epoch + 1):
             with self._averaged():
                 evaluation = evaluate(self.model, self.val, workers=recipe.workers)
-                row[key := f"val_{target.headline}"] = evaluation.score
-                if math.isfinite(evaluation.loss):  # JSON has no other numbers
-                    row["val_loss"] = evaluation.loss
+                found = {(key := f"val_{target.headline}"): evaluation.score, "val_loss": evaluation.loss}
+                row |= {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no others
                 if recipe.best_epoch and self.history.best is row:
                     self.best = {name: p.detach().clone() for name, p in self.learned.items()}
-            report(self.step, self.last_step, **{key: row[key]})
+            report(self.step, self.last_step, **{key: row[key]} if key in row else {})
         self.sums.zero_()
         if self.log is not None:
             self.log(self.history.rows)

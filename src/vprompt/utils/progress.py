@@ -167,6 +167,8 @@ def figures_text(figures: dict[str, float], unit: str = "", most: int | None = N
         'loss 0.512 acc 87.5% 1234 img/s'
         >>> figures_text({"loss": 0.51234, "accuracy": 0.875, "rate": 1234.0}, "img", most=25)
         'loss 0.512 acc 87.5%'
+        >>> figures_text({"error": 0.51, "val_r2": 0.875})
+        'error 0.51 val r2 87.5%'
     """
     parts: list[str] = []
     for name, value in figures.items():
@@ -176,7 +178,7 @@ def figures_text(figures: dict[str, float], unit: str = "", most: int | None = N
             parts.append(f"{value:.0f} {unit}/s")
         elif name == "epoch":
             parts.append(f"epoch {value:.0f}")
-        elif "accuracy" in name:
+        elif "accuracy" in name or name.startswith("val_"):  # a share
             parts.append(f"{name.replace('accuracy', 'acc').replace('_', ' ')} {100 * value:.1f}%")
         else:
             parts.append(f"{name} {value:.3g}")

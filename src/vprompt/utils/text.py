@@ -129,6 +129,16 @@ def count(many: int, noun: str) -> str:
     return f"{many:,} {noun}{'s' * (many != 1)}"
 
 
+def capital(words: str) -> str:
+    """Words as a sentence begins.
+
+    Example:
+        >>> capital("mean AP")
+        'Mean AP'
+    """
+    return words[:1].upper() + words[1:]
+
+
 def listed(names: list[str], most: int = 8) -> str:
     """Names in a sentence; those with commas are parted by semicolons.
 

@@ -17,7 +17,7 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
 from vprompt.data.sources.rows import RowFiles, read_rows
 from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
-from vprompt.tasks.base import CELLS
+from vprompt.tasks.base import CELLS, Target, kind_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import count, listed, printable
 
@@ -63,8 +63,9 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     paths, where = _Paths(base), printable(query.spec)
     first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
     roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
+    may_lack = {*roles.labels} if _kind(first, roles).blank else set[str]()
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
-    rows, problems, again = _gathered(used, roles, paths)
+    rows, problems, again = _gathered(used, roles, may_lack, paths)
     splits: dict[str, list[Item]] = {}
     for row in rows.values():
         splits.setdefault(row.split, []).append(row.item)
@@ -108,14 +109,21 @@ class _Row(NamedTuple):
     place: str
 
 
-def _gathered(sheets: Sequence[Sheet], roles: Roles, paths: _Paths) -> tuple[dict[str, _Row], list[str], int]:
+def _kind(sheet: Sheet, roles: Roles) -> type[Target]:
+    cells = zip(*(sheet.columns[name] for name in roles.labels), strict=True)
+    return kind_of([*map(CELLS.join, cells)], roles.labels)
+
+
+def _gathered(
+    sheets: Sequence[Sheet], roles: Roles, may_lack: set[str], paths: _Paths
+) -> tuple[dict[str, _Row], list[str], int]:
     """The row of each image, sorted by name; what is wrong with others, and how many say what one above them says."""
     problems = [problem for sheet in sheets for problem in sheet.problems]
     whole = len({sheet.split for sheet in sheets}) == 1  # a table of all there is may be called train.csv
     rows: dict[str, _Row] = {}
     again, unclear = 0, set[str]()
     for sheet in sheets:
-        for row in _rows(sheet, UNSPLIT if whole else sheet.split or UNSPLIT, roles, paths):
+        for row in _rows(sheet, UNSPLIT if whole else sheet.split or UNSPLIT, roles, may_lack, paths):
             if isinstance(row, str):
                 problems.append(row)
             elif (before := rows.setdefault(row.item.name, row))[:3] != row[:3]:
@@ -129,7 +137,7 @@ def _gathered(sheets: Sequence[Sheet], roles: Roles, paths: _Paths) -> tuple[dic
     return {name: rows[name] for name in names}, problems, again
 
 
-def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Row | str]:
+def _rows(sheet: Sheet, usual: str, roles: Roles, may_lack: set[str], paths: _Paths) -> Iterator[_Row | str]:
     """The rows of a table, of the usual split where no column says it; of a bad one, what is wrong with it."""
     inside, images = roles.image in sheet.images, sheet.columns.get(roles.image, ())
     columns = {name: sheet.columns[name] for name in roles.all if name != roles.image}
@@ -137,7 +145,7 @@ def _rows(sheet: Sheet, usual: str, roles: Roles, paths: _Paths) -> Iterator[_Ro
         place = f"{sheet.name}, {sheet.unit} {number}"
         cells = {name: column[row] for name, column in columns.items()}
         try:
-            if empty := [name for name, cell in cells.items() if not cell]:
+            if empty := [name for name, cell in cells.items() if not cell and name not in may_lack]:
                 raise ValueError(f"the cell of {printable(empty[0])} is empty")
             split = split_of_cell(cells[roles.split]) if roles.split else usual
             if split is None:

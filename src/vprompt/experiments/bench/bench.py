@@ -29,6 +29,7 @@ from vprompt.experiments.bench.scheduler import BenchError, Schedule, preview
 from vprompt.experiments.bench.store import NamedPath, Store, open_store
 from vprompt.experiments.bench.tasks import named_paths, split_sizes, why_missing
 from vprompt.experiments.bench.worker import Worker
+from vprompt.experiments.folder import score_key, target_of
 from vprompt.experiments.preview import passes
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
@@ -327,14 +328,15 @@ def changed_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
-    """Result of a plan as plain data: every cell with its accuracy, or why there is none.
+    """Result of a plan as plain data: every cell with its score, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
     rows = results_of(planned, outcomes, store)
     cells = [
         {key: row[key] for key in ("task", "method", "seed", "failure", "chosen")}
-        | {"test_accuracy": (row["result"] or {}).get("test_accuracy"), "result": row["name"]}
+        | {(key := score_key(row["result"] or {}, "test")): (row["result"] or {}).get(key), "result": row["name"]}
+        | {"target": target_of(row["result"] or {}).name}
         for row in rows
     ]
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}

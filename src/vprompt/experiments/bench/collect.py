@@ -14,7 +14,7 @@ from vprompt.experiments.bench.plan import Plan, parse_plan
 from vprompt.experiments.bench.scheduler import follow
 from vprompt.experiments.bench.store import Store, open_store
 from vprompt.experiments.bench.tasks import about_task
-from vprompt.experiments.folder import RESULT, Result, fits
+from vprompt.experiments.folder import RESULT, Result, fits, score_key
 from vprompt.experiments.settings import place_settings, upgraded
 from vprompt.methods.registry import METHODS
 from vprompt.model.cost import cost
@@ -118,7 +118,7 @@ def _of_plan(plan: Plan, store: Store) -> Document:
 def _of_folder(address: str, store: Store) -> Document:
     """Runs without a plan: those of a store, or every result.json below a folder."""
     results = [result for name in sorted(store.finished()) if (result := store.result(name)) is not None]
-    results = [result for result in results if result.get("until") is None and result.get("test_accuracy") is not None]
+    results = [each for each in results if each.get("until") is None and each.get(score_key(each, "test")) is not None]
     results, unread = [result for result in results if fits(result, Result)], list[str]()
     if not results and "://" not in address:
         results, unread = _below(Path(address))

@@ -95,9 +95,7 @@ def _halve(
     """Successive halving: all choices share the schedule, and the worse of them do not get to its end."""
     settings = [cell.settings(**_to_choose(search), **choice).resolved() for choice in choices]
     going = list(range(len(choices)))
-    records: list[dict[str, Any]] = [
-        {"settings": choice, "epochs": 0, "val_accuracy": None, "stopped": True} for choice in choices
-    ]
+    records: list[dict[str, Any]] = [{"settings": choice, "epochs": 0, "stopped": True} for choice in choices]
     trials += records
     longest = max(choice.recipe.num_epochs for choice in settings)  # a search may try several
     shares = {max(1, round(share * longest)): share for share in sorted(search.rungs)}

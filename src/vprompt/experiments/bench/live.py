@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.bench.jobs import Job
+from vprompt.experiments.folder import score_key
 from vprompt.utils.text import duration, printable
 
 LAST = 6
@@ -65,9 +66,9 @@ class LiveTable(Watch):
             self._note(Text(f"failed  {printable(job.name)}: {printable(str(why))}", style="red"))
             return
         figures = [
-            f"{name} {100 * result[key]:.1f} %"
-            for key, name in (("test_accuracy", "test"), ("val_accuracy", "val"))
-            if result.get(key) is not None
+            f"{split} {100 * score:.1f} %"
+            for split in ("test", "val")
+            if (score := result.get(score_key(result, split))) is not None
         ]
         figures += ["diverged"] if result.get("diverged") else []
         figures += [duration(result["seconds"])] if result.get("seconds") is not None else []

@@ -33,7 +33,7 @@ class Search:
 
     Args:
         space: Setting -> values to try; every combination is one training.
-        by: What is compared: `"accuracy"` (the loss decides between equals) or `"loss"`.
+        by: What is compared: `"accuracy"` (of another target its score; the loss decides between equals) or `"loss"`.
         rungs: After these shares of the epochs only the better ones go on; none trains all to the end.
         keep: Share that goes on.
         seed: Of these trainings.

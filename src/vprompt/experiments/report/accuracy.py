@@ -1,4 +1,4 @@
-"""The table of accuracies by task, the means, and the published numbers below them, visually apart."""
+"""The table of scores by task, the means, and the published numbers below them, visually apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vprompt.experiments.report.aggregate import Spread, on_task, over_groups
 from vprompt.experiments.report.study import GROUPS, Method, Study, Task
 from vprompt.report import published
 from vprompt.report.document import Block, Body, Bullets, Cell, Fold, Paragraph, Section, Table, Warn
-from vprompt.utils.text import count, line, listed, spread
+from vprompt.utils.text import capital, count, line, listed, spread
 
 FEW = 6
 """Up to so many tasks stand in one table."""
@@ -82,7 +82,7 @@ def section(study: Study) -> Section:
             blocks.append(Fold(f"{count(len(body.rows), 'more published row')}", [more]))
     if publications.sources:
         blocks.append(Paragraph(f"Sources of the published numbers: {'; '.join(publications.sources)}."))
-    return Section(key="accuracy", title="Accuracy by task", blocks=[*blocks, *_notes(study)])
+    return Section(key="accuracy", title=f"{capital(study.score)} by task", blocks=[*blocks, *_notes(study)])
 
 
 def tables(study: Study, publications: Publications) -> list[Table]:
@@ -117,12 +117,12 @@ def layouts(study: Study) -> list[Layout]:
     if len(study.tasks) <= FEW:
         columns = [column for columns in of_tasks.values() for column in columns]
         over = [(GROUPS[group], len(columns)) for group, columns in of_tasks.items()] + [("Means", len(means))]
-        return [Layout(caption="Accuracy, %", columns=[*columns, *means], over=over)]
+        return [Layout(caption=f"{capital(study.score)}, %", columns=[*columns, *means], over=over)]
     by_group = [
-        Layout(caption=f"{GROUPS[group]}, accuracy in %", columns=[*of_tasks[group], of_groups[group]])
+        Layout(caption=f"{GROUPS[group]}, {study.score} in %", columns=[*of_tasks[group], of_groups[group]])
         for group in groups
     ]
-    return [*by_group, Layout(caption="Means, accuracy in %", columns=means)]
+    return [*by_group, Layout(caption=f"Means, {study.score} in %", columns=means)]
 
 
 def _measured(study: Study, columns: Sequence[Column]) -> list[list[Cell | str]]:
@@ -156,7 +156,7 @@ def _published(value: float) -> str:
 
 def _legend(study: Study) -> str:
     words = [
-        f"{study.metric.capitalize()} accuracy in percent: mean ± sample standard deviation over "
+        f"{study.metric.capitalize()} {study.score} in percent: mean ± sample standard deviation over "
         f"{count(len(study.seeds), 'seed')}; n is given where fewer finished.",
         "A mean over tasks is taken for each seed that finished all of them, then over these seeds; there is none "
         "where a task has no result.",

@@ -13,7 +13,7 @@ from vprompt.utils.statistics import Seeds, over_tasks, seeds_of
 
 @dataclass(frozen=True, kw_only=True)
 class Spread(Seeds):
-    """A mean over seeds, as a share of one.
+    """A mean over seeds of a score, of which 1 is the best.
 
     Args:
         n: Over how many seeds.
@@ -28,7 +28,7 @@ class Spread(Seeds):
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregates:
-    """Accuracies of one method; keys are the names that the study gives.
+    """Scores of one method; keys are the names that the study gives.
 
     A mean over tasks is taken for every seed that has all of them, then over these seeds, and there is none where a
     task has no result.
@@ -64,7 +64,7 @@ def aggregate(document: Mapping[str, Any]) -> list[Aggregates]:
 
 
 def on_task(study: Study, method: Method, task: Task) -> Spread:
-    """The accuracy of a method on a task."""
+    """The score of a method on a task."""
     return _spread(_seeds(study, method, task))
 
 
@@ -83,17 +83,17 @@ def _spread(seeds: Seeds, lacking: int = 0) -> Spread:
 def _seeds(study: Study, method: Method, task: Task) -> Seeds:
     runs = study.table.get((method.key, task.key), [])
     return seeds_of(
-        [accuracy(run, study.metric) for run in runs],
+        [score(run, study.metric) for run in runs],
         failed=sum(run.state == "failed" for run in runs),
         unconverged=sum(run.unconverged for run in runs),
     )
 
 
-def accuracy(run: Run, metric: Metric) -> float | None:
-    """The accuracy of a run that counts."""
+def score(run: Run, metric: Metric) -> float | None:
+    """The score of a run that counts."""
     if run.model is None:
         return None
-    return run.model.test_accuracy if metric == "test" else run.model.val_accuracy
+    return run.model.test_score if metric == "test" else run.model.val_score
 
 
 def mean_of(

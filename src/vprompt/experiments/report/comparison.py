@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vprompt.experiments.folder import score_key, target_of
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
-from vprompt.utils.text import count, duration, gmacs, percent, show
+from vprompt.utils.text import capital, count, duration, gmacs, percent, show
 
 Row = dict[str, Any]
 
 Columns = dict[str, Callable[[Row], str]]
 """Head -> what its cell shows of a row."""
 
-_ACCURACY: Columns = {
-    "test %": lambda row: _spread(row["test_accuracy"], row["test_std"]),
-    "95 %": lambda row: "-".join(f"{100 * end:.0f}" for end in row.get("test_interval") or ()) or "–",
-    "balanced": lambda row: percent(row.get("test_balanced_accuracy")),
-}
-
 _VALIDATION: Columns = {
-    "val %": lambda row: percent(row["val_accuracy"]),
+    "val %": lambda row: percent(row[score_key(row, "val")]),
     "converged": lambda row: f"{row['converged']} of {row['runs']}" if row["runs"] else "–",
 }
 
@@ -44,11 +40,11 @@ _LEARNED_TITLE = "Learned parameters, and how many percent of the backbone's"
 
 
 def tables(document: Row) -> list[Table]:
-    """Accuracy, size and cost of every method, each table narrow enough for a narrow terminal, and what failed."""
+    """Scores, size and cost of every method, each table narrow enough for a narrow terminal, and what failed."""
     rows: list[Row] = document["rows"]
     return [
-        _table(f"Accuracy{_majority(rows)}", _ACCURACY, rows),
-        _table("Accuracy on validation images, and how many runs converged", _VALIDATION, rows),
+        _table(f"{_title(rows)}{_beside(rows)}", _tested_columns(rows), rows),
+        _table(f"{_title(rows)} on validation images, and how many runs converged", _VALIDATION, rows),
         _table(_LEARNED_TITLE, _LEARNED, rows),
         _table(_cost_title(document), _COST, rows),
         *_failures(document),
@@ -63,10 +59,25 @@ def title(document: Row) -> str:
     return f"{data} on {document['backbone']}, {count(settings['seeds'], 'seed')}"
 
 
-def _majority(rows: Sequence[Row]) -> str:
-    """What the accuracies have to be held against, in words."""
-    share = next((row["test_majority_accuracy"] for row in rows if row.get("test_majority_accuracy")), None)
-    return "" if share is None else f" (the commonest class alone is {percent(share)} % of the test images)"
+def _tested_columns(rows: Sequence[Row]) -> Columns:
+    """The figures of the target; of the first, the spread over the seeds as well."""
+    _, *others = target_of(rows[0]).cells({})
+    columns: Columns = {"test %": lambda row: _spread(row[score_key(row, "test")], row["test_std"])}
+    return columns | {head: partial(_cell, head) for head in others}
+
+
+def _cell(head: str, row: Row) -> str:
+    return target_of(row).cells(row, "test_")[head].replace("-", "–") if row["runs"] else "–"
+
+
+def _title(rows: Sequence[Row]) -> str:
+    done = [row for row in rows if row["runs"]]
+    return capital(target_of(done[0] if done else {}).title)
+
+
+def _beside(rows: Sequence[Row]) -> str:
+    """What the scores have to be held against, in words."""
+    return next((beside for row in rows if (beside := target_of(row).beside(row, "test_"))), "")
 
 
 def markdown(document: Row) -> str:
@@ -78,10 +89,10 @@ def markdown(document: Row) -> str:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     blocks: list[Block] = [
         Paragraph(
-            f"{training}; mean ± sample standard deviation over the seeds{_majority(rows)}. "
+            f"{training}; mean ± sample standard deviation over the seeds{_beside(rows)}. "
             f"{_LEARNED_TITLE}. {_cost_title(document)}."
         ),
-        _table("", {**_ACCURACY, **_VALIDATION, **_LEARNED, **_COST}, rows),
+        _table("", {**_tested_columns(rows), **_VALIDATION, **_LEARNED, **_COST}, rows),
     ]
     if pruned := [row["method"] for row in rows if row["pruned"]]:
         blocks.append(
@@ -91,20 +102,19 @@ def markdown(document: Row) -> str:
             )
         )
     blocks += _failures(document)
-    if any(_accuracy(row, document) is not None for row in rows):
-        blocks.append(
-            Picture(png=b"", alt="accuracy against learned parameters and time per image", file="compare.png")
-        )
+    if any(_score(row, document) is not None for row in rows):
+        alt = f"{target_of(rows[0]).title} against learned parameters and time per image"
+        blocks.append(Picture(png=b"", alt=alt, file="compare.png"))
     return markdown_page(title(document), [Section(key="comparison", title="", blocks=blocks)])
 
 
 def draw(document: Row, path: Path) -> bool:
-    """Draws accuracy against learned parameters and time where there is an accuracy, and says whether there is."""
-    rows = [row for row in document["rows"] if _accuracy(row, document) is not None]
+    """Draws the score against learned parameters and time where there is one, and says whether there is."""
+    rows = [row for row in document["rows"] if _score(row, document) is not None]
     sizes, times = (_dots(document, rows, key) for key in ("learned_params", "milliseconds"))
     if not rows:
         return False
-    y = f"{'test' if _tested(document) else 'validation'} accuracy (%)"
+    y = f"{'test' if _tested(document) else 'validation'} {target_of(rows[0]).title} (%)"
     charts = [Chart(title="", x="learned parameters", y=y, curves=sizes, log=True)]
     if times:
         bare = document["bare"].get("milliseconds")
@@ -115,9 +125,9 @@ def draw(document: Row, path: Path) -> bool:
 
 
 def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Curve]:
-    """The accuracies of the methods against something that was measured of them."""
+    """The scores of the methods against something that was measured of them."""
     dots = {
-        style: Dot(x=row[key], y=100 * (_accuracy(row, document) or 0.0), error=100 * (row["test_std"] or 0.0))
+        style: Dot(x=row[key], y=100 * (_score(row, document) or 0.0), error=100 * (row["test_std"] or 0.0))
         for style, row in enumerate(rows)
         if row[key] is not None
     }
@@ -125,12 +135,12 @@ def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Curve]:
 
 
 def _tested(document: Row) -> bool:
-    return any(row["test_accuracy"] is not None for row in document["rows"])
+    return any(row[score_key(row, "test")] is not None for row in document["rows"])
 
 
-def _accuracy(row: Row, document: Row) -> float | None:
-    """Accuracy in pictures: that of validation where the data has no test images."""
-    return row["test_accuracy" if _tested(document) else "val_accuracy"]
+def _score(row: Row, document: Row) -> float | None:
+    """Score in pictures: that of validation where the data has no test images."""
+    return row[score_key(row, "test" if _tested(document) else "val")]
 
 
 def _cost_title(document: Row) -> str:

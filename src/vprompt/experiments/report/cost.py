@@ -9,7 +9,7 @@ from vprompt.experiments.report.aggregate import mean_of, on_task, over_groups
 from vprompt.experiments.report.study import Method, Model, Study, Task
 from vprompt.report import published
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
-from vprompt.utils.text import amount, count, gmacs, listed, spread
+from vprompt.utils.text import amount, capital, count, gmacs, listed, spread
 
 QUANTITIES: dict[str, Callable[[Model], float | None]] = {
     "prompts in all blocks": lambda model: model.prompts,
@@ -38,11 +38,11 @@ def section(study: Study) -> Section:
     if 1 < len(study.tasks) <= FEW:
         single = [_charts(study, alive, [task], task.title) for task in study.tasks]
         blocks.append(Fold("Task by task", [charts for charts in single if charts.charts]))
-    return Section(key="cost", title="Accuracy and cost", blocks=[*blocks, *_published_cost(study)])
+    return Section(key="cost", title=f"{capital(study.score)} and cost", blocks=[*blocks, *_published_cost(study)])
 
 
 def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], title: str) -> Charts:
-    charts: list[Chart] = []
+    charts, score = list[Chart](), f"{study.metric} {study.score}"
     shown: dict[int, str] = {}
     means = [over_groups(study, method, [tasks]) for method in methods]
     for label, quantity in QUANTITIES.items():
@@ -56,14 +56,15 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
             name = f"{method.label}: {spread(mean.mean, mean.std)} % at {amount(x)}"
             curves.append(Curve(name=name, dots=[Dot(x=x, y=100 * mean.mean, error=error)], style=method.style))
         if curves:
-            alt = f"{title}: {study.metric} accuracy against {label}. {'; '.join(each.name for each in curves)}"
+            alt = f"{title}: {score} against {label}. {'; '.join(each.name for each in curves)}"
             log = label.startswith("learned")
-            charts.append(Chart(title=title, x=label, y=f"{study.metric} accuracy, %", alt=alt, curves=curves, log=log))
+            charts.append(Chart(title=title, x=label, y=f"{score}, %", alt=alt, curves=curves, log=log))
     return Charts(charts, sorted(shown.items()))
 
 
 def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
-    head = ["Method", "Accuracy, %", "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
+    score = f"{capital(study.score)}, %"
+    head = ["Method", score, "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
     rows: list[list[str]] = []
     for method in methods:
         mean = over_groups(study, method, [tasks])

@@ -39,14 +39,14 @@ _FACTS = {
 
 
 _MODEL: dict[str, Callable[[Model], Any]] = {
-    **{name: attrgetter(name) for name in ("test_accuracy", "val_accuracy", "converged")},
+    "converged": attrgetter("converged"),
     "epochs": lambda model: len(model.losses),
     "final_loss": lambda model: next(reversed(model.losses), None),
     "prompts": lambda model: model.prompts,
     "prompts_per_block": lambda model: None if model.prompt_counts is None else " ".join(map(str, model.prompt_counts)),
     **{name: attrgetter(name) for name in ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")},
 }
-"""Column -> its value for a model."""
+"""Column -> its value for a model, besides its scores."""
 
 
 def page(document: Mapping[str, Any], more: Sequence[Section] = ()) -> str:
@@ -128,8 +128,8 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "state": run.state,
         "failure": run.failure,
-        **_model(run.model),
-        **{f"before_{name}": value for name, value in _model(run.before).items()},
+        **_model(study, run.model),
+        **{f"before_{name}": value for name, value in _model(study, run.before).items()},
         "backbone_params": study.backbone_params,
         "seconds": run.seconds,
         "trials": len(trials_of(search)) if run.search else None,
@@ -139,8 +139,10 @@ def _row(study: Study, run: Run) -> dict[str, Any]:
     }
 
 
-def _model(model: Model | None) -> dict[str, Any]:
-    return {name: None if model is None else value(model) for name, value in _MODEL.items()}
+def _model(study: Study, model: Model | None) -> dict[str, Any]:
+    headline = "score" if study.target is None else study.target.headline
+    columns = {f"{split}_{headline}": attrgetter(f"{split}_score") for split in ("test", "val")} | _MODEL
+    return {name: None if model is None else value(model) for name, value in columns.items()}
 
 
 def _text(value: Any) -> str:

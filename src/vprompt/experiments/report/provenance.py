@@ -56,10 +56,10 @@ def warnings(study: Study) -> list[str]:
     odd = [
         run.title
         for run in study.finished
-        if run.model is not None and run.model.test_accuracy is None and run.model.val_accuracy is None
+        if run.model is not None and run.model.test_score is None and run.model.val_score is None
     ]
     if odd:
-        sentences.append(f"{count(len(odd), 'finished run')} without an accuracy: {listed(odd, 5)}.")
+        sentences.append(f"{count(len(odd), 'finished run')} without {study.score}: {listed(odd, 5)}.")
     if study.unread:
         sentences.append(
             f"{count(len(study.unread), 'file')} that cannot be read as results: {listed([*study.unread], 5)}."
@@ -89,7 +89,7 @@ def _tasks(study: Study) -> Table:
 def _runs(study: Study) -> Table:
     rows: list[list[str]] = []
     for run in study.runs:
-        test, val = (None, None) if run.model is None else (run.model.test_accuracy, run.model.val_accuracy)
+        test, val = (None, None) if run.model is None else (run.model.test_score, run.model.val_score)
         state = run.state + " †" * run.unconverged
         rows.append([run.title, state, percent(test), percent(val), duration(run.seconds), run.name or "–"])
     return simple_table("Every run", ["Run", "State", "Test, %", "Val, %", "Took", "Result"], rows, words=True)

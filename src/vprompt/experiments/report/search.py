@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from vprompt.experiments.report.study import Run, Study, flat
 from vprompt.report.document import Block, Fold, Paragraph, Section, simple_table
-from vprompt.utils.text import amount, count, line, listed, number, percent, share
+from vprompt.utils.text import amount, count, line, listed, number, percent
 
 MOST = 1500
 """So many trials are listed one by one."""
@@ -26,12 +26,13 @@ def section(study: Study) -> Section | None:
         tried = trials_of(search)
         stopped = sum(bool(trial.get("stopped")) for trial in tried)
         stops += stopped
-        best = max((value for trial in tried if (value := share(trial.get("val_accuracy"))) is not None), default=None)
+        best = max((score for trial in tried if (score := _score(trial)) is not None), default=None)
         epochs = sum(number(trial.get("epochs")) or 0.0 for trial in tried)
         cells = [str(len(tried)), str(stopped), amount(epochs), percent(best), settings(search.get("chosen"))]
         rows.append([name, settings(search.get("space")), *cells])
         trials += [_trial(name, trial, search.get("chosen")) for trial in tried]
-    criteria = sorted({line(search.get("by") or "validation accuracy", 40) for _, search in searches})
+    by = {line(search.get("by") or "validation accuracy", 40) for _, search in searches}
+    criteria = sorted(criterion.replace("accuracy", study.score) for criterion in by)
     words = (
         f"{count(len(trials), 'trial')} for {count(len(searches), 'choice')}, {stops} of them stopped early; "
         f"chosen by {' or '.join(criteria)} on validation images, never on test images."
@@ -71,6 +72,13 @@ def _searches(study: Study) -> list[tuple[str, Mapping[str, Any]]]:
     return [(_name(runs, study), runs[0].search or {}) for runs in searches.values()]
 
 
+def _score(trial: Mapping[str, Any]) -> float | None:
+    """The score of a trial on validation images, whatever its target."""
+    keys = [key for key in trial if str(key).startswith("val_")]
+    score = number(trial[keys[0]]) if keys else None
+    return score if score is None or score <= 1 else None
+
+
 def _name(runs: Sequence[Run], study: Study) -> str:
     methods = listed(list(dict.fromkeys(run.method.label for run in runs)))
     seeds = list(dict.fromkeys(line(run.seed, 20) for run in runs))
@@ -81,8 +89,7 @@ def _name(runs: Sequence[Run], study: Study) -> str:
 def _trial(name: str, trial: Mapping[str, Any], chosen: Any) -> list[str]:
     tried = trial.get("settings")
     marks = ["stopped"] * bool(trial.get("stopped")) + ["chosen"] * (bool(chosen) and tried == chosen)
-    epochs, accuracy = amount(number(trial.get("epochs"))), percent(share(trial.get("val_accuracy")))
-    return [name, settings(tried), epochs, accuracy, ", ".join(marks)]
+    return [name, settings(tried), amount(number(trial.get("epochs"))), percent(_score(trial)), ", ".join(marks)]
 
 
 def _listed(trials: Sequence[Sequence[str]]) -> list[Block]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar, cast
 
-from vprompt.utils.text import line, lines, number, paragraphs, share
+from vprompt.experiments.folder import score_key, target_of
+from vprompt.tasks.base import Target
+from vprompt.tasks.single_label import SingleLabel
+from vprompt.utils.text import line, lines, number, paragraphs
 
 State = Literal["finished", "failed", "missing"]
 
@@ -50,8 +53,9 @@ class Method:
 class Model:
     """The numbers of one trained model, as a result has them; `losses` has one for each epoch."""
 
-    test_accuracy: float | None
-    val_accuracy: float | None
+    target: type[Target]
+    test_score: float | None
+    val_score: float | None
     prompt_counts: tuple[int, ...] | None
     learned_params: float | None
     folded_gmacs: float | None
@@ -146,10 +150,21 @@ class Study:
 
     @cached_property
     def metric(self) -> Metric:
-        """The accuracy that counts: on validation images where no run was tested."""
+        """The score that counts: on validation images where no run was tested."""
         models = [run.model for run in self.runs if run.model is not None]
-        tested = any(model.test_accuracy is not None for model in models)
-        return "test" if tested or all(model.val_accuracy is None for model in models) else "validation"
+        tested = any(model.test_score is not None for model in models)
+        return "test" if tested or all(model.val_score is None for model in models) else "validation"
+
+    @cached_property
+    def target(self) -> type[Target] | None:
+        """The target of all runs; None where they have several."""
+        kinds = {run.model.target for run in self.finished if run.model is not None} or {SingleLabel}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    @property
+    def score(self) -> str:
+        """What models are compared by, in words."""
+        return "score" if self.target is None else self.target.title
 
 
 _Named = TypeVar("_Named", Task, Method)
@@ -275,15 +290,22 @@ def _model(result: Mapping[str, Any]) -> Model:
     counts = result.get("prompt_counts")
     whole = isinstance(counts, list | tuple) and all(type(c) is int and 0 <= c < 10**9 for c in _list(counts))
     converged = result.get("converged")
-    shares = {name: share(result.get(name)) for name in ("test_accuracy", "val_accuracy")}
     amounts = ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")
     return Model(
-        **shares,
+        target=target_of(result),
+        test_score=_score(result, "test"),
+        val_score=_score(result, "val"),
         **{name: _positive(result.get(name)) for name in amounts},
         prompt_counts=tuple(_list(counts)) if whole else None,
         converged=converged if isinstance(converged, bool) else None,
         losses=tuple(number(_mapping(epoch).get("loss")) for epoch in _list(result.get("epochs"))),
     )
+
+
+def _score(result: Mapping[str, Any], split: str) -> float | None:
+    """The score of a result on a split: 1 at most, and a share where it is that of classes."""
+    score, target = number(result.get(score_key(result, split))), target_of(result)
+    return None if score is None or score > 1 or (score < 0 and target.grouped) else score
 
 
 def _positive(value: Any) -> float | None:

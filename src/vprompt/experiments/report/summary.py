@@ -79,7 +79,7 @@ def _best(study: Study) -> list[str]:
         sentences.append(f"Without a result on every task, and not ranked: {listed(without)}.")
     if len(study.groups) > 1:
         plain = {method.label: over_groups(study, method, [study.tasks]) for method in study.methods}
-        name, best = max(plain.items(), key=lambda entry: entry[1].mean or -1.0)
+        name, best = max(plain.items(), key=lambda entry: -math.inf if entry[1].mean is None else entry[1].mean)
         sentences.append(f"By the plain mean of the {len(study.tasks)} tasks it is {name}: {_said(best)}.")
     return sentences
 

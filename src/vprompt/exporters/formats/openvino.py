@@ -108,7 +108,7 @@ class OpenVino(Format):
 
 def _model_info(about: dict[str, Any]) -> dict[str, str]:
     """Entries by which OpenVINO's Model API knows a classifier: names without blanks, pixels from 0 to 255."""
-    found = {"model_type": "Classification"}
+    found = {"model_type": "Classification"} if about["target"] is None else {}
     if about["classes"] is not None:
         found["labels"] = " ".join("_".join(printable(name).split()) for name in about["classes"])
     if not about["includes_preprocessing"]:

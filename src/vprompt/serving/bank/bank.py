@@ -22,6 +22,7 @@ from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.serving.bank.routing import route
 from vprompt.serving.bank.view import MixedView
+from vprompt.tasks.base import Target
 from vprompt.training.loader import check_images
 from vprompt.utils.errors import AdapterError, DataError, UnknownAdapterError, VPromptError
 from vprompt.utils.serialization import brief, show
@@ -40,6 +41,8 @@ class Entry:
         prompt_counts: Prompts by block.
         nbytes: Its memory in bytes, beside the backbone.
         source: Folder or Hub id; None for a model that was given.
+        target: Name of what it says of an image.
+        made_target: The same, with what it takes to read the logits.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Entry:
     prompt_counts: tuple[int, ...]
     nbytes: int
     source: str | None
+    target: str
+    made_target: Target
 
     __repr__ = brief
 
@@ -295,6 +300,8 @@ class Bank:
             prompt_counts=tuple(model.prompt_counts),
             nbytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             source=source,
+            target=model.target.name,
+            made_target=model.target,
         )
         return _Adapter(
             entry=entry,
