@@ -205,10 +205,6 @@ class Target(ABC):
         """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
 
     @abstractmethod
-    def inverse(self, outputs: Tensor) -> Tensor:
-        """Logits that `activate` makes such outputs of, but for rounding; finite in any case."""
-
-    @abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """For each image, what the model says of it as plain data; from what `activate` gives.
 

@@ -204,12 +204,6 @@ class MultiLabel(Probabilities):
 
         return self.temperature * outputs.logit(torch.finfo(outputs.dtype).eps / 2)
 
-    def inverse(self, outputs: Tensor) -> Tensor:
-        """See `Target`."""
-        import torch
-
-        return outputs.logit(torch.finfo(outputs.dtype).eps / 2)
-
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the tags whose probability is above a half, and the most probable ones."""
         answers: list[dict[str, Any]] = []

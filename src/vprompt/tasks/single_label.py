@@ -170,12 +170,6 @@ class SingleLabel(Probabilities):
 
         return self.temperature * outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
 
-    def inverse(self, outputs: Tensor) -> Tensor:
-        """See `Target`: logarithms, of which those of probabilities too small for their numbers are finite as well."""
-        import torch
-
-        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
-
     def answers(self, outputs: Tensor, top: int) -> list[dict[str, Any]]:
         """See `Target`: the most probable class and its probability, and the first few."""
         best = outputs.topk(min(top, outputs.shape[1]), dim=1)
