@@ -54,9 +54,25 @@ def test_without_an_accuracy_there_is_no_picture(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+UNKNOWN = dict.fromkeys(("folded_gmacs", "time_ratio", "training_seconds", "prompts", "learned_share"))
+
+
+def test_a_method_that_failed_hides_no_figures_of_the_others():
+    settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}
+    common = UNKNOWN | {"learned_params": None, "milliseconds": None, "test_std": None, "pruned": False}
+    failed = {"target": "single-label", "test_accuracy": None, "val_accuracy": None, "runs": 0, "converged": 0}
+    done = {"target": "regression", "test_r2": 0.5, "val_r2": 0.4, "runs": 1, "converged": 1}
+    done |= {"test_interval": [0.4, 0.6], "test_mae": {"area": 1.25}}
+    rows = [{"method": name, "failed": [], **common, **facts} for name, facts in (("a", failed), ("b", done))]
+    text = markdown(document(rows) | {"settings": settings})
+    assert "mean error" in next(line for line in text.splitlines() if line.startswith("| method |"))
+    assert "| b | 50.0 ± – | 40–60 | area 1.25 |" in text
+    assert "| a | – | – | – |" in text
+    assert "R² against learned parameters" in text
+
+
 def test_what_is_not_known_is_a_dash():
-    unknown = dict.fromkeys(("folded_gmacs", "time_ratio", "training_seconds", "prompts", "learned_share"))
-    rows = [row("a", std=None) | unknown | {"converged": 1, "runs": 1, "failed": [], "pruned": False}]
+    rows = [row("a", std=None) | UNKNOWN | {"converged": 1, "runs": 1, "failed": [], "pruned": False}]
     settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}
     study = document(rows) | {"settings": settings}
     line = next(line for line in markdown(study).splitlines() if line.startswith("| a "))

@@ -11,6 +11,7 @@ from vprompt.experiments.folder import score_key, target_of
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
+from vprompt.tasks.base import Target
 from vprompt.utils.text import capital, count, duration, gmacs, percent, show
 
 Row = dict[str, Any]
@@ -42,9 +43,10 @@ _LEARNED_TITLE = "Learned parameters, and how many percent of the backbone's"
 def tables(document: Row) -> list[Table]:
     """Scores, size and cost of every method, each table narrow enough for a narrow terminal, and what failed."""
     rows: list[Row] = document["rows"]
+    score = capital(_target(rows).title)
     return [
-        _table(f"{_title(rows)}{_beside(rows)}", _tested_columns(rows), rows),
-        _table(f"{_title(rows)} on validation images, and how many runs converged", _VALIDATION, rows),
+        _table(f"{score}{_beside(rows)}", _tested_columns(rows), rows),
+        _table(f"{score} on validation images, and how many runs converged", _VALIDATION, rows),
         _table(_LEARNED_TITLE, _LEARNED, rows),
         _table(_cost_title(document), _COST, rows),
         *_failures(document),
@@ -59,20 +61,21 @@ def title(document: Row) -> str:
     return f"{data} on {document['backbone']}, {count(settings['seeds'], 'seed')}"
 
 
+def _target(rows: Sequence[Row]) -> type[Target]:
+    """The target of the runs that there are; methods of which none is left do not say it."""
+    return target_of(next((row for row in rows if row["runs"]), {}))
+
+
 def _tested_columns(rows: Sequence[Row]) -> Columns:
     """The figures of the target; of the first, the spread over the seeds as well."""
-    _, *others = target_of(rows[0]).cells({})
+    target = _target(rows)
+
+    def cell(head: str, row: Row) -> str:
+        return target.cells(row, "test_")[head].replace("-", "–")
+
+    _, *others = target.cells({})
     columns: Columns = {"test %": lambda row: _spread(row[score_key(row, "test")], row["test_std"])}
-    return columns | {head: partial(_cell, head) for head in others}
-
-
-def _cell(head: str, row: Row) -> str:
-    return target_of(row).cells(row, "test_")[head].replace("-", "–") if row["runs"] else "–"
-
-
-def _title(rows: Sequence[Row]) -> str:
-    done = [row for row in rows if row["runs"]]
-    return capital(target_of(done[0] if done else {}).title)
+    return columns | {head: partial(cell, head) for head in others}
 
 
 def _beside(rows: Sequence[Row]) -> str:
@@ -103,7 +106,7 @@ def markdown(document: Row) -> str:
         )
     blocks += _failures(document)
     if any(_score(row, document) is not None for row in rows):
-        alt = f"{target_of(rows[0]).title} against learned parameters and time per image"
+        alt = f"{_target(rows).title} against learned parameters and time per image"
         blocks.append(Picture(png=b"", alt=alt, file="compare.png"))
     return markdown_page(title(document), [Section(key="comparison", title="", blocks=blocks)])
 
