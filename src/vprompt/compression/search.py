@@ -20,7 +20,7 @@ from vprompt.training.checkpoint import History, load_tensors, save_tensors
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels, identity, size_of
 from vprompt.training.trainer import fit
-from vprompt.utils.distributed import agreed, is_main_process
+from vprompt.utils.distributed import gathered, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError, VPromptError
 from vprompt.utils.io import checksum, read_json, verified, with_checksum, write_json
 from vprompt.utils.progress import Report, bar
@@ -176,7 +176,7 @@ class Search:
                 workers=self.recipe.workers,
                 report=report,
             )
-        scores = agreed(scores)
+        scores = gathered(scores)[0]
         if path is not None and is_main_process():
             tensors = {f"tokens.{n}": values for n, values in enumerate(scores.tokens)}
             tensors |= {f"segments.{n}": values for n, values in enumerate(scores.segments)}
@@ -233,7 +233,7 @@ class Search:
             accuracy, loss = evaluation.score, evaluation.loss
         share = cut(self.scores, choice).share
         finite = loss if abs(loss) < float("inf") else None
-        trial = agreed(Trial(choice=choice, kept=share, epochs=epochs, accuracy=accuracy, loss=finite))
+        trial = gathered(Trial(choice=choice, kept=share, epochs=epochs, accuracy=accuracy, loss=finite))[0]
         self.journal.add(trial)
         return trial
 

@@ -176,10 +176,7 @@ class Figures(_Model, total=False):
     fingerprints: dict[str, str | None]
 
 
-_SHOWN = (
-    *("method", "prompt_counts"),
-    *("learned_params", "training_seconds", "converged", "epochs"),
-)
+_SHOWN = ("method", "prompt_counts", "learned_params", "training_seconds", "converged", "epochs")
 """Figures that are shown of every model."""
 
 

@@ -24,7 +24,7 @@ from vprompt.model.records import Recipe
 from vprompt.model.split import Split
 from vprompt.training.loader import ImageLabels, augmentation, check_batch, in_order, iterate, size_of
 from vprompt.training.precision import attention_for_training, autocast
-from vprompt.utils.distributed import unanimous
+from vprompt.utils.distributed import gathered
 from vprompt.utils.errors import DataError
 
 FEATURES = 128
@@ -107,7 +107,7 @@ def _allocated(split: Split, length: int, recipe: Recipe, processes: int) -> Ten
     size = length * row.numel() * row.element_size()
     allowed = split.whole or size <= recipe.cache_gb * 1e9
     rows = empty_rows(length, row.shape, row.dtype, processes=processes) if allowed else None
-    if unanimous(rows is not None):
+    if all(gathered(rows is not None)):
         return rows
     reason = "there is no room for it" if allowed else f"no more than {recipe.cache_gb:g} may be (cache_gb)"
     warnings.warn(

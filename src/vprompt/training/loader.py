@@ -154,7 +154,7 @@ def check_images(images: Tensor, shape: tuple[int, int, int], *, any_size: bool)
     if images.ndim != 4 or images.shape[1] != shape[0] or (not any_size and tuple(images.shape[1:]) != shape):
         one = ", ".join(map(str, shape))
         raise DataError(
-            f"Images must be ({one}) for this backbone, and a batch of them (B, {one}); it is {_shape(images)}."
+            f"Images must be ({one}) for this backbone, and a batch of them (B, {one}); it is {tuple(images.shape)}."
         )
 
 
@@ -244,10 +244,6 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
 
 def _kind(value: object) -> str:
     return type(value).__name__
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
 
 
 def labels_of(dataset: ImageLabels, batch_size: int, workers: int) -> Tensor:

@@ -26,7 +26,7 @@ from vprompt.training.feature_cache import free_memory
 from vprompt.training.loader import ImageLabels, TrainingEpoch, iterate, size_of
 from vprompt.training.precision import accelerator, attention_for_training, autocast
 from vprompt.utils.devices import device_named
-from vprompt.utils.distributed import agreed, is_main_process
+from vprompt.utils.distributed import gathered, is_main_process
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report
@@ -99,10 +99,10 @@ def settled(
     given = {**flat(recipe, places=False), "images": size_of(train)}
     known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
     # Another process may find the file not yet written, or already.
-    facts: dict[str, Any] = agreed(known.get("facts", {}) if known.get("given") == given else {})
+    facts: dict[str, Any] = gathered(known.get("facts", {}) if known.get("given") == given else {})[0]
 
     def record(**found: Any) -> None:
-        facts.update(agreed(found))
+        facts.update(gathered(found)[0])
         if file is not None and is_main_process():
             write_json(file, {"given": given, "facts": facts})
 
@@ -167,7 +167,7 @@ def _pace_of(short: Trial, recipe: Recipe) -> tuple[float, float]:
         if "loss" in figures:
             marks.append((done, time.monotonic()))
             long = marks[-1][1] - marks[0][1] > min(PROBE * recipe.budget, MOST_SECONDS)
-            if agreed(len(marks) > 2 and long):
+            if gathered(len(marks) > 2 and long)[0]:
                 raise _Enough
 
     with suppress(_Enough):

@@ -53,23 +53,12 @@ def is_main_process() -> bool:
     return number_of_processes() == 1 or os.environ["RANK"] == "0"
 
 
-def agreed(value: T) -> T:
-    """The first process's value in all processes, so that they decide alike; waits for it. Alone, the value."""
+def gathered(value: T) -> list[T]:
+    """The values of all processes, that of the first before the others, so that they decide alike; waits for them."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box)
-    return box[0]
-
-
-def unanimous(value: bool) -> bool:
-    """Whether it is true in all processes; waits for them."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    votes = [False] * distributed.get_world_size()
-    distributed.all_gather_object(votes, value)
-    return all(votes)
+        return [value]
+    values = [value] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -51,12 +51,6 @@ def number(value: Any) -> float | None:
     return float(value) if abs(value) <= LARGEST and math.isfinite(value) else None
 
 
-def share(value: Any) -> float | None:
-    """A number between 0 and 1, or None."""
-    finite = number(value)
-    return finite if finite is not None and 0 <= finite <= 1 else None
-
-
 def show(value: float | None, form: str = "g", *, factor: float = 1, unit: str = "") -> str:
     """A number times a factor in a format, with its unit; a dash where there is none.
 
