@@ -71,6 +71,18 @@ def test_a_method_that_failed_hides_no_figures_of_the_others():
     assert "R² against learned parameters" in text
 
 
+@pytest.mark.parametrize(
+    "how", [{"epochs": 1, "words": "1 epoch"}, {"epochs": "auto", "words": "epochs by"}, {"epochs": 100, "time": "9m"}]
+)
+def test_the_length_of_the_trainings_is_said_as_it_was_asked_for(how):
+    values = {"optimizer": "adamw", **how}
+    rows = [row("a") | UNKNOWN | {"converged": 1, "runs": 1, "failed": [], "pruned": False}]
+    study = document(rows) | {"settings": {"seeds": 1, "values": values, "rates": {}}}
+    line = next(line for line in markdown(study).splitlines() if "of adamw" in line)
+    assert line.startswith(how.get("words", "9m"))
+    assert "100 epochs" not in line
+
+
 def test_what_is_not_known_is_a_dash():
     rows = [row("a", std=None) | UNKNOWN | {"converged": 1, "runs": 1, "failed": [], "pruned": False}]
     settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}

@@ -87,7 +87,10 @@ def markdown(document: Row) -> str:
     """The text of compare.md: what was run, one table, what failed, the picture."""
     rows: list[Row] = document["rows"]
     settings = document["settings"]["values"]
-    training = f"{count(settings['epochs'], 'epoch')} of {settings['optimizer']}"
+    long, epochs = settings.get("time"), settings["epochs"]
+    if long is None:
+        long = count(epochs, "epoch") if isinstance(epochs, int) else "epochs by the number of images"
+    training = f"{long} of {settings['optimizer']}"
     if rates := document["settings"]["rates"]:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     blocks: list[Block] = [
