@@ -257,12 +257,24 @@ def test_torch_data_sets_for_the_splits_and_streams():
     assert contents(open_task(subset, PLAIN)) == ALL
 
 
+@pytest.mark.parametrize("has", [torch.tensor, np.array, list])
+def test_vectors_of_0_and_1_are_tags(has):
+    rows = [[n % 2, n % 3 == 0, n % 5 == 0] for n in range(40)]
+    named = Named(IMAGES["array"], label=lambda n: has([int(cell) for cell in rows[n]]))
+    task = open_task(named, PLAIN)
+    assert (task.target.name, task.classes) == ("multi-label", ("2", "ant", "bee"))
+    numbers = [int(path.partition("#")[2]) - 1 for path in task.train.paths]
+    wanted = [[rows[n][2], rows[n][1], rows[n][0]] for n in numbers]
+    assert torch.equal(task.train.labels, torch.tensor(wanted).float())
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
         (Birds(lambda n: torch.zeros(3, 6, 6)), r"all#1 is Tensor of float32 \(3, 6, 6\); an image is a path"),
         ([1, 2], "pairs of an image and a label, not int"),
         ({"train": [(PNGS[0], 1)], "holdout": []}, "called train, val and test, not train, holdout"),
+        ({}, "called train, val and test, not nothing"),
     ],
 )
 def test_other_objects_are_refused_in_a_sentence(data, problem):

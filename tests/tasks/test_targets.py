@@ -286,6 +286,14 @@ def test_one_image_has_figures(target):
     assert target.difference(logits, logits, labels)[0] == 0
 
 
+@pytest.mark.parametrize("target", [TAGS, SIZES], ids=lambda target: target.name)
+def test_logits_that_are_no_numbers_tell_nothing(target):
+    logits, labels = drawn(target)
+    figures = target.figures(torch.full_like(logits, math.nan), labels)
+    assert (figures[target.headline], figures["interval"]) == (None, None)
+    assert all(isinstance(cell, str) for cell in target.cells(figures).values())
+
+
 def test_a_perfect_model_has_perfect_figures():
     for target in ALL:
         _, labels = drawn(target)
@@ -381,6 +389,7 @@ def test_strata():
     strata = Regression.fit([str(value) for value in values], ["x"]).strata([str(value) for value in values])
     sizes = {stratum: strata.count(stratum) for stratum in strata}
     assert sorted(sizes.values()) == [10] * 5
+    assert SIZES.strata([]) == TAGS.strata([]) == []
     order = sorted(zip(values, strata, strict=True))
     assert [stratum for _, stratum in order] == sorted(strata)
 

@@ -189,7 +189,7 @@ class Service:
         [said] = target.answers(target.activate(logits_C[None].float()), ask.top)
         if target.grouped:  # classes, unlike other outputs, may be called anything
             top = [(printable(class_name), share) for class_name, share in said["top"]]
-            said |= {"class_index": target.names.index(said["class_name"]), "class_name": top[0][0], "top": top}
+            said |= {"class_index": int(logits_C.argmax()), "class_name": top[0][0], "top": top}
         return {"adapter": entry.name, **said}
 
     async def _results(

@@ -248,7 +248,8 @@ class MultiLabel(Probabilities):
 
 
 def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
-    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image.
+    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image, and
+    of logits that are no numbers.
 
     The bootstrap needs it for all tags at once; `torchmetrics` goes through them one by one.
     """
@@ -261,7 +262,8 @@ def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
     before_KN = (true_KN * last_KN).cummax(1).values.roll(1, 1)
     before_KN[:, 0] = 0
     precision_KN = true_KN / torch.arange(1, len(logits) + 1)
-    return ((true_KN - before_KN) * last_KN * precision_KN).sum(1) / true_KN[:, -1]
+    areas_K = ((true_KN - before_KN) * last_KN * precision_KN).sum(1) / true_KN[:, -1]
+    return areas_K.masked_fill(~logits.isfinite().all(0), torch.nan)
 
 
 def _separator(labels: Sequence[str]) -> str:

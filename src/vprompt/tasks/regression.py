@@ -15,7 +15,7 @@ from vprompt.tasks import views
 from vprompt.tasks.base import CELLS, Target, bootstrapped, interval_text, register
 from vprompt.tasks.metrics import known
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.text import count, listed, percent, printable
+from vprompt.utils.text import count, listed, percent, printable, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ class Regression(Target):
         import torch
 
         values = self.encode(labels)[:, 0].contiguous()
-        ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+        ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8])) if labels else values
         return [str(number) for number in torch.bucketize(values, ends).tolist()]
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -227,6 +227,7 @@ def _numbers(label: str) -> list[float] | None:
     return numbers if numbers and all(abs(number) < MAX for number in numbers) else None
 
 
-def _named(values: Mapping[str, float]) -> list[str]:
+def _named(values: Mapping[str, float | None]) -> list[str]:
     """Numbers with their names, which tell their units; one of a folder has none."""
-    return [f"{value:.4g}" if [*values] == ["value"] else f"{name} {value:.4g}" for name, value in values.items()]
+    shown = {name: show(value, ".4g") for name, value in values.items()}
+    return [*shown.values()] if [*values] == ["value"] else [f"{name} {value}" for name, value in shown.items()]

@@ -31,7 +31,7 @@ def object_listing(data: Any, columns: Columns) -> Listing:
     """
     parts = cast("Mapping[str, Any]", data if isinstance(data, Mapping) else {"all": data})
     query = Query(spec="the data set", columns=columns)
-    if all(hasattr(part, "features") for part in parts.values()):
+    if parts and all(hasattr(part, "features") for part in parts.values()):
 
         def read(hf: Any) -> Listing:
             whole = {
@@ -41,8 +41,8 @@ def object_listing(data: Any, columns: Columns) -> Listing:
             return dataset_listing(hf, whole, query, Path())
 
         return replace(with_datasets(read, query.spec), name="data")
-    if len(parts) > 1 and not parts.keys() <= {"train", "val", "test"}:
-        raise DataError(f"Data sets are called train, val and test, not {', '.join(map(str, parts))}.")
+    if not parts or (len(parts) > 1 and not parts.keys() <= {"train", "val", "test"}):
+        raise DataError(f"Data sets are called train, val and test, not {', '.join(map(str, parts)) or 'nothing'}.")
     sheets = [_sheet(part, name, name if len(parts) > 1 else None) for name, part in parts.items()]
     return replace(listing_of(sheets, query, Path()), name="data", remarks=())
 
@@ -51,12 +51,22 @@ def _sheet(data: Any, name: str, split: str | None) -> Sheet:
     whole = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
     rows: Any = data if whole else list(data)
     names: Any = getattr(data, "classes", None) or getattr(getattr(data, "dataset", None), "classes", None) or ()
-    labels: list[str] = []
+    labels: list[Any] = []
     for number in range(len(rows)):
         row = rows[number]
         if not isinstance(row, tuple | list) or len(cast("list[Any]", row)) != 2:
             raise DataError(f"Items of a data set are pairs of an image and a label, not {type(row).__name__}.")
         label: Any = row[1].tolist() if hasattr(row[1], "tolist") else row[1]
-        labels.append(text_of(names[label] if isinstance(label, int) and 0 <= label < len(names) else label))
-    rows_and_key, numbers = {"image": (rows, 0)}, range(1, len(rows) + 1)
-    return Sheet(name=name, unit="item", numbers=numbers, columns={"label": labels}, images=rows_and_key, split=split)
+        labels.append(names[label] if isinstance(label, int) and 0 <= label < len(names) else label)
+    if all(isinstance(label, list) and len(label) > 1 and all(cell in (0, 1) for cell in label) for label in labels):
+        # It says of each tag whether the image has it.
+        tags = [[tag for tag, has in enumerate(label) if has] for label in labels]
+        labels = [[str(names[tag] if tag < len(names) else tag) for tag in label] for label in tags]
+    return Sheet(
+        name=name,
+        unit="item",
+        numbers=range(1, len(rows) + 1),
+        columns={"label": [*map(text_of, labels)]},
+        images={"image": (rows, 0)},
+        split=split,
+    )
