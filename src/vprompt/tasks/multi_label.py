@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import CELLS, Target, interval_text, register
+from vprompt.tasks.base import CELLS, Target, register
 from vprompt.tasks.metrics import BINS, f1_scores, known
 from vprompt.tasks.probabilities import Probabilities
-from vprompt.utils.text import count, listed, percent, printable
+from vprompt.utils.text import listed, percent, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +59,8 @@ class MultiLabel(Probabilities):
     title = "mean AP"
     hit = "tag_accuracy"
     unit = "tag"
+    shares = {"macro F1": "macro_f1", "all right": "exact"}  # noqa: RUF012 - a class variable
     blank = True
-
-    @property
-    def size(self) -> str:
-        """See `Target`."""
-        return count(len(self.names), "tag")
 
     @classmethod
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
@@ -172,14 +168,6 @@ class MultiLabel(Probabilities):
             "never_right": [self.names[n] for n in (present & ~(said & true).any(0)).nonzero().flatten().tolist()],
             **self.details(logits, targets),
         }
-
-    @staticmethod
-    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-        """See `Target`."""
-        keys = {"mean AP": "mean_ap", "macro F1": "macro_f1", "all right": "exact"}
-        shares = {head: figures.get(f"{prefix}{key}") for head, key in keys.items()}
-        cells = {head: "-" if share is None else f"{percent(share)} %" for head, share in shares.items()}
-        return {"mean AP": cells.pop("mean AP"), "95 %": interval_text(figures, prefix), **cells}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:

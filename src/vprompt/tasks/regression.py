@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import CELLS, Target, bootstrapped, interval_text, register
+from vprompt.tasks.base import CELLS, Target, bootstrapped, register
 from vprompt.tasks.metrics import known
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.text import count, listed, percent, printable, show
+from vprompt.utils.text import count, listed, printable, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,12 +174,11 @@ class Regression(Target):
             "intervals": {"mae": dict(zip(self.names, map(interval, errors.T), strict=True))},
         }
 
-    @staticmethod
-    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    @classmethod
+    def cells(cls, figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        share, errors = figures.get(f"{prefix}r2"), ", ".join(_named(figures.get(f"{prefix}mae") or {}))
-        shown = "-" if share is None else f"{percent(share)} %"
-        return {"R²": shown, "95 %": interval_text(figures, prefix), "mean error": errors or "-"}
+        errors = ", ".join(_named(figures.get(f"{prefix}mae") or {}))
+        return {**super().cells(figures, prefix), "mean error": errors or "-"}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
