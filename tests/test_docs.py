@@ -127,6 +127,23 @@ def test_contributing_names_files_that_exist():
         assert "NAME" in path or (ROOT / "src" / "vprompt" / path).exists() or (ROOT / path).exists(), path
 
 
+def test_figures_of_planted_copies_and_labels_are_those_of_their_file():
+    with (ROOT / "docs" / "results" / "planted.csv").open(encoding="utf-8") as file:
+        planted = list(csv.DictReader(file))
+    copies = ("jpeg40", "half", "brighter", "mirrored", "crop90", "crop75", "all")
+    expected = {"copies": list[str](), "labels": list[str]()}
+    for row in planted:
+        name, shares = f"{row['model']}, {row['task']}", {key: f"{100 * float(row[key]):.0f} %" for key in copies}
+        cells = [name, *shares.values(), f"{row['others']} of {row['tests']}"]
+        expected["copies"].append(f"| {' | '.join(cells)} |")
+        cells = [f"{100 * float(row['linear']):.1f} %", row["named"]]
+        cells += [f"{100 * float(row[key]):.0f} %" for key in ("precision", "recall")]
+        expected["labels"].append(f"| {' | '.join([name, *cells, row['first10']])} |")
+    text = (ROOT / "docs" / "embeddings.md").read_text("utf-8")
+    tables = re.findall(r"^\|[-|]+\n((?:\|.*\n?)+)", text, flags=re.MULTILINE)
+    assert [table.splitlines() for table in tables] == [*expected.values()]
+
+
 def sections():
     text = (ROOT / "docs" / "extending.md").read_text("utf-8")
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:

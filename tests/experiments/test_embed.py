@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from pyarrow import parquet
 import vprompt
 from conftest import run_command, write_classes
 from vprompt.backbones.factory import create_backbone
+from vprompt.experiments.embed import Embeddings
+from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError, VPromptError
 
 SIZE = ("--img-size", 32)
@@ -66,7 +70,8 @@ def test_the_table_is_for_people_and_compares_models(split_colours, tmp_path, tr
     models = f"bundled,{trained.folder}"
     outcome = run_command("embed", models, split_colours, "--out", tmp_path / "both")
     assert outcome.status == 0, outcome.err
-    assert "accuracy on test, where the commonest class alone is 33.3 %" in outcome.out
+    assert "accuracy on test: 9 images, of which the commonest class alone is 33.3 %" in outcome.out
+    assert re.search(r"kNN 20 +linear +95 %", outcome.out)  # narrow enough for a terminal
     assert len(list((tmp_path / "both").glob("*.npz"))) == 2
     assert "The adapter has learned" in outcome.err
     model = vprompt.load(trained.folder).eval()
@@ -215,6 +220,9 @@ def test_without_splits_there_are_features_and_sentences(colours):
         (["embed", "no_such_model", "DATA"], 2, "no_such_model"),
         (["embed", "model.onnx", "DATA"], 1, "no features"),
         (["embed", "bundled", "nowhere"], 1, "nowhere"),
+        (["embed", "bundled", "nowhere.jpg"], 1, "nowhere.jpg"),
+        (["embed", "bundled", "DATA", "notes.txt"], 1, "notes.txt"),
+        (["embed", "bundled", "DATA", "--target", "no-target"], 1, "no-target"),
         (["embed", ",", "DATA"], 2, "model"),
         (["embed", "bundled,small", "DATA", "--img-size", "32"], 2, "--img-size"),
         (["embed", "bundled", "DATA", "--batch-size", "0"], 2, "--batch-size"),
@@ -231,3 +239,114 @@ def test_wrong_usage_is_one_sentence(arguments, status, word, colours, tmp_path,
 def test_an_ending_is_checked_before_anything_is_computed(colours):
     with pytest.raises(VPromptError, match="npz"):
         vprompt.embed("bundled", colours, out="features.txt")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Images of two colours and many brightnesses, three of a site, with labels of all kinds."""
+    folder = tmp_path_factory.mktemp("table")
+    lines = ["file,colour,shade,tags,site"]
+    for number in range(60):
+        red, shade = number % 2, 60 + 3 * number
+        pixels = np.random.default_rng(number).integers(0, 40, (32, 32, 3), dtype=np.uint8)
+        pixels[..., 2 * red] += np.uint8(shade - 40)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        tags = "|".join(["red"] * red + ["bright"] * (number > 30)) or "none"
+        lines.append(f"{number}.png,{'red' if red else 'blue'},{shade / 10},{tags},s{number // 3}")
+    (folder / "shades.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "shades.csv"
+
+
+@pytest.mark.parametrize(
+    ("column", "target", "headline", "least"),
+    [
+        ("colour", "single-label", "accuracy", 0.9),
+        ("tags", "multi-label", "mean_ap", 0.8),
+        ("shade", "regression", "r2", 0.6),
+    ],
+)
+def test_tables_of_any_target_have_accuracies(table, tmp_path, column, target, headline, least):
+    command = [
+        "embed",
+        "bundled",
+        table,
+        *SIZE,
+        "--out",
+        tmp_path / "x.npz",
+        "--label-column",
+        column,
+        "--group",
+        "site",
+    ]
+    outcome = run_command(*command)
+    assert outcome.status == 0, outcome.err
+    assert re.search(r" on test: \d+ images", outcome.out)
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert document["target"] == target
+    assert document["linear"][headline] > least
+    assert document["knn"]["5"][headline] > least
+    assert document["settings"]["columns"]["group"] == "site"
+    assert bool(document["label_errors"]) <= (column == "colour")
+    arrays = stored(tmp_path / "x.npz")
+    sites = {}
+    for image, split in zip(arrays["image"].tolist(), arrays["split"].tolist(), strict=True):
+        sites.setdefault(int(image.removesuffix(".png")) // 3, set()).add(split)
+    assert all(len(splits) == 1 for splits in sites.values())
+    assert arrays["label"].shape == ((60,) if column == "colour" else (60, 1 + 2 * (column == "tags")))
+    again = run_command(*command[:-2], "--resume")
+    assert again.status == 1
+    assert "another command" in again.err
+
+
+def test_what_belongs_together_is_in_one_fold(table):
+    columns = Columns(label_column="colour", group="site")
+    found = vprompt.embed(create_backbone("bundled", img_size=32), table, columns=columns)
+    folds = dict(zip(found.names, found._folds.tolist(), strict=True))
+    for site in range(20):
+        assert len({folds[f"{3 * site + number}.png"] for number in range(3)}) == 1
+    assert len(set(folds.values())) == 5
+
+
+def test_a_group_of_all_training_images_is_no_trouble(table):
+    columns = Columns(label_column="colour")
+    found = vprompt.embed(create_backbone("bundled", img_size=32), table, columns=columns)
+    splits = ["train" if split == "val" else split for split in found.splits]
+    whole = replace(found, splits=tuple(splits), groups=dict.fromkeys(found.names, "one"))
+    assert set(whole._folds.tolist()) == {0}
+    assert whole.linear().accuracy > 0.9
+    assert whole.label_errors() == []
+
+
+def test_a_table_without_labels_has_features(table, tmp_path):
+    out = tmp_path / "x.npz"
+    command = ["embed", "bundled", table, *SIZE, "--out", out, "--label-column", "colour", "--unlabelled"]
+    outcome = run_command(*command)
+    assert outcome.status == 0, outcome.err
+    assert stored(out).keys() == {"image", "split", "features"}
+    assert len(stored(out)["image"]) == 60
+
+
+def test_a_bad_row_of_a_table_is_named(table, tmp_path):
+    rows = table.read_text("utf-8") + "\n61.png,red,1.5,red,s9"
+    (bad := table.with_name("bad.csv")).write_text(rows, encoding="utf-8")
+    command = ["embed", "bundled", bad, *SIZE, "--label-column", "colour", "--out", tmp_path / "x.npz"]
+    outcome = run_command(*command)
+    assert outcome.status == 1
+    assert "bad.csv, line 62: 61.png does not exist" in outcome.err
+    assert run_command(*command, "--skip-bad").status == 0
+
+
+def test_a_data_set_in_python_is_embedded():
+    items = [(Image.new("RGB", (32, 32), (5 * number, 200 * (number % 2), 0)), number % 2) for number in range(40)]
+    found = vprompt.embed(create_backbone("bundled", img_size=32), items)
+    assert found.linear().accuracy > 0.8
+    assert len(found.names) == 40
+
+
+def test_several_labels_are_lists_in_parquet(tmp_path):
+    labels, features = torch.tensor([[0.0, 1], [1, 1], [0, 0]]), torch.arange(12.0).view(3, 4)
+    found = Embeddings(backbone="x", features=features, labels=labels, names=("a", "b", "c"), splits=("all",) * 3)
+    found.save(tmp_path / "x.parquet")
+    columns = parquet.read_table(tmp_path / "x.parquet").to_pydict()
+    assert columns["label"] == labels.tolist()
+    assert columns["features"] == features.tolist()

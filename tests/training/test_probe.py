@@ -5,15 +5,22 @@ import math
 import pytest
 import torch
 
+from vprompt.tasks.multi_label import MultiLabel
+from vprompt.tasks.regression import Regression
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.training.probe import (
     FOLDS,
     doubtful_labels,
     fit_probe,
     fold_numbers,
     near_copies,
-    neighbour_shares,
+    neighbour_means,
     out_of_fold,
 )
+
+
+def classes(number):
+    return SingleLabel(names=tuple(map(str, range(number))))
 
 
 def clusters(classes, each, width=16, noise=0.6, seed=0):
@@ -28,7 +35,7 @@ def clusters(classes, each, width=16, noise=0.6, seed=0):
 def test_neighbours_vote_as_in_a_loop(k):
     features, labels = clusters(3, 10)
     queries, _ = clusters(3, 4, seed=1)
-    shares = neighbour_shares(features, labels, queries, k=k, num_classes=4)
+    shares = neighbour_means(features, torch.nn.functional.one_hot(labels, 4).float(), queries, k=k)
     for query, row in zip(queries, shares, strict=True):
         cosines = [float(torch.cosine_similarity(query, feature, dim=0)) for feature in features]
         nearest = sorted(range(len(features)), key=lambda number: -cosines[number])[:k]
@@ -36,19 +43,43 @@ def test_neighbours_vote_as_in_a_loop(k):
         assert row.tolist() == pytest.approx([vote / sum(votes) for vote in votes], abs=1e-5)
 
 
+def test_numbers_are_the_mean_of_those_of_the_neighbours():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    means = neighbour_means(features, torch.tensor([[1.0, 10], [3, 30], [100, 0]]), features[:1], k=2)
+    assert means.tolist() == [[pytest.approx(2), pytest.approx(20)]]
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression"])
+def test_a_probe_learns_any_target_by_its_own_loss(kind):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 6, generator=generator)
+    values = features @ torch.randn(6, 2, generator=generator) + torch.tensor([3.0, -1.0])
+    names, labels = ("a", "b"), (values if kind == "regression" else (values > 1).float())
+    regression = Regression(names=names, mean=tuple(values.mean(0).tolist()), std=tuple(values.std(0).tolist()))
+    target = regression if kind == "regression" else MultiLabel(names=names)
+    probe, strength = fit_probe(features[:200], labels[:200], target, held_out=(features[200:250], labels[200:250]))
+    assert strength < 1e-2
+    assert target.score(probe(features[250:]), labels[250:]) > 0.97
+    if kind == "regression":  # least squares, in closed form, but for the little that is left of the regularisation
+        known = torch.cat([features[:200], torch.ones(200, 1)], 1)
+        solved = torch.linalg.lstsq(known, labels[:200]).solution
+        expected = torch.cat([features[250:], torch.ones(50, 1)], 1) @ solved
+        assert torch.allclose(target.activate(probe(features[250:])), expected, atol=0.02)
+
+
 @pytest.mark.parametrize("strength", [1e-1, 1e-3])
 def test_the_probe_is_at_the_minimum_of_its_loss(strength):
     features, labels = clusters(4, 20)
     features = features * torch.linspace(0.01, 100, 16) + 7  # units must not matter
-    probe = fit_probe(features, labels, 4, strengths=[strength])
+    probe, _ = fit_probe(features, labels, classes(4), strengths=[strength])
     mean, scale = features.mean(0), features.std(0, correction=0) * 16**0.5
 
     def loss(weight, bias):
         logits = (features - mean) / scale @ weight + bias
         return torch.nn.functional.cross_entropy(logits, labels) + strength / 2 * weight.square().sum()
 
-    weight = probe.weight * scale[:, None]
-    bias = probe.bias + mean @ probe.weight
+    weight = (probe(torch.eye(16)) - probe(torch.zeros(1, 16))) * scale[:, None]
+    bias = probe(mean[None])[0]
     least, generator = float(loss(weight, bias)), torch.Generator().manual_seed(0)
     for _ in range(50):
         step = torch.randn(weight.shape, generator=generator)
@@ -65,21 +96,23 @@ def test_the_probe_is_at_the_minimum_of_its_loss(strength):
 def test_the_strength_is_the_one_that_is_best_on_other_images():
     features, labels = clusters(3, 15, noise=3)
     other, answers = clusters(3, 60, noise=3, seed=0)
-    chosen = fit_probe(features, labels, 3, held_out=(other, answers))
+    chosen, _ = fit_probe(features, labels, classes(3), held_out=(other, answers))
 
     def loss(probe):
-        return float(torch.nn.functional.cross_entropy(probe.logits(other), answers))
+        return float(torch.nn.functional.cross_entropy(probe(other), answers))
 
-    assert all(loss(chosen) <= loss(fit_probe(features, labels, 3, strengths=[s])) + 1e-3 for s in (1e-1, 1e-4))
+    assert all(
+        loss(chosen) <= loss(fit_probe(features, labels, classes(3), strengths=[s])[0]) + 1e-3 for s in (1e-1, 1e-4)
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_features_that_never_change_are_no_trouble(value):
     features, labels = clusters(2, 10)
     features[:, 3] = value
-    probe = fit_probe(features, labels, 2)
-    assert bool(probe.logits(features).isfinite().all())
-    assert bool((probe.logits(features).argmax(1) == labels).all())
+    probe, _ = fit_probe(features, labels, classes(2))
+    assert bool(probe(features).isfinite().all())
+    assert bool((probe(features).argmax(1) == labels).all())
 
 
 def test_folds_keep_copies_together_and_classes_even():
@@ -98,18 +131,18 @@ def test_wrong_labels_are_found_and_named():
     given = labels.clone()
     wrong = [3, 50, 101, 150, 199]
     given[wrong] = (labels[wrong] + 2) % 5
-    shares = out_of_fold(features, given, fold_numbers(given), 5, 1e-3)
+    shares = out_of_fold(features, given, fold_numbers(given), classes(5), 1e-3)
     found = dict(doubtful_labels(shares, given))
     assert set(wrong) <= set(found)
     assert all(found[row] == int(labels[row]) for row in wrong)
     assert len(found) <= len(wrong) + 3
-    assert doubtful_labels(out_of_fold(features, labels, fold_numbers(labels), 5, 1e-3), labels)[2:] == []
+    assert doubtful_labels(out_of_fold(features, labels, fold_numbers(labels), classes(5), 1e-3), labels)[2:] == []
 
 
 def test_no_label_is_doubted_where_features_say_nothing():
     features = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(200) % 4
-    shares = out_of_fold(features, labels, fold_numbers(labels), 4, 1e-1)
+    shares = out_of_fold(features, labels, fold_numbers(labels), classes(4), 1e-1)
     assert doubtful_labels(shares, labels) == []
 
 

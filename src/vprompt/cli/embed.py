@@ -10,19 +10,20 @@ from typing import Annotated, Any
 
 import tyro
 
-from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
+from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import data_name
-from vprompt.cli.predict import trained_on
+from vprompt.cli.predict import ImageOptions, trained_on
+from vprompt.tasks.base import TARGETS
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import read_json
-from vprompt.utils.text import count, percent
+from vprompt.utils.text import count
 
 FEW = 5
 """Near copies and doubtful labels that are shown; the JSON file has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(ImageOptions):
     """Features of images in a file, and what they tell: does a backbone suit the images, which are copies of others,
     which labels look wrong.
     """
@@ -31,18 +32,16 @@ class Embed:
     """Backbone (small, base, large, bundled or a timm name) or adapter (folder or Hub id); several to compare."""
     data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA ...]")] = ()
     """Images as for `fit`, or files or folders of them without labels; the bundled task when left out."""
+    target: str | None = None
+    """What is to be said of an image, as for `fit`; what the labels look like when left out."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the backbone's weights."""
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
-    split_seed: int | None = None
-    """Cuts the splits that a folder does not have; as given to `fit` when left out."""
     skip_bad: bool = False
     """Go on without images and classes that cannot be used."""
     unlabelled: bool = False
-    """Take all images in the folders, and no labels."""
+    """Take all images, and no labels."""
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
@@ -77,33 +76,28 @@ class Embed:
 
     def _figures(self, model: str, out: Path) -> dict[str, Any]:
         """The figures of one model: those in its file, where that is there."""
-        seen, seed, _ = trained_on(Path(model))
+        seen, seed, columns = trained_on(Path(model))
+        columns, seed = self.columns.over(columns), seed if self.split_seed is None else self.split_seed
         asked = {key: value for key, value in asdict(self).items() if key not in ("device", "out", "resume", "json")}
-        asked |= {
-            "model": model,
-            "data": [*self.data],
-            "split_seed": seed if self.split_seed is None else self.split_seed,
-        }
+        asked |= {"model": model, "data": [*self.data], "columns": asdict(columns), "split_seed": seed}
         if out.exists():
             document = read_json(out.with_suffix(".json")) if self.resume else {}
             if document.get("settings") == asked:
                 return document
             others = "it was made by another command" if self.resume else "--resume shows its figures"
             raise VPromptError(f"{out} is there already; {others}, or choose another --out.")
-        from vprompt.experiments.embed import check_ending, embed
+        from vprompt.experiments.embed import embed
+        from vprompt.utils.devices import device_named
         from vprompt.utils.progress import bar
 
-        check_ending(out)
-        module = self._model(model)
+        module = self._model(model).to(device_named(self.device))
         with bar(f"embedding by {model}") as report:
             embed(
                 module,
                 [*self.data] if len(self.data) > 1 else next(iter(self.data), None),
-                root=self.root,
-                split_seed=asked["split_seed"],
-                skip_bad=self.skip_bad,
+                **{key: asked[key] for key in ("root", "target", "split_seed", "skip_bad", "batch_size")},
+                columns=columns,
                 labelled=not self.unlabelled,
-                batch_size=self.batch_size,
                 out=out,
                 about={"settings": asked, "learned_from_images": seen is not None},
                 report=report,
@@ -115,30 +109,31 @@ class Embed:
         from vprompt.backbones.factory import can_create, create_backbone
         from vprompt.exporters.base import is_exported
         from vprompt.model.load import load
-        from vprompt.utils.devices import device_named
 
         if is_exported(name):
             raise VPromptError(f"{name} gives classes and no features; give its adapter or its backbone.")
         if can_create(name) and not (Path(name) / "adapter_config.json").exists():
-            module = create_backbone(name, weights=self.weights, img_size=self.img_size)
-        elif self.img_size is None and (Path(name).exists() or name.count("/") == 1):
-            module = load(name, weights=self.weights).fold()
-        else:
-            raise UsageError(
-                f"{name} is no backbone that timm has, nor an adapter, which has an image size of its own."
-            )
-        return module.to(device_named(self.device))
+            return create_backbone(name, weights=self.weights, img_size=self.img_size)
+        if self.img_size is None and (Path(name).exists() or name.count("/") == 1):
+            return load(name, weights=self.weights).fold()
+        raise UsageError(f"{name} is no backbone that timm has, nor an adapter, which has an image size of its own.")
 
 
 def _print(documents: Mapping[Path, Mapping[str, Any]]) -> None:
     """Prints a table of the models, then what each has found."""
+    rows, beside = list[dict[str, str]](), ""
+    for document in documents.values():
+        row = {"model": document["settings"]["model"], "features": str(document["features"])}
+        if "linear" in document:
+            kind, linear = TARGETS.get(document["target"]), document["linear"]
+            beside = f", {kind.title} on {document['tested_on']}{kind.beside(linear)}"
+            row |= {f"kNN {k}": next(iter(kind.cells(knn).values())) for k, knn in document["knn"].items()}
+            row |= dict(zip(("linear", "95 %"), kind.cells(linear).values(), strict=False))
+        rows.append(row)
     first = next(iter(documents.values()))
-    data, images = " ".join(first["settings"]["data"][:3]) or "the bundled task", sum(first["images"].values())
-    if "linear" in first:
-        share = percent(first["linear"]["majority_accuracy"])
-        data += f", accuracy on {first['tested_on']}, where the commonest class alone is {share} %"
-    rows = [_row(document) for document in documents.values()]
-    print_table(f"{count(images, 'image')} of {data}", [*rows[0]], [[*row.values()] for row in rows])
+    data = " ".join(first["settings"]["data"][:3]) or "the bundled task"
+    title = f"{count(sum(first['images'].values()), 'image')} of {data}{beside}"
+    print_table(title, [*rows[0]], [[*row.values()] for row in rows])
     for out, document in documents.items():
         copies, doubtful = document["duplicates"], document["label_errors"]
         if copies:
@@ -147,24 +142,10 @@ def _print(documents: Mapping[Path, Mapping[str, Any]]) -> None:
             print_table(title, ["image", "looks like", "splits", "cosine"], cells)
         if doubtful:
             keys = ("image", "label", "probability", "likely", "likely_probability")
-            cells = [[*map(_cell, map(row.get, keys))] for row in doubtful[:FEW]]
+            cells = [[percent(row[k]) if "probability" in k else row[k] for k in keys] for row in doubtful[:FEW]]
             title = f"{count(len(doubtful), 'label')} that may be wrong, the most doubtful first"
             print_table(title, ["image", "label", "of which", "likely", "of which"], cells)
-        for note in document["notes"]:
+        learned = "The adapter has learned from these or other images: its figures are not those of a backbone."
+        for note in [*document["notes"], *[learned] * document["learned_from_images"]]:
             print_note(note)
-        if document["learned_from_images"]:
-            print_note("The adapter has learned from these or other images: its figures are not those of a backbone.")
         print_note(f"Features are in {out}, all figures in {out.with_suffix('.json')}.")
-
-
-def _cell(value: Any) -> str:
-    return f"{percent(value)} %" if isinstance(value, float) else str(value)
-
-
-def _row(document: Mapping[str, Any]) -> dict[str, str]:
-    row = {"model": document["settings"]["model"], "features": str(document["features"])}
-    if "linear" in document:
-        row |= {f"kNN {k}": _cell(figures["accuracy"]) for k, figures in document["knn"].items()}
-        low, high = document["linear"]["interval"]
-        row |= {"linear": _cell(document["linear"]["accuracy"]), "95 %": f"{100 * low:.0f}-{100 * high:.0f}"}
-    return row

@@ -68,19 +68,25 @@ class _Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(_Source):
-    """Accuracy of an adapter or an exported model on labelled images, or what else tells how good it is."""
+class ImageOptions:
+    """Options that say which images are meant."""
 
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Image folder with one folder per class, a table, or a task; the bundled task when left out."""
     columns: Annotated[Columns, tyro.conf.arg(name="")] = NO_COLUMNS
     """Columns of a table; those that the adapter was trained on when left out."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
-    split: Literal["auto", "train", "val", "test", "all"] = "auto"
-    """auto: all images of a folder that the adapter was not trained on, else its test or validation images."""
     split_seed: int | None = None
     """Cuts the splits that a folder does not have; as given to `fit` when left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(ImageOptions, _Source):
+    """Accuracy of an adapter or an exported model on labelled images, or what else tells how good it is."""
+
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """Image folder with one folder per class, a table, or a task; the bundled task when left out."""
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
+    """auto: all images of a folder that the adapter was not trained on, else its test or validation images."""
     skip_bad: bool = False
     """Leave out classes that the adapter does not know; images that cannot be read are no error in the end."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vprompt.backbones.factory import create_backbone
@@ -27,17 +28,15 @@ from vprompt.data.tasks import find_listing
 from vprompt.experiments.folder import locked
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.tasks.base import Target
+from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.training import probe
 from vprompt.training.evaluate import Evaluation
 from vprompt.training.feature_cache import empty_rows
-from vprompt.training.loader import in_order, iterate
+from vprompt.training.loader import in_order
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import checksum, encoded, write_atomically, write_json, writing
 from vprompt.utils.progress import Report, part, silent
 from vprompt.utils.text import printable
-
-Images = str | Path | Sequence[str | Path] | Task | ImageDataset | None
-"""What `vprompt fit` takes as DATA, a folder or list of images without labels, a task, or a part of one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +51,7 @@ class Embeddings:
         target: What is to be said of an image; None where there are no labels.
         labels: Labels as a tensor.
         looks: Perceptual hashes (N, H), see `look`: they know compressed and resized copies that features do not.
+        groups: Name of an image -> what it belongs to, such as a patient.
         notes: Sentences on what was left out, and on how the data were read.
     """
 
@@ -62,6 +62,7 @@ class Embeddings:
     target: Target | None = None
     labels: Tensor | None = None
     looks: Tensor | None = None
+    groups: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -69,20 +70,19 @@ class Embeddings:
 
     @property
     def tested_on(self) -> str | None:
-        """The split that `knn` and `linear` are tested on, after learning from `train`; None without classes or it."""
-        splits = set(self.splits) if self.target is not None and self.target.grouped else set[str]()
+        """The split that `knn` and `linear` are tested on, after learning from `train`; None without labels or it."""
+        splits = set[str]() if self.target is None else set(self.splits)
         return next((name for name in ("test", "val") if {name, "train"} <= splits), None)
 
     def knn(self, k: int = 20) -> Evaluation:
-        """Figures of the classes that the `k` nearest training images vote for, see `neighbour_shares`."""
-        queries, labels = self._of(self.tested_on)
-        shares = probe.neighbour_shares(*self._of("train"), queries, k=k, num_classes=self._classes)
-        return self._evaluation(shares.clamp_min(1e-9).log(), labels)
+        """Figures of what the `k` nearest training images say, see `neighbour_means`."""
+        features, labels, target = self._of("train")
+        outputs = F.one_hot(labels, len(target.names)).float() if target.grouped else labels
+        return self._tested(lambda queries: target.inverse(probe.neighbour_means(features, outputs, queries, k=k)))
 
     def linear(self) -> Evaluation:
         """Figures of a linear probe of the training images, whose regularisation is chosen on other images."""
-        queries, labels = self._of(self.tested_on)
-        return self._evaluation(self._probe.logits(queries), labels)
+        return self._tested(self._probe[0])
 
     def duplicates(self) -> list[dict[str, Any]]:
         """Near copies in different splits, the most alike first, see `near_copies`."""
@@ -94,28 +94,27 @@ class Embeddings:
 
     def label_errors(self, *, report: Report = silent) -> list[dict[str, Any]]:
         """Labels that linear probes doubt which saw neither the image nor a copy of it, see `doubtful_labels`."""
-        if self.tested_on is None or self.labels is None:
+        target = self.target
+        if self.tested_on is None or self.labels is None or target is None or not target.grouped:
             return []
-        folds = probe.fold_numbers(self.labels, [pair[:2] for pair in self._copies])
-        shares = probe.out_of_fold(self.features, self.labels, folds, self._classes, self._probe.strength, report)
+        shares = probe.out_of_fold(self.features, self.labels, self._folds, target, self._probe[1], report)
         return [
             {key: values[row] for key, values in self._columns.items()}
-            | {"likely": cast("Target", self.target).names[likely]}
+            | {"likely": target.names[likely]}
             | {"probability": float(shares[row, self.labels[row]]), "likely_probability": float(shares[row, likely])}
             for row, likely in probe.doubtful_labels(shares, self.labels)
         ]
 
     def figures(self, *, report: Report = silent) -> dict[str, Any]:
         """All of it as plain data."""
-        images = {split: self.splits.count(split) for split in dict.fromkeys(self.splits)}
-        document: dict[str, Any] = {"backbone": self.backbone, "features": self.features.shape[1], "images": images}
-        notes = [*self.notes]
+        document: dict[str, Any] = {"backbone": self.backbone, "features": self.features.shape[1]}
+        document["images"], notes = dict(Counter(self.splits)), [*self.notes]
         if self.tested_on is not None:
             knn, linear = {str(k): self.knn(k).figures for k in (5, 20)}, self.linear()
-            document |= {"tested_on": self.tested_on, "knn": knn, "linear": linear.figures}
-            notes += linear.remarks(self.tested_on)
+            document |= {"target": linear.target.name, "tested_on": self.tested_on, "knn": knn}
+            document["linear"], notes = linear.figures, [*notes, *linear.remarks(self.tested_on)]
         elif self.target is not None:
-            notes.append("Accuracies are for images of one class each, in a train split and a test or val split.")
+            notes.append("Accuracies need a train split and a test or val split.")
         found = {"duplicates": self.duplicates(), "label_errors": self.label_errors(report=report)}
         return document | found | {"notes": notes}
 
@@ -126,20 +125,19 @@ class Embeddings:
         columns |= {key: np.array([encoded(text).decode() for text in texts]) for key, texts in self._columns.items()}
         columns["features"] = self.features.contiguous().numpy()
 
-        def write_npz(part: Path) -> None:
-            with part.open("wb") as file:
-                np.savez(file, **columns)
+        def write(part: Path) -> None:
+            if out.suffix == ".parquet":
+                import pyarrow as pa
+                from pyarrow import parquet
 
-        def write_parquet(part: Path) -> None:
-            import pyarrow as pa
-            from pyarrow import parquet
+                wide = {name: values for name, values in columns.items() if values.ndim > 1}
+                lists = {name: pa.FixedSizeListArray.from_arrays(v.ravel(), v.shape[1]) for name, v in wide.items()}
+                parquet.write_table(pa.table({**columns, **lists}), part)
+            else:
+                with part.open("wb") as file:
+                    np.savez(file, **columns)
 
-            arrays = {name: pa.array(values.reshape(-1)) for name, values in columns.items()}
-            for name in (name for name, values in columns.items() if values.ndim > 1):
-                arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], columns[name].shape[1])
-            parquet.write_table(pa.table(arrays), part)
-
-        write_atomically(out, write_npz if out.suffix == ".npz" else write_parquet)
+        write_atomically(out, write)
 
     @cached_property
     def _columns(self) -> dict[str, Sequence[str]]:
@@ -156,29 +154,39 @@ class Embeddings:
         return [(one, two, cosine) for (one, two), cosine in reversed(cosines.items())]
 
     @cached_property
-    def _probe(self) -> probe.Probe:
-        """Fitted on all training images; its strength is chosen on validation images, or on a fifth of these."""
-        features, labels = self._of("train")
+    def _folds(self) -> Tensor:
+        """Of all images; copies, and what belongs together, are in one."""
+        first, pairs = dict[str, int](), [pair[:2] for pair in self._copies]
+        for row, name in enumerate(self.names):
+            if name in self.groups:
+                pairs.append((first.setdefault(self.groups[name], row), row))
+        labels = torch.zeros(len(self.names)) if self.labels is None else self.labels
+        return probe.fold_numbers(labels if labels.ndim == 1 else torch.zeros(len(labels)), pairs)
+
+    @cached_property
+    def _probe(self) -> tuple[probe.Probe, float]:
+        """Fitted on all training images; its strength is chosen on validation images, or on a fold of these."""
+        features, labels, target = self._of("train")
         if self.tested_on == "test" and "val" in self.splits:
-            return probe.fit_probe(features, labels, self._classes, held_out=self._of("val"))
-        fifth = probe.fold_numbers(labels) == 0
-        held_out = (features[fifth], labels[fifth])
-        strength = probe.fit_probe(features[~fifth], labels[~fifth], self._classes, held_out=held_out).strength
-        return probe.fit_probe(features, labels, self._classes, strengths=[strength])
+            return probe.fit_probe(features, labels, target, held_out=self._of("val")[:2])
+        held, strength = self._folds[self._rows("train")] == 0, probe.STRENGTHS[3]
+        if bool(held.any()) and not bool(held.all()):
+            others = (features[held], labels[held])
+            _, strength = probe.fit_probe(features[~held], labels[~held], target, held_out=others)
+        return probe.fit_probe(features, labels, target, strengths=[strength])
 
-    @property
-    def _classes(self) -> int:
-        return 0 if self.target is None else len(self.target.names)
+    def _rows(self, split: str | None) -> Tensor:
+        return torch.tensor([name == split for name in self.splits])
 
-    def _of(self, split: str | None) -> tuple[Tensor, Tensor]:
-        """Features and labels of a split."""
-        if self.tested_on is None or self.labels is None:
-            raise DataError("Images of one class each are needed, in a train split and in a test or val split.")
-        rows = torch.tensor([name == split for name in self.splits])
-        return self.features[rows], self.labels[rows]
+    def _of(self, split: str | None) -> tuple[Tensor, Tensor, Target]:
+        """Features and labels of a split, and the target."""
+        if self.tested_on is None or self.labels is None or self.target is None:
+            raise DataError("Labelled images are needed, in a train split and in a test or val split.")
+        return self.features[self._rows(split)], self.labels[self._rows(split)], self.target
 
-    def _evaluation(self, logits: Tensor, labels: Tensor) -> Evaluation:
-        target = cast("Target", self.target)
+    def _tested(self, logits_of: Callable[[Tensor], Tensor]) -> Evaluation:
+        features, labels, target = self._of(self.tested_on)
+        logits = logits_of(features)
         return Evaluation(target=target, loss=float(target.loss(logits, labels).mean()), logits=logits, labels=labels)
 
 
@@ -193,9 +201,11 @@ def check_ending(out: Path) -> Path:
 
 def embed(
     model: str | nn.Module,
-    data: Images = None,
+    data: Any = None,
     *,
     root: str | None = None,
+    columns: Columns = NO_COLUMNS,
+    target: str | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     labelled: bool = True,
@@ -208,11 +218,14 @@ def embed(
 
     Args:
         model: An adapted model, a timm model, or a name that `vprompt fit --backbone` takes.
-        data: Images, prepared as the model wants them; the bundled task when not given.
-        root: Folder of benchmark tasks.
+        data: What `vprompt.open_data` takes; a task, prepared as the model wants it, or a part of one; a folder or list
+            of images without labels; the bundled task when not given.
+        root: See `vprompt.open_data`, as `columns`, `target` and `split_seed`.
+        columns: Columns of a table.
+        target: Name of what is to be said of an image.
         split_seed: Cuts the splits that a folder does not have.
         skip_bad: Go on without images that cannot be used.
-        labelled: False to take all images in a folder, whatever folders they are in.
+        labelled: False to take all images, whatever folders they are in, and no labels.
         batch_size: Images per forward pass.
         out: Write them there, and all figures into a JSON file of the same name. What is done is kept in a hidden file
             beside; the same call goes on with that after a stop.
@@ -233,109 +246,94 @@ def embed(
     adapted = isinstance(module, PromptedModel | FoldedModel)
     info = module.info if adapted else describe(module)
     preprocessing = module.preprocessing if adapted else info.preprocessing
-    parts, target, notes = _parts(data, preprocessing, root, split_seed, skip_bad, labelled, part(report, 0, 3))
+    if not isinstance(data, Task | ImageDataset):
+        data = _listing(data, root, columns, labelled)
+    how: dict[str, Any] = {"target": target, "split_seed": split_seed, "skip_bad": skip_bad}
+    parts, about_images = _parts(data, preprocessing, progress=part(report, 0, 3), **how)
     splits = [split for split, images in parts.items() for _ in range(len(images))]
     names = [
         name
         for split, images in parts.items()
         for name in images.paths or [f"{split}/{number}" for number in range(len(images))]
     ]
-    width = info.num_features
+    batches = [(images, batch) for images in parts.values() for batch in in_order(len(images), batch_size)]
+    width, like = info.num_features, next(module.parameters())
     rows = empty_rows(len(splits), (width + len(look(torch.zeros(3, *preprocessing.size))),), torch.float32)
     if rows is None:
         raise VPromptError(f"There is no room for the features of {len(splits)} images; embed them in parts.")
 
-    def row_of(images_BCHW: Tensor) -> Tensor:
-        if adapted:
-            features = module.features(images_BCHW)
-        else:
-            held = images_BCHW.to(next(module.parameters()).dtype)
-            features = module.forward_head(module.forward_features(held), pre_logits=True)
-        return torch.cat([features.float(), torch.stack([*map(look, images_BCHW)])], dim=1).cpu()
+    @torch.inference_mode()
+    def embedded(partial: Path | None = None) -> Embeddings:
+        """Computes the rows that the file of an earlier call has not, and adds each batch to it."""
+        kept = np.fromfile(partial, np.float32) if partial is not None and partial.exists() else np.zeros(0, np.float32)
+        rows.view(-1)[: len(kept)] = torch.from_numpy(kept)
+        done = 0
+        for images, batch in batches:
+            start, done = done, done + len(batch)
+            if done * rows.shape[1] <= len(kept):
+                continue
+            pixels = images.preprocessing.normalise(images.pixels(batch).to(like.device))
+            if adapted:
+                features = module.features(pixels)
+            else:
+                features = module.forward_head(module.forward_features(pixels.to(like.dtype)), pre_logits=True)
+            rows[start:done] = torch.cat([features.float(), torch.stack([*map(look, pixels)])], dim=1)
+            if partial is not None:
+                with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
+                    file.seek(start * rows[0].nbytes)
+                    file.write(rows[start:done].numpy().tobytes())
+            part(report, 1, 3)(done, len(rows))
+        about: dict[str, Any] = {"backbone": info.name, "names": tuple(names), "splits": tuple(splits)}
+        return Embeddings(features=rows[:, :width], looks=rows[:, width:], **about, **about_images)
 
-    partial = None
-    if out is not None:
-        key = (fingerprint(module), preprocessing, [images.fingerprint() for images in parts.values()], batch_size)
-        partial = out.with_name(f".{out.name}.{checksum(repr(key).encode())[:16]}.partial")
-    with nullcontext() if partial is None else locked(partial.with_suffix(".lock"), out):
-        _fill(rows, row_of, parts, next(module.parameters()).device, partial, batch_size, part(report, 1, 3))
-        result = Embeddings(
-            backbone=info.name,
-            features=rows[:, :width],
-            looks=rows[:, width:],
-            names=tuple(names),
-            splits=tuple(splits),
-            target=target,
-            labels=None if target is None else torch.cat([images.labels for images in parts.values()]),
-            notes=notes,
-        )
-        if out is not None and partial is not None:
-            write_json(out.with_suffix(".json"), {**(about or {}), **result.figures(report=part(report, 2, 3))})
-            result.save(out)
-            partial.unlink()
-    return result
+    if out is None:
+        return embedded()
+    key = (fingerprint(module), preprocessing, [images.fingerprint() for images in parts.values()], batch_size)
+    partial = out.with_name(f".{out.name}.{checksum(repr(key).encode())[:16]}.partial")
+    with locked(partial.with_suffix(".lock"), out):
+        found = embedded(partial)
+        write_json(out.with_suffix(".json"), {**(about or {}), **found.figures(report=part(report, 2, 3))})
+        found.save(out)
+        partial.unlink()
+    return found
+
+
+def _listing(data: Any, root: str | None, columns: Columns, labelled: bool) -> Listing:
+    """The images that are meant, with empty labels where there are none."""
+    paths: list[Any] = [*data] if isinstance(data, list | tuple) else [data]
+    paths = [Path(path) for path in paths if isinstance(path, str | Path)]
+    folder = len(paths) == 1 and paths[0].is_dir()
+    files = len(paths) > 1 or folder or (len(paths) == 1 and paths[0].suffix.lower() in IMAGE_SUFFIXES)
+    if not files or (folder and labelled):
+        listing = find_listing(data, root=root, training=False, columns=columns)
+        items = [item for items in listing.splits.values() for item in items]
+        if not labelled:
+            return replace(listing, splits={UNSPLIT: [item._replace(label="") for item in items]})
+        if not folder or len({item.label for item in items}) > 1:
+            return listing
+    others: PassedOver = {}
+    items = [Item(name, "") for name in dict.fromkeys(map(str, list_images(paths, others)))]
+    where = printable(str(paths[0])) if len(paths) == 1 else f"the {len(items)} files"
+    return Listing(name=where, source=where, where=where, splits={UNSPLIT: items}, files=Path(), passed_over=others)
 
 
 def _parts(
-    data: Images,
-    preprocessing: Preprocessing,
-    root: str | None,
-    split_seed: int,
-    skip_bad: bool,
-    labelled: bool,
-    report: Report,
-) -> tuple[dict[str, ImageDataset], Target | None, tuple[str, ...]]:
-    """The images of each split, what their labels say, and sentences on how they were read."""
-    if isinstance(data, str | Path) or data is None:
-        image = data is not None and Path(data).suffix.lower() in IMAGE_SUFFIXES and Path(data).is_file()
-        listing = find_listing(data, root=root, training=False) if labelled and not image else None
-        known = [] if listing is None else [*listing.splits.get("train", ()), *listing.splits.get(UNSPLIT, ())]
-        if listing is None or (len({item.label for item in known}) < 2 and Path(listing.source).is_dir()):
-            data = [str(data)]
-        else:
-            data = load(listing, preprocessing, split_seed=split_seed, skip_bad=skip_bad, progress=report)
+    data: Listing | Task | ImageDataset, preprocessing: Preprocessing, *, skip_bad: bool, progress: Report, **how: Any
+) -> tuple[dict[str, ImageDataset], dict[str, Any]]:
+    """The images of each split, and what else `Embeddings` say of them."""
     if isinstance(data, ImageDataset):
-        return {UNSPLIT: data}, None, ()
-    if isinstance(data, Task):
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        parts = {split: images for split, images in splits.items() if images is not None}
-        return parts, data.target, (*data.skipped, *data.summary.notes)
-    others: PassedOver = {}
-    files = list(dict.fromkeys(map(str, list_images(data, others))))
-    where = printable(str(data[0])) if len(data) == 1 else f"the {len(files)} files"
-    items = [Item(file, "") for file in files]
-    listing = Listing(name=where, source=where, where=where, splits={UNSPLIT: items}, files=Path())
-    checked = check(listing, [files], preprocessing, DEFAULT_MEMORY_LIMIT, report, decode_all=True)
-    usable = [file for file in files if file not in checked.bad]
-    refuse(listing, checked.problems, skip_bad and bool(usable))
-    notes = [*as_sentences(checked.problems), *([f"Passed over: {in_words(others)}."] if others else [])]
-    return {UNSPLIT: checked.dataset(usable, torch.zeros(len(usable)).long())}, None, tuple(notes)
-
-
-@torch.inference_mode()
-def _fill(
-    rows: Tensor,
-    row_of: Callable[[Tensor], Tensor],
-    parts: Mapping[str, ImageDataset],
-    device: torch.device,
-    partial: Path | None,
-    batch_size: int,
-    report: Report,
-) -> None:
-    """Computes the rows that the file of an earlier call has not, and adds each batch to it."""
-    width, before, done = rows.shape[1], 0, 0
-    if partial is not None and partial.exists():
-        kept = np.fromfile(partial, np.float32)
-        before = len(kept) // width
-        rows[:before] = torch.from_numpy(kept[: before * width]).view(before, width)
-    for images in parts.values():
-        batches = [batch for batch in in_order(len(images), batch_size) if done + int(batch[-1]) >= before]
-        done += len(images) - sum(map(len, batches))
-        for pixels, labels in iterate(images, batches, device=device):
-            rows[done : done + len(labels)] = row_of(pixels)
-            if partial is not None:
-                with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
-                    file.seek(4 * done * width)
-                    file.write(rows[done : done + len(labels)].numpy().tobytes())
-            done += len(labels)
-            report(done, len(rows))
+        return {UNSPLIT: data}, {}
+    about: dict[str, Any] = {"groups": data.groups} if isinstance(data, Listing) else {}
+    if isinstance(data, Listing) and not any(item.label for items in data.splits.values() for item in items):
+        names = [item.name for item in data.splits[UNSPLIT]]
+        checked = check(data, [names], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
+        usable, problems = [name for name in names if name not in checked.bad], [*data.problems, *checked.problems]
+        refuse(data, problems, skip_bad and bool(usable))
+        over = [f"Passed over: {in_words(data.passed_over)}."] * bool(data.passed_over)
+        images = checked.dataset(usable, torch.zeros(len(usable)).long())
+        return {UNSPLIT: images}, about | {"notes": (*data.remarks, *as_sentences(problems), *over)}
+    task = load(data, preprocessing, skip_bad=skip_bad, progress=progress, **how) if isinstance(data, Listing) else data
+    splits = {"train": task.train, "val": task.val, "test": task.test}
+    parts = {split: images for split, images in splits.items() if images is not None}
+    labels = torch.cat([images.labels for images in parts.values()])
+    return parts, about | {"target": task.target, "labels": labels, "notes": (*task.skipped, *task.summary.notes)}

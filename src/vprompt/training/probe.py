@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vprompt.tasks.base import Target
 from vprompt.utils.progress import Report, silent
 
 TEMPERATURE = 0.07
@@ -20,6 +21,9 @@ STRENGTHS = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """Strengths of regularisation that a linear probe tries, the strongest first."""
 
 FOLDS = 5
+
+Probe = Callable[[Tensor], Tensor]
+"""A linear layer: makes logits of features."""
 
 FAR_BELOW = 0.1
 """A label is doubted where its probability is below this share of its class's mean; see docs/embeddings.md."""
@@ -33,94 +37,74 @@ ROWS = 1024
 
 
 @torch.inference_mode()
-def neighbour_shares(features_NF: Tensor, labels_N: Tensor, queries_MF: Tensor, *, k: int, num_classes: int) -> Tensor:
-    """The share (M, C) of each class in the votes of the k nearest features, which weigh exp(cosine / 0.07).
+def neighbour_means(features_NF: Tensor, outputs_NK: Tensor, queries_MF: Tensor, *, k: int) -> Tensor:
+    """The mean output (M, K) of the k nearest features, which weigh exp(cosine / 0.07): of classes, their shares.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-        >>> neighbour_shares(features, torch.tensor([0, 0, 1]), torch.tensor([[0.2, 1.0]]), k=1, num_classes=2)
+        >>> neighbour_means(features, torch.tensor([[1.0, 0], [1, 0], [0, 1]]), torch.tensor([[0.2, 1.0]]), k=1)
         tensor([[0., 1.]])
 
     Source: Caron et al. (2021), Emerging properties in self-supervised vision transformers (arXiv 2104.14294).
     """
-    known_NF, shares = F.normalize(features_NF, dim=1), list[Tensor]()
+    known_NF, means = F.normalize(features_NF, dim=1), list[Tensor]()
     for part_BF in F.normalize(queries_MF, dim=1).split(ROWS):
         cosines_BK, index_BK = (part_BF @ known_NF.T).topk(min(k, len(known_NF)), dim=1)
         votes_BK = (cosines_BK / TEMPERATURE).softmax(1)
-        shares.append(torch.zeros(len(part_BF), num_classes).scatter_add_(1, labels_N[index_BK], votes_BK))
-    return torch.cat(shares)
-
-
-class Probe(NamedTuple):
-    """A linear classifier of features, and the strength of regularisation it was fitted with."""
-
-    weight: Tensor
-    bias: Tensor
-    strength: float
-
-    def logits(self, features_BF: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        return features_BF @ self.weight + self.bias
+        means.append(F.embedding_bag(index_BK, outputs_NK, per_sample_weights=votes_BK, mode="sum"))
+    return torch.cat(means)
 
 
 def fit_probe(
     features_NF: Tensor,
     labels_N: Tensor,
-    num_classes: int,
+    target: Target,
     *,
     held_out: tuple[Tensor, Tensor] | None = None,
     strengths: Sequence[float] = STRENGTHS,
-) -> Probe:
-    """Fits a linear classifier: mean cross-entropy of standardised features plus the weight's squares, by L-BFGS.
+) -> tuple[Probe, float]:
+    """Fits a linear layer: the target's mean loss on standardised features plus the weight's squares, by L-BFGS.
 
     Args:
         features_NF: Features to learn from.
-        labels_N: Their classes.
-        num_classes: Number of classes.
-        held_out: Other features and their labels, by whose cross-entropy the strength is chosen.
+        labels_N: Their labels as a tensor.
+        target: What is to be said.
+        held_out: Other features and their labels, by whose loss the strength is chosen.
         strengths: Falling; each fit begins where the one before ended. The last counts where nothing is held out.
 
+    Returns:
+        What makes logits (B, K) of features, and the strength.
+
     Example:
+        >>> from vprompt.tasks.single_label import SingleLabel
         >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-        >>> fit_probe(features, labels, 2).logits(features).argmax(1)
+        >>> probe, _ = fit_probe(features, labels, SingleLabel(names=("ant", "bee")))
+        >>> probe(features).argmax(1)
         tensor([0, 1])
     """
-    mean, width = features_NF.mean(0), features_NF.shape[1]
-    scale = 1 / (features_NF.std(0, correction=0).clamp_min(1e-6) * math.sqrt(width))
-    x_NF = (features_NF - mean) * scale
-    spread_F, axes_FF = torch.linalg.eigh(x_NF.T @ x_NF / len(x_NF))
-    x_NF, weight, bias = x_NF @ axes_FF, torch.zeros(width, num_classes), torch.zeros(num_classes)
-    best, least = None, math.inf
-    for strength in strengths:
-        # About so curved is the loss along each axis: with steps to suit, L-BFGS takes half of the iterations.
-        steps_F1 = (spread_F.clamp_min(0) / num_classes + strength).rsqrt()[:, None]
-        weight, bias = _minimised(x_NF, labels_N, weight, bias, strength, steps_F1)
-        whole = scale[:, None] * (axes_FF @ weight)
-        probe = Probe(whole, bias - mean @ whole, strength)
-        loss = -1.0 if held_out is None else float(F.cross_entropy(probe.logits(held_out[0]), held_out[1]))
-        if loss > least:
-            break  # with less regularisation it only grows
-        best, least = probe, loss
-    assert best is not None
-    return best
+    mean_F, scale_F = features_NF.mean(0), 1 / features_NF.std(0, correction=0).clamp_min(1e-6)
+    x_NF, width, size = (features_NF - mean_F) * scale_F, features_NF.shape[1], len(target.names)
+    weight_KF, bias_K = torch.zeros(size, width, requires_grad=True), torch.zeros(size, requires_grad=True)
 
-
-@torch.enable_grad()
-def _minimised(
-    x_NF: Tensor, labels_N: Tensor, weight: Tensor, bias: Tensor, strength: float, steps_F1: Tensor
-) -> tuple[Tensor, Tensor]:
-    scaled, bias = (weight / steps_F1).requires_grad_(), bias.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([scaled, bias], max_iter=50, line_search_fn="strong_wolfe", tolerance_change=1e-5)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        weight = scaled * steps_F1
-        loss = F.cross_entropy(x_NF @ weight + bias, labels_N) + strength / 2 * weight.square().sum()
+    @torch.enable_grad()
+    def objective(strength: float) -> Tensor:
+        weight_KF.grad = bias_K.grad = None
+        loss = target.loss(F.linear(x_NF, weight_KF, bias_K), labels_N).mean()
+        loss = loss + strength * width / 2 * weight_KF.square().sum()
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return loss
 
-    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-    return (scaled * steps_F1).detach(), bias.detach()
+    found, least = list[tuple[Probe, float]](), math.inf
+    for strength in strengths:
+        optimizer = torch.optim.LBFGS([weight_KF, bias_K], 1, 100, tolerance_change=1e-5, line_search_fn="strong_wolfe")
+        optimizer.step(partial(objective, strength))  # pyright: ignore[reportArgumentType]
+        whole_KF = (weight_KF * scale_F).detach()
+        probe: Probe = partial(F.linear, weight=whole_KF, bias=bias_K.detach() - whole_KF @ mean_F)
+        loss = -1.0 if held_out is None else float(target.loss(probe(held_out[0]), held_out[1]).mean())
+        if found and not loss <= least:
+            break  # with less regularisation it only grows
+        found, least = [(probe, strength)], loss
+    return found[0]
 
 
 def fold_numbers(labels_N: Tensor, pairs: Sequence[tuple[int, int]] = ()) -> Tensor:
@@ -133,27 +117,24 @@ def fold_numbers(labels_N: Tensor, pairs: Sequence[tuple[int, int]] = ()) -> Ten
     group_N = torch.arange(len(labels_N))
     for one, two in pairs:
         group_N[group_N == group_N[two]] = int(group_N[one])
-    groups, labels = group_N.tolist(), labels_N.tolist()
-    fold_of, following = dict[int, int](), list(range(max(labels) + 1))  # classes begin with different folds
-    for row in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist():
-        if groups[row] not in fold_of:
-            fold_of[groups[row]] = following[labels[row]] % FOLDS
-            following[labels[row]] += 1
-    return torch.tensor([fold_of[group] for group in groups])
+    drawn_N = torch.rand(len(labels_N), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    in_turn = dict.fromkeys(group_N[(labels_N + drawn_N).argsort()].tolist())  # class after class
+    numbers = {group: number for number, group in enumerate(in_turn)}
+    return torch.tensor([numbers[group] % FOLDS for group in group_N.tolist()])
 
 
 def out_of_fold(
-    features_NF: Tensor, labels_N: Tensor, folds_N: Tensor, num_classes: int, strength: float, report: Report = silent
+    features_NF: Tensor, labels_N: Tensor, folds_N: Tensor, target: Target, strength: float, report: Report = silent
 ) -> Tensor:
-    """Probabilities (N, C) of each image, from a linear probe that was fitted on the images of all other folds."""
-    probabilities_NC = torch.zeros(len(features_NF), num_classes)
+    """What a linear probe says of each image (N, K) that was fitted on the images of all other folds."""
+    outputs_NK = torch.zeros(len(features_NF), len(target.names))
     for fold in range(FOLDS):
         inside = folds_N == fold
         if 0 < int(inside.sum()) < len(inside):
-            probe = fit_probe(features_NF[~inside], labels_N[~inside], num_classes, strengths=[strength])
-            probabilities_NC[inside] = probe.logits(features_NF[inside]).softmax(1)
+            probe, _ = fit_probe(features_NF[~inside], labels_N[~inside], target, strengths=[strength])
+            outputs_NK[inside] = target.activate(probe(features_NF[inside]))
         report(fold + 1, FOLDS)
-    return probabilities_NC
+    return outputs_NK
 
 
 def doubtful_labels(probabilities_NC: Tensor, labels_N: Tensor) -> list[tuple[int, int]]:
