@@ -221,11 +221,10 @@ class MultiLabel(Probabilities):
         return -logits.abs().amin(1)
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
-        """See `Target`: the figures of each tag, other thresholds, and how far probabilities can be trusted."""
+        """See `Target`: the figures of each tag, and how far probabilities can be trusted."""
         probabilities, true = self.activate(logits.double()), targets > 0.5
         return [
             views.names_section(self.unit, figures["per_tag"]),
-            views.thresholds_section(probabilities, true),
             views.reliability_section(probabilities.flatten(), true.flatten()),
         ]
 

@@ -205,7 +205,7 @@ class Regression(Target):
         return [", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in labels.tolist()]
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
-        """See `Target`: predicted against true numbers, and what is left."""
+        """See `Target`: predicted against true numbers."""
         return [views.numbers_section(self.names, figures, self.activate(logits.double()), targets.double())]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
