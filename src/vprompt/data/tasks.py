@@ -14,12 +14,10 @@ from vprompt.data.pipeline import (
     Progress,
     as_sentences,
     check,
-    cut_by,
     drop_unread,
     listed_classes,
     load,
     refuse,
-    stratified,
 )
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import in_words
@@ -210,14 +208,11 @@ def load_labelled(
     elif not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
         splits = _pick(splits, split)
-    if target.grouped:
-        names = set[str]().union(*(listed.get(name, set()) for name in splits))
-        unknown = [name for name in sorted(names) if printable(name) not in target.names]
-        problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
-    else:
-        problems = []
     unread = drop_unread(splits, target, listing.places)
-    problems = [*listing.problems, *problems, *([] if target.grouped else unread)]
+    if target.grouped:  # a class is said once, also one without images
+        names = map(printable, sorted(set[str]().union(*(listed.get(name, set()) for name in splits))))
+        unread = [f"class {name} is not known to the adapter" for name in names if name not in target.names]
+    problems = [*listing.problems, *unread]
     refuse(listing, problems, skip_bad)
     group = [item.name for items in splits.values() for item in items]
     checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
@@ -229,9 +224,7 @@ def load_labelled(
     if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
-        group_of = checked.copies(stratified(splits, target))
-        group_of = checked.together(splits, group_of, listing.groups)
-        splits = _pick(cut_by(splits, target, split_seed, checked.contents, group_of), split)
+        splits = _pick(checked.cut(splits, target, split_seed, listing.groups)[0], split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
         more = f" and {len(known) - 1} more" if len(known) > 1 else ""
