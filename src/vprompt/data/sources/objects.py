@@ -12,7 +12,6 @@ from torch.utils.data import IterableDataset
 from vprompt.data.listing import Listing
 from vprompt.data.sources.base import Query
 from vprompt.data.sources.hub import dataset_listing
-from vprompt.data.sources.rows import with_datasets
 from vprompt.data.sources.sheet import Sheet, text_of
 from vprompt.data.sources.table import listing_of
 from vprompt.tasks.columns import Columns
@@ -32,15 +31,7 @@ def object_listing(data: Any, columns: Columns) -> Listing:
     parts = cast("Mapping[str, Any]", data if isinstance(data, Mapping) else {"all": data})
     query = Query(spec="the data set", columns=columns)
     if parts and all(hasattr(part, "features") for part in parts.values()):
-
-        def read(hf: Any) -> Listing:
-            whole = {
-                name: part if hasattr(part, "__len__") else hf.Dataset.from_list([*part], features=part.features)
-                for name, part in parts.items()
-            }
-            return dataset_listing(hf, whole, query, Path())
-
-        return replace(with_datasets(read, query.spec), name="data")
+        return replace(dataset_listing(lambda _: cast("Any", data), query, Path()), name="data")
     if not parts or (len(parts) > 1 and not parts.keys() <= {"train", "val", "test"}):
         raise DataError(f"Data sets are called train, val and test, not {', '.join(map(str, parts)) or 'nothing'}.")
     sheets = [_sheet(part, name, name if len(parts) > 1 else None) for name, part in parts.items()]

@@ -77,11 +77,6 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     remarks = [f"Columns of {where}: {said}."]
     if again:
         remarks.append(f"{count(again, 'row')} of {where} repeat an image of a row above; it counts once.")
-    if paths.respelled:
-        cell, file = map(printable, next(iter(paths.respelled.items())))
-        remarks.append(
-            f"{count(len(paths.respelled), 'path')} in {where} are not spelled as the files ({cell}: {file})."
-        )
     within = {sheet.name: sheet.images[roles.image] for sheet in used if roles.image in sheet.images}
     return Listing(
         name=where,
@@ -163,17 +158,11 @@ class _Paths:
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        self.respelled: dict[str, str] = {}
 
     def find(self, cell: str, split: str | None = None) -> str:
-        """The path of a file, relative to the folder.
+        """The path of a file from the folder, or a `ValueError`; of files of one name, that in the folder of a split.
 
-        Args:
-            cell: Its path, perhaps without its ending, or in other case or Unicode form.
-            split: Of files in several folders, the one in a folder of this split is meant.
-
-        Raises:
-            ValueError: There is none, or more than one; the message is the end of a sentence.
+        A cell may lack folders and the ending, and have another case or Unicode form.
         """
         shown, above = printable(cell), os.path.join(os.path.abspath(self.base), "")
         if not cell or "://" in cell:
@@ -188,8 +177,6 @@ class _Paths:
         hits = [hit for hit in hits if os.path.splitext(hit)[0].endswith(os.path.splitext(path)[0])] or hits
         if len(hits) != 1:
             raise ValueError(f"{shown} may be {' or '.join(hits[:3])}" if hits else f"{shown} does not exist")
-        if path not in hits[0]:
-            self.respelled[path] = hits[0]
         return hits[0]
 
     @cached_property
