@@ -19,7 +19,7 @@ from vprompt.data.sources.rows import RowFiles, read_rows
 from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
 from vprompt.tasks.base import CELLS, Target, kind_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import count, listed, printable
+from vprompt.utils.text import listed, printable
 
 _TEXT = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 
@@ -65,7 +65,7 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
     may_lack = {*roles.labels} if _kind(first, roles).blank else set[str]()
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
-    rows, problems, again = _gathered(used, roles, may_lack, paths)
+    rows, problems = _gathered(used, roles, may_lack, paths)
     splits: dict[str, list[Item]] = {}
     for row in rows.values():
         splits.setdefault(row.split, []).append(row.item)
@@ -74,9 +74,6 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
         raise DataError(f"{where} has {listed([*splits]) if splits else 'no image'}, but nothing to train on{why}.")
     said = {"image": roles.image, "label": " and ".join(roles.labels), "split": roles.split, "group": roles.group}
     said = ", ".join(f"{role} from {printable(name)}" for role, name in said.items() if name)
-    remarks = [f"Columns of {where}: {said}."]
-    if again:
-        remarks.append(f"{count(again, 'row')} of {where} repeat an image of a row above; it counts once.")
     within = {sheet.name: sheet.images[roles.image] for sheet in used if roles.image in sheet.images}
     return Listing(
         name=where,
@@ -84,12 +81,8 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
         where=where,
         splits=splits,
         files=RowFiles(within, base) if within else base,
-        notes=[
-            f"{sheet.name} lacks a column of {listed(roles.all)}"
-            for sheet in sheets
-            if not {*roles.all} <= {*sheet.names}
-        ],
-        remarks=remarks,
+        notes=[f"{sheet.name} lacks a column of {listed(roles.all)}" for sheet in sheets if sheet not in used],
+        remarks=[f"Columns of {where}: {said}."],
         label_names=roles.labels,
         groups={name: row.group for name, row in rows.items() if roles.group},
         places={name: row.place for name, row in rows.items()},
@@ -111,12 +104,12 @@ def _kind(sheet: Sheet, roles: Roles) -> type[Target]:
 
 def _gathered(
     sheets: Sequence[Sheet], roles: Roles, may_lack: set[str], paths: _Paths
-) -> tuple[dict[str, _Row], list[str], int]:
-    """The row of each image, sorted by name; what is wrong with others, and how many say what one above them says."""
+) -> tuple[dict[str, _Row], list[str]]:
+    """The row of each image, sorted by name, and what is wrong with others; what a row says again counts once."""
     problems = [problem for sheet in sheets for problem in sheet.problems]
     whole = len({sheet.split for sheet in sheets}) == 1  # a table of all there is may be called train.csv
     rows: dict[str, _Row] = {}
-    again, unclear = 0, set[str]()
+    unclear = set[str]()
     for sheet in sheets:
         for row in _rows(sheet, UNSPLIT if whole else sheet.split or UNSPLIT, roles, may_lack, paths):
             if isinstance(row, str):
@@ -126,10 +119,8 @@ def _gathered(
                 here, there = (printable(f"{same.item.label} ({same.split})") for same in (row, before))
                 name = printable(row.item.name)
                 problems.append(f"{row.place}: {name} is {here} here, but {there} in {before.place}")
-            else:
-                again += before is not row
     names = sorted(rows.keys() - unclear, key=lambda name: name.split("/"))
-    return {name: rows[name] for name in names}, problems, again
+    return {name: rows[name] for name in names}, problems
 
 
 def _rows(sheet: Sheet, usual: str, roles: Roles, may_lack: set[str], paths: _Paths) -> Iterator[_Row | str]:
