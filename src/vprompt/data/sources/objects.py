@@ -18,18 +18,19 @@ from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import DataError
 
 
-def object_listing(data: Any, columns: Columns) -> Listing:
+def object_listing(data: Any, columns: Columns, target: str | None = None) -> Listing:
     """The images of a data set whose items are pairs of an image and a label, or of one for each split.
 
     Args:
         data: The data set; or a mapping of `train`, `val` and `test` to such.
         columns: What the columns are, of a data set of the library `datasets`.
+        target: See `Query`.
 
     Raises:
         DataError: Items are something else.
     """
     parts = cast("Mapping[str, Any]", data if isinstance(data, Mapping) else {"all": data})
-    query = Query(spec="the data set", columns=columns)
+    query = Query(spec="the data set", columns=columns, target=target)
     if parts and all(hasattr(part, "features") for part in parts.values()):
         return replace(dataset_listing(lambda _: cast("Any", data), query, Path()), name="data")
     if not parts or (len(parts) > 1 and not parts.keys() <= {"train", "val", "test"}):

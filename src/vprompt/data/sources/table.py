@@ -17,7 +17,7 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
 from vprompt.data.sources.rows import RowFiles, read_rows
 from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
-from vprompt.tasks.base import CELLS, Target, kind_of
+from vprompt.tasks.base import CELLS, kind_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import listed, printable
 
@@ -63,7 +63,9 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     paths, where = _Paths(base), printable(query.spec)
     first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
     roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
-    may_lack = {*roles.labels} if _kind(first, roles).blank else set[str]()
+    cells = zip(*(first.columns[name] for name in roles.labels), strict=True)
+    kind = kind_of([*map(CELLS.join, cells)], roles.labels, query.target)
+    may_lack = {*roles.labels} if kind.blank else set[str]()
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
     rows, problems = _gathered(used, roles, may_lack, paths)
     splits: dict[str, list[Item]] = {}
@@ -95,11 +97,6 @@ class _Row(NamedTuple):
     split: str
     group: str
     place: str
-
-
-def _kind(sheet: Sheet, roles: Roles) -> type[Target]:
-    cells = zip(*(sheet.columns[name] for name in roles.labels), strict=True)
-    return kind_of([*map(CELLS.join, cells)], roles.labels)
 
 
 def _gathered(
