@@ -195,9 +195,8 @@ def _tables_in(folder: Path) -> list[Path]:
         return []
     of_splits = [file for file in tables if _split_of(file, folder)]
     used = of_splits if len(of_splits) > 1 else tables
-    if len({_split_of(file, folder) for file in used}) < len(used) and any(
-        file.suffix.lower() in _TEXT for file in used
-    ):
+    texts, splits = {file.suffix.lower() for file in used} & _TEXT.keys(), {_split_of(file, folder) for file in used}
+    if texts and len(splits) < len(used):
         names = listed([_name(file, folder) for file in used], 4)
         raise DataError(f"{printable(str(folder))} has several tables, {names}; give one of them as DATA.")
     return used
