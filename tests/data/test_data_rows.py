@@ -198,6 +198,9 @@ def test_columns_of_classes_count_first_and_can_be_named(tmp_path):
     fine.to_parquet(str(tmp_path / "birds.parquet"))
     assert contents(open_task(tmp_path, PLAIN)) == ALL
     assert open_task(tmp_path, PLAIN, columns=Columns(label_column="coarse")).classes == ("x", "y")
+    for name in ("label_column", "group", "split_column"):
+        with pytest.raises(DataError, match=r"has no column image .*; there is label, coarse and site"):
+            open_task(tmp_path, PLAIN, columns=Columns(**{name: "image"}))
     task = open_task(tmp_path, PLAIN, columns=Columns(group="site"))
     parts = (task.train, task.val, task.test)
     sites = [{(int(path.partition("#")[2]) - 1) // 4 for path in part.paths} for part in parts]

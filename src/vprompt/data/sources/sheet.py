@@ -205,11 +205,12 @@ def _plain(name: str) -> str:
 
 
 def _named(sheet: Sheet, name: str, flag: str) -> str:
-    """The column that a user means."""
-    near = [column for column in sheet.names if _plain(column) == _plain(name)]
-    if name in sheet.names or len(near) == 1:
-        return name if name in sheet.names else near[0]
-    close = difflib.get_close_matches(name, sheet.names, n=1) or sheet.names
+    """The column that a user means; labels, splits and groups are no images."""
+    names = sheet.names if flag == "--image-column" else [*sheet.columns]
+    near = [name] if name in names else [column for column in names if _plain(column) == _plain(name)]
+    if len(near) == 1:
+        return near[0]
+    close = difflib.get_close_matches(name, names, n=1) or names
     raise DataError(f"{sheet.name} has no column {printable(name)} ({flag}); there is {_all(close)}.")
 
 
