@@ -198,6 +198,9 @@ def test_columns_of_classes_count_first_and_can_be_named(tmp_path):
     fine.to_parquet(str(tmp_path / "birds.parquet"))
     assert contents(open_task(tmp_path, PLAIN)) == ALL
     assert open_task(tmp_path, PLAIN, columns=Columns(label_column="coarse")).classes == ("x", "y")
+    for name in ("label_column", "group", "split_column"):
+        with pytest.raises(DataError, match=r"has no column image .*; there is label, coarse and site"):
+            open_task(tmp_path, PLAIN, columns=Columns(**{name: "image"}))
     task = open_task(tmp_path, PLAIN, columns=Columns(group="site"))
     parts = (task.train, task.val, task.test)
     sites = [{(int(path.partition("#")[2]) - 1) // 4 for path in part.paths} for part in parts]
@@ -257,12 +260,24 @@ def test_torch_data_sets_for_the_splits_and_streams():
     assert contents(open_task(subset, PLAIN)) == ALL
 
 
+@pytest.mark.parametrize("has", [torch.tensor, np.array, list])
+def test_vectors_of_0_and_1_are_tags(has):
+    rows = [[n % 2, n % 3 == 0, n % 5 == 0] for n in range(40)]
+    named = Named(IMAGES["array"], label=lambda n: has([int(cell) for cell in rows[n]]))
+    task = open_task(named, PLAIN)
+    assert (task.target.name, task.classes) == ("multi-label", ("2", "ant", "bee"))
+    numbers = [int(path.partition("#")[2]) - 1 for path in task.train.paths]
+    wanted = [[rows[n][2], rows[n][1], rows[n][0]] for n in numbers]
+    assert torch.equal(task.train.labels, torch.tensor(wanted).float())
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
         (Birds(lambda n: torch.zeros(3, 6, 6)), r"all#1 is Tensor of float32 \(3, 6, 6\); an image is a path"),
         ([1, 2], "pairs of an image and a label, not int"),
         ({"train": [(PNGS[0], 1)], "holdout": []}, "called train, val and test, not train, holdout"),
+        ({}, "called train, val and test, not nothing"),
     ],
 )
 def test_other_objects_are_refused_in_a_sentence(data, problem):

@@ -779,7 +779,7 @@ def test_the_schema_is_of_what_is_answered_and_no_page_loads_anything(server, ma
         *("/health", "/metrics", "/v1/adapters", "/v1/adapters/{adapter}", "/v1/predict", "/v1/predict/{adapter}"),
     }
     answer = schema["components"]["schemas"]["Answer"]
-    assert set(answer["required"]) == set(server.ask("birds").json())
+    assert {*answer["required"]} <= {*server.ask("birds").json()} <= {*answer["properties"]}  # more for other targets
     predict_one = schema["paths"]["/v1/predict/{adapter}"]["post"]
     assert "image/*" in predict_one["requestBody"]["content"]
     assert {"200", "400", "401", "403", "404", "408", "413", "415", "422", "500", "503"} == set(

@@ -271,7 +271,7 @@ def test_a_mixed_batch_and_a_service(runs, tables, colours, tmp_path):
     models["classes"] = vprompt.attach(backbone, vprompt.VPT(2), classes=["a\nb", "c"]).eval()
     for name, model in models.items():
         entry = bank.add(name, model)
-        assert entry.target == model.target.name
+        assert entry.target == model.target
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for name, logits, image in zip(models, bank(images, list(models)), images, strict=True):

@@ -11,7 +11,7 @@ from vprompt.data.notes import count_notes
 from vprompt.experiments.bench.grid import Cell
 from vprompt.experiments.bench.halving import steps
 from vprompt.experiments.bench.plan import Search
-from vprompt.tasks.base import CELLS, TARGETS, bootstrapped, from_document, kind_of, target_of, to_document
+from vprompt.tasks.base import CELLS, TARGETS, bootstrapped, from_document, kind_of, to_document
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
 from vprompt.tasks.single_label import SingleLabel
@@ -59,8 +59,8 @@ def test_labels_look_like_a_target(labels, columns, kind):
 
 
 def test_a_named_target_is_taken_whatever_labels_look_like():
-    assert target_of(["1", "2"], ["x"], "regression").mean == (1.5,)
-    assert target_of(["a", "b"], ["x"], "multi-label").names == ("a", "b")
+    assert kind_of([], [], "regression").fit(["1", "2"], ["x"]).mean == (1.5,)
+    assert kind_of([], [], "multi-label").fit(["a", "b"], ["x"]).names == ("a", "b")
     with pytest.raises(VPromptError, match="did you mean regression"):
         kind_of(["1"], [], "regresion")
 
@@ -158,7 +158,7 @@ def test_names_are_told_apart():
 @pytest.mark.parametrize("name", ["multi-label", "regression"])
 def test_data_without_anything_to_learn_are_refused(name):
     with pytest.raises(ValueError, match="no "):
-        target_of(["", ""], ["x"], name)
+        kind_of([], [], name).fit(["", ""], ["x"])
 
 
 # ── documents ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -286,6 +286,14 @@ def test_one_image_has_figures(target):
     assert target.difference(logits, logits, labels)[0] == 0
 
 
+@pytest.mark.parametrize("target", [TAGS, SIZES], ids=lambda target: target.name)
+def test_logits_that_are_no_numbers_tell_nothing(target):
+    logits, labels = drawn(target)
+    figures = target.figures(torch.full_like(logits, math.nan), labels)
+    assert (figures[target.headline], figures["interval"]) == (None, None)
+    assert all(isinstance(cell, str) for cell in target.cells(figures).values())
+
+
 def test_a_perfect_model_has_perfect_figures():
     for target in ALL:
         _, labels = drawn(target)
@@ -381,6 +389,7 @@ def test_strata():
     strata = Regression.fit([str(value) for value in values], ["x"]).strata([str(value) for value in values])
     sizes = {stratum: strata.count(stratum) for stratum in strata}
     assert sorted(sizes.values()) == [10] * 5
+    assert SIZES.strata([]) == TAGS.strata([]) == []
     order = sorted(zip(values, strata, strict=True))
     assert [stratum for _, stratum in order] == sorted(strata)
 

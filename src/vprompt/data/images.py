@@ -162,8 +162,7 @@ def opened(
         with quiet_pillow(), _file_of(source) as file:
             if file.read(len(_NPY)) == _NPY:
                 file.seek(0)
-                samples = _numpy_samples(file, max_pixels)
-                yield _bytes_of_floats(samples) if samples.dtype.kind == "f" else _bytes_of(samples, white)
+                yield _bytes_of(_numpy_samples(file, max_pixels), white)
                 return
             file.seek(0)
             tiff = read_tiff(file)
@@ -215,7 +214,7 @@ def _picture(tiff: Tiff, file: BinaryIO, white: int, max_pixels: int, channels: 
         raise UnusableImageError(f"holds {tiff.layout}, not the 1, 3 or 4 of a picture; save those to look at as RGB")
     _check_size(tiff.size, tiff.bands * tiff.bits / 24, max_pixels=max_pixels)
     samples = tiff.samples(file)[:, :, :colours]
-    pixels = _bytes_of_floats(samples) if tiff.kind == "f" else _bytes_of(samples, white_in(tiff.tags) or white)
+    pixels = _bytes_of(samples, white_in(tiff.tags) or white)
     if channels not in (1, 3):
         return pixels
     image = Image.fromarray(pixels[:, :, 0] if colours == 1 else pixels)
@@ -225,10 +224,8 @@ def _picture(tiff: Tiff, file: BinaryIO, white: int, max_pixels: int, channels: 
 
 def _numpy_samples(file: BinaryIO, max_pixels: int) -> NDArray[Any]:
     """The array (H, W, C) in a file of NumPy."""
-    header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else None
-    if header is None:
-        raise UnusableImageError("is a file of NumPy that is not read; save it by numpy.save")
-    shape, _, dtype = header(file)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if len(shape) not in (2, 3) or 0 in shape:
         raise UnusableImageError(f"is an array {shape}, not (H, W) or (H, W, C)")
     _check_size((shape[1], shape[0]), math.prod(shape[2:]) * dtype.itemsize / 3, max_pixels=max_pixels)
@@ -415,7 +412,7 @@ def to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
             pixels[values == transparent] = 255
         return Image.fromarray(pixels).convert("RGB")
     if image.mode == "F":
-        return Image.fromarray(_bytes_of_floats(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_bytes_of(np.asarray(image), white)).convert("RGB")
     if image.has_transparency_data:
         return _on_white(image)
     return image.convert("RGB")
@@ -443,21 +440,19 @@ def _by_rows(values: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any
 
 
 def _bytes_of(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
-    """Whole numbers from 0 to white as 0 to 255, brighter ones as white; those of 8 bits stay as they are."""
+    """Numbers as 0 to 255: whole ones from 0 to white, brighter ones as white, floats from 0 to 1 or to 255."""
     if values.dtype == np.uint8:
         return values
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        # Written so that a NaN fails it too.
+        if not (low >= 0 and high <= 255):
+            raise UnusableImageError("has float pixels outside 0 to 1 and 0 to 255; save it with 8 bits")
+        return _by_rows(values, lambda rows: np.rint(rows * 255 if high <= 1 else rows))
     if values.min() < 0 or values.max() > WHITE:
         raise UnusableImageError(f"has integer pixels outside 0 to {WHITE}; save it with 8 or 16 bits")
     # Rounds to the nearest byte, and gives 8-bit values back that were widened.
     return _by_rows(values, lambda rows: (np.minimum(rows, white).astype(np.int64) * 255 + white // 2) // white)
-
-
-def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    # Written so that a NaN fails it too.
-    if not (low >= 0 and high <= 255):
-        raise UnusableImageError("has float pixels outside 0 to 1 and 0 to 255; save it with 8 bits")
-    return _by_rows(values, lambda rows: np.rint(rows * 255 if high <= 1 else rows))
 
 
 _QUIET, _LOCK = list[warnings.catch_warnings](), threading.Lock()

@@ -82,8 +82,8 @@ def load(
     if not fixed and kind.grouped:
         problems += _drop_unusable(splits, present)
     made = _fitted(kind, listing, splits)
-    group_of, was_cut = checked.copies(stratified(splits, made), near=not fixed), missing_splits(splits)
-    splits = cut_by(splits, made, split_seed, checked.contents, checked.together(splits, group_of, listing.groups))
+    was_cut = missing_splits(splits)
+    splits, group_of = checked.cut(splits, made, split_seed, listing.groups, near=not fixed)
     made = _refusing(listing, made.settled, [item.label for item in splits["train"]])
 
     def dataset(split: str) -> ImageDataset | None:
@@ -147,26 +147,6 @@ def drop_unread(splits: Splits, target: Target, places: Mapping[str, str]) -> li
         ]
         splits[split] = [item for item in items if item not in wrong]
     return problems
-
-
-def stratified(splits: Splits, target: Target) -> Splits:
-    """The images with the strata that they belong to in the place of their labels."""
-    strata = {split: target.strata([item.label for item in items]) for split, items in splits.items()}
-    return {
-        split: [item._replace(label=stratum) for item, stratum in zip(items, strata[split], strict=True)]
-        for split, items in splits.items()
-    }
-
-
-def cut_by(
-    splits: Splits, target: Target, seed: int, contents: Mapping[str, str], group_of: Mapping[str, str]
-) -> Splits:
-    """Cuts the splits that are not there, see `cut`, so that all strata are in all of them."""
-    if not missing_splits(splits):
-        return splits
-    label_of = {item.name: item.label for items in splits.values() for item in items}
-    parts = cut(stratified(splits, target), seed, contents, group_of)
-    return {split: [item._replace(label=label_of[item.name]) for item in items] for split, items in parts.items()}
 
 
 def _with_white(
@@ -273,23 +253,35 @@ class Checked:
         """The images in which nothing is wrong."""
         return {split: [item for item in items if item.name not in self.bad] for split, items in splits.items()}
 
-    def copies(self, splits: Mapping[str, Sequence[Item]], *, near: bool = True) -> dict[str, str]:
-        """The groups of images that are copies of one another, see `near_copies`."""
-        label_of = {item.name: item.label for items in splits.values() for item in items}
-        contents = {name: content for name, content in self.contents.items() if name in label_of}
-        return near_copies(self.looks if near else {}, contents, label_of)
+    def cut(
+        self, splits: Splits, target: Target, seed: int, groups: Mapping[str, str], *, near: bool = True
+    ) -> tuple[Splits, dict[str, str]]:
+        """Cuts the splits that are not there, so that all strata of a target are in all of them; see `cut`.
 
-    def together(
-        self, splits: Mapping[str, Sequence[Item]], copies: Mapping[str, str], groups: Mapping[str, str]
-    ) -> dict[str, str]:
-        """What must be on one side of a cut: copies, and what belongs together.
+        Args:
+            splits: Usable images.
+            target: What is to be said of them.
+            seed: Another seed, another cut.
+            groups: Image -> what it belongs to; on one side of a cut, as copies are.
+            near: Whether near copies are copies as well.
 
-        Near copies are left out where they would tie most groups to one another: their images are all alike.
+        Returns:
+            The splits, and the groups of copies, see `near_copies`.
         """
-        found = joined(copies, groups)
-        if not groups or 2 * max(Counter(found.values()).values()) <= len(groups):
-            return found
-        return joined(self.copies(splits, near=False), groups)
+        strata: Splits = {}
+        for split, items in splits.items():
+            labels = target.strata([item.label for item in items])
+            strata[split] = [Item(item.name, label) for item, label in zip(items, labels, strict=True)]
+        stratum_of = {item.name: item.label for items in strata.values() for item in items}
+        contents = {name: content for name, content in self.contents.items() if name in stratum_of}
+        copies = near_copies(self.looks if near else {}, contents, stratum_of)
+        sides = joined(copies, groups)
+        if groups and 2 * max(Counter(sides.values()).values()) > len(groups):
+            # The images are all alike: near copies would tie most groups to one another.
+            sides = joined(near_copies({}, contents, stratum_of), groups)
+        item_of = {item.name: item for items in splits.values() for item in items}
+        parts = cut(strata, seed, self.contents, sides)
+        return {split: [item_of[item.name] for item in items] for split, items in parts.items()}, copies
 
     def dataset(self, names: Sequence[str], labels: Tensor) -> ImageDataset:
         """A data set of images of one group; labels as those of `ImageDataset`."""

@@ -14,12 +14,10 @@ from vprompt.data.pipeline import (
     Progress,
     as_sentences,
     check,
-    cut_by,
     drop_unread,
     listed_classes,
     load,
     refuse,
-    stratified,
 )
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import in_words
@@ -70,12 +68,17 @@ def open_task(
         >>> open_task(None, plain).name
         'fashion-mnist'
     """
-    listing = find_listing(spec, root=root, columns=columns)
+    listing = find_listing(spec, root=root, columns=columns, target=target)
     return load(listing, preprocessing, target=target, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
 
 
 def find_listing(
-    spec: Any, *, root: str | Path | None = None, training: bool = True, columns: Columns = NO_COLUMNS
+    spec: Any,
+    *,
+    root: str | Path | None = None,
+    training: bool = True,
+    columns: Columns = NO_COLUMNS,
+    target: str | None = None,
 ) -> Listing:
     """The images that `spec` stands for, before any is opened: of the first source that knows it, or of a folder.
 
@@ -84,6 +87,7 @@ def find_listing(
         root: As for `open_task`.
         training: Whether they are to train on, so that there must be training images.
         columns: As for `open_task`.
+        target: As for `open_task`.
 
     Raises:
         DataError: There is no such data, or it cannot be listed, or has not these columns.
@@ -93,11 +97,11 @@ def find_listing(
         {'train': 800, 'val': 200, 'test': 2000}
     """
     if not isinstance(spec, str | Path | None):
-        return object_listing(spec, columns)
+        return object_listing(spec, columns, target)
     text = SOURCE if spec is None else str(spec)
     if not text:
         raise DataError("The name of the image folder is empty; give a folder, or leave it away for the bundled task.")
-    query = Query(spec=text, root=root, training=training, columns=columns)
+    query = Query(spec=text, root=root, training=training, columns=columns, target=target)
     found = (listing for source in SOURCES if (listing := source.find(query)) is not None)
     listing = next(found, None) or folder_listing(Path(text), training=training)
     if training and columns != NO_COLUMNS and not listing.label_names:
@@ -195,8 +199,8 @@ def load_labelled(
     Raises:
         DataError: If the folder has no such images, or a class or file that cannot be used.
     """
-    listing = find_listing(spec, root=root, training=False, columns=columns)
     target = target if isinstance(target, Target) else SingleLabel(names=tuple(target))
+    listing = find_listing(spec, root=root, training=False, columns=columns, target=target.name)
     if listing.rendered is not None and target.names != listing.classes:
         what = "the bundled task" if listing.source == SOURCE else listing.source
         raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
@@ -210,14 +214,11 @@ def load_labelled(
     elif not cutting:
         # Only what is asked for has to be decoded; where splits are cut, bad files move the cut.
         splits = _pick(splits, split)
-    if target.grouped:
-        names = set[str]().union(*(listed.get(name, set()) for name in splits))
-        unknown = [name for name in sorted(names) if printable(name) not in target.names]
-        problems = [f"class {printable(name)} is not known to the adapter" for name in unknown]
-    else:
-        problems = []
     unread = drop_unread(splits, target, listing.places)
-    problems = [*listing.problems, *problems, *([] if target.grouped else unread)]
+    if target.grouped:  # a class is said once, also one without images
+        names = map(printable, sorted(set[str]().union(*(listed.get(name, set()) for name in splits))))
+        unread = [f"class {name} is not known to the adapter" for name in names if name not in target.names]
+    problems = [*listing.problems, *unread]
     refuse(listing, problems, skip_bad)
     group = [item.name for items in splits.values() for item in items]
     checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
@@ -229,9 +230,7 @@ def load_labelled(
     if cutting and sample and split == "auto" and not seen and "test" not in splits:
         splits = {"all": [item for items in splits.values() for item in items]}
     elif cutting:
-        group_of = checked.copies(stratified(splits, target))
-        group_of = checked.together(splits, group_of, listing.groups)
-        splits = _pick(cut_by(splits, target, split_seed, checked.contents, group_of), split)
+        splits = _pick(checked.cut(splits, target, split_seed, listing.groups)[0], split)
     [(name, items)] = splits.items()
     if known := [item.name for item in items if item.name in seen]:
         more = f" and {len(known) - 1} more" if len(known) > 1 else ""

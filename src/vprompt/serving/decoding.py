@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vprompt.data.images import NotAnImageError, TooManyPixelsError, UnusableImageError, opened, read_pixels
@@ -105,10 +105,8 @@ def decoded(
         raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
     try:
         with opened(data, max_pixels, channels=preprocessings[0].shape[0]) as image:
-            if isinstance(image, Image.Image):
-                size, format = image.size[0] * image.size[1], image.format or ""
-            else:
-                size, format = image.shape[0] * image.shape[1], ""
+            height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size
+            size, format = height * width, getattr(image, "format", None) or ""
         del image  # and its memory
         if passes > 1 and passes * size > MAX_PASSES * max_pixels:
             raise RequestError(

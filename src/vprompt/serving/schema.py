@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -66,7 +67,7 @@ class Summary(BaseModel):
     name: str
     method: str
     num_classes: int
-    target: str
+    target: Annotated[str, BeforeValidator(attrgetter("name"))]
     nbytes: int
 
 

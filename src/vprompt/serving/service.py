@@ -185,11 +185,11 @@ class Service:
         logits_C = logits_C.cpu()
         if not bool(logits_C.isfinite().all()):
             return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
-        target = entry.made_target
+        target = entry.target
         [said] = target.answers(target.activate(logits_C[None].float()), ask.top)
         if target.grouped:  # classes, unlike other outputs, may be called anything
             top = [(printable(class_name), share) for class_name, share in said["top"]]
-            said |= {"class_index": target.names.index(said["class_name"]), "class_name": top[0][0], "top": top}
+            said |= {"class_index": int(logits_C.argmax()), "class_name": top[0][0], "top": top}
         return {"adapter": entry.name, **said}
 
     async def _results(

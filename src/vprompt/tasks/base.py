@@ -12,7 +12,7 @@ import msgspec
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.registry import Registry
-from vprompt.utils.text import listed, printable
+from vprompt.utils.text import count, listed, percent, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,8 @@ class Target(ABC):
     """Name of what `counts` counts."""
     blank: ClassVar[bool] = False
     """Whether an empty cell is a label as well."""
+    shares: ClassVar[Mapping[str, str]] = {}
+    """Heads of more columns of a table of figures -> keys of the shares in them."""
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
 
@@ -65,19 +67,19 @@ class Target(ABC):
             raise VPromptError(f"No output can be called {listed([*map(printable, odd)], 3)}: twice, or not in print.")
 
     @property
-    @abstractmethod
     def size(self) -> str:
         """How much there is to tell apart, in words, such as `3 classes`."""
+        return count(len(self.names), self.unit or "number")
 
     @classmethod
-    @abstractmethod
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
-        """Whether labels look as if they were meant so.
+        """Whether labels look as if they were meant so; never, of a target that has to be named.
 
         Args:
             labels: Of the training images.
-            columns: Names of the label columns; none for folders.
+            columns: Names of the label columns.
         """
+        return False
 
     @classmethod
     @abstractmethod
@@ -169,15 +171,19 @@ class Target(ABC):
         """Sentences that must not be missing beside figures."""
         return []
 
-    @staticmethod
-    @abstractmethod
-    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-        """Heads and cells of a table of figures, which may be of earlier versions.
+    @classmethod
+    def cells(cls, figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+        """Heads and cells of a table of figures, which may be of earlier versions: headline, interval, `shares`.
 
         Args:
             figures: As `figures` gives them.
             prefix: Of their keys.
         """
+        found = {head: figures.get(f"{prefix}{key}") for head, key in {cls.title: cls.headline, **cls.shares}.items()}
+        cells = {head: "-" if share is None else f"{percent(share)} %" for head, share in found.items()}
+        ends = figures.get(f"{prefix}interval")
+        interval = "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+        return {cls.title: cells[cls.title], "95 %": interval, **cells}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -242,26 +248,18 @@ def register(target: T) -> T:
     return target
 
 
-def target_of(labels: Sequence[str], columns: Sequence[str], name: str | None = None) -> Target:
-    """The target of training images: of a kind that is named, or of the one that their labels look like.
+def kind_of(labels: Sequence[str], columns: Sequence[str], name: str | None = None) -> type[Target]:
+    """The kind of target that is named, or that labels look like.
 
     Args:
         labels: Of the training images.
         columns: Names of the label columns; none for folders.
         name: Of a registered target.
 
-    Raises:
-        ValueError: See `Target.fit`.
-
     Example:
-        >>> target_of(["ant", "bee", "ant"], []).names, target_of(["0.5", "1.25"], ["weight"]).name
-        (('ant', 'bee'), 'regression')
+        >>> kind_of(["ant", "bee", "ant"], []).name, kind_of(["0.5", "1.25"], ["weight"]).name
+        ('single-label', 'regression')
     """
-    return kind_of(labels, columns, name).fit(labels, columns)
-
-
-def kind_of(labels: Sequence[str], columns: Sequence[str], name: str | None = None) -> type[Target]:
-    """The kind of target that is named, or that labels look like; arguments as those of `target_of`."""
     if name is not None:
         return TARGETS.get(name)
     return next((kind for kind in TARGETS if not kind.grouped and columns and kind.suits(labels, columns)), _usual())
@@ -290,12 +288,6 @@ def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> T
         return msgspec.convert({**values, "names": tuple(names)}, kind)
     except msgspec.ValidationError as error:
         raise VPromptError(f"The target {kind.name} cannot be so ({error}).") from error
-
-
-def interval_text(figures: Mapping[str, Any], prefix: str = "") -> str:
-    """The interval among figures, in percent; arguments as of `Target.cells`."""
-    ends = figures.get(f"{prefix}interval")
-    return "-" if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
 
 
 def bootstrapped(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import CELLS, Target, interval_text, register
+from vprompt.tasks.base import CELLS, Target, register
 from vprompt.tasks.metrics import BINS, f1_scores, known
 from vprompt.tasks.probabilities import Probabilities
-from vprompt.utils.text import count, listed, percent, printable
+from vprompt.utils.text import listed, percent, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +59,8 @@ class MultiLabel(Probabilities):
     title = "mean AP"
     hit = "tag_accuracy"
     unit = "tag"
+    shares = {"macro F1": "macro_f1", "all right": "exact"}  # noqa: RUF012 - a class variable
     blank = True
-
-    @property
-    def size(self) -> str:
-        """See `Target`."""
-        return count(len(self.names), "tag")
 
     @classmethod
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
@@ -174,14 +170,6 @@ class MultiLabel(Probabilities):
         }
 
     @staticmethod
-    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-        """See `Target`."""
-        keys = {"mean AP": "mean_ap", "macro F1": "macro_f1", "all right": "exact"}
-        shares = {head: figures.get(f"{prefix}{key}") for head, key in keys.items()}
-        cells = {head: "-" if share is None else f"{percent(share)} %" for head, share in shares.items()}
-        return {"mean AP": cells.pop("mean AP"), "95 %": interval_text(figures, prefix), **cells}
-
-    @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
         """See `Target`."""
         share, images = figures.get(f"{prefix}chance_ap"), Target.beside(figures, prefix)
@@ -233,11 +221,10 @@ class MultiLabel(Probabilities):
         return -logits.abs().amin(1)
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
-        """See `Target`: the figures of each tag, other thresholds, and how far probabilities can be trusted."""
+        """See `Target`: the figures of each tag, and how far probabilities can be trusted."""
         probabilities, true = self.activate(logits.double()), targets > 0.5
         return [
             views.names_section(self.unit, figures["per_tag"]),
-            views.thresholds_section(probabilities, true),
             views.reliability_section(probabilities.flatten(), true.flatten()),
         ]
 
@@ -248,7 +235,8 @@ class MultiLabel(Probabilities):
 
 
 def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
-    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image.
+    """The area (K,) under the steps of precision over recall, equal logits being one step; NaN without an image, and
+    of logits that are no numbers.
 
     The bootstrap needs it for all tags at once; `torchmetrics` goes through them one by one.
     """
@@ -261,7 +249,8 @@ def _average_precisions(logits: Tensor, targets: Tensor) -> Tensor:
     before_KN = (true_KN * last_KN).cummax(1).values.roll(1, 1)
     before_KN[:, 0] = 0
     precision_KN = true_KN / torch.arange(1, len(logits) + 1)
-    return ((true_KN - before_KN) * last_KN * precision_KN).sum(1) / true_KN[:, -1]
+    areas_K = ((true_KN - before_KN) * last_KN * precision_KN).sum(1) / true_KN[:, -1]
+    return areas_K.masked_fill(~logits.isfinite().all(0), torch.nan)
 
 
 def _separator(labels: Sequence[str]) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import CELLS, Target, bootstrapped, interval_text, register
+from vprompt.tasks.base import CELLS, Target, bootstrapped, register
 from vprompt.tasks.metrics import known
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.text import count, listed, percent, printable
+from vprompt.utils.text import count, listed, printable, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ class Regression(Target):
         import torch
 
         values = self.encode(labels)[:, 0].contiguous()
-        ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+        ends = values.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8])) if labels else values
         return [str(number) for number in torch.bucketize(values, ends).tolist()]
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -174,12 +174,11 @@ class Regression(Target):
             "intervals": {"mae": dict(zip(self.names, map(interval, errors.T), strict=True))},
         }
 
-    @staticmethod
-    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    @classmethod
+    def cells(cls, figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         """See `Target`."""
-        share, errors = figures.get(f"{prefix}r2"), ", ".join(_named(figures.get(f"{prefix}mae") or {}))
-        shown = "-" if share is None else f"{percent(share)} %"
-        return {"R²": shown, "95 %": interval_text(figures, prefix), "mean error": errors or "-"}
+        errors = ", ".join(_named(figures.get(f"{prefix}mae") or {}))
+        return {**super().cells(figures, prefix), "mean error": errors or "-"}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
@@ -206,7 +205,7 @@ class Regression(Target):
         return [", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in labels.tolist()]
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
-        """See `Target`: predicted against true numbers, and what is left."""
+        """See `Target`: predicted against true numbers."""
         return [views.numbers_section(self.names, figures, self.activate(logits.double()), targets.double())]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
@@ -227,6 +226,7 @@ def _numbers(label: str) -> list[float] | None:
     return numbers if numbers and all(abs(number) < MAX for number in numbers) else None
 
 
-def _named(values: Mapping[str, float]) -> list[str]:
+def _named(values: Mapping[str, float | None]) -> list[str]:
     """Numbers with their names, which tell their units; one of a folder has none."""
-    return [f"{value:.4g}" if [*values] == ["value"] else f"{name} {value:.4g}" for name, value in values.items()]
+    shown = {name: show(value, ".4g") for name, value in values.items()}
+    return [*shown.values()] if [*values] == ["value"] else [f"{name} {value}" for name, value in shown.items()]

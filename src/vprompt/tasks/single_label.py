@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
-from vprompt.tasks.base import bootstrapped, interval_text, register
+from vprompt.tasks.base import bootstrapped, register
 from vprompt.tasks.metrics import BINS, known
 from vprompt.tasks.probabilities import Probabilities
 from vprompt.utils.statistics import paired_interval, wilson
@@ -33,17 +33,8 @@ class SingleLabel(Probabilities):
     title = "accuracy"
     hit = "accuracy"
     unit = "class"
+    shares = {"balanced": "balanced_accuracy"}  # noqa: RUF012 - a class variable
     grouped = True
-
-    @property
-    def size(self) -> str:
-        """See `Target`."""
-        return f"{len(self.names)} classes"
-
-    @classmethod
-    def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
-        """See `Target`: anything can be the name of a class."""
-        return len(columns) < 2
 
     @classmethod
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
@@ -146,13 +137,6 @@ class SingleLabel(Probabilities):
         if figures.get("auroc", 0) is None:
             told.append(f"All {split} images are of one class, so that there is no AUROC.")
         return told
-
-    @staticmethod
-    def cells(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-        """See `Target`."""
-        shares = [figures.get(f"{prefix}{key}") for key in ("accuracy", "balanced_accuracy")]
-        accuracy, balanced = ("-" if share is None else f"{percent(share)} %" for share in shares)
-        return {"accuracy": accuracy, "95 %": interval_text(figures, prefix), "balanced": balanced}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:

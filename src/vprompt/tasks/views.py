@@ -1,4 +1,4 @@
-"""Sections of a page that targets show: what is confused, figures by name, reliability, thresholds, numbers."""
+"""Sections of a page that targets show: what is confused, figures by name, reliability, numbers."""
 
 from __future__ import annotations
 
@@ -85,27 +85,8 @@ def reliability_section(confidence: Tensor, right: Tensor) -> Section:
     )
 
 
-def thresholds_section(probabilities: Tensor, true: Tensor) -> Section:
-    """What other thresholds than a half would do to all tags (N, K) together."""
-    cuts = [number / 20 for number in range(1, 20)]
-    sums = [(int(((p := probabilities > cut) & true).sum()), int(p.sum()), int(true.sum())) for cut in cuts]
-    shares = {
-        "precision": [both / max(1, said) for both, said, _ in sums],
-        "recall": [both / max(1, there) for both, _, there in sums],
-        "F1": [2 * both / max(1, said + there) for both, said, there in sums],
-    }
-    curves = [
-        page.Curve(name=name, dots=page.points(zip(cuts, (100 * y for y in ys), strict=True)), style=style, line="-")
-        for style, (name, ys) in enumerate(shares.items())
-    ]
-    chart = page.Chart(title="All tags together", x="threshold", y="%", alt="By threshold", curves=curves, zero=True)
-    best = max(zip(shares["F1"], cuts, strict=True))[1]
-    words = page.Paragraph(f"A tag is given from a probability of 0.5 on; the F1 of all is highest here at {best:g}.")
-    return Section(key="thresholds", title="Thresholds", blocks=[words, page.Charts([chart], [*enumerate(shares)])])
-
-
 def numbers_section(names: Sequence[str], figures: Mapping[str, Any], said: Tensor, true: Tensor) -> Section:
-    """Numbers (N, K) that are said against the true ones, what is left, and the figures of each."""
+    """Numbers (N, K) that are said against the true ones, and the figures of each."""
     step, charts = -(-len(true) // DOTS), list[page.Chart]()
     for place, name in enumerate(names[:NUMBERS]):
         pairs = list(zip(true[::step, place].tolist(), said[::step, place].tolist(), strict=True))
@@ -114,13 +95,8 @@ def numbers_section(names: Sequence[str], figures: Mapping[str, Any], said: Tens
             page.Curve(name="right", dots=ends, style=6, line="--", marks=False),
             page.Curve(name=name, dots=page.points(pairs)),
         ]
-        rest = [page.Curve(name=name, dots=page.points((said, said - true) for true, said in pairs), style=1)]
         charts.append(
             page.Chart(title=name, x="true", y="said", alt=f"{name}, said against true", curves=cloud, tight=True)
-        )
-        title, line = f"{name}: errors", [(0.0, "")]
-        charts.append(
-            page.Chart(title=title, x="said", y="said - true", alt=title, levels=line, curves=rest, tight=True)
         )
     kinds = {"MAE": "mae", "RMSE": "rmse", "MAE of always saying the mean": "constant_mae", "R²": "r2_each"}
     rows = [[name, *(show(figures[key][name], ".4g") for key in kinds.values())] for name in names]

@@ -117,10 +117,10 @@ def count(many: int, noun: str) -> str:
     """A number and its noun.
 
     Example:
-        >>> count(1, "seed"), count(2000, "run")
-        ('1 seed', '2,000 runs')
+        >>> count(1, "seed"), count(2000, "run"), count(3, "class")
+        ('1 seed', '2,000 runs', '3 classes')
     """
-    return f"{many:,} {noun}{'s' * (many != 1)}"
+    return f"{many:,} {noun}{('es' if noun.endswith('s') else 's') * (many != 1)}"
 
 
 def capital(words: str) -> str:

@@ -20,12 +20,14 @@ class Query:
         root: The folder that benchmark tasks lie in.
         training: Whether they are to train on, so that there must be training images.
         columns: What the columns of a table are.
+        target: Name of what is to be said of an image; what the labels look like when not given.
     """
 
     spec: str
     root: str | Path | None = None
     training: bool = True
     columns: Columns = NO_COLUMNS
+    target: str | None = None
 
 
 class DataSource(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,36 @@ class Hub:
         """See `DataSource`."""
         folder, (name, _, config) = Path(query.spec), query.spec.removeprefix(PREFIX).partition(":")
 
-        def read(hf: Any) -> Listing:
-            on_hub = query.spec.startswith(PREFIX)
-            data = hf.load_dataset(name, config or None) if on_hub else hf.load_from_disk(str(folder))
-            listing = dataset_listing(hf, data if isinstance(data, dict) else {"all": data}, query, folder)
-            return replace(listing, name=printable(folder.resolve().name.replace(":", "-")))
+        on_hub = query.spec.startswith(PREFIX)
+        if not on_hub and not any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            return None
+        listing = dataset_listing(
+            lambda hf: hf.load_dataset(name, config or None) if on_hub else hf.load_from_disk(str(folder)),
+            query,
+            folder,
+        )
+        return replace(listing, name=printable(folder.resolve().name.replace(":", "-")))
 
-        saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
-        return with_datasets(read, printable(query.spec)) if saved or query.spec.startswith(PREFIX) else None
 
-
-def dataset_listing(hf: Any, parts: Mapping[str, Any], query: Query, folder: Path) -> Listing:
-    """The images of data sets of the library.
+def dataset_listing(load: Callable[[Any], Any], query: Query, folder: Path) -> Listing:
+    """The images of a data set of the library, or of one for each split; streams are read once.
 
     Args:
-        hf: The library.
-        parts: Name of a split -> `datasets.Dataset`.
+        load: Called with the library; gives it.
         query: What the user asked for.
         folder: The folder that paths are relative to.
 
     Raises:
-        DataError: It cannot be told which splits or columns are meant.
+        DataError: The library cannot read it, or it cannot be told which splits or columns are meant.
     """
+    return with_datasets(lambda hf: _listing(hf, load(hf), query, folder), printable(query.spec))
+
+
+def _listing(hf: Any, data: Any, query: Query, folder: Path) -> Listing:
+    parts: dict[str, Any] = {
+        name: part if hasattr(part, "__len__") else hf.Dataset.from_list([*part], features=part.features)
+        for name, part in (data if isinstance(data, Mapping) else {"all": data}).items()
+    }
     split_named = {name: found[0] for name in parts if (found := split_of(name)) is not None}
     used: dict[str, str | None] = {**split_named} or dict.fromkeys(parts)
     if len({*used.values()}) < len(used):

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ _USUAL = {
 """Names that columns usually have, without case and signs; the first comes first."""
 
 SAMPLED = 100
-"""Cells of a column that are looked at to tell whether they name files."""
+"""Cells of a column that are looked at to tell whether they name files, or splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +205,12 @@ def _plain(name: str) -> str:
 
 
 def _named(sheet: Sheet, name: str, flag: str) -> str:
-    """The column that a user means."""
-    near = [column for column in sheet.names if _plain(column) == _plain(name)]
-    if name in sheet.names or len(near) == 1:
-        return name if name in sheet.names else near[0]
-    close = difflib.get_close_matches(name, sheet.names, n=1) or sheet.names
+    """The column that a user means; labels, splits and groups are no images."""
+    names = sheet.names if flag == "--image-column" else [*sheet.columns]
+    near = [name] if name in names else [column for column in names if _plain(column) == _plain(name)]
+    if len(near) == 1:
+        return near[0]
+    close = difflib.get_close_matches(name, names, n=1) or names
     raise DataError(f"{sheet.name} has no column {printable(name)} ({flag}); there is {_all(close)}.")
 
 
@@ -251,10 +252,10 @@ def _alike(sheet: Sheet, names: Sequence[str]) -> Sequence[str]:
     return names[1:] if all(map(str.isdigit, cells[0])) else names[:1]
 
 
-def _says_splits(words: Iterable[str]) -> bool:
-    """Whether the words in a column are those of two or more splits."""
-    splits = [split_of_cell(word) for word in words]
-    return None not in splits and len({*splits}) > 1
+def _says_splits(words: set[str]) -> bool:
+    """Whether the words in a column, which are few, are those of two or more splits."""
+    splits = {split_of_cell(word) for word in words} if len(words) < SAMPLED else {None}
+    return None not in splits and len(splits) > 1
 
 
 def split_of_cell(cell: str) -> str | None:

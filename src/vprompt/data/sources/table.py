@@ -17,9 +17,9 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
 from vprompt.data.sources.rows import RowFiles, read_rows
 from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
-from vprompt.tasks.base import CELLS, Target, kind_of
+from vprompt.tasks.base import CELLS, kind_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import count, listed, printable
+from vprompt.utils.text import listed, printable
 
 _TEXT = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 
@@ -63,9 +63,11 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     paths, where = _Paths(base), printable(query.spec)
     first = next((sheet for sheet in sheets if sheet.split == "train"), sheets[0])
     roles = roles_of(first, query.columns, partial(paths.find, split=first.split))
-    may_lack = {*roles.labels} if _kind(first, roles).blank else set[str]()
+    cells = zip(*(first.columns[name] for name in roles.labels), strict=True)
+    kind = kind_of([*map(CELLS.join, cells)], roles.labels, query.target)
+    may_lack = {*roles.labels} if kind.blank else set[str]()
     used = [sheet for sheet in sheets if set(roles.all) <= {*sheet.names}]
-    rows, problems, again = _gathered(used, roles, may_lack, paths)
+    rows, problems = _gathered(used, roles, may_lack, paths)
     splits: dict[str, list[Item]] = {}
     for row in rows.values():
         splits.setdefault(row.split, []).append(row.item)
@@ -74,14 +76,6 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
         raise DataError(f"{where} has {listed([*splits]) if splits else 'no image'}, but nothing to train on{why}.")
     said = {"image": roles.image, "label": " and ".join(roles.labels), "split": roles.split, "group": roles.group}
     said = ", ".join(f"{role} from {printable(name)}" for role, name in said.items() if name)
-    remarks = [f"Columns of {where}: {said}."]
-    if again:
-        remarks.append(f"{count(again, 'row')} of {where} repeat an image of a row above; it counts once.")
-    if paths.respelled:
-        cell, file = map(printable, next(iter(paths.respelled.items())))
-        remarks.append(
-            f"{count(len(paths.respelled), 'path')} in {where} are not spelled as the files ({cell}: {file})."
-        )
     within = {sheet.name: sheet.images[roles.image] for sheet in used if roles.image in sheet.images}
     return Listing(
         name=where,
@@ -89,12 +83,8 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
         where=where,
         splits=splits,
         files=RowFiles(within, base) if within else base,
-        notes=[
-            f"{sheet.name} lacks a column of {listed(roles.all)}"
-            for sheet in sheets
-            if not {*roles.all} <= {*sheet.names}
-        ],
-        remarks=remarks,
+        notes=[f"{sheet.name} lacks a column of {listed(roles.all)}" for sheet in sheets if sheet not in used],
+        remarks=[f"Columns of {where}: {said}."],
         label_names=roles.labels,
         groups={name: row.group for name, row in rows.items() if roles.group},
         places={name: row.place for name, row in rows.items()},
@@ -109,19 +99,14 @@ class _Row(NamedTuple):
     place: str
 
 
-def _kind(sheet: Sheet, roles: Roles) -> type[Target]:
-    cells = zip(*(sheet.columns[name] for name in roles.labels), strict=True)
-    return kind_of([*map(CELLS.join, cells)], roles.labels)
-
-
 def _gathered(
     sheets: Sequence[Sheet], roles: Roles, may_lack: set[str], paths: _Paths
-) -> tuple[dict[str, _Row], list[str], int]:
-    """The row of each image, sorted by name; what is wrong with others, and how many say what one above them says."""
+) -> tuple[dict[str, _Row], list[str]]:
+    """The row of each image, sorted by name, and what is wrong with others; what a row says again counts once."""
     problems = [problem for sheet in sheets for problem in sheet.problems]
     whole = len({sheet.split for sheet in sheets}) == 1  # a table of all there is may be called train.csv
     rows: dict[str, _Row] = {}
-    again, unclear = 0, set[str]()
+    unclear = set[str]()
     for sheet in sheets:
         for row in _rows(sheet, UNSPLIT if whole else sheet.split or UNSPLIT, roles, may_lack, paths):
             if isinstance(row, str):
@@ -131,10 +116,8 @@ def _gathered(
                 here, there = (printable(f"{same.item.label} ({same.split})") for same in (row, before))
                 name = printable(row.item.name)
                 problems.append(f"{row.place}: {name} is {here} here, but {there} in {before.place}")
-            else:
-                again += before is not row
     names = sorted(rows.keys() - unclear, key=lambda name: name.split("/"))
-    return {name: rows[name] for name in names}, problems, again
+    return {name: rows[name] for name in names}, problems
 
 
 def _rows(sheet: Sheet, usual: str, roles: Roles, may_lack: set[str], paths: _Paths) -> Iterator[_Row | str]:
@@ -163,17 +146,11 @@ class _Paths:
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        self.respelled: dict[str, str] = {}
 
     def find(self, cell: str, split: str | None = None) -> str:
-        """The path of a file, relative to the folder.
+        """The path of a file from the folder, or a `ValueError`; of files of one name, that in the folder of a split.
 
-        Args:
-            cell: Its path, perhaps without its ending, or in other case or Unicode form.
-            split: Of files in several folders, the one in a folder of this split is meant.
-
-        Raises:
-            ValueError: There is none, or more than one; the message is the end of a sentence.
+        A cell may lack folders and the ending, and have another case or Unicode form.
         """
         shown, above = printable(cell), os.path.join(os.path.abspath(self.base), "")
         if not cell or "://" in cell:
@@ -188,8 +165,6 @@ class _Paths:
         hits = [hit for hit in hits if os.path.splitext(hit)[0].endswith(os.path.splitext(path)[0])] or hits
         if len(hits) != 1:
             raise ValueError(f"{shown} may be {' or '.join(hits[:3])}" if hits else f"{shown} does not exist")
-        if path not in hits[0]:
-            self.respelled[path] = hits[0]
         return hits[0]
 
     @cached_property
@@ -220,9 +195,8 @@ def _tables_in(folder: Path) -> list[Path]:
         return []
     of_splits = [file for file in tables if _split_of(file, folder)]
     used = of_splits if len(of_splits) > 1 else tables
-    if len({_split_of(file, folder) for file in used}) < len(used) and any(
-        file.suffix.lower() in _TEXT for file in used
-    ):
+    texts, splits = {file.suffix.lower() for file in used} & _TEXT.keys(), {_split_of(file, folder) for file in used}
+    if texts and len(splits) < len(used):
         names = listed([_name(file, folder) for file in used], 4)
         raise DataError(f"{printable(str(folder))} has several tables, {names}; give one of them as DATA.")
     return used

@@ -41,8 +41,7 @@ class Entry:
         prompt_counts: Prompts by block.
         nbytes: Its memory in bytes, beside the backbone.
         source: Folder or Hub id; None for a model that was given.
-        target: Name of what it says of an image.
-        made_target: The same, with what it takes to read the logits.
+        target: What it says of an image.
     """
 
     name: str
@@ -53,8 +52,7 @@ class Entry:
     prompt_counts: tuple[int, ...]
     nbytes: int
     source: str | None
-    target: str
-    made_target: Target
+    target: Target
 
     __repr__ = brief
 
@@ -300,8 +298,7 @@ class Bank:
             prompt_counts=tuple(model.prompt_counts),
             nbytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             source=source,
-            target=model.target.name,
-            made_target=model.target,
+            target=model.target,
         )
         return _Adapter(
             entry=entry,
