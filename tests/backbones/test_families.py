@@ -1032,6 +1032,9 @@ def test_a_backbone_without_pooling_is_refused(name):
         vprompt.attach(backbone, num_classes=2)
 
 
-def test_grey_images_are_refused():
-    with pytest.raises(BackboneError, match="1 channels"):
-        vprompt.attach(families.vit(in_chans=1), num_classes=2)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_have_as_many_channels_as_the_backbone(channels):
+    model = vprompt.attach(families.vit(in_chans=channels), num_classes=2).eval()
+    size = model.preprocessing.size
+    assert model.preprocessing.shape == (channels, *size)
+    assert model(torch.zeros(2, channels, *size)).shape == (2, 2)

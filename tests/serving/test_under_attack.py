@@ -68,7 +68,7 @@ def models(backbone):
         torch.nn.init.normal_(made[name].head.weight)
         made[name].preprocessing = LOOKS
     made["odd"].preprocessing = replace(LOOKS)
-    object.__setattr__(made["odd"].preprocessing, "mean", (0.5, 0.5))  # which it refuses when it is made
+    object.__setattr__(made["odd"].preprocessing, "std", (0.5, 0.5))  # which it refuses when it is made
     return made
 
 
@@ -202,6 +202,14 @@ def test_a_header_of_a_million_segments_is_not_read(server):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="decodes in processes on Linux only")
+def test_an_adapter_of_other_channels_is_the_only_one_that_is_refused():
+    five = Preprocessing(size=(8, 8), mean=(0.5,) * 5, std=(0.5,) * 5)
+    found = decoding.decoded(PHOTO, [LOOKS, five], 10**7)
+    assert found[LOOKS].shape == (3, *LOOKS.size)
+    assert isinstance(found[five], RequestError)
+    assert "3 channels, not 5" in str(found[five])
+
+
 def test_large_images_are_decoded_elsewhere_and_just_the_same(server, models, tmp_path, monkeypatch):
     large = {
         "png": encoded(noise((1300, 1000)).resize((1500, 1200)), compress_level=1),

@@ -283,7 +283,7 @@ def _layers(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing
             return [rgb if channels == 3 else rgb.convert("L")]
         if channels == 4 and image.has_transparency_data:
             return [image.convert("RGBA")]
-    raise UnusableImageError(f"has {own} channel{'s' * (own > 1)}, not {channels}")
+    raise ChannelsError(f"has {own} channel{'s' * (own > 1)}, not {channels}")
 
 
 def render_arrays(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
@@ -374,6 +374,10 @@ def _unusable(error: Exception, max_pixels: int) -> UnusableImageError:
 
 class UnusableImageError(ValueError):
     """An image that opens but cannot be used; the message completes the sentence `FILE ...`."""
+
+
+class ChannelsError(UnusableImageError):
+    """An image without the channels that a preprocessing is for."""
 
 
 class NotAnImageError(UnusableImageError):

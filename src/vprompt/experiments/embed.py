@@ -247,7 +247,7 @@ def embed(
     info = module.info if adapted else describe(module)
     preprocessing = module.preprocessing if adapted else info.preprocessing
     if not isinstance(data, Task | ImageDataset):
-        data = _listing(data, root, columns, labelled)
+        data = _listing(data, root, columns, target, labelled)
     how: dict[str, Any] = {"target": target, "split_seed": split_seed, "skip_bad": skip_bad}
     parts, about_images = _parts(data, preprocessing, progress=part(report, 0, 3), **how)
     splits = [split for split, images in parts.items() for _ in range(len(images))]
@@ -298,14 +298,14 @@ def embed(
     return found
 
 
-def _listing(data: Any, root: str | None, columns: Columns, labelled: bool) -> Listing:
+def _listing(data: Any, root: str | None, columns: Columns, target: str | None, labelled: bool) -> Listing:
     """The images that are meant, with empty labels where there are none."""
     paths: list[Any] = [*data] if isinstance(data, list | tuple) else [data]
     paths = [Path(path) for path in paths if isinstance(path, str | Path)]
     folder = len(paths) == 1 and paths[0].is_dir()
     files = len(paths) > 1 or folder or (len(paths) == 1 and paths[0].suffix.lower() in IMAGE_SUFFIXES)
     if not files or (folder and labelled):
-        listing = find_listing(data, root=root, training=False, columns=columns)
+        listing = find_listing(data, root=root, training=False, columns=columns, target=target)
         items = [item for items in listing.splits.values() for item in items]
         if not labelled:
             return replace(listing, splits={UNSPLIT: [item._replace(label="") for item in items]})

@@ -254,7 +254,7 @@ def setting_types() -> Mapping[str, Option]:
     """Every setting of a run by its flat name, those of all methods included.
 
     Example:
-        >>> setting_types()["epochs"].type, setting_types()["prune_tokens"].type
+        >>> setting_types()["seed"].type, setting_types()["prune_tokens"].type
         (<class 'int'>, float | None)
     """
     return _setting_types(METHODS.names())  # a method may join at any time

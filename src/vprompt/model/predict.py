@@ -21,7 +21,7 @@ from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.tasks.base import Target
 from vprompt.utils.errors import DataError, VPromptError
-from vprompt.utils.text import printable
+from vprompt.utils.text import line, printable
 
 if TYPE_CHECKING:
     from vprompt.model.classifier import Classifier
@@ -78,7 +78,7 @@ class Predictions:
 
     def __repr__(self) -> str:
         rows = [self.target.row(answer) for answer in self.target.answers(self.outputs[:4], 1)]
-        shown = [" ".join(f"{head} {cell}" for head, cell in row.items() if cell) for row in rows]
+        shown = [" ".join(f"{head} {line(cell, 40)}" for head, cell in row.items() if cell) for row in rows]
         return f"Predictions({printable('; '.join(shown + ['...'] * (len(self) > 4)))})"
 
 

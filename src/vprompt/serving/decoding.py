@@ -21,7 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprompt.data.images import NotAnImageError, TooManyPixelsError, UnusableImageError, opened, read_pixels
+from vprompt.data.images import (
+    ChannelsError,
+    NotAnImageError,
+    TooManyPixelsError,
+    UnusableImageError,
+    opened,
+    read_pixels,
+)
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.body import HOW_TO_SEND
 from vprompt.serving.errors import RequestError
@@ -119,6 +126,8 @@ def decoded(
         for each in preprocessings:
             try:
                 images[each] = each.normalise(read_pixels(data, each, max_pixels=max_pixels))
+            except ChannelsError as error:
+                images[each] = RequestError("broken_image", f"The image {error}; send one that the adapter is for.")
             except (UnusableImageError, MemoryError):
                 raise
             except Exception as error:  # of this preprocessing, not of the image

@@ -77,7 +77,6 @@ class MultiLabel(Probabilities):
 
     @classmethod
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
-        """See `Target`."""
         if len(columns) > 1:
             target = cls(names=tuple(map(printable, columns)))
         else:
@@ -91,7 +90,6 @@ class MultiLabel(Probabilities):
         return target
 
     def problem(self, label: str) -> str | None:
-        """See `Target`."""
         if CELLS in label:
             cells = label.split(CELLS)
             if len(cells) != len(self.names):
@@ -104,7 +102,6 @@ class MultiLabel(Probabilities):
         return f"has tags that no training image has ({listed(unknown, 3)})" if unknown else None
 
     def encode(self, labels: Sequence[str]) -> Tensor:
-        """See `Target`."""
         import torch
 
         targets = torch.zeros(len(labels), len(self.names))
@@ -120,7 +117,6 @@ class MultiLabel(Probabilities):
         return {name.casefold(): number for number, name in enumerate(self.names)}
 
     def check(self, targets: Tensor) -> str | None:
-        """See `Target`."""
         if targets.ndim != 2 or targets.shape[1] != len(self.names):
             return f"Labels must be 0 and 1 (B, {len(self.names)}); these are {tuple(targets.shape)}."
         if bool(((targets != 0) & (targets != 1)).any()):
@@ -134,11 +130,9 @@ class MultiLabel(Probabilities):
         return [min([(common[tag], tag) for tag in each], default=(0, ""))[1] for each in tags]
 
     def counts(self, targets: Tensor) -> Mapping[str, int]:
-        """See `Target`."""
         return {name: int(number) for name, number in zip(self.names, targets.sum(0).tolist(), strict=True)}
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """See `Target`."""
         import torch.nn.functional as F
 
         wanted = targets.to(logits.dtype) * (1 - smoothing) + smoothing / 2
@@ -149,7 +143,6 @@ class MultiLabel(Probabilities):
         return ((logits > 0) == (targets > 0.5)).double().mean(1)
 
     def pseudo(self, logits: Tensor) -> Tensor:
-        """See `Target`."""
         return (logits > 0).float()
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
@@ -157,7 +150,6 @@ class MultiLabel(Probabilities):
         return float(_average_precisions(logits, targets).nanmean())
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """See `Target`."""
         said, true = logits > 0, targets > 0.5
         present, micro = true.any(0), f1_scores(said.flatten()[:, None], true.flatten()[:, None])
         return {
@@ -171,23 +163,19 @@ class MultiLabel(Probabilities):
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
-        """See `Target`."""
         share, images = figures.get(f"{prefix}chance_ap"), Target.beside(figures, prefix)
         return f"{images}; tags in any order have a mean AP of {percent(share)} %" if images and share else images
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:
-        """See `Target`."""
         never, told = figures["never_right"], list[str]()
         if absent := [name for name, images in self.counts(targets).items() if not images]:
             told.append(f"No {split} image has {listed(absent, 5)}, of which there are no figures.")
         return [*told, f"Not one {split} image is rightly given {listed(never, 5)}."] if never else told
 
     def activate(self, logits: Tensor) -> Tensor:
-        """See `Target`."""
         return self.tempered(logits).sigmoid()
 
     def inverse(self, outputs: Tensor) -> Tensor:
-        """See `Target`."""
         import torch
 
         return self.temperature * outputs.logit(torch.finfo(outputs.dtype).eps / 2)
@@ -212,7 +200,6 @@ class MultiLabel(Probabilities):
         return binary_calibration_error(probabilities.flatten(), targets.long().flatten(), n_bins=BINS)
 
     def named(self, labels: Tensor) -> list[str]:
-        """See `Target`."""
         rows = [row.nonzero().flatten().tolist() for row in labels]
         return [listed([self.names[number] for number in row], 5) or "no tag" for row in rows]
 
@@ -229,7 +216,6 @@ class MultiLabel(Probabilities):
         ]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
-        """See `Target`."""
         first = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"])
         return {"tags": ", ".join(answer["tags"]) or "none", "most probable": first}
 

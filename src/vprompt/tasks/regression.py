@@ -65,7 +65,6 @@ class Regression(Target):
 
     @property
     def size(self) -> str:
-        """See `Target`."""
         return f"{count(len(self.names), 'number')} ({listed([*self.names], 3)})"
 
     @classmethod
@@ -81,7 +80,6 @@ class Regression(Target):
 
     @classmethod
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
-        """See `Target`."""
         import torch
 
         rows = [row for label in labels if (row := _numbers(label)) is not None]
@@ -103,7 +101,6 @@ class Regression(Target):
         return self.fit(labels, self.names)
 
     def problem(self, label: str) -> str | None:
-        """See `Target`."""
         numbers, wanted = _numbers(label), len(self.names)
         if numbers is None:
             hint = "; write it without commas, as 1234.5" if _COMMAS.search(label) else ""
@@ -111,13 +108,11 @@ class Regression(Target):
         return None if len(numbers) == wanted else f"has {len(numbers)} numbers, not {wanted}"
 
     def encode(self, labels: Sequence[str]) -> Tensor:
-        """See `Target`."""
         import torch
 
         return torch.tensor([_numbers(label) or [] for label in labels]).view(len(labels), len(self.names))
 
     def check(self, targets: Tensor) -> str | None:
-        """See `Target`."""
         if targets.ndim != 2 or targets.shape[1] != len(self.names) or not targets.is_floating_point():
             return f"Labels must be numbers (B, {len(self.names)}); these are {targets.dtype}, {tuple(targets.shape)}."
         return None if bool(targets.isfinite().all()) else "A label is no finite number."
@@ -140,7 +135,6 @@ class Regression(Target):
         return (self.activate(logits) - targets).abs().double().mean(1)
 
     def pseudo(self, logits: Tensor) -> Tensor:
-        """See `Target`."""
         return self.activate(logits)
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
@@ -155,7 +149,6 @@ class Regression(Target):
         return explained.masked_fill(wanted.amax(0) == wanted.amin(0), math.nan)
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """See `Target`."""
         errors = (self.activate(logits.double()) - targets.double()).abs()
         constant = (targets.double() - errors.new_tensor(self.mean)).abs()
 
@@ -176,23 +169,19 @@ class Regression(Target):
 
     @classmethod
     def cells(cls, figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-        """See `Target`."""
         errors = ", ".join(_named(figures.get(f"{prefix}mae") or {}))
         return {**super().cells(figures, prefix), "mean error": errors or "-"}
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
-        """See `Target`."""
         errors, images = ", ".join(_named(figures.get(f"{prefix}constant_mae") or {})), Target.beside(figures, prefix)
         return f"{images}; always saying the mean errs by {errors}" if images and errors else images
 
     def activate(self, logits: Tensor) -> Tensor:
-        """See `Target`."""
         mean, std = self._scale(logits)
         return logits * std + mean
 
     def inverse(self, outputs: Tensor) -> Tensor:
-        """See `Target`."""
         mean, std = self._scale(outputs)
         return (outputs - mean) / std
 
@@ -201,7 +190,6 @@ class Regression(Target):
         return [{"values": dict(zip(self.names, row, strict=True))} for row in outputs.tolist()]
 
     def named(self, labels: Tensor) -> list[str]:
-        """See `Target`."""
         return [", ".join(_named(dict(zip(self.names, row, strict=True)))) for row in labels.tolist()]
 
     def sections(self, figures: Mapping[str, Any], logits: Tensor, targets: Tensor) -> list[Section]:
@@ -209,7 +197,6 @@ class Regression(Target):
         return [views.numbers_section(self.names, figures, self.activate(logits.double()), targets.double())]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
-        """See `Target`."""
         return {name: f"{value:.4g}" for name, value in answer["values"].items()}
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:

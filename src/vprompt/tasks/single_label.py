@@ -38,7 +38,6 @@ class SingleLabel(Probabilities):
 
     @classmethod
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
-        """See `Target`."""
         if len(columns) > 1:
             raise ValueError(f"a class for each image in one column, not in {len(columns)}: {listed([*columns])}.")
         if len(classes := sorted(set(labels))) < 2:
@@ -47,18 +46,15 @@ class SingleLabel(Probabilities):
         return cls(names=tuple(map(printable, classes)))
 
     def problem(self, label: str) -> str | None:
-        """See `Target`."""
         return None if printable(label) in self.names else "is none of the classes"
 
     def encode(self, labels: Sequence[str]) -> Tensor:
-        """See `Target`."""
         import torch
 
         numbers = {name: number for number, name in enumerate(self.names)}
         return torch.tensor([numbers[printable(label)] for label in labels], dtype=torch.int64)
 
     def check(self, targets: Tensor) -> str | None:
-        """See `Target`."""
         if targets.is_floating_point() or targets.ndim != 1:
             shape = f"({', '.join(map(str, targets.shape))})"
             return f"Labels must be integers, one per image; these are {targets.dtype}, {shape}."
@@ -68,25 +64,20 @@ class SingleLabel(Probabilities):
         return f"A label is {low if low < 0 else high}, but the model has {classes} classes, numbered from 0."
 
     def counts(self, targets: Tensor) -> Mapping[str, int]:
-        """See `Target`."""
         return dict(zip(self.names, self._counts(targets).tolist(), strict=True))
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """See `Target`."""
         import torch.nn.functional as F
 
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
     def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """See `Target`."""
         return logits.argmax(1) == targets
 
     def pseudo(self, logits: Tensor) -> Tensor:
-        """See `Target`."""
         return logits.argmax(1)
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """See `Target`."""
         return int(self.hits(logits, targets).sum()) / len(targets)
 
     def recalls(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -140,12 +131,10 @@ class SingleLabel(Probabilities):
 
     @staticmethod
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
-        """See `Target`."""
         share, images = figures.get(f"{prefix}majority_accuracy"), Probabilities.beside(figures, prefix)
         return f"{images}, of which the commonest class alone is {percent(share)} %" if images and share else images
 
     def activate(self, logits: Tensor) -> Tensor:
-        """See `Target`."""
         return self.tempered(logits).softmax(1)
 
     def inverse(self, outputs: Tensor) -> Tensor:
@@ -176,7 +165,6 @@ class SingleLabel(Probabilities):
         return multiclass_calibration_error(probabilities, targets, num_classes=len(self.names), n_bins=BINS)
 
     def named(self, labels: Tensor) -> list[str]:
-        """See `Target`."""
         return [self.names[label] for label in labels.tolist()]
 
     def doubt(self, logits: Tensor) -> Tensor:
@@ -194,7 +182,6 @@ class SingleLabel(Probabilities):
         ]
 
     def row(self, answer: Mapping[str, Any]) -> dict[str, str]:
-        """See `Target`."""
         then = ", ".join(f"{name} {percent(share)} %" for name, share in answer["top"][1:])
         return {"class": answer["class_name"], "probability": f"{percent(answer['probability'])} %", "then": then}
 
