@@ -246,7 +246,7 @@ def test_a_damaged_image_is_named_by_its_line(photos):
 
 BAD_TABLES = {
     "": "which column of birds.csv has the images",
-    "image,label\n": "no image, but nothing to train on",
+    "image,label\n": "no image to train on",
     "a,b,c\n1,2,3\n": "which column of birds.csv has the images; there is a, b and c: give --image-column NAME",
     "image,b,c\n1.png,2,x\n2.png,2,y\n": "which column of birds.csv has the labels; there is image, b and c",
     "image,label,label\n1.png,ant,bee\n": "birds.csv has two columns called label",

@@ -20,7 +20,21 @@ C = TypeVar("C")
 HELP, HELP_ALL = frozenset({"-h", "--help"}), "--help-all"
 
 USUAL = {
-    *("data", "backbone", "weights", "method", "methods", "seeds", "prompts", "condense", "ratio", "prune"),
+    *(
+        "data",
+        "target",
+        "label_column",
+        "group",
+        "backbone",
+        "weights",
+        "method",
+        "methods",
+        "seeds",
+        "prompts",
+        "condense",
+        "ratio",
+        "prune",
+    ),
     *("epochs", "batch_size", "lr", "time", "balance", "augment", "best_epoch", "early_stopping", "track"),
     *("seed", "skip_bad", "out", "resume", "json"),
 }

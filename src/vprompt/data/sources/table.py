@@ -19,7 +19,7 @@ from vprompt.data.sources.rows import RowFiles, read_rows
 from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
 from vprompt.tasks.base import CELLS, kind_of
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import listed, printable
+from vprompt.utils.text import count, listed, printable
 
 _TEXT = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 
@@ -72,8 +72,9 @@ def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
     for row in rows.values():
         splits.setdefault(row.split, []).append(row.item)
     if query.training and not {"train", UNSPLIT} & splits.keys():
-        why = f" ({len(problems)} problems; the first: {problems[0]})" if problems else ""
-        raise DataError(f"{where} has {listed([*splits]) if splits else 'no image'}, but nothing to train on{why}.")
+        why = f" ({count(len(problems), 'problem')}; the first: {problems[0]})" if problems else ""
+        what = f"{listed([*splits])}, but nothing to train on" if splits else "no image to train on"
+        raise DataError(f"{where} has {what}{why}.")
     said = {"image": roles.image, "label": " and ".join(roles.labels), "split": roles.split, "group": roles.group}
     said = ", ".join(f"{role} from {printable(name)}" for role, name in said.items() if name)
     within = {sheet.name: sheet.images[roles.image] for sheet in used if roles.image in sheet.images}
