@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vprompt.experiments.bench.store import open_store
 
-PLAN = """
+HEAD = """
 title = "tiny"
 tasks = ["DATA"]
 seeds = 1
@@ -18,6 +18,9 @@ img_size = 32
 epochs = 4
 batch_size = 8
 prompts = 4
+"""
+
+PLAN = f"""{HEAD}
 [[methods]]
 label = "Linear"
 method = "linear"
@@ -25,7 +28,7 @@ method = "linear"
 label = "VPT"
 method = "vpt-deep"
 [[methods]]
-label = "PC {condense%}"
+label = "PC {{condense%}}"
 method = "vpt-deep"
 condense = [0.25, 0.5]
 fine_tune_epochs = 1

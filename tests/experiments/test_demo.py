@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import vprompt
+from plans import HEAD
 from vprompt.cli.demo import show_demo
 from vprompt.data.tasks import open_task
 from vprompt.experiments.bench.plan import load_plan, parse_plan
@@ -15,17 +16,7 @@ from vprompt.experiments.bench.scheduler import BenchError
 from vprompt.experiments.demo import DOCUMENT, SHOWN, demo_plan, run_demo
 from vprompt.report.plots import COLOURS, plot_answers
 
-PLAN = """
-title = "tiny"
-tasks = ["DATA"]
-seeds = 1
-[settings]
-backbone = "test_vit"
-weights = "WEIGHTS"
-img_size = 32
-epochs = 2
-batch_size = 8
-prompts = 4
+PLAN = f"""{HEAD.replace("epochs = 4", "epochs = 2")}
 [[methods]]
 label = "probe"
 method = "linear"

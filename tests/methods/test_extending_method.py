@@ -2,41 +2,31 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import vprompt
 from conftest import run_command
+from plugins import example, plugged
 from vprompt.compression.merge import merge
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.methods.registry import METHODS
 from vprompt.model.cost import model_cost
-from vprompt.utils.registry import load_plugin
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = ["--epochs", 1, "--batch-size", 9, "--img-size", 16, "--prompts", 4]
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
     """The first block of code in the page, as a file that nothing in the package knows."""
-    code = re.search(r"## A method\n.*?```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)[1]
-    path = tmp_path_factory.mktemp("plugin") / "fourier.py"
-    path.write_text(code)
+    code = example("A method")
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 60
-    before = os.environ.get("VPROMPT_PLUGINS")
-    os.environ["VPROMPT_PLUGINS"] = str(path)
-    load_plugin(str(path))
-    yield path
-    os.environ.pop("VPROMPT_PLUGINS")
-    if before is not None:
-        os.environ["VPROMPT_PLUGINS"] = before
+    with plugged(tmp_path_factory.mktemp("plugin") / "fourier.py", code) as path:
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import random
-import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 import vprompt
 from conftest import run_command, run_with_one_thread
+from plugins import example, plugged
 from processes import Command
 from vprompt.data.tasks import open_task
 from vprompt.exporters.export import Int8, compare, export
@@ -33,9 +32,7 @@ from vprompt.tasks.columns import Columns
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
 from vprompt.utils.errors import AdapterError, VPromptError
-from vprompt.utils.registry import load_plugin
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = ["--img-size", 16, "--epochs", 2, "--batch-size", 8, "--prompts", 3, "--lr", 0.01]
 FEWER = ["--condense", 0.5, "--fine-tune-epochs", 1]
 OPTIONS = {"tags": [*FEWER, "--merge"], "sizes": FEWER, "counts": [*FEWER, "--target", "counts"]}
@@ -48,15 +45,8 @@ SIZES = Regression(names=("age", "weight"), mean=(30.0, -5.0), std=(10.0, 0.5))
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory):
     """The target of docs/extending.md, in a file that nothing in the package knows."""
-    path = tmp_path_factory.mktemp("plugin") / "counts.py"
-    path.write_text(re.search(r"## A target\n.*?```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)[1])
-    before = os.environ.get("VPROMPT_PLUGINS")
-    os.environ["VPROMPT_PLUGINS"] = str(path)
-    load_plugin(str(path))
-    yield path
-    os.environ.pop("VPROMPT_PLUGINS")
-    if before is not None:
-        os.environ["VPROMPT_PLUGINS"] = before
+    with plugged(tmp_path_factory.mktemp("plugin") / "counts.py", example("A target")) as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
