@@ -32,7 +32,7 @@ from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.training import probe
 from vprompt.training.evaluate import Evaluation
 from vprompt.training.feature_cache import empty_rows
-from vprompt.training.loader import in_order
+from vprompt.training.loader import in_order, iterate
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import checksum, encoded, write_atomically, write_json, writing
 from vprompt.utils.progress import Report, part, silent
@@ -256,7 +256,6 @@ def embed(
         for split, images in parts.items()
         for name in images.paths or [f"{split}/{number}" for number in range(len(images))]
     ]
-    batches = [(images, batch) for images in parts.values() for batch in in_order(len(images), batch_size)]
     width, like = info.num_features, next(module.parameters())
     rows = empty_rows(len(splits), (width + len(look(torch.zeros(3, *preprocessing.size))),), torch.float32)
     if rows is None:
@@ -268,21 +267,22 @@ def embed(
         kept = np.fromfile(partial, np.float32) if partial is not None and partial.exists() else np.zeros(0, np.float32)
         rows.view(-1)[: len(kept)] = torch.from_numpy(kept)
         done = 0
-        for images, batch in batches:
-            start, done = done, done + len(batch)
-            if done * rows.shape[1] <= len(kept):
-                continue
-            pixels = images.preprocessing.normalise(images.pixels(batch).to(like.device))
-            if adapted:
-                features = module.features(pixels)
-            else:
-                features = module.forward_head(module.forward_features(pixels.to(like.dtype)), pre_logits=True)
-            rows[start:done] = torch.cat([features.float(), torch.stack([*map(look, pixels)])], dim=1)
-            if partial is not None:
-                with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
-                    file.seek(start * rows[0].nbytes)
-                    file.write(rows[start:done].numpy().tobytes())
-            part(report, 1, 3)(done, len(rows))
+        for images in parts.values():
+            batches, first = in_order(len(images), batch_size), done
+            left = [batch for batch in batches if (first + int(batch[-1]) + 1) * rows.shape[1] > len(kept)]
+            for batch, (pixels, _) in zip(left, iterate(images, left, device=like.device), strict=True):
+                if adapted:
+                    features = module.features(pixels)
+                else:
+                    features = module.forward_head(module.forward_features(pixels.to(like.dtype)), pre_logits=True)
+                start, done = first + int(batch[0]), first + int(batch[-1]) + 1
+                rows[start:done] = torch.cat([features.float(), torch.stack([*map(look, pixels)])], dim=1)
+                if partial is not None:
+                    with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
+                        file.seek(start * rows[0].nbytes)
+                        file.write(rows[start:done].numpy().tobytes())
+                part(report, 1, 3)(done, len(rows))
+            done = first + len(images)
         about: dict[str, Any] = {"backbone": info.name, "names": tuple(names), "splits": tuple(splits)}
         return Embeddings(features=rows[:, :width], looks=rows[:, width:], **about, **about_images)
 

@@ -161,10 +161,7 @@ class Target(ABC):
         return {self.headline: score, "interval": ends and [*ends]}
 
     def agreement(self, before: Tensor, after: Tensor) -> float:
-        """How far the logits of two models say the same of the same images, 0 to 1: the share of classes or tags that
-        stayed; of numbers, 1 less the mean distance of their logits."""
-        if self.unit:
-            return float(self.hits(after, self.pseudo(before)).double().mean())
+        """How far the logits of two models say the same of the same images, 0 to 1: 1 less their mean distance."""
         return max(0.0, 1 - float((after - before).abs().double().mean()))
 
     def remarks(self, figures: Mapping[str, Any], targets: Tensor, split: str) -> list[str]:

@@ -42,6 +42,10 @@ class Probabilities(Target):
     def calibration_error(self, probabilities: Tensor, targets: Tensor) -> Tensor:
         """The mean distance, over bins of confidence, between this and the share that is right."""
 
+    def agreement(self, before: Tensor, after: Tensor) -> float:
+        """See `Target`: the share of classes or tags that stayed."""
+        return float(self.hits(after, self.pseudo(before)).double().mean())
+
     def tempered(self, logits: Tensor) -> Tensor:
         """Logits divided by the temperature; the same ones at 1."""
         return logits if self.temperature == 1 else logits / self.temperature
