@@ -30,8 +30,10 @@ def confusion_section(names: Sequence[str], said: Tensor, true: Tensor) -> Secti
     title, alt = "Of each true class, percent", f"Confusion matrix of {size} classes; the table has its largest errors"
     shown, heads = shares[order][:, order].tolist(), [names[label] for label in order]
     chart = page.Chart(title=title, x="said", y="true", alt=alt, rows=heads, cells=shown)
-    most = f"Most confused of {count(len(pairs), 'pair')}" if pairs else "No class is taken for another"
-    table = simple_table(most, ["True", "Said", "Images", "Of the class"], rows, words=True)
+    table: page.Block = page.Paragraph("No class is taken for another.")
+    if pairs:
+        most = f"Most confused of {count(len(pairs), 'pair')}"
+        table = simple_table(most, ["True", "Said", "Images", "Of the class"], rows, words=True)
     words = page.Paragraph("Classes that are confused stand beside each other; blue is right, orange is wrong.")
     numbers = page.Fold(
         "Classes by their numbers", [page.Code("\n".join(f"{n} {name}" for n, name in enumerate(heads)))]
