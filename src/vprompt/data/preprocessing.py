@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from vprompt.utils.errors import DataError
+from vprompt.utils.serialization import ADDED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize: Resize = "squash"
-    white: int = field(default=WHITE, metadata={"added": True})
+    white: int = field(default=WHITE, metadata=ADDED)
 
     def __post_init__(self) -> None:
         checks = [

@@ -17,16 +17,24 @@ from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
 from vprompt.tasks.columns import Columns
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Option, brief, build, check_fields, check_known, flat, options_of, typed
+from vprompt.utils.serialization import (
+    ADDED,
+    PLACE,
+    Option,
+    brief,
+    build,
+    check_fields,
+    check_known,
+    flat,
+    options_of,
+    typed,
+)
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 TrainOn = Literal["train", "train+val"]
 
 DEFAULT_METHOD = VPT().name
-
-PLACE = {"place": True}
-"""Metadata of a setting that says where data lie, or how the work is done, not what comes out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +150,12 @@ class Settings:
     train_on: TrainOn = "train"
     test: bool = True
     img_size: int | None = None
-    in_chans: int | None = field(default=None, metadata={"added": True})
+    in_chans: int | None = field(default=None, metadata=ADDED)
     split_seed: int = 0
     skip_bad: bool = False
-    track: tuple[Tracker, ...] = field(default=(), metadata={**PLACE, "added": True})
-    target: str | None = field(default=None, metadata={"added": True})
-    calibrate: bool = field(default=False, metadata={"added": True})
+    track: tuple[Tracker, ...] = field(default=(), metadata=PLACE | ADDED)
+    target: str | None = field(default=None, metadata=ADDED)
+    calibrate: bool = field(default=False, metadata=ADDED)
 
     __repr__ = brief
 

@@ -16,7 +16,7 @@ from vprompt.exporters.base import BLANK, FORMER_KEY
 from vprompt.model.model import FoldedModel
 from vprompt.tasks.base import Target, from_document, to_document
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Reader
+from vprompt.utils.serialization import ADDED, Reader
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
 
@@ -69,8 +69,8 @@ class Quantisation:
     images: int = 0
     accuracy_before: float | None = None
     accuracy_after: float | None = None
-    score_before: float | None = field(default=None, metadata={"added": True})
-    score_after: float | None = field(default=None, metadata={"added": True})
+    score_before: float | None = field(default=None, metadata=ADDED)
+    score_after: float | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import brief, check_fields
+from vprompt.utils.serialization import ADDED, PLACE, brief, check_fields
 
 Precision = Literal["fp32", "bf16", "auto"]
 
@@ -16,9 +16,6 @@ Balance = Literal["none", "loss", "sampler", "logit-adjustment"]
 
 AUTO = "auto"
 """A number that `vprompt.training.settle` finds before the training."""
-
-LATER = {"added": True}
-"""Metadata of a setting that came later: where it has its default, names and hashes of runs leave it out."""
 
 DEFAULT_LR = {"adamw": 5e-3, "sgd": 5.0}
 
@@ -85,20 +82,20 @@ class Recipe:
     momentum: float = 0.9
     precision: Precision = "fp32"
     seed: int = 0
-    workers: int = field(default=0, metadata={"place": True})
-    cache_gb: float = field(default=2.0, metadata={"place": True})
-    grad_checkpointing: bool = field(default=False, metadata={"place": True})
-    time: str | None = field(default=None, metadata=LATER)
-    balance: Balance = field(default="none", metadata=LATER)
-    mixup: float = field(default=0.0, metadata=LATER)
-    cutmix: float = field(default=0.0, metadata=LATER)
-    label_smoothing: float = field(default=0.0, metadata=LATER)
-    ema: float = field(default=0.0, metadata=LATER)
-    early_stopping: int = field(default=0, metadata=LATER)
-    best_epoch: bool = field(default=False, metadata=LATER)
-    accumulate: int = field(default=1, metadata=LATER)
-    clip: float = field(default=0.0, metadata=LATER)
-    layer_decay: float = field(default=1.0, metadata=LATER)
+    workers: int = field(default=0, metadata=PLACE)
+    cache_gb: float = field(default=2.0, metadata=PLACE)
+    grad_checkpointing: bool = field(default=False, metadata=PLACE)
+    time: str | None = field(default=None, metadata=ADDED)
+    balance: Balance = field(default="none", metadata=ADDED)
+    mixup: float = field(default=0.0, metadata=ADDED)
+    cutmix: float = field(default=0.0, metadata=ADDED)
+    label_smoothing: float = field(default=0.0, metadata=ADDED)
+    ema: float = field(default=0.0, metadata=ADDED)
+    early_stopping: int = field(default=0, metadata=ADDED)
+    best_epoch: bool = field(default=False, metadata=ADDED)
+    accumulate: int = field(default=1, metadata=ADDED)
+    clip: float = field(default=0.0, metadata=ADDED)
+    layer_decay: float = field(default=1.0, metadata=ADDED)
 
     __repr__ = brief
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-_ADDED = {"added": True}
+from vprompt.utils.serialization import ADDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,10 @@ class Columns:
         ['width', 'height']
     """
 
-    image_column: str | None = field(default=None, metadata=_ADDED)
-    label_column: str | None = field(default=None, metadata=_ADDED)
-    split_column: str | None = field(default=None, metadata=_ADDED)
-    group: str | None = field(default=None, metadata=_ADDED)
+    image_column: str | None = field(default=None, metadata=ADDED)
+    label_column: str | None = field(default=None, metadata=ADDED)
+    split_column: str | None = field(default=None, metadata=ADDED)
+    group: str | None = field(default=None, metadata=ADDED)
 
     @classmethod
     def among(cls, settings: Mapping[str, Any]) -> Columns:

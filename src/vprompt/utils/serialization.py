@@ -25,6 +25,12 @@ _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "t
 _SETTING_WORDS = {**_WORDS, str: "text in quotes", float: "a number"}
 """Types in words, of a setting that a user gives."""
 
+PLACE = {"place": True}
+"""Metadata of a setting that says where data lie, or how the work is done, not what comes out."""
+
+ADDED = {"added": True}
+"""Metadata of a setting that came later: where it has its default, names and hashes of runs leave it out."""
+
 _hints = functools.cache(get_type_hints)
 """Types of the fields of a dataclass; they are read for every run that is named."""
 
