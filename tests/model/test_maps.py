@@ -112,6 +112,11 @@ def test_maps_that_are_not_there_are_refused():
         vprompt.attach(swin, SHALLOW, num_classes=2).features(torch.randn(1, 3, 64, 64), blocks=[0])
     with pytest.raises(VPromptError, match="no last norm for the 96 channels of block 0"):
         vprompt.attach(swin, DEEP, num_classes=2).features(torch.randn(1, 3, 64, 64), blocks=[0], norm=True)
+    for model in (vit, vit.fold(), vit.copy(execution="published")):
+        for call in (model.view.forward_intermediates, model.view.get_intermediate_layers):
+            with pytest.raises(VPromptError, match="not of its view"):
+                call(images)
+    assert len(vit.backbone.forward_intermediates(images)[1]) == 6  # the plain backbone is as ever
     side = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.Side(), num_classes=2)
     with pytest.raises(VPromptError, match="acts on pooled features"):
         side.features(images, blocks=[0])

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 Execution = Literal["prefix", "published"]
 
 
+def _not_here(*arguments: Any, **options: Any) -> None:
+    raise VPromptError("Maps of features are those of `model.features(images, blocks=[...])`, not of its view.")
+
+
 class _Adapted(Classifier):
     """Common parts of a learned and a folded model: a backbone, a head, and a view of the backbone that runs.
 
@@ -77,7 +81,10 @@ class _Adapted(Classifier):
         tuned.base.eval()
 
     def _install(self, parts: Mapping[str, nn.Module]) -> None:
-        self.__dict__["_view"] = graft(self.tuned.base, parts)
+        view = graft(self.tuned.base, parts)
+        # timm's would count prompts as patches, and the last block may be cut to the class token.
+        view.__dict__["forward_intermediates"] = _not_here
+        self.__dict__["_view"] = view
 
     @contextmanager
     def exchanged(self, parts: Mapping[str, nn.Module]) -> Generator[None]:
