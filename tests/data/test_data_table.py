@@ -394,3 +394,17 @@ def test_images_that_are_all_alike_do_not_tie_all_groups_together(tmp_path):
     task = open_task(tmp_path, PLAIN, columns=columns)
     assert (task.val, task.test) == (None, None)
     assert "All images are learned from: 2 groups are too few to keep one back." in task.summary.notes
+
+
+@pytest.mark.parametrize(("written", "wrong"), [("blue;red", False), ("red; blue", False), ("red", True)])
+def test_a_copy_with_the_same_tags_in_another_order_is_no_contradiction(photos, written, wrong):
+    (photos / "images" / "1.png").write_bytes(PNGS[0])
+    tags = ["red;blue", written, *(("red", "blue", "red;blue")[number % 3] for number in range(2, 40))]
+    rows = [f"images/{number}.png,{cell}" for number, cell in enumerate(tags)]
+    (photos / "tags.csv").write_text("\n".join(["image,tags", *rows]))
+    task = open_task(photos / "tags.csv", PLAIN, target="multi-label")
+    said = [note for note in task.summary.notes if "byte for byte" in note]
+    assert len(said) == wrong
+    assert all(
+        "1 file is there with two labels, byte for byte (images/0.png and images/1.png)" in note for note in said
+    )

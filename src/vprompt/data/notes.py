@@ -23,12 +23,18 @@ DIGITS, SAMPLE = 8, 1024
 
 
 def copy_notes(
-    splits: Mapping[str, Sequence[Item]], contents: Mapping[str, str], group_of: Mapping[str, str], *, was_cut: bool
+    splits: Mapping[str, Sequence[Item]],
+    target: Target,
+    contents: Mapping[str, str],
+    group_of: Mapping[str, str],
+    *,
+    was_cut: bool,
 ) -> list[str]:
-    """Copies in two splits, copies in one, and files that are in two classes.
+    """Copies in two splits, copies in one, and files that are in two classes, or have two labels.
 
     Args:
         splits: The images of each split.
+        target: What their labels mean, which may be written in two ways.
         contents: Name -> hash of the image's bytes.
         group_of: Name -> group of copies, of the images that have any.
         was_cut: Whether a split was cut by us.
@@ -46,8 +52,8 @@ def copy_notes(
             share = f"All {count}" if len(pairs) == count else f"{len(pairs)} of the {count}"
             them = listed([f"{printable(one)} and {printable(two)}" for one, two in pairs], 3)
             notes.append(
-                f"{share} images of {split} are copies or near copies of images of {other} ({them}): accuracy on "
-                f"{split} says little about new images."
+                f"{share} images of {split} are copies or near copies of images of {other} ({them}): {target.title} "
+                f"on {split} says little about new images."
             )
     if was_cut and group_of:
         groups: dict[str, list[str]] = {}
@@ -55,17 +61,17 @@ def copy_notes(
             groups.setdefault(group, []).append(printable(name))
         some = listed([" and ".join(names[:2]) for names in groups.values()], 3)
         notes.append(f"{len(group_of)} images are copies or near copies of others and were kept in one split ({some}).")
-    classes: dict[str, dict[str, str]] = {}
+    labels: dict[str, dict[str, str]] = {}
     for items in splits.values():
-        for name, label in items:
-            if name in contents:
-                classes.setdefault(contents[name], {}).setdefault(label, name)
-    twice = [" and ".join(map(printable, named.values())) for named in classes.values() if len(named) > 1]
+        meant = target.encode([item.label for item in items]).tolist()
+        for item, label in zip(items, meant, strict=True):
+            if item.name in contents:
+                labels.setdefault(contents[item.name], {}).setdefault(str(label), item.name)
+    twice = [" and ".join(map(printable, named.values())) for named in labels.values() if len(named) > 1]
     if twice:
         files = "file is" if len(twice) == 1 else "files are"
-        notes.append(
-            f"{len(twice)} {files} in two classes, byte for byte ({listed(twice, 3)}); one of the two is wrong."
-        )
+        where = "in two classes" if target.grouped else "there with two labels"
+        notes.append(f"{len(twice)} {files} {where}, byte for byte ({listed(twice, 3)}); one of the two is wrong.")
     return notes
 
 

@@ -93,7 +93,7 @@ def load(
 
     parts = {split: images for split in splits if (images := dataset(split)) is not None}
     per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
-    about_copies = copy_notes(splits, checked.contents, group_of, was_cut=was_cut)
+    about_copies = copy_notes(splits, made, checked.contents, group_of, was_cut=was_cut)
     about_copies += group_notes(splits, listing.groups)
     about_counts = count_notes(per_split, type(made), len(parts["train"])) if made.unit else []
     return Task(
