@@ -151,6 +151,26 @@ def sections():
             yield section.partition("\n")[0], blocks
 
 
+def test_the_detector_learns(capsys):
+    maps, detector = python_blocks((ROOT / "docs" / "dense.md").read_text("utf-8"))
+    ran: dict = {}
+    exec(maps, ran)
+    assert [tuple(each.shape) for each in ran["maps"]] == [(2, 384, 14, 14)] * 4
+    step = "        sum(losses.values()).backward()\n"
+    assert step in detector
+    shorter = detector.replace("range(16)", "range(3)")
+    shorter = shorter.replace(step, "        kept.append(sum(losses.values()))\n        kept[-1].backward()\n")
+    ran = {"kept": []}
+    exec(shorter, ran)
+    losses = [loss.item() for loss in ran["kept"]]
+    assert len(losses) == 15
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    moved = [name for name, p in ran["model"].learned.items() if p.grad is not None and float(p.grad.abs().max()) > 0]
+    assert {name for name in ran["model"].learned if name.startswith("prompts.")} <= {*moved}
+    assert all(p.grad is None for p in ran["model"].backbone.parameters())
+    assert re.fullmatch(r"\d+ of \d+ squares found, in \d+ boxes\n", capsys.readouterr().out)
+
+
 EACH = """
 import os, runpy, sys
 sys.path.insert(0, "")

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import vprompt
 import vprompt.training.trainer as training
-from conftest import run_command
+from conftest import run_command, write_classes, write_images
 from reference import close, small_vit
 from vprompt.data.augment import LEVELS
 from vprompt.data.dataset import ImageDataset
@@ -384,6 +384,8 @@ def test_what_was_found_stays_where_a_run_goes_on_with_more_workers(tmp_path, mo
     monkeypatch.setattr("vprompt.training.settle._pace_of", None)  # measured again, it would be another one
     again = settled(fit, fresh(), data, None, replace(how, workers=1, cache_gb=0.0), file=file, resume=True)
     assert again == (replace(first[0], workers=1, cache_gb=0.0), first[1])
+    with pytest.raises(TypeError, match="NoneType"):  # as many other images: what was found does not hold for them
+        settled(fit, fresh(), tensors(seed=5), None, how, file=file, resume=True)
 
 
 def test_a_time_is_kept_to_in_epochs():
@@ -488,6 +490,18 @@ def test_trackers_see_every_epoch(colours, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("balance", ["none", "loss"])
+def test_a_balance_is_recommended_where_none_is_given(tmp_path, balance):
+    data = write_classes(tmp_path / "data", 4)
+    write_images(data / "red", (200, 40, 40), 40, start=4)
+    options = ["--epochs", 1, "--img-size", 32, "--method", "linear", "--balance", balance]
+    outcome = run_command("fit", data, *options, "--out", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    said = " ".join(outcome.err.split())
+    assert "are uneven" in said
+    assert ("With --balance loss" in said) == (balance == "none")
+
+
 def test_a_run_whose_numbers_are_found_says_them(colours, tmp_path):
     out = tmp_path / "run"
     options = ["--prompts", 2, "--epochs", 2, "--lr", "auto", "--batch-size", "auto", "--img-size", 32]
@@ -499,7 +513,9 @@ def test_a_run_whose_numbers_are_found_says_them(colours, tmp_path):
     assert result["batch_size"] == result["machine"]["batch_size"] == 8
     assert result["settings"]["lr"] == "auto"
     assert "best epoch" in result["provenance"]["epoch_rule"]
-    assert vprompt.load(out).recipe.lr in [row["lr"] for row in result["lr_search"]]
+    taken = vprompt.load(out).recipe.lr
+    assert taken in [row["lr"] for row in result["lr_search"]]
+    assert sum(note.startswith(f"The learning rate is {taken:g}, the best on") for note in result["notes"]) == 1
     assert run_command("fit", colours, *options, "--best-epoch", "--out", out, "--resume", "--json").document == result
     other = run_command("fit", colours, *options, "--out", out, "--resume")
     assert "best_epoch" in other.err

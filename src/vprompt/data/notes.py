@@ -15,6 +15,9 @@ FEW = 5
 UNEVEN = 5
 """Classes are uneven where the largest has this many times the training images of the smallest."""
 
+BALANCE = "With --balance loss, sampler or logit-adjustment all classes count alike."
+"""A note on uneven classes."""
+
 DIGITS, SAMPLE = 8, 1024
 """Hexadecimal digits of a hash in a sample, and hashes."""
 
@@ -122,9 +125,9 @@ def count_notes(
         always = 100 * train[high] / (images or sum(train.values()))
         notes.append(
             f"The {units} are uneven, {train[high]} training images of {high} and {train[low]} of {low}: whoever "
-            f"always answers {high} is right in {always:.1f} % of such images, so look at each {unit}"
-            f"{'; --balance loss, sampler or logit-adjustment counts all classes alike' * target.grouped}."
+            f"always answers {high} is right in {always:.1f} % of such images, so look at each {unit}."
         )
+        notes += [BALANCE] * target.grouped
     return notes
 
 

@@ -26,6 +26,7 @@ from vprompt.compression.score import score
 from vprompt.compression.search import Pruned
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.notes import BALANCE
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
@@ -49,7 +50,7 @@ from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import BackboneError, DataError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
-from vprompt.utils.text import line
+from vprompt.utils.text import line, listed
 from vprompt.utils.version import __version__
 
 Page = Callable[..., None]
@@ -193,7 +194,9 @@ class Stages:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.train_images, self.settings, recipe)
-            about_data = [note for note in self.task.summary.notes if not note.startswith("Passed over")]
+            done = BALANCE if recipe.balance != "none" else None
+            notes = (note for note in self.task.summary.notes if note != done)
+            about_data = [note for note in notes if not note.startswith("Passed over")]
             tell([*lines, *about_data, *self.notes])
             self.sources.introduced = self.task
 
@@ -209,6 +212,9 @@ class Stages:
         options |= {"spent": time.monotonic() - self.started, "after": sum(map(len, tested)), "search": search}
         recipe, facts = settled(fit, model, self.train_images, self.val, self._recipe(model), **options)
         self.facts |= facts
+        if search and "lr_search" in facts:
+            rates = listed([f"{row['lr']:g}" for row in facts["lr_search"]])
+            self.notes.append(f"The learning rate is {recipe.lr:g}, the best on the validation images of {rates}.")
         return recipe
 
     def _recipe(self, model: PromptedModel) -> Recipe:

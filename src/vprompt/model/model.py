@@ -6,13 +6,14 @@ import copy
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.attention.base import Prefix, PrefixAttention, no_prefix
 from vprompt.backbones.freezing import Original
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo, check_size, describe, num_parameters
@@ -20,16 +21,17 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.layers.head import Head
 from vprompt.methods.layers.inject import (
+    ConstantPrefix,
     LearnedPrefix,
     constant_prefixes,
     deep_token_parts,
-    no_prefix,
     prefix_parts,
     shallow_token_parts,
 )
 from vprompt.methods.layers.prompts import KVPrompts, Prompts, check_segments
 from vprompt.methods.layers.tuned import Tuning
 from vprompt.model.classifier import Classifier
+from vprompt.model.maps import feature_maps
 from vprompt.tasks.base import Target
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import VPromptError
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 
 
 Execution = Literal["prefix", "published"]
+
+
+def _not_here(*arguments: Any, **options: Any) -> None:
+    raise VPromptError("Maps of features are those of `model.features(images, blocks=[...])`, not of its view.")
 
 
 class _Adapted(Classifier):
@@ -75,7 +81,10 @@ class _Adapted(Classifier):
         tuned.base.eval()
 
     def _install(self, parts: Mapping[str, nn.Module]) -> None:
-        self.__dict__["_view"] = graft(self.tuned.base, parts)
+        view = graft(self.tuned.base, parts)
+        # timm's would count prompts as patches, and the last block may be cut to the class token.
+        view.__dict__["forward_intermediates"] = _not_here
+        self.__dict__["_view"] = view
 
     @contextmanager
     def exchanged(self, parts: Mapping[str, nn.Module]) -> Generator[None]:
@@ -139,11 +148,51 @@ class _Adapted(Classifier):
         # Exported programs hold no conversion that does nothing.
         return images_BCHW if images_BCHW.dtype == held else images_BCHW.to(held)
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+    @overload
+    def features(self, images_BCHW: Tensor) -> Tensor: ...
+
+    @overload
+    def features(self, images_BCHW: Tensor, *, blocks: Sequence[int], norm: bool = False) -> list[Tensor]: ...
+
+    def features(
+        self, images_BCHW: Tensor, *, blocks: Sequence[int] | None = None, norm: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Pooled features (B, num_features) of normalised images (B, 3, H, W); or maps of patches, for dense tasks.
+
+        Maps are those of `timm.create_model(..., features_only=True)`, had the backbone what is learned in it:
+        class, register and prompt tokens stay out of them. Gradients reach all that is learned.
+
+        Args:
+            images_BCHW: Normalised images.
+            blocks: Numbers of blocks to give the maps (B, D_l, h, w) of, those below 0 from the end.
+            norm: Apply the backbone's last norm to these maps.
+
+        Raises:
+            VPromptError: If the backbone or the method has no such map.
+
+        Example:
+            >>> import timm, vprompt
+            >>> model = vprompt.attach(timm.create_model("test_vit"), vprompt.VPT(4), num_classes=3)
+            >>> [tuple(map.shape) for map in model.features(torch.zeros(2, 3, 160, 160), blocks=[2, -1])]
+            [(2, 64, 10, 10), (2, 64, 10, 10)]
+        """
         images_BCHW = self.as_held(images_BCHW)
+        if blocks is not None:
+            return self._maps(images_BCHW, blocks, norm)
         features_BF = self.view.forward_head(self.view.forward_features(images_BCHW), pre_logits=True)
         return self.tuned.finish(features_BF, images_BCHW)
+
+    def _maps(self, images_BCHW: Tensor, blocks: Sequence[int], norm: bool) -> list[Tensor]:
+        tokens = self.method.riding == "tokens"
+        if self.tuned.side is not None or (tokens and self.info.stages is not None):
+            what = "shallow prompts beside windows" if tokens else f"{self.method.name}, which acts on pooled features"
+            raise VPromptError(f"There are no maps of {what}; take deep prompts or another method.")
+        count = self.prompt_counts[0] if tokens else 0
+        return feature_maps(self.tuned.base, self.info, self._whole(), images_BCHW, blocks, prompts=count, norm=norm)
+
+    @abstractmethod
+    def _whole(self) -> dict[str, nn.Module]:
+        """All blocks for all patches, the last as well."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
@@ -369,6 +418,13 @@ class PromptedModel(_Adapted):
             return deep_token_parts(base, self.info, self.prompts, self.kv_prompts)
         return prefix_parts(base, self.info, lambda block: LearnedPrefix(self.prompts, self.kv_prompts, block))
 
+    def _whole(self) -> dict[str, nn.Module]:
+        base = self.tuned.base
+        if self.method.riding == "tokens":
+            return shallow_token_parts(base, self.info, self.prompts, published=True)
+        prefix = partial(LearnedPrefix, self.prompts, self.kv_prompts)
+        return prefix_parts(base, self.info, prefix, whole=True)
+
 
 class FoldedModel(_Adapted):
     """A model for inference only, in which nothing learns; made by `PromptedModel.fold`."""
@@ -386,10 +442,18 @@ class FoldedModel(_Adapted):
         else:
             prefixes = constant_prefixes(self.tuned.base, self.info, source.prompts, source.kv_prompts)
             self.prefixes = nn.ModuleList(prefixes)
-            constants = [prefix if len(prefix) else no_prefix for prefix in prefixes]
-            parts = prefix_parts(self.tuned.base, self.info, lambda block: constants[block])
+            parts = prefix_parts(self.tuned.base, self.info, self._constant)
         self._install(parts)
         self.eval()
+
+    def _constant(self, block: int) -> Prefix:
+        prefix = cast("ConstantPrefix", self.prefixes[block])
+        return prefix if len(prefix) else no_prefix
+
+    def _whole(self) -> dict[str, nn.Module]:
+        if self.method.riding == "tokens":
+            return shallow_token_parts(self.tuned.base, self.info, self.tokens, published=True)
+        return prefix_parts(self.tuned.base, self.info, self._constant, whole=True)
 
     @property
     def prompt_counts(self) -> list[int]:

@@ -23,7 +23,7 @@ from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
 from vprompt.training.checkpoint import History, merit
 from vprompt.training.feature_cache import free_memory
-from vprompt.training.loader import ImageLabels, TrainingEpoch, iterate, size_of
+from vprompt.training.loader import ImageLabels, TrainingEpoch, identity, iterate, size_of
 from vprompt.training.precision import accelerator, attention_for_training, autocast
 from vprompt.utils.devices import device_named
 from vprompt.utils.distributed import gathered, is_main_process
@@ -96,7 +96,8 @@ def settled(
     if recipe.fixed:
         return recipe, {}
     accelerator()  # makes the processes of one training know each other
-    given = {**flat(recipe, places=False), "images": size_of(train)}
+    data = None if file is None else identity(train)
+    given = {**flat(recipe, places=False), "images": size_of(train), "data": data}
     known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
     # Another process may find the file not yet written, or already.
     facts: dict[str, Any] = gathered(known.get("facts", {}) if known.get("given") == given else {})[0]

@@ -98,7 +98,12 @@ class ConstantPrefix(nn.Module):
 
 
 def prefix_parts(
-    backbone: nn.Module, info: BackboneInfo, prefix_of: Callable[[int], Prefix], *, around: Around | None = None
+    backbone: nn.Module,
+    info: BackboneInfo,
+    prefix_of: Callable[[int], Prefix],
+    *,
+    around: Around | None = None,
+    whole: bool = False,
 ) -> dict[str, nn.Module]:
     """Attention over a prefix in every block; the last block cut to the tokens that the pooling reads.
 
@@ -107,6 +112,7 @@ def prefix_parts(
         info: Its description.
         prefix_of: Gives each block its prefix.
         around: Puts something around the attention of each block.
+        whole: Let the last block compute all tokens.
 
     Returns:
         Path in the backbone -> the module in its place, for `graft`.
@@ -118,7 +124,7 @@ def prefix_parts(
             info,
             block,
             prefix_of(block),
-            num_queries=info.leading_tokens if block == last else None,
+            num_queries=info.leading_tokens if block == last and not whole else None,
             around=around,
         )
         for block, site in enumerate(info.blocks)

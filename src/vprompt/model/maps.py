@@ -1,0 +1,90 @@
+"""Maps of features: the patch tokens that blocks give, laid out as an image, for dense heads and detectors."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vprompt.backbones.graft import graft
+from vprompt.backbones.info import BackboneInfo
+from vprompt.utils.errors import VPromptError
+from vprompt.utils.text import count
+
+
+class _Tap(nn.Module):
+    """A block that keeps what it gives."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.given: Tensor | None = None
+
+    def forward(self, x: Tensor, *arguments: Any, **positions: Any) -> Tensor:
+        """As the block."""
+        given: Tensor = self.block(x, *arguments, **positions)
+        self.given = given
+        return given
+
+
+def feature_maps(
+    base: nn.Module,
+    info: BackboneInfo,
+    parts: Mapping[str, nn.Module],
+    images_BCHW: Tensor,
+    blocks: Sequence[int],
+    *,
+    prompts: int = 0,
+    norm: bool = False,
+) -> list[Tensor]:
+    """What some blocks give of each patch, (B, D_l, h, w); class, register and prompt tokens are left out.
+
+    Args:
+        base: The timm model.
+        info: Its description.
+        parts: Path of each block -> what runs in its place, for all patches.
+        images_BCHW: Normalised images.
+        blocks: Numbers of blocks, those below 0 from the end.
+        prompts: Tokens that stand before the patches between blocks, and are gone after the last.
+        norm: Apply the backbone's last norm to each.
+
+    Raises:
+        VPromptError: If there is no such block, a block's tokens are no map, or the last norm is not for its width.
+    """
+    depth = len(info.blocks)
+    numbers = [operator.index(number) for number in blocks]
+    if wrong := [number for number in numbers if not -depth <= number < depth]:
+        raise VPromptError(f"The backbone has {count(depth, 'block')}, 0 to {depth - 1}; there is no block {wrong[0]}.")
+    numbers = [number % depth for number in numbers]
+    taps = {number: _Tap(parts[info.blocks[number].path]) for number in numbers}
+    view: Any = graft(base, {**parts, **{info.blocks[number].path: tap for number, tap in taps.items()}})
+    view.forward_features(images_BCHW)
+    maps: list[Tensor] = []
+    for number in numbers:
+        given, width = taps[number].given, info.widths[number]
+        assert given is not None
+        if norm:
+            last = getattr(view, "norm", None)
+            if last is None or width != info.widths[-1]:
+                raise VPromptError(f"The backbone has no last norm for the {width} channels of block {number}.")
+            given = last(given)
+        inserted = prompts if number < depth - 1 else 0
+        maps.append(_map_of(given, info, width, images_BCHW, inserted))
+    return maps
+
+
+def _map_of(given: Tensor, info: BackboneInfo, width: int, images_BCHW: Tensor, prompts: int) -> Tensor:
+    """A map (B, D, h, w) of what a block gave: a map already, or a sequence that ends with the patches."""
+    if given.ndim == 4 and given.shape[-1] == width:
+        return given.permute(0, 3, 1, 2)
+    grid = [math.ceil(side / patch) for side, patch in zip(images_BCHW.shape[2:], info.patch_size, strict=True)]
+    before = info.num_prefix_tokens + prompts
+    if given.ndim != 3 or given.shape[:2] != (len(images_BCHW), before + math.prod(grid)):
+        raise VPromptError(
+            f"The tokens of {info.name} {tuple(given.shape)} are not the {grid[0]}×{grid[1]} patches of an image, so "
+            "that there is no map of them."
+        )
+    return given[:, before:].transpose(1, 2).unflatten(2, grid)
