@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -773,20 +774,17 @@ def test_what_a_launcher_left_over_is_said_and_passed_over(trained, tmp_path, mo
     assert bool(said) is (leftovers.get("SLURM_PROCID") is None)
 
 
+def leave_little_memory():
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+
+
 def test_too_little_memory_is_a_sentence(trained, tmp_path):
-    """More than a few gigabytes of address space are not to be had; what is asked for takes dozens."""
-    code = (
-        "import resource, sys, torch, vprompt.cli.fit, vprompt.experiments.run as _;"
-        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31));"
-        "from vprompt.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    """More than a gigabyte of address space is not to be had; what is asked for takes dozens."""
     arguments = ["fit", trained.data, "--prompts", 10_000, "--img-size", 32, "--epochs", 1, "--out", tmp_path / "out"]
-    outcome = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert outcome.returncode == 1
-    assert outcome.stderr.splitlines()[-1].startswith("vprompt: There is not enough memory")
+    status, _, errors = Command(*arguments, folder=tmp_path, prepare=leave_little_memory).end()
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("vprompt: There is not enough memory")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,14 +8,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tyro
 
 from conftest import run_command
+from processes import Script
 from vprompt.cli.main import commands
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +173,7 @@ def test_the_detector_learns(capsys):
 
 EACH = """
 import os, runpy, sys
+sys.path.insert(0, "")
 for folder in sys.argv[1:]:
     os.chdir(folder)
     runpy.run_path("use.py", run_name="__main__")
@@ -190,11 +190,5 @@ def test_extensions(tmp_path):
         (folders[-1] / "use.py").write_text("\n".join(uses), encoding="utf-8")
     assert len(folders) >= 5
     plugins = os.pathsep.join(str(folder / "plugin.py") for folder in folders)
-    ended = subprocess.run(
-        [sys.executable, "-c", EACH, *folders],
-        env={**os.environ, "VPROMPT_PLUGINS": plugins},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr  # names the section by its folder
+    status, _, errors = Script(EACH, *folders, folder=tmp_path, environment={"VPROMPT_PLUGINS": plugins}).end()
+    assert status == 0, errors  # names the section by its folder

@@ -1,9 +1,5 @@
 """An attention class and a model of a user's own, made known by one file outside the package."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import timm
 from timm.models.beit import Attention as BeitAttention
@@ -12,6 +8,7 @@ from torch import nn
 
 import families
 import vprompt
+from processes import Script
 from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.backbones.attention.registry import WRAPPERS, register, wrapper_for
 from vprompt.backbones.info import describe
@@ -117,10 +114,9 @@ print(model.info.widths, model.info.name)
 def test_one_file_brings_an_attention_class_its_block_and_its_model(tmp_path):
     plugin = tmp_path / "own.py"
     plugin.write_text(PLUGIN)
-    environment = {**os.environ, "VPROMPT_PLUGINS": str(plugin)}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[16, 16] Net\n"
+    status, printed, errors = Script(SCRIPT, folder=tmp_path, environment={"VPROMPT_PLUGINS": str(plugin)}).end()
+    assert status == 0, errors
+    assert printed == "[16, 16] Net\n"
 
 
 def test_every_wrapper_stands_for_classes_of_its_own():

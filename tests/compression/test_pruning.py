@@ -708,14 +708,16 @@ def search():
     return run, run(learned_data(4, seed=1))
 
 
-@pytest.mark.parametrize("reads", [0, 1, 37, -3, -2, -1])
-def test_a_search_interrupted_anywhere_goes_on_and_ends_the_same(reads, search, tmp_path):
+def test_a_search_interrupted_again_and_again_goes_on_and_ends_the_same(search, tmp_path):
     run, whole = search
-    val = learned_data(4, seed=1)
-    reads = reads if reads >= 0 else len(whole.trials) + reads
-    with pytest.raises(KeyboardInterrupt):
-        run(Stopping(val, reads), folder=tmp_path / "search")
-    resumed = run(val, folder=tmp_path / "search", resume=True)
+    val, folder, done = learned_data(4, seed=1), tmp_path / "search", 0
+    last = len(whole.trials)
+    for reads in (0, 1, 37, last - 3, last - 2, last - 1):  # the last three are trainings
+        with pytest.raises(KeyboardInterrupt):
+            run(Stopping(val, reads - done), folder=folder, resume=reads > 0)
+        done = reads
+        assert trials_in(folder) == done
+    resumed = run(val, folder=folder, resume=True)
     assert resumed.choice == whole.choice
     assert resumed.trials == whole.trials
     assert same(resumed.model, whole.model)
@@ -875,8 +877,7 @@ def test_killed_in_every_stage_a_pruning_ends_with_the_same_bytes(colours, tmp_p
     assert whole.status == 0, whole.err
     out = tmp_path / "run"
     state, search = out / ".run", out / ".run" / "pruning" / "search"
-    stages = [
-        (state / "settings.json").exists,
+    stages = [  # before the first of them a pruned run is as any other
         lambda: checkpoint_step(state / "training.safetensors") >= 4,  # the epoch to rewind to lies behind
         (search / "importance.safetensors").exists,
         lambda: trials_in(search) >= 4,

@@ -22,6 +22,7 @@ from vprompt.experiments.bench.scheduler import BenchError
 from vprompt.experiments.bench.store import open_store
 
 os.environ |= subject.VARIABLES  # Ray reads them when it is imported
+os.environ |= {"RAY_worker_niceness": "0"}  # or its workers wait for all other tests of a suite that runs in parallel
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 LIMITS = """
@@ -149,7 +150,8 @@ def place(tmp_path_factory, text):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (place.environment | subject.VARIABLES).items():
             patch.setenv(name, value)
-        place.cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        head = {"num_cpus": 1, "include_dashboard": False}
+        place.cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         place.node = place.cluster.add_node(num_cpus=1)
         yield place
         place.cluster.shutdown()

@@ -5,9 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +15,7 @@ from pyarrow import parquet
 
 import vprompt
 from conftest import run_command, write_classes
+from processes import Command
 from vprompt.backbones.factory import create_backbone
 from vprompt.experiments.embed import Embeddings
 from vprompt.tasks.columns import Columns
@@ -166,15 +164,11 @@ def test_a_killed_command_goes_on(colours, tmp_path):
     many = tmp_path / "many"
     for copy in range(6):
         shutil.copytree(colours / "red", many / str(copy))
-    command = [sys.executable, "-m", "vprompt", "embed", "bundled", str(many), "--unlabelled", "--batch-size", "4"]
-    command += ["--out", str(tmp_path / "x.npz")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.glob(".*.partial")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    outcome = run_command(*command[3:], "--json")
+    command = ["embed", "bundled", many, "--unlabelled", "--batch-size", "4", "--out", tmp_path / "x.npz"]
+    process = Command(*command, folder=tmp_path)
+    status, *_ = process.when(lambda: any(tmp_path.glob(".*.partial")), signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    outcome = run_command(*command, "--json")
     assert outcome.status == 0, outcome.err
     assert stored(tmp_path / "x.npz")["features"].shape == (60, 192)
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ import families
 import vprompt
 import vprompt.exporters.formats.openvino  # before OpenVINO itself, which would report its use
 from conftest import COLOURS, run_command, write_classes, write_images
+from processes import Script
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.images import decode
 from vprompt.exporters.base import FORMATS
@@ -254,10 +254,10 @@ images = torch.rand(5, 3, 32, 32)
 torch.testing.assert_close(exported(images), model(images).detach(), rtol=1e-4, atol=1e-4)
 main(["export", "--help"])
 """
-    environment = {**os.environ, "VPROMPT_PLUGINS": str(plugin), "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "packed: nobody else." in done.stdout
+    environment = {"VPROMPT_PLUGINS": str(plugin), "COLUMNS": "200"}
+    status, printed, errors = Script(script, folder=tmp_path, environment=environment).end()
+    assert status == 0, errors
+    assert "packed: nobody else." in printed
 
 
 def test_help_needs_no_slow_library():
@@ -510,8 +510,9 @@ for path in map(Path, sys.argv[1:]):
     except vprompt.VPromptError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script, *copied], capture_output=True, text=True, check=True)
-    assert ["can run code" in line for line in done.stdout.splitlines()] == [True, True]
+    status, printed, errors = Script(script, *copied, folder=tmp_path).end()
+    assert status == 0, errors
+    assert ["can run code" in line for line in printed.splitlines()] == [True, True]
     assert vprompt.load_exported(copied[0]).classes == HOSTILE  # this one wrote it
     assert vprompt.load_exported(copied[1]).num_classes == exports("merged executorch")[0].num_classes
 

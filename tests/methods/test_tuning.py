@@ -4,8 +4,6 @@ import copy
 import hashlib
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -18,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 import families
 import vprompt
 from families import blocks_of, some_images
+from processes import Script
 from vprompt.model.cost import model_cost
 from vprompt.training.trainer import Interrupted
 from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
@@ -621,10 +620,12 @@ def test_a_backbone_without_biases_has_none_to_learn():
         vprompt.attach(backbone, vprompt.Bias(), num_classes=2)
 
 
-def test_lora_without_peft_says_what_to_install():
+def test_lora_without_peft_says_what_to_install(tmp_path):
     """In a process of its own in which peft cannot be imported; nothing else needs it."""
     code = """
 import sys
+
+assert "peft" not in sys.modules
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -641,9 +642,10 @@ try:
 except vprompt.VPromptError as error:
     print(error)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'vprompt[lora]'" in found.stdout
-    assert found.stdout.strip().endswith(".")
+    status, printed, errors = Script(code, folder=tmp_path).end()
+    assert status == 0, errors
+    assert "pip install 'vprompt[lora]'" in printed
+    assert printed.strip().endswith(".")
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
