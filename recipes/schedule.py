@@ -4,8 +4,9 @@
 
 Two tasks are rendered here, by seeds that no task of the library has. FOLDER may hold more in the format of VTAB-1k
 (`NAME/images/...`, `NAME/train800val200.txt`, `NAME/test.txt`), of which all images are pooled and split anew: 1,000 to
-validate on, up to 1,000 to train on. A row of the table is a whole training with its own schedule, at the default
-learning rate. The same command goes on where it was killed; then, and with `--show`, it prints what the rule of
+validate on, the rest to train on; of a task that has too few, the longer trainings are left out. A row of the table is
+a whole training with its own schedule, at the default learning rate. The same command goes on where it was killed;
+then, and with `--show`, it prints what the rule of
 `vprompt.model.records.schedule_for` loses.
 """
 
@@ -38,8 +39,8 @@ from vprompt.data.synthetic.dsprites import FACTORS, sprites
 from vprompt.model.records import schedule_for
 from vprompt.utils.io import write_atomically
 
-IMAGES, VALIDATION, SEED, BATCH = (100, 1000), 1000, 77, 64
-EPOCHS = {100: (10, 20, 40, 100), 1000: (5, 10, 20, 40)}
+IMAGES, VALIDATION, SEED, BATCH = (100, 1000, 5000), 1000, 77, 64
+EPOCHS = {100: (20, 40, 100), 1000: (10, 20, 40, 100), 5000: (10, 20, 40)}
 RENDERED = ("location", "counting")
 COLUMNS = ("task", "images", "epochs", "seed", "val_accuracy", "val_loss", "seconds")
 
@@ -47,9 +48,14 @@ Cell = tuple[str, int, int, int]
 """Task, images, epochs, seed."""
 
 
-def cells(tasks: list[str], seeds: int) -> list[Cell]:
-    """All trainings, short ones first, so that a study that is cut short has seen all tasks."""
-    grid = product(range(seeds), tasks, IMAGES)
+def cells(tasks: dict[str, int], seeds: int) -> list[Cell]:
+    """All trainings, short ones first, so that a study that is cut short has seen all tasks.
+
+    Args:
+        tasks: Name -> number of images.
+        seeds: Number of seeds.
+    """
+    grid = [entry for entry in product(range(seeds), tasks, IMAGES) if entry[2] + VALIDATION <= tasks[entry[1]]]
     every = [(task, images, epochs, seed) for seed, task, images in grid for epochs in EPOCHS[images]]
     return sorted(every, key=lambda cell: (cell[3], cell[1] * cell[2]))
 
@@ -107,7 +113,7 @@ def run(options: argparse.Namespace, rows: list[dict[str, object]]) -> None:
         pixels, labels = pooled(folder, preprocessing)
         data[name] = pixels, torch.tensor(labels)
     done = {tuple(str(row[key]) for key in COLUMNS[:4]) for row in rows}
-    for cell in cells(list(data), options.seeds):
+    for cell in cells({name: len(labels) for name, (_, labels) in data.items()}, options.seeds):
         if tuple(map(str, cell)) not in done:
             pixels, labels = data[cell[0]]
             rows.append(train(cell, preprocessing.normalise(pixels), labels, options))
@@ -124,15 +130,19 @@ def write(file: Path, rows: list[dict[str, object]]) -> None:
 
 
 def means(rows: list[dict[str, object]]) -> Iterator[tuple[int, int, dict[int, float]]]:
-    """Of each number of images: how many curves are whole, and epochs -> their mean accuracy, over tasks and seeds."""
+    """Of each number of images: how many curves are whole, and epochs -> their mean accuracy, over tasks and seeds.
+
+    Numbers of epochs that most curves lack, as in a study that was cut short, do not count.
+    """
     by_run: dict[tuple[int, str, str], dict[int, float]] = defaultdict(dict)
     for row in rows:
         key = int(str(row["images"])), str(row["task"]), str(row["seed"])
         by_run[key][int(str(row["epochs"]))] = float(str(row["val_accuracy"]))
     for images in IMAGES:
         curves = [curve for (number, _, _), curve in by_run.items() if number == images]
-        epochs = sorted({epochs for curve in curves for epochs in curve})
-        whole = [curve for curve in curves if set(curve) == set(epochs)]
+        known = [epochs for curve in curves for epochs in curve]
+        epochs = [number for number in sorted(set(known)) if 2 * known.count(number) > len(curves)]
+        whole = [curve for curve in curves if set(curve) >= set(epochs)]
         if whole:
             yield images, len(whole), {number: fmean(curve[number] for curve in whole) for number in epochs}
 
@@ -165,7 +175,8 @@ def main() -> None:
     for images, curves, curve in means(rows):
         print(images, "images:", ", ".join(f"{epochs} epochs {100 * mean:.1f} %" for epochs, mean in curve.items()))
         rule = schedule_for(math.ceil(images / BATCH))
-        print(f"  {curves} curves; the rule's {rule} epochs lose {100 * lost(images, curve):.1f} points")
+        loses = f"lose {100 * lost(images, curve):.1f} points" if rule <= max(curve) else "were not measured"
+        print(f"  {curves} curves; the rule's {rule} epochs {loses}")
 
 
 if __name__ == "__main__":
