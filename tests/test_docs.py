@@ -105,7 +105,12 @@ def test_the_demo_in_words_is_what_it_left(page):
 
 def test_the_study_of_schedules_in_words_is_what_it_left():
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
-    names = {"location": "place of a sprite (rendered)", "counting": "number of shapes (rendered)", "eurosat": "EuroSAT", "gtsrb": "GTSRB"}
+    names = {
+        "location": "place of a sprite (rendered)",
+        "counting": "number of shapes (rendered)",
+        "eurosat": "EuroSAT",
+        "gtsrb": "GTSRB",
+    }
     with (ROOT / "docs" / "results" / "schedule.csv").open(encoding="utf-8") as opened:
         left = {(row["task"], row["images"], row["epochs"]): row["val_accuracy"] for row in csv.DictReader(opened)}
     for images, (task, name) in itertools.product(("100", "1000"), names.items()):
