@@ -16,6 +16,7 @@ from torch import Tensor
 from vprompt.compression.criteria import Gradient
 from vprompt.methods.layers.inject import attention_at
 from vprompt.model.model import PromptedModel
+from vprompt.utils.errors import VPromptError
 
 Effects = Callable[[Tensor, Tensor], dict[int, Tensor]]
 """From images and labels, in the order of the data, to the effect of each prompt or segment on each image: (B, P, R) by
@@ -55,12 +56,15 @@ def gradient_effects(model: PromptedModel, kind: Gradient, *, segments: int, see
             first += len(images)
             if removal:
                 leaves = [recorded[block][2] for block in used]
-                return dict(zip(used, (-g.unsqueeze(2) for g in torch.autograd.grad(total, leaves)), strict=True))
-            gradients = iter(torch.autograd.grad(total, [leaf for block in used for leaf in recorded[block]]))
-            return {
-                block: -torch.stack([_products(next(gradients), change) for change in changes]).sum(0)
-                for block, changes in along.items()
-            }
+                by_block = dict(zip(used, (-g.unsqueeze(2) for g in torch.autograd.grad(total, leaves)), strict=True))
+            else:
+                gradients = iter(torch.autograd.grad(total, [leaf for block in used for leaf in recorded[block]]))
+                by_block = {
+                    block: -torch.stack([_products(next(gradients), change) for change in changes]).sum(0)
+                    for block, changes in along.items()
+                }
+            # Of an image that is seen in windows, a prompt's effect is that in all of them.
+            return {block: each.unflatten(0, (len(images), -1)).sum(1) for block, each in by_block.items()}
 
         yield effects
 
@@ -68,6 +72,8 @@ def gradient_effects(model: PromptedModel, kind: Gradient, *, segments: int, see
 def _objective(model: PromptedModel, images: Tensor, labels: Tensor, kind: Gradient, seed: int, first: int) -> Tensor:
     """The quantity that changes with the prompts, summed over images."""
     if kind.of == "features":
+        if model.target.dense:
+            raise VPromptError("Pooled features say nothing of pixels; score by taylor, removal or another criterion.")
         features_BF = model.features(images)
         drawn = [
             torch.randn(features_BF.shape[1], generator=torch.Generator().manual_seed((seed << 32) + first + image))
@@ -136,7 +142,7 @@ def class_similarity(model: PromptedModel) -> Generator[Effects]:
     def note(block: int, prompts: slice, weights: Callable[[int], Tensor]) -> None:
         if prompts.start < prompts.stop:
             source, scale = (0, len(model.info.blocks)) if shallow else (block, 1)
-            paid = weights(1)[:, :, 0, prompts].mean(1).unsqueeze(2) / scale
+            paid = weights(1)[:, :, 0, prompts].detach().mean(1).unsqueeze(2) / scale
             seen[source] = seen.get(source, torch.zeros_like(paid)) + paid
 
     watched = observed(model, note)
@@ -144,7 +150,8 @@ def class_similarity(model: PromptedModel) -> Generator[Effects]:
     @torch.no_grad()
     def effects(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
         seen.clear()
-        watched(images)
-        return dict(seen)
+        with torch.set_grad_enabled(model.target.dense):  # then all windows of the images are one batch
+            watched(images)
+        return {block: paid.unflatten(0, (len(images), -1)).mean(1) for block, paid in seen.items()}
 
     yield effects

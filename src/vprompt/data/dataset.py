@@ -6,7 +6,7 @@ import hashlib
 import operator
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -109,7 +109,7 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         self.paths = None if paths is None else list(paths)
         self.augment = augment
         self._store = pixels
-        self._files = FolderFiles(root) if isinstance(root, Path) else root
+        self.files = FolderFiles(root) if isinstance(root, Path) else root
         self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
         if pixels is None and (root is None or paths is None):
             raise ValueError("an image dataset needs pixels, or root and paths")
@@ -179,6 +179,15 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         """
         return self._decoded(index, timm_view(self.augment, self.preprocessing, seed=seed, epoch=epoch, index=index))
 
+    def pairs(self, indices: Tensor, **training: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields pixels and labels of images, all at once; of those of several sizes, of one after the other.
+
+        Args:
+            indices: (B,).
+            training: Seed and epoch, for the views of a training; see `training_pixels`.
+        """
+        yield self.training_pixels(indices, **training) if training else self.pixels(indices), self.labels[indices]
+
     def with_augment(self, augment: Augment) -> ImageDataset:
         """The same images, to train on as they are (`"none"`), or on random views, half of them mirrored.
 
@@ -233,11 +242,11 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
     ) -> ImageDataset:
         return ImageDataset(
-            labels, self.preprocessing, pixels=store, rows=rows, root=self._files, paths=paths, augment=augment
+            labels, self.preprocessing, pixels=store, rows=rows, root=self.files, paths=paths, augment=augment
         )
 
     def _decoded(self, number: int, view: AnyView = None) -> Tensor:
-        if self._store is not None and (self._files is None or self.paths is None):
+        if self._store is not None and (self.files is None or self.paths is None):
             pixels = self._store[self._rows[number]]
             return render(pixels.permute(1, 2, 0).numpy(), self.preprocessing, view)
         files, paths = self._named_files()
@@ -252,9 +261,14 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
 
     def _named_files(self) -> tuple[Files, list[str]]:
         # The constructor has checked it: without pixels there are files.
-        assert self._files is not None
+        assert self.files is not None
         assert self.paths is not None
-        return self._files, self.paths
+        return self.files, self.paths
+
+
+def usual_augment(named: Augment, images: ImageDataset) -> Augment:
+    """The random views of a training where nobody asks for any: those of the task, or what images with masks need."""
+    return images.augment if named == "none" else named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -255,17 +255,40 @@ def render(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing,
 
     A view is cut out of the image resized to `size / 0.875`: its short side, or both with `"squash"`.
     """
-    height, width = preprocessing.size
-    whole = preprocessing.resize == "squash" and view is None
     layers = _layers(image, preprocessing)
     if callable(view):
         return view(Image.merge("RGB", layers) if len(layers) == 3 else layers[0])
+    height, width = preprocessing.scaled((layers[0].height, layers[0].width))
+    whole = preprocessing.resize != "crop" and (view is None or view.zoom is not None)
     box = None if whole else _box(layers[0].size, preprocessing, view)
     method = Image.Resampling[preprocessing.interpolation.upper()]
-    resized = [layer.resize((width, height), method, box=box) for layer in layers]
+    if view is not None and view.zoom is not None:
+        colour = [round(255 * mean) for mean in preprocessing.mean]
+        fills = [tuple(colour)] if len(layers) == 1 < len(colour) else colour
+        resized = [seen(layer, preprocessing, view, method, fill) for layer, fill in zip(layers, fills, strict=True)]
+    else:
+        resized = [layer.resize((width, height), method, box=box) for layer in layers]
     if view is not None and view.mirrored:
         resized = [layer.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for layer in resized]
     return torch.from_numpy(np.array(np.dstack([np.asarray(layer) for layer in resized]).transpose(2, 0, 1), order="C"))
+
+
+def seen(
+    image: Image.Image, preprocessing: Preprocessing, view: View, method: Image.Resampling, fill: Any
+) -> Image.Image:
+    """What a zoomed view shows of an image or its mask, in the size of a preprocessing; `fill` is beside the image."""
+    (width, height), (h, w), zoom = image.size, preprocessing.size, 4 ** (view.zoom or 0.0) / 2
+    scaled = preprocessing.scaled((height, width))
+    box_h, box_w = h * height / (scaled[0] * zoom), w * width / (scaled[1] * zoom)
+    top, left = view.top * (height - box_h), view.left * (width - box_w)
+    inside = max(left, 0.0), max(top, 0.0), min(left + box_w, width), min(top + box_h, height)
+    x, y = (
+        [round((end - start) * times) for end in ends]
+        for start, times, ends in ((left, w / box_w, inside[::2]), (top, h / box_h, inside[1::2]))
+    )
+    canvas = Image.new(image.mode, (w, h), fill)
+    canvas.paste(image.resize((max(1, x[1] - x[0]), max(1, y[1] - y[0])), method, box=inside), (x[0], y[0]))
+    return canvas
 
 
 def _layers(image: Image.Image | NDArray[np.uint8], preprocessing: Preprocessing) -> list[Image.Image]:
@@ -327,7 +350,7 @@ def _file_of(source: Source) -> BinaryIO:
 def _draft(image: Image.Image, preprocessing: Preprocessing, view: AnyView) -> None:
     """Lets JPEG decode at 1/2, 1/4 or 1/8, still at least twice as large as the result (as `Image.thumbnail` does)."""
     # Nearest picks single pixels, and which ones must not depend on the file's format.
-    if image.format in ("JPEG", "MPO") and preprocessing.interpolation != "nearest":
+    if image.format in ("JPEG", "MPO") and preprocessing.interpolation != "nearest" and preprocessing.resize != "keep":
         # Twice the side before the crop, for either orientation; 3 = 2 / 0.875 rounded up.
         whole = preprocessing.resize == "squash" and view is None
         side = (2 if whole else 3) * max(preprocessing.size)

@@ -120,6 +120,8 @@ def count_notes(
             so = f"nothing can be learned of {them}" if "train" in parts else f"{score} there says nothing of {them}"
             notes.append(f"Of {classes} {listed([*names], 3)} there is no image in {listed(parts)}: {so}.")
     train = per_split["train"]
+    if target.dense:  # an image is of many classes
+        return notes
     if everywhere := [name for name, count in train.items() if 0 < count == images]:
         notes.append(f"All training images are of {unit} {listed(everywhere, 3)}: nothing can be learned of that.")
     few = [f"{name} ({count})" for name, count in train.items() if 0 < count < FEW]

@@ -16,8 +16,9 @@ from torch import Tensor
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset, Summary, Task
 from vprompt.data.images import SHALLOW, bits_used, render_arrays, try_decode
 from vprompt.data.listing import UNSPLIT, Item, Listing, with_one_spelling
+from vprompt.data.masks import masked, with_masks
 from vprompt.data.notes import copy_notes, count_notes, group_notes, sample_of
-from vprompt.data.preprocessing import WHITE, Preprocessing
+from vprompt.data.preprocessing import WHITE, WHOLE, Preprocessing, Resize
 from vprompt.data.scan import in_words
 from vprompt.data.split import Splits, content_of, cut, joined, look, missing_splits, near_copies
 from vprompt.data.threads import in_threads
@@ -36,6 +37,7 @@ def load(
     preprocessing: Preprocessing,
     *,
     target: str | None = None,
+    resize: Resize | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
@@ -47,6 +49,8 @@ def load(
         listing: From a source; with images to train on.
         preprocessing: See `load_folder`, as all below.
         target: Name of what is to be said of an image; what the labels look like when not given.
+        resize: Another way of resizing than that of the preprocessing; where pixels have labels, `"keep"` when not
+            given.
         split_seed: Decides which files go where when a split is cut.
         skip_bad: Goes on without what cannot be used.
         memory_limit: Bytes of decoded images to hold; where the source has fixed the splits, images to train and
@@ -57,7 +61,8 @@ def load(
         DataError: There is something wrong, and it is not to be skipped; or nothing is left to tell apart.
     """
     kind, fixed = kind_of(_learned(listing.splits), listing.label_names, target), listing.classes is not None
-    listing = with_one_spelling(listing) if kind.grouped else listing
+    listing = with_one_spelling(listing) if kind.grouped else with_masks(listing) if kind.dense else listing
+    preprocessing = _fitting(kind, preprocessing, resize)
     splits = {split: list(items) for split, items in listing.splits.items()}
     problems = [*listing.problems]
     notes: tuple[str, ...] = ()
@@ -74,7 +79,8 @@ def load(
     parts = (learned, ("test",)) if fixed else (tuple(splits),)
     groups = [[item.name for split in part for item in splits.get(split, ())] for part in parts]
     decode_all = skip_bad or not fixed or missing_splits(splits)
-    checked = check(listing, groups, preprocessing, memory_limit, progress, decode_all=decode_all)
+    held = 0 if kind.dense else memory_limit
+    checked = check(listing, groups, preprocessing.squashed, held, progress, decode_all=decode_all)
     refuse(listing, checked.problems, skip_bad)
     problems += checked.problems
     present = {split: _labels(items) for split, items in splits.items()}
@@ -88,8 +94,7 @@ def load(
 
     def dataset(split: str) -> ImageDataset | None:
         items = splits.get(split)
-        labels = made.encode([item.label for item in items or ()])
-        return checked.dataset([item.name for item in items], labels) if items else None
+        return checked.labelled(items, made, preprocessing) if items else None
 
     parts = {split: images for split in splits if (images := dataset(split)) is not None}
     per_split = {split: dict(made.counts(images.labels)) for split, images in parts.items()}
@@ -115,6 +120,19 @@ def load(
         ),
         target=made,
     )
+
+
+def _fitting(kind: type[Target], preprocessing: Preprocessing, resize: Resize | None) -> Preprocessing:
+    """A preprocessing resized as is asked for, or as a target needs it.
+
+    Raises:
+        DataError: It is not for such a target.
+    """
+    resize = resize or ("keep" if kind.dense else preprocessing.resize)
+    if (resize == "crop") if kind.dense else (resize in WHOLE):
+        able = "keep, fit or squash" if kind.dense else "squash or crop"
+        raise DataError(f"Images of the target {kind.name} are resized by {able}, not by {resize}.")
+    return replace(preprocessing, resize=resize)
 
 
 def _learned(splits: Mapping[str, Sequence[Item]]) -> list[str]:
@@ -283,17 +301,19 @@ class Checked:
         parts = cut(strata, seed, self.contents, sides)
         return {split: [item_of[item.name] for item in items] for split, items in parts.items()}, copies
 
-    def dataset(self, names: Sequence[str], labels: Tensor) -> ImageDataset:
-        """A data set of images of one group; labels as those of `ImageDataset`."""
+    def labelled(self, items: Sequence[Item], target: Target, preprocessing: Preprocessing) -> ImageDataset:
+        """A data set of images of one group, with labels for a target."""
+        names = [item.name for item in items]
         places = [self.held[name] for name in names if name in self.held]
-        return ImageDataset(
-            labels,
-            self.preprocessing,
+        images = ImageDataset(
+            target.encode([item.label for item in items]),
+            preprocessing,
             pixels=places[0][0] if places else None,
             rows=torch.tensor([row for _, row in places]) if places else None,
             root=self.files,
             paths=None if self.files is None else names,
         )
+        return masked(images, {item.name: item.label for item in items}, target) if target.dense else images
 
 
 def check(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.listing import UNSPLIT, Listing, with_one_spelling
+from vprompt.data.masks import with_masks
 from vprompt.data.notes import in_sample
 from vprompt.data.pipeline import (
     DEFAULT_MEMORY_LIMIT,
@@ -19,7 +20,7 @@ from vprompt.data.pipeline import (
     load,
     refuse,
 )
-from vprompt.data.preprocessing import Preprocessing
+from vprompt.data.preprocessing import Preprocessing, Resize
 from vprompt.data.scan import in_words
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.bundled import SOURCE, bundled_listing
@@ -43,6 +44,7 @@ def open_task(
     root: str | Path | None = None,
     columns: Columns = NO_COLUMNS,
     target: str | None = None,
+    resize: Resize | None = None,
     split_seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
@@ -54,8 +56,10 @@ def open_task(
         preprocessing: How the images are resized, and later normalised.
         root: The folder that benchmark tasks lie in; `$VPROMPT_DATA`, or else `data`, when not given.
         columns: What the columns of a table are, where that does not tell itself.
-        target: What is to be said of an image: `"single-label"`, `"multi-label"`, `"regression"`, or another that is
-            registered; what the labels look like when not given.
+        target: What is to be said of an image: `"single-label"`, `"multi-label"`, `"regression"`, `"segmentation"`, or
+            another that is registered; what the labels look like when not given.
+        resize: Another way of resizing than that of the preprocessing; where pixels have labels, `"keep"` when not
+            given.
         split_seed: See `load_folder`.
         skip_bad: See `load_folder`.
         progress: See `load_folder`.
@@ -69,7 +73,15 @@ def open_task(
         'fashion-mnist'
     """
     listing = find_listing(spec, root=root, columns=columns, target=target)
-    return load(listing, preprocessing, target=target, split_seed=split_seed, skip_bad=skip_bad, progress=progress)
+    return load(
+        listing,
+        preprocessing,
+        target=target,
+        resize=resize,
+        split_seed=split_seed,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
 
 
 def find_listing(
@@ -205,6 +217,7 @@ def load_labelled(
         what = "the bundled task" if listing.source == SOURCE else listing.source
         raise DataError(f"The adapter was not made for {what}; give the folder of images to evaluate on.")
     listing = with_one_spelling(listing, target.names) if target.grouped else listing
+    listing = with_masks(listing, target) if target.dense else listing
     splits = {name: list(items) for name, items in listing.splits.items()}
     listed = listed_classes(listing, splits)
     cutting = split != "all" and missing_splits(splits)
@@ -221,7 +234,8 @@ def load_labelled(
     problems = [*listing.problems, *unread]
     refuse(listing, problems, skip_bad)
     group = [item.name for items in splits.values() for item in items]
-    checked = check(listing, [group], preprocessing, DEFAULT_MEMORY_LIMIT, progress, decode_all=True)
+    held = 0 if target.dense else DEFAULT_MEMORY_LIMIT
+    checked = check(listing, [group], preprocessing.squashed, held, progress, decode_all=True)
     refuse(listing, checked.problems, skip_bad or (bad is not None and len(checked.bad) < len(group)))
     if bad is not None:
         bad += as_sentences(checked.problems)
@@ -240,7 +254,7 @@ def load_labelled(
         which = "" if split == "auto" else f" in its split {split!r}"
         kind = "usable image" if checked.bad else "images of known classes"
         raise DataError(f"{printable(str(spec))} has no {kind}{which}.")
-    images = checked.dataset([item.name for item in items], target.encode([item.label for item in items]))
+    images = checked.labelled(items, target, preprocessing)
     other = [f"passed over: {other}"] if (other := in_words(listing.passed_over)) else []
     return images, name, (*as_sentences([*problems, *checked.problems, *other]), *listing.remarks)
 

@@ -29,6 +29,7 @@ from vprompt.experiments.folder import locked
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.tasks.base import Target
 from vprompt.tasks.columns import NO_COLUMNS, Columns
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.training import probe
 from vprompt.training.evaluate import Evaluation
 from vprompt.training.feature_cache import empty_rows
@@ -330,7 +331,8 @@ def _parts(
         usable, problems = [name for name in names if name not in checked.bad], [*data.problems, *checked.problems]
         refuse(data, problems, skip_bad and bool(usable))
         over = [f"Passed over: {in_words(data.passed_over)}."] * bool(data.passed_over)
-        images = checked.dataset(usable, torch.zeros(len(usable)).long())
+        blank = SingleLabel(names=("",))
+        images = checked.labelled([Item(name, "") for name in usable], blank, preprocessing)
         return {UNSPLIT: images}, about | {"notes": (*data.remarks, *as_sentences(problems), *over)}
     task = load(data, preprocessing, skip_bad=skip_bad, progress=progress, **how) if isinstance(data, Listing) else data
     splits = {"train": task.train, "val": task.val, "test": task.test}

@@ -9,7 +9,7 @@ import torch
 from vprompt.backbones.info import num_parameters
 from vprompt.compression.condense import SHARES
 from vprompt.data.benchmarks.tasks import transforms_of
-from vprompt.data.dataset import ImageDataset, Task
+from vprompt.data.dataset import ImageDataset, Task, usual_augment
 from vprompt.data.preprocessing import Augment
 from vprompt.data.scan import in_words
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
@@ -110,7 +110,8 @@ def _tuning_passes(settings: Condensing) -> int:
     return 1 + settings.fine_tune * tunings * settings.fine_tune_epochs
 
 
-def augment_of(settings: Settings | CondenseSettings) -> Augment:
+def augment_of(settings: Settings | CondenseSettings, images: ImageDataset | None = None) -> Augment:
     """Random augmentation of training images: as the settings say, or as the task's results are made."""
     given = settings.augment if isinstance(settings, Settings) else None
-    return given or transforms_of(settings.data).augment
+    usual = transforms_of(settings.data).augment
+    return given or (usual if images is None else usual_augment(usual, images))

@@ -191,7 +191,7 @@ def _prepare(
         settings.method,
         data=stages.task,
         head_init=settings.head_init,
-        preprocessing=preprocessing,
+        head=settings.head,
     )
     stages.introduce(model, stages.settle(model, search=False))
     return stages, model

@@ -16,6 +16,7 @@ from vprompt.methods.vpt import VPT
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import TARGETS
 from vprompt.tasks.columns import Columns
+from vprompt.tasks.segmentation import DenseHead
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import (
     ADDED,
@@ -112,7 +113,8 @@ class Settings:
             the price of about four more trainings.
         recipe: Training.
         resize: squash: to the backbone's size, whatever the aspect ratio. crop: short side, then the centre. When left
-            out, crop for FGVC's tasks and squash for all others.
+            out, crop for FGVC's tasks and squash for all others. Of images with masks: keep (when left out) or fit the
+            short side, both seen in windows of the backbone's size, or squash.
         augment: crop-flip: train on random crops, half of them mirrored. light, medium, strong: crops of any size by
             timm, half of them mirrored, from medium on with RandAugment and random erasing; best with --workers. When
             left out, crop-flip for FGVC's tasks and none for all others.
@@ -126,7 +128,9 @@ class Settings:
         skip_bad: Go on without images and classes that cannot be used, and say how many.
         track: Trackers that see loss, accuracy and rate of every epoch, beside log.jsonl in the run's folder.
         target: What is to be said of an image: single-label (one of the classes), multi-label (any number of tags),
-            regression (numbers); what the labels look like when left out.
+            regression (numbers), segmentation (a class for each pixel); what the labels look like when left out.
+        head: Of segmentation, what makes classes of features: linear (batch norm and a linear layer), multi (the same
+            on four blocks), conv (two convolutions that enlarge the map); linear when left out.
         calibrate: Fit a temperature on the validation images, so that probabilities are as often right as they say.
 
     Raises:
@@ -145,7 +149,7 @@ class Settings:
         default=None, metadata={"switch": "prune", "when": ("prune", "prune_tokens", "prune_segments")}
     )
     recipe: Recipe = field(default_factory=Recipe)
-    resize: Literal["squash", "crop"] | None = None
+    resize: Literal["squash", "crop", "keep", "fit"] | None = None
     augment: Literal["none", "crop-flip", "light", "medium", "strong"] | None = None
     train_on: TrainOn = "train"
     test: bool = True
@@ -155,6 +159,7 @@ class Settings:
     skip_bad: bool = False
     track: tuple[Tracker, ...] = field(default=(), metadata=PLACE | ADDED)
     target: str | None = field(default=None, metadata=ADDED)
+    head: DenseHead | None = field(default=None, metadata=ADDED)
     calibrate: bool = field(default=False, metadata=ADDED)
 
     __repr__ = brief

@@ -84,7 +84,8 @@ class Sources:
     ) -> Task:
         """The images that settings name, checked and decoded, with labels for a target."""
         places = (settings.data, settings.columns, settings.root)
-        key = (places, settings.split_seed, settings.skip_bad, preprocessing, target)
+        resize = settings.resize if isinstance(settings, Settings) else preprocessing.resize
+        key = (places, settings.split_seed, settings.skip_bad, preprocessing, target, resize)
         if self._task is None or self._task[0] != key:
             self._task = None
             task = open_task(
@@ -93,6 +94,7 @@ class Sources:
                 root=settings.root,
                 columns=settings.columns,
                 target=target,
+                resize=resize,
                 split_seed=settings.split_seed,
                 skip_bad=settings.skip_bad,
                 progress=report,
@@ -490,4 +492,4 @@ def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[
         if val is None:
             raise DataError(f"{task.source} has no validation images to train on as well.")
         train, val = train.joined(val), None
-    return train.with_augment(augment_of(settings)), val
+    return train.with_augment(augment_of(settings, train)), val

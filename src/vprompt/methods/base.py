@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -53,7 +53,7 @@ class Method:
     - parameters in or beside the backbone: `tunes_backbone = True` and `make_tuning`, which returns a `Tuning`: the
       learned parameters by name, and a view of the backbone (made by `graft`) in which they act. `fold_tuning` where
       inference can do with less.
-    - another classifier: `make_head`.
+    - another classifier: `head_layers`, or `make_head` and `make_dense_head`.
 
     `lr_factor`, `size` and `summary` are its share of the learning rate and its texts. With the decorator `register`
     (`vprompt.methods.registry`) it is known to all the rest: attaching, training, saving, loading, folding,
@@ -69,6 +69,7 @@ class Method:
         tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
         merges_weights: Whether folding makes copies of the backbone's weights.
         prunes: Whether pruning is a part of the method, so that comparisons prune it.
+        head_layers: Layers of the head.
 
     Example:
         >>> from vprompt.methods.vpt import VPT
@@ -86,6 +87,7 @@ class Method:
     merges_weights: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
     prompt_dropout: ClassVar[float] = 0.0
+    head_layers: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -139,7 +141,16 @@ class Method:
         """The classifier on the pooled feature; `attach` sets the values of its last layer."""
         from torch import nn
 
-        return nn.Linear(features, classes)
+        from vprompt.methods.layers.head import MLPHead
+
+        many = self.head_layers > 1
+        return MLPHead(features, classes, self.head_layers) if many else nn.Linear(features, classes)
+
+    def make_dense_head(self, kind: str, widths: Sequence[int], classes: int) -> Head:
+        """The classifier on maps of features, where every pixel has a label."""
+        from vprompt.methods.layers.dense import DenseHead
+
+        return DenseHead(kind, widths, classes, self.head_layers)
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
         """Learned parameters in or beside the backbone, as training starts, and a view of the backbone that uses them.

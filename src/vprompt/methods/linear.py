@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
-
-if TYPE_CHECKING:
-    from vprompt.methods.layers.head import Head
 
 
 @register
@@ -49,8 +46,7 @@ class MLP(Method):
     words: ClassVar[str] = "a head of {layers} layers"
     lr_factor: ClassVar[float] = 0.2
 
-    def make_head(self, features: int, classes: int) -> Head:
-        """A head of several layers."""
-        from vprompt.methods.layers.head import MLPHead
-
-        return MLPHead(features, classes, self.layers)
+    @property
+    def head_layers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As many as are asked for."""
+        return self.layers

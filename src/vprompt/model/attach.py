@@ -14,12 +14,12 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import describe
 from vprompt.data.benchmarks.tasks import transforms_of
-from vprompt.data.dataset import Task
+from vprompt.data.dataset import Task, usual_augment
 from vprompt.data.pipeline import Progress
 from vprompt.data.preprocessing import Preprocessing, Resize
 from vprompt.data.tasks import open_task
 from vprompt.methods.base import HEAD_INIT, HeadInit, Method
-from vprompt.methods.layers.head import initialise
+from vprompt.methods.layers.head import initialise, new_head
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.tasks.base import Target
@@ -45,6 +45,7 @@ def attach(
     weights: str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
+    head: str | None = None,
 ) -> PromptedModel:
     """Attaches a method, such as prompts, and a head to a frozen vision transformer.
 
@@ -71,6 +72,8 @@ def attach(
         img_size: With a name: input size in pixels (one number, or height and width), where it should differ from the
             pre-training size.
         in_chans: With a name: channels of the images where they are not RGB.
+        head: Where every pixel has a label, what makes logits of maps: `"linear"`, `"multi"` or `"conv"`, see
+            `vprompt.methods.layers.dense`; the target's own when not given.
 
     Returns:
         A `PromptedModel` in training mode.
@@ -111,13 +114,17 @@ def attach(
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
     info = describe(backbone)
     prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
-    head = initialise(method.make_head(info.num_features, number), head_init)
+    if head is not None:
+        if target is None:
+            raise VPromptError("A head on maps needs a target whose pixels have labels; give data or target.")
+        target = target.with_head(head)
+    classifier = initialise(new_head(method, info, target, number), head_init)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone,
         method,
         prompts,
-        head,
+        classifier,
         kv_prompts=kv_prompts,
         execution=execution,
         classes=classes,
@@ -150,7 +157,8 @@ def open_data(
         backbone: Name or timm model that will see the images.
         img_size: With a name: its input size, as for `attach`.
         in_chans: With a name: channels of the images, as for `attach`.
-        resize: `"squash"` or `"crop"`; as the task's results are made when not given.
+        resize: `"squash"` or `"crop"`, as the task's results are made when not given; where pixels have labels,
+            `"keep"` (when not given), `"fit"` or `"squash"`.
         root: Folder of benchmark tasks; see `vprompt.data.open_task`.
         columns: What the columns of a table are, where that does not tell itself.
         target: Name of what is to be said of an image; see `vprompt.data.open_task`.
@@ -183,8 +191,9 @@ def open_data(
         root=root,
         columns=columns,
         target=target,
+        resize=resize,
         split_seed=split_seed,
         skip_bad=skip_bad,
         progress=progress,
     )
-    return replace(task, train=task.train.with_augment(usual.augment))
+    return replace(task, train=task.train.with_augment(usual_augment(usual.augment, task.train)))

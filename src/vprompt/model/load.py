@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vprompt.backbones.factory import can_create, create_backbone, timms_name
 from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
 from vprompt.backbones.weights import reason
+from vprompt.methods.layers.head import head_values, new_head
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model import hub as adapter_hub
 from vprompt.model.config import AdaptedBackbone, AdapterConfig, read_config
@@ -167,14 +168,14 @@ def _assemble(
         # Without memory, until it is known that the file has as many numbers.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
-            head = method.make_head(info.num_features, config.num_classes)
+            head = new_head(method, info, config.target, config.num_classes)
         tuned = method.tuned_shapes(backbone, info)
     except (RuntimeError, ArithmeticError, TypeError, ValueError, MemoryError) as error:
         raise AdapterError(
             f"{folder / CONFIG_FILE} asks for what cannot be ({reason(error)}); save or download the adapter again."
         ) from error
     shapes: dict[str, Shape] = {f"kv_prompts.{name}": tuple(p.shape) for name, p in kv_prompts.named_parameters()}
-    shapes |= {f"head.{name}": tuple(p.shape) for name, p in head.named_parameters()}
+    shapes |= {f"head.{name}": tuple(value.shape) for name, value in head_values(head).items()}
     shapes |= {TUNED + name: tuple(shape) for name, shape in tuned.items()}
     plain = prompts.plain or config.plain_prompts
     shapes |= (
@@ -183,7 +184,7 @@ def _assemble(
     check_shapes(tensors, shapes, str(folder / TENSORS_FILE))
     parts = {kind: _under(tensors, kind) for kind in ("prompts.", "kv_prompts.", "head.", TUNED)}
     with torch.random.fork_rng(devices=[]):
-        head = _filled(method.make_head(info.num_features, config.num_classes), parts["head."])
+        head = _filled(new_head(method, info, config.target, config.num_classes), parts["head."])
         kv_prompts = _filled(method.make_kv_prompts(backbone, info), parts["kv_prompts."])
         if plain:
             prompts = _plain_prompts(config, tensors, next(head.parameters()))
@@ -242,6 +243,7 @@ def _under(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 def _filled(module: M, values: dict[str, Tensor]) -> M:
     """A module with its parameters set to values, in their type."""
-    for name, parameter in module.named_parameters():
-        parameter.data = values[name]
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if name in values:
+            value.data = values[name]
     return module

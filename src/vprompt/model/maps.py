@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
+from vprompt.methods.layers.tokens import TokenStages
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import count
 
@@ -18,22 +19,21 @@ from vprompt.utils.text import count
 class _Tap(nn.Module):
     """A block that keeps what it gives."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, number: int, given_by: dict[int, Tensor]) -> None:
         super().__init__()
         self.block = block
-        self.given: Tensor | None = None
+        self.number = number
+        self.given_by = given_by
 
     def forward(self, x: Tensor, *arguments: Any, **positions: Any) -> Tensor:
         """As the block."""
-        given: Tensor = self.block(x, *arguments, **positions)
-        self.given = given
+        given = self.given_by[self.number] = self.block(x, *arguments, **positions)
         return given
 
 
 def feature_maps(
-    base: nn.Module,
+    view: nn.Module,
     info: BackboneInfo,
-    parts: Mapping[str, nn.Module],
     images_BCHW: Tensor,
     blocks: Sequence[int],
     *,
@@ -43,9 +43,8 @@ def feature_maps(
     """What some blocks give of each patch, (B, D_l, h, w); class, register and prompt tokens are left out.
 
     Args:
-        base: The timm model.
+        view: The timm model with what is learned in place, whose blocks compute all patches.
         info: Its description.
-        parts: Path of each block -> what runs in its place, for all patches.
         images_BCHW: Normalised images.
         blocks: Numbers of blocks, those below 0 from the end.
         prompts: Tokens that stand before the patches between blocks, and are gone after the last.
@@ -59,13 +58,18 @@ def feature_maps(
     if wrong := [number for number in numbers if not -depth <= number < depth]:
         raise VPromptError(f"The backbone has {count(depth, 'block')}, 0 to {depth - 1}; there is no block {wrong[0]}.")
     numbers = [number % depth for number in numbers]
-    taps = {number: _Tap(parts[info.blocks[number].path]) for number in numbers}
-    view: Any = graft(base, {**parts, **{info.blocks[number].path: tap for number, tap in taps.items()}})
-    view.forward_features(images_BCHW)
+    given_by, parts = dict[int, Tensor](), dict[str, nn.Module]()
+    stages = None if info.stages is None else next(view.get_submodule(info.stages).children(), None)
+    if isinstance(stages, TokenStages):
+        parts[f"{info.stages}.0"] = stages.told(given_by.__setitem__)
+    else:
+        paths = {number: info.blocks[number].path for number in numbers}
+        parts = {path: _Tap(view.get_submodule(path), number, given_by) for number, path in paths.items()}
+    tapped: Any = graft(view, parts)
+    tapped.forward_features(images_BCHW)
     maps: list[Tensor] = []
     for number in numbers:
-        given, width = taps[number].given, info.widths[number]
-        assert given is not None
+        given, width = given_by[number], info.widths[number]
         if norm:
             last = getattr(view, "norm", None)
             if last is None or width != info.widths[-1]:
@@ -80,11 +84,12 @@ def _map_of(given: Tensor, info: BackboneInfo, width: int, images_BCHW: Tensor, 
     """A map (B, D, h, w) of what a block gave: a map already, or a sequence that ends with the patches."""
     if given.ndim == 4 and given.shape[-1] == width:
         return given.permute(0, 3, 1, 2)
-    grid = [math.ceil(side / patch) for side, patch in zip(images_BCHW.shape[2:], info.patch_size, strict=True)]
-    before = info.num_prefix_tokens + prompts
-    if given.ndim != 3 or given.shape[:2] != (len(images_BCHW), before + math.prod(grid)):
-        raise VPromptError(
-            f"The tokens of {info.name} {tuple(given.shape)} are not the {grid[0]}×{grid[1]} patches of an image, so "
-            "that there is no map of them."
-        )
-    return given[:, before:].transpose(1, 2).unflatten(2, grid)
+    sides, before = [*zip(images_BCHW.shape[2:], info.patch_size, strict=True)], info.num_prefix_tokens + prompts
+    # What is over of an image is padded to a patch, or left away.
+    for grid in ([math.ceil(side / patch) for side, patch in sides], [side // patch for side, patch in sides]):
+        if given.ndim == 3 and given.shape[:2] == (len(images_BCHW), before + math.prod(grid)):
+            return given[:, before:].transpose(1, 2).unflatten(2, grid)
+    raise VPromptError(
+        f"The tokens of {info.name} {tuple(given.shape)} are not the patches of an image {tuple(images_BCHW.shape[2:])}"
+        ", so that there is no map of them."
+    )

@@ -19,7 +19,8 @@ from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo, check_size, describe, num_parameters
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.base import Method
-from vprompt.methods.layers.head import Head
+from vprompt.methods.layers.dense import DenseHead
+from vprompt.methods.layers.head import Head, head_values
 from vprompt.methods.layers.inject import (
     ConstantPrefix,
     LearnedPrefix,
@@ -32,7 +33,9 @@ from vprompt.methods.layers.prompts import KVPrompts, Prompts, check_segments
 from vprompt.methods.layers.tuned import Tuning
 from vprompt.model.classifier import Classifier
 from vprompt.model.maps import feature_maps
+from vprompt.model.windows import by_windows
 from vprompt.tasks.base import Target
+from vprompt.tasks.segmentation import resized
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import line, listed
@@ -114,7 +117,7 @@ class _Adapted(Classifier):
     @property
     def any_size(self) -> bool:
         """True where images of other sizes than that of `preprocessing` are taken as they come."""
-        return self.info.any_size
+        return self.info.any_size or self.target.dense
 
     @property
     def attentions(self) -> list[PrefixAttention]:
@@ -183,20 +186,32 @@ class _Adapted(Classifier):
         return self.tuned.finish(features_BF, images_BCHW)
 
     def _maps(self, images_BCHW: Tensor, blocks: Sequence[int], norm: bool) -> list[Tensor]:
-        tokens = self.method.riding == "tokens"
-        if self.tuned.side is not None or (tokens and self.info.stages is not None):
-            what = "shallow prompts beside windows" if tokens else f"{self.method.name}, which acts on pooled features"
-            raise VPromptError(f"There are no maps of {what}; take deep prompts or another method.")
-        count = self.prompt_counts[0] if tokens else 0
-        return feature_maps(self.tuned.base, self.info, self._whole(), images_BCHW, blocks, prompts=count, norm=norm)
+        if self.tuned.side is not None:
+            raise VPromptError(
+                f"There are no maps of {self.method.name}, which acts on pooled features; take another method."
+            )
+        view = self.view if self.target.dense else graft(self.tuned.base, self._parts(whole=True))
+        count = self.prompt_counts[0] if self.method.riding == "tokens" else 0
+        return feature_maps(view, self.info, images_BCHW, blocks, prompts=count, norm=norm)
 
     @abstractmethod
-    def _whole(self) -> dict[str, nn.Module]:
-        """All blocks for all patches, the last as well."""
+    def _parts(self, *, whole: bool) -> dict[str, nn.Module]:
+        """What runs in the place of the blocks, by their paths; if whole, the last one for all patches as well."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
+        """Logits (B, num_classes) of normalised images (B, 3, H, W); (B, num_classes, H, W) where pixels have labels.
+
+        The latter are the means of windows of the model's size, see `vprompt.model.windows`.
+        """
+        if isinstance(self.head, DenseHead):
+            return by_windows(self._dense, images_BCHW, self.preprocessing.size)
         return self.head(self.features(images_BCHW))
+
+    def _dense(self, images_BCHW: Tensor) -> Tensor:
+        head, widths = cast("DenseHead", self.head), self.info.widths
+        norm = len(set(widths)) == 1 and getattr(self.view, "norm", None) is not None
+        maps = self.features(images_BCHW, blocks=head.blocks, norm=norm)
+        return resized(head(maps), images_BCHW.shape[2:])
 
     def train(self, mode: bool = True) -> Self:
         """Sets prompts and head to training; the backbone always stays in eval mode."""
@@ -262,6 +277,8 @@ class PromptedModel(_Adapted):
         names = names if target is None else target.names
         if names is not None and len(names) != head.out_features:
             raise VPromptError(f"There are {len(names)} class names for {head.out_features} classes.")
+        if (target is not None and target.dense) != isinstance(head, DenseHead):
+            raise VPromptError("A head on maps is for pixels with labels, and no other is; `vprompt.attach` makes it.")
         if execution not in ("prefix", "published"):
             raise VPromptError(f"Execution is 'prefix' or 'published', not {execution!r}.")
         preprocessing = preprocessing or info.preprocessing
@@ -275,7 +292,7 @@ class PromptedModel(_Adapted):
         self.condensation: Condensation | None = None
         self.pruning: Pruning | None = None
         self.recipe: Recipe | None = None
-        self._install(self._parts())
+        self._install(self._parts(whole=self.target.dense))
 
     @property
     def prompt_counts(self) -> list[int]:
@@ -286,6 +303,11 @@ class PromptedModel(_Adapted):
     def learned(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that training changes: prompts, what is tuned in the backbone, and the head."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.") and p.requires_grad}
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Name -> all numbers that training changes: what is learned, and the statistics of a head's batch norm."""
+        return {**self.learned, **{f"head.{name}": value for name, value in head_values(self.head).items()}}
 
     @property
     def num_learned(self) -> int:
@@ -320,7 +342,7 @@ class PromptedModel(_Adapted):
         Where segments were pruned, it also says which, under the names of buffers.
         """
         places = {f"prompts.{name}": buffer.clone() for name, buffer in self.prompts.named_buffers()}
-        return {name: p.detach().clone() for name, p in self.learned.items()} | places
+        return {name: value.detach().clone() for name, value in self.values.items()} | places
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -329,14 +351,14 @@ class PromptedModel(_Adapted):
         Raises:
             VPromptError: If they are those of another model.
         """
-        current, learned = self.state(), self.learned
-        fixed = current.keys() - learned.keys()
+        current, values = self.state(), self.values
+        fixed = current.keys() - values.keys()
         if {n: t.shape for n, t in current.items()} != {n: t.shape for n, t in state.items()} or any(
             not torch.equal(current[name], state[name].to(current[name].device)) for name in fixed
         ):
             raise VPromptError("The recorded values are not those of this model: names, shapes or segments differ.")
-        for name, parameter in learned.items():
-            parameter.copy_(state[name])
+        for name, value in values.items():
+            value.copy_(state[name])
 
     def keep(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> PromptedModel:
         """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
@@ -409,21 +431,14 @@ class PromptedModel(_Adapted):
 
         return push_adapter(self, repo_id, **options)
 
-    def _parts(self) -> dict[str, nn.Module]:
+    def _parts(self, *, whole: bool) -> dict[str, nn.Module]:
         base = self.tuned.base
         if self.method.riding == "tokens":
-            published = self.execution == "published"
+            published = whole or self.execution == "published"
             return shallow_token_parts(base, self.info, self.prompts, published=published)
         if self.execution == "published":
             return deep_token_parts(base, self.info, self.prompts, self.kv_prompts)
-        return prefix_parts(base, self.info, lambda block: LearnedPrefix(self.prompts, self.kv_prompts, block))
-
-    def _whole(self) -> dict[str, nn.Module]:
-        base = self.tuned.base
-        if self.method.riding == "tokens":
-            return shallow_token_parts(base, self.info, self.prompts, published=True)
-        prefix = partial(LearnedPrefix, self.prompts, self.kv_prompts)
-        return prefix_parts(base, self.info, prefix, whole=True)
+        return prefix_parts(base, self.info, partial(LearnedPrefix, self.prompts, self.kv_prompts), whole=whole)
 
 
 class FoldedModel(_Adapted):
@@ -438,22 +453,20 @@ class FoldedModel(_Adapted):
         self.counts = tuple(source.prompt_counts)
         if source.method.riding == "tokens":
             self.tokens = source.prompts.constants()
-            parts = shallow_token_parts(self.tuned.base, self.info, self.tokens, published=False)
         else:
             prefixes = constant_prefixes(self.tuned.base, self.info, source.prompts, source.kv_prompts)
             self.prefixes = nn.ModuleList(prefixes)
-            parts = prefix_parts(self.tuned.base, self.info, self._constant)
-        self._install(parts)
+        self._install(self._parts(whole=self.target.dense))
         self.eval()
 
     def _constant(self, block: int) -> Prefix:
         prefix = cast("ConstantPrefix", self.prefixes[block])
         return prefix if len(prefix) else no_prefix
 
-    def _whole(self) -> dict[str, nn.Module]:
+    def _parts(self, *, whole: bool) -> dict[str, nn.Module]:
         if self.method.riding == "tokens":
-            return shallow_token_parts(self.tuned.base, self.info, self.tokens, published=True)
-        return prefix_parts(self.tuned.base, self.info, self._constant, whole=True)
+            return shallow_token_parts(self.tuned.base, self.info, self.tokens, published=whole)
+        return prefix_parts(self.tuned.base, self.info, self._constant, whole=whole)
 
     @property
     def prompt_counts(self) -> list[int]:

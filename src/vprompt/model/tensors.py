@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from vprompt.methods.layers.head import head_values
 from vprompt.model.config import AdapterConfig
 from vprompt.utils.errors import AdapterError
 
@@ -47,7 +48,7 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
         tensors |= {f"copies.{block}": torch.tensor(prompts.multiplicity[block]) for block in used}
     tensors |= {f"kv_prompts.{block}": values for block, values in enumerate(model.kv_prompts)}
     tensors |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
-    tensors |= {f"head.{name}": p for name, p in model.head.named_parameters()}
+    tensors |= {f"head.{name}": value for name, value in head_values(model.head).items()}
     return {name: p.detach().cpu().contiguous().clone() for name, p in tensors.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -60,6 +60,9 @@ class Target(ABC):
     """Heads of more columns of a table of figures -> keys of the shares in them."""
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
+    dense: ClassVar[bool] = False
+    """Whether every pixel has a label: a label is the name of a mask, logits are (N, K, H, W), and `head` is a field
+    with the name of a head on maps of features (`vprompt.methods.layers.dense`)."""
 
     def __post_init__(self) -> None:
         odd = sorted(name for name in {*self.names} if self.names.count(name) > 1 or printable(name) != name)
@@ -89,6 +92,16 @@ class Target(ABC):
         Raises:
             ValueError: If nothing can be learned of them, in words that follow `the data have`.
         """
+
+    def with_head(self, head: str) -> Target:
+        """The same target with another head on maps, where every pixel has a label.
+
+        Raises:
+            VPromptError: If it has none.
+        """
+        if not self.dense:
+            raise VPromptError(f"A head on maps is for pixels with labels, not for {self.name}; leave out the head.")
+        return replace(self, head=head)
 
     def settled(self, labels: Sequence[str]) -> Target:
         """The same target with what depends on the training images alone, once these are chosen."""
@@ -131,6 +144,10 @@ class Target(ABC):
     @abstractmethod
     def pseudo(self, logits: Tensor) -> Tensor:
         """The labels as a tensor that a model itself would give."""
+
+    def reduced(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What figures need of the logits and labels of a batch; they are given no more where this is overridden."""
+        return logits, targets
 
     @abstractmethod
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:

@@ -54,16 +54,16 @@ def alike_together(alike: Tensor) -> list[int]:
     return order
 
 
-def names_section(unit: str, rows: Mapping[str, Mapping[str, float | None]]) -> Section:
-    """The figures of each class or tag, from `vprompt.tasks.metrics.as_rows`, the worst first."""
-    order = sorted(rows, key=lambda name: (rows[name]["f1"] is None, rows[name]["f1"] or 0))
+def names_section(unit: str, rows: Mapping[str, Mapping[str, float | None]], by: str = "f1") -> Section:
+    """The figures of each class or tag, from `vprompt.tasks.metrics.as_rows`, the worst by one of them first."""
+    order = sorted(rows, key=lambda name: (rows[name][by] is None, rows[name][by] or 0))
     images, *heads = rows[order[0]]
     bars = {
         name: [page.Cell(text=percent(share), share=share) for share in map(rows[name].get, heads)] for name in order
     }
     cells = [[name, show(rows[name][images], ".0f"), *bars[name]] for name in order]
     head = [unit, images, *(head.replace("_", " ") for head in heads)]
-    table = simple_table(f"Each {unit} in percent, the smallest F1 first", head, cells)
+    table = simple_table(f"Each {unit} in percent, the worst first", head, cells)
     return Section(key="names", title=f"Each {unit}", blocks=[table])
 
 

@@ -110,7 +110,7 @@ EXECUTION_SETTINGS = frozenset(name for name, option in options_of(Recipe).items
 
 def save_checkpoint(
     path: Path,
-    learned: dict[str, nn.Parameter],
+    learned: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     *,
     run: dict[str, Any],
@@ -121,7 +121,7 @@ def save_checkpoint(
 
     Args:
         path: The file.
-        learned: The parameters that are trained.
+        learned: The parameters that are trained, and other numbers that training changes.
         optimizer: Their optimiser.
         run: Facts of the run, which may be resumed only with the same; JSON.
         state: The progress; JSON.
@@ -180,7 +180,7 @@ def tensors_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 def load_checkpoint(
     path: Path,
-    learned: dict[str, nn.Parameter],
+    learned: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     *,
     run: dict[str, Any],
@@ -246,7 +246,7 @@ def load_checkpoint(
         for slot, value in of_one.items():
             # Step counters stay on the CPU; what has the parameter's shape goes where the parameter is.
             place = parameter.device if value.shape == parameter.shape else value.device
-            optimizer.state[parameter][slot] = value.to(place)
+            optimizer.state[cast("nn.Parameter", parameter)][slot] = value.to(place)
     return state
 
 

@@ -25,8 +25,8 @@ class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
     Args:
         target: What is to be said.
         loss: Mean of the images' losses.
-        logits: (N, K) in float32.
-        labels: (N,) or (N, K), the labels as a tensor.
+        logits: (N, K) in float32; where pixels have labels, what `Target.reduced` makes of them.
+        labels: (N,) or (N, K), the labels as a tensor, or what that makes of them.
     """
 
     target: Target
@@ -116,8 +116,9 @@ def evaluate(
     parts: list[tuple[Tensor, Tensor]] = []
     loss, length = 0.0, size_of(data)
     for logits, labels in outputs(model, data, batch_size=batch_size, workers=workers, report=report):
-        parts.append((logits.cpu(), labels.cpu()))
         loss += float(model.target.loss(logits, labels).sum())
+        reduced = model.target.reduced(logits, labels)
+        parts.append((reduced[0].cpu(), reduced[1].cpu()))
     logits, labels = map(torch.cat, zip(*parts, strict=True))
     return Evaluation(target=model.target, loss=loss / length, logits=logits, labels=labels)
 

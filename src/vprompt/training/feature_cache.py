@@ -71,7 +71,11 @@ def cached(
     """
     head_only = all(name.startswith("head.") for name in model.learned)
     unknown = not isinstance(data, TensorDataset | ImageDataset)
-    if augmentation(data) is not None or (not head_only and (recipe.num_epochs < 2 or not recipe.cache_gb or unknown)):
+    if (
+        model.target.dense
+        or augmentation(data) is not None
+        or (not head_only and (recipe.num_epochs < 2 or not recipe.cache_gb or unknown))
+    ):
         return None
     with ExitStack() as stack:
         if not head_only:  # features deserve full precision: they are computed but once

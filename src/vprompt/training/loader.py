@@ -61,7 +61,7 @@ def iterate(
     seed: int = 0,
     training: TrainingEpoch | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (images, labels) on `device` for each tensor of indices.
+    """Yields (images, labels) on `device` for each tensor of indices; for one of images of several sizes, more often.
 
     Args:
         dataset: Where the items come from; uint8 images are normalised on the device.
@@ -82,14 +82,11 @@ def iterate(
             for index, (images, _) in zip(batches, _fetched(views, batches, workers, seed), strict=True):
                 yield images.to(device, non_blocking=True), dataset.labels[index].to(device)
             return
-        pixels = (
-            dataset.training_pixels(index, **asdict(training)) if training else dataset.pixels(index)
-            for index in batches
-        )
+        drawn = asdict(training) if training else {}
+        pairs = (pair for index in batches for pair in dataset.pairs(index, **drawn))
         still = dataset.in_memory and not (training and augmentation(dataset))
-        for index, held in zip(batches, pixels if still else ahead(pixels), strict=True):
-            images = dataset.preprocessing.normalise(held.to(device, non_blocking=True))
-            yield images, dataset.labels[index].to(device)
+        for pixels, labels in pairs if still else ahead(pairs):
+            yield dataset.preprocessing.normalise(pixels.to(device, non_blocking=True)), labels.to(device)
         return
     warned = training is not None and training.epoch > 0
     for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):

@@ -30,6 +30,10 @@ class Objective:
     def __init__(self, model: PromptedModel, data: ImageLabels, recipe: Recipe) -> None:
         self.recipe, self.target = recipe, model.target
         self._prior: Tensor | None = None
+        if self.target.dense and (recipe.balance != "none" or recipe.mixes):
+            raise TrainingError(
+                "Images whose pixels have labels are not balanced or mixed; leave out --balance, --mixup and --cutmix."
+            )
         if recipe.balance == "none" and not recipe.label_smoothing:
             return
         if not self.target.unit or (recipe.balance == "logit-adjustment" and not self.target.grouped):

@@ -216,7 +216,9 @@ class _Run:
     @property
     def averages(self) -> dict[str, Tensor]:
         """The moving average of what is learned, by name; empty where there is none."""
-        return {} if self.ema is None else dict(zip(self.learned, self.ema.module.parameters(), strict=True))
+        if self.ema is None:
+            return {}
+        return {**self.model.values, **dict(zip(self.learned, self.ema.module.parameters(), strict=True))}
 
     @property
     def last_step(self) -> int:
@@ -369,7 +371,7 @@ class _Run:
                 found = {(key := f"val_{target.headline}"): evaluation.score, "val_loss": evaluation.loss}
                 row |= {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no others
                 if recipe.best_epoch and self.history.best is row:
-                    self.best = {name: p.detach().clone() for name, p in self.learned.items()}
+                    self.best = {name: value.detach().clone() for name, value in self.model.values.items()}
             report(self.step, self.last_step, **{key: row[key]} if key in row else {})
         self.sums.zero_()
         if self.log is not None:
@@ -389,8 +391,9 @@ class _Run:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
+        own = self.model.values
         for name, value in values.items():
-            self.learned[name].copy_(value)
+            own[name].copy_(value)
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
@@ -398,13 +401,13 @@ class _Run:
         bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
         state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16)
         copies = {"ema": self.averages, "best": self.best}
-        save_checkpoint(self.checkpoint, self.learned, self.optimizer, run=self.facts, state=state, copies=copies)
+        save_checkpoint(self.checkpoint, self.model.values, self.optimizer, run=self.facts, state=state, copies=copies)
 
     def _restore(self, path: Path) -> None:
         averages: dict[str, Tensor] = {}
         state = load_checkpoint(
             path,
-            self.learned,
+            self.model.values,
             self.optimizer,
             run=self.facts,
             epochs=self.recipe.num_epochs,

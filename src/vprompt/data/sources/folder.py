@@ -21,10 +21,10 @@ SPLIT_WORDS = {
 
 _IMAGES = {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "input", "inputs"}
 
-_PLAIN = _IMAGES | {"set", "data", "dataset", "datasets", "split", "splits", "folder", "samples", "all"}
+PLAIN = _IMAGES | {"set", "data", "dataset", "datasets", "split", "splits", "folder", "samples", "all"}
 """Words that say nothing about what is in a folder of images."""
 
-_ANNOTATIONS = {
+ANNOTATIONS = {
     *("annotation", "annotations", "annots", "bbox", "bboxes", "depth", "groundtruth", "gt", "label", "labels", "mask"),
     *("masks", "seg", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "segs", "target"),
     *("targets", "trimap", "trimaps"),
@@ -66,7 +66,7 @@ def split_of(name: str) -> tuple[str, frozenset[str]] | None:
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     if splits == {"train", "val"}:
         splits = {"train"}  # `trainval` is what both are cut from
-    return (splits.pop(), frozenset(words) - SPLIT_WORDS.keys() - _PLAIN) if len(splits) == 1 else None
+    return (splits.pop(), frozenset(words) - SPLIT_WORDS.keys() - PLAIN) if len(splits) == 1 else None
 
 
 def folder_listing(root: Path, *, training: bool = True) -> Listing:
@@ -91,12 +91,12 @@ def folder_listing(root: Path, *, training: bool = True) -> Listing:
     passed_over: PassedOver = {}
     remarks: list[str] = []
     notes: list[str] = []
-    top = _unwrapped(root, root, remarks)
+    top = unwrapped(root, root, remarks)
     folders, _ = visible_entries(top, passed_over)
-    split_folders = _split_folders(top, folders, training)
+    split_folders = split_folders_of(top, folders, training)
     classes: dict[str, dict[str, list[Path]]] = {}
     for split, folder in (split_folders or {UNSPLIT: top}).items():
-        inside = _unwrapped(folder, root, remarks) if split_folders else top
+        inside = unwrapped(folder, root, remarks) if split_folders else top
         class_folders, loose = visible_entries(inside, passed_over if split_folders else None)
         _refuse_annotations(inside, class_folders)
         if loose:
@@ -144,7 +144,7 @@ def folder_listing(root: Path, *, training: bool = True) -> Listing:
     )
 
 
-def _unwrapped(folder: Path, root: Path, remarks: list[str]) -> Path:
+def unwrapped(folder: Path, root: Path, remarks: list[str]) -> Path:
     """The folder itself, or the first with more than one folder, where all above it are alone and hold no images.
 
     In a folder of a split these must say nothing (`train/images/CLASS`) or the same (`seg_train/seg_train/CLASS`).
@@ -157,7 +157,7 @@ def _unwrapped(folder: Path, root: Path, remarks: list[str]) -> Path:
         split = _split_folder(folders[0])
         if len(folders) > 1 or (folder == root and split is not None and not split.rest):
             break
-        plain = split.split == ours.split if split and ours else set(words_of(folders[0].name)) <= _PLAIN
+        plain = split.split == ours.split if split and ours else set(words_of(folders[0].name)) <= PLAIN
         if folder != root and not plain:
             break
         inner = folders[0]
@@ -171,7 +171,7 @@ def _split_folder(path: Path) -> SplitFolder | None:
     return None if found is None else SplitFolder(path, *found)
 
 
-def _split_folders(root: Path, folders: list[Path], training: bool) -> dict[str, Path]:
+def split_folders_of(root: Path, folders: list[Path], training: bool) -> dict[str, Path]:
     """The folder of each split, or nothing when the folders of the root are classes.
 
     Other words in a name count only if a folder beside has them, too (`seg_train` and `seg_test`, `seg_train` with
@@ -227,16 +227,22 @@ def _inner_splits(root: Path, class_folders: Sequence[Path], remarks: list[str])
     return inner
 
 
+def images_and_marks(folders: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Of some folders, that of images and that of what is marked in them, masks before others; by their names."""
+    words = {path: set(words_of(path.name)) for path in folders}
+    images = [path for path, inside in words.items() if inside and inside <= PLAIN]
+    marks = [path for path, inside in words.items() if inside & ANNOTATIONS]
+    marks.sort(key=lambda path: not words[path] & {"mask", "masks"})
+    return (images[0], marks[0]) if images and marks else None
+
+
 def _refuse_annotations(folder: Path, folders: Sequence[Path]) -> None:
     """Raises a `DataError` where the folders are images and masks or labels of them."""
-    words = {path.name: set(words_of(path.name)) for path in folders}
-    images = [name for name, inside in words.items() if inside and inside <= _PLAIN]
-    marks = [name for name, inside in words.items() if inside & _ANNOTATIONS]
-    if images and marks:
-        both = f"{printable(images[0])} and {printable(marks[0])}"
+    if pair := images_and_marks(folders):
+        both = " and ".join(printable(path.name) for path in pair)
         raise DataError(
             f"The folders {both} in {printable(str(folder))} are images and what is marked in them, not two classes; "
-            "put the images of each class in a folder of its own."
+            "put the images of each class in a folder of its own, or masks of the same names in PNG files."
         )
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vprompt.methods.layers.dense import DenseHead
 from vprompt.utils.errors import VPromptError
+
+if TYPE_CHECKING:
+    from vprompt.backbones.info import BackboneInfo
+    from vprompt.methods.base import Method
+    from vprompt.tasks.base import Target
 
 _PAPER_BIAS = -math.log(99)
 
@@ -63,8 +69,20 @@ class MLPHead(nn.Module):
         return self.classifier.bias
 
 
-Head = nn.Linear | MLPHead
-"""A classifier; both kinds tell `in_features`, `out_features`, `weight` and `bias` of their last layer."""
+Head = nn.Linear | MLPHead | DenseHead
+"""A classifier; all kinds tell `in_features`, `out_features`, `weight` and `bias` of their last layer."""
+
+
+def new_head(method: Method, info: BackboneInfo, target: Target | None, classes: int) -> Head:
+    """The head of a method for a backbone: on the pooled feature, or on maps where every pixel has a label."""
+    if target is not None and target.dense:
+        return method.make_dense_head(str(vars(target)["head"]), info.widths, classes)
+    return method.make_head(info.num_features, classes)
+
+
+def head_values(head: Head) -> dict[str, Tensor]:
+    """All values of a head by name: what is learned, and the statistics of batch norm."""
+    return {**dict(head.named_parameters()), **dict(head.named_buffers())}
 
 
 def initialise(head: Head, init: str) -> Head:

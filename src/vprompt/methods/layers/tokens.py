@@ -6,7 +6,8 @@ windows, beside the map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -91,6 +92,13 @@ class TokenStages(nn.Module):
         self.prompts = prompts
         self.deep = deep
         self.channels_first = channels_first
+        self.tell: Callable[[int, Tensor], object] | None = None
+
+    def told(self, tell: Callable[[int, Tensor], object]) -> TokenStages:
+        """The same stages, which tell of the map that each block gives, (B, H, W, C)."""
+        twin = copy.copy(self)
+        twin.tell = tell
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """A map of tokens to a map of tokens, as the stages."""
@@ -106,6 +114,8 @@ class TokenStages(nn.Module):
                 if self.deep or index == 0:
                     carried = self._enter(index, x_BHWC)
                 x_BHWC, carried = cast("WindowBlock", block).carry(x_BHWC, carried)
+                if self.tell is not None:
+                    self.tell(index, x_BHWC)
                 index += 1
         return x_BHWC.permute(0, 3, 1, 2) if self.channels_first else x_BHWC
 

@@ -1,0 +1,269 @@
+"""Masks: images in which each pixel says a class, read beside the images that they are of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from vprompt.data.dataset import Files, FolderFiles, ImageDataset
+from vprompt.data.images import Source, UnusableImageError, opened, seen
+from vprompt.data.listing import Item, Listing
+from vprompt.data.preprocessing import Augment, View
+from vprompt.data.threads import in_threads
+from vprompt.tasks.base import CELLS, Target
+from vprompt.tasks.segmentation import COLOUR, IGNORED, Segmentation, histogram, spelled
+from vprompt.utils.errors import DataError
+from vprompt.utils.text import listed, printable
+
+TABLES = ("classes.txt", "classes.csv", "class_dict.csv", "label_colors.txt", "labelmap.txt")
+"""Files beside the images that name the classes: one a line, or each with its red, green and blue."""
+
+VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
+"""Names of classes that are none."""
+
+MOST = 100
+"""Values that are taken for classes where nothing names them."""
+
+PIXELS = 2**20
+"""Of a batch of images that are evaluated."""
+
+
+def read_codes(source: Source, *, coloured: bool = False) -> NDArray[np.int32]:
+    """The code (H, W) of each pixel of a mask: a grey value, the number in a palette, or `COLOUR` and red-green-blue.
+
+    Args:
+        source: As for `vprompt.data.images.decode`.
+        coloured: Take the colours of a palette instead of its numbers.
+
+    Raises:
+        UnusableImageError: It cannot be read, or lost the values; the message completes the sentence `FILE ...`.
+    """
+    with opened(source) as image:
+        if isinstance(image, np.ndarray):
+            raise UnusableImageError("is no mask of whole numbers (save it as PNG)")
+        if image.format in ("JPEG", "MPO"):
+            raise UnusableImageError("is a JPEG, which changes values (save masks as PNG)")
+        if image.mode == "F":
+            raise UnusableImageError("has fractions as values (save it with whole numbers)")
+        values = np.asarray(image.convert("RGB") if image.mode == "P" and coloured else image)
+    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] < 3 else values
+    if values.ndim == 2:
+        return values.astype(np.int32)
+    red, green, blue = values[:, :, :3].astype(np.int32).transpose(2, 0, 1)
+    grey = (red == green) & (green == blue)
+    return np.where(grey, red, COLOUR | red << 16 | green << 8 | blue)
+
+
+def read_mask(source: Source, target: Segmentation) -> Tensor:
+    """The class (H, W) of each pixel, int64; `IGNORED` where it is none."""
+    codes = np.array(target.code_of)
+    order = codes.argsort()
+    values = read_codes(source, coloured=int(codes.max()) >= COLOUR)
+    places = np.searchsorted(codes[order], values).clip(max=len(codes) - 1)
+    return torch.from_numpy(np.where(codes[order][places] == values, order[places], IGNORED))
+
+
+def with_masks(listing: Listing, known: Target | None = None) -> Listing:
+    """The listing with its masks read: labels say how many pixels have which code, and columns which code is what.
+
+    Args:
+        listing: Its labels are names of masks.
+        known: The target of a model, whose classes count; else those of a file in `TABLES`, or every code is a class.
+
+    Raises:
+        DataError: There are too many codes for classes.
+    """
+    files = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files
+    if files is None:
+        raise DataError(f"{listing.where} has no files, and so no masks; give a folder or a table of files.")
+    table = class_table(listing.files) if known is None and isinstance(listing.files, Path) else {}
+    coloured = any(code >= COLOUR for code in (known.code_of if isinstance(known, Segmentation) else table))
+    items = [(split, item) for split, part in listing.splits.items() for item in part]
+    splits: dict[str, list[Item]] = {split: [] for split in listing.splits}
+    problems, found = [*listing.problems], set[int]()
+    read = in_threads(lambda pair: _summary(files, pair[1], coloured=coloured), items)
+    for (split, item), label in zip(items, read, strict=True):
+        if label.startswith(item.label + CELLS):
+            splits[split].append(Item(item.name, label))
+            found |= histogram(label).keys()
+        else:
+            problems.append(f"{listing.places[item.name]}: {label}" if item.name in listing.places else label)
+    remarks: list[str] = []
+    if known is None:
+        table, remarks = _completed(table, found, listing.where)
+    columns = (*listing.label_names[:1], *(f"{code}{CELLS}{name}" for code, name in table.items()))
+    remarks = [*listing.remarks, *remarks]
+    return replace(listing, splits=splits, problems=problems, label_names=columns, remarks=remarks)
+
+
+def _summary(files: Files, item: Item, *, coloured: bool) -> str:
+    """A mask's name and how many of its pixels have which code; or what is wrong with it."""
+    shown = f"the mask {printable(item.label)}"
+    try:
+        codes = read_codes(files.read(item.label), coloured=coloured)
+    except (UnusableImageError, DataError) as error:
+        return f"{shown} {error}"
+    try:
+        size = _size(files.read(item.name))
+    except UnusableImageError:
+        size = codes.shape  # the image is looked at later
+    if size != codes.shape:
+        ours, theirs = (f"{side[1]} x {side[0]}" for side in (codes.shape, size))
+        return f"{shown} has {ours} pixels, and the image {printable(item.name)} {theirs}"
+    pairs = zip(*(part.tolist() for part in np.unique(codes, return_counts=True)), strict=True)
+    return f"{item.label}{CELLS}{' '.join(f'{code}:{pixels}' for code, pixels in pairs)}"
+
+
+def _size(source: Source) -> tuple[int, int]:
+    """Height and width of an image, upright, from its header."""
+    with opened(source) as image:
+        if isinstance(image, np.ndarray):
+            return image.shape[0], image.shape[1]
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def class_table(folder: Path) -> dict[int, str]:
+    """Code -> name of the classes that a file in a folder, or beside its splits, names; empty where there is none."""
+    file = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if file is None:
+        return {}
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{printable(str(file))} cannot be read as text ({error}); save it as UTF-8.") from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    rows = [[cell for cell in re.split(r"[\s,:;]+", line) if cell] for line in lines]
+    colours = [[int(cell) for cell in row if cell.isdigit()] for row in rows]
+    coloured = [len(values) == 3 and max(values) < 256 for values in colours]
+    if sum(coloured) < len(rows) - 1 or not any(coloured):
+        numbered = all(row[0] == str(number) and len(row) > 1 for number, row in enumerate(rows))
+        return dict(enumerate(" ".join(row[1:]) for row in rows) if numbered else enumerate(lines))
+    names = (" ".join(cell for cell in row if not cell.isdigit()) for row in rows)
+    named = [(name, rgb) for name, rgb, has in zip(names, colours, coloured, strict=True) if has]
+    return {r if r == g == b else COLOUR | r << 16 | g << 8 | b: name for name, (r, g, b) in named}
+
+
+def _completed(table: Mapping[int, str], found: set[int], where: str) -> tuple[dict[int, str], list[str]]:
+    """Code -> name of the classes, an empty one for what counts for nothing, and sentences on how they were found."""
+    if not table:
+        codes = sorted(found if found == {0, 255} else found - {255})
+        if len(codes) > MOST:
+            raise DataError(
+                f"The masks of {where} have {len(codes)} different values, too many to be classes: give a file "
+                f"{TABLES[0]} that names them, a line for each value, and masks whose edges are not smoothed."
+            )
+        return {code: spelled(code) for code in codes}, [f"Classes are called by their values: no {TABLES[0]}."]
+    remarks: list[str] = []
+    complete = {code: "" if name.lower() in VOID else name for code, name in table.items()}
+    if [*complete] == [0, 1] and found == {0, 255}:
+        complete = {0: complete[0], 255: complete[1]}
+        remarks.append(f"In the masks, {complete[255]} is 255.")
+    if void := [table[code] for code, name in complete.items() if not name]:
+        remarks.append(f"Pixels of {listed(void)} count for nothing.")
+    return complete, remarks
+
+
+def pair_names(images: Sequence[str], masks: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Image -> mask of the same name but for the ending, or for a word at its end such as `_mask`; and what has none.
+
+    Example:
+        >>> pair_names(["a.jpg", "b.jpg"], ["a_mask.png", "b.png"])[0]
+        {'a.jpg': 'a_mask.png', 'b.jpg': 'b.png'}
+    """
+    by_stem: dict[str, str] = {}
+    for mask in masks:
+        stem = mask.rpartition(".")[0]
+        for name in (stem, re.sub(r"[ _-]?(mask|masks|label|labels|gt|seg|L)$", "", stem)):
+            by_stem.setdefault(name, mask)
+    pairs = {image: by_stem[stem] for image in images if (stem := image.rpartition(".")[0]) in by_stem}
+    lonely = [f"the image {printable(image)} has no mask" for image in images if image not in pairs]
+    taken = {*pairs.values()}
+    return pairs, lonely + [f"the mask {printable(mask)} has no image" for mask in masks if mask not in taken]
+
+
+def masked(images: ImageDataset, labels: Mapping[str, str], target: Target) -> ImageDataset:
+    """Images with the masks that their labels name."""
+    assert isinstance(target, Segmentation)  # the only kind of label for every pixel
+    return MaskedImages(images, {name: label.partition(CELLS)[0] for name, label in labels.items()}, target)
+
+
+class MaskedImages(ImageDataset):
+    """Images in files with a label for every pixel, which is read with them; `labels` counts pixels by class (N, K).
+
+    Args:
+        images: The images with those counts.
+        masks: Image -> its mask.
+        target: Says which code is which class.
+    """
+
+    def __init__(
+        self, images: ImageDataset, masks: Mapping[str, str], target: Segmentation, augment: Augment = "crop-flip"
+    ) -> None:
+        super().__init__(images.labels, images.preprocessing, root=images.files, paths=images.paths, augment=augment)
+        self._masks, self._target = masks, target
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pixels, labels = next(self.pairs(torch.tensor([range(len(self))[index]])))
+        return self.preprocessing.normalise(pixels[0]), labels[0]
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """All of the images, whatever their sizes, in that of the preprocessing."""
+        squashed = ImageDataset(self.labels, self.preprocessing.squashed, root=self.files, paths=self.paths)
+        return squashed.pixels(indices)
+
+    def pairs(self, indices: Tensor, **training: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `ImageDataset`: masks in their own size; in training, windows of images and masks.
+
+        With `"crop-flip"` a window is anywhere, half to twice as large as the preprocessing sees the image, and
+        mirrored or not; without, in its middle.
+        """
+        if training:
+            yield from _stacked([*in_threads(lambda number: self._window(number, training), map(int, indices))])
+            return
+        held: list[tuple[Tensor, Tensor]] = []
+        for pair in in_threads(lambda number: (self._decoded(number), self._mask(number)), map(int, indices)):
+            shapes = [[each.shape for each in one] for one in (pair, *held[-1:])]
+            if shapes[0] != shapes[-1] or (len(held) + 1) * pair[0][0].numel() > PIXELS:
+                yield from _stacked(held)
+                held.clear()
+            held.append(pair)
+        yield from _stacked(held)
+
+    def with_augment(self, augment: Augment) -> ImageDataset:
+        """See `ImageDataset`: `"none"` or `"crop-flip"`."""
+        if augment not in ("none", "crop-flip"):
+            raise DataError(f"Images with masks are augmented by none or crop-flip, not by {augment!r}.")
+        return super().with_augment(augment)
+
+    def _mask(self, number: int) -> Tensor:
+        files, paths = self._named_files()
+        return read_mask(files.read(self._masks[paths[number]]), self._target)
+
+    def _window(self, number: int, training: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+        view = View(top=0.5, left=0.5, mirrored=False, zoom=0.5)
+        if self.augment == "crop-flip":
+            view = View.drawn(seed=training["seed"], epoch=training["epoch"], index=number, zoomed=True)
+        whole = Image.fromarray(self._mask(number).numpy().astype(np.int32))
+        mask = np.asarray(seen(whole, self.preprocessing, view, Image.Resampling.NEAREST, IGNORED)).astype(np.int64)
+        return self._decoded(number, view), torch.from_numpy(mask[:, ::-1].copy() if view.mirrored else mask)
+
+    def _with(
+        self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
+    ) -> ImageDataset:
+        plain = ImageDataset(labels, self.preprocessing, root=self.files, paths=paths)
+        return MaskedImages(plain, self._masks, self._target, augment)
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    if pairs:
+        pixels, masks = zip(*pairs, strict=True)
+        yield torch.stack(pixels), torch.stack(masks)
