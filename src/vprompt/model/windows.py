@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OVERLAP = 1 / 3
+OVERLAP = 1 / 4
 """Part of a window that the next one at least has in common with it."""
 
 AT_ONCE = 32
@@ -54,7 +54,7 @@ def starts(length: int, window: int) -> list[int]:
 
     Example:
         >>> starts(20, 20), starts(50, 20), starts(5, 20)
-        ([0], [0, 10, 20, 30], [0])
+        ([0], [0, 15, 30], [0])
     """
     steps = math.ceil(max(0, length - window) / max(1, int(window * (1 - OVERLAP))))
     return [round(step * (length - window) / steps) for step in range(steps + 1)] if steps else [0]

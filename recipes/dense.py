@@ -1,0 +1,134 @@
+"""What do prompts, condensing and pruning do where every pixel has a label? Methods beside each other, one row a run.
+
+    python recipes/dense.py DATA... --out docs/results/dense.csv [--backbone NAME --weights FILE --img-size 112]
+
+DATA are folders with `images/` and `masks/` in `train/`, `val/` and `test/`. Each run trains on the training images
+with the learning rate that a short sweep on the validation images finds for the first seed; test images are read once, at its end. The
+same command goes on where it was killed; several may write one table. `--runs` keeps the folders of the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.experiments.run import run
+from vprompt.experiments.settings import settings_from
+from vprompt.utils.errors import VPromptError
+
+FULL = "VPT-Deep 50"
+
+METHODS: dict[str, dict[str, Any]] = {
+    "linear head": {"method": "linear"},
+    "VPT-Deep 10": {"method": "vpt-deep", "prompts": 10},
+    FULL: {"method": "vpt-deep", "prompts": 50},
+    "LoRA": {"method": "lora"},
+    "E2VPT, pruned": {"method": "e2vpt", "prompts": 10, "prune_tokens": 0.5, "prune_segments": 0.25},
+    "Adapter": {"method": "adapter"},
+    "full": {"method": "full"},
+}
+"""Label -> its settings, in the order of running."""
+
+RATIOS = (0.3, 0.1, 0.5)
+"""Shares of the prompts of `FULL` that are kept."""
+
+FIGURES = ("mean_iou", "pixel_accuracy", "boundary_f1", "loss")
+
+COLUMNS = (
+    *("task", "backbone", "method", "seed", "epochs", "lr", "converged", "learned_params", "prompts", "folded_gmacs"),
+    *(f"{split}_{name}" for split in ("val", "test") for name in FIGURES),
+    *("test_interval", "prompt_counts", "per_class", "training_seconds"),
+)
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """Task, label, seed and settings of every run; all methods of one task and seed, then the next."""
+    tuned = {
+        f"condensed to {100 * ratio:.0f} %, {word}": {"condense": ratio, "fine_tune": fine, **METHODS[FULL]}
+        for ratio, (word, fine) in product(RATIOS, {"fine-tuned": True, "not tuned": False}.items())
+    }
+    for seed, task in product(range(options.seeds), options.data):
+        for label, own in {**METHODS, **tuned}.items():
+            if not options.only or label in options.only:
+                yield task, label, seed, own
+
+
+def row_of(task: str, backbone: str, label: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
+    """The row of a finished run."""
+    settings = result["settings"]
+    values = {
+        "task": task,
+        "backbone": backbone,
+        "method": label,
+        "seed": seed,
+        "epochs": settings["epochs"],
+        "lr": result.get("lr", settings["lr"]),
+        "converged": result["converged"],
+        "learned_params": result["learned_params"],
+        "prompts": sum(result["prompt_counts"]),
+        "folded_gmacs": result["folded_gmacs"],
+        "training_seconds": result["training_seconds"],
+        "prompt_counts": json.dumps(result["prompt_counts"]),
+        "test_interval": json.dumps([round(end, 4) for end in result["test_interval"]]),
+        "per_class": json.dumps(
+            {name: row["iou"] and round(row["iou"], 4) for name, row in result["test_per_class"].items()}
+        ),
+    }
+    values |= {f"{split}_{name}": round(result[f"{split}_{name}"], 4) for split in ("val", "test") for name in FIGURES}
+    return {name: values[name] for name in COLUMNS}
+
+
+def main() -> None:
+    """Runs what the table lacks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--backbone", default=BUNDLED_BACKBONE)
+    parser.add_argument("--name", help="of the backbone in the table")
+    parser.add_argument("--weights")
+    parser.add_argument("--img-size", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--only", nargs="*", help="labels")
+    options = parser.parse_args()
+    name = options.name or options.backbone
+    for data, label, seed, own in cells(options):
+        task = Path(data).name
+        done: dict[tuple[str, ...], str] = {}
+        if options.out.exists():
+            with options.out.open(encoding="utf-8", newline="") as opened:
+                rows = csv.DictReader(opened)
+                done = {tuple(row[key] for key in ("task", "backbone", "method", "seed")): row["lr"] for row in rows}
+        if (task, name, label, str(seed)) in done:
+            continue
+        folder = options.runs / f"{task}-{name}-{label}-{seed}".replace(" ", "_").replace("%", "")
+        full = options.runs / f"{task}-{name}-{FULL}-{seed}".replace(" ", "_")
+        common = {"data": data, "backbone": options.backbone, "weights": options.weights, "img_size": options.img_size}
+        common |= {"epochs": options.epochs, "batch_size": options.batch_size, "seed": seed}
+        common["lr"] = float(done[first]) if (first := (task, name, label, "0")) in done else "auto"
+        common |= {"fine_tune_epochs": max(1, options.epochs // 3)}
+        try:
+            trained = full if "condense" in own else None
+            result = run(settings_from({**common, **own}), folder, resume=True, trained=trained)
+        except VPromptError as error:
+            print(task, label, seed, "failed:", error, flush=True)
+            continue
+        fresh = not options.out.exists()
+        with options.out.open("a", encoding="utf-8", newline="") as opened:
+            table = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
+            if fresh:
+                table.writeheader()
+            table.writerow(row := row_of(task, name, label, seed, result))
+        print({key: row[key] for key in ("task", "method", "seed", "lr", "val_mean_iou", "test_mean_iou")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
