@@ -3,8 +3,9 @@
     python recipes/dense.py DATA... --out docs/results/dense.csv [--backbone NAME --weights FILE --img-size 112]
 
 DATA are folders with `images/` and `masks/` in `train/`, `val/` and `test/`. Each run trains on the training images
-with the learning rate that a short sweep on the validation images finds for the first seed; test images are read once, at its end. The
-same command goes on where it was killed; several may write one table. `--runs` keeps the folders of the runs.
+with the learning rate that a short sweep on the validation images finds for the first seed; test images are read once,
+at its end. The same command goes on where it was killed; several may write one table. `--runs` keeps the folders of the
+runs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, int, dict[str
     for seed, task in product(range(options.seeds), options.data):
         for label, own in {**METHODS, **tuned}.items():
             if not options.only or label in options.only:
-                yield task, label, seed, own
+                yield str(task), label, seed, own
 
 
 def row_of(task: str, backbone: str, label: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +114,8 @@ def main() -> None:
         full = options.runs / f"{task}-{name}-{FULL}-{seed}".replace(" ", "_")
         common = {"data": data, "backbone": options.backbone, "weights": options.weights, "img_size": options.img_size}
         common |= {"epochs": options.epochs, "batch_size": options.batch_size, "seed": seed}
-        common["lr"] = float(done[first]) if (first := (task, name, label, "0")) in done else "auto"
+        first = (task, name, FULL if "condense" in own else label, "0")
+        common["lr"] = float(done[first]) if first in done else "auto"
         common |= {"fine_tune_epochs": max(1, options.epochs // 3)}
         try:
             trained = full if "condense" in own else None

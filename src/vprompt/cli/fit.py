@@ -39,7 +39,7 @@ from vprompt.utils.serialization import Option, build, options_of
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
-IMAGES = ("root", *options_of(Columns), "target", "resize", "augment", "split_seed", "skip_bad")
+IMAGES = ("root", *options_of(Columns), "target", "head", "resize", "augment", "split_seed", "skip_bad")
 """Settings of how images are read."""
 
 OUTPUT = {

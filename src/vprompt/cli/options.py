@@ -23,6 +23,7 @@ USUAL = {
     *(
         "data",
         "target",
+        "head",
         "label_column",
         "group",
         "backbone",

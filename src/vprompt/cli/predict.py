@@ -173,6 +173,9 @@ class Predict(_Source):
     """Number of classes or tags to name for each image."""
     skip_bad: bool = False
     """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for masks (.png, with the values of the training's masks) and the images under them (-overlay.jpg), where
+    every pixel is of a class; none are written when left out."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -181,13 +184,16 @@ class Predict(_Source):
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
         from vprompt.data.scan import PassedOver, in_words, list_images
-        from vprompt.serving.predict import Failure, Prediction, predict_each
+        from vprompt.serving.predict import Failure, Prediction, predict_each, write_mask
         from vprompt.utils.progress import bar
 
         model = self.load(fold=True)
+        if self.out is not None and not model.target.dense:
+            raise UsageError(f"{self.adapter} says nothing of pixels, so that there are no masks; leave out --out.")
         others: PassedOver = {}
         files = list_images(self.images, others)
         failures: list[Failure] = []
+        taken = set[str]()
         done = 0
         # Rows on a terminal are progress themselves, and would tear a bar.
         with bar("predicting", enabled=not sys.stdout.isatty()) as report, json_rows() as write:
@@ -195,6 +201,9 @@ class Predict(_Source):
                 predictions = [found for found in batch if isinstance(found, Prediction)]
                 failures += [found for found in batch if isinstance(found, Failure)]
                 done += len(predictions)
+                for found in predictions:
+                    if self.out is not None:
+                        write_mask(found, model, self.out, taken)
                 if self.json:
                     for found in predictions if self.skip_bad else batch:
                         write(asdict(found) if isinstance(found, Failure) else {"image": found.image, **found.answer})

@@ -18,6 +18,7 @@ from vprompt.data.images import Source, UnusableImageError, opened, seen
 from vprompt.data.listing import Item, Listing
 from vprompt.data.preprocessing import Augment, View
 from vprompt.data.threads import in_threads
+from vprompt.report.masks import palette
 from vprompt.tasks.base import CELLS, Target
 from vprompt.tasks.segmentation import COLOUR, IGNORED, Segmentation, histogram, spelled
 from vprompt.utils.errors import DataError
@@ -69,6 +70,23 @@ def read_mask(source: Source, target: Segmentation) -> Tensor:
     values = read_codes(source, coloured=int(codes.max()) >= COLOUR)
     places = np.searchsorted(codes[order], values).clip(max=len(codes) - 1)
     return torch.from_numpy(np.where(codes[order][places] == values, order[places], IGNORED))
+
+
+def mask_picture(mask_HW: Tensor, target: Target) -> Image.Image:
+    """A mask with the codes that a target's classes have in masks: with a palette, grey of 16 bits, or in colours."""
+    assert isinstance(target, Segmentation)  # the only kind with masks
+    codes = np.array(target.code_of)[mask_HW.numpy()]
+    if codes.max(initial=0) >= COLOUR:
+        grey = codes * 0x010101
+        rgb = np.where(codes >= COLOUR, codes - COLOUR, grey)
+        return Image.fromarray(np.stack([rgb >> 16 & 255, rgb >> 8 & 255, rgb & 255], -1).astype(np.uint8))
+    if codes.max(initial=0) > 255:
+        return Image.fromarray(codes.astype(np.uint16))
+    picture = Image.fromarray(codes.astype(np.uint8), "P")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[[*target.code_of]] = palette(len(target.names))
+    picture.putpalette(colours.tobytes())
+    return picture
 
 
 def with_masks(listing: Listing, known: Target | None = None) -> Listing:

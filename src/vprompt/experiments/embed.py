@@ -335,6 +335,8 @@ def _parts(
         images = checked.labelled([Item(name, "") for name in usable], blank, preprocessing)
         return {UNSPLIT: images}, about | {"notes": (*data.remarks, *as_sentences(problems), *over)}
     task = load(data, preprocessing, skip_bad=skip_bad, progress=progress, **how) if isinstance(data, Listing) else data
+    if task.target.dense:
+        raise DataError(f"{task.source} has a label for each pixel, none for an image; give the images without masks.")
     splits = {"train": task.train, "val": task.val, "test": task.test}
     parts = {split: images for split, images in splits.items() if images is not None}
     labels = torch.cat([images.labels for images in parts.values()])

@@ -155,7 +155,8 @@ def export(
     target = folded.target
     texts = label_files(_named(target)) if labels else {}
     _refuse_others(path, format, texts)
-    compared_NCHW = _images(images or (() if int8 is None else int8.calibration), folded.preprocessing, MOST_COMPARED)
+    seen = folded.preprocessing.squashed
+    compared_NCHW = _images(images or (() if int8 is None else int8.calibration), seen, MOST_COMPARED)
     report(0, 3)
     half, tolerance = (True, FP16_TOLERANCE) if precision == "fp16" else (False, TOLERANCE)
     problem = f"{folded.info.name} cannot be converted to {format.name}, {precision}"
@@ -186,7 +187,7 @@ def export(
         about = replace(about, comparison=comparison)
         report(2, 3)
         if int8 is not None:
-            calibration_NCHW = _images(int8.calibration, folded.preprocessing, MOST_CALIBRATING)
+            calibration_NCHW = _images(int8.calibration, seen, MOST_CALIBRATING)
             inputs = pixels_of(calibration_NCHW, folded.preprocessing) if include_preprocessing else calibration_NCHW
             with quiet(), translated(f"The {format.name} model cannot be made int8"), writing(path):
                 batches = [image.numpy() for image in inputs.split(1)]

@@ -17,6 +17,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.exporters.base import Format, format_of, quiet, translated
 from vprompt.exporters.metadata import About, read_about
 from vprompt.model.classifier import Classifier
+from vprompt.model.windows import by_windows
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
@@ -61,8 +62,8 @@ class Exported(Classifier):
 
     @property
     def any_size(self) -> bool:
-        """The image's size is part of the file."""
-        return False
+        """The image's size is part of the file; where pixels have labels, it is that of windows."""
+        return self.target.dense
 
     @property
     def bytes(self) -> int:
@@ -70,13 +71,19 @@ class Exported(Classifier):
         return sum(file.stat().st_size for file in self.format.files(self.path))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32.
+        """Logits (B, num_classes) of normalised images (B, 3, H, W), in float32; (B, num_classes, H, W) where pixels
+        have labels.
 
         A file that includes the preprocessing is given pixels, and logits that say the same as its outputs come back.
 
         Raises:
             VPromptError: If the file cannot be run on them.
         """
+        if self.target.dense and images_BCHW.ndim == 4:
+            return by_windows(self._fixed, images_BCHW, self.preprocessing.size)
+        return self._fixed(images_BCHW)
+
+    def _fixed(self, images_BCHW: Tensor) -> Tensor:
         images = images_BCHW.detach().float().contiguous()
         wanted = self.preprocessing.shape
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
@@ -86,8 +93,9 @@ class Exported(Classifier):
             inputs = pixels_of(images, self.preprocessing) if whole else images
             parts = [self._run(part.numpy()) for part in inputs.split(self.format.max_batch)]
         outputs = torch.cat([torch.from_numpy(part) for part in parts])
-        logits = self.target.inverse(outputs) if whole and outputs.shape[1:] == (self.num_classes,) else outputs
-        if logits.shape != (len(images), self.num_classes):
+        expected = (self.num_classes, *(self.preprocessing.size if self.target.dense else ()))
+        logits = self.target.inverse(outputs) if whole and outputs.shape[1:] == expected else outputs
+        if logits.shape != (len(images), *expected):
             raise VPromptError(
                 f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "
                 f"{self.num_classes} classes: it is damaged; export the adapter again."

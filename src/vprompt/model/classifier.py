@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -39,6 +40,11 @@ class Classifier(nn.Module):
     @abstractmethod
     def any_size(self) -> bool:
         """True where images of other sizes than that of `preprocessing` are taken as they come."""
+
+    @property
+    def as_read(self) -> Preprocessing:
+        """How images are read: as the model sees them, or in their own size where pixels have labels."""
+        return replace(self.preprocessing, resize="keep") if self.target.dense else self.preprocessing
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size

@@ -29,6 +29,8 @@ def gmacs(model: PromptedModel | FoldedModel) -> float:
 def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
     """10^9 multiply-accumulates of one image without the classifier, and 10^9 additions of linear layers' biases.
 
+    Where pixels have labels, of one window with the head.
+
     Args:
         model: On the meta device, or it runs for real.
     """
@@ -47,9 +49,12 @@ def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
     counted = {aten.addmm: addmm, aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     counter = FlopCounterMode(display=False, custom_mapping=counted)
     with QuickShapes(), counter, torch.no_grad():
-        features = model.features(image)
-        if isinstance(model.head, MLPHead):
-            model.head.represent(features)
+        if model.target.dense:
+            model(image)  # whose head is no small part of it
+        else:
+            features = model.features(image)
+            if isinstance(model.head, MLPHead):
+                model.head.represent(features)
     return counter.get_total_flops() / 2e9, biases / 1e9
 
 

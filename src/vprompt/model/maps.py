@@ -87,7 +87,7 @@ def _map_of(given: Tensor, info: BackboneInfo, width: int, images_BCHW: Tensor, 
     sides, before = [*zip(images_BCHW.shape[2:], info.patch_size, strict=True)], info.num_prefix_tokens + prompts
     # What is over of an image is padded to a patch, or left away.
     for grid in ([math.ceil(side / patch) for side, patch in sides], [side // patch for side, patch in sides]):
-        if given.ndim == 3 and given.shape[:2] == (len(images_BCHW), before + math.prod(grid)):
+        if given.ndim == 3 and given.shape[1] == before + math.prod(grid):
             return given[:, before:].transpose(1, 2).unflatten(2, grid)
     raise VPromptError(
         f"The tokens of {info.name} {tuple(given.shape)} are not the patches of an image {tuple(images_BCHW.shape[2:])}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,6 +20,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.tasks.base import Target
+from vprompt.tasks.segmentation import resized
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.text import line, printable
 
@@ -41,16 +42,27 @@ class Predictions:
 
     Args:
         target: What is to be said of an image.
-        outputs: Probabilities of all classes or tags, or values in their own units: (N, K).
+        answers: What the model says of each image, as plain data: a class, tags, numbers by name, the runs of a mask.
+        outputs: Probabilities of all classes or tags, or values in their own units: (N, K); where pixels have labels,
+            nothing (N, 0), for they take much memory.
     """
 
     target: Target
+    answers: tuple[dict[str, Any], ...]
     outputs: Tensor
 
     @cached_property
-    def answers(self) -> tuple[dict[str, Any], ...]:
-        """What the model says of each image, as plain data: a class, tags, numbers by name."""
-        return tuple(self.target.answers(self.outputs, TOP))
+    def masks(self) -> tuple[Tensor, ...]:
+        """The number of the class (H, W) of every pixel of each image.
+
+        Raises:
+            VPromptError: If the model says nothing of pixels.
+        """
+        if not self.target.dense:
+            raise VPromptError(
+                f"The model says nothing of pixels, its target is {self.target.name}: ask for `answers`."
+            )
+        return tuple(mask_of(answer) for answer in self.answers)
 
     @property
     def probabilities(self) -> Tensor:
@@ -74,42 +86,61 @@ class Predictions:
         return tuple(self.target.names[label] for label in self.labels)
 
     def __len__(self) -> int:
-        return len(self.outputs)
+        return len(self.answers)
 
     def __repr__(self) -> str:
-        rows = [self.target.row(answer) for answer in self.target.answers(self.outputs[:4], 1)]
+        shorter = ({k: v[:1] if k == "top" else v for k, v in answer.items()} for answer in self.answers[:4])
+        rows = [self.target.row(answer) for answer in shorter]
         shown = [" ".join(f"{head} {line(cell, 40)}" for head, cell in row.items() if cell) for row in rows]
         return f"Predictions({printable('; '.join(shown + ['...'] * (len(self) > 4)))})"
 
 
 def predict(model: Classifier, images: Pictures, *, batch_size: int = 32) -> Predictions:
     """See `Classifier.predict`."""
-    preprocessing, rows = model.preprocessing, list[Tensor]()
-    prepared = in_threads(lambda image: _pixels(image, preprocessing), _each(images))
+    as_read, answers, rows = model.as_read, list[dict[str, Any]](), list[Tensor]()
+    prepared = in_threads(lambda image: _pixels(image, as_read), _each(images))
     while batch := list(islice(prepared, batch_size)):
-        rows.append(model.target.activate(logits_of(model, batch)))
+        for outputs in outputs_of(model, batch):
+            answers += model.target.answers(outputs, TOP)
+            rows.append(outputs.new_empty(len(outputs), 0) if model.target.dense else outputs)
     if not rows:
         raise DataError("There are no images to predict; give at least one.")
-    return Predictions(target=model.target, outputs=torch.cat(rows))
+    return Predictions(target=model.target, answers=tuple(answers), outputs=torch.cat(rows))
 
 
 @torch.inference_mode()
-def logits_of(model: Classifier, images: Sequence[Tensor]) -> Tensor:
-    """Logits (B, C) of prepared uint8 images (3, H, W), on the CPU.
+def outputs_of(model: Classifier, images: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yields what a model says of uint8 images (3, H, W), read as `as_read` says, on the CPU: (B, K) of all of them.
+
+    Where pixels have labels, (1, K, H, W) of one after the other, in its own size.
 
     Raises:
-        VPromptError: If one is no finite number.
+        VPromptError: If its logits are no finite numbers.
     """
-    training = model.training
-    model.eval()
-    try:
-        pixels_BCHW = torch.stack([*images]).to(model.device)
-        logits_BC = model(model.preprocessing.normalise(pixels_BCHW)).float().cpu()
-    finally:
-        model.train(training)
-    if not bool(logits_BC.isfinite().all()):
-        raise VPromptError("The model gives logits that are no finite numbers; train or export it again.")
-    return logits_BC
+    training, seen = model.training, model.preprocessing
+    batches = [images] if not model.target.dense else [[image] for image in images]
+    for batch in batches:
+        model.eval()
+        try:
+            shown = [render(image.permute(1, 2, 0).numpy(), seen) for image in batch] if model.target.dense else batch
+            logits = model(seen.normalise(torch.stack([*shown]).to(model.device))).float()
+        finally:
+            model.train(training)
+        logits = resized(logits, batch[0].shape[1:]).cpu() if model.target.dense else logits.cpu()
+        if not bool(logits.isfinite().all()):
+            raise VPromptError("The model gives logits that are no finite numbers; train or export it again.")
+        yield model.target.activate(logits)
+
+
+def mask_of(answer: Mapping[str, Any]) -> Tensor:
+    """The number of the class (H, W) of every pixel, from the runs in one of `Target.answers`.
+
+    Example:
+        >>> mask_of({"size": [2, 3], "runs": [[0, 4], [1, 2]]}).tolist()
+        [[0, 0, 0], [0, 1, 1]]
+    """
+    classes, lengths = torch.tensor(answer["runs"]).unbind(1)
+    return classes.repeat_interleave(lengths).view(*answer["size"])
 
 
 def _each(images: Any) -> Iterator[str | os.PathLike[str] | Image.Image | NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,6 +15,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from vprompt.data.masks import mask_picture
+from vprompt.model.predict import mask_of
 from vprompt.serving.bank.bank import Entry
 from vprompt.serving.body import image_in
 from vprompt.serving.errors import RequestError
@@ -102,14 +105,25 @@ async def health(service: Served, response: Response) -> Health:
 
 
 @guarded_routes.post(
-    "/v1/predict/{adapter}", responses=PREDICTING, openapi_extra=IMAGE_BODY, response_model_exclude_unset=True
+    "/v1/predict/{adapter}",
+    response_model=Answer,
+    responses=PREDICTING,
+    openapi_extra=IMAGE_BODY,
+    response_model_exclude_unset=True,
 )
-async def predict(request: Request, service: Served, adapter: Name, top: Top = 3) -> Answer:
-    """Asks one adapter about the image that is the body."""
-    _ = service.bank[adapter]  # is there, before its image is read
+async def predict(request: Request, service: Served, adapter: Name, top: Top = 3) -> Any:
+    """Asks one adapter about the image that is the body; one that says masks sends them as PNG where that is accepted.
+
+    A mask in JSON is its `size` and its `runs`: pairs of a class's number and a length, row by row.
+    """
+    entry = service.bank[adapter]  # is there, before its image is read
     [answer] = await _exchange(service, request, [adapter], top)
     if isinstance(answer, RequestError):
         raise answer
+    if entry.target.dense and "image/png" in request.headers.get("accept", ""):
+        picture = io.BytesIO()
+        await asyncio.to_thread(mask_picture(mask_of(answer), entry.target).save, picture, "PNG")
+        return Response(picture.getvalue(), media_type="image/png")
     return Answer(**answer)
 
 

@@ -8,6 +8,7 @@ and stops by the seconds and the bytes it takes. So small images never wait for 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import re
@@ -30,6 +31,7 @@ from vprompt.data.images import (
     read_pixels,
 )
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.model.windows import starts
 from vprompt.serving.body import HOW_TO_SEND
 from vprompt.serving.errors import RequestError
 
@@ -47,6 +49,9 @@ MAX_SECONDS = 5
 
 BYTES_A_PIXEL = 12
 """Memory for decoding an image; most take 4 to 9."""
+
+MAX_WINDOWS = 100
+"""Windows in which an image is seen whose pixels have labels."""
 
 LANES = (3_000_000, 40_000_000, sys.maxsize)
 """Most work of an image in each lane; a pass over a pixel of a JPEG, some 5 ns, is 1. The first is in this process."""
@@ -112,13 +117,14 @@ def decoded(
         raise RequestError("broken_image", f"The image has more than {MAX_SCANS} scans; save it again.")
     try:
         with opened(data, max_pixels, channels=preprocessings[0].shape[0]) as image:
-            height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size
+            height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
             size, format = height * width, getattr(image, "format", None) or ""
         del image  # and its memory
         if passes > 1 and passes * size > MAX_PASSES * max_pixels:
             raise RequestError(
                 "too_much_work", f"{passes} scans over {size / 1e6:.1f} million pixels are too much; save it again."
             )
+        _check_windows(preprocessings, (height, width))
         work = size * len(preprocessings) * max(passes, PASSES.get(format, OTHER_PASSES))
         work = work if format in PASSES else max(work, LANES[0] + 1)
         if work > most:
@@ -141,6 +147,16 @@ def decoded(
     except MemoryError as error:
         raise RequestError("too_many_pixels", "The image takes too much memory; send a smaller one.") from error
     return images
+
+
+def _check_windows(preprocessings: Sequence[Preprocessing], size: tuple[int, int]) -> None:
+    """Raises a RequestError for an image of a size that would be seen in too many windows."""
+    for each in preprocessings:
+        windows = [starts(*sides) for sides in zip(each.scaled(size), each.size, strict=True)]
+        if math.prod(map(len, windows)) > MAX_WINDOWS:
+            raise RequestError(
+                "too_many_pixels", f"The image would be seen in over {MAX_WINDOWS} windows; send a smaller one."
+            )
 
 
 def decode(lane: int, data: bytes, preprocessings: Sequence[Preprocessing], max_pixels: int) -> Images | int:

@@ -53,6 +53,8 @@ class Answer(BaseModel):
     top: list[tuple[str, float]] | None = None
     tags: list[str] | None = None
     values: dict[str, float] | None = None
+    size: tuple[int, int] | None = None
+    runs: list[tuple[int, int]] | None = None
 
 
 class Answers(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
@@ -61,8 +61,7 @@ class Target(ABC):
     grouped: ClassVar[bool] = False
     """Whether every image is of one class, and a label is its name."""
     dense: ClassVar[bool] = False
-    """Whether every pixel has a label: a label is the name of a mask, logits are (N, K, H, W), and `head` is a field
-    with the name of a head on maps of features (`vprompt.methods.layers.dense`)."""
+    """Whether every pixel has a label: a label is the name of a mask, and logits are (N, K, H, W)."""
 
     def __post_init__(self) -> None:
         odd = sorted(name for name in {*self.names} if self.names.count(name) > 1 or printable(name) != name)
@@ -93,15 +92,18 @@ class Target(ABC):
             ValueError: If nothing can be learned of them, in words that follow `the data have`.
         """
 
+    @property
+    def map_head(self) -> str | None:
+        """Name of the head on maps of features, see `vprompt.methods.layers.dense`; None for one on pooled features."""
+        return None
+
     def with_head(self, head: str) -> Target:
-        """The same target with another head on maps, where every pixel has a label.
+        """The same target with another head on maps of features.
 
         Raises:
             VPromptError: If it has none.
         """
-        if not self.dense:
-            raise VPromptError(f"A head on maps is for pixels with labels, not for {self.name}; leave out the head.")
-        return replace(self, head=head)
+        raise VPromptError(f"A head on maps is for pixels with labels, not for {self.name}; leave out the head.")
 
     def settled(self, labels: Sequence[str]) -> Target:
         """The same target with what depends on the training images alone, once these are chosen."""

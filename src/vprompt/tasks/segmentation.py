@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from vprompt.report.document import Section
 from vprompt.tasks import views
@@ -81,6 +81,13 @@ class Segmentation(Target):
     def code_of(self) -> tuple[int, ...]:
         """The code of each class in masks."""
         return self.codes or tuple(range(len(self.names)))
+
+    @property
+    def map_head(self) -> str:
+        return self.head
+
+    def with_head(self, head: str) -> Self:
+        return replace(self, head=cast("DenseHead", head))
 
     @classmethod
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vprompt.data.dataset import ImageDataset
@@ -18,15 +19,17 @@ from vprompt.model.model import PromptedModel
 from vprompt.report import document as page
 from vprompt.report.document import Block, Section
 from vprompt.report.html import html_page
+from vprompt.report.masks import coloured, errors
 from vprompt.report.plots import heated, jpeg
 from vprompt.tasks.base import Target
+from vprompt.tasks.segmentation import resized
 from vprompt.training.evaluate import Evaluation
 from vprompt.utils.io import pretty_json, write_text
-from vprompt.utils.text import line, show
+from vprompt.utils.text import line, percent, show
 from vprompt.utils.version import __version__
 
-SHOWN, MAPPED, POINTS = 12, 4, 200
-"""Images of each kind, images under attention maps, and points of a curve, at most."""
+SHOWN, MAPPED, POINTS, MASKS = 12, 4, 200, 3
+"""Images of each kind, images under attention maps, points of a curve, and masks of each kind, at most."""
 
 Stages = Sequence[tuple[str, Mapping[str, Any]]]
 """The figures of each model with its name."""
@@ -60,7 +63,11 @@ def write_page(
         "Result": lambda: _figures(target, [*evaluations], stages, evaluation.figures),
         "Learning curves": lambda: _curves(target, stages),
         "Target": lambda: target.sections(evaluation.figures, evaluation.logits, evaluation.labels),
-        "Worst and least certain": lambda: _pictures(images[split], evaluation),
+        **(
+            {"Images and their masks": lambda: _masks(model, images[split], evaluation)}
+            if target.dense
+            else {"Worst and least certain": lambda: _pictures(images[split], evaluation)}
+        ),
         "Prompts in each block": lambda: _prompts(stages),
         "Attention": lambda: _attention(model, images[split]),
         "Settings and provenance": lambda: _settings(result),
@@ -130,6 +137,33 @@ def _pictures(images: ImageDataset, evaluation: Evaluation) -> Iterator[Block]:
             pixels = [jpeg(each.numpy()) for each in images.pixels(rows)]
             yield page.Paragraph(words)
             yield page.Gallery([*zip(pixels, lines, strict=True)])
+
+
+def _masks(model: Classifier, images: ImageDataset, evaluation: Evaluation) -> Iterator[Block]:
+    target, classes = evaluation.target, len(evaluation.target.names)
+    each = [target.score(evaluation.logits[row, None], evaluation.labels[row, None]) for row in range(len(images))]
+    order = sorted(range(len(images)), key=each.__getitem__)
+    some = min(MASKS, len(order))
+    places = {"worst": 0, "median": (len(order) - some) // 2, "best": len(order) - some}
+    for word, first in places.items():
+        photos: list[tuple[bytes, list[str]]] = []
+        for row in order[first : first + some]:
+            pixels, true = next(images.pairs(torch.tensor([row])))
+            with torch.inference_mode():
+                logits = model(images.preprocessing.normalise(pixels).to(model.device)).float()
+            said = target.pseudo(resized(logits, true.shape[1:]))[0].cpu().numpy()
+            pictures = {
+                f"{_name(images, row)}: {target.title} {percent(each[row])} %": pixels[0].numpy(),
+                "truth": coloured(true[0].numpy(), classes).transpose(2, 0, 1),
+                "prediction": coloured(said, classes).transpose(2, 0, 1),
+                "errors": errors(said, true[0].numpy()).transpose(2, 0, 1),
+            }
+            photos += [(jpeg(picture), [caption]) for caption, picture in pictures.items()]
+        yield page.Paragraph(f"The {word} images; errors are orange, what counts for nothing grey:")
+        yield page.Gallery(photos)
+    key = [coloured(np.full((24, 48), number), classes).transpose(2, 0, 1) for number in range(classes)]
+    yield page.Paragraph("Colours of the classes:")
+    yield page.Gallery([(jpeg(patch), [name]) for patch, name in zip(key, target.names, strict=True)])
 
 
 def _name(images: ImageDataset, row: int) -> str:

@@ -75,8 +75,8 @@ Head = nn.Linear | MLPHead | DenseHead
 
 def new_head(method: Method, info: BackboneInfo, target: Target | None, classes: int) -> Head:
     """The head of a method for a backbone: on the pooled feature, or on maps where every pixel has a label."""
-    if target is not None and target.dense:
-        return method.make_dense_head(str(vars(target)["head"]), info.widths, classes)
+    if target is not None and target.map_head is not None:
+        return method.make_dense_head(target.map_head, info.widths, classes)
     return method.make_head(info.num_features, classes)
 
 

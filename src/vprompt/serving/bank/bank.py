@@ -16,7 +16,6 @@ from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.methods.base import Method
 from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
@@ -232,7 +231,7 @@ class Bank:
                 in its place, and the others are answered.
 
         Returns:
-            The logits (C,) of each request in float32.
+            The logits (C,) of each request in float32; (C, H, W) where pixels have labels.
 
         Raises:
             UnknownAdapterError: If an adapter is not there and exceptions are not returned; nothing is computed then.
@@ -280,7 +279,7 @@ class Bank:
 
     @torch.no_grad()
     def _prepare(self, name: str, model: PromptedModel, source: str | None) -> _Adapter:
-        together = _shares_a_pass(model.method)
+        together = _shares_a_pass(model)
         # Merging low-rank updates would need the weights once more for every adapter.
         own = model.fold() if together or not model.method.merges_weights else model.copy().eval()
         prefixes = cast("nn.ModuleList", own.prefixes) if together else nn.ModuleList()
@@ -315,7 +314,7 @@ class Bank:
     def _check_backbone(self, name: str, model: PromptedModel) -> None:
         if model.backbone is self.backbone:
             return
-        if not _shares_a_pass(model.method):
+        if not _shares_a_pass(model):
             raise AdapterError(
                 f"The model for {name!r} has a backbone object of its own; attach it to the bank's (bank.backbone), or "
                 "save it and add the folder."
@@ -334,7 +333,8 @@ class Bank:
         if asked != len(adapters):
             kind = "images" if rows is None else "rows"
             raise DataError(f"There are {len(adapters)} adapters for {asked} {kind}; each request needs one of both.")
-        check_images(images_BCHW, self.info.preprocessing.shape, any_size=self.info.any_size)
+        dense = all(self._adapters[name].entry.target.dense for name in adapters if name in self._adapters)
+        check_images(images_BCHW, self.info.preprocessing.shape, any_size=self.info.any_size or dense)
         wrong = next((row for row in rows or () if not 0 <= row < len(images_BCHW)), None)
         if wrong is not None:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")
@@ -346,6 +346,7 @@ def unknown(name: str, adapters: Collection[str]) -> UnknownAdapterError:
     return UnknownAdapterError(f"There is no adapter called {name[:100]!r} in the bank; there is {known or 'none'}.")
 
 
-def _shares_a_pass(method: Method) -> bool:
-    """Whether a method acts on the network by prefixes and a head alone."""
-    return not method.tunes_backbone and method.riding != "tokens"
+def _shares_a_pass(model: PromptedModel) -> bool:
+    """Whether a model differs from others by prefixes and a head on pooled features alone."""
+    method = model.method
+    return not method.tunes_backbone and method.riding != "tokens" and not model.target.dense
