@@ -60,8 +60,11 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, int, dict[str
                 yield str(task), label, seed, own
 
 
-def row_of(task: str, backbone: str, label: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
-    """The row of a finished run."""
+def row_of(task: str, backbone: str, label: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The row of a finished run, from its folder."""
+    result, adapter = (
+        json.loads((folder / name).read_text("utf-8")) for name in ("result.json", "adapter_config.json")
+    )
     settings = result["settings"]
     values = {
         "task": task,
@@ -69,7 +72,7 @@ def row_of(task: str, backbone: str, label: str, seed: int, result: dict[str, An
         "method": label,
         "seed": seed,
         "epochs": settings["epochs"],
-        "lr": result.get("lr", settings["lr"]),
+        "lr": adapter["recipe"]["lr"],
         "converged": result["converged"],
         "learned_params": result["learned_params"],
         "prompts": sum(result["prompt_counts"]),
@@ -119,7 +122,7 @@ def main() -> None:
         common |= {"fine_tune_epochs": max(1, options.epochs // 3)}
         try:
             trained = full if "condense" in own else None
-            result = run(settings_from({**common, **own}), folder, resume=True, trained=trained)
+            run(settings_from({**common, **own}), folder, resume=True, trained=trained)
         except VPromptError as error:
             print(task, label, seed, "failed:", error, flush=True)
             continue
@@ -128,7 +131,7 @@ def main() -> None:
             table = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
             if fresh:
                 table.writeheader()
-            table.writerow(row := row_of(task, name, label, seed, result))
+            table.writerow(row := row_of(task, name, label, seed, folder))
         print({key: row[key] for key in ("task", "method", "seed", "lr", "val_mean_iou", "test_mean_iou")}, flush=True)
 
 

@@ -62,7 +62,7 @@ def names_section(unit: str, rows: Mapping[str, Mapping[str, float | None]], by:
         name: [page.Cell(text=percent(share), share=share) for share in map(rows[name].get, heads)] for name in order
     }
     cells = [[name, show(rows[name][images], ".0f"), *bars[name]] for name in order]
-    head = [unit, images, *(head.replace("_", " ") for head in heads)]
+    head = [unit, images, *(head.replace("_", " ").replace("iou", "IoU") for head in heads)]
     table = simple_table(f"Each {unit} in percent, the worst first", head, cells)
     return Section(key="names", title=f"Each {unit}", blocks=[table])
 

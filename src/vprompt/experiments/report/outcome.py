@@ -146,7 +146,7 @@ def _masks(model: Classifier, images: ImageDataset, evaluation: Evaluation) -> I
     some = min(MASKS, len(order))
     places = {"worst": 0, "median": (len(order) - some) // 2, "best": len(order) - some}
     for word, first in places.items():
-        photos: list[tuple[bytes, list[str]]] = []
+        yield page.Paragraph(f"The {word} images; errors are orange, what counts for nothing grey:")
         for row in order[first : first + some]:
             pixels, true = next(images.pairs(torch.tensor([row])))
             with torch.inference_mode():
@@ -158,9 +158,7 @@ def _masks(model: Classifier, images: ImageDataset, evaluation: Evaluation) -> I
                 "prediction": coloured(said, classes).transpose(2, 0, 1),
                 "errors": errors(said, true[0].numpy()).transpose(2, 0, 1),
             }
-            photos += [(jpeg(picture), [caption]) for caption, picture in pictures.items()]
-        yield page.Paragraph(f"The {word} images; errors are orange, what counts for nothing grey:")
-        yield page.Gallery(photos)
+            yield page.Gallery([(jpeg(picture), [caption]) for caption, picture in pictures.items()])
     key = [coloured(np.full((24, 48), number), classes).transpose(2, 0, 1) for number in range(classes)]
     yield page.Paragraph("Colours of the classes:")
     yield page.Gallery([(jpeg(patch), [name]) for patch, name in zip(key, target.names, strict=True)])
