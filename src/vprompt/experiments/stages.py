@@ -47,7 +47,7 @@ from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import BackboneError, DataError
+from vprompt.utils.errors import BackboneError, DataError, VPromptError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
 from vprompt.utils.text import line, listed
@@ -250,6 +250,8 @@ class Stages:
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
         """Trains with all prompts and records on the way the values to rewind to."""
         early = self._early
+        if rewind_epoch > recipe.num_epochs:
+            raise VPromptError(f"There is no epoch {rewind_epoch} to rewind to: the training has {recipe.num_epochs}.")
 
         def record(epochs: int) -> None:
             if epochs == rewind_epoch and is_main_process():
