@@ -117,10 +117,13 @@ def main() -> None:
         full = options.runs / f"{task}-{name}-{FULL}-{seed}".replace(" ", "_")
         common = {"data": data, "backbone": options.backbone, "weights": options.weights, "img_size": options.img_size}
         common |= {"epochs": options.epochs, "batch_size": options.batch_size, "seed": seed}
+        common["precision"] = "auto"
         first = (task, name, FULL if "condense" in own else label, "0")
         common["lr"] = float(done[first]) if first in done else "auto"
         common |= {"fine_tune_epochs": max(1, options.epochs // 3)}
         try:
+            if "condense" in own and not (full / "result.json").exists():  # as when it was made elsewhere
+                run(settings_from({**common, **METHODS[FULL]}), full, resume=True)
             trained = full if "condense" in own else None
             run(settings_from({**common, **own}), folder, resume=True, trained=trained)
         except VPromptError as error:
