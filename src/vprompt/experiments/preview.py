@@ -22,6 +22,9 @@ from vprompt.training.settle import FACTORS, pace, search_epochs
 from vprompt.utils.devices import device_named
 from vprompt.utils.text import count, duration
 
+MANY_WINDOWS = 50
+"""In which an image with a mask is seen, from which on that is worth a word."""
+
 MOST_CLASSES = 6
 """To be named one by one."""
 
@@ -44,7 +47,7 @@ def preview(
     else:
         learned, seen = train * _tuning_passes(settings.condense), 2.0 * (val + test)
     if task.target.dense:
-        seen = (seen + val * min(9, recipe.num_epochs)) * _windows(images)
+        seen = (seen + val * min(9, recipe.num_epochs)) * windows_of(images)
     step = pace(model, images, recipe)
     seconds = step.seconds * (learned + seen / (1 + model.method.backward_cost))
     device, (height, width) = device_named("auto"), model.preprocessing.size
@@ -117,7 +120,7 @@ def passes(
     return learned, seen + (test if settings.test and until is None else 0)
 
 
-def _windows(images: ImageDataset) -> float:
+def windows_of(images: ImageDataset) -> float:
     """About in how many windows one of some images with masks is seen."""
     preprocessing, pixels = images.preprocessing, float(images.labels.sum(1).mean())
     part = pixels / math.prod(preprocessing.size) / (1 - OVERLAP) ** 2
