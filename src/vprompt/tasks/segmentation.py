@@ -76,6 +76,8 @@ class Segmentation(Target):
         super().__post_init__()
         if self.codes and len(self.codes) != len(self.names):
             raise VPromptError(f"There are {len(self.codes)} codes in masks for {len(self.names)} classes.")
+        if len({*self.codes}) < len(self.codes):
+            raise VPromptError(f"Two classes have the same code in masks: {listed([*map(spelled, self.codes)])}.")
 
     @property
     def code_of(self) -> tuple[int, ...]:
@@ -179,15 +181,14 @@ class Segmentation(Target):
         valid, size = targets != IGNORED, len(self.names)
         said = resized(logits, targets.shape[1:]).argmax(1).masked_fill(~valid, IGNORED)
         parts = ((valid & (said == targets), targets), (valid, said), (valid, targets))
-        areas = [_by_class(chosen.float(), of, size) for chosen, of in parts]
+        areas = [_by_class(chosen.long(), of, size).float() for chosen, of in parts]
         reach = max(1, round(TOLERANCE * math.hypot(*targets.shape[1:])))
         edges = {"said": _edges(said), "true": _edges(targets)}
         borders = torch.zeros(len(targets), size, 4, device=targets.device)
-        for label in torch.cat([said, targets]).unique().tolist():
-            if label != IGNORED:
-                ours, theirs = edges["said"] & (said == label), edges["true"] & (targets == label)
-                near = (ours & _grown(theirs, reach), ours, theirs & _grown(ours, reach), theirs)
-                borders[:, label] = torch.stack([part.flatten(1).sum(1) for part in near], 1).float()
+        for label in torch.cat([said[edges["said"]], targets[edges["true"]]]).unique().tolist():
+            ours, theirs = edges["said"] & (said == label), edges["true"] & (targets == label)
+            near = (ours & _grown(theirs, reach), ours, theirs & _grown(ours, reach), theirs)
+            borders[:, label] = torch.stack([part.flatten(1).sum(1) for part in near], 1).float()
         counts = torch.cat([torch.stack(areas, 2), borders], 2)
         return counts, counts[:, :, 2].clone()
 
@@ -324,6 +325,11 @@ def _edges(labels: Tensor) -> Tensor:
 
 def _grown(pixels: Tensor, reach: int) -> Tensor:
     """Pixels (N, H, W) within a distance of some, along rows and columns."""
-    import torch.nn.functional as F
+    import torch
 
-    return F.max_pool2d(pixels.float(), 2 * reach + 1, stride=1, padding=reach) > 0
+    for dim in (1, 2):
+        at, size = torch.arange(pixels.shape[dim], device=pixels.device), pixels.shape[dim]
+        before = torch.cat([torch.zeros_like(pixels.narrow(dim, 0, 1)), pixels], dim).cumsum(dim, dtype=torch.int32)
+        ends = (at + reach + 1).clamp(max=size), (at - reach).clamp(min=0)
+        pixels = before.index_select(dim, ends[0]) > before.index_select(dim, ends[1])
+    return pixels
