@@ -379,7 +379,8 @@ def test_tensors_that_are_no_masks_are_refused(masks, said):
     [
         (["a.png", "b.TIF"], ["mask"], "segmentation"),
         ([f"a.png{CELLS}0:4"], ["mask"], "segmentation"),
-        (["a.jpg", "b.png"], ["mask"], "single-label"),
+        (["a.jpg", "b.png"], ["mask"], "segmentation"),  # which refuses JPEG in a sentence
+        (["yes", "no"], ["mask"], "single-label"),
         (["a.png", "b.png"], [], "single-label"),
     ],
 )

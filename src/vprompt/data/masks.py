@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -75,12 +76,12 @@ def read_mask(source: Source, target: Segmentation) -> Tensor:
 def mask_picture(mask_HW: Tensor, target: Target) -> Image.Image:
     """A mask with the codes that a target's classes have in masks: with a palette, grey of 16 bits, or in colours."""
     assert isinstance(target, Segmentation)  # the only kind with masks
-    codes = np.array(target.code_of)[mask_HW.numpy()]
-    if codes.max(initial=0) >= COLOUR:
+    codes, most = np.array(target.code_of)[mask_HW.numpy()], max(target.code_of)
+    if most >= COLOUR:
         grey = codes * 0x010101
         rgb = np.where(codes >= COLOUR, codes - COLOUR, grey)
         return Image.fromarray(np.stack([rgb >> 16 & 255, rgb >> 8 & 255, rgb & 255], -1).astype(np.uint8))
-    if codes.max(initial=0) > 255:
+    if most > 255:
         return Image.fromarray(codes.astype(np.uint16))
     picture = Image.fromarray(codes.astype(np.uint8), "P")
     colours = np.zeros((256, 3), np.uint8)
@@ -102,7 +103,8 @@ def with_masks(listing: Listing, known: Target | None = None) -> Listing:
     files = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files
     if files is None:
         raise DataError(f"{listing.where} has no files, and so no masks; give a folder or a table of files.")
-    table = class_table(listing.files) if known is None and isinstance(listing.files, Path) else {}
+    first = next((item.label for part in listing.splits.values() for item in part), "")
+    table = class_table(listing.files, first) if known is None and isinstance(listing.files, Path) else {}
     coloured = any(code >= COLOUR for code in (known.code_of if isinstance(known, Segmentation) else table))
     items = [(split, item) for split, part in listing.splits.items() for item in part]
     splits: dict[str, list[Item]] = {split: [] for split in listing.splits}
@@ -149,22 +151,23 @@ def _size(source: Source) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def class_table(folder: Path) -> dict[int, str]:
-    """Code -> name of the classes that a file in a folder, or beside its splits, names; empty where there is none."""
-    file = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+def class_table(folder: Path, mask: str = "") -> dict[int, str]:
+    """Code -> name of the classes that a file in a folder, or between it and a mask in it, names; empty without one."""
+    places = [folder, *(folder / place for place in reversed(Path(mask).parents) if not Path(mask).is_absolute())]
+    file = next((place / name for place in places for name in TABLES if (place / name).is_file()), None)
     if file is None:
         return {}
     try:
         lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{printable(str(file))} cannot be read as text ({error}); save it as UTF-8.") from error
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in lines if line.strip(" ,:;") and not line.startswith("#")]
     rows = [[cell for cell in re.split(r"[\s,:;]+", line) if cell] for line in lines]
     colours = [[int(cell) for cell in row if cell.isdigit()] for row in rows]
     coloured = [len(values) == 3 and max(values) < 256 for values in colours]
     if sum(coloured) < len(rows) - 1 or not any(coloured):
-        numbered = all(row[0] == str(number) and len(row) > 1 for number, row in enumerate(rows))
-        return dict(enumerate(" ".join(row[1:]) for row in rows) if numbered else enumerate(lines))
+        codes = {int(row[0]): " ".join(row[1:]) for row in rows if row[0].isdecimal() and len(row) > 1}
+        return codes if len(codes) == len(rows) else dict(enumerate(lines))
     names = (" ".join(cell for cell in row if not cell.isdigit()) for row in rows)
     named = [(name, rgb) for name, rgb, has in zip(names, colours, coloured, strict=True) if has]
     return {r if r == g == b else COLOUR | r << 16 | g << 8 | b: name for name, (r, g, b) in named}
@@ -261,6 +264,18 @@ class MaskedImages(ImageDataset):
         if augment not in ("none", "crop-flip"):
             raise DataError(f"Images with masks are augmented by none or crop-flip, not by {augment!r}.")
         return super().with_augment(augment)
+
+    def joined(self, other: ImageDataset) -> ImageDataset:
+        """See `ImageDataset`; with the masks of both."""
+        assert isinstance(other, MaskedImages)  # parts of one task
+        both = ImageDataset.joined(self, other)
+        return MaskedImages(both, {**other._masks, **self._masks}, self._target, self.augment)
+
+    def fingerprint(self) -> str:
+        """See `ImageDataset`; masks count as the images do."""
+        files, paths = self._named_files()
+        masks = [(self._masks[path], files.size(self._masks[path])) for path in paths]
+        return hashlib.sha256(repr((super().fingerprint(), masks)).encode()).hexdigest()[:16]
 
     def _mask(self, number: int) -> Tensor:
         files, paths = self._named_files()

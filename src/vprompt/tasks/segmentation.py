@@ -32,8 +32,8 @@ TOLERANCE = 0.0075
 COLOUR = 1 << 24
 """Added to the codes of colours, which are no grey values."""
 
-SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
-"""Of files without losses."""
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm", ".jpg", ".jpeg")
+"""Of files of masks; that JPEG loses values is said later."""
 
 
 @register
@@ -93,7 +93,7 @@ class Segmentation(Target):
 
     @classmethod
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
-        """See `Target`: they are names of image files without losses."""
+        """See `Target`: they are names of image files."""
         return bool(labels) and all(label.partition(CELLS)[0].lower().endswith(SUFFIXES) for label in labels)
 
     @classmethod

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vprompt.data.listing import UNSPLIT, Item, Listing
+from vprompt.data.masks import TABLES
 from vprompt.data.scan import images_below, visible_entries
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
@@ -188,7 +189,7 @@ def _tables_in(folder: Path) -> list[Path]:
     """The tables that a folder consists of: one, or one for each split; none where it has folders of classes."""
     inner = [path for path in visible_entries(folder)[0] if split_of(path.name) or path.name == "data"]
     places = [
-        [file for file in sorted(place.glob("[!.]*.*")) if file.suffix.lower() in _READERS]
+        [file for file in sorted(place.glob("[!.]*.*")) if file.suffix.lower() in _READERS and file.name not in TABLES]
         for place in (folder, *inner)
     ]
     tables = places[0] or [file for files in places for file in files]
