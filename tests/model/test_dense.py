@@ -1,6 +1,5 @@
 """Dense models: how they run, their heads and windows, saving, training, scoring, compression, export and service."""
 
-import contextlib
 import io
 import math
 from dataclasses import replace
@@ -174,7 +173,7 @@ def test_what_has_no_maps_is_refused():
     with pytest.raises(VPromptError, match=r"side.*pooled features; take another method"):
         vprompt.attach(BACKBONES["vit"](), vprompt.Side(), target=target)
     with pytest.raises(VPromptError, match="shallow prompts beside windows"):
-        vprompt.attach(BACKBONES["swin"](), METHODS["shallow"], target=target)
+        dense("swin", "shallow")(torch.zeros(1, 3, 36, 36).double())
     with pytest.raises(VPromptError, match="linear, multi, conv, not 'huge'"):
         vprompt.attach(BACKBONES["vit"](), target=target, head="huge")
     with pytest.raises(VPromptError, match="needs a target whose pixels have labels"):
@@ -222,7 +221,9 @@ def test_windows_cover_every_length():
 # ── saving ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("method", "head"), [("deep", "conv"), ("e2vpt", "multi"), ("full", "linear"), ("mlp", "multi")])
+@pytest.mark.parametrize(
+    ("method", "head"), [("deep", "conv"), ("e2vpt", "multi"), ("full", "linear"), ("mlp", "multi")]
+)
 def test_saved_models_are_the_same_bit_for_bit(tmp_path, method, head):
     model = dense("vit", method, head, dtype=torch.float32, codes=(0, 7, COLOUR | 9), ignored=(3,), dice=True)
     model.save_pretrained(tmp_path)
@@ -280,9 +281,10 @@ def test_resumed_trainings_are_the_same_bit_for_bit(tmp_path, head, options):
     for name, value in one.items():
         assert torch.equal(value, two[name]), name
     assert torch.equal(said, same)
-    assert not torch.equal(one["head.norm.running_mean"] if head == "linear" else one["head.growing.0.1.running_mean"],
-                           dense("vit", "deep", head, dtype=torch.float32).state()[
-                               "head.norm.running_mean" if head == "linear" else "head.growing.0.1.running_mean"])
+    fresh = dense("vit", "deep", head, dtype=torch.float32).state()
+    moved = [name for name in one if "running" in name]
+    assert moved
+    assert not any(torch.equal(one[name], fresh[name]) for name in moved)
 
 
 def test_the_best_epoch_has_its_own_statistics():
@@ -340,6 +342,9 @@ def losses_with(model, images, masks, scale=None, bias=None):
 def test_scores_are_finite_differences_of_each_images_loss(criterion, size):
     model = dense("vit", vprompt.VPT(2))
     model = model.keep([torch.arange(count) for count in (2, 0, 0, 1, 0, 0)]).eval()
+    with torch.no_grad():  # so short that norms do not undo their lengths
+        for prompts in model.prompts:
+            prompts.mul_(0.003)
     data = labelled(model, 3, size)
     images, masks = data.tensors
     found = score(model, data, criterion=criterion, batch_size=3)
@@ -353,7 +358,7 @@ def test_scores_are_finite_differences_of_each_images_loss(criterion, size):
         else:
             ends = [losses_with(model, images, masks, bias=(place, sign * step)) for sign in (1, -1)]
         wanted = ((ends[0] - ends[1]) / (2 * step)).abs().mean()
-        assert wanted > 1e-7
+        assert wanted > 1e-6
         assert float(found[place[0]].reshape(-1)[place[1]]) == pytest.approx(float(wanted), rel=1e-4)
 
 
@@ -362,11 +367,10 @@ def test_other_criteria_run_or_refuse():
     data = labelled(model, 2, (48, 60))
     with pytest.raises(VPromptError, match="say nothing of pixels"):
         score(model, data, criterion="feature-change")
-    for criterion in ("pseudo-label", "removal-signed", "class-similarity"):
-        with contextlib.suppress(KeyError):
-            whole, single = (score(model, data, criterion=criterion, batch_size=size) for size in (2, 1))
-            for one, other in zip(whole, single, strict=True):
-                close(one, other, 1e-4)
+    for criterion in ("pseudo-label", "removal-signed", "cls-similarity"):
+        whole, single = (score(model, data, criterion=criterion, batch_size=size) for size in (2, 1))
+        for one, other in zip(whole, single, strict=True):
+            close(one, other, 1e-4)
 
 
 # ── compression ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -408,8 +412,7 @@ def photo(path, number=0, size=(61, 50)):
     return picture
 
 
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".xml"])
+@pytest.mark.parametrize(("suffix", "whole"), [(".pt2", True), (".onnx", False), (".xml", True)])
 def test_exported_models_give_the_same_masks(tmp_path, suffix, whole):
     model = dense("vit", "deep", "multi", dtype=torch.float32)
     photo(tmp_path / "a.png")
@@ -453,7 +456,8 @@ def test_masks_of_other_channels_are_written(tmp_path, channels):
     assert Image.open(tmp_path / "out/a-overlay.jpg").size == (40, 30)
 
 
-def test_bank_and_service_answer_as_predict(tmp_path):
+@pytest.mark.parametrize("resize", ["keep", "fit", "squash"])
+def test_bank_and_service_answer_as_predict(tmp_path, resize):
     torch.manual_seed(0)
     backbone = BACKBONES["vit"]()
     target = Segmentation(names=NAMES, codes=(0, 100, 200))
@@ -464,6 +468,8 @@ def test_bank_and_service_answer_as_predict(tmp_path):
     }
     bank = Bank(backbone)
     for name, model in models.items():
+        if model.target.dense:
+            model.preprocessing = replace(model.preprocessing, resize=resize)
         bank.add(name, model)
     images = some(models["deep"], 2, (60, 48))
     answers = bank(images, ["deep", "shallow", "deep"], rows=[0, 1, 1])

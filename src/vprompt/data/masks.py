@@ -132,7 +132,7 @@ def _summary(files: Files, item: Item, *, coloured: bool) -> str:
     except (UnusableImageError, DataError) as error:
         return f"{shown} {error}"
     try:
-        size = _size(files.read(item.name))
+        size = upright_size(files.read(item.name))
     except UnusableImageError:
         size = codes.shape  # the image is looked at later
     if size != codes.shape:
@@ -142,7 +142,7 @@ def _summary(files: Files, item: Item, *, coloured: bool) -> str:
     return f"{item.label}{CELLS}{' '.join(f'{code}:{pixels}' for code, pixels in pairs)}"
 
 
-def _size(source: Source) -> tuple[int, int]:
+def upright_size(source: Source) -> tuple[int, int]:
     """Height and width of an image, upright, from its header."""
     with opened(source) as image:
         if isinstance(image, np.ndarray):

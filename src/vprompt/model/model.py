@@ -51,6 +51,11 @@ def _not_here(*arguments: Any, **options: Any) -> None:
     raise VPromptError("Maps of features are those of `model.features(images, blocks=[...])`, not of its view.")
 
 
+def _check_maps(method: Method, tuned: Tuning) -> None:
+    if tuned.side is not None:
+        raise VPromptError(f"There are no maps of {method.name}, which acts on pooled features; take another method.")
+
+
 class _Adapted(Classifier):
     """Common parts of a learned and a folded model: a backbone, a head, and a view of the backbone that runs.
 
@@ -192,10 +197,7 @@ class _Adapted(Classifier):
         return self.tuned.finish(features_BF, images_BCHW)
 
     def _maps(self, images_BCHW: Tensor, blocks: Sequence[int], norm: bool) -> list[Tensor]:
-        if self.tuned.side is not None:
-            raise VPromptError(
-                f"There are no maps of {self.method.name}, which acts on pooled features; take another method."
-            )
+        _check_maps(self.method, self.tuned)
         view = self.view if self.target.dense else graft(self.tuned.base, self._parts(whole=True))
         count = self.prompt_counts[0] if self.method.riding == "tokens" else 0
         return feature_maps(view, self.info, images_BCHW, blocks, prompts=count, norm=norm)
@@ -291,6 +293,8 @@ class PromptedModel(_Adapted):
         check_size(backbone, info, preprocessing.size)
         # Before the backbone is frozen: a method that does not fit it must leave it alone.
         tuning = method.tuning(backbone, info, tuned)
+        if isinstance(head, DenseHead):
+            _check_maps(method, tuning)
         super().__init__(backbone, info, tuning, head, method, names, target, preprocessing)
         self.prompts = prompts
         self.kv_prompts = KVPrompts() if kv_prompts is None else kv_prompts

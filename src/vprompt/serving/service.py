@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from vprompt.data.images import MAX_PIXELS
+from vprompt.data.masks import upright_size
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank, Entry
 from vprompt.serving.bank.banks import Banks
@@ -22,6 +23,7 @@ from vprompt.serving.decoding import LANES, Images, decode
 from vprompt.serving.errors import RequestError, problem_of
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
+from vprompt.tasks.segmentation import resized
 from vprompt.utils.errors import UnknownAdapterError, VPromptError
 from vprompt.utils.text import printable
 
@@ -37,6 +39,8 @@ class _Ask:
     image: Tensor
     entry: Entry
     top: int
+    size: tuple[int, int] | None
+    """Of the mask, where pixels have labels."""
 
 
 class Service:
@@ -138,12 +142,14 @@ class Service:
             preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
             images = await self._decoded(image, preprocessings, deadline, client)
             asks: list[_Ask] = []
+            dense = any(entry.target.dense for entry in entries)
+            size = await asyncio.to_thread(upright_size, image) if dense else None
             for entry in entries:
                 pixels = images[entry.preprocessing]
                 if isinstance(pixels, Exception):
                     answers[entry.name] = problem_of(pixels)
                 else:
-                    asks.append(_Ask(pixels, entry, top))
+                    asks.append(_Ask(pixels, entry, top, size if entry.target.dense else None))
             results = await self._results(self._asking, asks, deadline, client)
             answers |= zip([ask.entry.name for ask in asks], results, strict=True)
         return [answers[name] for name in adapters]
@@ -182,7 +188,7 @@ class Service:
         # Another adapter under the same name has other classes.
         if self.bank.get(entry.name) != entry:
             return RequestError("busy", f"The adapter {name!r} was exchanged meanwhile; ask again.")
-        logits_C = logits_C.cpu()
+        logits_C = logits_C.cpu() if ask.size is None else resized(logits_C[None].float(), ask.size)[0].cpu()
         if not bool(logits_C.isfinite().all()):
             return RequestError("failed", f"The adapter {name!r} gives no finite numbers.")
         target = entry.target

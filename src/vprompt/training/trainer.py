@@ -218,7 +218,8 @@ class _Run:
         """The moving average of what is learned, by name; empty where there is none."""
         if self.ema is None:
             return {}
-        return {**self.model.values, **dict(zip(self.learned, self.ema.module.parameters(), strict=True))}
+        others = {name: value.clone() for name, value in self.model.values.items() if name not in self.learned}
+        return {**dict(zip(self.learned, self.ema.module.parameters(), strict=True)), **others}
 
     @property
     def last_step(self) -> int:
