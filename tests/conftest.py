@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from plans import PLAN
 from processes import FORKED
@@ -23,6 +24,7 @@ from vprompt.experiments.bench import local
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a test does must not depend on whether there is a network
 
+COLLECTING = gc.get_threshold()
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
 
@@ -40,13 +42,18 @@ class Outcome:
 
 
 def pytest_collection_finish():
-    """The garbage collector need not look again and again at the millions of objects that torch and timm brought."""
+    """The garbage collector need not look again and again at the millions of objects that torch and timm brought.
+
+    Nor so often at those that libraries bring later, which tests import: full collections took a twelfth of all time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(2000, 10, 50)
 
 
 def pytest_unconfigure():
     gc.unfreeze()
+    gc.set_threshold(*COLLECTING)
 
 
 def run_command(*arguments):
@@ -179,6 +186,15 @@ def undisturbed(tmp_path_factory, text):
     done = run_with_one_thread("bench", out / "tiny.toml", "--out", out / "runs", "--json")
     assert done.status == 0, done.err
     return out / "runs", done.document
+
+
+@pytest.fixture(scope="session")
+def two_blocks(tmp_path_factory):
+    """A backbone by name, for runs in which any will do: a ViT of two blocks for images of 32 pixels."""
+    folder = tmp_path_factory.mktemp("backbone") / "vit"
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("test_vit", img_size=32, depth=2), str(folder), model_args={"depth": 2})
+    return f"local-dir:{folder}"
 
 
 @pytest.fixture(scope="session")
