@@ -124,18 +124,20 @@ class Trained:
 
     folder: Path
     data: Path
+    options: list
     result: dict
     outcome: Outcome
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, colours):
+def trained(tmp_path_factory, colours, two_blocks):
     """A small VPT-Deep adapter, trained on `colours` and not condensed; read it, never write to it."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    arguments = ["--prompts", 3, "--epochs", 2, "--batch-size", 8, "--lr", 0.001, "--img-size", 32, "--out", folder]
-    outcome = run_command("fit", colours, *arguments, "--json")
+    options = ["--prompts", 3, "--epochs", 2, "--batch-size", 8, "--lr", 0.001, "--img-size", 32]
+    options += ["--backbone", two_blocks]
+    outcome = run_command("fit", colours, *options, "--out", folder, "--json")
     assert outcome.status == 0, outcome.err
-    return Trained(folder, colours, outcome.document, outcome)
+    return Trained(folder, colours, options, outcome.document, outcome)
 
 
 @pytest.fixture(scope="session", autouse=True)
