@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
@@ -88,12 +89,47 @@ def row_of(task: str, backbone: str, label: str, seed: int, folder: Path) -> dic
     return {name: values[name] for name in COLUMNS}
 
 
+def tables(rows: list[dict[str, str]]) -> Iterator[str]:
+    """The lines of a page: a table for each task and backbone, means over the seeds."""
+    heads = ("method", "learned", "prompts", "GMACs", "mean IoU, val", "test", "95 %", "pixels", "boundary F1", "seeds")
+    for task, backbone in dict.fromkeys((row["task"], row["backbone"]) for row in rows):
+        yield f"| {task}, {backbone}: {' | '.join(heads)} |"
+        yield "|---" * len(heads) + "|"
+        own = [row for row in rows if (row["task"], row["backbone"]) == (task, backbone)]
+        for method in dict.fromkeys(row["method"] for row in own):
+            runs = [row for row in own if row["method"] == method]
+            low, high = json.loads(runs[0]["test_interval"])
+            means = {
+                name: 100 * fmean(float(row[name]) for row in runs)
+                for name in COLUMNS
+                if "_iou" in name or "_f1" in name or "_accuracy" in name
+            }
+            spread = stdev(100 * float(row["test_mean_iou"]) for row in runs) if len(runs) > 1 else None
+            test = f"{means['test_mean_iou']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+            ends = f"{100 * low:.0f}-{100 * high:.0f}" if len(runs) == 1 else "-"
+            cells = [
+                method,
+                f"{int(runs[0]['learned_params']):,}",
+                runs[0]["prompts"],
+                f"{float(runs[0]['folded_gmacs']):.3f}",
+                f"{means['val_mean_iou']:.1f}",
+                test,
+                ends,
+                f"{means['test_pixel_accuracy']:.1f}",
+                f"{means['test_boundary_f1']:.1f}",
+                str(len(runs)),
+            ]
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
 def main() -> None:
     """Runs what the table lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+")
+    parser.add_argument("data", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--show", action="store_true", help="print the tables of what there is")
     parser.add_argument("--backbone", default=BUNDLED_BACKBONE)
     parser.add_argument("--name", help="of the backbone in the table")
     parser.add_argument("--weights")
@@ -103,6 +139,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--only", nargs="*", help="labels")
     options = parser.parse_args()
+    if options.show:
+        with options.out.open(encoding="utf-8", newline="") as opened:
+            print("\n".join(tables([*csv.DictReader(opened)])))
+        return
     name = options.name or options.backbone
     for data, label, seed, own in cells(options):
         task = Path(data).name
@@ -117,10 +157,13 @@ def main() -> None:
         full = options.runs / f"{task}-{name}-{FULL}-{seed}".replace(" ", "_")
         common = {"data": data, "backbone": options.backbone, "weights": options.weights, "img_size": options.img_size}
         common |= {"epochs": options.epochs, "batch_size": options.batch_size, "seed": seed}
+        common["precision"] = "auto"
         first = (task, name, FULL if "condense" in own else label, "0")
         common["lr"] = float(done[first]) if first in done else "auto"
         common |= {"fine_tune_epochs": max(1, options.epochs // 3)}
         try:
+            if "condense" in own and not (full / "result.json").exists():  # as when it was made elsewhere
+                run(settings_from({**common, **METHODS[FULL]}), full, resume=True)
             trained = full if "condense" in own else None
             run(settings_from({**common, **own}), folder, resume=True, trained=trained)
         except VPromptError as error:

@@ -370,7 +370,7 @@ def test_numbers_that_are_left_to_the_data():
     data = tensors(170)
     found, facts = settled(fit, fresh(), data, None, recipe(epochs="auto", batch_size="auto"))
     assert (found.epochs, found.batch_size) == (schedule_for(11), 16)
-    assert facts == {"num_epochs": 100, "batch_size": 16}
+    assert facts == {"num_epochs": 73, "batch_size": 16}  # 800 steps, 11 an epoch
     before = recipe()
     assert settled(fit, fresh(), data, None, before) == (before, {})
     for name in ("epochs", "batch_size"):

@@ -12,7 +12,7 @@ from vprompt.compression.search import Pruned, Search, delete_search
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.loader import ImageLabels
+from vprompt.training.loader import ImageLabels, size_of
 from vprompt.utils.devices import device_named
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import VPromptError
@@ -77,7 +77,7 @@ def prune(
             f"Segments of this model were pruned before, of {model.prompts.num_segments} a prompt; give num_segments "
             "as then."
         )
-    recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor)
+    recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor).scheduled(size_of(train))
     if recipe.num_epochs < 1:
         raise VPromptError("The retained prompts are trained again after pruning, which takes at least one epoch.")
     if settings.searched and val is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -15,10 +16,14 @@ from vprompt.data.scan import in_words
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import AUTO, Recipe
+from vprompt.model.windows import OVERLAP
 from vprompt.training.precision import in_bf16
 from vprompt.training.settle import FACTORS, pace, search_epochs
 from vprompt.utils.devices import device_named
 from vprompt.utils.text import count, duration
+
+MANY_WINDOWS = 50
+"""In which an image with a mask is seen, from which on that is worth a word."""
 
 MOST_CLASSES = 6
 """To be named one by one."""
@@ -38,9 +43,11 @@ def preview(
     """
     train, val, test = (0 if split is None else len(split) for split in (task.train, task.val, task.test))
     if isinstance(settings, Settings):
-        learned, seen = passes(replace(settings, recipe=recipe), train, val, test)
+        learned, seen = passes(replace(settings, recipe=recipe), train, val, test, cached=not task.target.dense)
     else:
         learned, seen = train * _tuning_passes(settings.condense), 2.0 * (val + test)
+    if task.target.dense:
+        seen = (seen + val * min(9, recipe.num_epochs)) * windows_of(images)
     step = pace(model, images, recipe)
     seconds = step.seconds * (learned + seen / (1 + model.method.backward_cost))
     device, (height, width) = device_named("auto"), model.preprocessing.size
@@ -77,7 +84,14 @@ def found(task: Task) -> list[str]:
 
 
 def passes(
-    settings: Settings, train: int, val: int, test: int, *, until: int | None = None, trained: bool = False
+    settings: Settings,
+    train: int,
+    val: int,
+    test: int,
+    *,
+    until: int | None = None,
+    trained: bool = False,
+    cached: bool = True,
 ) -> tuple[float, float]:
     """Images that a run learns from, counted anew in every epoch, and those that it only looks at.
 
@@ -88,20 +102,29 @@ def passes(
         test: Test images.
         until: The epoch after which it stops.
         trained: Whether the training with all prompts is there already.
+        cached: Whether features that never change are computed once.
     """
     learning = train + val if settings.train_on == "train+val" else train
-    epochs = settings.recipe.num_epochs if until is None else until
+    whole = settings.recipe.scheduled(learning).num_epochs
+    epochs = whole if until is None else until
     if settings.recipe.lr == AUTO and not trained:
         epochs += len(FACTORS) * search_epochs(epochs)
     learned, seen = float(learning * epochs * (not trained)), 0.0
-    if settings.method.caches_features and augment_of(settings) == "none" and not settings.recipe.mixes:
+    if cached and settings.method.caches_features and augment_of(settings) == "none" and not settings.recipe.mixes:
         learned, seen = 0.0, float(learning)  # features are computed once
     if settings.condense is not None:
         learned += learning * _tuning_passes(settings.condense)
     if settings.prune is not None:
-        learned += learning * (1 + settings.recipe.num_epochs * (4 if settings.prune.searched else 1))
+        learned += learning * (1 + whole * (4 if settings.prune.searched else 1))
     seen += val if settings.train_on == "train" else 0
     return learned, seen + (test if settings.test and until is None else 0)
+
+
+def windows_of(images: ImageDataset) -> float:
+    """About in how many windows one of some images with masks is seen."""
+    preprocessing, pixels = images.preprocessing, float(images.labels.sum(1).mean())
+    part = pixels / math.prod(preprocessing.size) / (1 - OVERLAP) ** 2
+    return max(1.0, part) if preprocessing.resize == "keep" else 1.0
 
 
 def _tuning_passes(settings: Condensing) -> int:

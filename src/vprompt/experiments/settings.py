@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -13,7 +14,7 @@ from vprompt.compression.criteria import Criterion, Scope, check_name, check_rid
 from vprompt.methods.base import HEAD_INIT, HeadInit, Method
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
-from vprompt.model.records import Recipe
+from vprompt.model.records import AUTO, Recipe
 from vprompt.tasks.base import TARGETS
 from vprompt.tasks.columns import Columns
 from vprompt.tasks.segmentation import DenseHead
@@ -197,7 +198,8 @@ class Settings:
                 "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "
                 "and --prune-segments, or train on 'train'."
             )
-        if prune.rewind_epoch and not 0 <= prune.rewind_epoch <= self.recipe.num_epochs:
+        most = math.inf if self.recipe.epochs == AUTO else self.recipe.num_epochs
+        if prune.rewind_epoch and not 0 <= prune.rewind_epoch <= most:
             raise VPromptError(
                 f"The epoch to rewind to lies between 0 and the {self.recipe.epochs} of the training, not at "
                 f"{prune.rewind_epoch}."

@@ -33,7 +33,7 @@ from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import PAGE, REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.log import RunLog
-from vprompt.experiments.preview import augment_of, preview
+from vprompt.experiments.preview import MANY_WINDOWS, augment_of, preview, windows_of
 from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
@@ -47,7 +47,7 @@ from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import BackboneError, DataError
+from vprompt.utils.errors import BackboneError, DataError, VPromptError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
 from vprompt.utils.text import line, listed
@@ -194,6 +194,8 @@ class Stages:
         """Says on standard error what was found, and what will be done with it."""
         if model.info.name == BUNDLED_BACKBONE and self.task.train.paths is not None:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
+        if self.task.target.dense and (looks := windows_of(self.train_images)) > MANY_WINDOWS:
+            self.notes.append(f"An image is seen in about {looks:.0f} windows: --resize fit makes that fewer.")
         if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.train_images, self.settings, recipe)
             done = BALANCE if recipe.balance != "none" else None
@@ -250,6 +252,8 @@ class Stages:
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
         """Trains with all prompts and records on the way the values to rewind to."""
         early = self._early
+        if rewind_epoch > recipe.num_epochs:
+            raise VPromptError(f"There is no epoch {rewind_epoch} to rewind to: the training has {recipe.num_epochs}.")
 
         def record(epochs: int) -> None:
             if epochs == rewind_epoch and is_main_process():

@@ -135,10 +135,16 @@ class _Adapted(Classifier):
             f"{type(self).__name__}: {self.method.name} on {self.info.name} ({held:,} numbers)",
             f"{sum(counts)} prompts in {len(counts)} blocks" + f" ({each})" * any(counts),
             *([share] if learned else []),
-            f"answers: {self.target.size} ({names})",
+            f"answers: {self.target.size} ({names}){self._reads()}",
             f"images: {seen.size[0]}×{seen.size[1]} pixels, {seen.resize}, {seen.interpolation}; runs: {execution}",
         )
         return "\n  ".join(lines)
+
+    def _reads(self) -> str:
+        if not isinstance(self.head, DenseHead):
+            return ""
+        blocks = ", ".join(map(str, self.head.blocks))
+        return f" for each pixel, by the head {self.target.map_head} on the maps of blocks {blocks}"
 
     @property
     @abstractmethod

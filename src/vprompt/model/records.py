@@ -29,7 +29,7 @@ class Recipe:
 
     Args:
         epochs: Passes over the training data; 0 leaves the model as it is. auto: as many as suit the number of images,
-            see `schedule_for`.
+            100 of a few and 20 of many (`schedule_for`); the papers take 100.
         batch_size: Images per step, over all processes. auto: as many as memory has room for, 8 to 256 and at most a
             tenth of the images.
         optimizer: `"adamw"`, or `"sgd"` with momentum as in the VPT paper.
@@ -73,7 +73,7 @@ class Recipe:
     Source: VPT (arXiv 2203.12119), appendix A; Menon et al. (arXiv 2007.07314) for logit adjustment.
     """
 
-    epochs: int | Literal["auto"] = 100
+    epochs: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | Literal["auto"] | None = None
@@ -149,6 +149,12 @@ class Recipe:
             raise VPromptError("Here a number of epochs is needed, not auto or a time; give --epochs.")
         return self.epochs
 
+    def scheduled(self, images: int) -> Recipe:
+        """The same recipe with a number of epochs that suits so many training images, where that is auto."""
+        if self.epochs != AUTO or self.time is not None:
+            return self
+        return replace(self, epochs=schedule_for(math.ceil(images / (self.batch * self.accumulate))))
+
     @property
     def batch(self) -> int:
         """Images computed at once, over all processes; a `VPromptError` where the number is still to be found."""
@@ -201,13 +207,15 @@ class Recipe:
 
 
 def schedule_for(steps: int) -> int:
-    """Number of epochs of so many steps that suit an unknown task: about 2,500 steps, in 20 to 100 epochs.
+    """Number of epochs of so many steps that suit an unknown task: about 800 steps, in 20 to 100 epochs.
+
+    Chosen on the validation images of four development tasks (docs/training.md).
 
     Example:
-        >>> schedule_for(16), schedule_for(79), schedule_for(938)
-        (100, 32, 20)
+        >>> schedule_for(2), schedule_for(16), schedule_for(79)
+        (100, 50, 20)
     """
-    return min(100, max(20, round(2500 / steps)))
+    return min(100, max(20, round(800 / steps)))
 
 
 def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from vprompt.model.model import PromptedModel
-from vprompt.model.records import AUTO, DEFAULT_LR, Recipe, schedule_for
+from vprompt.model.records import AUTO, DEFAULT_LR, Recipe
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
 from vprompt.training.checkpoint import History, merit
@@ -119,7 +119,7 @@ def settled(
     if recipe.time is not None or recipe.epochs == AUTO:
         steps = math.ceil(size_of(train) / (recipe.batch * recipe.accumulate))
         if recipe.time is None:
-            record(num_epochs=schedule_for(steps))
+            record(num_epochs=recipe.scheduled(size_of(train)).num_epochs)
         elif "num_epochs" not in facts:
             started, (start, step) = time.monotonic(), _pace_of(short, recipe)
             look = pace(model, train, recipe).seconds / (1 + model.method.backward_cost)

@@ -15,8 +15,9 @@ from vprompt.methods.registry import METHODS
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import options_of
 
-PROTOCOL = {"train_on": "train+val"}
-"""Settings of a plan's runs unless it says otherwise: what served to choose settings is trained on in the end."""
+PROTOCOL = {"train_on": "train+val", "epochs": 100}
+"""Settings of a plan's runs unless it says otherwise: what served to choose settings is trained on in the end, and the
+papers' schedule is that of all tasks."""
 
 AFTERWARDS = frozenset({"prune", *options_of(Condensing), *options_of(Pruning)})
 """Settings of what follows the training; they are chosen after those of the training."""
