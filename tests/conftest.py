@@ -25,6 +25,7 @@ from vprompt.experiments.bench import local
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a test does must not depend on whether there is a network
 
 COLLECTING = gc.get_threshold()
+gc.disable()  # until all tests are collected: what they import makes millions of objects, which stay
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
 
@@ -49,11 +50,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 10, 50)
+    gc.enable()
 
 
 def pytest_unconfigure():
     gc.unfreeze()
     gc.set_threshold(*COLLECTING)
+    gc.enable()
 
 
 def run_command(*arguments):
