@@ -125,8 +125,7 @@ def test_the_result_says_what_was_learned(trained, two_blocks):
     assert 0 <= result["test_accuracy"] <= 1
     assert "before" not in result
     assert [row["epoch"] for row in result["epochs"]] == [1, 2]
-    assert result["training_seconds"] > 0
-    assert result["seconds"] >= result["training_seconds"]
+    assert result["seconds"] >= result["training_seconds"] >= 0  # rounded, and it was quick
     assert (
         sum(p.numel() for p in load_file(trained.folder / "adapter_model.safetensors").values())
         == (result["learned_params"])
@@ -703,6 +702,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, two_bloc
 
     result = done(*command, "--resume")
     assert numbers(result) == numbers(uninterrupted[1])
+    assert uninterrupted[1]["training_seconds"] > 0
     assert adapter_hash(out) == adapter_hash(uninterrupted[0])
     assert {path.name for path in out.iterdir()} == FILES | STAGES
     assert "Warning" not in err  # what libraries tell programmers is not for users
