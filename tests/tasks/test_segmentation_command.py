@@ -86,3 +86,14 @@ def test_pixels_are_not_calibrated(trained):
     assert "no probabilities of images to calibrate; leave out --calibrate." in refused(
         folder / "squares", "--calibrate"
     )
+
+
+def test_a_comparison_counts_whole_images_and_has_its_title_alone(trained):
+    folder, _ = trained
+    where = ["--methods", "linear", "--seeds", "2", "--out", folder / "compared"]
+    run = run_command("compare", folder / "squares", *FAST[:-2], *where)
+    assert run.status == 0, run.err
+    title, blank, second, *_ = run.out.splitlines()
+    assert title.endswith("2 seeds")
+    assert not blank
+    assert second == "Mean IoU: 2 images"
