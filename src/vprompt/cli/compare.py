@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def show(document: dict[str, Any], out: Path) -> None:
     from vprompt.experiments.report.comparison import tables, title
 
     first, *others = tables(document)
-    print(f"{printable(title(document))}\n")
+    sys.stdout.write(f"{printable(title(document))}\n\n")
     print_table(first.caption, first.head, first.texts)
     for table in others:
         print_table(table.caption, table.head, table.texts, whole_first=True)
