@@ -16,11 +16,19 @@ import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.data.tasks import load_labelled
 from vprompt.experiments.run import run
 from vprompt.experiments.settings import settings_from
+from vprompt.model.load import load
+from vprompt.report.masks import coloured, errors
 from vprompt.utils.errors import VPromptError
 
 FULL = "VPT-Deep 50"
@@ -88,12 +96,66 @@ def row_of(task: str, backbone: str, label: str, seed: int, folder: Path) -> dic
     return {name: values[name] for name in COLUMNS}
 
 
-def main() -> None:
-    """Runs what the table lacks."""
+def tables(rows: list[dict[str, str]]) -> Iterator[str]:
+    """The lines of a page: a table for each task and backbone, means over the seeds."""
+    heads = ("method", "learned", "prompts", "GMACs", "mean IoU, val", "test", "95 %", "pixels", "boundary F1", "seeds")
+    for task, backbone in dict.fromkeys((row["task"], row["backbone"]) for row in rows):
+        yield f"| {task}, {backbone}: {' | '.join(heads)} |"
+        yield "|---" * len(heads) + "|"
+        own = [row for row in rows if (row["task"], row["backbone"]) == (task, backbone)]
+        for method in dict.fromkeys(row["method"] for row in own):
+            runs = [row for row in own if row["method"] == method]
+            low, high = json.loads(runs[0]["test_interval"])
+            means = {
+                name: 100 * fmean(float(row[name]) for row in runs)
+                for name in COLUMNS
+                if "_iou" in name or "_f1" in name or "_accuracy" in name
+            }
+            spread = stdev(100 * float(row["test_mean_iou"]) for row in runs) if len(runs) > 1 else None
+            test = f"{means['test_mean_iou']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+            ends = f"{100 * low:.0f}-{100 * high:.0f}" if len(runs) == 1 else "-"
+            cells = [
+                method,
+                f"{int(runs[0]['learned_params']):,}",
+                runs[0]["prompts"],
+                f"{float(runs[0]['folded_gmacs']):.3f}",
+                f"{means['val_mean_iou']:.1f}",
+                test,
+                ends,
+                f"{means['test_pixel_accuracy']:.1f}",
+                f"{means['test_boundary_f1']:.1f}",
+                str(len(runs)),
+            ]
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
+def pictures(data: str, adapters: list[Path], file: Path) -> None:
+    """A row for each of four test images from all over: image, mask, what each adapter says; errors below."""
+    models = [load(adapter).fold() for adapter in adapters]
+    images = load_labelled(data, models[0].preprocessing, models[0].target, split="test")[0]
+    classes, rows = len(models[0].target.names), list[np.ndarray]()
+    for number in torch.linspace(0, len(images) - 1, 4).long():
+        pixels, true = next(images.pairs(number[None]))
+        picture = pixels[0].permute(1, 2, 0).numpy()
+        tops, bottoms = [picture, coloured(true[0].numpy(), classes)], [np.full_like(picture, 255)] * 2
+        for model in models:
+            said = model.predict(picture).masks[0].numpy()
+            tops.append(coloured(said, classes))
+            bottoms.append(errors(said, true[0].numpy()))
+        rows += [np.hstack(tops), np.hstack(bottoms)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.vstack(rows)).save(file, quality=85)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+")
+    parser.add_argument("data", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--pictures", type=Path, help="file for a picture of the first DATA, by adapters of --only")
+    parser.add_argument("--show", action="store_true", help="print the tables of what there is")
     parser.add_argument("--backbone", default=BUNDLED_BACKBONE)
     parser.add_argument("--name", help="of the backbone in the table")
     parser.add_argument("--weights")
@@ -102,8 +164,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--only", nargs="*", help="labels")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs what the table lacks."""
+    options = parsed()
+    if options.show:
+        with options.out.open(encoding="utf-8", newline="") as opened:
+            print("\n".join(tables([*csv.DictReader(opened)])))
+        return
     name = options.name or options.backbone
+    if options.pictures:
+        task = Path(options.data[0]).name
+        adapters = [options.runs / f"{task}-{name}-{label}-0".replace(" ", "_") for label in options.only]
+        pictures(options.data[0], adapters, options.pictures)
+        return
     for data, label, seed, own in cells(options):
         task = Path(data).name
         done: dict[tuple[str, ...], str] = {}

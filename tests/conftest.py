@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from plans import PLAN
 from processes import FORKED
@@ -23,6 +24,8 @@ from vprompt.experiments.bench import local
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a test does must not depend on whether there is a network
 
+COLLECTING = gc.get_threshold()
+gc.disable()  # until all tests are collected: what they import makes millions of objects, which stay
 COLOURS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
 
@@ -40,13 +43,20 @@ class Outcome:
 
 
 def pytest_collection_finish():
-    """The garbage collector need not look again and again at the millions of objects that torch and timm brought."""
+    """The garbage collector need not look again and again at the millions of objects that torch and timm brought.
+
+    Nor so often at those that libraries bring later, which tests import: full collections took a twelfth of all time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(2000, 10, 50)
+    gc.enable()
 
 
 def pytest_unconfigure():
     gc.unfreeze()
+    gc.set_threshold(*COLLECTING)
+    gc.enable()
 
 
 def run_command(*arguments):
@@ -117,18 +127,20 @@ class Trained:
 
     folder: Path
     data: Path
+    options: list
     result: dict
     outcome: Outcome
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, colours):
+def trained(tmp_path_factory, colours, two_blocks):
     """A small VPT-Deep adapter, trained on `colours` and not condensed; read it, never write to it."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    arguments = ["--prompts", 3, "--epochs", 2, "--batch-size", 8, "--lr", 0.001, "--img-size", 32, "--out", folder]
-    outcome = run_command("fit", colours, *arguments, "--json")
+    options = ["--prompts", 3, "--epochs", 2, "--batch-size", 8, "--lr", 0.001, "--img-size", 32]
+    options += ["--backbone", two_blocks]
+    outcome = run_command("fit", colours, *options, "--out", folder, "--json")
     assert outcome.status == 0, outcome.err
-    return Trained(folder, colours, outcome.document, outcome)
+    return Trained(folder, colours, options, outcome.document, outcome)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -179,6 +191,15 @@ def undisturbed(tmp_path_factory, text):
     done = run_with_one_thread("bench", out / "tiny.toml", "--out", out / "runs", "--json")
     assert done.status == 0, done.err
     return out / "runs", done.document
+
+
+@pytest.fixture(scope="session")
+def two_blocks(tmp_path_factory):
+    """A backbone by name, for runs in which any will do: a ViT of two blocks for images of 32 pixels."""
+    folder = tmp_path_factory.mktemp("backbone") / "vit"
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("test_vit", img_size=32, depth=2), str(folder), model_args={"depth": 2})
+    return f"local-dir:{folder}"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from vprompt.experiments.bench.store import open_store
@@ -47,10 +46,6 @@ lr = [0.02, 0.005]
 
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 """Variables of the second of two processes."""
-
-
-def command(plan, out, *more):
-    return [sys.executable, "-m", "vprompt", "bench", str(plan), "--out", str(out), *more]
 
 
 def environment(**more):

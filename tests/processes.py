@@ -82,10 +82,11 @@ class Command(_Process):
         arguments: Of the command.
         folder: For what it prints.
         prepare: Called there before; must be a function of a module.
+        environment: Variables that are set there before.
     """
 
-    def __init__(self, *arguments, folder, prepare=None):
-        super().__init__(_command, folder, {}, [*map(str, arguments)], prepare)
+    def __init__(self, *arguments, folder, prepare=None, environment=None):
+        super().__init__(_command, folder, environment or {}, [*map(str, arguments)], prepare)
 
 
 class Script(_Process):

@@ -526,8 +526,8 @@ def test_condense_prints_json(trained, tmp_path):
     arguments = ["--no-fine-tune", "--criterion", "magnitude", "--out", tmp_path / "out", "--json"]
     outcome = run_command("condense", trained.folder, trained.data, *arguments)
     assert outcome.status == 0
-    assert outcome.document["before"]["prompt_counts"] == [3] * 12
-    assert sum(outcome.document["prompt_counts"]) == round(0.3 * 36)
+    assert outcome.document["before"]["prompt_counts"] == [3] * 2
+    assert sum(outcome.document["prompt_counts"]) == round(0.3 * 6)
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -581,7 +581,7 @@ def test_a_narrow_terminal_loses_no_character(odd, trained, monkeypatch, columns
         outcome = run_command(*arguments)
         assert outcome.status == 0, outcome.err
         assert outcome.out.strip()
-    finished = run_command("fit", trained.data, *FIXTURE_RUN, "--out", trained.folder, "--resume")
+    finished = run_command("fit", trained.data, *trained.options, "--out", trained.folder, "--resume")
     assert finished.status == 0, finished.err
 
 
@@ -626,13 +626,9 @@ def test_the_counts_of_every_block_can_be_read_on_any_terminal(capsys, monkeypat
     assert sum(numbers.count(count) > 0 for count in counts) == len(counts), printed
 
 
-FIXTURE_RUN = ("--prompts", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.001", "--img-size", "32")
-"""As those of the fixture `trained`."""
-
-
 def test_the_table_of_a_run_has_its_numbers(trained, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    outcome = run_command("fit", trained.data, *FIXTURE_RUN, "--out", trained.folder, "--resume")
+    outcome = run_command("fit", trained.data, *trained.options, "--out", trained.folder, "--resume")
     assert outcome.status == 0
     learned, val, test = (line for line in outcome.out.splitlines() if "vpt-deep" in line)
     result = trained.result
@@ -643,7 +639,7 @@ def test_the_table_of_a_run_has_its_numbers(trained, monkeypatch):
         assert f" {100 * result[f'{split}_balanced_accuracy']:.1f} % " in line
         assert f"{100 * result[f'{split}_majority_accuracy']:.1f} %" in outcome.out
     assert f"{result['learned_params']:,}" in learned
-    assert " 36 " in learned
+    assert " 6 " in learned
     assert str(trained.folder) in outcome.err
 
 
@@ -763,10 +759,10 @@ def test_a_locale_that_knows_no_letters_is_no_crash(tiny_weights, tmp_path):
     ],
     ids=str,
 )
-def test_what_a_launcher_left_over_is_said_and_passed_over(trained, tmp_path, monkeypatch, leftovers):
+def test_what_a_launcher_left_over_is_said_and_passed_over(trained, two_blocks, tmp_path, monkeypatch, leftovers):
     for name, value in leftovers.items():
         monkeypatch.setenv(name, value)
-    outcome = run_command("fit", trained.data, "--method", "linear", "--epochs", "0", "--out", tmp_path / "out")
+    outcome = run_command("fit", trained.data, *QUICK, "--backbone", two_blocks, "--out", tmp_path / "out")
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "out" / "result.json").exists()
     assert {name: os.environ.get(name) for name in leftovers} == leftovers

@@ -15,6 +15,7 @@ import tyro
 from conftest import run_command
 from processes import Script
 from vprompt.cli.main import commands
+from vprompt.methods.layers.dense import HEADS, blocks_read
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -175,6 +176,27 @@ def test_the_detector_learns(capsys):
     assert {name for name in ran["model"].learned if name.startswith("prompts.")} <= {*moved}
     assert all(p.grad is None for p in ran["model"].backbone.parameters())
     assert re.fullmatch(r"\d+ of \d+ squares found, in \d+ boxes\n", capsys.readouterr().out)
+
+
+def test_the_squares_are_found(tmp_path, monkeypatch, capsys):
+    (block,) = python_blocks((ROOT / "docs" / "segmentation.md").read_text("utf-8"))
+    monkeypatch.chdir(tmp_path)
+    ran: dict = {}
+    exec(block, ran)
+    assert ran["found"].masks[0].shape == (40, 56)
+    assert ran["model"].target.names == ("ground", "square")
+    size, figure = capsys.readouterr().out.rsplit(maxsplit=1)
+    assert size == "torch.Size([40, 56])"
+    assert float(figure) > 0.5  # all ground is under a half
+
+
+def test_blocks_that_heads_read():
+    text = (ROOT / "docs" / "segmentation.md").read_text("utf-8")
+    swin = [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
+    for head in HEADS:
+        cells = re.findall(rf"^\| `{head}`[^|]*\|([^|]*)\|([^|]*)\|", text, flags=re.MULTILINE)
+        read = [tuple(int(number) for number in cell.split(",")) for cell in cells[0]]
+        assert read == [blocks_read(head, widths) for widths in ([384] * 12, swin)]
 
 
 EACH = """

@@ -75,7 +75,8 @@ def test_an_analysis_of_one_file_is_a_command_with_a_section(tmp_path):
     page = (tmp_path / "out" / "analyses.html").read_text()
     assert "It is 42." in page
     # Without the plugin its file is that of others.
-    assert run_command("analyze", "cost", "test_vit", "--prompts", 1, "--out", tmp_path / "out").status == 0
+    few = ["--prompts", 1, "--originals", 1, "--shares", 0.5]
+    assert run_command("analyze", "cost", "test_vit", *few, "--out", tmp_path / "out").status == 0
     assert "It is 42." not in (tmp_path / "out" / "analyses.html").read_text()
 
 

@@ -347,7 +347,7 @@ def test_the_command(tmp_path, trained, vprompt_command):
     assert adapter["split"] == "val"
     assert adapter["ablation"]["images"] == trained.result["val_images"]
     assert adapter["ablation"]["full"]["accuracy"] == pytest.approx(trained.result["val_accuracy"])
-    assert [sum(each["counts"]) for each in adapter["kept"]] == [18, 7]
+    assert [sum(each["counts"]) for each in adapter["kept"]] == [3, 1]
     assert {file.name for file in tmp_path.iterdir()} == {"blocks.json", "blocks.png", "analyses.html", "analyses.md"}
 
 

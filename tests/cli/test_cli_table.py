@@ -10,7 +10,6 @@ from vprompt.experiments.bench.tasks import split_sizes, why_missing
 from vprompt.tasks.columns import Columns
 
 COLOURS = {"blue": (40, 40, 220), "red": (220, 40, 40)}
-SMALL = ["--epochs", "1", "--prompts", "2", "--img-size", "16", "--backbone", "bundled"]
 SAID = Columns(label_column="colour", group="site")
 
 
@@ -27,10 +26,16 @@ def table(tmp_path_factory):
     return folder / "birds.csv"
 
 
-def test_fit_eval_and_condense(table, tmp_path, capsys):
-    assert main(["fit", str(table), *SMALL]) == 1
+@pytest.fixture(scope="module")
+def small(two_blocks):
+    """Options of runs that take a second."""
+    return ["--epochs", "1", "--prompts", "2", "--img-size", "16", "--backbone", two_blocks]
+
+
+def test_fit_eval_and_condense(table, small, tmp_path, capsys):
+    assert main(["fit", str(table), *small]) == 1
     assert "--label-column NAME" in capsys.readouterr().err
-    fit = ["fit", str(table), *SMALL, "--label-column", "colour", "--group", "site", "--out", str(tmp_path / "full")]
+    fit = ["fit", str(table), *small, "--label-column", "colour", "--group", "site", "--out", str(tmp_path / "full")]
     assert main(fit) == 0
     result = json.loads((tmp_path / "full" / "result.json").read_text())
     assert (result["settings"]["label_column"], result["settings"]["group"]) == ("colour", "site")
@@ -49,14 +54,14 @@ def test_fit_eval_and_condense(table, tmp_path, capsys):
     assert "class round is not known to the adapter" in capsys.readouterr().err
 
 
-def test_a_pattern_stands_for_tables_and_what_is_missing_is_said(table, tmp_path, capsys):
-    assert main(["fit", str(table.with_name("*.csv")), *SMALL, "--label-column", "colour", "--out", str(tmp_path)]) == 0
-    assert main(["fit", str(table.with_name("*.tsv")), *SMALL]) == 1
+def test_a_pattern_stands_for_tables_and_what_is_missing_is_said(table, small, tmp_path, capsys):
+    assert main(["fit", str(table.with_name("*.csv")), *small, "--label-column", "colour", "--out", str(tmp_path)]) == 0
+    assert main(["fit", str(table.with_name("*.tsv")), *small]) == 1
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_another_group_is_another_run(table, tmp_path, capsys):
-    fit = ["fit", str(table), *SMALL, "--label-column", "colour", "--out", str(tmp_path)]
+def test_another_group_is_another_run(table, small, tmp_path, capsys):
+    fit = ["fit", str(table), *small, "--label-column", "colour", "--out", str(tmp_path)]
     assert main(fit) == 0
     assert main([*fit, "--group", "site", "--resume"]) == 1
     assert "group" in capsys.readouterr().err

@@ -815,14 +815,14 @@ SHORT = ["--epochs", "2", "--batch-size", "8", "--img-size", "16"]
 ARGUMENTS = ["--method", "e2vpt", "--prompts", "4", "--kv-prompts", "2", *SHORT]
 
 
-def test_fit_prunes_and_says_what_it_did(colours, tmp_path):
+def test_fit_prunes_and_says_what_it_did(colours, two_blocks, tmp_path):
     out = tmp_path / "run"
-    outcome = run_command("fit", colours, *ARGUMENTS, "--prune", "--out", out)
+    outcome = run_command("fit", colours, *ARGUMENTS, "--backbone", two_blocks, "--prune", "--out", out)
     assert outcome.status == 0, outcome.err
     assert "e2vpt pruned" in outcome.out
     assert "trainings" in outcome.err
     result = json.loads((out / "result.json").read_text())
-    assert result["before"]["prompt_counts"] == [4] * 12
+    assert result["before"]["prompt_counts"] == [4] * 2
     assert 1 < result["pruning"]["trainings"] <= 6
     model = vprompt.load(out)
     assert model.prompt_counts == result["prompt_counts"]
@@ -833,13 +833,13 @@ def test_fit_prunes_and_says_what_it_did(colours, tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_fit_rewinds_to_the_epoch_it_is_told(colours, tmp_path, epoch):
-    arguments = [*ARGUMENTS, "--prune-tokens", "0.5", "--prune-segments", "0.5"]
+def test_fit_rewinds_to_the_epoch_it_is_told(colours, two_blocks, tmp_path, epoch):
+    arguments = [*ARGUMENTS, "--backbone", two_blocks, "--prune-tokens", "0.5", "--prune-segments", "0.5"]
     outcome = run_command("fit", colours, *arguments, "--rewind-epoch", epoch, "--out", tmp_path / "a", "--json")
     assert outcome.status == 0, outcome.err
     small = vprompt.load(tmp_path / "a")
-    assert sum(small.prompt_counts) == 24
-    assert sum(p.numel() for p in small.prompts) == 24 * 192 // 2
+    assert sum(small.prompt_counts) == 4
+    assert sum(p.numel() for p in small.prompts) == 4 * 64 // 2
     assert small.pruning == Pruning(tokens=0.5, segments=0.5, rewind_epoch=epoch)
 
 

@@ -111,7 +111,7 @@ def test_the_first_layer_is_timms(channels):
         create_backbone("bundled", in_chans=4, weights="nowhere.safetensors")
 
 
-def test_a_run_on_bands(tmp_path, capsys):
+def test_a_run_on_bands(two_blocks, tmp_path, capsys):
     lines = ["image,label"]
     for number in range(30):
         bands = np.random.default_rng(number).integers(60, size=(20, 20, 5), dtype=np.uint16)
@@ -120,7 +120,7 @@ def test_a_run_on_bands(tmp_path, capsys):
         (tmp_path / name).write_bytes((npy, tiff)[number % 2](bands))
         lines.append(f"{name},{('crop', 'forest')[number % 2]}")
     (tmp_path / "fields.csv").write_text("\n".join(lines))
-    fit = ["fit", str(tmp_path), "--epochs", "2", "--prompts", "2", "--img-size", "16", "--backbone", "bundled"]
+    fit = ["fit", str(tmp_path), "--epochs", "2", "--prompts", "2", "--img-size", "16", "--backbone", two_blocks]
     assert main([*fit, "--in-chans", "5", "--out", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["settings"]["in_chans"] == 5

@@ -597,7 +597,7 @@ def test_folders_that_are_there_are_never_replaced(source, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
 def test_killed_in_the_middle(name, source, tmp_path):
-    originals.cifar(source, test=10_000)
+    originals.cifar(source, test=3_000)
     root = tmp_path / "root"
     images = root / ".cifar.part/images/test"
     command = ["prepare", "vtab:cifar", "--source", source, "--root", root, "--accept-changed"]

@@ -4,7 +4,6 @@ import os
 import platform
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from plans import command, environment, figures, results
+from plans import environment, figures, results
+from processes import Command
 from vprompt.experiments.bench import ray as subject
 from vprompt.experiments.bench.bench import InlineEngine, engine_of, overview, run_plan
 from vprompt.experiments.bench.engine import Watch
@@ -70,8 +70,8 @@ class Place:
 
     def start(self, out, *more):
         """`vprompt bench` in a process of its own."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command(self.file, out, "--engine", "ray", *more), env=self.environment, **pipes)
+        arguments = ["bench", self.file, "--out", out, "--engine", "ray", *more]
+        return Command(*arguments, folder=self.folder, environment=self.environment | subject.VARIABLES)
 
     def check(self, address):
         """All results are there, whole, those of the local engine, and nothing else is."""
@@ -182,10 +182,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_one_goes_on(place)
     address = f"file://{place.folder}/driver"
     store = open_store(address)
     driver = place.start(address, "--address", place.cluster.address)
-    until(lambda: len(store.finished()) >= 3 or driver.poll() is not None)
-    assert driver.poll() is None, driver.communicate()
-    driver.kill()
-    driver.communicate()
+    assert driver.when(lambda: len(store.finished()) >= 3, signal.SIGKILL)[0] == -signal.SIGKILL
     until(lambda: not processes(ours=os.getpid()))
     there = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (place.folder / "driver/results").iterdir()}
     assert 3 <= len(there) < len(place.expected)
@@ -219,9 +216,8 @@ def test_ctrl_c_saves_every_training_of_a_cluster_of_its_own(place):
     found = processes(ours=driver.pid)
     assert sorted(found.values()) == [False, False, True, True]
     assert list(out.glob("work/*/.run/training.safetensors")) == []
-    driver.send_signal(signal.SIGINT)
-    printed, errors = driver.communicate(timeout=60)
-    assert (driver.returncode, printed) == (130, "")
+    status, printed, errors = driver.when(lambda: True, signal.SIGINT)
+    assert (status, printed) == (130, "")
     assert errors.splitlines()[-1].startswith("vprompt: Stopped with 0 of ")
     assert "Traceback" not in errors
     assert len(list(out.glob("work/*/.run/training.safetensors"))) == 2

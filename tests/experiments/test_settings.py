@@ -95,7 +95,10 @@ def test_flat_names_reach_their_places():
         ({"backbone": "x", "prompts": True}, "prompts takes a whole number, not True"),
         ({"backbone": "x", "lr": "fast"}, "lr takes a number or 'auto' or nothing, not 'fast'"),
         ({"backbone": "x", "fine_tune": 1}, "fine_tune takes true or false, not 1"),
-        ({"backbone": "x", "resize": "stretch"}, "resize takes 'squash' or 'crop' or nothing, not 'stretch'"),
+        (
+            {"backbone": "x", "resize": "stretch"},
+            "resize takes 'squash' or 'crop' or 'keep' or 'fit' or nothing, not 'stretch'",
+        ),
         ({"backbone": "x", "optimizer": True}, "optimizer takes 'adamw' or 'sgd', not True"),
         ({"backbone": "x", "train_on": "test"}, "train_on takes 'train' or 'train.val'"),
         ({"backbone": "x", "condense": 1.5}, "share of prompts to keep"),

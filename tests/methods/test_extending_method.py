@@ -11,6 +11,7 @@ import torch
 import vprompt
 from conftest import run_command
 from plugins import example, plugged
+from processes import Script
 from vprompt.compression.merge import merge
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.methods.registry import METHODS
@@ -135,15 +136,17 @@ def test_saved_it_loads_in_a_new_process(backbone, plugin, tmp_path):
         "x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))\n"
         "print(model.method.name, model(x).sum().item())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    name, total = done.stdout.split()
+    plugins = {"VPROMPT_PLUGINS": str(plugin)}
+    status, printed, errors = Script(code, folder=tmp_path, environment=plugins).end()
+    assert status == 0, errors
+    name, total = printed.split()
     assert name == "fourier"
     assert float(total) == pytest.approx(float(model(images()).detach().sum()), abs=1e-4)
     card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
     assert "fourier, started with 4 prompts per block" in card
-    without = {key: value for key, value in os.environ.items() if key != "VPROMPT_PLUGINS"}
-    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=without)
-    assert "The method 'fourier' is not known" in failed.stderr.replace("\\", "")
+    status, _, errors = Script(code, folder=tmp_path, environment={"VPROMPT_PLUGINS": ""}).end()
+    assert status == 1
+    assert "The method 'fourier' is not known" in errors.replace("\\", "")
 
 
 def test_scored_condensed_and_saved_it_is_ordinary_prompts(backbone, tmp_path):

@@ -158,17 +158,17 @@ def test_a_run_leaves_a_page_and_an_evaluation_as_well(trained, colours, tmp_pat
     assert "is there already; choose another --out" in again.err
 
 
-def fit(colours, out, *more):
-    small = ["--prompts", 2, "--epochs", 1, "--batch-size", 8, "--img-size", 32]
+def fit(colours, backbone, out, *more):
+    small = ["--backbone", backbone, "--prompts", 2, "--epochs", 1, "--batch-size", 8, "--img-size", 32]
     return run_command("fit", colours, *small, "--out", out, "--json", *more)
 
 
-def test_a_page_that_fails_costs_nothing(colours, tmp_path, monkeypatch):
+def test_a_page_that_fails_costs_nothing(colours, two_blocks, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("<no> pencil")
 
     monkeypatch.setattr(outcome, "html_page", broken)
-    found = fit(colours, tmp_path / "run")
+    found = fit(colours, two_blocks, tmp_path / "run")
     assert found.status == 0, found.err
     assert found.document["notes"][-1] == "There is no report.html (RuntimeError: <no> pencil)."
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == found.document
@@ -176,16 +176,26 @@ def test_a_page_that_fails_costs_nothing(colours, tmp_path, monkeypatch):
     assert run_command("eval", tmp_path / "run", colours).status == 0
 
 
-def test_a_part_that_fails_is_said_and_the_others_stand(colours, tmp_path, monkeypatch):
+def test_a_part_that_fails_is_said_and_the_others_stand(colours, two_blocks, tmp_path, monkeypatch):
     monkeypatch.setattr(outcome, "jpeg", lambda pixels: 1 / 0)
-    assert fit(colours, tmp_path / "run", "--calibrate").status == 0
+    assert fit(colours, two_blocks, tmp_path / "run", "--calibrate").status == 0
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert text.count("This part cannot be drawn (ZeroDivisionError") == 2  # mistakes, and attention
     assert "Calibration, val images" in text
 
 
-def test_calibration_is_kept_in_the_adapter_and_left_out_by_default(colours, trained, tmp_path):
-    found = fit(colours, tmp_path / "run", "--calibrate", "--no-report", "--condense", "0.5", "--fine-tune-epochs", "1")
+def test_calibration_is_kept_in_the_adapter_and_left_out_by_default(colours, two_blocks, trained, tmp_path):
+    found = fit(
+        colours,
+        two_blocks,
+        tmp_path / "run",
+        "--calibrate",
+        "--no-report",
+        "--condense",
+        "0.5",
+        "--fine-tune-epochs",
+        "1",
+    )
     assert found.status == 0, found.err
     assert not (tmp_path / "run" / "report.html").exists()
     for document in (found.document, found.document["before"]):
@@ -227,8 +237,8 @@ def test_calibration_is_kept_in_the_adapter_and_left_out_by_default(colours, tra
 @pytest.mark.parametrize(
     ("more", "why"), [(["--train-on", "train+val"], "validation images"), (["--method", "linear"], None)]
 )
-def test_calibration_needs_images_that_were_not_learned(colours, tmp_path, more, why):
-    arguments = ["--epochs", 1, "--img-size", 32, "--calibrate", "--out", tmp_path / "run", "--no-report"]
+def test_calibration_needs_images_that_were_not_learned(colours, two_blocks, tmp_path, more, why):
+    arguments = ["--backbone", two_blocks, "--epochs", 1, "--calibrate", "--out", tmp_path / "run", "--no-report"]
     found = run_command("fit", colours, *arguments, *more)
     assert (found.status != 0) == (why is not None)
     assert why is None or why in found.err

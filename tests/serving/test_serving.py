@@ -25,7 +25,7 @@ from PIL import Image
 
 import vprompt
 from conftest import run_command
-from processes import Script
+from processes import Command, Script
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.serving.bank.bank import Bank
@@ -795,12 +795,6 @@ def test_the_schema_is_of_what_is_answered_and_no_page_loads_anything(server, ma
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def listening_url(process):
-    line = process.stderr.readline()
-    assert "Listening on" in line, line + process.stderr.read()
-    return re.search(r"http://[\d.]+:\d+", line)[0]
-
-
 def refused(port):
     try:
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
@@ -811,11 +805,12 @@ def refused(port):
     return False
 
 
-def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters):
-    arguments = [sys.executable, "-m", "vprompt", "serve", str(adapters / "birds"), "--port", "0"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters, tmp_path):
+    process = Command("serve", adapters / "birds", "--port", 0, folder=tmp_path)
     try:
-        url = listening_url(process)
+        eventually(lambda: process.printed()[1].endswith("\n") or process.status is not None)
+        line = process.printed()[1]
+        url = re.search(r"Listening on (http://[\d.]+:\d+)", line)[1]
         port = int(url.rsplit(":", 1)[1])
         data = IMAGES["png"]
         connections = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(3)]
@@ -823,18 +818,16 @@ def test_sigterm_answers_what_was_asked_and_ends_with_status_0(adapters):
             connection.sendall(head(Content_Length=len(data)) + data[:50])
         with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
             eventually(lambda: "vprompt_under_way 3.0\n" in client.get("/metrics").text)
-            process.send_signal(signal.SIGTERM)
+            os.kill(process.pid, signal.SIGTERM)
             eventually(lambda: refused(port))
             for connection in connections:
                 connection.sendall(data[50:])
             for connection in connections:
                 status, body = answer_of(everything(connection))
                 assert (status, body["adapter"]) == (200, "birds")
-        out, err = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, out, err) == (0, "", "")
+        assert process.end() == (0, "", line)
     finally:
-        process.kill()
-        process.communicate()
+        process.process.kill()
 
 
 def serve_here(adapters, *arguments, during):

@@ -93,7 +93,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def runs(tables, tmp_path_factory):
+def runs(tables, two_blocks, tmp_path_factory):
     """One of each kind, made when it is first asked for."""
     made = {}
 
@@ -101,7 +101,7 @@ def runs(tables, tmp_path_factory):
         if kind not in made:
             data, folder = tables / f"{kind}.csv", tmp_path_factory.mktemp("runs") / kind
             labels = ["--label-column", "width_mm,area"] if kind == "sizes" else []
-            arguments = ["fit", data, *SMALL, *OPTIONS[kind], *labels]
+            arguments = ["fit", data, "--backbone", two_blocks, *SMALL, *OPTIONS[kind], *labels]
             outcome = run_with_one_thread(*arguments, "--out", folder, "--json")
             assert outcome.status == 0, outcome.err
             made[kind] = Run(kind, data, folder, outcome.document, arguments)
@@ -195,8 +195,8 @@ def test_condensing_as_far_as_it_goes(runs, tmp_path):
     assert all({"ratio", "val_r2", "difference", "interval"} == {*trial} for trial in trials)
 
 
-def test_pruning_with_a_search(tables, tmp_path):
-    options = [*SMALL[:-2], "--method", "e2vpt", "--prune"]
+def test_pruning_with_a_search(tables, two_blocks, tmp_path):
+    options = ["--backbone", two_blocks, *SMALL[:-2], "--method", "e2vpt", "--prune"]
     outcome = run_command("fit", tables / "tags.csv", *options, "--out", tmp_path / "pruned", "--json")
     assert outcome.status == 0, outcome.err
     pruning = outcome.document["pruning"]
@@ -353,9 +353,9 @@ def test_an_adapter_whose_target_cannot_be_is_refused(runs, tmp_path):
 # ── comparisons ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_comparison_and_its_report_speak_of_the_score(tables, tmp_path):
+def test_a_comparison_and_its_report_speak_of_the_score(tables, two_blocks, tmp_path):
     out = tmp_path / "compared"
-    arguments = ["--methods", "linear,vpt-deep", "--seeds", 1, *SMALL, "--out", out]
+    arguments = ["--methods", "linear,vpt-deep", "--seeds", 1, "--backbone", two_blocks, *SMALL, "--out", out]
     columns = ["--label-column", "width_mm,area"]
     outcome = run_command("compare", tables / "sizes.csv", *arguments, *columns)
     assert outcome.status == 0, outcome.err

@@ -395,7 +395,8 @@ def test_strata():
 
 
 def test_all_targets_are_tested():
-    assert {target.name for target in ALL} == {*TARGETS.names()} - {"counts"}
+    own_file = "segmentation"  # tests/tasks/test_segmentation.py
+    assert {target.name for target in ALL} == {*TARGETS.names()} - {"counts", own_file}
 
 
 # ── beside targets ───────────────────────────────────────────────────────────────────────────────────────────────────

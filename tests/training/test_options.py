@@ -370,7 +370,7 @@ def test_numbers_that_are_left_to_the_data():
     data = tensors(170)
     found, facts = settled(fit, fresh(), data, None, recipe(epochs="auto", batch_size="auto"))
     assert (found.epochs, found.batch_size) == (schedule_for(11), 16)
-    assert facts == {"num_epochs": 100, "batch_size": 16}
+    assert facts == {"num_epochs": 73, "batch_size": 16}  # 800 steps, 11 an epoch
     before = recipe()
     assert settled(fit, fresh(), data, None, before) == (before, {})
     for name in ("epochs", "batch_size"):
@@ -470,10 +470,10 @@ def test_the_log_has_every_epoch_once(tmp_path):
     assert lines == [{"stage": "other", "epoch": 1}, *({"stage": "training", **row} for row in rows)]
 
 
-def test_trackers_see_every_epoch(colours, tmp_path):
+def test_trackers_see_every_epoch(colours, two_blocks, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
-    options = ["--prompts", 2, "--epochs", 3, "--img-size", 32, "--batch-size", 8, "--balance", "sampler"]
+    options = ["--backbone", two_blocks, "--prompts", 2, "--epochs", 3, "--batch-size", 8, "--balance", "sampler"]
     outcome = run_command("fit", colours, *options, "--track", "tensorboard", "--out", out, "--json")
     assert outcome.status == 0, outcome.err
     events = accumulator.EventAccumulator(str(out / "vprompt"))
@@ -491,10 +491,10 @@ def test_trackers_see_every_epoch(colours, tmp_path):
 
 
 @pytest.mark.parametrize("balance", ["none", "loss"])
-def test_a_balance_is_recommended_where_none_is_given(tmp_path, balance):
+def test_a_balance_is_recommended_where_none_is_given(two_blocks, tmp_path, balance):
     data = write_classes(tmp_path / "data", 4)
     write_images(data / "red", (200, 40, 40), 40, start=4)
-    options = ["--epochs", 1, "--img-size", 32, "--method", "linear", "--balance", balance]
+    options = ["--epochs", 1, "--backbone", two_blocks, "--method", "linear", "--balance", balance]
     outcome = run_command("fit", data, *options, "--out", tmp_path / "run")
     assert outcome.status == 0, outcome.err
     said = " ".join(outcome.err.split())
@@ -502,9 +502,9 @@ def test_a_balance_is_recommended_where_none_is_given(tmp_path, balance):
     assert ("With --balance loss" in said) == (balance == "none")
 
 
-def test_a_run_whose_numbers_are_found_says_them(colours, tmp_path):
+def test_a_run_whose_numbers_are_found_says_them(colours, two_blocks, tmp_path):
     out = tmp_path / "run"
-    options = ["--prompts", 2, "--epochs", 2, "--lr", "auto", "--batch-size", "auto", "--img-size", 32]
+    options = ["--backbone", two_blocks, "--prompts", 2, "--epochs", 2, "--lr", "auto", "--batch-size", "auto"]
     outcome = run_command("fit", colours, *options, "--best-epoch", "--out", out, "--json")
     assert outcome.status == 0, outcome.err
     result = outcome.document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import Option, options_of
-from vprompt.utils.text import duration
+from vprompt.utils.text import duration, printable
 
 if TYPE_CHECKING:
     from vprompt.experiments.bench.jobs import Job
@@ -141,7 +142,8 @@ def show(document: dict[str, Any], out: Path) -> None:
     from vprompt.experiments.report.comparison import tables, title
 
     first, *others = tables(document)
-    print_table(f"{title(document)}\n\n{first.caption}", first.head, first.texts)
+    sys.stdout.write(f"{printable(title(document))}\n\n")
+    print_table(first.caption, first.head, first.texts)
     for table in others:
         print_table(table.caption, table.head, table.texts, whole_first=True)
     weak = [

@@ -261,7 +261,7 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
     yield from result.get("notes", [])
     if all("folded_gmacs" in stage for _, stage in stages):
         costs = [" ".join(filter(None, [f"{stage['folded_gmacs']:.3g}", name])) for name, stage in stages]
-        yield f"GMACs per image, folded: {', '.join(costs)}."
+        yield f"GMACs per {'window' if target_of(result).dense else 'image'}, folded: {', '.join(costs)}."
     if pruning := result.get("pruning"):
         shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."

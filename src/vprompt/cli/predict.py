@@ -209,6 +209,8 @@ class Predict(_Source):
                         write(asdict(found) if isinstance(found, Failure) else {"image": found.image, **found.answer})
                 elif predictions:
                     _print(predictions, done, model.target)
+        if taken:
+            print_note(f"{self.out} has {len(taken)} masks, and the images under them.")
         for failure in failures:
             print_note(failure.error)
         if others:

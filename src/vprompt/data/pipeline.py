@@ -70,8 +70,8 @@ def load(
         if kind.grouped:
             problems += _drop_unusable(splits, listed_classes(listing, splits))
         else:
-            if kind.dense:  # masks that cannot be read may leave nothing to fit
-                refuse(listing, problems, skip_bad)
+            if kind.dense:
+                refuse(listing, problems, skip_bad)  # before too few masks are left to find classes in
             problems += drop_unread(splits, _fitted(kind, listing, splits), listing.places)
         refuse(listing, problems, skip_bad)
         _fitted(kind, listing, splits)

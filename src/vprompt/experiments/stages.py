@@ -186,8 +186,9 @@ class Stages:
                 f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
                 "instead of auto."
             )
-        if self.calibrate and (self.val is None or self.task.target.answer != "probabilities"):
-            lack = "validation images to calibrate on" if self.val is None else "probabilities to calibrate"
+        sure = self.task.target.answer == "probabilities" and not self.task.target.dense
+        if self.calibrate and (self.val is None or not sure):
+            lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
 
     def introduce(self, model: PromptedModel, recipe: Recipe) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from vprompt.data.preprocessing import WHITE
 from vprompt.model.config import AdapterConfig
@@ -28,9 +29,7 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned
         >>> escape("<b>_ant_ | bee</b>")
         '&#60;b&#62;\\\\_ant\\\\_ \\\\| bee&#60;/b&#62;'
     """
-    pages = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    pages.filters |= {"escape": escape, "quoted": json.dumps, "basename": os.path.basename}
-    return pages.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _template().render(
         config=config,
         base_model=base_model,
         known_to_timm=known_to_timm,
@@ -39,3 +38,10 @@ def card(config: AdapterConfig, *, base_model: str, known_to_timm: bool, learned
         numbers=sum(count * width for count, width in zip(config.prompt_counts, config.widths, strict=True)),
         white=WHITE,
     )
+
+
+@functools.cache
+def _template() -> Template:
+    pages = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    pages.filters |= {"escape": escape, "quoted": json.dumps, "basename": os.path.basename}
+    return pages.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -149,7 +149,8 @@ class _Adapted(Classifier):
         if not isinstance(self.head, DenseHead):
             return ""
         blocks = ", ".join(map(str, self.head.blocks))
-        return f" for each pixel, by the head {self.target.map_head} on the maps of blocks {blocks}"
+        plural = "s" * (len(self.head.blocks) > 1)
+        return f" for each pixel, by the head {self.target.map_head} on the map{plural} of block{plural} {blocks}"
 
     @property
     @abstractmethod

@@ -57,8 +57,8 @@ def write_mask(found: Prediction, model: Classifier, folder: Path, taken: set[st
     name = next(name for number in count(1) if (name := stem if number == 1 else f"{stem}-{number}") not in taken)
     taken.add(name)
     image = decode(found.image, model.as_read)
-    shown = image[: 3 if len(image) > 2 else 1].expand(3, -1, -1).permute(1, 2, 0)
-    over = overlaid(shown.numpy(), mask.numpy(), len(model.target.names))
+    colours = image[:3] if len(image) > 2 else image[[0, 0, 0]]
+    over = overlaid(colours.permute(1, 2, 0).numpy(), mask.numpy(), len(model.target.names))
     write_atomically(folder / f"{name}.png", lambda part: mask_picture(mask, model.target).save(part, "PNG"))
     write_atomically(folder / f"{name}-overlay.jpg", lambda part: Image.fromarray(over).save(part, "JPEG"))
 

@@ -205,7 +205,7 @@ class Target(ABC):
     def beside(figures: Mapping[str, Any], prefix: str = "") -> str:
         """What has to be known beside the figures of a table, to go on after its title; arguments as of `cells`."""
         images = figures.get(f"{prefix}images")
-        return "" if images is None else f": {images} images"
+        return "" if images is None else f": {images:.0f} images"
 
     @abstractmethod
     def activate(self, logits: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ COLOUR = 1 << 24
 """Added to the codes of colours, which are no grey values."""
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm", ".jpg", ".jpeg")
-"""Of files of masks; that JPEG loses values is said later."""
+"""Of masks; a JPEG is none, and is refused once it is read."""
 
 
 @register
@@ -100,12 +100,15 @@ class Segmentation(Target):
     def fit(cls, labels: Sequence[str], columns: Sequence[str]) -> Self:
         """See `Target`: classes as the columns after the first say, `CODE CELLS NAME`, without a name for ignored ones;
         or one for each code."""
+        if not labels:
+            raise ValueError("no image to learn from with a mask that can be used.")
         table = {int(code): name for code, name in (column.split(CELLS) for column in columns if CELLS in column)}
         seen = sorted({code for label in labels for code in histogram(label)})
         known = table or {code: "" if code == 255 and seen != [0, 255] else spelled(code) for code in seen}
         named = {code: printable(name) for code, name in known.items() if name}
         if len(named) < 2:
-            raise ValueError(f"masks of {count(len(named), 'class')} only ({listed([*named.values()])}).")
+            shown = listed([*named.values()])
+            raise ValueError(f"masks of {count(len(named), 'class')} only ({shown}); two or more are needed.")
         plain = tuple(named) != tuple(range(len(named)))
         ignored = {code for code, name in known.items() if not name} | ({255} - {*named})
         return cls(names=tuple(named.values()), codes=tuple(named) if plain else (), ignored=tuple(sorted(ignored)))

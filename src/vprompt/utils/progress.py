@@ -179,7 +179,8 @@ def figures_text(figures: dict[str, float], unit: str = "", most: int | None = N
         elif name == "epoch":
             parts.append(f"epoch {value:.0f}")
         elif "accuracy" in name or name.startswith("val_"):  # a share
-            parts.append(f"{name.replace('accuracy', 'acc').replace('_', ' ')} {100 * value:.1f}%")
+            shown = name.replace("accuracy", "acc").replace("_", " ").replace("iou", "IoU")
+            parts.append(f"{shown} {100 * value:.1f}%")
         else:
             parts.append(f"{name} {value:.3g}")
     while most is not None and parts and len(" ".join(parts)) > most:

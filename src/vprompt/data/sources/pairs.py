@@ -38,7 +38,7 @@ class Pairs:
                 Item(*(path.relative_to(root).as_posix() for path in (images[image], masks[mask])))
                 for image, mask in pairs.items()
             ]
-            problems += lonely
+            problems += [f"{printable(str(folders[0]))}: {each}" for each in lonely]
         if not any(splits.values()):
             return None
         where = printable(str(root))

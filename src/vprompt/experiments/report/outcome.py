@@ -95,10 +95,10 @@ def _figures(target: Target, splits: Sequence[str], stages: Stages, figures: Map
         yield page.simple_table(f"{split}{target.beside(result, f'{split}_')}", ["", *cells[0]], rows)
     intervals = {target.headline: figures["interval"], **figures.get("intervals", {})}
     rows = [
-        [key.replace("_", " "), show(value, ".4g"), " to ".join(f"{end:.4g}" for end in ends or ())]
+        [shown, show(value, ".4g"), " to ".join(f"{end:.4g}" for end in ends or ())]
         for key, value in figures.items()
         if value is None or isinstance(value, float)
-        for ends in [intervals.get(key)]
+        for shown, ends in [(key.replace("_", " ").replace("iou", "IoU"), intervals.get(key))]
     ]
     yield page.simple_table(f"More figures, {splits[-1]}", ["", "value", "95 %"], rows)
     for split, found in result.get("calibration", {}).items():
