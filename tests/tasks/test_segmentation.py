@@ -324,10 +324,12 @@ def test_fit_finds_classes(labels, columns, names, codes, ignored):
         assert target.problem(each) is None
 
 
-@pytest.mark.parametrize(("labels", "shown"), [([label(_0=4)], "0"), ([], ""), ([label(_5=1, _255=4)], "5")])
+@pytest.mark.parametrize(("labels", "shown"), [([label(_0=4)], "0"), ([label(_5=1, _255=4)], "5")])
 def test_fit_refuses_one_class(labels, shown):
     with pytest.raises(ValueError, match=rf"only \({shown}\)"):
         Segmentation.fit(labels, ["mask"])
+    with pytest.raises(ValueError, match="no image to learn from"):
+        Segmentation.fit([], ["mask"])
 
 
 @pytest.mark.parametrize("target", KINDS)
