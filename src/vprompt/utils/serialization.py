@@ -64,8 +64,8 @@ def options_of(kind: type) -> dict[str, Option]:
 
     Example:
         >>> from vprompt.model.records import Recipe
-        >>> options_of(Recipe)["epochs"].default
-        100
+        >>> options_of(Recipe)["batch_size"].default
+        64
     """
     found: dict[str, Option] = {}
     hints, words = _hints(kind), _documented(kind)
