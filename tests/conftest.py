@@ -42,11 +42,6 @@ class Outcome:
         return json.loads(self.out)
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than cores: tests of processes, kills and services wait for a third of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_finish():
     """The garbage collector need not look again and again at the millions of objects that torch and timm brought.
 
