@@ -69,7 +69,7 @@ RATIO = replace(
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
-    """Train an adapter on labelled images: a table, or class/image.jpg with train/, val/ and test/ above where present.
+    """Train an adapter on labelled images: a table; class/image.jpg, or images/ and masks/, in train/, val/ and test/.
 
     These are the usual options; --help-all shows all.
     """

@@ -210,7 +210,7 @@ class Predict(_Source):
                 elif predictions:
                     _print(predictions, done, model.target)
         if taken:
-            print_note(f"{self.out} has {len(taken)} masks, and the images under them.")
+            print_note(f"Masks and the images under them are in {self.out}.")
         for failure in failures:
             print_note(failure.error)
         if others:
