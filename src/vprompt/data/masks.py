@@ -119,6 +119,7 @@ def with_masks(listing: Listing, known: Target | None = None) -> Listing:
     remarks: list[str] = []
     if known is None:
         table, remarks = _completed(table, found, listing.where)
+        remarks += ["Pixels of the value 255 count for nothing."] * (255 in found and 255 not in table)
     columns = (*listing.label_names[:1], *(f"{code}{CELLS}{name}" for code, name in table.items()))
     remarks = [*listing.remarks, *remarks]
     return replace(listing, splits=splits, problems=problems, label_names=columns, remarks=remarks)

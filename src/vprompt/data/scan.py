@@ -124,6 +124,13 @@ def in_words(passed_over: Mapping[str, Sequence[str]]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
+def relative(passed_over: PassedOver, root: Path) -> dict[str, list[str]]:
+    """What was passed over, by reasons, with paths from a folder."""
+    return {
+        reason: [Path(path).relative_to(root).as_posix() for path in paths] for reason, paths in passed_over.items()
+    }
+
+
 def _reason(path: Path, ending: str, is_folder: bool) -> str | None:
     """Why a folder or file is passed over; None where it is not, or where it is not worth a word."""
     name = path.name

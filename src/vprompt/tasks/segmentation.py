@@ -287,7 +287,7 @@ def spelled(code: int) -> str:
 
 
 def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (N, K, H, W) of a size; bilinear."""
+    """Logits or other maps (N, K, H, W) of a size; bilinear."""
     import torch.nn.functional as F
 
     if tuple(logits.shape[2:]) == tuple(size):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vprompt.data.listing import UNSPLIT, Item, Listing
-from vprompt.data.scan import PassedOver, images_below, in_words, visible_entries
+from vprompt.data.scan import PassedOver, images_below, in_words, relative, visible_entries
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import listed, printable
 
@@ -137,9 +137,7 @@ def folder_listing(root: Path, *, training: bool = True) -> Listing:
         files=root,
         empty={split: [name for name, paths in files.items() if not paths] for split, files in classes.items()},
         notes=notes,
-        passed_over={
-            reason: [Path(path).relative_to(root).as_posix() for path in paths] for reason, paths in passed_over.items()
-        },
+        passed_over=relative(passed_over, root),
         remarks=remarks,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vprompt.data.listing import UNSPLIT, Item, Listing
 from vprompt.data.masks import pair_names
-from vprompt.data.scan import PassedOver, images_below, visible_entries
+from vprompt.data.scan import PassedOver, images_below, relative, visible_entries
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import images_and_marks, split_folders_of, unwrapped
 from vprompt.tasks.base import TARGETS
@@ -48,10 +48,7 @@ class Pairs:
             where=where,
             splits=splits,
             files=root,
-            passed_over={
-                reason: [Path(path).relative_to(root).as_posix() for path in paths]
-                for reason, paths in passed_over.items()
-            },
+            passed_over=relative(passed_over, root),
             remarks=remarks,
             label_names=("mask",),
             problems=problems,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vprompt.tasks import segmentation
+from vprompt.tasks.segmentation import resized
 from vprompt.utils.errors import VPromptError
 
 HIDDEN, STEPS = 128, 2
 """Channels of `conv`, and how often it doubles the map."""
 
-HEADS = ("linear", "multi", "conv")
+HEADS: tuple[str, ...] = get_args(segmentation.DenseHead)
 
 
 def blocks_read(kind: str, widths: Sequence[int]) -> tuple[int, ...]:
@@ -80,7 +82,7 @@ class DenseHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits of maps (B, D_l, h_l, w_l), in the order of `blocks`; of the size of the largest, or larger."""
         size = [max(side) for side in zip(*(each.shape[2:] for each in maps), strict=True)]
-        x = self.norm(torch.cat([_enlarged(each, size) for each in maps], 1))
+        x = self.norm(torch.cat([resized(each, size) for each in maps], 1))
         for part in self.growing:
             x = F.interpolate(part(x), scale_factor=2, mode="bilinear", align_corners=False)
         for layer in self.hidden:
@@ -113,9 +115,3 @@ def _norm(width: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(width)
     norm.register_buffer("num_batches_tracked", None)
     return norm
-
-
-def _enlarged(map_BDhw: Tensor, size: Sequence[int]) -> Tensor:
-    if list(map_BDhw.shape[2:]) == list(size):
-        return map_BDhw
-    return F.interpolate(map_BDhw, size=[*size], mode="bilinear", align_corners=False)
