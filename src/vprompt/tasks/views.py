@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vprompt.report import document as page
 from vprompt.report.document import Section, simple_table
 from vprompt.utils.statistics import wilson
-from vprompt.utils.text import count, percent, show
+from vprompt.utils.text import count, percent, show, title_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def names_section(unit: str, rows: Mapping[str, Mapping[str, float | None]], by:
         name: [page.Cell(text=percent(share), share=share) for share in map(rows[name].get, heads)] for name in order
     }
     cells = [[name, show(rows[name][images], ".0f"), *bars[name]] for name in order]
-    head = [unit, images, *(head.replace("_", " ").replace("iou", "IoU") for head in heads)]
+    head = [unit, images, *map(title_of, heads)]
     table = simple_table(f"Each {unit} in percent, the worst first", head, cells)
     return Section(key="names", title=f"Each {unit}", blocks=[table])
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from vprompt.utils.text import duration
+from vprompt.utils.text import duration, title_of
 
 
 class Report(Protocol):
@@ -179,7 +179,7 @@ def figures_text(figures: dict[str, float], unit: str = "", most: int | None = N
         elif name == "epoch":
             parts.append(f"epoch {value:.0f}")
         elif "accuracy" in name or name.startswith("val_"):  # a share
-            shown = name.replace("accuracy", "acc").replace("_", " ").replace("iou", "IoU")
+            shown = title_of(name).replace("accuracy", "acc")
             parts.append(f"{shown} {100 * value:.1f}%")
         else:
             parts.append(f"{name} {value:.3g}")

@@ -61,6 +61,16 @@ def show(value: float | None, form: str = "g", *, factor: float = 1, unit: str =
     return "–" if value is None else f"{factor * value:{form}}{unit}"
 
 
+def title_of(key: str) -> str:
+    """The key of a figure in words.
+
+    Example:
+        >>> title_of("pixel_accuracy"), title_of("mean_iou")
+        ('pixel accuracy', 'mean IoU')
+    """
+    return key.replace("_", " ").replace("iou", "IoU")
+
+
 def percent(value: float | None) -> str:
     """A share in percent, without the sign.
 

@@ -25,7 +25,7 @@ from vprompt.tasks.base import Target
 from vprompt.tasks.segmentation import resized
 from vprompt.training.evaluate import Evaluation
 from vprompt.utils.io import pretty_json, write_text
-from vprompt.utils.text import line, percent, show
+from vprompt.utils.text import line, percent, show, title_of
 from vprompt.utils.version import __version__
 
 SHOWN, MAPPED, POINTS, MASKS = 12, 4, 200, 3
@@ -98,7 +98,7 @@ def _figures(target: Target, splits: Sequence[str], stages: Stages, figures: Map
         [shown, show(value, ".4g"), " to ".join(f"{end:.4g}" for end in ends or ())]
         for key, value in figures.items()
         if value is None or isinstance(value, float)
-        for shown, ends in [(key.replace("_", " ").replace("iou", "IoU"), intervals.get(key))]
+        for shown, ends in [(title_of(key), intervals.get(key))]
     ]
     yield page.simple_table(f"More figures, {splits[-1]}", ["", "value", "95 %"], rows)
     for split, found in result.get("calibration", {}).items():
