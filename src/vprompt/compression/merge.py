@@ -10,10 +10,8 @@ from torch import Tensor
 from vprompt.methods.layers.inject import attention_at
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.model import PromptedModel
+from vprompt.utils.clustering import k_means, one_hot
 from vprompt.utils.errors import VPromptError
-
-ROUNDS = 20
-"""Most rounds of k-means; it ends long before."""
 
 
 @torch.no_grad()
@@ -56,7 +54,7 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
             continue
         attention = attention_at(model.backbone, model.info, block)
         keys_1HPd = attention.key_values(prompts_PD.unsqueeze(0)).keys
-        member_P = _clusters(keys_1HPd[0].transpose(0, 1).flatten(1).float(), number_P, index)
+        member_P = k_means(keys_1HPd[0].transpose(0, 1).flatten(1).float(), number_P, index)
         normed = model.info.blocks[block].entry is not None
         merged_KD, number_K = _means(prompts_PD, number_P, member_P, len(index), normed=normed)
         values.append(merged_KD)
@@ -74,37 +72,14 @@ def check_merge(model: PromptedModel) -> None:
         raise VPromptError("Prompts whose segments were pruned cannot be merged; drop them.")
 
 
-def _clusters(keys_PA: Tensor, number_P: Tensor, start_K: Tensor) -> Tensor:
-    """The cluster (P,) of every prompt by k-means over its key, weighted by multiplicity."""
-    centres_KA = keys_PA[start_K]
-    member_P = torch.cdist(keys_PA, centres_KA).argmin(1)
-    member_P[start_K] = torch.arange(len(start_K), device=keys_PA.device)  # also where two retained keys are the same
-    for _ in range(ROUNDS):
-        weights_KP = _one_hot(member_P, len(start_K)) * number_P
-        total_K1 = weights_KP.sum(1, keepdim=True)
-        means_KA = weights_KP.to(keys_PA.dtype) @ keys_PA / total_K1.clamp(min=1)
-        centres_KA = torch.where(total_K1 > 0, means_KA, centres_KA)
-        nearest_P = torch.cdist(keys_PA, centres_KA).argmin(1)
-        # A cluster never loses its last member, so that there are as many prompts as clusters.
-        if len(nearest_P.unique()) < len(start_K) or torch.equal(nearest_P, member_P):
-            break
-        member_P = nearest_P
-    return member_P
-
-
 def _means(
     prompts_PD: Tensor, number_P: Tensor, member_P: Tensor, clusters: int, *, normed: bool
 ) -> tuple[Tensor, Tensor]:
     """The prompt (K, D) of every cluster, and how many it stands for (K,)."""
-    weights_KP = _one_hot(member_P, clusters) * number_P
+    weights_KP = one_hot(member_P, clusters) * number_P
     share_KP = (weights_KP / weights_KP.sum(1, keepdim=True)).to(prompts_PD.dtype)
     if not normed:
         return share_KP @ prompts_PD, weights_KP.sum(1)
     length_P1 = prompts_PD.std(1, correction=0, keepdim=True).clamp(min=1e-12)
     # As long as its members are on average: the norm does not mind, but what is trained next does.
     return (share_KP @ (prompts_PD / length_P1)) * (share_KP @ length_P1), weights_KP.sum(1)
-
-
-def _one_hot(member_P: Tensor, clusters: int) -> Tensor:
-    """(K, P) int64: 1 where a prompt is in a cluster."""
-    return (member_P == torch.arange(clusters, device=member_P.device)[:, None]).long()

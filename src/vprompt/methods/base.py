@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import check_fields
+from vprompt.utils.serialization import ADDED, check_fields
 
 # torch takes seconds to import, and commands list methods and their options without it.
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ once and pass all blocks, or none.
 
 MAX_PROMPTS = 10_000
 """In a block; more fit into no memory."""
+
+Init = Literal["random", "tokens", "clusters", "vipamin"]
+"""Start of prompts; see `DeepPrompts`."""
 
 HeadInit = Literal["zero", "paper"]
 """Start of the head; see `vprompt.attach`."""
@@ -192,6 +195,22 @@ class Method:
             tuned = self.make_tuning(on_meta(backbone), info)
         return {name: parameter.shape for name, parameter in tuned.named_parameters()}
 
+    def start(
+        self, prompts: Prompts, backbone: nn.Module, info: BackboneInfo, images: Callable[[], Iterable[Tensor]] | None
+    ) -> None:
+        """Sets learned values from training images before the first step; by default all stays as it was drawn.
+
+        Args:
+            prompts: Changed in place.
+            backbone: The bare timm model, in eval mode.
+            info: Its description.
+            images: Gives batches of normalised images that are drawn from those to train on; None where they are not
+                known.
+
+        Raises:
+            VPromptError: If images are needed.
+        """
+
     def without_dropout(self) -> Self:
         """The same method with prompt dropout off, as condensed prompts are fine-tuned."""
         return self
@@ -207,9 +226,13 @@ class DeepPrompts(Method):
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
         dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+        init: Start of the prompts: random; tokens of training images on their way into each block; the centres of
+            clusters of these; or vipamin, prompts that suit the attention (not for windows).
 
     Raises:
         VPromptError: If a value is out of range.
+
+    Source: of the starts, SPT (arXiv 2402.02382) and VIPAMIN (arXiv 2510.16446).
     """
 
     riding: ClassVar[Riding] = "prefix"
@@ -218,6 +241,7 @@ class DeepPrompts(Method):
 
     num_prompts: int = option(20, flag="prompts", most=MAX_PROMPTS)
     dropout: float | None = field(default=None, kw_only=True)
+    init: Init = field(default="random", kw_only=True, metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,6 +261,11 @@ class DeepPrompts(Method):
             )
 
     @property
+    def size(self) -> str:
+        """Numbers of prompts, and their start where it is not random."""
+        return super().size + ("" if self.init == "random" else f"-{self.init}")
+
+    @property
     def prompt_dropout(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The dropout in force."""
         return 0.1 if self.dropout is None else self.dropout
@@ -244,6 +273,24 @@ class DeepPrompts(Method):
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training and condensation."""
         return [self.num_prompts] * num_blocks
+
+    def start(
+        self, prompts: Prompts, backbone: nn.Module, info: BackboneInfo, images: Callable[[], Iterable[Tensor]] | None
+    ) -> None:
+        """Takes the start that `init` names from training images."""
+        if self.init == "random":
+            return
+        if images is None:
+            raise VPromptError(
+                f"Prompts that start from {self.init!r} are made of training images; attach with data=, a task from "
+                "open_data, or with init='random'."
+            )
+        from vprompt.methods.layers import starts
+
+        if self.init == "vipamin":
+            starts.vipamin(prompts, backbone, info, images())
+        else:
+            starts.tokens(prompts, backbone, info, images(), clusters=self.init == "clusters")
 
     def without_dropout(self) -> Self:
         """The same method with prompt dropout off."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone, describe_name
 from vprompt.backbones.info import describe
 from vprompt.data.benchmarks.tasks import transforms_of
-from vprompt.data.dataset import Task, usual_augment
+from vprompt.data.dataset import ImageDataset, Task, usual_augment
 from vprompt.data.pipeline import Progress
 from vprompt.data.preprocessing import Preprocessing, Resize
 from vprompt.data.tasks import open_task
@@ -28,6 +29,9 @@ from vprompt.utils.errors import BackboneError, VPromptError
 from vprompt.utils.serialization import typed
 
 MAX_CLASSES = 1_000_000
+
+START_IMAGES, START_BATCH = 256, 32
+"""Training images that prompts are made of at the start, and how many of them at once."""
 
 
 def attach(
@@ -49,16 +53,17 @@ def attach(
 ) -> PromptedModel:
     """Attaches a method, such as prompts, and a head to a frozen vision transformer.
 
-    Prompts are drawn from uniform(-v, v) (see `init_bound` in `vprompt.methods.layers.prompts`) with torch's global
-    generator: call `torch.manual_seed` to repeat. After that, training gives the numbers of `vprompt fit` with the same
-    seed.
+    Prompts are drawn from uniform(-v, v) (see `init_bound` in `vprompt.methods.layers.prompts`), or made of training
+    images where the method's `init` says so, with torch's global generator: call `torch.manual_seed` to repeat. After
+    that, training gives the numbers of `vprompt fit` with the same seed.
 
     Args:
         backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); or a timm model,
             which is not changed.
         method: The method; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1; as many as there are names when not given.
-        data: A task from `open_data`, whose target and preprocessing are taken unless others are given.
+        data: A task from `open_data`, whose target and preprocessing are taken unless others are given, and of whose
+            training images prompts are made where the method's `init` says so.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"zero"` starts from zeros; `"paper"` draws the head's weight from Kaiming's normal distribution (fan
             out) and sets its bias to -ln 99, which the paper's SGD at high rates forgets and AdamW does not. Of a
@@ -131,7 +136,19 @@ def attach(
         target=target,
         preprocessing=preprocessing,
     )
-    return model.to(device=like.device, dtype=like.dtype).train()
+    model.to(device=like.device, dtype=like.dtype)
+    drawn = None if data is None else partial(_drawn_images, data.train, like)
+    method.start(model.prompts, backbone, info, drawn)
+    return model.train()
+
+
+def _drawn_images(images: ImageDataset, like: Tensor) -> Iterator[Tensor]:
+    """Batches of training images at the model's size, as training sees them, drawn with torch's global generator."""
+    index, seed = torch.randperm(len(images))[:START_IMAGES], int(torch.randint(2**31, ()))
+    for part in index.split(START_BATCH):
+        pairs = list(images.pairs(part, seed=seed, epoch=0))
+        pixels = torch.cat([pixels for pixels, _ in pairs]).to(like.device)
+        yield images.preprocessing.normalise(pixels).to(like.dtype)
 
 
 def open_data(

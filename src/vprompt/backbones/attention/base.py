@@ -109,6 +109,13 @@ class PrefixAttention(nn.Module):
         q_BNA, k_BNA, v_BNA = self._linear(x_BND, 0, 1, 2)
         return self._query(q_BNA), self._key(k_BNA), self._value(v_BNA)
 
+    def value_map(self) -> tuple[Tensor, Tensor]:
+        """Weight (A, D) and bias (A,) of the projection of normalised tokens to values, before heads are told apart."""
+        like = self._projection()[0].weight
+        (bias_1A,) = self._linear(like.new_zeros(1, self.width), 2)
+        (rows_DA,) = self._linear(torch.eye(self.width, dtype=like.dtype, device=like.device), 2)
+        return (rows_DA - bias_1A).T, bias_1A[0]
+
     @property
     def _timm(self) -> Any:
         """The attention without timm's partial annotations."""

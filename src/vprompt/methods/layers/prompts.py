@@ -110,6 +110,11 @@ class Prompts(nn.ParameterList):
         """
         return values_PD
 
+    @torch.no_grad()
+    def assign(self, block: int, prompts_PD: Tensor) -> None:
+        """Sets the learned values of one block's prompts, before anything is trained."""
+        self[block].copy_(prompts_PD)
+
     def dense(self, block: int) -> Tensor:
         """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
         if self.num_segments == 1:
