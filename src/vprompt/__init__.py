@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vprompt.compression.select import select as select
     from vprompt.compression.select import select_segments as select_segments
     from vprompt.experiments.embed import embed as embed
+    from vprompt.exporters.engine import export_adapter as export_adapter
+    from vprompt.exporters.engine import export_engine as export_engine
     from vprompt.exporters.export import export as export
     from vprompt.exporters.exported import load_exported as load_exported
     from vprompt.methods.adapter import Adapter as Adapter
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from vprompt.model.model import PromptedModel as PromptedModel
     from vprompt.model.records import Recipe as Recipe
     from vprompt.serving.bank.bank import Bank as Bank
+    from vprompt.serving.bank.engine import Engine as Engine
     from vprompt.training.evaluate import evaluate as evaluate
     from vprompt.training.trainer import fit as fit
     from vprompt.utils.errors import VPromptError as VPromptError
@@ -55,6 +58,7 @@ _HOMES = {
     "Bank": "serving.bank.bank",
     "Bias": "methods.finetune",
     "E2VPT": "methods.e2vpt",
+    "Engine": "serving.bank.engine",
     "FoldedModel": "model.model",
     "Full": "methods.finetune",
     "Linear": "methods.linear",
@@ -74,6 +78,8 @@ _HOMES = {
     "embed": "experiments.embed",
     "evaluate": "training.evaluate",
     "export": "exporters.export",
+    "export_adapter": "exporters.engine",
+    "export_engine": "exporters.engine",
     "fit": "training.trainer",
     "load": "model.load",
     "load_exported": "exporters.exported",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,13 +13,13 @@ from vprompt.exporters.base import FORMATS
 
 if TYPE_CHECKING:
     from vprompt.exporters.export import Int8
-    from vprompt.exporters.exported import Exported
+    from vprompt.exporters.metadata import About
     from vprompt.model.model import FoldedModel
 
 
 def _format_option() -> Any:
     """The choice of a format, for tyro: the registry's names, and what runs each."""
-    names: Any = Literal[FORMATS.names()]
+    names: Any = Literal[FORMATS.names()] | None
     return tyro.conf.arg(constructor=names, help=" ".join(f"{format.name}: {format.summary}." for format in FORMATS))
 
 
@@ -28,10 +28,20 @@ class Export:
     """An adapter and its backbone as one model for another runtime, compared with the original before it is done."""
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folder of the adapter, or its Hub id."""
-    format: Annotated[str, _format_option()]
+    """Folder of the adapter, or its Hub id; with --engine, the name of a backbone, or an adapter that has it."""
+    format: Annotated[str | None, _format_option()] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The file; named after the adapter and put into the working directory when left out."""
+    engine: bool = False
+    """Write the backbone alone, once, for any adapters that are handed to it while it runs (onnx, openvino, pt2)."""
+    for_: Annotated[str | None, tyro.conf.arg(name="for", metavar="ENGINE")] = None
+    """Write the file of the adapter for this engine, which is all that the engine needs of it."""
+    adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ADAPTER")] = ()
+    """Adapters to compare the engine with; random ones make them up to three. Accuracy is that of the first."""
+    max_prompts: int = 256
+    """Most prompts of a block that the engine takes."""
+    img_size: int | None = None
+    """Input size of the engine in pixels, where it should differ from the backbone's."""
     images: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE")] = ()
     """Image files or folders to compare the file with the original on; those of --int8 or bundled
     images when left out."""
@@ -57,11 +67,24 @@ class Export:
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     device: str = "auto"
     """Device for the accuracy before int8, such as cpu or cuda; all else is done by the processor, as the file is."""
+    trust_file: bool = False
+    """Read an engine that is a .pt2 file and was written elsewhere: it may run code on this machine."""
     json: bool = False
     """Print the result as JSON."""
 
     def run(self) -> None:
         """Loads, folds, exports, prints."""
+        if self.for_ is not None:
+            self._for_engine(self.for_)
+        elif self.format is None:
+            raise UsageError(f"Say what is to run the file: --format {'|'.join(FORMATS.names())}, or --for ENGINE.")
+        elif self.engine:
+            self._engine(self.format)
+        else:
+            self._whole(self.format)
+
+    def _whole(self, format: str) -> None:
+        """Writes an adapter and its backbone."""
         from vprompt.exporters.export import export
         from vprompt.model.load import load
         from vprompt.utils.devices import device_named
@@ -69,11 +92,7 @@ class Export:
 
         if self.eval is not None and self.int8 is None:
             raise UsageError("--eval measures what int8 costs; give the images to calibrate with, too: --int8 DATA.")
-        suffix = FORMATS.get(self.format).suffix
-        name = Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
-        out = Path(name + suffix) if self.out is None else self.out
-        if out.suffix.lower() != suffix:
-            raise UsageError(f"The name of an {self.format} file ends in {suffix}, which {out} does not.")
+        out, name = self._out(format), self._name
         model = load(self.adapter, weights=self.weights).fold().to(device_named(self.device))
         int8 = None if self.int8 is None else self._int8(model, self.int8)
         with bar("exporting") as report:
@@ -89,10 +108,91 @@ class Export:
                 adapter=name,
                 report=report,
             )
-        if self.json:
-            print_json({"path": str(out), "bytes": exported.bytes, **asdict(exported.about)})
+        self._say(out, exported.about, exported.bytes)
+
+    @property
+    def _name(self) -> str:
+        return Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
+
+    def _out(self, format: str) -> Path:
+        """The file to write."""
+        suffix = FORMATS.get(format).suffix
+        out = Path(self._name + suffix) if self.out is None else self.out
+        if out.suffix.lower() != suffix:
+            raise UsageError(f"The name of an {format} file ends in {suffix}, which {out} does not.")
+        return out
+
+    def _refuse(self, why: str, *others: str) -> None:
+        """Refuses options that were given and do not go with what is asked."""
+        plain = {entry.name: entry.default for entry in fields(self)}
+        given = [name for name in others if getattr(self, name) != plain[name]]
+        if given:
+            raise UsageError(f"{why}; leave out --{given[0].replace('_', '-')}.")
+
+    def _engine(self, format: str) -> None:
+        """Writes an engine."""
+        from vprompt.backbones.factory import create_backbone
+        from vprompt.exporters.engine import export_engine
+        from vprompt.exporters.export import Int8
+        from vprompt.model.load import load
+        from vprompt.utils.progress import bar
+
+        self._refuse(
+            "An engine takes normalised images and has no classes", "include_preprocessing", "labels", "device"
+        )
+        out = self._out(format)
+        own = [load(self.adapter, weights=self.weights)] if Path(self.adapter).is_dir() else []
+        backbone = (
+            own[0].backbone if own else create_backbone(self.adapter, weights=self.weights, img_size=self.img_size)
+        )
+        models = [*own, *(load(adapter, backbone) for adapter in self.adapters)]
+        if self.eval is not None and not models:
+            raise UsageError("--eval measures the accuracy of an adapter on the engine; give one: --adapters ADAPTER.")
+        if self.int8 is not None:
+            data = self._int8(models[0].fold(), self.int8) if models else Int8(calibration=[self.int8])
         else:
-            _show(exported)
+            data = self._int8(models[0].fold(), self.eval) if self.eval is not None else None
+        with bar("exporting") as report:
+            made = export_engine(
+                backbone,
+                out,
+                adapters=models,
+                images=self.images,
+                precision=self.precision if self.int8 is None else "int8",
+                data=data,
+                opset=self.opset,
+                max_prompts=self.max_prompts,
+                report=report,
+            )
+        self._say(out, made.about, sum(file.stat().st_size for file in made.format.files(out)))
+
+    def _for_engine(self, engine: str) -> None:
+        """Writes the file of an adapter for an engine."""
+        from vprompt.exporters.engine import SUFFIX, export_adapter
+        from vprompt.model.load import load
+
+        others = (
+            "format",
+            "engine",
+            "adapters",
+            "precision",
+            "int8",
+            "eval",
+            "opset",
+            "labels",
+            "include_preprocessing",
+        )
+        self._refuse("The file of an adapter is for an engine that is there already", *others)
+        out = Path(self._name + SUFFIX) if self.out is None else self.out
+        model = load(self.adapter, weights=self.weights)
+        made = export_adapter(model, out, engine, images=self.images, adapter=self._name, trust=self.trust_file)
+        self._say(out, made.about, out.stat().st_size)
+
+    def _say(self, out: Path, about: About, size: int) -> None:
+        if self.json:
+            print_json({"path": str(out), "bytes": size, **asdict(about)})
+        else:
+            _show(out, about, size)
 
     def _int8(self, model: FoldedModel, data: str) -> Int8:
         """The images to calibrate with, and those to measure the accuracy on, where there are labels."""
@@ -122,22 +222,20 @@ class Export:
         return Int8(calibration=calibration, labelled=images, data=Path(spec).name, split=split)
 
 
-def _show(exported: Exported) -> None:
-    about = exported.about
-    assert about.comparison is not None
-    found = {
-        "format": exported.format.name,
-        "numbers": about.precision,
-        "MB": f"{exported.bytes / 1e6:.1f}",
-        "images compared": str(about.comparison.images),
-        "largest difference": f"{about.comparison.largest:.1e}",
-        "allowed": f"{about.comparison.tolerance * about.comparison.scale:.1e}",
-    }
-    print_table(str(exported.path), list(found), [list(found.values())])
+def _show(out: Path, about: About, size: int) -> None:
+    found = {"numbers": about.precision, "MB": f"{size / 1e6:.3g}"}
+    if about.comparison is not None:
+        found |= {
+            "images compared": str(about.comparison.images),
+            "largest difference": f"{about.comparison.largest:.1e}",
+            "allowed": f"{about.comparison.tolerance * about.comparison.scale:.1e}",
+        }
+    print_table(str(out), list(found), [list(found.values())])
     cost, target = about.quantisation, about.made_target
     if cost is None:
         return
-    print_note(f"Calibrated on {cost.calibration_images} images; the difference is that of float32, before int8.")
+    if about.precision == "int8":
+        print_note(f"Calibrated on {cost.calibration_images} images; the difference is that of float32, before int8.")
     found = {
         "same class" if target.grouped else "same": percent(cost.same_class),
         f"{target.title} before": percent(cost.score_before),
@@ -145,4 +243,4 @@ def _show(exported: Exported) -> None:
         "images": str(cost.images or "-"),
         "split": cost.split or "-",
     }
-    print_table("int8", list(found), [list(found.values())])
+    print_table(cost.tool, list(found), [list(found.values())])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +20,7 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
+from vprompt.cli.serve import named
 from vprompt.experiments.folder import PAGE
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
@@ -36,7 +37,11 @@ class _Source:
     """Options that name a classifier."""
 
     adapter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folder of the adapter, its Hub id, or an exported file."""
+    """Folder of the adapter, its Hub id, an exported file, or an engine, with --adapter."""
+    on_engine: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="adapter", metavar="[NAME=]FILE")
+    ] = ()
+    """File of an adapter that the engine runs; may be given several times."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
     device: str = "auto"
@@ -46,6 +51,19 @@ class _Source:
     whose maker you trust."""
     json: bool = False
     """Print the result as JSON."""
+
+    def models(self, *, fold: bool) -> dict[str, Classifier]:
+        """The adapters on an engine, by name; else the one model, under no name."""
+        if not self.on_engine:
+            return {"": self.load(fold=fold)}
+        from vprompt.serving.bank.engine import Engine
+
+        if self.weights is not None or self.device not in ("auto", "cpu"):
+            raise UsageError(f"{self.adapter} has its weights in it and runs on the processor; leave out the option.")
+        engine, sources = Engine(self.adapter, trust=self.trust_file), named(self.on_engine)
+        for name, source in sources.items():
+            engine.add(name, source)
+        return {name: engine.classifier(name) for name in sources}
 
     def load(self, *, fold: bool) -> Classifier:
         """An adapter, folded where that is wanted, or an exported model."""
@@ -101,7 +119,9 @@ class Eval(ImageOptions, _Source):
         page = None if self.out is None else self.out / PAGE
         if page is not None and page.exists():
             raise UsageError(f"{page} is there already; choose another --out.")
-        model = self.load(fold=False)
+        (model, *others) = self.models(fold=False).values()
+        if others:
+            raise UsageError("One adapter is evaluated at a time; give --adapter once.")
         sample, seed, columns = trained_on(Path(self.adapter))
         bad: list[str] = []
         with bar("reading images") as report:
@@ -187,8 +207,8 @@ class Predict(_Source):
         from vprompt.serving.predict import Failure, Prediction, predict_each, write_mask
         from vprompt.utils.progress import bar
 
-        model = self.load(fold=True)
-        if self.out is not None and not model.target.dense:
+        models = self.models(fold=True)
+        if self.out is not None and not all(model.target.dense for model in models.values()):
             raise UsageError(f"{self.adapter} says nothing of pixels, so that there are no masks; leave out --out.")
         others: PassedOver = {}
         files = list_images(self.images, others)
@@ -197,18 +217,21 @@ class Predict(_Source):
         done = 0
         # Rows on a terminal are progress themselves, and would tear a bar.
         with bar("predicting", enabled=not sys.stdout.isatty()) as report, json_rows() as write:
-            for batch in predict_each(model, files, top=self.top, report=report):
-                predictions = [found for found in batch if isinstance(found, Prediction)]
-                failures += [found for found in batch if isinstance(found, Failure)]
-                done += len(predictions)
-                for found in predictions:
-                    if self.out is not None:
-                        write_mask(found, model, self.out, taken)
-                if self.json:
-                    for found in predictions if self.skip_bad else batch:
-                        write(asdict(found) if isinstance(found, Failure) else {"image": found.image, **found.answer})
-                elif predictions:
-                    _print(predictions, done, model.target)
+            for name, model in models.items():
+                before, said = done, {"adapter": name} if name else {}
+                for batch in predict_each(model, files, top=self.top, report=report):
+                    predictions = [found for found in batch if isinstance(found, Prediction)]
+                    failures += [found for found in batch if isinstance(found, Failure)]
+                    done += len(predictions)
+                    for found in predictions:
+                        if self.out is not None:
+                            write_mask(found, model, self.out, taken)
+                    if self.json:
+                        for found in predictions if self.skip_bad else batch:
+                            row = found.answer if isinstance(found, Prediction) else {"error": found.error}
+                            write({"image": found.image, **said, **row})
+                    elif predictions:
+                        _print(predictions, done - before, model.target, name)
         if taken:
             print_note(f"Masks and the images under them are in {self.out}.")
         for failure in failures:
@@ -221,11 +244,12 @@ class Predict(_Source):
             raise DataError(f"{which}{go_on}; the first: {failures[0].error}")
 
 
-def _print(predictions: Sequence[Prediction], done: int, target: Target) -> None:
-    """Prints a table of some predictions, the last of which is number `done`."""
+def _print(predictions: Sequence[Prediction], done: int, target: Target, name: str = "") -> None:
+    """Prints a table of some predictions of an adapter, the last of which is number `done`."""
     rows = [target.row(prediction.answer) for prediction in predictions]
     first = done - len(rows) + 1
     title = f"{done} image{'s' * (done != 1)}" if first == 1 else f"images {first} to {done}"
+    title = f"{name}: {title}" if name else title
     head, width = ["image", *rows[0]], shutil.get_terminal_size().columns
     cells = [[prediction.image, *row.values()] for prediction, row in zip(predictions, rows, strict=True)]
     if sum(max(map(len, column)) for column in zip(head, *cells, strict=True)) + 16 > width:  # with what is between

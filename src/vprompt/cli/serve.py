@@ -17,10 +17,14 @@ from vprompt.utils.errors import VPromptError
 if TYPE_CHECKING:
     import socket
 
+    from vprompt.serving.bank.bank import Bank
     from vprompt.serving.bank.banks import Banks
 
 
 TOKEN_VARIABLE = "VPROMPT_TOKEN"
+
+_FILE = ".safetensors"
+"""End of the names of adapters for engines; may be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,12 @@ class Serve:
     """Answer images over HTTP with many adapters on one backbone, until Ctrl-C or SIGTERM."""
 
     adapters: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
-    """Folders of adapters, or their Hub ids. Each is asked for by its last name, or by NAME where given as
-    NAME=ADAPTER. They may be of several backbones."""
+    """Folders of adapters, or their Hub ids; with --engine, files of adapters for it as well. Each is asked for by its
+    last name, or by NAME where given as NAME=ADAPTER. They may be of several backbones."""
+    engine: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Run the adapters of its backbone on this engine, which `vprompt export BACKBONE --engine` wrote."""
+    trust_file: bool = False
+    """Read an engine that is a .pt2 file: one that was made to do so can then run code on this machine."""
     watch: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Serve the adapters in this folder, too: what is added, replaced or removed there while it runs is so here."""
     host: str = "127.0.0.1"
@@ -76,7 +84,12 @@ class Serve:
             logging_to_stderr(self.log_level, json_lines=self.access_log),
             bind(self.host, self.port, guarded=token is not None) as listener,
         ):
-            banks = Banks(weights=self.weights, device=device)
+            engines: list[Bank] = []
+            if self.engine is not None:
+                from vprompt.serving.bank.engine import Engine
+
+                engines.append(Engine(self.engine, trust=self.trust_file))
+            banks = Banks(*engines, weights=self.weights, device=device)
             for name, source in sources.items():
                 banks.add(name, source)
             watch = contextlib.nullcontext() if self.watch is None else Watch(banks, Path(self.watch))
@@ -118,7 +131,9 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     for text in adapters:
         name, equals, source = text.partition("=")
         if not equals or os.path.isdir(text):
-            name, source = Path(os.path.abspath(text)).name, text
+            name, source = Path(os.path.abspath(text)).name.removesuffix(_FILE), text
+        if not os.path.exists(source) and os.path.isfile(source + _FILE):
+            source += _FILE
         if check_name(name) in sources:
             raise VPromptError(f"Two adapters would be called {name!r}; name one of them: NAME={source}.")
         sources[name] = source

@@ -150,13 +150,13 @@ def export(
     path = Path(path)
     format = format_of(path)
     format.require(format.to_write)
-    _refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
+    refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
     folded = copy.deepcopy(whole := model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
     target = folded.target
     texts = label_files(_named(target)) if labels else {}
-    _refuse_others(path, format, texts)
+    refuse_others(path, format, texts)
     seen = folded.preprocessing.squashed
-    compared_NCHW = _images(images or (() if int8 is None else int8.calibration), seen, MOST_COMPARED)
+    compared_NCHW = prepared_images(images or (() if int8 is None else int8.calibration), seen, MOST_COMPARED)
     report(0, 3)
     half, tolerance = (True, FP16_TOLERANCE) if precision == "fp16" else (False, TOLERANCE)
     problem = f"{folded.info.name} cannot be converted to {format.name}, {precision}"
@@ -187,7 +187,7 @@ def export(
         about = replace(about, comparison=comparison)
         report(2, 3)
         if int8 is not None:
-            calibration_NCHW = _images(int8.calibration, seen, MOST_CALIBRATING)
+            calibration_NCHW = prepared_images(int8.calibration, seen, MOST_CALIBRATING)
             inputs = pixels_of(calibration_NCHW, folded.preprocessing) if include_preprocessing else calibration_NCHW
             with quiet(), translated(f"The {format.name} model cannot be made int8"), writing(path):
                 batches = [image.numpy() for image in inputs.split(1)]
@@ -197,7 +197,7 @@ def export(
                 tool=tool,
                 calibration_images=len(calibration_NCHW) if format.calibrates else 0,
                 same_class=target.agreement(*(map(target.inverse, pair) if shares else pair)),
-                **_scores(int8, whole, load_exported(part)),
+                **scores(int8, whole, load_exported(part)),
             )
             about = replace(about, precision="int8", quantisation=cost)
         if not torch.equal(outputs_of(about)[1], exported_NC):
@@ -214,7 +214,7 @@ def _named(target: Target) -> tuple[str, ...]:
     return target.names
 
 
-def _scores(int8: Int8, before: Classifier, after: Classifier) -> dict[str, Any]:
+def scores(int8: Int8, before: Classifier, after: Classifier) -> dict[str, Any]:
     """What a `Quantisation` says of labelled images, where there are some."""
     if int8.labelled is None:
         return {}
@@ -225,7 +225,7 @@ def _scores(int8: Int8, before: Classifier, after: Classifier) -> dict[str, Any]
     return {"data": int8.data, "split": int8.split, "images": len(int8.labelled), **scores}
 
 
-def _refuse_options(format: Format, *, int8: bool, precision: str, opset: int | None) -> None:
+def refuse_options(format: Format, *, int8: bool, precision: str, opset: int | None) -> None:
     """Raises a VPromptError where a format has no such option, or a package is missing that it needs."""
     if precision not in ("fp32", "fp16") or (int8 and precision == "fp16"):
         raise VPromptError(f"The precision is fp32, fp16, or int8 with images to calibrate, not {precision!r} here.")
@@ -237,7 +237,7 @@ def _refuse_options(format: Format, *, int8: bool, precision: str, opset: int | 
         raise VPromptError(f"The opset can be {format.opset[0]} to {format.opset[-1]}, not {opset}.")
 
 
-def _refuse_others(path: Path, format: Format, texts: dict[str, str]) -> None:
+def refuse_others(path: Path, format: Format, texts: dict[str, str]) -> None:
     """Raises a VPromptError where files would be replaced that are no export, or labels of other classes than its."""
     existing = [file for file in (path, *format.companions(path)) if os.path.lexists(file)]
     problem = "is there already and is no export of vprompt's; remove it, or choose another name"
@@ -252,7 +252,7 @@ def _refuse_others(path: Path, format: Format, texts: dict[str, str]) -> None:
             raise VPromptError(f"{printable(str(file))} {problem}.")
 
 
-def _images(source: Sequence[str | Path] | ImageDataset, preprocessing: Preprocessing, most: int) -> Tensor:
+def prepared_images(source: Sequence[str | Path] | ImageDataset, preprocessing: Preprocessing, most: int) -> Tensor:
     """At most so many images of a data set, files or folders, normalised (N, 3, H, W); bundled ones without any."""
     if isinstance(source, ImageDataset):
         pixels_NCHW = source.pixels(torch.tensor(_spread(len(source), most)))

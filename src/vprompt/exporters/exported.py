@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.exporters.base import Format, format_of, quiet, translated
+from vprompt.exporters.base import Format, NamedFormat, format_of, quiet, translated
 from vprompt.exporters.metadata import About, read_about
 from vprompt.model.classifier import Classifier
 from vprompt.model.windows import by_windows
@@ -87,9 +87,9 @@ class Exported(Classifier):
         images = images_BCHW.detach().float().contiguous()
         wanted = self.preprocessing.shape
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
-            raise VPromptError(f"{_shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
+            raise VPromptError(f"{shown(self.path)} takes images (B, 3, H, W) of {wanted}, not {tuple(images.shape)}.")
         whole = self.about.includes_preprocessing
-        with _running(self.path):
+        with running(self.path):
             inputs = pixels_of(images, self.preprocessing) if whole else images
             parts = [self._run(part.numpy()) for part in inputs.split(self.format.max_batch)]
         outputs = torch.cat([torch.from_numpy(part) for part in parts])
@@ -97,7 +97,7 @@ class Exported(Classifier):
         logits = self.target.inverse(outputs) if whole and outputs.shape[1:] == expected else outputs
         if logits.shape != (len(images), *expected):
             raise VPromptError(
-                f"{_shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "
+                f"{shown(self.path)} gave logits {tuple(logits.shape)} for {len(images)} images and "
                 f"{self.num_classes} classes: it is damaged; export the adapter again."
             )
         return logits
@@ -127,44 +127,67 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
         vprompt.utils.errors.VPromptError: There is no exported file no/such/model.onnx; check the path.
     """
     path = Path(path)
-    about, ours, ready = opened(path)
+    return Exported(path, format_of(path), *loaded(path, trust=trust, engine=False))
+
+
+def loaded(path: Path, *, trust: bool, engine: bool) -> tuple[About, Any]:
+    """What a file says of itself, and what runs it: a `RunNamed` of an engine, else a `Run`.
+
+    Raises:
+        VPromptError: As `load_exported`; or if it is the one and should be the other.
+    """
+    about, ours, ready = opened(path, engine=engine)
     format = format_of(path)
+    if about.engine is not None and not engine:
+        raise VPromptError(
+            f"{shown(path)} is an engine, which runs adapters that were exported for it: give --adapter FILE to "
+            "`vprompt predict`, or --engine to `vprompt serve` (in Python: vprompt.Engine)."
+        )
+    if about.engine is None and engine:
+        raise VPromptError(
+            f"{shown(path)} is the export of one adapter and no engine; make one: vprompt export BACKBONE --engine."
+        )
     if format.needs_trust and not (ours or trust):
         raise VPromptError(
-            f"{_shown(path)} is not read, because whoever made a {format.suffix} file can run code with it on this "
+            f"{shown(path)} is not read, because whoever made a {format.suffix} file can run code with it on this "
             "machine; if you trust its maker, give --trust-file (in Python: trust=True)."
         )
-    with quiet(), _running(path):
-        return Exported(path, format, about, ready())
+    with quiet(), running(path):
+        return about, ready()
 
 
-def opened(path: Path) -> tuple[About, bool, Callable[[], Run]]:
+def opened(path: Path, *, engine: bool = False) -> tuple[About, bool, Callable[[], Any]]:
     """What a file says of itself, whether this process wrote it, and what makes it ready to run.
+
+    Args:
+        path: The file.
+        engine: It is run as an engine is, by inputs of any names.
 
     Raises:
         VPromptError: If it is not whole, or vprompt did not write it.
     """
     format = format_of(path)
     if not path.is_file():
-        raise VPromptError(f"There is no exported file {_shown(path)}; check the path.")
+        raise VPromptError(f"There is no exported file {shown(path)}; check the path.")
     format.require(format.to_read)
-    with quiet(), _running(path):
+    with quiet(), running(path):
         ours = verify_checksum(format.files(path))
-        text, ready = format.read(path)
+        text, ready = format.open(path) if engine and isinstance(format, NamedFormat) else format.read(path)
     if text is None:
         raise VPromptError(
-            f"{_shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
+            f"{shown(path)} was not exported by vprompt: it does not say which classes and images it knows."
         )
-    return read_about(text, _shown(path)), ours, ready
+    return read_about(text, shown(path)), ours, ready
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path in messages."""
     return printable(str(path))
 
 
-def _running(path: Path) -> AbstractContextManager[None]:
+def running(path: Path) -> AbstractContextManager[None]:
     """Errors in the block become those of a file that cannot be run."""
-    problem = f"{_shown(path)} cannot be run: it is damaged, or its library is of another version"
+    problem = f"{shown(path)} cannot be run: it is damaged, or its library is of another version"
     return translated(problem, "; export the adapter again")
 
 
@@ -190,7 +213,7 @@ def verify_checksum(files: Sequence[Path]) -> bool:
     digest, places = _digest(files)
     if places and places[-1][2] != digest:
         raise VPromptError(
-            f"{_shown(files[-1])} is not as it was written, or what belongs to it is missing or of another "
+            f"{shown(files[-1])} is not as it was written, or what belongs to it is missing or of another "
             "export (the checksum differs): copy all of it again, or export the adapter again."
         )
     return digest in _written

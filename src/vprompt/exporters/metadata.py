@@ -74,8 +74,29 @@ class Quantisation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineForm:
+    """The form of the prompts and heads that an engine takes.
+
+    Args:
+        shapes: Of every block, number and width of the heads of its keys, and of its values.
+        features: Width of the features.
+        max_prompts: Most prompts of a block.
+    """
+
+    shapes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    features: int
+    max_prompts: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers the keys of one prompt are in all blocks together, and the values."""
+        keys, values = zip(*self.shapes, strict=True)
+        return sum(heads * width for heads, width in keys), sum(heads * width for heads, width in values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class About:
-    """The description of an exported model.
+    """The description of an exported model, of an engine, or of an adapter for an engine.
 
     Args:
         format_version: Version of this description.
@@ -95,6 +116,7 @@ class About:
         comparison: Beside the model before it was exported.
         quantisation: What int8 cost, or None.
         target: What the logits say, as plain data, where that is not one of the classes.
+        engine: Of an engine, what it takes beside images; it has no prompts and no classes of its own.
     """
 
     format_version: int
@@ -113,6 +135,7 @@ class About:
     quantisation: Quantisation | None
     includes_preprocessing: bool = False
     target: dict[str, Any] | None = None
+    engine: EngineForm | None = None
 
     @property
     def made_target(self) -> Target:

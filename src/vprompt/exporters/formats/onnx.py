@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, output_name, refuse
+from vprompt.exporters.base import (
+    FORMATS,
+    FORMER_KEY,
+    KEY,
+    NamedFormat,
+    check_shapes,
+    input_axes,
+    output_names,
+    refuse,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    from vprompt.exporters.base import Run
+    from vprompt.exporters.base import RunNamed
 
 
 MOST_BYTES = 2_000_000_000
@@ -26,7 +35,7 @@ _MORE = {"functions", "training_info", "sparse_initializer", "sparse_tensor", "g
 """Parts that a model, a graph or an attribute of a classifier does not have."""
 
 
-class Onnx(Format):
+class Onnx(NamedFormat):
     """Converted by PyTorch's exporter, run by ONNX Runtime."""
 
     name = "onnx"
@@ -39,16 +48,16 @@ class Onnx(Format):
     fp16 = int8 = True
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
-        """An `onnx_ir.Model` with the input `images`, the output `logits` or `probabilities`, and the axis `batch`."""
+        """An `onnx_ir.Model` with inputs, outputs and axes called as the program says."""
         import torch
 
         converted: Any = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=["images"],
-            output_names=[output_name(program)],
+            input_names=list(axes := input_axes(program)),
+            output_names=list(output_names(program)),
             opset_version=opset,
-            dynamic_shapes=({0: "batch"},),
+            dynamic_shapes=tuple(axes.values()),
             verbose=False,
         )
         return converted.model
@@ -64,7 +73,7 @@ class Onnx(Format):
         large = sum(value.nbytes for value in values if value is not None) > MOST_BYTES
         onnx_ir.save(converted, path, external_data=f"{path.name}.data" if large else None)
 
-    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
+    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
         """Reads by ONNX Runtime, once all that the file says was looked at."""
         import onnxruntime
         import torch
@@ -75,9 +84,9 @@ class Onnx(Format):
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-        def run(images: np.ndarray) -> np.ndarray:
-            logits: Any = session.run(None, {"images": images})[0]
-            return logits
+        def run(inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+            outputs: Any = session.run(None, dict(inputs))
+            return outputs
 
         texts = session.get_modelmeta().custom_metadata_map
         return texts.get(KEY, texts.get(FORMER_KEY)), lambda: run

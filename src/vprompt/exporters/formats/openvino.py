@@ -12,14 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, output_name, refuse
+from vprompt.exporters.base import (
+    FORMATS,
+    FORMER_KEY,
+    KEY,
+    NamedFormat,
+    check_shapes,
+    input_axes,
+    output_names,
+    refuse,
+)
 from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    from vprompt.exporters.base import Run
+    from vprompt.exporters.base import RunNamed
 
 
 MOST_XML = 2**26
@@ -30,7 +39,7 @@ MOST_XML = 2**26
 sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
 
 
-class OpenVino(Format):
+class OpenVino(NamedFormat):
     """Two files, the graph and the weights."""
 
     name = "openvino"
@@ -41,15 +50,19 @@ class OpenVino(Format):
     fp16 = int8 = calibrates = True
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
-        """An `openvino.Model` with the input `images` and the output `logits` or `probabilities`."""
+        """An `openvino.Model` with inputs and outputs called as the program says."""
         import openvino
 
         model = openvino.convert_model(program)
-        shape = model.inputs[0].get_partial_shape()
-        shape[0] = -1
-        model.reshape(shape)
-        model.inputs[0].set_names({"images"})
-        model.outputs[0].set_names({output_name(program)})
+        shapes: dict[Any, Any] = {}
+        for node, (name, axes) in zip(model.inputs, input_axes(program).items(), strict=True):
+            shape = shapes[node] = node.get_partial_shape()
+            for axis in axes:
+                shape[axis] = -1
+            node.set_names({name})
+        model.reshape(shapes)
+        for node, name in zip(model.outputs, output_names(program), strict=True):
+            node.set_names({name})
         return model
 
     def save(self, converted: Any, path: Path, about: str) -> None:
@@ -61,7 +74,7 @@ class OpenVino(Format):
             converted.set_rt_info(value, ["model_info", key])
         openvino.save_model(converted, path, compress_to_fp16=False)
 
-    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
+    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
         """Reads both files; computes in float32 where the processor would rather take bfloat16."""
         import openvino
         import torch
@@ -76,9 +89,9 @@ class OpenVino(Format):
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
 
-        def ready() -> Run:
+        def ready() -> RunNamed:
             compiled = core.compile_model(model, "CPU", options)
-            return lambda images: compiled(images)[0]
+            return lambda inputs: list(compiled(dict(inputs)).to_tuple())
 
         return None if key is None else model.get_rt_info([key]).astype(str), ready
 
@@ -108,7 +121,7 @@ class OpenVino(Format):
 
 def _model_info(about: dict[str, Any]) -> dict[str, str]:
     """Entries by which OpenVINO's Model API knows a classifier: names without blanks, pixels from 0 to 255."""
-    found = {"model_type": "Classification"} if about["target"] is None else {}
+    found = {} if about["target"] or about["engine"] else {"model_type": "Classification"}
     if about["classes"] is not None:
         found["labels"] = " ".join("_".join(printable(name).split()) for name in about["classes"])
     if not about["includes_preprocessing"]:

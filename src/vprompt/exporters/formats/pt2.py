@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import BLANK, FORMATS, FORMER_KEY, KEY, Format
+from vprompt.exporters.base import BLANK, FORMATS, FORMER_KEY, KEY, NamedFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.export import ExportedProgram
 
-    from vprompt.exporters.base import Run
+    from vprompt.exporters.base import RunNamed
 
 MOST_TEXT = 2**24
 """Bytes of a description that are unpacked at most."""
 
 
-class Pt2(Format):
+class Pt2(NamedFormat):
     """A zip archive; the checksum is its comment, because the archive has one of its own over the description."""
 
     name = "pt2"
@@ -45,14 +46,19 @@ class Pt2(Format):
             packed.comment = BLANK.encode()
         path.write_bytes(archive.getbuffer())
 
-    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
+    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
         """Reads the description; the rest when it is to run."""
         import torch
 
-        def ready() -> Run:
+        def ready() -> RunNamed:
             module: Any = torch.export.load(path).module(check_guards=False)
-            run = torch.inference_mode()(module.forward)
-            return lambda images: run(torch.from_numpy(images)).numpy()
+
+            @torch.inference_mode()
+            def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+                outputs = module(*map(torch.from_numpy, inputs.values()))  # in the order that the program has them in
+                return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+            return run
 
         wanted = [f"extra/{key}.json" for key in (KEY, FORMER_KEY)]
         with zipfile.ZipFile(path) as archive:

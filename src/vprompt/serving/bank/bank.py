@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +57,16 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Adapter:
-    """An adapter as it is run: by its prefixes and head in the common pass, or by a model of its own."""
+class Held:
+    """An adapter as a bank holds it."""
 
     entry: Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adapter(Held):
+    """An adapter as it is run: by its prefixes and head in the common pass, or by a model of its own."""
+
     head: nn.Module
     prefixes: tuple[KeyValue | None, ...]
     model: nn.Module | None
@@ -115,7 +121,7 @@ class Bank:
             self.backbone.to(device)
         self._view = MixedView(self.backbone, self.info)
         # Never changed, only replaced: a call goes on with the one it began with.
-        self._adapters: Mapping[str, _Adapter] = {}
+        self._adapters: Mapping[str, Held] = {}
         self._changing = threading.Lock()
 
     @staticmethod
@@ -156,17 +162,18 @@ class Bank:
         """
         if not name:
             raise VPromptError("An adapter in a bank needs a name.")
-        if isinstance(adapter, PromptedModel):
-            self._check_backbone(name, adapter)
-            added = self._prepare(name, adapter, None)
-        else:
-            # Before the lock is taken: nobody waits for the disk.
-            added = self._prepare(name, load(adapter, backbone=self.backbone), str(adapter))
+        added = self._held(name, adapter)  # before the lock is taken: nobody waits for the disk
         with self._changing:
             if not replace:
                 self.check_free(name)
             self._adapters = {**self._adapters, name: added}
         return added.entry
+
+    def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
+        if not isinstance(adapter, PromptedModel):
+            return self._prepare(name, load(adapter, backbone=self.backbone), str(adapter))
+        self._check_backbone(name, adapter)
+        return self._prepare(name, adapter, None)
 
     def remove(self, name: str) -> None:
         """Gives an adapter up; calls that have begun still answer.
@@ -187,6 +194,11 @@ class Bank:
     def key(self) -> tuple[str, tuple[int, int]]:
         """Fingerprint of the backbone's weights, and the height and width of its input: what adapters must share."""
         return fingerprint(self.backbone), self.info.preprocessing.size
+
+    @property
+    def _takes(self) -> tuple[tuple[int, int, int], bool]:
+        """Shape of an image, and whether others are taken as well."""
+        return self.info.preprocessing.shape, self.info.any_size
 
     @property
     def entries(self) -> list[Entry]:
@@ -246,8 +258,6 @@ class Bank:
                 asked.setdefault(name, []).append(row)
             elif not return_exceptions:
                 raise unknown(name, known)
-        like = next(self.backbone.parameters())
-        images_BCHW = images_BCHW.to(like.device, like.dtype)
         answers: dict[tuple[str, int], Tensor | Exception] = {}
         for name, logits in self._logits(images_BCHW, {name: known[name] for name in asked}, asked):
             try:
@@ -259,9 +269,11 @@ class Bank:
         return [answers[name, row] if name in known else unknown(name, known) for name, row in requests]
 
     def _logits(
-        self, images_BCHW: Tensor, adapters: Mapping[str, _Adapter], asked: Mapping[str, list[int]]
+        self, images_BCHW: Tensor, adapters: Mapping[str, Any], asked: Mapping[str, list[int]]
     ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         """What computes the logits (N, C) of each adapter, of the images it was asked about."""
+        like = next(self.backbone.parameters())
+        images_BCHW = images_BCHW.to(like.device, like.dtype)
         together = [name for name, adapter in adapters.items() if adapter.model is None]
         if together:
             prefixes = [adapters[name].prefixes for name in together]
@@ -334,7 +346,8 @@ class Bank:
             kind = "images" if rows is None else "rows"
             raise DataError(f"There are {len(adapters)} adapters for {asked} {kind}; each request needs one of both.")
         dense = all(self._adapters[name].entry.target.dense for name in adapters if name in self._adapters)
-        check_images(images_BCHW, self.info.preprocessing.shape, any_size=self.info.any_size or dense)
+        shape, any_size = self._takes
+        check_images(images_BCHW, shape, any_size=any_size or dense)
         wrong = next((row for row in rows or () if not 0 <= row < len(images_BCHW)), None)
         if wrong is not None:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vprompt.exporters.engine import read_adapter
 from vprompt.model.load import backbone_of, load
 from vprompt.serving.bank.bank import Bank, Entry, unknown
-from vprompt.utils.errors import UnknownAdapterError, VPromptError
+from vprompt.utils.errors import AdapterError, UnknownAdapterError, VPromptError
+from vprompt.utils.text import printable
 
 
 class Banks:
@@ -68,9 +71,14 @@ class Banks:
             VPromptError: If the name is taken, or the adapter or its backbone cannot be read; nothing changes then.
         """
         with self._changing:
-            wanted = backbone_of(source)
+            wanted = _key(source)
             before = self._holding(name)
-            bank = self._bank((wanted.fingerprint, wanted.img_size))
+            bank = self._bank(wanted)
+            if bank is None and os.path.isfile(source):
+                raise AdapterError(
+                    f"{printable(str(source))} is an adapter for an engine of another backbone than there is here; "
+                    "start the service with its engine: --engine ENGINE."
+                )
             if bank is None:
                 made = Bank(self._backbone(source), device=self._device)
                 bank = self._bank(made.key) or made  # its weights may be known by another fingerprint
@@ -145,3 +153,12 @@ class Banks:
 
     def _unknown(self, name: str) -> UnknownAdapterError:
         return unknown(name, [entry.name for entry in self.entries])
+
+
+def _key(source: str | Path) -> tuple[str, tuple[int, int]]:
+    """`Bank.key` of the bank for an adapter: a folder, a Hub id, or a file for an engine."""
+    if os.path.isfile(source):
+        about = read_adapter(source).about
+        return about.fingerprint, about.preprocessing.size
+    wanted = backbone_of(source)
+    return wanted.fingerprint, wanted.img_size

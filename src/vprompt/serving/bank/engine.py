@@ -1,0 +1,107 @@
+"""An engine with adapters: a bank whose backbone is a file of another runtime."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vprompt.exporters.engine import EngineAdapter, EngineModel, open_engine, packed, read_adapter
+from vprompt.model.load import load
+from vprompt.model.model import PromptedModel
+from vprompt.serving.bank.bank import Bank, Entry, Held, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready(Held):
+    adapter: EngineAdapter
+
+
+class Engine(Bank):
+    """Many adapters over one engine, mixed in one batch; asked as a `Bank` is.
+
+    Adapters are added and removed while it runs, and nothing is compiled again. One takes the memory of its file.
+
+    Args:
+        path: What `vprompt.export_engine` or `vprompt export --engine` wrote.
+        trust: As for `vprompt.load_exported`.
+
+    Raises:
+        VPromptError: If it is no engine, or cannot be run.
+
+    Example:
+        >>> engine = Engine("vit.onnx")  # doctest: +SKIP
+        >>> _ = engine.add("birds", "birds.safetensors"), engine.add("pets", "pets.safetensors")  # doctest: +SKIP
+        >>> [tuple(logits.shape) for logits in engine(images, ["pets", "birds"])]  # doctest: +SKIP
+        [(37,), (200,)]
+    """
+
+    def __init__(self, path: str | Path, *, trust: bool = False) -> None:
+        self.file = open_engine(path, trust=trust)
+        self._adapters: Mapping[str, Held] = {}
+        self._changing = threading.Lock()
+
+    @functools.cached_property
+    def key(self) -> tuple[str, tuple[int, int]]:
+        """Fingerprint of the backbone's weights, and the height and width of its input: what adapters must share."""
+        about = self.file.about
+        return about.fingerprint, about.preprocessing.size
+
+    @property
+    def _takes(self) -> tuple[tuple[int, int, int], bool]:
+        return self.file.about.preprocessing.shape, False
+
+    def classifier(self, name: str) -> EngineModel:
+        """One adapter as a classifier, to predict and to evaluate with.
+
+        Raises:
+            UnknownAdapterError: If there is none of that name.
+        """
+        held = self._adapters.get(name)
+        if not isinstance(held, _Ready):
+            raise unknown(name, self._adapters)
+        return EngineModel(self.file, held.adapter)
+
+    def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
+        """From the file of an adapter; one that was saved, or a model, is folded here."""
+        source = None if isinstance(adapter, PromptedModel) else str(adapter)
+        if isinstance(adapter, PromptedModel):
+            ready = packed(adapter, name)
+        else:
+            folder = os.path.isdir(adapter)  # its backbone is needed then
+            ready = packed(load(adapter), name) if folder else read_adapter(adapter)
+        about = self.file.check(ready, name).about
+        entry = Entry(
+            name=name,
+            classes=about.classes,
+            num_classes=about.num_classes,
+            preprocessing=about.preprocessing,
+            method=about.method,
+            prompt_counts=about.prompt_counts,
+            nbytes=ready.nbytes,
+            source=source,
+            target=about.made_target,
+        )
+        return _Ready(entry=entry, adapter=ready)
+
+    def _logits(
+        self, images_BCHW: Tensor, adapters: Mapping[str, Any], asked: Mapping[str, list[int]]
+    ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        order = [(name, row) for name, rows in asked.items() for row in rows]
+        if not order:
+            return
+        logits = self.file(images_BCHW[[row for _, row in order]], [adapters[name].adapter for name, _ in order])[1]
+        each = iter(logits)
+        for name, rows in asked.items():
+            mine = [next(each) for _ in rows]
+            yield name, lambda mine=mine: torch.stack(mine)
+
+    def __repr__(self) -> str:
+        return f"Engine({self.file.path.name}, {len(self)} adapters)"
