@@ -164,11 +164,11 @@ class Export:
                 max_prompts=self.max_prompts,
                 report=report,
             )
-        self._say(out, made.about, sum(file.stat().st_size for file in made.format.files(out)))
+        self._say(out, made.about, sum(file.stat().st_size for file in FORMATS.get(format).files(out)))
 
     def _for_engine(self, engine: str) -> None:
         """Writes the file of an adapter for an engine."""
-        from vprompt.exporters.engine import SUFFIX, export_adapter
+        from vprompt.exporters.engine import SUFFIX, export_adapter, open_engine
         from vprompt.model.load import load
 
         others = (
@@ -185,7 +185,8 @@ class Export:
         self._refuse("The file of an adapter is for an engine that is there already", *others)
         out = Path(self._name + SUFFIX) if self.out is None else self.out
         model = load(self.adapter, weights=self.weights)
-        made = export_adapter(model, out, engine, images=self.images, adapter=self._name, trust=self.trust_file)
+        runs = open_engine(engine, trust=self.trust_file)
+        made = export_adapter(model, out, runs, images=self.images, adapter=self._name)
         self._say(out, made.about, out.stat().st_size)
 
     def _say(self, out: Path, about: About, size: int) -> None:

@@ -9,7 +9,7 @@ import os
 import stat
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    Run = Callable[[np.ndarray], np.ndarray]
+    Run = Callable[[Any], Any]
     """Logits (B, C) of normalised images (B, 3, H, W), both float32; or probabilities of pixels (B, H, W, 3) in uint8,
-    where the preprocessing is included."""
-
-    RunNamed = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-    """Outputs in their order, of inputs by name."""
+    where the preprocessing is included. Of an engine, features and logits, of its inputs by name, in their order."""
 
 
 KEY = "vprompt"
@@ -40,11 +37,8 @@ FORMER_KEY = "laconic"
 BLANK = f"vprompt-sha256:{'0' * 64}"
 """The checksum in a description before it is known; where files have several, the last one is used."""
 
-OUTPUT = "vprompt.output"
-"""Key of the outputs' names in the graph of a program."""
-
-AXES = "vprompt.axes"
-"""Key of its inputs there: name -> which of their axes may be of any length, and what these are called."""
+SIGNATURE = "vprompt.signature"
+"""Key of the names of inputs and outputs in the graph of a program."""
 
 MOST_VALUES = 2**31
 """Numbers that a tensor in a model may have for one image."""
@@ -78,6 +72,8 @@ class Format(ABC):
     """Whether there is `quantised`."""
     calibrates: ClassVar[bool] = False
     """Whether int8 takes its ranges of values from images, rather than finding them while it runs."""
+    engine: ClassVar[bool] = False
+    """Whether it can hold an engine, which has several inputs and outputs."""
     needs_trust: ClassVar[bool] = False
     """Whether a file can be made to run code by what makes it ready to run."""
 
@@ -141,24 +137,6 @@ class Format(ABC):
                 ) from error
 
 
-class NamedFormat(Format):
-    """A format whose files may take several inputs and give several outputs, so that it can hold an engine."""
-
-    @abstractmethod
-    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
-        """As `read`, of a file with any inputs and outputs."""
-
-    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
-        """The description, and what makes a file of one input and output ready to run."""
-        text, ready = self.open(path)
-
-        def one() -> Run:
-            run = ready()
-            return lambda images: run({"images": images})[0]
-
-        return text, one
-
-
 FORMATS = Registry[Format]("export format", "vprompt.exporters.formats", "vprompt.exporters")
 """Members are instances: `FORMATS.register(MyFormat())`."""
 
@@ -176,15 +154,13 @@ def format_of(path: Path) -> Format:
     raise VPromptError(f"{path} is the name of no exported file; its end says the format: {known}.")
 
 
-def output_names(program: ExportedProgram) -> tuple[str, ...]:
-    """`logits`, or `probabilities` (or `values`) where the preprocessing is included, so that pixels come in; of an
-    engine `features` and `logits`."""
-    return program.graph.output_node().meta[OUTPUT]
+def signature(program: ExportedProgram) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """Inputs by name, each with its axes of any length and what these are called; and the names of the outputs.
 
-
-def input_axes(program: ExportedProgram) -> dict[str, dict[int, str]]:
-    """The inputs by name, each with its axes of any length and what these are called."""
-    return program.graph.output_node().meta[AXES]
+    These are `logits`, or `probabilities` (or `values`) where the preprocessing is included, so that pixels come in; of
+    an engine `features` and `logits`.
+    """
+    return program.graph.output_node().meta[SIGNATURE]
 
 
 def refuse(path: Path, why: str) -> NoReturn:

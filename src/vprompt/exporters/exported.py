@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.exporters.base import Format, NamedFormat, format_of, quiet, translated
+from vprompt.exporters.base import Format, format_of, quiet, translated
 from vprompt.exporters.metadata import About, read_about
 from vprompt.model.classifier import Classifier
 from vprompt.model.windows import by_windows
@@ -130,14 +130,9 @@ def load_exported(path: str | Path, *, trust: bool = False) -> Exported:
     return Exported(path, format_of(path), *loaded(path, trust=trust, engine=False))
 
 
-def loaded(path: Path, *, trust: bool, engine: bool) -> tuple[About, Any]:
-    """What a file says of itself, and what runs it: a `RunNamed` of an engine, else a `Run`.
-
-    Raises:
-        VPromptError: As `load_exported`; or if it is the one and should be the other.
-    """
-    about, ours, ready = opened(path, engine=engine)
-    format = format_of(path)
+def loaded(path: Path, *, trust: bool, engine: bool) -> tuple[About, Run]:
+    """What a file says of itself, and what runs it; errors as those of `load_exported`, or if it is no `engine`."""
+    (about, ours, ready), format = opened(path), format_of(path)
     if about.engine is not None and not engine:
         raise VPromptError(
             f"{shown(path)} is an engine, which runs adapters that were exported for it: give --adapter FILE to "
@@ -156,12 +151,8 @@ def loaded(path: Path, *, trust: bool, engine: bool) -> tuple[About, Any]:
         return about, ready()
 
 
-def opened(path: Path, *, engine: bool = False) -> tuple[About, bool, Callable[[], Any]]:
+def opened(path: Path) -> tuple[About, bool, Callable[[], Run]]:
     """What a file says of itself, whether this process wrote it, and what makes it ready to run.
-
-    Args:
-        path: The file.
-        engine: It is run as an engine is, by inputs of any names.
 
     Raises:
         VPromptError: If it is not whole, or vprompt did not write it.
@@ -172,7 +163,7 @@ def opened(path: Path, *, engine: bool = False) -> tuple[About, bool, Callable[[
     format.require(format.to_read)
     with quiet(), running(path):
         ours = verify_checksum(format.files(path))
-        text, ready = format.open(path) if engine and isinstance(format, NamedFormat) else format.read(path)
+        text, ready = format.read(path)
     if text is None:
         raise VPromptError(
             f"{shown(path)} was not exported by vprompt: it does not say which classes and images it knows."

@@ -75,23 +75,21 @@ class Quantisation:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineForm:
-    """The form of the prompts and heads that an engine takes.
+    """The sizes of what an engine takes beside images.
 
     Args:
-        shapes: Of every block, number and width of the heads of its keys, and of its values.
+        blocks: L.
+        keys: How many numbers the keys of one prompt are in all blocks together.
+        values: The same of values.
         features: Width of the features.
         max_prompts: Most prompts of a block.
     """
 
-    shapes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    blocks: int
+    keys: int
+    values: int
     features: int
     max_prompts: int
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many numbers the keys of one prompt are in all blocks together, and the values."""
-        keys, values = zip(*self.shapes, strict=True)
-        return sum(heads * width for heads, width in keys), sum(heads * width for heads, width in values)
 
 
 @dataclass(frozen=True, kw_only=True)

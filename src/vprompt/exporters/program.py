@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -17,12 +17,9 @@ from vprompt.backbones.attention.base import PrefixAttention
 from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
-from vprompt.exporters.base import AXES, OUTPUT
-from vprompt.methods.layers.inject import prefix_parts
+from vprompt.exporters.base import SIGNATURE
+from vprompt.methods.layers.inject import attention_at, prefix_parts
 from vprompt.model.model import FoldedModel
-
-Shapes = tuple[tuple[int, int], tuple[int, int]]
-"""Number and width of the heads of a block's keys, and of its values."""
 
 ENGINE_AXES = {
     "images": {0: "batch"},
@@ -34,9 +31,6 @@ ENGINE_AXES = {
 }
 """Inputs of an engine, and which of their axes may be of any length."""
 
-MOST_CLASSES = 2**20
-"""Of all adapters in a batch."""
-
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """Notes of the graph that name files and classes of this machine."""
 
@@ -47,17 +41,25 @@ class Engine(nn.Module):
     Args:
         backbone: The timm model.
         info: Its description.
-        shapes: Number and width of the heads of keys, and of values, of every block.
+
+    Attributes:
+        sizes: How many numbers the keys of a prompt are by block, and the values.
     """
 
-    def __init__(self, backbone: nn.Module, info: BackboneInfo, shapes: Sequence[Shapes]) -> None:
+    def __init__(self, backbone: nn.Module, info: BackboneInfo) -> None:
         super().__init__()
-        self.shapes = shapes
-        self.given: list[list[KeyValue]] = [[]]
-        self.view: Any = graft(backbone, prefix_parts(backbone, info, lambda block: partial(self._prefix, block)))
+        with torch.no_grad():
+            pairs = [
+                attention_at(backbone, info, block).key_values(torch.zeros(1, 1, width))[:2]
+                for block, width in enumerate(info.widths)
+            ]
+        self._shapes = [[tuple(heads_1H1d.shape[1::2]) for heads_1H1d in side] for side in zip(*pairs, strict=True)]
+        self.sizes = [[heads * width for heads, width in shapes] for shapes in self._shapes]
+        self._prefixes: list[list[KeyValue]] = [[]]
+        self._view: Any = graft(backbone, prefix_parts(backbone, info, lambda block: partial(self._prefix, block)))
 
     def _prefix(self, block: int, attention: PrefixAttention, batch: int) -> KeyValue:
-        return self.given[0][block]
+        return self._prefixes[0][block]
 
     def forward(
         self,
@@ -68,30 +70,17 @@ class Engine(nn.Module):
         head_weight: Tensor,
         head_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Features (B, F) and logits (B, C) of images (B, 3, H, W).
-
-        Args:
-            images: Normalised.
-            prefix_keys: Of every image and prompt, the keys of all blocks one after the other: (B, P, A).
-            prefix_values: The values, (B, P, A).
-            prefix_mask: What is added to the logits of each key, (B, L, P).
-            head_weight: Of all heads that are asked, one below the other: (C, F).
-            head_bias: (C,).
-        """
-        sizes = [[heads * width for heads, width in pair] for pair in self.shapes]
-        both = zip(
-            prefix_keys.split([size for size, _ in sizes], -1),
-            prefix_values.split([size for _, size in sizes], -1),
-            prefix_mask.unbind(1),
-            self.shapes,
-            strict=True,
-        )
-        self.given[0] = [
-            KeyValue(keys.unflatten(-1, of_keys).transpose(1, 2), values.unflatten(-1, of_values).transpose(1, 2), mask)
-            for keys, values, mask, (of_keys, of_values) in both
+        """Features (B, F) and logits (B, C); inputs as `vprompt.export_engine` says."""
+        sides = [
+            [
+                part.unflatten(-1, shape).transpose(1, 2)
+                for part, shape in zip(all.split(sizes, -1), shapes, strict=True)
+            ]
+            for all, sizes, shapes in zip((prefix_keys, prefix_values), self.sizes, self._shapes, strict=True)
         ]
-        features = self.view.forward_head(self.view.forward_features(images), pre_logits=True)
-        self.given[0] = []
+        self._prefixes[0] = [KeyValue(*three) for three in zip(*sides, prefix_mask.unbind(1), strict=True)]
+        features = self._view.forward_head(self._view.forward_features(images), pre_logits=True)
+        self._prefixes[0] = []
         return features, F.linear(features, head_weight, head_bias)
 
 
@@ -125,49 +114,35 @@ def capture(model: FoldedModel, *, max_batch: int, include_preprocessing: bool =
     if include_preprocessing:
         images = images.byte().permute(0, 2, 3, 1).contiguous()
     output = model.target.answer if include_preprocessing else "logits"
-    return _captured(_Named(model), {"images": images}, {"images": {0: "batch"}}, (output,), {"batch": max_batch})
+    return _captured(_Named(model), (images,), {"images": {0: "batch"}}, [output], {"batch": max_batch})
 
 
-def capture_engine(engine: Engine, shape: tuple[int, int, int], *, max_batch: int, max_prompts: int) -> ExportedProgram:
-    """The graph of an engine, for batches and numbers of prompts up to those given, as `capture` gives it.
-
-    Args:
-        engine: On the CPU, in float32.
-        shape: Of an image.
-        max_batch: Largest batch.
-        max_prompts: Most prompts of a block.
-    """
-    keys, values = (sum(heads * width for heads, width in pair) for pair in zip(*engine.shapes, strict=True))
-    features = engine.view.num_features
-    inputs = {
-        "images": torch.zeros(2, *shape),
-        "prefix_keys": torch.zeros(2, 3, keys),
-        "prefix_values": torch.zeros(2, 3, values),
-        "prefix_mask": torch.zeros(2, len(engine.shapes), 3),
-        "head_weight": torch.zeros(5, features),
-        "head_bias": torch.zeros(5),
-    }
-    most = {"batch": max_batch, "prompts": max_prompts, "classes": MOST_CLASSES}
-    return _captured(engine, inputs, ENGINE_AXES, ("features", "logits"), most)
+def capture_engine(engine: Engine, info: BackboneInfo, *, max_batch: int, max_prompts: int) -> ExportedProgram:
+    """The graph of an engine on the CPU in float32, for batches and numbers of prompts up to those given."""
+    keys, values = map(sum, engine.sizes)
+    shapes = ((2, 3, keys), (2, 3, values), (2, len(info.blocks), 3), (5, info.num_features), (5,))
+    given = tuple(torch.zeros(shape) for shape in ((2, *info.preprocessing.shape), *shapes))
+    most = {"batch": max_batch, "prompts": max(max_prompts, 4), "classes": 2**20}
+    return _captured(engine, given, ENGINE_AXES, ["features", "logits"], most)
 
 
 def _captured(
     module: nn.Module,
-    inputs: Mapping[str, Tensor],
+    given: tuple[Tensor, ...],
     axes: Mapping[str, dict[int, str]],
-    outputs: tuple[str, ...],
+    outputs: list[str],
     most: Mapping[str, int],
 ) -> ExportedProgram:
-    """The graph of a module whose inputs have axes of any length up to the most of their kind."""
+    """The graph of a module, whose inputs have axes of any length up to the most of their kind."""
     dims = {name: Dim(name, min=1, max=largest) for name, largest in most.items()}
-    shapes, values = tuple({axis: dims[of] for axis, of in axes[name].items()} for name in inputs), (*inputs.values(),)
+    shapes = tuple({axis: dims[kind] for axis, kind in kinds.items()} for kinds in axes.values())
     with torch.no_grad():
-        traced = torch.export.export(module.eval(), values, dynamic_shapes=shapes).module(check_guards=False)
-        program = torch.export.export(fold_constants(traced), values, dynamic_shapes=shapes)
+        traced = torch.export.export(module.eval(), given, dynamic_shapes=shapes).module(check_guards=False)
+        program = torch.export.export(fold_constants(traced), given, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         for key in _TRACES:
             node.meta.pop(key, None)
-    program.graph.output_node().meta.update({OUTPUT: outputs, AXES: dict(axes)})
+    program.graph.output_node().meta[SIGNATURE] = (dict(axes), outputs)
     return program
 
 

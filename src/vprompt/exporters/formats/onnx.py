@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import (
-    FORMATS,
-    FORMER_KEY,
-    KEY,
-    NamedFormat,
-    check_shapes,
-    input_axes,
-    output_names,
-    refuse,
-)
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, refuse, signature
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    from vprompt.exporters.base import RunNamed
+    from vprompt.exporters.base import Run
 
 
 MOST_BYTES = 2_000_000_000
@@ -35,7 +26,7 @@ _MORE = {"functions", "training_info", "sparse_initializer", "sparse_tensor", "g
 """Parts that a model, a graph or an attribute of a classifier does not have."""
 
 
-class Onnx(NamedFormat):
+class Onnx(Format):
     """Converted by PyTorch's exporter, run by ONNX Runtime."""
 
     name = "onnx"
@@ -45,17 +36,18 @@ class Onnx(NamedFormat):
     to_write = ("onnx", "onnxscript", "onnxruntime")
     to_read = ("onnx", "onnxruntime")
     opset = range(18, 24)
-    fp16 = int8 = True
+    engine = fp16 = int8 = True
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
         """An `onnx_ir.Model` with inputs, outputs and axes called as the program says."""
         import torch
 
+        axes, outputs = signature(program)
         converted: Any = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=list(axes := input_axes(program)),
-            output_names=list(output_names(program)),
+            input_names=list(axes),
+            output_names=outputs,
             opset_version=opset,
             dynamic_shapes=tuple(axes.values()),
             verbose=False,
@@ -73,7 +65,7 @@ class Onnx(NamedFormat):
         large = sum(value.nbytes for value in values if value is not None) > MOST_BYTES
         onnx_ir.save(converted, path, external_data=f"{path.name}.data" if large else None)
 
-    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
+    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads by ONNX Runtime, once all that the file says was looked at."""
         import onnxruntime
         import torch
@@ -84,9 +76,9 @@ class Onnx(NamedFormat):
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-        def run(inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-            outputs: Any = session.run(None, dict(inputs))
-            return outputs
+        def run(given: Any) -> Any:
+            outputs: Any = session.run(None, given if isinstance(given, dict) else {"images": given})
+            return outputs if len(outputs) > 1 else outputs[0]
 
         texts = session.get_modelmeta().custom_metadata_map
         return texts.get(KEY, texts.get(FORMER_KEY)), lambda: run

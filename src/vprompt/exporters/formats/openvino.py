@@ -12,23 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from vprompt.exporters.base import (
-    FORMATS,
-    FORMER_KEY,
-    KEY,
-    NamedFormat,
-    check_shapes,
-    input_axes,
-    output_names,
-    refuse,
-)
+from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, refuse, signature
 from vprompt.utils.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    from vprompt.exporters.base import RunNamed
+    from vprompt.exporters.base import Run
 
 
 MOST_XML = 2**26
@@ -39,7 +30,7 @@ MOST_XML = 2**26
 sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
 
 
-class OpenVino(NamedFormat):
+class OpenVino(Format):
     """Two files, the graph and the weights."""
 
     name = "openvino"
@@ -47,21 +38,20 @@ class OpenVino(NamedFormat):
     suffix = ".xml"
     extra = "openvino"
     to_write = to_read = ("openvino",)
-    fp16 = int8 = calibrates = True
+    engine = fp16 = int8 = calibrates = True
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> Any:
         """An `openvino.Model` with inputs and outputs called as the program says."""
         import openvino
 
         model = openvino.convert_model(program)
-        shapes: dict[Any, Any] = {}
-        for node, (name, axes) in zip(model.inputs, input_axes(program).items(), strict=True):
-            shape = shapes[node] = node.get_partial_shape()
-            for axis in axes:
-                shape[axis] = -1
+        (inputs, outputs), shapes = signature(program), dict[Any, Any]()
+        for node, (name, axes) in zip(model.inputs, inputs.items(), strict=True):
+            shape = node.get_partial_shape()
+            shapes[node] = [-1 if axis in axes else size for axis, size in enumerate(shape)]
             node.set_names({name})
         model.reshape(shapes)
-        for node, name in zip(model.outputs, output_names(program), strict=True):
+        for node, name in zip(model.outputs, outputs, strict=True):
             node.set_names({name})
         return model
 
@@ -74,7 +64,7 @@ class OpenVino(NamedFormat):
             converted.set_rt_info(value, ["model_info", key])
         openvino.save_model(converted, path, compress_to_fp16=False)
 
-    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
+    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads both files; computes in float32 where the processor would rather take bfloat16."""
         import openvino
         import torch
@@ -89,9 +79,14 @@ class OpenVino(NamedFormat):
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
 
-        def ready() -> RunNamed:
-            compiled = core.compile_model(model, "CPU", options)
-            return lambda inputs: list(compiled(dict(inputs)).to_tuple())
+        def ready() -> Run:
+            compiled: Any = core.compile_model(model, "CPU", options)
+
+            def run(given: Any) -> Any:
+                outputs = compiled(given).to_tuple()
+                return outputs if len(outputs) > 1 else outputs[0]
+
+            return run
 
         return None if key is None else model.get_rt_info([key]).astype(str), ready
 

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import BLANK, FORMATS, FORMER_KEY, KEY, NamedFormat
+from vprompt.exporters.base import BLANK, FORMATS, FORMER_KEY, KEY, Format
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch.export import ExportedProgram
 
-    from vprompt.exporters.base import RunNamed
+    from vprompt.exporters.base import Run
 
 MOST_TEXT = 2**24
 """Bytes of a description that are unpacked at most."""
 
 
-class Pt2(NamedFormat):
+class Pt2(Format):
     """A zip archive; the checksum is its comment, because the archive has one of its own over the description."""
 
     name = "pt2"
     summary = "PyTorch without vprompt"
     suffix = ".pt2"
-    needs_trust = True
+    engine = needs_trust = True
 
     def convert(self, program: ExportedProgram, opset: int | None = None) -> ExportedProgram:
         """The program as it is."""
@@ -46,17 +45,17 @@ class Pt2(NamedFormat):
             packed.comment = BLANK.encode()
         path.write_bytes(archive.getbuffer())
 
-    def open(self, path: Path) -> tuple[str | bytes | None, Callable[[], RunNamed]]:
+    def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads the description; the rest when it is to run."""
         import torch
 
-        def ready() -> RunNamed:
+        def ready() -> Run:
             module: Any = torch.export.load(path).module(check_guards=False)
 
             @torch.inference_mode()
-            def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-                outputs = module(*map(torch.from_numpy, inputs.values()))  # in the order that the program has them in
-                return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+            def run(given: Any) -> Any:
+                outputs = module(*map(torch.from_numpy, given.values() if isinstance(given, dict) else [given]))
+                return [output.numpy() for output in outputs] if isinstance(given, dict) else outputs.numpy()
 
             return run
 

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from vprompt.exporters.engine import EngineAdapter, EngineModel, open_engine, packed, read_adapter
+from vprompt.exporters.engine import EngineAdapter, open_engine, packed, read_adapter
+from vprompt.model.classifier import Classifier
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
-from vprompt.serving.bank.bank import Bank, Entry, Held, unknown
+from vprompt.serving.bank.bank import Bank, Entry, Held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,37 +59,22 @@ class Engine(Bank):
     def _takes(self) -> tuple[tuple[int, int, int], bool]:
         return self.file.about.preprocessing.shape, False
 
-    def classifier(self, name: str) -> EngineModel:
-        """One adapter as a classifier, to predict and to evaluate with.
-
-        Raises:
-            UnknownAdapterError: If there is none of that name.
-        """
-        held = self._adapters.get(name)
-        if not isinstance(held, _Ready):
-            raise unknown(name, self._adapters)
-        return EngineModel(self.file, held.adapter)
+    def classifier(self, name: str) -> Classifier:
+        """One adapter, to predict and to evaluate with."""
+        self[name]  # or the error that names those there are
+        return self.file.classifier(cast("_Ready", self._adapters[name]).adapter)
 
     def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
         """From the file of an adapter; one that was saved, or a model, is folded here."""
         source = None if isinstance(adapter, PromptedModel) else str(adapter)
-        if isinstance(adapter, PromptedModel):
-            ready = packed(adapter, name)
+        if isinstance(adapter, PromptedModel) or os.path.isdir(adapter):  # the backbone is needed then
+            ready = packed(adapter if isinstance(adapter, PromptedModel) else load(adapter), name)
         else:
-            folder = os.path.isdir(adapter)  # its backbone is needed then
-            ready = packed(load(adapter), name) if folder else read_adapter(adapter)
+            ready = read_adapter(adapter)
         about = self.file.check(ready, name).about
-        entry = Entry(
-            name=name,
-            classes=about.classes,
-            num_classes=about.num_classes,
-            preprocessing=about.preprocessing,
-            method=about.method,
-            prompt_counts=about.prompt_counts,
-            nbytes=ready.nbytes,
-            source=source,
-            target=about.made_target,
-        )
+        shared = ("classes", "num_classes", "preprocessing", "method", "prompt_counts")
+        facts: dict[str, Any] = {fact: getattr(about, fact) for fact in shared}
+        entry = Entry(name=name, nbytes=ready.nbytes, source=source, target=about.made_target, **facts)
         return _Ready(entry=entry, adapter=ready)
 
     def _logits(
@@ -97,8 +83,8 @@ class Engine(Bank):
         order = [(name, row) for name, rows in asked.items() for row in rows]
         if not order:
             return
-        logits = self.file(images_BCHW[[row for _, row in order]], [adapters[name].adapter for name, _ in order])[1]
-        each = iter(logits)
+        rows, held = [row for _, row in order], [adapters[name].adapter for name, _ in order]
+        each = iter(self.file(images_BCHW[rows], held)[1])
         for name, rows in asked.items():
             mine = [next(each) for _ in rows]
             yield name, lambda mine=mine: torch.stack(mine)
