@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import tyro
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _format_option() -> Any:
     """The choice of a format, for tyro: the registry's names, and what runs each."""
-    names: Any = Literal[FORMATS.names()] | None
+    names: Any = Optional[Literal[FORMATS.names()]]  # noqa: UP045 - made at run time
     return tyro.conf.arg(constructor=names, help=" ".join(f"{format.name}: {format.summary}." for format in FORMATS))
 
 
@@ -40,8 +40,6 @@ class Export:
     """Adapters to compare the engine with; random ones make them up to three. Accuracy is that of the first."""
     max_prompts: int = 256
     """Most prompts of a block that the engine takes."""
-    img_size: int | None = None
-    """Input size of the engine in pixels, where it should differ from the backbone's."""
     images: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE")] = ()
     """Image files or folders to compare the file with the original on; those of --int8 or bundled
     images when left out."""
@@ -137,21 +135,17 @@ class Export:
         from vprompt.model.load import load
         from vprompt.utils.progress import bar
 
-        self._refuse(
-            "An engine takes normalised images and has no classes", "include_preprocessing", "labels", "device"
-        )
+        self._refuse("An engine takes normalised images", "include_preprocessing", "labels", "device")
         out = self._out(format)
         own = [load(self.adapter, weights=self.weights)] if Path(self.adapter).is_dir() else []
-        backbone = (
-            own[0].backbone if own else create_backbone(self.adapter, weights=self.weights, img_size=self.img_size)
-        )
+        backbone = own[0].backbone if own else create_backbone(self.adapter, weights=self.weights)
         models = [*own, *(load(adapter, backbone) for adapter in self.adapters)]
         if self.eval is not None and not models:
             raise UsageError("--eval measures the accuracy of an adapter on the engine; give one: --adapters ADAPTER.")
-        if self.int8 is not None:
-            data = self._int8(models[0].fold(), self.int8) if models else Int8(calibration=[self.int8])
-        else:
-            data = self._int8(models[0].fold(), self.eval) if self.eval is not None else None
+        source = self.int8 or self.eval
+        data = self._int8(models[0].fold(), source) if models and source else None
+        if source and not models:
+            data = Int8(calibration=[source])
         with bar("exporting") as report:
             made = export_engine(
                 backbone,
@@ -171,18 +165,8 @@ class Export:
         from vprompt.exporters.engine import SUFFIX, export_adapter, open_engine
         from vprompt.model.load import load
 
-        others = (
-            "format",
-            "engine",
-            "adapters",
-            "precision",
-            "int8",
-            "eval",
-            "opset",
-            "labels",
-            "include_preprocessing",
-        )
-        self._refuse("The file of an adapter is for an engine that is there already", *others)
+        why = "The file of an adapter is for an engine that is there already"
+        self._refuse(why, "format", "engine", "adapters", "precision", "int8", "eval", "opset", "labels", "device")
         out = Path(self._name + SUFFIX) if self.out is None else self.out
         model = load(self.adapter, weights=self.weights)
         runs = open_engine(engine, trust=self.trust_file)

@@ -17,7 +17,6 @@ from vprompt.utils.errors import VPromptError
 if TYPE_CHECKING:
     import socket
 
-    from vprompt.serving.bank.bank import Bank
     from vprompt.serving.bank.banks import Banks
 
 
@@ -72,6 +71,7 @@ class Serve:
         except ModuleNotFoundError as error:
             raise VPromptError(f"vprompt serve needs {error.name}: pip install 'vprompt[serve]'.") from error
         from vprompt.serving.bank.banks import Banks
+        from vprompt.serving.bank.engine import Engine
         from vprompt.serving.decoding import start
         from vprompt.serving.log import logging_to_stderr
         from vprompt.serving.service import Service
@@ -84,11 +84,7 @@ class Serve:
             logging_to_stderr(self.log_level, json_lines=self.access_log),
             bind(self.host, self.port, guarded=token is not None) as listener,
         ):
-            engines: list[Bank] = []
-            if self.engine is not None:
-                from vprompt.serving.bank.engine import Engine
-
-                engines.append(Engine(self.engine, trust=self.trust_file))
+            engines = [] if self.engine is None else [Engine(self.engine, trust=self.trust_file)]
             banks = Banks(*engines, weights=self.weights, device=device)
             for name, source in sources.items():
                 banks.add(name, source)

@@ -185,7 +185,8 @@ def packed(model: PromptedModel | FoldedModel, name: str | None = None) -> Engin
         for side, heads_1HPd in zip(sides, (prefix.keys, prefix.values), strict=True):
             rows_PA = cast("Tensor", heads_1HPd)[0].transpose(0, 1).flatten(1).numpy()
             side.append(np.pad(rows_PA, ((0, len(row) - len(prefix)), (0, 0))))
-        row[: len(prefix)] = 0 if prefix.bias is None else cast("Tensor", prefix.bias)[0].numpy()
+        bias = cast("Tensor | None", prefix.bias)
+        row[: len(prefix)] = 0 if bias is None else bias[0].numpy()
     head = [parameter.detach().numpy() for parameter in (folded.head.weight, folded.head.bias)]
     arrays = [*(np.concatenate(side, axis=1) for side in sides), mask, *head]
     about = describe_export(folded, name, ("torch", "timm"))

@@ -38,12 +38,7 @@ _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "fro
 class Engine(nn.Module):
     """A frozen backbone whose prompts and head come in beside the images.
 
-    Args:
-        backbone: The timm model.
-        info: Its description.
-
-    Attributes:
-        sizes: How many numbers the keys of a prompt are by block, and the values.
+    `sizes` says how many numbers the keys of a prompt are by block, and the values.
     """
 
     def __init__(self, backbone: nn.Module, info: BackboneInfo) -> None:
