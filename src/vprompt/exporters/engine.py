@@ -218,8 +218,11 @@ def export_adapter(
     if path.suffix.lower() != SUFFIX:
         raise VPromptError(f"The file of an adapter for an engine ends in {SUFFIX}, which {path} does not.")
     if path.exists():
-        with translated(f"{printable(str(path))} would be replaced", "; choose another name"):
+        try:
             read_adapter(path)
+        except VPromptError as error:
+            problem = "is there already and is no adapter for an engine; remove it, or choose another name"
+            raise VPromptError(f"{printable(str(path))} {problem}.") from error
     ready, folded = engine.check(packed(model, adapter), adapter or "The adapter"), _folded(model)
     images_NCHW = prepared_images(images, folded.preprocessing.squashed, exporting.MOST_COMPARED)
     pairs = [paired_logits(folded, engine.classifier(ready), images_NCHW)]
