@@ -196,11 +196,6 @@ class Bank:
         return fingerprint(self.backbone), self.info.preprocessing.size
 
     @property
-    def _takes(self) -> tuple[tuple[int, int, int], bool]:
-        """Shape of an image, and whether others are taken as well."""
-        return self.info.preprocessing.shape, self.info.any_size
-
-    @property
     def entries(self) -> list[Entry]:
         """Descriptions of all adapters, at one moment."""
         return [adapter.entry for adapter in self._adapters.values()]
@@ -346,8 +341,7 @@ class Bank:
             kind = "images" if rows is None else "rows"
             raise DataError(f"There are {len(adapters)} adapters for {asked} {kind}; each request needs one of both.")
         dense = all(self._adapters[name].entry.target.dense for name in adapters if name in self._adapters)
-        shape, any_size = self._takes
-        check_images(images_BCHW, shape, any_size=any_size or dense)
+        check_images(images_BCHW, self.info.preprocessing.shape, any_size=self.info.any_size or dense)
         wrong = next((row for row in rows or () if not 0 <= row < len(images_BCHW)), None)
         if wrong is not None:
             raise DataError(f"A request asks about image {wrong}; there are {len(images_BCHW)}, numbered from 0.")

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from vprompt.model.classifier import Classifier
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
 from vprompt.serving.bank.bank import Bank, Entry, Held
+
+if TYPE_CHECKING:
+    from vprompt.backbones.info import BackboneInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +50,16 @@ class Engine(Bank):
 
     def __init__(self, path: str | Path, *, trust: bool = False) -> None:
         self.file = open_engine(path, trust=trust)
+        about = self.file.about
+        facts = SimpleNamespace(name=about.backbone, preprocessing=about.preprocessing, any_size=False)
+        self.info = cast("BackboneInfo", facts)  # all that is asked of it without the backbone itself
         self._adapters: Mapping[str, Held] = {}
         self._changing = threading.Lock()
 
     @functools.cached_property
     def key(self) -> tuple[str, tuple[int, int]]:
         """Fingerprint of the backbone's weights, and the height and width of its input: what adapters must share."""
-        about = self.file.about
-        return about.fingerprint, about.preprocessing.size
-
-    @property
-    def _takes(self) -> tuple[tuple[int, int, int], bool]:
-        return self.file.about.preprocessing.shape, False
+        return self.file.about.fingerprint, self.info.preprocessing.size
 
     def classifier(self, name: str) -> Classifier:
         """One adapter, to predict and to evaluate with."""
