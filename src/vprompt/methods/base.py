@@ -73,6 +73,8 @@ class Method:
         merges_weights: Whether folding makes copies of the backbone's weights.
         prunes: Whether pruning is a part of the method, so that comparisons prune it.
         head_layers: Layers of the head.
+        sizes: Options that set its size, by their names on the command line, and what a comparison tries of each: one,
+            two or three combinations in all.
 
     Example:
         >>> from vprompt.methods.vpt import VPT
@@ -91,6 +93,7 @@ class Method:
     prunes: ClassVar[bool] = False
     prompt_dropout: ClassVar[float] = 0.0
     head_layers: ClassVar[int] = 1
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -238,6 +241,7 @@ class DeepPrompts(Method):
     riding: ClassVar[Riding] = "prefix"
     letters: ClassVar[str] = "p{num_prompts}"
     words: ClassVar[str] = "started with {num_prompts} prompts per block"
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prompts": (10, 50)}
 
     num_prompts: int = option(20, flag="prompts", most=MAX_PROMPTS)
     dropout: float | None = field(default=None, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vprompt.methods.base import MAX_PROMPTS, DeepPrompts, option
 from vprompt.methods.registry import register
@@ -39,6 +40,7 @@ class BPT(DeepPrompts):
     name: ClassVar[str] = "bpt"
     letters: ClassVar[str] = "p{num_prompts}-r{rank}"
     words: ClassVar[str] = "started with {num_prompts} prompts of rank {rank} per block"
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rank": (10, 25)}
 
     num_prompts: int = option(50, flag="prompts", most=MAX_PROMPTS)
     rank: int = option(25, least=1, most=MAX_PROMPTS)

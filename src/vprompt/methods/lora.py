@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -49,6 +49,7 @@ class LoRA(Method):
     letters: ClassVar[str] = "r{rank}"
     words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of linear layers: {targets}"
     lr_factor: ClassVar[float] = 0.4
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rank": (4, 16)}
     tunes_backbone: ClassVar[bool] = True
     merges_weights: ClassVar[bool] = True
 
