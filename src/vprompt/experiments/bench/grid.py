@@ -139,8 +139,8 @@ def same_space(settings: Settings) -> dict[str, tuple[Any, ...]]:
     rate = (replace(recipe, lr=None) if recipe.lr == AUTO else recipe).with_rate(method.lr_factor).lr
     many = math.prod(map(len, method.sizes.values()))
     if many not in (1, 2, 3):
-        raise PlanError(
-            f"A search of equal effort tries one, two or three sizes of a method, not {many}; mend its sizes."
+        raise VPromptError(
+            f"A search of equal effort tries one to three sizes of a method, not {many}; mend its `sizes`."
         )
     rates = (float(f"{float(rate or 0) * share:.6g}") for share in sorted(RATES[: len(RATES) // many]))
     return {"lr": tuple(rates), "weight_decay": DECAYS, **method.sizes}
