@@ -27,7 +27,7 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.methods.registry import METHODS
 
 DEVELOPMENT = ("synthetic:dsprites-location", "synthetic:counting", "vtab:eurosat", "vtab:cifar")
-HELD_OUT = ("vtab:oxford_flowers102", "vtab:gtsrb", "synthetic:dsprites-orientation")
+HELD_OUT = ("vtab:oxford_flowers102", "synthetic:dsprites-orientation")
 
 EPOCHS = 30
 """On development tasks, 390 steps of 64 images."""
