@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,14 @@ class Prompts(nn.ParameterList):
             not given.
         multiplicity: By block how many prompts each one stands for, P_l whole numbers; 1 when not given.
 
+    Attributes:
+        stored_plain: Whether an adapter's file holds the prompts that a subclass computes, and not its learned values:
+            an ordinary adapter then, which is loaded without the subclass.
+
     Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
     """
+
+    stored_plain: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -101,6 +107,14 @@ class Prompts(nn.ParameterList):
     def plain(self) -> bool:
         """True where the learned values are the prompts themselves; a subclass computes them by its `transform`."""
         return type(self) is Prompts
+
+    def stored(self) -> Prompts:
+        """The prompts as the file of an adapter holds them: these, or a copy as ordinary ones (`stored_plain`)."""
+        return self.select([torch.arange(count) for count in self.counts]) if self.stored_plain else self
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss that is about the prompts alone, added once to every step of a training; none here."""
+        return None
 
     def transform(self, block: int, values_PD: Tensor) -> Tensor:
         """The prompts (P, D) of one block, computed from its learned values (P, D); here they are the values.
