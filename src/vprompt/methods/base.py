@@ -96,6 +96,8 @@ class Method:
         check_fields(self)
         for entry in fields(self):
             value, least, most = (getattr(self, entry.name), *map(entry.metadata.get, ("least", "most")))
+            if value is None:
+                continue
             if (least is not None and value < least) or (most is not None and value > most):
                 bounds = [
                     f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if bound is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vprompt.methods.base import MAX_PROMPTS, DeepPrompts
+from vprompt.methods.base import MAX_PROMPTS, DeepPrompts, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 class BPT(DeepPrompts):
     """Deep prompts of low rank, P = A·Bᵀ in every block, and a linear head; saved as ordinary prompts.
 
-    A is drawn from N(0, 0.02²), B is Xavier-uniform: the prompts start small, some a tenth of ordinary ones.
+    A is drawn from N(0, 0.02²), B is Xavier-uniform, so that prompts start at about a tenth of the usual size.
 
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
-        rank: r, at least 1, at most the number of prompts and the width of the blocks; half the prompts when not given.
+        rank: r, 1 to the number of prompts and the width of the blocks; half the number of prompts when not given.
         dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
 
     Raises:
-        VPromptError: If a value is out of range; a rank above the width is noticed when the method is attached.
+        VPromptError: If a value is out of range; a rank that is too high is noticed when the method is attached.
 
     Example:
         >>> BPT(num_prompts=50, rank=25).size
@@ -39,16 +39,8 @@ class BPT(DeepPrompts):
     Source: BPT (arXiv 2506.22908), with the plain start.
     """
 
-    rank: int | None = None
+    rank: int | None = option(None, least=1, most=MAX_PROMPTS)
     name: ClassVar[str] = "bpt"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.rank_of_prompts <= min(self.num_prompts, MAX_PROMPTS):
-            raise VPromptError(
-                f"The rank of BPT's prompts is 1 to their number, {self.num_prompts}, not {self.rank}; give another "
-                "rank, or more prompts."
-            )
 
     @property
     def rank_of_prompts(self) -> int:
@@ -66,19 +58,20 @@ class BPT(DeepPrompts):
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
         """The factors as training starts, drawn with torch's global generator."""
-        if self.rank_of_prompts > min(info.widths):
+        counts, rank = self.initial_counts(len(info.blocks)), self.rank_of_prompts
+        if rank > (most := min(self.num_prompts, *info.widths)):
             raise VPromptError(
-                f"Prompts of rank {self.rank_of_prompts} do not fit {info.name}, whose narrowest block has "
-                f"{min(info.widths)} channels; give BPT a rank of at most that."
+                f"{self.num_prompts} prompts in blocks of {min(info.widths)} channels have no rank of {rank}; give BPT "
+                f"a rank of at most {most}."
             )
-        counts = self.initial_counts(len(info.blocks))
-        return _products().drawn(counts, info.widths, self.rank_of_prompts, self.prompt_dropout)
+        return _products().drawn(counts, info.widths, rank, self.prompt_dropout)
 
 
 @cache
 def _products() -> Any:
     """The class of the prompts; made when it is needed, because torch takes long to import."""
     import torch
+    from torch import nn
 
     from vprompt.methods.layers.prompts import Prompts
 
@@ -86,13 +79,12 @@ def _products() -> Any:
         """Prompts whose learned values are A (P, r), one a block, and B (D, r)."""
 
         stored_plain = True
+        right: nn.ParameterList
 
         @classmethod
         def drawn(cls, counts: list[int], widths: tuple[int, ...], rank: int, dropout: float) -> Products:
             prompts = cls([0.02 * torch.randn(count, rank) for count in counts], dropout=dropout)
-            prompts.right = torch.nn.ParameterList(
-                torch.nn.init.xavier_uniform_(torch.empty(width, rank)) for width in widths
-            )
+            prompts.right = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(width, rank)) for width in widths)
             return prompts
 
         def transform(self, block: int, values_PD: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ LATENT = 256
 @register
 @dataclass(frozen=True)
 class PAE(DeepPrompts):
-    """Deep prompts under PAE's regulariser, and a linear head; saved, and when trained, they are ordinary prompts.
+    """Deep prompts under PAE's regulariser, and a linear head; saved as ordinary prompts.
 
     With z_l the mean of the block's prompts times U (D, 256), V(z) = |z Lᵀ|², and means over pairs of blocks, training
     adds `koopman`·mean |z_{l+1} - z_l K|² + `stability`·mean softplus(V(z_{l+1}) - V(z_l)) to the loss. K and L start
