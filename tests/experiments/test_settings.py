@@ -48,6 +48,10 @@ def test_every_setting_has_a_flat_name_and_its_default():
         "rank",
         "alpha",
         "side_width",
+        "init",
+        "fourier_share",
+        "koopman",
+        "stability",
     }
     assert set(setting_types()) == own | columns | recipe | condensing | pruning | methods
 

@@ -892,6 +892,7 @@ RUNS = {
         recipe(batch_size=3, accumulate=2, optimizer="sgd", lr=4.0, balance="loss", ema=0.8, clip=0.5, best_epoch=True),
         14,
     ),
+    "penalty": (PAE(3, dropout=0), recipe(batch_size=2, accumulate=2, optimizer="sgd", lr=0.5), 9),
     "drawn": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0, balance="sampler"), 9),
 }
 

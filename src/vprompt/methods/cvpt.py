@@ -57,11 +57,9 @@ class CVPT(Method):
         """Keys and values (2, 1, H, P, d) as constants in the place of prompts, where they have one shape."""
         import torch
 
-        crossings = [tuned.base.get_submodule(f"{site.path}.mlp") for site in info.blocks]
-        held = [
-            (part.prompts.detach(), *part.across[0].key_values(part.prompts.detach()[None])[:2]) for part in crossings
-        ]
-        folded = [torch.stack([k, v]) if k.shape == v.shape else prompts for prompts, k, v in held]
+        parts = [tuned.base.get_submodule(f"{site.path}.mlp") for site in info.blocks]
+        held = [(part.prompts, *part.across[0].key_values(part.prompts[None])[:2]) for part in parts]
+        folded = [torch.stack([k, v]) if k.shape == v.shape else prompts.clone() for prompts, k, v in held]
         return _crossed(backbone, info, folded).requires_grad_(False)
 
 
