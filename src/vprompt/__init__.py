@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vprompt.exporters.export import export as export
     from vprompt.exporters.exported import load_exported as load_exported
     from vprompt.methods.adapter import Adapter as Adapter
+    from vprompt.methods.adapter_plus import AdapterPlus as AdapterPlus
+    from vprompt.methods.bpt import BPT as BPT
     from vprompt.methods.e2vpt import E2VPT as E2VPT
     from vprompt.methods.finetune import Bias as Bias
     from vprompt.methods.finetune import Full as Full
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from vprompt.methods.linear import MLP as MLP
     from vprompt.methods.linear import Linear as Linear
     from vprompt.methods.lora import LoRA as LoRA
+    from vprompt.methods.pro_vpt import PROVPT as PROVPT
     from vprompt.methods.side import Side as Side
+    from vprompt.methods.vfpt import VFPT as VFPT
     from vprompt.methods.vpt import VPT as VPT
     from vprompt.model.attach import attach as attach
     from vprompt.model.attach import open_data as open_data
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 # torch takes seconds to import: names are looked up where they live when they are first used.
 _HOMES = {
     "Adapter": "methods.adapter",
+    "AdapterPlus": "methods.adapter_plus",
+    "BPT": "methods.bpt",
     "Bank": "serving.bank.bank",
     "Bias": "methods.finetune",
     "E2VPT": "methods.e2vpt",
@@ -55,11 +61,13 @@ _HOMES = {
     "Linear": "methods.linear",
     "LoRA": "methods.lora",
     "MLP": "methods.linear",
+    "PROVPT": "methods.pro_vpt",
     "Partial": "methods.finetune",
     "PromptedModel": "model.model",
     "PruneSettings": "compression.choices",
     "Recipe": "model.records",
     "Side": "methods.side",
+    "VFPT": "methods.vfpt",
     "VPT": "methods.vpt",
     "VPromptError": "utils.errors",
     "attach": "model.attach",

@@ -37,7 +37,9 @@ METHODS = {
     "partial": vprompt.Partial(2),
     "bias": vprompt.Bias(),
     "adapter": vprompt.Adapter(reduction=5),
+    "adapter-plus": vprompt.AdapterPlus(rank=5),
     "lora": vprompt.LoRA(rank=3, alpha=4.5),
+    "lora-all": vprompt.LoRA(rank=3, alpha=4.5, targets="all"),
     "side": vprompt.Side(width=4),
     "mlp": vprompt.MLP(layers=3),
 }
@@ -107,6 +109,17 @@ def bottleneck(values, path):
     return hook
 
 
+def scaled_bottleneck(values, path):
+    def hook(module, inputs, output):
+        v = {name: values[f"{path}.adapter.{name}"] for name in ("scale", "down.weight", "down.bias")}
+        hidden = output @ v["down.weight"].T + v["down.bias"]
+        hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))
+        up = hidden @ values[f"{path}.adapter.up.weight"].T + values[f"{path}.adapter.up.bias"]
+        return output + v["scale"] * up
+
+    return hook
+
+
 def beside(values, x):
     for number, groups in enumerate((4, 8, 8, 8)):
         at = f"side.layers.{number}"
@@ -128,6 +141,10 @@ def reference(model, x):
         paths = {id(module): path for path, module in twin.named_modules()}
         for block in blocks_of(twin):
             block.mlp.register_forward_hook(bottleneck(values, paths[id(block.mlp)]))
+    elif method.name == "adapter-plus":
+        paths = {id(module): path for path, module in twin.named_modules()}
+        for block in blocks_of(twin):
+            block.register_forward_hook(scaled_bottleneck(values, paths[id(block)]))
     features = plain(twin, x)
     if method.name == "side":
         share = 1 / (1 + torch.exp(-values["side.mixing"]))
@@ -154,6 +171,9 @@ def test_a_learned_model_is_timms_own_with_the_values_put_in(name, method):
 @torch.no_grad()
 def test_training_starts_at_the_backbones_function(name, method):
     model, x = attached(name, method).double(), images(name)
+    if method == "adapter-plus":  # starts near it, with weights of about 0.01
+        near(model.eval().features(x), plain(model.backbone, x), 0.2)
+        return
     near(model.eval().features(x), plain(model.backbone, x) * (0.5 if method == "side" else 1))
 
 
@@ -165,6 +185,13 @@ def projections(attention):
     if getattr(attention, "qkv", None) is not None:
         return [tuple(reversed(attention.qkv.weight.shape))]
     return [tuple(reversed(p.weight.shape)) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+
+
+def linear_layers(block):
+    """Those of attention and MLP, without tables of positions that attention computes by some of its own."""
+    names = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
+    inside = [m for name, m in block.attn.named_children() if name in names and type(m) is nn.Linear]
+    return inside + [m for m in block.mlp.modules() if type(m) is nn.Linear]
 
 
 def biases(backbone):
@@ -190,6 +217,11 @@ def expected_count(name, method, backbone, features):
         return biases(backbone)
     if method == "adapter":
         return sum(2 * d * (d // 5) + d // 5 + d for d in widths)
+    if method == "adapter-plus":
+        return sum(2 * d * 5 + 5 + 2 * d for d in widths)
+    if method == "lora-all":
+        found = [(m.in_features, m.out_features) for block in blocks_of(backbone) for m in linear_layers(block)]
+        return sum(3 * (i + o) for i, o in found)
     if method == "lora":
         return sum(3 * (i + o) for block in blocks_of(backbone) for i, o in projections(block.attn))
     if method == "side":
@@ -419,7 +451,7 @@ def test_the_card_says_what_was_learned(method, tmp_path):
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"| Learned | {model.num_learned:,} numbers in all |" in text
     assert "prompt" not in text.lower().replace("vprompt", "")
-    assert method in text
+    assert METHODS[method].name in text
 
 
 def forge(folder, change):
@@ -666,14 +698,15 @@ def test_fit_and_eval_from_the_command_line(method, colours, tmp_path, vprompt_c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     options = ["--backbone", "test_vit", "--img-size", "32", "--weights", str(weights(tmp_path))]
-    run = vprompt_command("fit", colours, "--method", method, "--epochs", "1", "--batch-size", "8", *options)
+    named = ["--method", METHODS[method].name, *(["--targets", "all"] if method == "lora-all" else [])]
+    run = vprompt_command("fit", colours, *named, "--epochs", "1", "--batch-size", "8", *options)
     assert run.status == 0, run.err
     assert max(map(len, run.out.splitlines())) <= 80
     (folder,) = (tmp_path / "runs").iterdir()
-    assert f"-{method}-" in folder.name
+    assert f"-{METHODS[method].name}-" in folder.name
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     model = vprompt.load(folder)
-    assert result["method"] == method == model.method.name
+    assert result["method"] == METHODS[method].name == model.method.name
     assert result["learned_params"] == model.num_learned
     bare = timm.create_model("test_vit", img_size=32, num_classes=0)
     assert result["backbone_params"] == sum(p.numel() for p in bare.parameters())

@@ -25,6 +25,7 @@ from processes import Script
 from reference import close, small_vit
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.pae import PAE
 from vprompt.model.records import learning_rate
 from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate

@@ -1,18 +1,15 @@
-"""Low-rank prompts: those of each block are learned as a product of two matrices."""
+"""BPT: prompts of low rank, products of two small matrices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from vprompt.methods.base import MAX_PROMPTS, DeepPrompts, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vprompt.backbones.info import BackboneInfo
     from vprompt.methods.layers.prompts import Prompts
 
@@ -20,83 +17,48 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class BPT(DeepPrompts):
-    """Deep prompts of low rank, P = A·Bᵀ in every block, and a linear head; saved as ordinary prompts.
+    """Deep prompts of low rank: the prompts of a block are A·Bᵀ, of which A (P, r) and B (D, r) are learned.
 
-    A is drawn from N(0, 0.02²), B is Xavier-uniform, so that prompts start at about a tenth of the usual size.
+    A starts from a normal distribution of deviation 0.02, B from Xavier's uniform one. An adapter on disk holds the
+    products, which are ordinary prompts.
 
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
-        rank: r, 1 to the number of prompts and the width of the blocks; half the number of prompts when not given.
-        dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+        rank: r, at least 1 and at most P and the width of a block.
 
     Raises:
-        VPromptError: If a value is out of range; a rank that is too high is noticed when the method is attached.
+        VPromptError: If a value is out of range.
 
     Example:
-        >>> BPT(num_prompts=50, rank=25).size
-        'p50-r25'
+        >>> BPT(num_prompts=10, rank=4).size
+        'p10-r4'
 
-    Source: BPT (arXiv 2506.22908), with the plain start.
+    Source: BPT (arXiv 2506.22908), its bilinear prompts with a plain start.
     """
 
-    rank: int | None = option(None, least=1, most=MAX_PROMPTS)
     name: ClassVar[str] = "bpt"
+    letters: ClassVar[str] = "p{num_prompts}-r{rank}"
+    words: ClassVar[str] = "started with {num_prompts} prompts of rank {rank} per block"
 
-    @property
-    def rank_of_prompts(self) -> int:
-        """The rank in force."""
-        return max(1, self.num_prompts // 2) if self.rank is None else self.rank
+    num_prompts: int = option(50, flag="prompts", most=MAX_PROMPTS)
+    rank: int = option(25, least=1, most=MAX_PROMPTS)
 
-    @property
-    def size(self) -> str:
-        """Numbers of prompts, their rank, and their start where it is not random."""
-        return f"{super().size}-r{self.rank_of_prompts}"
-
-    def summary(self) -> str:
-        """Prompts and their rank, in words."""
-        return f"{super().summary()}, learned as products of rank {self.rank_of_prompts}"
+    def check_numbers(self) -> None:
+        """Checks the numbers of prompts, and the rank against them."""
+        super().check_numbers()
+        if self.rank > self.num_prompts:
+            raise VPromptError(f"The rank of BPT is at most its {self.num_prompts} prompts a block, not {self.rank}.")
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
-        """The factors as training starts, drawn with torch's global generator."""
-        counts, rank = self.initial_counts(len(info.blocks)), self.rank_of_prompts
-        if rank > (most := min(self.num_prompts, *info.widths)):
+        """Both matrices of each block, drawn with torch's global generator."""
+        import torch
+
+        from vprompt.methods.layers.prompts import Prompts
+
+        if self.rank > min(info.widths):
             raise VPromptError(
-                f"{self.num_prompts} prompts in blocks of {min(info.widths)} channels have no rank of {rank}; give BPT "
-                f"a rank of at most {most}."
+                f"The rank of BPT is at most the width of a block, {min(info.widths)} on {info.name}, not {self.rank}."
             )
-        return _products().drawn(counts, info.widths, rank, self.prompt_dropout)
-
-
-@cache
-def _products() -> Any:
-    """The class of the prompts; made when it is needed, because torch takes long to import."""
-    import torch
-    from torch import nn
-
-    from vprompt.methods.layers.prompts import Prompts
-
-    class Products(Prompts):
-        """Prompts whose learned values are A (P, r), one a block, and B (D, r)."""
-
-        stored_plain = True
-        right: nn.ParameterList
-
-        @classmethod
-        def drawn(cls, counts: list[int], widths: tuple[int, ...], rank: int, dropout: float) -> Products:
-            prompts = cls([0.02 * torch.randn(count, rank) for count in counts], dropout=dropout)
-            prompts.right = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(width, rank)) for width in widths)
-            return prompts
-
-        def transform(self, block: int, values_PD: Tensor) -> Tensor:
-            return values_PD @ self.right[block].T
-
-        @torch.no_grad()
-        def assign(self, block: int, prompts_PD: Tensor) -> None:
-            """Takes the nearest prompts of this rank, and shares their size between the factors."""
-            rank, precise = self[block].shape[1], prompts_PD.to(torch.promote_types(prompts_PD.dtype, torch.float32))
-            left_PS, size_S, right_SD = torch.linalg.svd(precise, full_matrices=False)
-            root_r = size_S[:rank].sqrt()
-            self[block].copy_(left_PS[:, :rank] * root_r)
-            self.right[block].copy_(right_SD[:rank].T * root_r)
-
-    return Products
+        values = [0.02 * torch.randn(count, self.rank) for count in self.initial_counts(len(info.blocks))]
+        bases = [torch.nn.init.xavier_uniform_(torch.empty(width, self.rank)) for width in info.widths]
+        return Prompts(values, dropout=self.prompt_dropout, bases=bases)

@@ -1,15 +1,16 @@
-"""LoRA: low-rank updates of the projections of attention."""
+"""LoRA: low-rank updates of linear layers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.serialization import ADDED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class LoRA(Method):
-    """Low-rank updates of the projections to queries, keys and values, W + (alpha / rank)·B·A, and a linear head.
+    """Low-rank updates of linear layers of every block, W + (alpha / rank)·B·A, and a linear head.
 
     Needs `peft`: `pip install 'vprompt[lora]'`.
 
     Args:
         rank: r, 1 to 4096.
         alpha: Above 0; the updates are scaled by alpha / rank.
+        targets: Layers that are updated: `"attention"`, the projections to queries, keys and values; `"all"`, those of
+            attention's output and of the MLP as well.
 
     Raises:
         VPromptError: If a value is out of range.
@@ -41,9 +44,10 @@ class LoRA(Method):
 
     rank: int = option(8, least=1, most=4096)
     alpha: float = 16.0
+    targets: Literal["attention", "all"] = field(default="attention", metadata=ADDED)
     name: ClassVar[str] = "lora"
     letters: ClassVar[str] = "r{rank}"
-    words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of the projections of attention"
+    words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of linear layers: {targets}"
     lr_factor: ClassVar[float] = 0.4
     tunes_backbone: ClassVar[bool] = True
     merges_weights: ClassVar[bool] = True
@@ -58,14 +62,19 @@ class LoRA(Method):
         """Factor of B·A."""
         return self.alpha / self.rank
 
+    @property
+    def size(self) -> str:
+        """The rank, and whether all linear layers are updated."""
+        return super().size + "-all" * (self.targets == "all")
+
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:
-        """Low-rank updates beside the projections of every block."""
+        """Low-rank updates beside the layers of every block."""
         from vprompt.methods.layers.lora import with_updates
 
-        return with_updates(self.rank, self.alpha, backbone, info)
+        return with_updates(self.rank, self.alpha, backbone, info, every=self.targets == "all")
 
     def fold_tuning(self, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
         """The same function in plain weights, W + scale·B·A."""
         from vprompt.methods.layers.lora import merged
 
-        return merged(self.scale, backbone, info, tuned).requires_grad_(False)
+        return merged(self.scale, backbone, tuned).requires_grad_(False)

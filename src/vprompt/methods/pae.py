@@ -79,14 +79,15 @@ def _regularised() -> Any:
     class Regularised(Prompts):
         """Ordinary prompts, and the parameters of their penalty."""
 
-        stored_plain = True
-
         def __init__(self, values: list[Tensor], *, weights: tuple[float, float], dropout: float = 0.0) -> None:
             super().__init__(values, dropout=dropout)
             self.weights = weights
             widths = sorted({value.shape[1] for value in values})
             self.into = nn.ParameterDict({str(width): torch.randn(width, LATENT) / width**0.5 for width in widths})
             self.onward, self.energy = (nn.Parameter(torch.eye(LATENT)) for _ in range(2))
+
+        def settled(self) -> Prompts:
+            return Prompts([values.detach() for values in self], dropout=self.dropout)
 
         def penalty(self) -> Tensor | None:
             if len(self) < 2:

@@ -74,7 +74,7 @@ def adapter_bytes(model: PromptedModel) -> int:
         2648
     """
     held = {n: p for n, p in model.learned.items() if not n.startswith("prompts.")}
-    held |= {f"prompts.{n}": p for n, p in model.prompts.stored().named_parameters() if p.numel()}
+    held |= {f"prompts.{n}": p for n, p in model.prompts.settled().named_parameters() if p.numel()}
     alike = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in held.items()}
     return len(save(alike, metadata={"format": "pt"}))
 

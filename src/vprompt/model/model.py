@@ -89,7 +89,7 @@ class _Adapted(Classifier):
         tuned.base.eval()
 
     def _install(self, parts: Mapping[str, nn.Module]) -> None:
-        view = graft(self.tuned.base, parts)
+        view = graft(self.tuned.base, self.tuned.placed(parts))
         # timm's would count prompts as patches, and the last block may be cut to the class token.
         view.__dict__["forward_intermediates"] = _not_here
         self.__dict__["_view"] = view
@@ -199,7 +199,7 @@ class _Adapted(Classifier):
 
     def _maps(self, images_BCHW: Tensor, blocks: Sequence[int], norm: bool) -> list[Tensor]:
         _check_maps(self.method, self.tuned)
-        view = self.view if self.target.dense else graft(self.tuned.base, self._parts(whole=True))
+        view = self.view if self.target.dense else graft(self.tuned.base, self.tuned.placed(self._parts(whole=True)))
         count = self.prompt_counts[0] if self.method.riding == "tokens" else 0
         return feature_maps(view, self.info, images_BCHW, blocks, prompts=count, norm=norm)
 
@@ -371,6 +371,11 @@ class PromptedModel(_Adapted):
         for name, value in values.items():
             value.copy_(state[name])
 
+    def reinstall(self) -> None:
+        """Makes the view anew, where it depends on how many prompts each block has."""
+        if self.execution == "published":
+            self._install(self._parts(whole=self.target.dense))
+
     def keep(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> PromptedModel:
         """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
 
@@ -447,7 +452,8 @@ class PromptedModel(_Adapted):
         if self.method.riding == "tokens":
             published = whole or self.execution == "published"
             return shallow_token_parts(base, self.info, self.prompts, published=published)
-        if self.execution == "published":
+        # Stages that run in one have no place behind a block.
+        if self.execution == "published" and not (self.info.stages and self.tuned.behind):
             return deep_token_parts(base, self.info, self.prompts, self.kv_prompts)
         return prefix_parts(base, self.info, partial(LearnedPrefix, self.prompts, self.kv_prompts), whole=whole)
 

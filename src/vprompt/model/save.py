@@ -128,7 +128,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         condensation=model.condensation,
         num_segments=model.prompts.num_segments,
         merged=model.prompts.merged,
-        plain_prompts=model.prompts.plain or model.prompts.stored_plain,
+        plain_prompts=model.prompts.settled().plain,
         pruning=model.pruning,
         recipe=model.recipe,
         tensors_sha256=tensors_sha256,

@@ -39,7 +39,7 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
     Of prompts whose segments were pruned, the retained ones (K, D / R), and a mask (P, R) that says which they are; of
     merged prompts, their multiplicity (P,).
     """
-    prompts = model.prompts.stored()
+    prompts = model.prompts.settled()
     tensors: dict[str, Tensor] = {f"prompts.{name}": p for name, p in prompts.named_parameters() if p.numel()}
     used = [block for block, count in enumerate(prompts.counts) if count]
     if prompts.num_segments > 1:

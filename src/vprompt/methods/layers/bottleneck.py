@@ -1,11 +1,13 @@
-"""Bottlenecks behind the MLP of every block, inside the residual branch."""
+"""Bottlenecks behind the MLP of every block, inside the residual branch, or behind whole blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
@@ -34,6 +36,44 @@ class Bottleneck(nn.Module):
         """As the MLP's."""
         h = self.mlp(x)
         return h + self.up(F.gelu(self.down(h)))
+
+
+class ScaledBottleneck(nn.Module):
+    """x + scale · up(gelu(down(x))), whose weights all start small and none at zero.
+
+    Args:
+        width: D.
+        hidden: Width of the bottleneck.
+        drop_path: Share of images whose second term is dropped in training; the others' is scaled up for it.
+
+    Source: Adapter+ (arXiv 2406.06820), section 3.
+    """
+
+    def __init__(self, width: int, hidden: int, drop_path: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.drop = StochasticDepth(drop_path, "row")
+        for layer in (self.down, self.up):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of tokens (B, ..., D)."""
+        return x + self.drop(self.scale * self.up(F.gelu(self.down(x))))
+
+
+def with_scaled_bottlenecks(hidden: int, drop_path: float, backbone: nn.Module, info: BackboneInfo) -> Tuning:
+    """A `ScaledBottleneck` behind every block."""
+    like = next(backbone.parameters())
+    parts = {site.path: ScaledBottleneck(site.width, hidden, drop_path) for site in info.blocks}
+    learned = {
+        f"{path}.adapter.{name}": parameter
+        for path, part in parts.items()
+        for name, parameter in part.to(like.device, like.dtype).named_parameters()
+    }
+    return Tuning(backbone, learned, behind=parts)
 
 
 def with_bottlenecks(hidden: Callable[[int], int], backbone: nn.Module, info: BackboneInfo) -> Tuning:

@@ -1,4 +1,4 @@
-"""Low-rank updates of the projections of attention, through peft; the only place where peft is used."""
+"""Low-rank updates of linear layers of blocks, through peft; the only place where peft is used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from vprompt.methods.layers.tuned import Tuning
 from vprompt.utils.errors import BackboneError, VPromptError
 
 _PROJECTIONS = ("in_proj", "qkv", "q_proj", "k_proj", "v_proj")
+_OUTPUTS = ("proj", "out_proj", "attn_out_proj", "mlp_out_proj")
 
 
-def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInfo) -> Tuning:
-    """Low-rank updates beside the projections to queries, keys and values in every block.
+def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInfo, *, every: bool = False) -> Tuning:
+    """Low-rank updates beside the projections to queries, keys and values in every block; or beside every layer.
 
     Raises:
         VPromptError: If peft is not installed.
@@ -26,7 +27,7 @@ def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInf
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise VPromptError(f"LoRA needs peft ({error}); install it: pip install 'vprompt[lora]'.") from error
-    paths = _projections(backbone, info)
+    paths = _layers(backbone, info, every=every)
     # Shells down to the projections: peft exchanges modules and sets attributes there, not in the backbone.
     view = graft(backbone, {path: backbone.get_submodule(path) for path in paths})
     exactly = "|".join(re.escape(path) for path in paths)
@@ -43,29 +44,32 @@ def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInf
     return Tuning(view, learned)
 
 
-def merged(scale: float, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
+def merged(scale: float, backbone: nn.Module, tuned: Tuning) -> Tuning:
     """The same function in plain weights, W + scale·B·A."""
     learned = dict(tuned.named_parameters())
     weights: dict[str, nn.Parameter] = {}
-    for path in _projections(backbone, info):
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in learned):
         weight = backbone.get_parameter(f"{path}.weight")
         update = scale * learned[f"{path}.lora_B"] @ learned[f"{path}.lora_A"]
         weights[f"{path}.weight"] = nn.Parameter(weight.detach() + update.detach().to(weight.dtype))
     return Tuning(graft(backbone, {}, parameters=weights), weights)
 
 
-def _projections(backbone: nn.Module, info: BackboneInfo) -> list[str]:
-    """Paths of the projections to queries, keys and values, block by block."""
+def _layers(backbone: nn.Module, info: BackboneInfo, *, every: bool) -> list[str]:
+    """Paths of the layers to update, block by block."""
     paths: list[str] = []
     for site in info.blocks:
-        children = dict(backbone.get_submodule(site.attention).named_children())
-        for name in _PROJECTIONS:
-            if name not in children:
-                continue
-            if type(children[name]) is not nn.Linear:
+        block, names = backbone.get_submodule(site.path), (*_PROJECTIONS, *(_OUTPUTS if every else ()))
+        found = {f"{site.attention}.{name}": m for name, m in backbone.get_submodule(site.attention).named_children()}
+        found = {path: module for path, module in found.items() if path.rpartition(".")[2] in names}
+        if every and isinstance(mlp := getattr(block, "mlp", None), nn.Module):
+            layers = {f"{site.path}.mlp.{name}": module for name, module in mlp.named_modules()}
+            found |= {path: module for path, module in layers.items() if isinstance(module, nn.Linear)}
+        for path, module in found.items():
+            if type(module) is not nn.Linear:
                 raise BackboneError(
-                    f"LoRA updates plain linear projections, and {site.attention}.{name} is a "
-                    f"{type(children[name]).__name__}; give the backbone without it."
+                    f"LoRA updates plain linear layers, and {path} is a {type(module).__name__}; give the backbone "
+                    "without it."
                 )
-            paths.append(f"{site.attention}.{name}")
+        paths += found
     return paths

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +55,12 @@ class Prompts(nn.ParameterList):
         segments: By block a mask (P_l, R): which of a prompt's R segments, contiguous channels, are retained; all when
             not given.
         multiplicity: By block how many prompts each one stands for, P_l whole numbers; 1 when not given.
-
-    Attributes:
-        stored_plain: Whether an adapter's file holds the prompts that a subclass computes, and not its learned values:
-            an ordinary adapter then, which is loaded without the subclass.
+        bases: By block a matrix (D_l, r) that is learned as well; prompts are then the values (P_l, r) times its
+            transpose.
+        made: Computes the prompts of a block from these; see `transform`.
 
     Source: VPT (arXiv 2203.12119), section 3.2; segments: E²VPT (arXiv 2307.13770), section 3.3.
     """
-
-    stored_plain: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -72,9 +69,13 @@ class Prompts(nn.ParameterList):
         dropout: float = 0.0,
         segments: Sequence[Tensor] | None = None,
         multiplicity: Sequence[Sequence[int]] | None = None,
+        bases: Sequence[Tensor] | None = None,
+        made: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         # An empty parameter gets no gradient; saying so keeps data-parallel training from waiting for one.
         super().__init__(nn.Parameter(v, requires_grad=len(v) > 0) for v in values)
+        self.bases = None if bases is None else nn.ParameterList(nn.Parameter(b, b.numel() > 0) for b in bases)
+        self.made = made
         self.dropout = dropout
         self.recorded: dict[int, tuple[Tensor, ...]] | None = None
         self.records_bias = False
@@ -106,28 +107,48 @@ class Prompts(nn.ParameterList):
     @property
     def plain(self) -> bool:
         """True where the learned values are the prompts themselves; a subclass computes them by its `transform`."""
-        return type(self) is Prompts
-
-    def stored(self) -> Prompts:
-        """The prompts as the file of an adapter holds them: these, or a copy as ordinary ones (`stored_plain`)."""
-        return self.select([torch.arange(count) for count in self.counts]) if self.stored_plain else self
-
-    def penalty(self) -> Tensor | None:
-        """A term of the loss that is about the prompts alone, added once to every step of a training; none here."""
-        return None
+        return type(self) is Prompts and self.bases is None and self.made is None
 
     def transform(self, block: int, values_PD: Tensor) -> Tensor:
-        """The prompts (P, D) of one block, computed from its learned values (P, D); here they are the values.
+        """The prompts (P, D) of one block, computed from its learned values; these, but for bases and a function.
 
         A subclass may compute anything in which gradients reach the values. When some of its prompts are selected,
         merged or pruned, the others become ordinary prompts with the values that they have then.
         """
-        return values_PD
+        whole_PD = values_PD if self.bases is None else values_PD @ self.bases[block].T
+        return whole_PD if self.made is None else self.made(whole_PD)
 
     @torch.no_grad()
     def assign(self, block: int, prompts_PD: Tensor) -> None:
-        """Sets the learned values of one block's prompts, before anything is trained."""
-        self[block].copy_(prompts_PD)
+        """Sets the learned values of one block's prompts before anything is trained; with bases, to the nearest."""
+        if self.bases is None:
+            self[block].copy_(prompts_PD)
+            return
+        left_Pk, size_k, right_kD = torch.linalg.svd(prompts_PD.float(), full_matrices=False)
+        root_r = size_k[: self[block].shape[1]].sqrt()
+        self[block].copy_(left_Pk[:, : len(root_r)] * root_r)
+        self.bases[block].copy_(right_kD[: len(root_r)].T * root_r)
+
+    @torch.no_grad()
+    def rearrange(self, block: int, kept: Tensor, fresh_FD: Tensor) -> None:
+        """Leaves only some of one block's prompts, and plants others behind them; the parameter stays the same object.
+
+        For whole prompts, of which none was merged.
+        """
+        self[block].data = torch.cat([self[block].data[kept.to(self[block].device)], fresh_FD.to(self[block])])
+        self[block].grad = None
+        self.counts[block] = self.num_tokens[block] = len(self[block])
+        self.multiplicity[block] = [1] * len(self[block])
+
+    def settled(self) -> Prompts:
+        """The prompts as they are saved: ordinary ones where bases or a function make them, and else these."""
+        if self.bases is None and self.made is None:
+            return self
+        return Prompts([self.dense(block).detach() for block in range(len(self))], dropout=self.dropout)
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss that is about the prompts alone, added once to every step of a training; none here."""
+        return None
 
     def dense(self, block: int) -> Tensor:
         """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
