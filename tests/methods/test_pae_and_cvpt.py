@@ -136,7 +136,7 @@ def test_cross_attention_costs_what_its_products_cost(backbone):
     assert (wide.folded_gmacs - bare.folded_gmacs) * 1e9 == pytest.approx(of_tokens - dead, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["eva", "beit", "swin", "swin2", "cait", "sam", "post-norm"])
+@pytest.mark.parametrize("name", ["eva", "beit", "swin", "swin2", "cait", "sam", "diff-post-norm"])
 def test_blocks_of_another_form_are_refused_and_left_alone(name):
     backbone = families.BACKBONES[name]()
     before = {path: p.requires_grad for path, p in backbone.named_parameters()}
@@ -163,7 +163,7 @@ def penalty_by_hand(prompts, koopman, stability):
     for values in prompts:
         rows = [row @ prompts.into[str(values.shape[1])] for row in values]
         z.append(sum(rows) / len(rows))
-    energies = [float(((prompts.energy @ one) ** 2).sum()) for one in z]
+    energies = [float(((prompts.energy @ one) ** 2).sum().detach()) for one in z]
     strayed = [float(((after - prompts.onward.T @ before) ** 2).sum()) for before, after in itertools.pairwise(z)]
     risen = [math.log1p(math.exp(after - before)) for before, after in itertools.pairwise(energies)]
     return koopman * sum(strayed) / len(strayed) + stability * sum(risen) / len(risen)
@@ -197,14 +197,14 @@ def moved(model, **changes):
     "batches", [{"batch_size": 6}, {"batch_size": 2, "accumulate": 3}, {"batch_size": 4, "accumulate": 2}]
 )
 def test_a_step_follows_the_gradients_of_loss_and_penalty_once(backbone, batches):
-    model = attached(backbone, PAE(4, dropout=0.0), shaken=0.3)
+    model = attached(copy.deepcopy(backbone).double(), PAE(4, dropout=0.0), shaken=0.3, dtype=torch.float64)
     x, labels = data().tensors
-    loss = F.cross_entropy(model(x), labels)
+    loss = F.cross_entropy(model(x.double()), labels)
     total = loss + model.prompts.penalty()
     wanted = torch.autograd.grad(total, [*model.learned.values()])
     found, history = moved(model, **batches)
     for (name, step), gradient in zip(found.items(), wanted, strict=True):
-        torch.testing.assert_close(-step, gradient, atol=2e-3, rtol=2e-2, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(-step, gradient, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
     assert history.rows[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
@@ -351,9 +351,8 @@ def test_a_bank_mixes_it_with_others(backbone, name):
     torch.testing.assert_close(logits[1], other(images())[1], atol=1e-5, rtol=1e-4)
 
 
-@every
-def test_exported_it_gives_the_same(backbone, name, tmp_path):
-    model = attached(backbone, METHODS[name])
+def test_exported_cross_attention_gives_the_same(backbone, tmp_path):
+    model = attached(backbone, METHODS["cvpt"])
     vprompt.export(model, tmp_path / "model.pt2")
     for count in (1, 5):
         exported = vprompt.load_exported(tmp_path / "model.pt2")(images(count))
