@@ -53,6 +53,7 @@ def test_every_setting_has_a_flat_name_and_its_default():
         "moved",
         "scores",
         "targets",
+        "drop_path",
         "koopman",
         "stability",
     }
