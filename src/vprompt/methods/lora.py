@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 class LoRA(Method):
     """Low-rank updates of linear layers of every block, W + (alpha / rank)·B·A, and a linear head.
 
-    Needs `peft`: `pip install 'vprompt[lora]'`.
-
     Args:
         rank: r, 1 to 4096.
         alpha: Above 0; the updates are scaled by alpha / rank.
@@ -71,7 +69,7 @@ class LoRA(Method):
         """Low-rank updates beside the layers of every block."""
         from vprompt.methods.layers.lora import with_updates
 
-        return with_updates(self.rank, self.alpha, backbone, info, every=self.targets == "all")
+        return with_updates(self.rank, self.scale, backbone, info, every=self.targets == "all")
 
     def fold_tuning(self, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
         """The same function in plain weights, W + scale·B·A."""
