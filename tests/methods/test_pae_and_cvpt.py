@@ -164,7 +164,9 @@ def penalty_by_hand(prompts, koopman, stability):
         rows = [row @ prompts.into[str(values.shape[1])] for row in values]
         z.append(sum(rows) / len(rows))
     energies = [float(((prompts.energy @ one) ** 2).sum().detach()) for one in z]
-    strayed = [float(((after - prompts.onward.T @ before) ** 2).sum()) for before, after in itertools.pairwise(z)]
+    strayed = [
+        float(((after - prompts.onward.T @ before) ** 2).sum().detach()) for before, after in itertools.pairwise(z)
+    ]
     risen = [math.log1p(math.exp(after - before)) for before, after in itertools.pairwise(energies)]
     return koopman * sum(strayed) / len(strayed) + stability * sum(risen) / len(risen)
 
