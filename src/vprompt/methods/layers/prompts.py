@@ -146,6 +146,10 @@ class Prompts(nn.ParameterList):
             return self
         return Prompts([self.dense(block).detach() for block in range(len(self))], dropout=self.dropout)
 
+    def penalty(self) -> Tensor | None:
+        """A term of the loss that is about the prompts alone, added once to every step of a training; none here."""
+        return None
+
     def dense(self, block: int) -> Tensor:
         """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
         if self.num_segments == 1:
