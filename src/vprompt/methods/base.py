@@ -101,7 +101,7 @@ class Method:
         check_fields(self)
         for entry in fields(self):
             value, least, most = (getattr(self, entry.name), *map(entry.metadata.get, ("least", "most")))
-            if (least is not None and value < least) or (most is not None and value > most):
+            if (least is not None and not value >= least) or (most is not None and not value <= most):
                 bounds = [
                     f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if bound is not None
                 ]

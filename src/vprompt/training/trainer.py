@@ -364,7 +364,9 @@ class _Run:
         weight = 1.0 if rank < len(batch) else 0.0
         loss_sum = weight * self.objective.losses(logits, labels, shares).sum()
         # Data-parallel training averages gradients over processes; the step's mean is wanted.
-        self.accelerator.backward(loss_sum * processes / size)
+        loss, penalty = loss_sum * processes / size, self.model.prompts.penalty()
+        # Of the penalty, which all processes compute, every batch of a step adds its share.
+        self.accelerator.backward(loss if penalty is None else loss + penalty * (len(batch) / size))
         hits = weight * self.model.target.hits(logits.detach(), labels).sum()
         return torch.stack([loss_sum.detach(), hits])
 
