@@ -25,6 +25,7 @@ from processes import Script
 from reference import close, small_vit
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.preprocessing import Preprocessing
+from vprompt.methods.pae import PAE
 from vprompt.model.records import learning_rate
 from vprompt.training.checkpoint import History
 from vprompt.training.evaluate import evaluate
@@ -892,6 +893,7 @@ RUNS = {
         recipe(batch_size=3, accumulate=2, optimizer="sgd", lr=4.0, balance="loss", ema=0.8, clip=0.5, best_epoch=True),
         14,
     ),
+    "penalty": (PAE(3, dropout=0), recipe(batch_size=2, accumulate=2, optimizer="sgd", lr=0.5), 9),
     "drawn": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0, balance="sampler"), 9),
 }
 

@@ -72,7 +72,10 @@ class Method:
         tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
         merges_weights: Whether folding makes copies of the backbone's weights.
         prunes: Whether pruning is a part of the method, so that comparisons prune it.
+        relocates: Whether prompts move from block to block between epochs, as `relocated` says.
         head_layers: Layers of the head.
+        sizes: Options that set its size, by their names on the command line, and what a comparison tries of each: one,
+            two or three combinations in all.
 
     Example:
         >>> from vprompt.methods.vpt import VPT
@@ -89,14 +92,16 @@ class Method:
     tunes_backbone: ClassVar[bool] = False
     merges_weights: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
+    relocates: ClassVar[bool] = False
     prompt_dropout: ClassVar[float] = 0.0
     head_layers: ClassVar[int] = 1
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def __post_init__(self) -> None:
         check_fields(self)
         for entry in fields(self):
             value, least, most = (getattr(self, entry.name), *map(entry.metadata.get, ("least", "most")))
-            if (least is not None and value < least) or (most is not None and value > most):
+            if (least is not None and not value >= least) or (most is not None and not value <= most):
                 bounds = [
                     f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if bound is not None
                 ]
@@ -125,6 +130,24 @@ class Method:
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training."""
         return [0] * num_blocks
+
+    def most_counts(self, num_blocks: int) -> list[int]:
+        """The most prompts that each block can come to have."""
+        return self.initial_counts(num_blocks)
+
+    def relocated(
+        self, effects_BP: Sequence[Tensor], fresh: Collection[tuple[int, int]] = ()
+    ) -> tuple[list[tuple[int, int]], list[int]]:
+        """The prompts that move between two epochs; none by default.
+
+        Args:
+            effects_BP: By block ⟨∂L/∂p, p⟩ of each image and prompt.
+            fresh: Places of the prompts that were planted an epoch ago.
+
+        Returns:
+            Places (block, row) of the prompts that go, and the block of each prompt that is planted for them.
+        """
+        return [], []
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
         """The prompts as training starts, drawn with torch's global generator."""
@@ -238,6 +261,7 @@ class DeepPrompts(Method):
     riding: ClassVar[Riding] = "prefix"
     letters: ClassVar[str] = "p{num_prompts}"
     words: ClassVar[str] = "started with {num_prompts} prompts per block"
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prompts": (10, 50)}
 
     num_prompts: int = option(20, flag="prompts", most=MAX_PROMPTS)
     dropout: float | None = field(default=None, kw_only=True)
