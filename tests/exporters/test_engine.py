@@ -25,16 +25,16 @@ from vprompt.serving.bank.banks import Banks
 from vprompt.utils.errors import AdapterError, UnknownAdapterError, VPromptError
 
 
-def vit():
+def vit(depth=2):
     torch.manual_seed(0)
-    return timm.create_model("test_vit", img_size=32, depth=2)
+    return timm.create_model("test_vit", img_size=32, depth=depth)
 
 
 BACKBONES = {
     "vit.onnx": vit,
     "swin.onnx": lambda: families.swin(depths=(1, 1), num_heads=(2, 4)),
     "dinov3.xml": lambda: families.dinov3(depth=1),
-    "vit.pt2": vit,
+    "dinov3.pt2": lambda: families.dinov3(depth=1),
 }
 
 
@@ -259,11 +259,11 @@ def test_adapters_come_and_go_while_it_runs(engines):
 
 
 def test_int8_says_what_it_costs(tmp_path):
-    engine = vprompt.export_engine(vit(), tmp_path / "small.onnx", precision="int8")
+    engine = vprompt.export_engine(vit(1), tmp_path / "small.onnx", precision="int8")
     cost = engine.about.quantisation
     assert (engine.about.precision, cost.calibration_images) == ("int8", 0)
     assert 0.8 < cost.same_class <= 1
-    model = adapted(vit(), vprompt.VPT(5), 3)
+    model = adapted(vit(1), vprompt.VPT(5), 3)
     made = vprompt.export_adapter(model, tmp_path / "birds.safetensors", engine)
     assert made.about.comparison is None
     assert made.about.quantisation.same_class > 0.8
