@@ -219,7 +219,7 @@ def _show(out: Path, about: About, size: int) -> None:
     cost, target = about.quantisation, about.made_target
     if cost is None:
         return
-    if about.precision == "int8":
+    if about.precision == "int8" and about.comparison is not None:
         print_note(f"Calibrated on {cost.calibration_images} images; the difference is that of float32, before int8.")
     found = {
         "same class" if target.grouped else "same": percent(cost.same_class),

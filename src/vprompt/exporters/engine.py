@@ -226,7 +226,8 @@ def export_adapter(
     ready, folded = engine.check(packed(model, adapter), adapter or "The adapter"), _folded(model)
     images_NCHW = prepared_images(images, folded.preprocessing.squashed, exporting.MOST_COMPARED)
     pairs = [paired_logits(folded, engine.classifier(ready), images_NCHW)]
-    about = _compared(replace(ready.about, precision=engine.about.precision), pairs, [folded], images_NCHW)
+    tool = "" if engine.about.quantisation is None else engine.about.quantisation.tool
+    about = _compared(replace(ready.about, precision=engine.about.precision), pairs, [folded], images_NCHW, tool)
     with written_together(path) as part, writing(path):
         save_file(ready.arrays, part, metadata={KEY: about.to_text()})
         add_checksum([part])
