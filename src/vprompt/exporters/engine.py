@@ -53,13 +53,9 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EngineAdapter:
-    """An adapter as an engine takes it.
+    """An adapter as an engine takes it: `arrays` are the inputs beside the images, for one image.
 
-    Args:
-        about: What it is, and which backbone it is for.
-        arrays: What the engine takes of it, for one image: keys and values of all blocks one after the other (P, A),
-            where P is the most prompts that a block has, or 1; what is added to the logits of each key (L, P), `HIDDEN`
-            where a block has fewer; the head's weight (C, F) and bias (C,).
+    P is the most prompts that a block has, or 1; where a block has fewer, its `prefix_mask` is `HIDDEN`.
     """
 
     about: About
@@ -72,12 +68,7 @@ class EngineAdapter:
 
 
 class EngineFile:
-    """An engine that is ready to run; made by `open_engine`.
-
-    Attributes:
-        path: The file.
-        about: What it says of itself.
-    """
+    """An engine that is ready to run; made by `open_engine`."""
 
     def __init__(self, path: Path, about: About, run: Run) -> None:
         self.path = path
@@ -123,11 +114,7 @@ class EngineFile:
         return Exported(self.path, format_of(self.path), adapter.about, run)
 
     def check(self, adapter: EngineAdapter, name: str) -> EngineAdapter:
-        """The adapter, if it is for this engine.
-
-        Raises:
-            AdapterError: If it is for another backbone or size, has more prompts than the engine takes, or is damaged.
-        """
+        """The adapter, if it is whole and for this engine, by an `AdapterError` if it is not."""
         ours, theirs, form = self.about, adapter.about, self._form
         if (ours.fingerprint, ours.preprocessing.shape) != (theirs.fingerprint, theirs.preprocessing.shape):
             raise AdapterError(
@@ -235,11 +222,7 @@ def export_adapter(
 
 
 def read_adapter(path: str | Path) -> EngineAdapter:
-    """Reads what `export_adapter` wrote.
-
-    Raises:
-        VPromptError: If there is no such file, or it is damaged or something else.
-    """
+    """Reads what `export_adapter` wrote; a `VPromptError` says if it is something else."""
     path, remedy = Path(path), "; make one: vprompt export ADAPTER --for ENGINE"
     name = printable(str(path))
     if not path.is_file():

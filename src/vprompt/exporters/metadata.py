@@ -75,15 +75,7 @@ class Quantisation:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineForm:
-    """The sizes of what an engine takes beside images.
-
-    Args:
-        blocks: L.
-        keys: How many numbers the keys of one prompt are in all blocks together.
-        values: The same of values.
-        features: Width of the features.
-        max_prompts: Most prompts of a block.
-    """
+    """The sizes of what an engine takes beside images: `keys` and `values` of one prompt in all blocks together."""
 
     blocks: int
     keys: int
