@@ -129,6 +129,14 @@ class Prompts(nn.ParameterList):
         self[block].copy_(left_Pk[:, : len(root_r)] * root_r)
         self.bases[block].copy_(right_kD[: len(root_r)].T * root_r)
 
+    def replace(self, values: Sequence[Tensor]) -> None:
+        """Puts whole prompts, which may be others in number, in the place of plain ones: new parameters."""
+        for block, value in enumerate(values):
+            self[block] = nn.Parameter(value.detach().clone(), requires_grad=len(value) > 0)
+        self.counts = [len(value) for value in values]
+        self.multiplicity = [[1] * count for count in self.counts]
+        self.num_tokens = list(self.counts)
+
     def settled(self) -> Prompts:
         """The prompts as they are saved: ordinary ones where bases or a function make them, and else these."""
         if self.bases is None and self.made is None:
