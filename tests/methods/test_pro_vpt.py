@@ -376,7 +376,7 @@ def test_saved_folded_condensed_pruned_merged_exported(backbone, tmp_path):
     assert again.method == model.method
     assert again.fold().prompt_counts == counts
     torch.testing.assert_close(again.fold()(images()), model(images()), atol=1e-5, rtol=1e-4)
-    assert model_cost(again).learned == model_cost(attached(backbone, vprompt.VPT(4))).learned
+    assert model_cost(again).prompt_params == 24 * 64
     # What is retained of it does not move any more.
     condensed = vprompt.condense(model, data(), ratio=0.5, recipe=vprompt.Recipe(epochs=3, batch_size=6))
     assert sum(condensed.prompt_counts) == 12
@@ -384,7 +384,7 @@ def test_saved_folded_condensed_pruned_merged_exported(backbone, tmp_path):
     full = vprompt.condense(model, data(), ratio=1.0, recipe=vprompt.Recipe(epochs=3, batch_size=6))
     assert full.prompt_counts == counts
     merged = vprompt.condense(model, data(), ratio=0.5, merge=True, fine_tune=False)
-    assert sum(map(sum, merged.prompts.multiplicity)) == 24
+    assert sum(merged.prompt_counts) == 12
     settings = vprompt.PruneSettings(tokens=0.25, segments=0.25, num_segments=4)
     pruned = vprompt.prune(model, data(), settings=settings, recipe=vprompt.Recipe(epochs=3, batch_size=6)).model
     assert sum(pruned.prompt_counts) == 18
