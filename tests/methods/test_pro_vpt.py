@@ -30,7 +30,7 @@ def backbone():
 
 def attached(backbone, method=None, **options):
     torch.manual_seed(3)
-    return vprompt.attach(backbone, method or PROVPT(3, moves=2), num_classes=3, **options)
+    return vprompt.attach(backbone, method or PROVPT(3, moved=2), num_classes=3, **options)
 
 
 def images(count=4, size=32):
@@ -85,7 +85,7 @@ def test_the_rule_against_lists(scores, seed):
     effects = [torch.randn(7, count, generator=generator) for count in counts]
     worth = [(e if scores == "signed" else e.abs()).mean(0).tolist() for e in effects]
     for moves in (1, 3, 50):
-        found = PROVPT(4, scores=scores, moves=moves).relocate(effects, planted)
+        found = PROVPT(4, scores=scores, moved=moves).relocate(effects, planted)
         assert found == greedy(worth, planted, moves)
         after = [
             count + sum(m.target == b for m in found) - sum(m.block == b for m in found)
@@ -99,7 +99,7 @@ def test_the_rule_against_lists(scores, seed):
 @pytest.mark.parametrize(("moves", "number"), [(1, 1), (4, 4), (0.01, 1), (0.25, 5), (0.5, 10)])
 def test_how_many_move(moves, number):
     effects = list(torch.rand(5, 3, 4))
-    assert len(PROVPT(4, moves=moves).relocate(effects, [0] * 5)) == number
+    assert len(PROVPT(4, moved=moves).relocate(effects, [0] * 5)) == number
 
 
 @pytest.mark.parametrize("scores", ["signed", "absolute"])
@@ -228,7 +228,7 @@ def test_fresh_prompts_outlive_their_first_epoch(backbone):
             return moves
 
     model = attached(backbone)
-    model.method = Spy(3, moves=4)
+    model.method = Spy(3, moved=4)
     vprompt.fit(model, data(), recipe=RECIPE)
     assert [sum(planted) for _, planted, _ in rows] == [0, 4, 4, 4]
     for counts, planted, moves in rows:
@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_run_leaves_the_model_as_it_is(backbone, tmp_pat
 
 def test_the_best_epoch_has_the_counts_of_then(backbone):
     """The figures of the best epoch are those of the model that comes out."""
-    model, val = attached(backbone, PROVPT(3, moves=6, dropout=0.5)), data(9)
+    model, val = attached(backbone, PROVPT(3, moved=6, dropout=0.5)), data(9)
     recipe = vprompt.Recipe(epochs=6, batch_size=6, warmup=0.1, lr=0.3, best_epoch=True)
     counts = []
     history = vprompt.fit(model, data(), val, recipe=recipe, at_epoch=lambda _: counts.append(model.prompt_counts))
@@ -352,7 +352,7 @@ def test_both_executions_train_and_end_the_same(name):
     size = 28 if name.startswith("eva") else 32
     ends = []
     for execution in ("prefix", "published"):
-        model = attached(small(name), PROVPT(3, moves=2, dropout=0.0), execution=execution)
+        model = attached(small(name), PROVPT(3, moved=2, dropout=0.0), execution=execution)
         vprompt.fit(model, data(size=size), recipe=RECIPE)
         assert sum(model.prompt_counts) == 3 * len(model.prompt_counts)
         assert [p.shape[1] for p in model.prompts] == list(model.info.widths)
@@ -365,7 +365,7 @@ def test_both_executions_train_and_end_the_same(name):
 
 
 def test_saved_folded_condensed_pruned_merged_exported(backbone, tmp_path):
-    model = attached(backbone, PROVPT(4, moves=6))
+    model = attached(backbone, PROVPT(4, moved=6))
     vprompt.fit(model, data(), recipe=RECIPE)
     counts = model.prompt_counts
     assert max(counts) > 4
@@ -401,10 +401,10 @@ def test_counts_that_cannot_be_are_refused(backbone, tmp_path):
 
 def test_a_bank_and_the_command_line(colours, tmp_path, vprompt_command):
     shown = vprompt_command("fit", "--method", "pro-vpt", "--help")
-    assert "--moves" in shown.out
+    assert "--moved" in shown.out
     assert "--scores" in shown.out
     out = tmp_path / "run"
-    size = ["--img-size", "16", "--prompts", "2", "--moves", "0.2", "--scores", "absolute"]
+    size = ["--img-size", "16", "--prompts", "2", "--moved", "0.2", "--scores", "absolute"]
     run = vprompt_command(
         "fit", colours, "--method", "pro-vpt", *size, "--epochs", "3", "--batch-size", "9", "--prune",
         "--prune-tokens", "0.2", "--prune-segments", "0.2", "--out", out,
@@ -416,6 +416,6 @@ def test_a_bank_and_the_command_line(colours, tmp_path, vprompt_command):
 @pytest.mark.parametrize("moves", [0, -1, 1.5, math.inf, math.nan])
 def test_settings_that_cannot_be(moves):
     with pytest.raises(VPromptError):
-        PROVPT(3, moves=moves)
+        PROVPT(3, moved=moves)
     with pytest.raises(VPromptError, match="scores"):
         PROVPT(3, scores="best")

@@ -893,7 +893,7 @@ RUNS = {
         recipe(batch_size=3, accumulate=2, optimizer="sgd", lr=4.0, balance="loss", ema=0.8, clip=0.5, best_epoch=True),
         14,
     ),
-    "moving": (PROVPT(4, dropout=0, moves=3), recipe(batch_size=4, optimizer="sgd", lr=1.0, epochs=4, ema=0.8), 9),
+    "moving": (PROVPT(4, dropout=0, moved=3), recipe(batch_size=4, optimizer="sgd", lr=1.0, epochs=4, ema=0.8), 9),
     "drawn": (vprompt.VPT(3, dropout=0), recipe(batch_size=4, optimizer="sgd", lr=4.0, balance="sampler"), 9),
 }
 

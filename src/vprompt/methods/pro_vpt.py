@@ -33,7 +33,7 @@ class PROVPT(DeepPrompts):
     Args:
         num_prompts: P, prompts per block at the start; 1 to 10,000.
         scores: `"signed"` (the paper's) or `"absolute"`.
-        moves: Prompts that move after an epoch: a whole number, or below 1 a share of all.
+        moved: Prompts that move after an epoch: a whole number, or below 1 a share of all.
 
     Raises:
         VPromptError: If a value is out of range.
@@ -46,19 +46,19 @@ class PROVPT(DeepPrompts):
     """
 
     name: ClassVar[str] = "pro-vpt"
-    letters: ClassVar[str] = "p{num_prompts}-m{moves:g}-{scores}"
+    letters: ClassVar[str] = "p{num_prompts}-m{moved:g}-{scores}"
     words: ClassVar[str] = "started with {num_prompts} prompts per block, which moved between blocks in training"
     relocates: ClassVar[bool] = True
 
     scores: Literal["signed", "absolute"] = "signed"
-    moves: float = 1.0
+    moved: float = 1.0
 
     def check_numbers(self) -> None:
         """Checks the numbers of prompts, and of those that move."""
         super().check_numbers()
-        if not (0 < self.moves < 1 or (self.moves >= 1 and self.moves % 1 == 0)):
+        if not (0 < self.moved < 1 or (self.moved >= 1 and self.moved % 1 == 0)):
             raise VPromptError(
-                f"The prompts that move are a whole number or a share between 0 and 1, not {self.moves}; give 1."
+                f"Prompts that move are a whole number or a share between 0 and 1, not {self.moved}; give --moved 1."
             )
 
     def most_counts(self, num_blocks: int) -> list[int]:
@@ -75,7 +75,7 @@ class PROVPT(DeepPrompts):
             for block, values in enumerate(worth)
             for row, value in enumerate(values[: len(values) - planted[block]])
         ]
-        number = int(self.moves) if self.moves >= 1 else max(1, round(self.moves * sum(counts)))
+        number = int(self.moved) if self.moved >= 1 else max(1, round(self.moved * sum(counts)))
         moves: list[Move] = []
         for value, block, row in sorted(settled):
             if len(moves) < number and counts[block] > 1:
