@@ -399,7 +399,21 @@ def test_counts_that_cannot_be_are_refused(backbone, tmp_path):
         model.save_pretrained(tmp_path)
 
 
-def test_a_bank_and_the_command_line(colours, tmp_path, vprompt_command):
+def test_a_bank_mixes_it_with_others_and_it_is_exported(backbone, tmp_path):
+    model, other = attached(backbone, PROVPT(3, moved=5)), attached(backbone, vprompt.VPT(2)).eval()
+    vprompt.fit(model, data(), recipe=RECIPE)
+    bank = vprompt.Bank(backbone)
+    bank.add("moved", model)
+    bank.add("deep", other)
+    logits = bank(images(2), ["moved", "deep"])
+    torch.testing.assert_close(logits[0], model(images(2))[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits[1], other(images(2))[1], atol=1e-5, rtol=1e-4)
+    vprompt.export(model, tmp_path / "model.pt2")
+    exported = vprompt.load_exported(tmp_path / "model.pt2")
+    torch.testing.assert_close(torch.as_tensor(exported(images())), model(images()), atol=1e-4, rtol=1e-3)
+
+
+def test_from_the_command_line(colours, tmp_path, vprompt_command):
     shown = vprompt_command("fit", "--method", "pro-vpt", "--help")
     assert "--moved" in shown.out
     assert "--scores" in shown.out
@@ -407,9 +421,12 @@ def test_a_bank_and_the_command_line(colours, tmp_path, vprompt_command):
     size = ["--img-size", "16", "--prompts", "2", "--moved", "0.2", "--scores", "absolute"]
     run = vprompt_command(
         "fit", colours, "--method", "pro-vpt", *size, "--epochs", "3", "--batch-size", "9", "--prune",
-        "--prune-tokens", "0.2", "--prune-segments", "0.2", "--out", out,
+        "--prune-tokens", "0.2", "--prune-segments", "0.2", "--out", out, "--json",
     )  # fmt: skip
     assert run.status == 0, run.err
+    before = run.document["before"]["prompt_counts"]
+    assert sum(before) == 2 * len(before)
+    assert len(set(before)) > 1
     assert vprompt_command("eval", out, colours).status == 0
 
 
