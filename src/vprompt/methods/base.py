@@ -72,6 +72,7 @@ class Method:
         tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
         merges_weights: Whether folding makes copies of the backbone's weights.
         prunes: Whether pruning is a part of the method, so that comparisons prune it.
+        relocates: Whether prompts move from block to block between epochs, as `relocated` says.
         head_layers: Layers of the head.
 
     Example:
@@ -89,6 +90,7 @@ class Method:
     tunes_backbone: ClassVar[bool] = False
     merges_weights: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
+    relocates: ClassVar[bool] = False
     prompt_dropout: ClassVar[float] = 0.0
     head_layers: ClassVar[int] = 1
 
@@ -125,6 +127,24 @@ class Method:
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training."""
         return [0] * num_blocks
+
+    def most_counts(self, num_blocks: int) -> list[int]:
+        """The most prompts that each block can come to have."""
+        return self.initial_counts(num_blocks)
+
+    def relocated(
+        self, effects_BP: Sequence[Tensor], fresh: Collection[tuple[int, int]] = ()
+    ) -> tuple[list[tuple[int, int]], list[int]]:
+        """The prompts that move between two epochs; none by default.
+
+        Args:
+            effects_BP: By block ⟨∂L/∂p, p⟩ of each image and prompt.
+            fresh: Places of the prompts that were planted an epoch ago.
+
+        Returns:
+            Places (block, row) of the prompts that go, and the block of each prompt that is planted for them.
+        """
+        return [], []
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
         """The prompts as training starts, drawn with torch's global generator."""

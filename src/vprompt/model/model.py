@@ -371,6 +371,11 @@ class PromptedModel(_Adapted):
         for name, value in values.items():
             value.copy_(state[name])
 
+    def reinstall(self) -> None:
+        """Makes the view anew, where it depends on how many prompts each block has."""
+        if self.execution == "published":
+            self._install(self._parts(whole=self.target.dense))
+
     def keep(self, kept: Sequence[Tensor], segments: Sequence[Tensor] | None = None) -> PromptedModel:
         """A copy that holds only the prompts chosen for each block; the others are removed, not masked.
 

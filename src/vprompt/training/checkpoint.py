@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -91,12 +91,16 @@ def merit(row: Mapping[str, float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16."""
+    """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16.
+
+    And the places of prompts that were planted after the last epoch.
+    """
 
     step: int
     sums: tuple[float, float]
     history: History
     bf16: bool | None = None  # earlier versions did not say
+    planted: tuple[tuple[int, int], ...] = ()
 
 
 class _Facts(TypedDict):
@@ -187,6 +191,7 @@ def load_checkpoint(
     epochs: int,
     steps_per_epoch: int,
     copies: Mapping[str, dict[str, Tensor]] | None = None,
+    resize: Callable[[Mapping[str, Tensor]], None] | None = None,
 ) -> State:
     """Fills parameters and optimiser from a checkpoint; nothing is changed if it does not fit.
 
@@ -198,6 +203,8 @@ def load_checkpoint(
         epochs: Of the whole training.
         steps_per_epoch: Of it.
         copies: Filled with what `save_checkpoint` was given.
+        resize: Where prompts move, is given the values in the file before `learned` is filled with them, and makes
+            them fit; copies may then be of other sizes.
 
     Raises:
         TrainingError: If the file is damaged, or was written by another run or for other parameters.
@@ -221,9 +228,13 @@ def load_checkpoint(
     step, rows = state.step, state.history.rows
     if not 0 <= step <= epochs * steps_per_epoch or len(rows) != step // steps_per_epoch:
         raise TrainingError(f"{damaged} (step {step} and {len(rows)} epochs do not go together); {remedy}.")
+    first = 0 if resize is None else 1
+    (resize or dict)({key.removeprefix("learned."): tensors[key] for key in tensors if key.startswith("learned.")})
     for kind, values in (copies or {}).items():
         values |= {key.removeprefix(f"{kind}."): tensors[key] for key in tensors if key.startswith(f"{kind}.")}
-        if values and {n: v.shape for n, v in values.items()} != {n: p.shape for n, p in learned.items()}:
+        if values and {n: v.shape[first:] for n, v in values.items()} != {
+            n: p.shape[first:] for n, p in learned.items()
+        }:
             raise TrainingError(f"{damaged} (the {kind} values have gaps); {remedy}.")
     names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
     if names != set(learned) or any(tensors[f"learned.{n}"].shape != p.shape for n, p in learned.items()):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ from vprompt.training.loader import (
 )
 from vprompt.training.objective import Objective
 from vprompt.training.precision import accelerator, attention_for_training, autocast, in_bf16
+from vprompt.training.relocation import Places, relocate, resize
 from vprompt.training.settle import settled
 from vprompt.utils.devices import FAST_BF16
 from vprompt.utils.errors import DivergedError, TrainingError
@@ -188,10 +190,15 @@ class _Run:
         self.parameters = nn.ParameterList(self.learned.values())
         self.ema = ModelEmaV3(self.parameters, recipe.ema, use_warmup=True) if recipe.ema else None
         self.best: dict[str, Tensor] = {}
+        # Prompts that were selected stay where they are.
+        self.relocates = model.method.relocates and model.condensation is None
+        self.planted: Places = ()
+        if self.relocates and self.accelerator.num_processes > 1:
+            raise TrainingError(f"Prompts of {model.method.name} move in one process only; train without torchrun.")
         self.facts = {
             "recipe": flat(recipe),
             "method": to_config(model.method),
-            "prompt_counts": model.prompt_counts,
+            "prompt_counts": list(model.prompt_counts),
             "copies": model.prompts.multiplicity if model.prompts.merged else None,
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
@@ -235,6 +242,7 @@ class _Run:
             self.log(self.history.rows)
         if self.step < self.last_step and not self.stopped:
             self._train(report)
+        self.model.reinstall()  # a view that was exchanged meanwhile is back
         self._fill(self.best or self.averages)
 
     def _train(self, report: Report) -> None:
@@ -375,6 +383,11 @@ class _Run:
                     self.best = {name: value.detach().clone() for name, value in self.model.values.items()}
             report(self.step, self.last_step, **{key: row[key]} if key in row else {})
         self.sums.zero_()
+        if self.relocates and round(recipe.warmup * recipe.num_epochs) <= epoch + 1 < recipe.num_epochs:
+            pairs = zip(self.learned, self.ema.module.parameters() if self.ema else (), strict=False)
+            average = {int(name[8:]): value for name, value in pairs if name.startswith("prompts.")}
+            model, data, optimizer = self.model, self.train_data, self.optimizer
+            self.planted = relocate(model, data, recipe, epoch + 1, optimizer, average, self.planted)
         if self.log is not None:
             self.log(self.history.rows)
         if self.at_epoch is not None:
@@ -392,6 +405,8 @@ class _Run:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
+        if self.relocates:
+            resize(self.model, values)
         own = self.model.values
         for name, value in values.items():
             own[name].copy_(value)
@@ -400,7 +415,8 @@ class _Run:
         if self.checkpoint is None or not self.is_main:
             return
         bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
-        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16)
+        sums = tuple(self.sums.tolist())
+        state = State(step=self.step, sums=sums, history=self.history, bf16=bf16, planted=self.planted)
         copies = {"ema": self.averages, "best": self.best}
         save_checkpoint(self.checkpoint, self.model.values, self.optimizer, run=self.facts, state=state, copies=copies)
 
@@ -414,9 +430,11 @@ class _Run:
             epochs=self.recipe.num_epochs,
             steps_per_epoch=self.steps_per_epoch,
             copies={"ema": averages, "best": self.best},
+            resize=partial(resize, self.model) if self.relocates else None,
         )
         for name, value in self.averages.items():
-            value.data.copy_(averages[name])
+            value.data = averages[name].to(value)
+        self.planted = state.planted
         self.step, self.history = state.step, state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
         if state.bf16 is not None and self.recipe.precision == "auto":  # a busy machine may measure another

@@ -129,6 +129,17 @@ class Prompts(nn.ParameterList):
         self[block].copy_(left_Pk[:, : len(root_r)] * root_r)
         self.bases[block].copy_(right_kD[: len(root_r)].T * root_r)
 
+    @torch.no_grad()
+    def rearrange(self, block: int, kept: Tensor, fresh_FD: Tensor) -> None:
+        """Leaves only some of one block's prompts, and plants others behind them; the parameter stays the same object.
+
+        For whole prompts, of which none was merged.
+        """
+        self[block].data = torch.cat([self[block].data[kept.to(self[block].device)], fresh_FD.to(self[block])])
+        self[block].grad = None
+        self.counts[block] = self.num_tokens[block] = len(self[block])
+        self.multiplicity[block] = [1] * len(self[block])
+
     def settled(self) -> Prompts:
         """The prompts as they are saved: ordinary ones where bases or a function make them, and else these."""
         if self.bases is None and self.made is None:
