@@ -1,7 +1,7 @@
 """A device that is none: its tensors say that they lie on `cuda` and are computed on the CPU, with their real values.
 
-Like on a GPU, a tensor of another device is an error in all but a few operations. Unlike fake tensors it has numbers, so
-that what depends on them (clusters, choices, checks for NaN) runs as well; and what would make the CPU wait for the
+As on a GPU, a tensor of another device is an error in all but a few operations. Unlike fake tensors these have numbers,
+so that what depends on them (clusters, choices, checks for NaN) runs as well; and what would make the CPU wait for the
 device is counted.
 """
 
@@ -9,7 +9,7 @@ from collections import Counter
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -61,6 +61,12 @@ class Elsewhere(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is torch.Tensor.to:  # where it is already, it is not copied
             args, kwargs = tree_map_only(torch.device, _inner, (_named(args), kwargs or {}))
+        elif func == torch.Tensor.data.__set__:
+            if not isinstance(args[0], Elsewhere) or not isinstance(args[1], Elsewhere):
+                raise RuntimeError("data of another device")
+            args[0].held = args[1].held
+        elif func is torch.Tensor.new_tensor:
+            return torch.tensor(args[1], **{"dtype": args[0].dtype, "device": DEVICE, **(kwargs or {})})
         elif func in (torch.Tensor.tolist, torch.Tensor.numpy):
             return getattr(args[0].cpu(), func.__name__)()
         with torch._C.DisableTorchFunctionSubclass():
@@ -92,6 +98,24 @@ def _named(args):
     return tuple(torch.device(x) if isinstance(x, str) else x for x in args)
 
 
+class _Generator(torch.Generator):
+    """One on the CPU that may claim to be on `DEVICE`."""
+
+    def __new__(cls, device="cpu"):
+        made = super().__new__(cls)
+        made.elsewhere = _is_other(device)
+        return made
+
+
+def _enter_no_grad(mode):
+    mode.within = torch.no_grad()
+    mode.within.__enter__()
+
+
+def _exit_no_grad(mode, *error):
+    mode.within.__exit__(*error)
+
+
 def _jvp(function, primals, tangents, jvp=torch.func.jvp):
     """On the CPU alone: forward derivatives and a mode that makes tensors do not go together."""
     assert not any(isinstance(x, Elsewhere) for x in (*primals, *tangents))
@@ -121,18 +145,23 @@ class OtherDevice(TorchDispatchMode):
         # Parameters that move stay the objects that they are, as between devices that are there.
         self._swapping = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)
-        self._jvp, torch.func.jvp = torch.func.jvp, _jvp
+        self._before = torch.func.jvp, torch.Generator
+        torch.func.jvp, torch.Generator = _jvp, _Generator
+        # Tensors that are wrapped have no views in inference mode.
+        self._inference = torch.inference_mode.__enter__, torch.inference_mode.__exit__
+        torch.inference_mode.__enter__, torch.inference_mode.__exit__ = _enter_no_grad, _exit_no_grad
         return super().__enter__()
 
     def __exit__(self, *error):
         torch._C._set_only_lift_cpu_tensors(self._lifting)
         torch.__future__.set_swap_module_params_on_conversion(self._swapping)
-        torch.func.jvp = self._jvp
+        torch.func.jvp, torch.Generator = self._before
+        torch.inference_mode.__enter__, torch.inference_mode.__exit__ = self._inference
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        flat, tree = tree_flatten((args, kwargs))
+        flat, _ = tree_flatten((args, kwargs))
         here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, Elsewhere)]
         there = [x for x in flat if isinstance(x, Elsewhere)]
         if func is aten._pin_memory.default:
@@ -145,13 +174,13 @@ class OtherDevice(TorchDispatchMode):
         target = kwargs.get("device")
         if there and func not in INDEXED and any(x.ndim for x in here):
             raise RuntimeError(f"{func}: tensors on {DEVICE} and on the CPU, {[tuple(x.shape) for x in here]}")
-        if there and func in INDEXED and (not isinstance(args[0], Elsewhere) or here and here[-1] is args[-1]):
+        if there and func in INDEXED and (not isinstance(args[0], Elsewhere) or (here and here[-1] is args[-1])):
             raise RuntimeError(f"{func}: tensors on {DEVICE} and on the CPU")
         if there and here and not any(x.ndim for x in there) and func not in INDEXED and any(x.ndim for x in here):
             raise RuntimeError(f"{func}: a tensor on the CPU and a number on {DEVICE}")
-        generators = [x for x in flat if isinstance(x, torch.Generator)]
+        generators = [x for x in flat if isinstance(x, torch._C.Generator)]
         other = bool(there) if target is None else _is_other(target)
-        if other and any(generator.device.type != DEVICE.type for generator in generators):
+        if other and any(not getattr(x, "elsewhere", False) for x in generators):
             raise RuntimeError(f"{func}: random numbers on {DEVICE} from a generator on the CPU")
         if there and func in WAITS:
             self.waits[str(func)] += 1
