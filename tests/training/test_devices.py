@@ -122,7 +122,13 @@ def test_waiting_is_counted():
         there = (there * 2).softmax(1).detach()[0]
         assert device.waits == Counter()
         assert (float(there[0]), there.tolist(), bool(there.isfinite().all())) == (0.5, [0.5, 0.5], True)
-        torch.equal(there, there), there[there > 0], there.cpu(), torch.ones(2).to(DEVICE), torch.tensor([1.0]).to(DEVICE)
+        (
+            torch.equal(there, there),
+            there[there > 0],
+            there.cpu(),
+            torch.ones(2).to(DEVICE),
+            torch.tensor([1.0]).to(DEVICE),
+        )
     assert device.waits == {
         "aten._local_scalar_dense.default": 2,
         "copy to the CPU": 2,
@@ -259,6 +265,10 @@ RECIPES = {
 }
 
 
+def short(method=None, depth=1):
+    return attached(method, families.vit(depth=depth))
+
+
 def waits(device, model, images, chosen):
     """What waited in an epoch of a training after its first, and the number of its steps."""
     counts, steps = [], []
@@ -277,7 +287,7 @@ def waits(device, model, images, chosen):
 def test_a_training_waits_only_where_it_reads(device, name):
     """Of 12 steps, which were read after the first, the third, the sixth ... of the epoch before."""
     images = data(24)
-    found, pinned, steps = waits(device, attached(), images, recipe(epochs=2, **RECIPES[name]))
+    found, pinned, steps = waits(device, short(), images, recipe(epochs=2, **RECIPES[name]))
     assert found.keys() == {"copy to the CPU"}
     assert found["copy to the CPU"] <= 3
     assert pinned == 2 * 12  # the images and the labels of each batch
@@ -286,9 +296,9 @@ def test_a_training_waits_only_where_it_reads(device, name):
 
 @pytest.mark.parametrize("method", [vprompt.Linear(), vprompt.MLP(), "condensed"])
 def test_a_training_on_features_waits_only_where_it_reads(device, method):
-    model = attached(None if method == "condensed" else method)
+    model = short(None if method == "condensed" else method, depth=2)
     if method == "condensed":
-        model = model.keep([torch.arange(0), torch.arange(2), torch.arange(2)])
+        model = model.keep([torch.arange(0), torch.arange(2)])
     found, pinned, _ = waits(device, model, data(24), recipe(epochs=2))
     assert found.keys() == {"copy to the CPU"}
     assert found["copy to the CPU"] <= 3
@@ -304,22 +314,21 @@ def test_the_cpu_has_figures_at_every_step():
 # ── and is as exact ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def diverging(epoch=1):
+def diverging():
     """Images of which one makes the loss no number, the step (from 0) that sees it first, and the sentence."""
     images, labels = data(24).tensors
     images = images.clone()
-    images[7] = 1e38
-    place = epoch_order(24, seed=0, epoch=0).tolist().index(7) // 2
-    return TensorDataset(images, labels), place
+    images[epoch_order(24, seed=0, epoch=0)[9]] = 1e38
+    return TensorDataset(images, labels), 4
 
 
 @pytest.mark.filterwarnings("ignore:In the data set")
 def test_a_loss_that_is_no_number_ends_the_training_at_its_step(device, tmp_path, monkeypatch):
     images, step = diverging()
-    assert 3 < step < 11  # neither read at once nor at the end
+    assert step not in (0, 2, 5, 9, 11)  # after which the sums are read
     sentences = {}
     for place in ("cpu", DEVICE):
-        model, file = attached(), tmp_path / f"{torch.device(place).type}.safetensors"
+        model, file = short(), tmp_path / f"{torch.device(place).type}.safetensors"
         monkeypatch.setattr(Accelerator, "device", property(lambda self, place=place: torch.device(place)))
         seen = []
         with pytest.raises(DivergedError) as error:
@@ -345,7 +354,7 @@ def test_no_checkpoint_holds_what_came_after(device, tmp_path, monkeypatch):
     monkeypatch.setattr("vprompt.training.trainer.SAVE_EVERY_SECONDS", -1.0)
     images, step = diverging()
     with pytest.raises(DivergedError, match=f"step {step + 1},"):
-        vprompt.fit(attached(), images, recipe=recipe(), checkpoint=tmp_path / "state.safetensors")
+        vprompt.fit(short(), images, recipe=recipe(), checkpoint=tmp_path / "state.safetensors")
     tensors, facts = load_tensors(tmp_path / "state.safetensors", "")
     assert facts["state"]["step"] == step
     assert all(bool(value.isfinite().all()) for value in tensors.values())
@@ -357,7 +366,7 @@ class Killed(Exception):
 
 def test_a_resumed_training_ends_with_the_same_bits(device, tmp_path, monkeypatch):
     """Killed between two readings; neither that nor writing at every step changes a number."""
-    whole = attached()
+    whole = short()
     wanted = vprompt.fit(whole, data(24), data(3), recipe=recipe(epochs=2, ema=0.9))
     monkeypatch.setattr("vprompt.training.trainer.SAVE_EVERY_SECONDS", -1.0)
 
@@ -367,8 +376,8 @@ def test_a_resumed_training_ends_with_the_same_bits(device, tmp_path, monkeypatc
 
     options = {"recipe": recipe(epochs=2, ema=0.9), "checkpoint": tmp_path / "state.safetensors"}
     with pytest.raises(Killed):
-        vprompt.fit(attached(), data(24), data(3), progress=kill, **options)
-    again = attached()
+        vprompt.fit(short(), data(24), data(3), progress=kill, **options)
+    again = short()
     resumed = vprompt.fit(again, data(24), data(3), resume=True, **options)
     assert resumed.rows == wanted.rows
     for name, value in held(again.values).items():
