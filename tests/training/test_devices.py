@@ -81,7 +81,7 @@ OPERATIONS = {
     "index on the CPU": lambda there, here: there[here[0].long().clamp(0, 1)],
     "copy": lambda there, here: there.copy_(here),
     "moved": lambda there, here: there + here.to(DEVICE),
-    "linear": lambda there, here: F.linear(there, here),
+    "linear": F.linear,
     "softmax": lambda there, here: there.softmax(1) + torch.arange(3),
     "one that is made there": lambda there, here: there + torch.arange(3, device=there.device),
     "a new one": lambda there, here: there + there.new_zeros(3) + torch.zeros_like(there),
@@ -360,7 +360,7 @@ def test_no_checkpoint_holds_what_came_after(device, tmp_path, monkeypatch):
     assert all(bool(value.isfinite().all()) for value in tensors.values())
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -372,10 +372,10 @@ def test_a_resumed_training_ends_with_the_same_bits(device, tmp_path, monkeypatc
 
     def kill(done, total, **figures):
         if done == 17:
-            raise Killed
+            raise KilledError
 
     options = {"recipe": recipe(epochs=2, ema=0.9), "checkpoint": tmp_path / "state.safetensors"}
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         vprompt.fit(short(), data(24), data(3), progress=kill, **options)
     again = short()
     resumed = vprompt.fit(again, data(24), data(3), resume=True, **options)
