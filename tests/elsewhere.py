@@ -28,6 +28,13 @@ WAITS = {
 """Operations whose result has to be known to the CPU."""
 
 
+def _indices(index):
+    """Lists of numbers as tensors, as which torch has them."""
+    if isinstance(index, tuple):
+        return tuple(map(_indices, index))
+    return torch.tensor(index) if isinstance(index, list) else index
+
+
 class Elsewhere(torch.Tensor):
     """A tensor that claims to lie on `DEVICE`."""
 
@@ -61,6 +68,8 @@ class Elsewhere(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is torch.Tensor.to:  # where it is already, it is not copied
             args, kwargs = tree_map_only(torch.device, _inner, (_named(args), kwargs or {}))
+        elif func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            args = (args[0], _indices(args[1]), *args[2:])
         elif func == torch.Tensor.data.__set__:
             if not isinstance(args[0], Elsewhere) or not isinstance(args[1], Elsewhere):
                 raise RuntimeError("data of another device")
@@ -164,6 +173,7 @@ class OtherDevice(TorchDispatchMode):
         flat, _ = tree_flatten((args, kwargs))
         here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, Elsewhere)]
         there = [x for x in flat if isinstance(x, Elsewhere)]
+        assert all(x.device.type == "cpu" for x in here), f"{func}: a tensor without numbers"
         if func is aten._pin_memory.default:
             self.pinned += 1
             return args[0].clone()

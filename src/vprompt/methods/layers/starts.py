@@ -112,11 +112,11 @@ def vipamin(
         nearest_Pk = cosines_PN.topk(min(neighbours, cosines_PN.shape[1]), dim=1).indices
         likely_PD = mean["tokens"][nearest_Pk].mean(1)
         start_PD, weight_AD, bias_A = (t.to(likely_PD) for t in (prompts.dense(block), *attention.value_map()))
-        # Where query heads share values, their outputs do not: values as often as there are query heads.
-        heads, groups = attention.head_shape[0], mean["outputs"].shape[1] // len(weight_AD)
-        weight_AD, bias_A = (
-            t.unflatten(0, (heads, -1)).repeat_interleave(groups, dim=0).flatten(0, 1) for t in (weight_AD, bias_A)
-        )
+        if (groups := mean["outputs"].shape[1] // len(weight_AD)) > 1:  # query heads that share values
+            shape = (attention.head_shape[0], -1)
+            weight_AD, bias_A = (
+                t.unflatten(0, shape).repeat_interleave(groups, dim=0).flatten(0, 1) for t in (weight_AD, bias_A)
+            )
         basis_An, size_n, _ = torch.linalg.svd(mean["outputs"].T, full_matrices=False)
         basis_An = basis_An[:, size_n > 1e-6 * size_n.max()]
         value_PA = start_PD @ weight_AD.T + bias_A
