@@ -103,15 +103,19 @@ class Bench:
         self.shape = vprompt.attach(self.backbone, num_classes=1).preprocessing.shape
 
     def images(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random images on the device."""
         return torch.randn(count, *self.shape, device=self.device).to(dtype)
 
     def attached(self, method: Any, backbone: nn.Module | None = None) -> PromptedModel:
+        """The backbone, or another, with a method."""
         return vprompt.attach(self.backbone if backbone is None else backbone, method, num_classes=10)
 
     def out_of_time(self) -> bool:
+        """Whether the section is to end."""
         return time.monotonic() > self.limit
 
     def seconds(self, run: Run) -> float:
+        """What a run takes until the device is done."""
         self.wait()
         started = time.perf_counter()
         run()
@@ -119,6 +123,7 @@ class Bench:
         return time.perf_counter() - started
 
     def wait(self) -> None:
+        """Until the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -193,8 +193,6 @@ class Settings:
             raise VPromptError("Prompts are condensed or pruned, not both; leave out --condense or --prune.")
         if not sum(self.method.initial_counts(1)):
             raise VPromptError("There is nothing to prune: this method has no prompts that pass the projections.")
-        if self.method.relocates:
-            raise VPromptError(f"Prompts of {self.method.name} move, and cannot be rewound; leave out --prune.")
         if prune.searched and self.train_on != "train":
             raise VPromptError(
                 "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "

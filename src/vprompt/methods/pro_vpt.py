@@ -1,13 +1,15 @@
-"""PRO-VPT: prompts move from block to block while they are trained."""
+"""PRO-VPT: deep prompts that move between blocks while they are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vprompt.methods.base import MAX_PROMPTS, DeepPrompts, option
+from vprompt.methods.base import DeepPrompts, Move
 from vprompt.methods.registry import register
+from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,53 +18,70 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class PROVPT(DeepPrompts):
-    """Deep prompts that are relocated: after each epoch the idlest go, and as many fresh ones are planted elsewhere.
+    """Deep prompts whose number per block is a result of training: idle ones go, fresh ones come where they are worth.
 
-    The effect of a prompt p on the loss of an image is I = ⟨∂L/∂p, p⟩, by which the loss falls, to first order, when p
-    becomes zero. The idlest prompts are those with the largest mean effect over some training images, or the least
-    mean of its size; fresh ones come to the block whose prompts are worth most on average by the same measure. A block
-    keeps at least one prompt, and a fresh prompt stays for an epoch. The published method chooses the block by
-    reinforcement learning.
+    After every epoch of the falling learning rate but the last, the prompts that are worth least in the whole model are
+    removed, one after the other, and for each a fresh random one is planted in the block whose prompts are worth most
+    in the mean, in which a new one counts as nothing. A prompt that was planted is not removed at the end of its first
+    epoch, and no block loses its last one.
+
+    The worth of a prompt is the rise of the loss, to first order, when it is scaled to zero, -⟨∂L/∂p, p⟩, on a sample
+    of the training images that stays the same: the mean over images with signs, in which harm is below zero, or
+    without. It differs from the paper in that the block is chosen greedily, where the paper learns to choose it by
+    PPO.
 
     Args:
-        num_prompts: P, prompts per block at the start; 1 to 10,000. Their sum stays.
-        moved: Prompts that move after each epoch from the end of warm-up to the last but one; at least 1.
-        scores: `"signed"`: effects of images cancel, and harmful prompts go first; `"absolute"`.
+        num_prompts: P, prompts per block at the start; 1 to 10,000.
+        scores: `"signed"` (the paper's) or `"absolute"`.
+        moved: Prompts that move after an epoch: a whole number, or below 1 a share of all.
 
     Raises:
         VPromptError: If a value is out of range.
 
     Example:
-        >>> import torch
-        >>> effects = [torch.tensor([[0.2, -0.1]]), torch.tensor([[-0.5, -0.3]])]
-        >>> PROVPT(num_prompts=2).relocated(effects)
-        ([(0, 0)], [1])
+        >>> PROVPT(num_prompts=10).most_counts(3)
+        [28, 28, 28]
 
-    Source: PRO-VPT (arXiv 2503.06901), sections 3 and 4.
+    Source: PRO-VPT (arXiv 2503.06901, ICCV 2025), its idleness score, with a greedy choice instead of PPO.
     """
 
     name: ClassVar[str] = "pro-vpt"
-    letters: ClassVar[str] = "p{num_prompts}-m{moved}-{scores}"
-    words: ClassVar[str] = "started with {num_prompts} prompts per block, of which {moved} moved after an epoch"
+    letters: ClassVar[str] = "p{num_prompts}-m{moved:g}-{scores}"
+    words: ClassVar[str] = "started with {num_prompts} prompts per block, which moved between blocks in training"
     relocates: ClassVar[bool] = True
 
-    moved: int = option(1, least=1, most=MAX_PROMPTS)
     scores: Literal["signed", "absolute"] = "signed"
+    moved: float = 1.0
+
+    def check_numbers(self) -> None:
+        """Checks the numbers of prompts, and of those that move."""
+        super().check_numbers()
+        if not (0 < self.moved < 1 or (self.moved >= 1 and self.moved % 1 == 0)):
+            raise VPromptError(
+                f"Prompts that move are a whole number or a share between 0 and 1, not {self.moved}; give --moved 1."
+            )
 
     def most_counts(self, num_blocks: int) -> list[int]:
-        """All but one prompt of each other block may have come to one."""
+        """All prompts but one of each other block."""
         return [num_blocks * (self.num_prompts - 1) + 1] * num_blocks
 
-    def relocated(
-        self, effects_BP: Sequence[Tensor], fresh: Collection[tuple[int, int]] = ()
-    ) -> tuple[list[tuple[int, int]], list[int]]:
-        """Places (block, row) of the prompts that go, and the block of each prompt that is planted for them."""
-        worths = [-effects.mean(0) if self.scores == "signed" else effects.abs().mean(0) for effects in effects_BP]
-        rows = [(float(worth), (block, row)) for block, of in enumerate(worths) for row, worth in enumerate(of)]
-        left, gone = [len(worth) for worth in worths], list[tuple[int, int]]()
-        for _, (block, row) in sorted(rows):
-            if len(gone) < self.moved and left[block] > 1 and (block, row) not in fresh:
-                gone.append((block, row))
-                left[block] -= 1
-        means = [float(worth.mean()) if len(worth) else float("-inf") for worth in worths]
-        return gone, [max(range(len(means)), key=means.__getitem__)] * len(gone)
+    def relocate(self, effects: Sequence[Tensor], planted: Sequence[int]) -> list[Move]:
+        """The idlest prompts, each with the block that a fresh one is planted in."""
+        signed = self.scores == "signed"
+        worth = [(rise if signed else rise.abs()).mean(0).tolist() for rise in effects]
+        counts, sums = [len(values) for values in worth], [math.fsum(values) for values in worth]
+        settled = [
+            (value, block, row)
+            for block, values in enumerate(worth)
+            for row, value in enumerate(values[: len(values) - planted[block]])
+        ]
+        number = int(self.moved) if self.moved >= 1 else max(1, round(self.moved * sum(counts)))
+        moves: list[Move] = []
+        for value, block, row in sorted(settled):
+            if len(moves) < number and counts[block] > 1:
+                counts[block] -= 1
+                sums[block] -= value
+                target = max(range(len(counts)), key=lambda other: sums[other] / counts[other])
+                counts[target] += 1
+                moves.append(Move(block, row, target))
+        return moves

@@ -138,7 +138,8 @@ def attach(
     )
     model.to(device=like.device, dtype=like.dtype)
     drawn = None if data is None else partial(_drawn_images, data.train, like)
-    method.start(model.prompts, backbone, info, drawn)
+    if not like.is_meta:  # where only shapes are asked for, there is nothing to start
+        method.start(model.prompts, backbone, info, drawn)
     return model.train()
 
 

@@ -93,14 +93,14 @@ def merit(row: Mapping[str, float]) -> tuple[float, float]:
 class State:
     """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16.
 
-    And the places of prompts that were planted after the last epoch.
+    Of prompts that move, also how many were last planted in each block.
     """
 
     step: int
     sums: tuple[float, float]
     history: History
     bf16: bool | None = None  # earlier versions did not say
-    planted: tuple[tuple[int, int], ...] = ()
+    planted: tuple[int, ...] = ()
 
 
 class _Facts(TypedDict):
@@ -191,7 +191,7 @@ def load_checkpoint(
     epochs: int,
     steps_per_epoch: int,
     copies: Mapping[str, dict[str, Tensor]] | None = None,
-    resize: Callable[[Mapping[str, Tensor]], None] | None = None,
+    take_counts: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> State:
     """Fills parameters and optimiser from a checkpoint; nothing is changed if it does not fit.
 
@@ -203,8 +203,8 @@ def load_checkpoint(
         epochs: Of the whole training.
         steps_per_epoch: Of it.
         copies: Filled with what `save_checkpoint` was given.
-        resize: Where prompts move, is given the values in the file before `learned` is filled with them, and makes
-            them fit; copies may then be of other sizes.
+        take_counts: Where prompts move between blocks: gets the saved values, and gives the parameters to fill, with as
+            many prompts in each block.
 
     Raises:
         TrainingError: If the file is damaged, or was written by another run or for other parameters.
@@ -228,16 +228,18 @@ def load_checkpoint(
     step, rows = state.step, state.history.rows
     if not 0 <= step <= epochs * steps_per_epoch or len(rows) != step // steps_per_epoch:
         raise TrainingError(f"{damaged} (step {step} and {len(rows)} epochs do not go together); {remedy}.")
-    first = 0 if resize is None else 1
-    (resize or dict)({key.removeprefix("learned."): tensors[key] for key in tensors if key.startswith("learned.")})
+    own = {key.removeprefix("learned."): value for key, value in tensors.items() if key.startswith("learned.")}
+    learned = learned if take_counts is None else take_counts(own)
+
+    def shapes(values: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        moving = take_counts is not None
+        return {name: value.shape[moving and name.startswith("prompts.") :] for name, value in values.items()}
+
     for kind, values in (copies or {}).items():
         values |= {key.removeprefix(f"{kind}."): tensors[key] for key in tensors if key.startswith(f"{kind}.")}
-        if values and {n: v.shape[first:] for n, v in values.items()} != {
-            n: p.shape[first:] for n, p in learned.items()
-        }:
+        if values and shapes(values) != shapes(learned):
             raise TrainingError(f"{damaged} (the {kind} values have gaps); {remedy}.")
-    names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
-    if names != set(learned) or any(tensors[f"learned.{n}"].shape != p.shape for n, p in learned.items()):
+    if own.keys() != learned.keys() or any(own[n].shape != p.shape for n, p in learned.items()):
         raise TrainingError(f"The checkpoint {path} was written for other prompts or another head.")
     slots: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -251,7 +253,7 @@ def load_checkpoint(
         raise TrainingError(f"{damaged} (the optimiser's state has gaps); {remedy}.")
     with torch.no_grad():
         for name, parameter in learned.items():
-            parameter.copy_(tensors[f"learned.{name}"])
+            parameter.copy_(own[name])
     for name, of_one in slots.items():
         parameter = learned[name]
         for slot, value in of_one.items():

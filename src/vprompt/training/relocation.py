@@ -1,89 +1,69 @@
-"""Prompts that move from block to block between the epochs of a training."""
+"""Prompts that move between blocks from one epoch to the next: which ones, and all that goes with them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vprompt.methods.base import Move
+from vprompt.methods.layers.prompts import init_bound
+from vprompt.model.effects import gradient_effects
 from vprompt.model.model import PromptedModel
-from vprompt.model.records import Recipe
+from vprompt.model.records import Gradient, Recipe
 from vprompt.training.loader import ImageLabels, iterate, size_of
-from vprompt.training.precision import autocast
+from vprompt.utils.distributed import gathered
 
-IMAGES = 32
-"""Training images on which the effects of prompts are measured, the same after every epoch."""
-
-Places = tuple[tuple[int, int], ...]
-"""Block and row of prompts."""
+SHARE, LEAST, MOST = 25, 32, 256
+"""The effects of prompts are seen on one training image of so many, but on no less and no more than so many."""
 
 
-def effects(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> list[Tensor]:
-    """By block the effects ⟨∂L/∂p, p⟩ (B, P) of prompts p on the loss of each of a few training images, drawn once."""
-    index = torch.randperm(size_of(data), generator=torch.Generator().manual_seed(recipe.seed))[:IMAGES]
-    was, found = model.training, list[list[Tensor]]()
-    model.eval()
-    for images, labels in iterate(data, index.split(1), device=model.device):
-        with autocast(model, recipe):
-            logits = model(images).float()
-        loss = model.target.loss(logits, labels).sum()
-        gradients = torch.autograd.grad(loss, list(model.prompts))
-        found.append([(g * p.detach()).sum(1) for g, p in zip(gradients, model.prompts, strict=True)])
-    model.train(was)
-    return [torch.stack(of_block).float().cpu() for of_block in zip(*found, strict=True)]
-
-
-def relocate(
-    model: PromptedModel,
-    data: ImageLabels,
-    recipe: Recipe,
-    epoch: int,
-    optimizer: torch.optim.Optimizer,
-    average: Mapping[int, Tensor],
-    fresh: Collection[tuple[int, int]],
-) -> Places:
-    """Moves prompts as the model's method says, and returns the places of those that were planted.
+def chosen(model: PromptedModel, data: ImageLabels, recipe: Recipe, planted: Sequence[int]) -> list[Move]:
+    """The moves that the method wants now; of several processes, those of the first.
 
     Args:
-        model: Changed in place; its parameters stay the same objects.
-        data: Images to train on.
+        model: What is trained; it stays as it is.
+        data: The training images; the same ones are looked at every time, not augmented, in full precision.
         recipe: Of the training.
-        epoch: The number of epochs done; the seed of what is planted, with the recipe's.
-        optimizer: What it knows of a prompt moves with it; of what is planted it knows nothing.
-        average: By block a moving average of the prompts, if there is one, which is moved as well.
-        fresh: What was returned the last time.
+        planted: By block, how many of its last prompts are new.
     """
-    gone, planted = model.method.relocated(effects(model, data, recipe), fresh)
-    if not gone:
-        return ()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-        drawn = [model.method.make_prompts(model.info)[block][:1].detach() for block in planted]
-    places = list[tuple[int, int]]()
-    for block in sorted({*planted, *(block for block, _ in gone)}):
-        parameter = model.prompts[block]
-        kept = torch.tensor([row for row in range(len(parameter)) if (block, row) not in gone], device=parameter.device)
-        own = [row.to(parameter) for to, row in zip(planted, drawn, strict=True) if to == block]
-        fresh_FD = torch.cat([parameter.data[:0], *own])
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = torch.cat([value[kept], torch.zeros_like(fresh_FD)])
-        if block in average:
-            average[block].data = torch.cat([average[block].data[kept], fresh_FD])
-        model.prompts.rearrange(block, kept, fresh_FD)
-        places += [(block, len(kept) + number) for number in range(len(own))]
-    model.reinstall()
-    return tuple(places)
+    if not model.relocates:
+        return []
+    number = min(size_of(data), max(LEAST, min(MOST, size_of(data) // SHARE)))
+    sample = torch.randperm(size_of(data), generator=torch.Generator().manual_seed(recipe.seed))[:number]
+    # A copy in which nothing is checkpointed or a token, with the same prompts.
+    still, parts = model.copy(execution="prefix").eval(), sample.split(recipe.batch)
+    with (
+        torch.autocast(model.device.type, enabled=False),
+        gradient_effects(still, Gradient(signed=True), segments=1, seed=recipe.seed) as effects,
+    ):
+        batches = iterate(data, parts, device=model.device, workers=recipe.workers)
+        found = [effects(images, labels) for images, labels in batches]
+    rises = [torch.cat([of_batch[block][..., 0] for of_batch in found]) for block in range(len(model.prompts))]
+    return gathered(model.method.relocate(rises, planted))[0]
 
 
-def resize(model: PromptedModel, values: Mapping[str, Tensor]) -> None:
-    """Gives each block as many prompts as there are among values by name, which are then to be copied."""
-    if not model.method.relocates:
-        return
-    for block, parameter in enumerate(model.prompts):
-        value = values.get(f"prompts.{block}")
-        if value is not None and len(value) != len(parameter):
-            model.prompts.rearrange(block, torch.arange(0), value)
-    model.reinstall()
+def fresh(model: PromptedModel, moves: Sequence[Move], *, seed: int, epoch: int) -> list[Tensor]:
+    """The prompts to plant, drawn as those at the start, by the seed and the epoch alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    bound = init_bound(model.info.patch_size, model.info.widths[0])
+    rows = [torch.empty(model.info.widths[move.target]) for move in moves]
+    return [row.uniform_(-bound, bound, generator=generator) for row in rows]
+
+
+def moved(values: Sequence[Tensor], moves: Sequence[Move], fresh: Sequence[Tensor]) -> list[Tensor]:
+    """Values of prompts by block, without the rows of those that are removed, and with fresh ones at their ends.
+
+    Example:
+        >>> moved([torch.eye(2), torch.zeros(1, 2)], [Move(0, 0, 1)], [torch.ones(2)])
+        [tensor([[0., 1.]]), tensor([[0., 0.],
+                [1., 1.]])]
+    """
+    result: list[Tensor] = []
+    for block, value_PD in enumerate(values):
+        gone = {move.row for move in moves if move.block == block}
+        retained = [row for row in range(len(value_PD)) if row not in gone]
+        new = [row[None].to(value_PD) for row, move in zip(fresh, moves, strict=True) if move.target == block]
+        result.append(torch.cat([value_PD.detach()[retained], *new]))
+    return result

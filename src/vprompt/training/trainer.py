@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +18,14 @@ from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
 from vprompt.data.dataset import ImageDataset, Task
+from vprompt.methods.base import Move
 from vprompt.methods.layers.head import starts_as_in_the_paper
 from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
+from vprompt.training import relocation
 from vprompt.training.checkpoint import History, State, load_checkpoint, save_checkpoint
 from vprompt.training.evaluate import evaluate
 from vprompt.training.feature_cache import Cache, cached
@@ -40,7 +41,6 @@ from vprompt.training.loader import (
 )
 from vprompt.training.objective import Objective
 from vprompt.training.precision import accelerator, attention_for_training, autocast, in_bf16
-from vprompt.training.relocation import Places, relocate, resize
 from vprompt.training.settle import settled
 from vprompt.utils.devices import FAST_BF16, moved
 from vprompt.utils.errors import DivergedError, TrainingError
@@ -196,15 +196,11 @@ class _Run:
         self.parameters = nn.ParameterList(self.learned.values())
         self.ema = ModelEmaV3(self.parameters, recipe.ema, use_warmup=True) if recipe.ema else None
         self.best: dict[str, Tensor] = {}
-        # Prompts that were selected stay where they are.
-        self.relocates = model.method.relocates and model.condensation is None
-        self.planted: Places = ()
-        if self.relocates and self.accelerator.num_processes > 1:
-            raise TrainingError(f"Prompts of {model.method.name} move in one process only; train without torchrun.")
+        self.planted = [0] * len(model.prompts)
         self.facts = {
             "recipe": flat(recipe),
             "method": to_config(model.method),
-            "prompt_counts": list(model.prompt_counts),
+            "prompt_counts": [sum(model.prompt_counts)] if model.relocates else model.prompt_counts,
             "copies": model.prompts.multiplicity if model.prompts.merged else None,
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
@@ -248,7 +244,6 @@ class _Run:
             self.log(self.history.rows)
         if self.step < self.last_step and not self.stopped:
             self._train(report)
-        self.model.reinstall()  # a view that was exchanged meanwhile is back
         self._fill(self.best or self.averages)
 
     def _train(self, report: Report) -> None:
@@ -257,9 +252,8 @@ class _Run:
             started = time.monotonic()
             self._fill_cache(report, interrupted)
             self.history.seconds += time.monotonic() - started
-            trained = self.accelerator.prepare(self.model if self.cache is None else self.cache.trainable)
             with attention_for_training(self.model, self.recipe):
-                self._loop(trained, report, interrupted)
+                self._loop(report, interrupted)
         self._save()
 
     def _checkpointed(self) -> AbstractContextManager[None]:
@@ -282,12 +276,24 @@ class _Run:
         if not self.recipe.mixes:
             self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, on_images=on_images)
 
-    def _loop(self, trained: nn.Module, report: Report, interrupted: Callable[[], bool]) -> None:
+    def _prepared(self) -> nn.Module:
+        """What is trained, as accelerate runs it in one or several processes."""
+        return self.accelerator.prepare(self.model if self.cache is None else self.cache.trainable)
+
+    def _loop(self, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()
         before = self.history.seconds
-        first = self.step
+        first, trained = self.step, self._prepared()
         while self.step < self.last_step and not self.stopped:
             epoch = self.step // self.steps_per_epoch
+            # Behind the last epoch nothing moves, and a checkpoint there is of before.
+            if self.step == epoch * self.steps_per_epoch >= max(1, round(self.total_steps * self.recipe.warmup)):
+                moves = relocation.chosen(self.model, self.train_data, self.recipe, self.planted)
+                if moves:
+                    del trained  # with its hooks on parameters that are no more
+                    self.accelerator.free_memory()
+                    self._relocate(moves, epoch)
+                    trained = self._prepared()
             for batches, data in self._epoch_batches(epoch):
                 self._step(trained, batches, data)
                 self.step += 1
@@ -307,6 +313,37 @@ class _Run:
                     saved = now
                 if interrupted():
                     raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.num_epochs}; the state was saved.")
+
+    def _relocate(self, moves: Sequence[Move], epoch: int) -> None:
+        """Moves prompts between blocks, with the optimiser's state and the moving average of each."""
+        prompts, state = self.model.prompts, self.optimizer.state
+        old = list(prompts)
+        fresh = relocation.fresh(self.model, moves, seed=self.recipe.seed, epoch=epoch)
+        blank = [torch.zeros_like(row) for row in fresh]
+        if self.ema is not None:
+            averages = [self.averages[f"prompts.{block}"] for block in range(len(old))]
+            for average, value in zip(averages, relocation.moved(averages, moves, fresh), strict=True):
+                average.data = value
+        slots = {key: [state[p][key] for p in old] for key in state[old[0]]}
+        self.model.replace_prompts(relocation.moved(old, moves, fresh))
+        for key, values in slots.items():
+            rows = isinstance(values[0], Tensor) and values[0].shape == old[0].shape
+            after = relocation.moved(values, moves, blank) if rows else values
+            for parameter, value in zip(prompts, after, strict=True):
+                state[parameter][key] = value
+        self._rebind()
+        self.planted = [sum(move.target == block for move in moves) for block in range(len(old))]
+
+    def _rebind(self) -> None:
+        """Trains the model's parameters as they are now in the place of those of before."""
+        before, self.learned = self.learned, self.model.learned
+        now = {id(parameter): self.learned[name] for name, parameter in before.items()}
+        for group in self.optimizer.param_groups:
+            group["params"] = [now[id(parameter)] for parameter in group["params"]]
+        for name, parameter in before.items():
+            if parameter is not self.learned[name]:
+                self.optimizer.state.pop(parameter, None)
+        self.parameters = nn.ParameterList(self.learned.values())
 
     def _epoch_batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], Iterator[tuple[Tensor, Tensor]]]]:
         """The rest of an epoch, step by step: indices of the batches that make a step, and what yields their images."""
@@ -397,7 +434,9 @@ class _Run:
         weight = 1.0 if rank < len(batch) else 0.0
         loss_sum = weight * self.objective.losses(logits, labels, shares).sum()
         # Data-parallel training averages gradients over processes; the step's mean is wanted.
-        self.accelerator.backward(loss_sum * processes / size)
+        loss, penalty = loss_sum * processes / size, self.model.prompts.penalty()
+        # Of the penalty, which all processes compute, every batch of a step adds its share.
+        self.accelerator.backward(loss if penalty is None else loss + penalty * (len(batch) / size))
         hits = weight * self.model.target.hits(logits.detach(), labels).sum()
         return torch.stack([loss_sum.detach(), hits])
 
@@ -417,11 +456,6 @@ class _Run:
                     self.best = {name: value.detach().clone() for name, value in self.model.values.items()}
             report(self.step, self.last_step, **{key: row[key]} if key in row else {})
         self.sums.zero_()
-        if self.relocates and round(recipe.warmup * recipe.num_epochs) <= epoch + 1 < recipe.num_epochs:
-            pairs = zip(self.learned, self.ema.module.parameters() if self.ema else (), strict=False)
-            average = {int(name[8:]): value for name, value in pairs if name.startswith("prompts.")}
-            model, data, optimizer = self.model, self.train_data, self.optimizer
-            self.planted = relocate(model, data, recipe, epoch + 1, optimizer, average, self.planted)
         if self.log is not None:
             self.log(self.history.rows)
         if self.at_epoch is not None:
@@ -439,8 +473,7 @@ class _Run:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
-        if self.relocates:
-            resize(self.model, values)
+        self.model.take_counts(values)
         own = self.model.values
         for name, value in values.items():
             own[name].copy_(value)
@@ -450,13 +483,19 @@ class _Run:
             return
         self._read()
         bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
-        sums = tuple(self.sums.tolist())
-        state = State(step=self.step, sums=sums, history=self.history, bf16=bf16, planted=self.planted)
+        planted = tuple(self.planted)
+        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16, planted=planted)
         copies = {"ema": self.averages, "best": self.best}
         save_checkpoint(self.checkpoint, self.model.values, self.optimizer, run=self.facts, state=state, copies=copies)
 
     def _restore(self, path: Path) -> None:
         averages: dict[str, Tensor] = {}
+
+        def take_counts(saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            self.model.take_counts(saved)
+            self._rebind()
+            return self.model.values
+
         state = load_checkpoint(
             path,
             self.model.values,
@@ -465,11 +504,11 @@ class _Run:
             epochs=self.recipe.num_epochs,
             steps_per_epoch=self.steps_per_epoch,
             copies={"ema": averages, "best": self.best},
-            resize=partial(resize, self.model) if self.relocates else None,
+            take_counts=take_counts if self.model.relocates else None,
         )
         for name, value in self.averages.items():
             value.data = averages[name].to(value)
-        self.planted = state.planted
+        self.planted = list(state.planted) or self.planted
         self.step = self.counted = state.step
         self.history = state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
