@@ -142,7 +142,8 @@ class Bench:
         """Times variants in turn, for as many rounds as there is time for, and one at least."""
         table = Table(title=title, base=base)
         for run in variants.values():  # compiles, and chooses kernels
-            run(), run()
+            run()
+            run()
         peaks = {name: self.peak(run) if memory else None for name, run in variants.items()}
         # Launching a single pass takes as long as waiting for it: several at once, where they are short.
         repeats = max(1, min(20, int(0.02 / max(self.seconds(variants[base]), 1e-6))))

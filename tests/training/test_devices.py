@@ -200,7 +200,7 @@ def test_every_method_trains_to_the_same_numbers(device, name):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Accelerator, "device", property(lambda self, place=place: torch.device(place)))
             options = {"optimizer": "sgd", "lr": 0.05, "ema": 0.9, "clip": 1.0}
-            history[place] = vprompt.fit(model, data(), data(3), recipe=recipe(**options)).rows
+            history[place] = vprompt.fit(model, data(4), data(3), recipe=recipe(**options)).rows
     assert theirs.device == DEVICE
     torch.testing.assert_close(held(theirs.values), held(ours.values), rtol=1e-3, atol=1e-4)
     for row, other in zip(history["cpu"], history[DEVICE], strict=True):
@@ -374,18 +374,18 @@ class KilledError(Exception):
 def test_a_resumed_training_ends_with_the_same_bits(device, tmp_path, monkeypatch):
     """Killed between two readings; neither that nor writing at every step changes a number."""
     whole = short()
-    wanted = vprompt.fit(whole, data(24), data(3), recipe=recipe(epochs=2, ema=0.9))
+    wanted = vprompt.fit(whole, data(12), data(3), recipe=recipe(epochs=2, ema=0.9))
     monkeypatch.setattr("vprompt.training.trainer.SAVE_EVERY_SECONDS", -1.0)
 
     def kill(done, total, **figures):
-        if done == 17:
+        if done == 9:
             raise KilledError
 
     options = {"recipe": recipe(epochs=2, ema=0.9), "checkpoint": tmp_path / "state.safetensors"}
     with pytest.raises(KilledError):
-        vprompt.fit(short(), data(24), data(3), progress=kill, **options)
+        vprompt.fit(short(), data(12), data(3), progress=kill, **options)
     again = short()
-    resumed = vprompt.fit(again, data(24), data(3), resume=True, **options)
+    resumed = vprompt.fit(again, data(12), data(3), resume=True, **options)
     assert resumed.rows == wanted.rows
     for name, value in held(again.values).items():
         assert torch.equal(value, held(whole.values)[name]), name
