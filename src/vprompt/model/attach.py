@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.backbones.factory import create_backbone, describe_name
+from vprompt.backbones.factory import as_timm, create_backbone, describe_name
 from vprompt.backbones.info import describe
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task, usual_augment
@@ -58,8 +58,8 @@ def attach(
     that, training gives the numbers of `vprompt fit` with the same seed.
 
     Args:
-        backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); or a timm model,
-            which is not changed.
+        backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); `hf:` and
+            the id or folder of a model of transformers; or a model of timm or transformers, which is not changed.
         method: The method; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1; as many as there are names when not given.
         data: A task from `open_data`, whose target and preprocessing are taken unless others are given, and of whose
@@ -117,6 +117,7 @@ def attach(
         raise BackboneError(f"{what} goes with a backbone's name; a model object has its input size already.")
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
+    backbone = as_timm(backbone)
     info = describe(backbone)
     prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
     if head is not None:
@@ -171,7 +172,7 @@ def open_data(
         data: An image folder, a table, `hf:NAME`, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; or a data set in Python
             whose items are pairs of an image (a PIL image, an array of bytes, a path) and a label, or a mapping of
             `train`, `val` and `test` to such; the bundled task when not given.
-        backbone: Name or timm model that will see the images.
+        backbone: Name or model, as for `attach`, that will see the images.
         img_size: With a name: its input size, as for `attach`.
         in_chans: With a name: channels of the images, as for `attach`.
         resize: `"squash"` or `"crop"`, as the task's results are made when not given; where pixels have labels,
@@ -197,7 +198,7 @@ def open_data(
     info = (
         describe_name(backbone, img_size=img_size, in_chans=in_chans)
         if isinstance(backbone, str)
-        else describe(backbone)
+        else describe(as_timm(backbone))
     )
     spec = str(data) if isinstance(data, Path) else data
     usual = transforms_of(spec if isinstance(spec, str) else None)
