@@ -105,4 +105,4 @@ def pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-FAMILIES = Registry[Family]("model of transformers", "vprompt.backbones.huggingface", "vprompt.huggingface")
+FAMILIES = Registry[type[Family]]("model of transformers", "vprompt.backbones.huggingface", "vprompt.huggingface")

@@ -35,4 +35,4 @@ class CLIP(Family):
         return trunk(pixel_values=images, **options).pooler_output
 
 
-FAMILIES.register(CLIP())
+FAMILIES.register(CLIP)

@@ -103,7 +103,7 @@ def convert_name(place: str, *, pretrained: bool, img_size: Any = None, in_chans
                 f"There is no model of transformers in 'hf:{place}' ({why}); give an id on the Hub, or a folder that "
                 "its save_pretrained wrote."
             ) from error
-        family = next((family for family in FAMILIES if config.model_type in family.types), None)
+        family = next((cls() for cls in FAMILIES if config.model_type in cls.types), None)
         if family is None:
             raise BackboneError(f"'hf:{place}' is a model of type {config.model_type!r}, and {_listed()}.")
         channels = getattr(config, "vision_config", config).num_channels
@@ -134,7 +134,7 @@ def _trunk(model: nn.Module) -> tuple[Any, Family]:
     for module in model.modules():
         for cls in type(module).__mro__:
             if cls.__name__ in FAMILIES and cls.__module__.startswith("transformers."):
-                return module, FAMILIES.get(cls.__name__)
+                return module, FAMILIES.get(cls.__name__)()
     raise BackboneError(f"The model class {type(model).__name__} of transformers is not converted; {_listed()}.")
 
 

@@ -57,4 +57,4 @@ class DINOv3(Family):
         module.rope.pos_embed_cached = torch.cat([sin, cos], dim=-1)
 
 
-FAMILIES.register(DINOv3())
+FAMILIES.register(DINOv3)

@@ -43,4 +43,4 @@ class SigLIP(Family):
         return outputs.last_hidden_state.mean(1) if outputs.pooler_output is None else outputs.pooler_output
 
 
-FAMILIES.register(SigLIP())
+FAMILIES.register(SigLIP)

@@ -90,4 +90,4 @@ class DINOv2WithRegisters(DINOv2):
 
 
 for _family in (ViT, DeiT, MAE, DINOv2, DINOv2WithRegisters):
-    FAMILIES.register(_family())
+    FAMILIES.register(_family)
