@@ -19,8 +19,9 @@ from vprompt.data.dataset import ImageDataset, Task, usual_augment
 from vprompt.data.pipeline import Progress
 from vprompt.data.preprocessing import Preprocessing, Resize
 from vprompt.data.tasks import open_task
-from vprompt.methods.base import HEAD_INIT, HeadInit, Method
+from vprompt.methods.base import HEAD_INIT, Method, check_head_init
 from vprompt.methods.layers.head import initialise, new_head
+from vprompt.methods.layers.texts import read_text_features, start_from_texts
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.tasks.base import Target
@@ -41,7 +42,7 @@ def attach(
     num_classes: int | None = None,
     data: Task | None = None,
     execution: Execution = "prefix",
-    head_init: HeadInit = HEAD_INIT,
+    head_init: str = HEAD_INIT,
     classes: Sequence[str] | None = None,
     target: Target | None = None,
     preprocessing: Preprocessing | None = None,
@@ -67,7 +68,8 @@ def attach(
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"zero"` starts from zeros; `"paper"` draws the head's weight from Kaiming's normal distribution (fan
             out) and sets its bias to -ln 99, which the paper's SGD at high rates forgets and AdamW does not. Of a
-            deeper head, its last layer.
+            deeper head, its last layer. A file of text features (`.npz` or `.safetensors`: `features` (classes, width),
+            `names`, `logit_scale`) makes it a zero-shot classifier of CLIP or SigLIP (docs/huggingface.md).
         classes: Names of the classes.
         target: What is to be said of an image, where that is not one of the classes; see `vprompt.tasks`.
         preprocessing: Preprocessing of images; the backbone's own when not given.
@@ -100,6 +102,10 @@ def attach(
         preprocessing = preprocessing or data.preprocessing
     if isinstance(classes, str):
         raise VPromptError(f"Names of classes are a list, not the text {classes!r}.")
+    check_head_init(head_init)
+    texts = None if head_init in ("zero", "paper") else read_text_features(head_init)
+    if texts is not None and target is None and classes is None and num_classes in (None, len(texts.features)):
+        classes, num_classes = texts.names, len(texts.features)
     classes = classes if target is None else target.names
     number = typed("num_classes", len(classes or ()) if num_classes is None else num_classes, int)
     if not 1 <= number <= MAX_CLASSES:
@@ -124,7 +130,7 @@ def attach(
         if target is None:
             raise VPromptError("A head on maps needs a target whose pixels have labels; give data or target.")
         target = target.with_head(head)
-    classifier = initialise(new_head(method, info, target, number), head_init)
+    classifier = initialise(new_head(method, info, target, number), head_init if texts is None else HEAD_INIT)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone,
@@ -140,6 +146,9 @@ def attach(
     model.to(device=like.device, dtype=like.dtype)
     drawn = None if data is None else partial(_drawn_images, data.train, like)
     method.start(model.prompts, backbone, info, drawn)
+    if texts is not None:
+        few = [torch.randn(8, *info.preprocessing.shape).to(like)] if drawn is None else drawn()
+        start_from_texts(model.head, texts, model.classes, backbone, few)
     return model.train()
 
 
