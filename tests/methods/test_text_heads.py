@@ -124,7 +124,7 @@ def test_training_goes_on_from_there_and_command(tmp_path):
     trained = vprompt.load(out)
     start = vprompt.attach(place, vprompt.Linear(), classes=["a", "b"], head_init=str(tmp_path / "t.npz"))
     torch.testing.assert_close(F.normalize(trained.head.weight, dim=1), F.normalize(start.head.weight, dim=1))
-    assert "text features" in run_command("fit", "--help").out.replace("\n", " ")
+    assert "text features" in " ".join(run_command("fit", "--help-all").out.split())
 
 
 def test_bad_files_and_names(tmp_path):

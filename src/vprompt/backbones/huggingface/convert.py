@@ -106,17 +106,17 @@ def convert_name(place: str, *, pretrained: bool, img_size: Any = None, in_chans
         family = next((cls() for cls in FAMILIES if config.model_type in cls.types), None)
         if family is None:
             raise BackboneError(f"'hf:{place}' is a model of type {config.model_type!r}, and {_listed()}.")
-        channels = getattr(config, "vision_config", config).num_channels
-        if in_chans not in (None, channels):
-            raise BackboneError(f"The backbone 'hf:{place}' takes images of {channels} channels, not {in_chans}.")
-        cls = getattr(library, family.loaded(config))
+        cls, vision = getattr(library, family.loaded(config)), getattr(config, "vision_config", config)
+        if hasattr(vision, "projection_dim"):  # of CLIP as a whole, that of its vision part is not read
+            vision.projection_dim = config.projection_dim
+        if in_chans not in (None, vision.num_channels):
+            channels = f"images of {vision.num_channels} channels, not {in_chans}"
+            raise BackboneError(f"The backbone 'hf:{place}' takes {channels}; leave in_chans out.")
         if not pretrained:
-            model = cls(getattr(config, "vision_config", config)).eval()
-            return convert(model, img_size=img_size, place=place)
+            return convert(cls(vision).eval(), img_size=img_size, place=place)
         try:
-            model, found = cls.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **how
-            )
+            options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **how}
+            model, found = cls.from_pretrained(path, config=vision, **options)
         except Exception as error:
             why = str(error).strip().splitlines()[0].rstrip(".")
             raise BackboneError(
