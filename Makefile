@@ -7,9 +7,9 @@ DEMO := $(VENV)/.demo
 DOCS := $(VENV)/.docs
 # The package with one of its extras, from this folder.
 INSTALL = if command -v uv >/dev/null 2>&1; then \
-		VIRTUAL_ENV=$(VENV) uv pip install --quiet -e '.[$(1)]'; \
+		VIRTUAL_ENV=$(VENV) uv pip install --quiet -e '.$(1)'; \
 	else \
-		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'; \
+		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(1)'; \
 	fi
 
 .PHONY: demo test check docs bench clean
@@ -28,16 +28,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(READY): pyproject.toml | $(BIN)/python
-	@$(call INSTALL,dev)
+	@$(call INSTALL,[dev])
 	@touch $@
 
-# Less than for the tests: the package, and peft for LoRA.
+# Less than for the tests: the package alone.
 $(DEMO): pyproject.toml | $(BIN)/python
-	@$(call INSTALL,lora)
+	@$(call INSTALL,)
 	@touch $@
 
 $(DOCS): $(READY)
-	@$(call INSTALL,docs)
+	@$(call INSTALL,[docs])
 	@touch $@
 
 demo: $(DEMO)

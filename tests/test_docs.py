@@ -121,15 +121,16 @@ def test_the_study_of_schedules_in_words_is_what_it_left():
         assert f"| {int(images):,} | {name} | {' | '.join(cells)} |" in text
 
 
-def test_the_tables_of_dense_tasks_are_what_was_measured():
-    spec = importlib.util.spec_from_file_location("dense_recipe", ROOT / "recipes" / "dense.py")
+@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods")])
+def test_tables_of_recipes_are_what_was_measured(name, page):
+    spec = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     results = ROOT / "docs" / "results"
-    with (results / "dense.csv").open(encoding="utf-8", newline="") as opened:
+    with (results / f"{name}.csv").open(encoding="utf-8", newline="") as opened:
         lines = [*recipe.tables([*csv.DictReader(opened)])]
     assert len(lines) > 3
-    assert "\n".join(lines).strip() in (results / "dense.md").read_text("utf-8")
+    assert "\n".join(lines).strip() in (results / f"{page}.md").read_text("utf-8")
 
 
 def test_the_first_screen_has_the_result():

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vprompt.methods.linear import MLP as MLP
     from vprompt.methods.linear import Linear as Linear
     from vprompt.methods.lora import LoRA as LoRA
+    from vprompt.methods.pro_vpt import PROVPT as PROVPT
     from vprompt.methods.side import Side as Side
     from vprompt.methods.vfpt import VFPT as VFPT
     from vprompt.methods.vpt import VPT as VPT
@@ -60,6 +61,7 @@ _HOMES = {
     "Linear": "methods.linear",
     "LoRA": "methods.lora",
     "MLP": "methods.linear",
+    "PROVPT": "methods.pro_vpt",
     "Partial": "methods.finetune",
     "PromptedModel": "model.model",
     "PruneSettings": "compression.choices",

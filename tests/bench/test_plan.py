@@ -5,6 +5,8 @@ import pytest
 
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, combinations, load_plan, parse_plan, shipped_plans
+from vprompt.methods.registry import METHODS
+from vprompt.methods.vpt import VPT
 
 BASE = """
 tasks = ["synthetic:counting"]
@@ -214,3 +216,59 @@ def test_a_plan_made_in_python_is_that_of_its_text():
     plan = parse_plan(text, name="p")
     written = dataclasses.replace(plan, text="").to_toml()
     assert dataclasses.replace(parse_plan(written, name="q"), text=plan.text) == plan
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_search_with_equal_effort_is_twelve_choices_around_the_methods_own(name, optimizer):
+    text = BASE.replace("vpt-deep", name).replace("epochs = 3", f"epochs = 8\noptimizer = '{optimizer}'")
+    (cell,) = cells("seeds = 1\nsearch.same = true\n" + text)
+    own = cell.settings().resolved()
+    choices = combinations(cell.search.space)
+    tried = [cell.settings(**choice) for choice in choices]
+    assert len(choices) == 12
+    assert len({(s.method, s.recipe.lr, s.recipe.weight_decay) for s in tried}) == 12
+    assert any(settings.recipe.lr == pytest.approx(own.recipe.lr) for settings in tried)
+    assert {settings.recipe.weight_decay for settings in tried} == {1e-4, 1e-2}
+    rates = sorted({settings.recipe.lr / own.recipe.lr for settings in tried})
+    sizes = len({settings.method for settings in tried})
+    assert rates == pytest.approx({1: [0.03, 0.1, 0.3, 1, 3, 10], 2: [0.3, 1, 3], 3: [0.3, 1]}[sizes])
+
+
+def test_equal_effort_goes_around_rates_that_are_given_and_leaves_room_for_others():
+    text = "seeds = 1\nsearch.same = true\nsearch.rungs = [0.5]\n" + BASE
+    text += "lr = 0.02\n[[methods]]\nlabel = 'mine'\nspace.lr = [0.1]\n[[methods]]\nlabel = 'none'\nsearch = false\n"
+    text += "[[methods]]\nlabel = 'auto'\nmethod = 'lora'\nlr = 'auto'\n"
+    given, mine, none, auto = cells(text)
+    assert given.search.space == {"lr": (0.006, 0.02, 0.06), "weight_decay": (1e-4, 1e-2), "prompts": (10, 50)}
+    assert given.search.rungs == (0.5,)
+    assert mine.search.space == {"lr": (0.1,)}
+    assert none.search is None
+    assert auto.search.space == {"lr": (0.0006, 0.002, 0.006), "weight_decay": (1e-4, 1e-2), "rank": (4, 16)}
+    (more,) = cells("seeds = 1\nsearch.same = true\nsearch.space = {weight_decay = [0.5], ema = [0, 0.9]}\n" + BASE)
+    assert more.search.space == {
+        "lr": (0.0015, 0.005, 0.015),
+        "weight_decay": (0.5,),
+        "prompts": (10, 50),
+        "ema": (0, 0.9),
+    }
+    plan = parse_plan(text, name="p")
+    again = parse_plan(dataclasses.replace(plan, text="").to_toml(), name="p")
+    assert dataclasses.replace(again, text="") == dataclasses.replace(plan, text="")
+
+
+def test_sizes_that_make_equal_effort_impossible_are_refused(monkeypatch):
+    monkeypatch.setattr(VPT, "sizes", {"prompts": (1, 2, 3, 4)})
+    with pytest.raises(
+        PlanError,
+        match="VPT on synthetic:counting: A search of equal effort tries one to three sizes of a method, not 4",
+    ):
+        cells("search.same = true\n" + BASE)
+
+
+def test_what_starts_from_images_is_reckoned_without_any():
+    from vprompt.experiments.bench.bench import gmacs_of
+    from vprompt.experiments.bench.jobs import Job
+
+    random, tokens = cells("seeds = 1\n" + BASE + "init = ['random', 'tokens']\n")
+    assert gmacs_of(Job(settings=random.settings().resolved())) == gmacs_of(Job(settings=tokens.settings().resolved()))

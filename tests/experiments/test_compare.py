@@ -17,9 +17,12 @@ from timm.models import save_for_hf
 from conftest import run_command
 from plans import TORCHRUN
 from processes import Command
+from vprompt.experiments.bench.grid import cells_of
 from vprompt.experiments.compare import Comparison, _averaged
 from vprompt.experiments.report.comparison import markdown, tables
+from vprompt.methods.registry import METHODS as METHODS_BY_NAME
 from vprompt.report.markdown import escaped
+from vprompt.utils.errors import VPromptError
 
 METHODS = ("pc", "linear", "vpt-shallow", "e2vpt")  # pc's own vpt-deep is not shown
 FAST = ["--prompts", 2, "--kv-prompts", 1, "--epochs", 2, "--fine-tune-epochs", 1, "--batch-size", 9, "--ratio", 0.5]
@@ -453,3 +456,43 @@ def test_options_of_condensing_are_for_pc_and_those_of_pruning_for_what_prunes()
     pruned = Comparison(methods=("vpt-deep", "e2vpt"), values={"backbone": "x", "prune_tokens": 0.5})
     assert pruned.settings_of("vpt-deep").prune is None
     assert pruned.settings_of("e2vpt").prune.tokens == 0.5
+
+
+def test_a_search_chooses_on_validation_images_and_says_what(backbone, noise, tmp_path):
+    out = tmp_path / "searched"
+    more = ["--search", "--epochs", 4, "--json"]
+    outcome = run_command(*arguments(backbone, noise, out, ("bias",), 2, *more))
+    assert outcome.status == 0, outcome.err
+    document = json.loads(outcome.out)
+    settings = {(run["method"], run["seed"]): run["settings"] for run in document["runs"]}
+    for row in document["rows"]:
+        assert row["tries"] == 12
+        assert row["chosen"].keys() == {"lr", "weight_decay"}
+        rates = {0.02 * share for share in (0.03, 0.1, 0.3, 1, 3, 10)}  # --lr 0.02 is the middle
+        assert any(row["chosen"]["lr"] == pytest.approx(rate) for rate in rates)
+        assert row["chosen"]["weight_decay"] in (1e-4, 1e-2)
+        for seed in (0, 1):
+            run = settings[row["method"], seed]
+            assert {key: run[key] for key in row["chosen"]} == row["chosen"]
+    trials = [path.name for path in (out / "results").iterdir() if "until" in path.name]
+    assert sum("-bias-" in name for name in trials) == 12 + 6 + 3
+    chosen = next(table for table in tables(document) if "Chosen" in table.caption)
+    assert [row[:2] for row in chosen.texts] == [["bias", "12"]]
+    assert f"lr {document['rows'][0]['chosen']['lr']:g}" in chosen.texts[0][2]
+    assert chosen.texts[0][2] in markdown(document)
+
+
+@pytest.mark.parametrize("epochs", [{}, {"epochs": "auto"}, {"epochs": 3, "time": "1m"}])
+def test_a_search_needs_a_number_of_epochs(epochs):
+    with pytest.raises(VPromptError, match="needs a number of epochs; give --epochs"):
+        Comparison(methods=("linear",), search=True, values={"backbone": "test_vit", **epochs})
+
+
+def test_methods_with_and_without_sizes_have_as_many_tries():
+    values = {"backbone": "test_vit", "epochs": 4, "condense": 0.5}
+    names = (*METHODS_BY_NAME.names(), "pc")
+    plan = Comparison(methods=names, search=True, values=values).plan()
+    found = cells_of(plan, plan.tasks)
+    assert {math.prod(map(len, cell.search.space.values())) for cell in found} == {12}
+    spaces = {cell.method: cell.search.space for cell in found}
+    assert spaces["pc"] == spaces["vpt-deep"]

@@ -176,6 +176,7 @@ def test_a_start_of_low_rank_is_the_nearest(rank):
     [
         (lambda: BPT(4, rank=5), "at most its 4 prompts"),
         (lambda: BPT(4, rank=0), "at least 1"),
+        (lambda: VFPT(4, init="tokens"), "start from random numbers"),
         (lambda: BPT(0), "at least one prompt"),
         (
             lambda: vprompt.attach(timm.create_model("test_vit"), BPT(99, rank=70), num_classes=2),

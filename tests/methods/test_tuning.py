@@ -17,7 +17,6 @@ from torch.utils.data import Dataset, TensorDataset
 import families
 import vprompt
 from families import blocks_of, some_images
-from processes import Script
 from vprompt.model.cost import model_cost
 from vprompt.training.trainer import Interrupted
 from vprompt.utils.errors import AdapterError, BackboneError, VPromptError
@@ -396,7 +395,6 @@ def test_low_rank_updates_stay_out_of_the_backbone():
     model = vprompt.attach(backbone, vprompt.LoRA(), head_init="paper", num_classes=2)
     assert type(backbone.blocks[0].attn.qkv) is nn.Linear
     assert type(model.view.get_submodule("blocks.0.attn.attention.qkv")) is not nn.Linear
-    assert not hasattr(backbone, "peft_config")
     assert not any("lora" in name for name in backbone.state_dict())
 
 
@@ -660,34 +658,6 @@ def test_a_backbone_without_biases_has_none_to_learn():
             module.register_parameter("bias", None)
     with pytest.raises(BackboneError, match="no parameters that the method 'bias' could learn"):
         vprompt.attach(backbone, vprompt.Bias(), num_classes=2)
-
-
-def test_lora_without_peft_says_what_to_install(tmp_path):
-    """In a process of its own in which peft cannot be imported; nothing else needs it."""
-    code = """
-import sys
-
-assert "peft" not in sys.modules
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "peft":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocker())
-import timm, vprompt
-backbone = timm.create_model("test_vit", img_size=32)
-for method in (vprompt.Full(), vprompt.Adapter(), vprompt.Side(), vprompt.MLP(), vprompt.VPT(2)):
-    vprompt.attach(backbone, method, num_classes=2).fold()
-try:
-    vprompt.attach(backbone, vprompt.LoRA(), num_classes=2)
-except vprompt.VPromptError as error:
-    print(error)
-"""
-    status, printed, errors = Script(code, folder=tmp_path).end()
-    assert status == 0, errors
-    assert "pip install 'vprompt[lora]'" in printed
-    assert printed.strip().endswith(".")
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ import families
 import vprompt
 from reference import small_vit
 from vprompt.methods.adapter import Adapter
+from vprompt.methods.cvpt import CVPT
 from vprompt.methods.e2vpt import E2VPT
 from vprompt.methods.finetune import Bias, Full, Partial
 from vprompt.methods.side import Side
@@ -58,7 +59,7 @@ def test_every_backbone_has_the_same_gradients(name):
     assert less < much
 
 
-METHODS = [E2VPT(2, num_kv_prompts=2, dropout=0.5), Adapter(), Full(), Bias(), Partial(2), Side(8)]
+METHODS = [E2VPT(2, num_kv_prompts=2, dropout=0.5), CVPT(3), Adapter(), Full(), Bias(), Partial(2), Side(8)]
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])

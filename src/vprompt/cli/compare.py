@@ -44,6 +44,13 @@ _OWN = {
         help="Learning rates of some methods (METHOD=RATE,...), such as full=0.0005,lora=0.002; the others have --lr, "
         "or their own default.",
     ),
+    "search": Option(
+        flag="search",
+        type=bool,
+        default=False,
+        help="Choose rate, weight decay and size of every method on the validation images: twelve trainings of "
+        "each, of which the worse half stops after a quarter and half of --epochs.",
+    ),
 }
 
 
@@ -64,7 +71,8 @@ class CompareCommand:
             raise UsageError("A comparison runs in one process; start it without torchrun.")
         methods = tuple(_names(asked["methods"]))
         values["backbone"] = backbone_of(values)
-        comparison = Comparison(methods=methods, seeds=asked["seeds"], rates=_rates(asked["rates"]), values=values)
+        own = {name: asked[name] for name in ("seeds", "search")}
+        comparison = Comparison(methods=methods, rates=_rates(asked["rates"]), values=values, **own)
         out = Path("runs") / f"{data_name(values['data'])}-compare" if asked["out"] is None else Path(asked["out"])
         with resumable(out, asked["device"]):
             document = compare(comparison, out, resume=asked["resume"], progress=True, watch=Lines())

@@ -36,6 +36,9 @@ from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, build, options_of
 
+BEST_METHOD = "lora"
+"""By the validation images of development tasks (docs/results/methods.md)."""
+
 LONGEST = 120
 """Characters of the name of a folder, beyond which it is cut."""
 
@@ -101,12 +104,16 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     Args:
         arguments: The command line, not parsed yet.
     """
-    name = chosen(arguments, "--method", DEFAULT_METHOD)
-    kind = METHODS.get(name if name in METHODS else DEFAULT_METHOD)
-    help_method = "Method of adaptation; each has options of its own: vprompt fit --method NAME --help."
+    usual = usual_method(arguments)
+    name = chosen(arguments, "--method", usual)
+    kind = METHODS.get(name if name in METHODS else usual)
+    help_method = (
+        "Method of adaptation; each has options of its own: vprompt fit --method NAME --help. When left out, "
+        f"{DEFAULT_METHOD} where prompts are asked for (--prompts, --condense, --prune, ...), and else {BEST_METHOD}."
+    )
     options = {
         **settings_options("data", "backbone", "weights"),
-        "method": Option(flag="method", type=Literal[METHODS.names()], default=DEFAULT_METHOD, help=help_method),
+        "method": Option(flag="method", type=Literal[METHODS.names()], default=usual, help=help_method),
         **settings_options("head_init", "train_on", "img_size", "in_chans", "calibrate", "track"),
         **OUTPUT,
         **REPORT,
@@ -119,6 +126,14 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
         "images": group("images", shown(settings_options(*IMAGES), arguments), doc="Reading of images."),
     }
     return command(FitCommand, shown(options, arguments), groups)
+
+
+def usual_method(arguments: Sequence[str]) -> str:
+    """The method where a command line names none: one with prompts where it asks for some, or else the best."""
+    prompts = {*METHODS.get(DEFAULT_METHOD).options, *options_of(Condensing), *options_of(Pruning), "prune"}
+    flags = (argument.partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--"))
+    asked = {flag.removeprefix("__no_").removeprefix("__") for flag in flags}
+    return DEFAULT_METHOD if asked & prompts else BEST_METHOD
 
 
 def settings_options(*names: str) -> dict[str, Option]:

@@ -119,7 +119,9 @@ def condense(
     Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1.
     """
     if not any(model.prompt_counts):
-        raise VPromptError("There is nothing to condense: the model has no prompts.")
+        raise VPromptError(
+            "There is nothing to condense: the model has no prompts; train with a method that has, such as vpt-deep."
+        )
     if merge:
         check_merge(model)
     recipe = recipe or fine_tuning_recipe(model)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vprompt.model.records import Gradient
 from vprompt.utils.errors import VPromptError
 
 if TYPE_CHECKING:
@@ -30,22 +30,6 @@ CRITERIA: tuple[str, ...] = get_args(Criterion)
 Scope = Literal["global", "local", "shared"]
 
 SCOPES: tuple[str, ...] = get_args(Scope)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gradient:
-    """A criterion that one pass forward and backward gives, to first order.
-
-    Args:
-        of: The changing quantity: the loss with the labels, that with the labels that the model predicts, or the pooled
-            features.
-        along: The change of the prompt: `"scaling"` to zero, or `"removal"` from attention.
-        signed: Whether images cancel.
-    """
-
-    of: Literal["loss", "predicted-loss", "features"] = "loss"
-    along: Literal["scaling", "removal"] = "scaling"
-    signed: bool = False
 
 
 GRADIENTS: Mapping[str, Gradient] = {

@@ -71,6 +71,11 @@ def prune(
     settings = settings or PruneSettings()
     if not any(model.prompt_counts):
         raise VPromptError("There is nothing to prune: the model has no prompts that pass the projections.")
+    if early is not None and model.method.relocates:
+        raise VPromptError(
+            f"Prompts of {model.method.name} move in training, so that there are no earlier values to rewind them "
+            "to; leave out early."
+        )
     check_segments(settings.num_segments, model.info.widths)
     if model.prompts.num_segments not in (1, settings.num_segments):
         raise VPromptError(

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vprompt.compression.criteria import GRADIENTS, Criterion, check_criterion, check_riding, check_segments_by
-from vprompt.compression.gradients import class_similarity, gradient_effects
+from vprompt.compression.gradients import class_similarity
 from vprompt.compression.select import summed_over_blocks
 from vprompt.methods.layers.prompts import check_segments
+from vprompt.model.effects import gradient_effects
 from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, check_batch, in_order, iterate, size_of
 from vprompt.utils.errors import VPromptError

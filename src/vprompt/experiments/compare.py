@@ -20,7 +20,7 @@ from vprompt.data.sources.bundled import SOURCE as BUNDLED_TASK
 from vprompt.experiments.bench.bench import changed_images, run_here
 from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
-from vprompt.experiments.bench.plan import MethodPlan, Plan, check_number
+from vprompt.experiments.bench.plan import MethodPlan, Plan, Search, check_number
 from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.folder import score_key, target_of
 from vprompt.experiments.report.comparison import draw, markdown
@@ -31,6 +31,7 @@ from vprompt.model.cost import folded_gmacs
 from vprompt.model.latency import Latency, latency
 from vprompt.model.load import load
 from vprompt.model.model import FoldedModel
+from vprompt.model.records import AUTO
 from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
@@ -111,6 +112,7 @@ class Comparison:
         methods: Names of methods, and `pc`, the condensed run of VPT-Deep.
         seeds: Number of runs of each: seeds 0, 1, ... The splits are the same for all.
         rates: Peak learning rates of some methods, by name.
+        search: Choose rate, weight decay and size of every method on validation images, with equal effort.
         values: Settings of every run by flat name, without method and seed. Of what they say of condensing only `pc`
             takes notice, of pruning only methods that it is a part of.
 
@@ -126,6 +128,7 @@ class Comparison:
     methods: tuple[str, ...]
     seeds: int = 3
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    search: bool = False
     values: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -145,7 +148,11 @@ class Comparison:
         if self.seeds < 1:
             raise VPromptError(f"A comparison needs at least one seed, not {self.seeds}.")
         for method in self.methods:
-            self.settings_of(method)
+            settings = self.settings_of(method)
+            if self.search and (settings.recipe.time is not None or settings.recipe.epochs == AUTO):
+                raise VPromptError(
+                    "A search stops the worse choices early and needs a number of epochs; give --epochs."
+                )
 
     @property
     def task(self) -> str:
@@ -180,6 +187,7 @@ class Comparison:
             seeds=tuple(range(check_number(self.seeds, "seeds"))),
             settings={"train_on": "train"} | {k: v for k, v in self._common.items() if k not in ("data", "root")},
             methods=tuple(MethodPlan(label=name, settings=self.values_of(name)) for name in self.methods),
+            search=Search(same=True) if self.search else None,
         )
 
 
@@ -276,6 +284,7 @@ def _row(
     return {
         "method": method,
         "runs": len(results),
+        **{key: own[0][key] for key in ("chosen", "tries")},
         "target": target.name,
         "test_interval": None,
         **(_averaged(figures) if figures else {}),

@@ -270,12 +270,17 @@ class Stages:
         rewind_epoch: int,
         early: dict[str, torch.Tensor] | None = None,
     ) -> Pruned:
-        """Prunes a trained model and trains what is left from its early values; those recorded where none are given."""
+        """Prunes a trained model and trains what is left from its early values; those recorded where none are given.
+
+        Prompts that moved in training have none: what is left of them goes on from where it is.
+        """
+        if early is None:
+            early = load_tensors(self._early, "start the run anew in another --out")[0]
         return prune(
             model,
             self.train_images,
             self.val,
-            early=load_tensors(self._early, "start the run anew in another --out")[0] if early is None else early,
+            early=None if model.method.relocates else early,
             rewind_epoch=rewind_epoch,
             settings=settings,
             recipe=recipe,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -41,6 +41,7 @@ class Adapter(Method):
     letters: ClassVar[str] = "r{reduction}"
     words: ClassVar[str] = "a bottleneck of 1/{reduction} of the width behind the MLP of every block"
     lr_factor: ClassVar[float] = 0.4
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"reduction": (8, 32)}
     tunes_backbone: ClassVar[bool] = True
 
     def hidden(self, width: int) -> int:

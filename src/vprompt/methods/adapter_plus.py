@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -44,6 +44,7 @@ class AdapterPlus(Method):
     letters: ClassVar[str] = "r{rank}"
     words: ClassVar[str] = "a scaled bottleneck of width {rank} behind every block"
     lr_factor: ClassVar[float] = 0.4
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rank": (8, 32)}
     tunes_backbone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

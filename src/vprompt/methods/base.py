@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import ADDED, check_fields
@@ -50,6 +50,14 @@ def check_head_init(init: str) -> None:
         )
 
 
+class Move(NamedTuple):
+    """A prompt that is removed, by its block and row, and the block in which a fresh one is planted."""
+
+    block: int
+    row: int
+    target: int
+
+
 def option(default: Any, *, flag: str | None = None, least: int | None = None, most: int | None = None) -> Any:
     """A field of a method with bounds, or with another name on the command line, in plans and in results."""
     named = {} if flag is None else {"flag": flag}
@@ -69,6 +77,7 @@ class Method:
     - parameters in or beside the backbone: `tunes_backbone = True` and `make_tuning`, which returns a `Tuning`: the
       learned parameters by name, and a view of the backbone (made by `graft`) in which they act. `fold_tuning` where
       inference can do with less.
+    - prompts that move between blocks in training: `relocates = True`, `relocate` and `most_counts`.
     - another classifier: `head_layers`, or `make_head` and `make_dense_head`.
 
     `lr_factor`, `size` and `summary` are its share of the learning rate and its texts. With the decorator `register`
@@ -84,8 +93,11 @@ class Method:
         backward_cost: Backward passes over the forward one: 2 where weights learn, 1 where only what comes before.
         tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
         merges_weights: Whether folding makes copies of the backbone's weights.
+        relocates: Whether prompts may move between blocks in training; they are then plain, and every block has some.
         prunes: Whether pruning is a part of the method, so that comparisons prune it.
         head_layers: Layers of the head.
+        sizes: Options that set its size, by their names on the command line, and what a comparison tries of each: one,
+            two or three combinations in all.
 
     Example:
         >>> from vprompt.methods.vpt import VPT
@@ -101,15 +113,17 @@ class Method:
     backward_cost: ClassVar[float] = 1.0
     tunes_backbone: ClassVar[bool] = False
     merges_weights: ClassVar[bool] = False
+    relocates: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
     prompt_dropout: ClassVar[float] = 0.0
     head_layers: ClassVar[int] = 1
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def __post_init__(self) -> None:
         check_fields(self)
         for entry in fields(self):
             value, least, most = (getattr(self, entry.name), *map(entry.metadata.get, ("least", "most")))
-            if (least is not None and value < least) or (most is not None and value > most):
+            if (least is not None and not value >= least) or (most is not None and not value <= most):
                 bounds = [
                     f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if bound is not None
                 ]
@@ -138,6 +152,19 @@ class Method:
     def initial_counts(self, num_blocks: int) -> list[int]:
         """Prompts of each block before training."""
         return [0] * num_blocks
+
+    def most_counts(self, num_blocks: int) -> list[int]:
+        """The most prompts that each block may have after training."""
+        return self.initial_counts(num_blocks)
+
+    def relocate(self, effects: Sequence[Tensor], planted: Sequence[int]) -> list[Move]:
+        """The prompts that move before the next epoch, in blocks that keep at least one.
+
+        Args:
+            effects: By block, the rise of the loss of some training images without each prompt, to first order, (N, P).
+            planted: By block, how many of its last prompts were planted before the last epoch.
+        """
+        return []
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
         """The prompts as training starts, drawn with torch's global generator."""
@@ -251,6 +278,7 @@ class DeepPrompts(Method):
     riding: ClassVar[Riding] = "prefix"
     letters: ClassVar[str] = "p{num_prompts}"
     words: ClassVar[str] = "started with {num_prompts} prompts per block"
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prompts": (10, 50)}
 
     num_prompts: int = option(20, flag="prompts", most=MAX_PROMPTS)
     dropout: float | None = field(default=None, kw_only=True)

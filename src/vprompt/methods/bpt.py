@@ -24,7 +24,7 @@ class BPT(DeepPrompts):
 
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
-        rank: r, at least 1 and at most P and the width of a block.
+        rank: r, at least 1 and at most P and the width of a block; half of P when not given.
 
     Raises:
         VPromptError: If a value is out of range.
@@ -37,17 +37,28 @@ class BPT(DeepPrompts):
     """
 
     name: ClassVar[str] = "bpt"
-    letters: ClassVar[str] = "p{num_prompts}-r{rank}"
-    words: ClassVar[str] = "started with {num_prompts} prompts of rank {rank} per block"
+    words: ClassVar[str] = "started with {num_prompts} prompts of low rank per block"
 
     num_prompts: int = option(50, flag="prompts", most=MAX_PROMPTS)
-    rank: int = option(25, least=1, most=MAX_PROMPTS)
+    rank: int | None = None
+
+    @property
+    def columns(self) -> int:
+        """The rank in force."""
+        return (self.num_prompts + 1) // 2 if self.rank is None else self.rank
+
+    @property
+    def size(self) -> str:
+        """Numbers of prompts, rank and start."""
+        return super().size + ("" if self.rank is None else f"-r{self.rank}")
 
     def check_numbers(self) -> None:
         """Checks the numbers of prompts, and the rank against them."""
         super().check_numbers()
-        if self.rank > self.num_prompts:
-            raise VPromptError(f"The rank of BPT is at most its {self.num_prompts} prompts a block, not {self.rank}.")
+        if not 1 <= self.columns <= self.num_prompts:
+            raise VPromptError(
+                f"The rank of BPT is at least 1 and at most its {self.num_prompts} prompts a block, not {self.rank}."
+            )
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
         """Both matrices of each block, drawn with torch's global generator."""
@@ -55,10 +66,10 @@ class BPT(DeepPrompts):
 
         from vprompt.methods.layers.prompts import Prompts
 
-        if self.rank > min(info.widths):
+        if (rank := self.columns) > min(info.widths):
             raise VPromptError(
-                f"The rank of BPT is at most the width of a block, {min(info.widths)} on {info.name}, not {self.rank}."
+                f"The rank of BPT is at most the width of a block, {min(info.widths)} on {info.name}, not {rank}."
             )
-        values = [0.02 * torch.randn(count, self.rank) for count in self.initial_counts(len(info.blocks))]
-        bases = [torch.nn.init.xavier_uniform_(torch.empty(width, self.rank)) for width in info.widths]
+        values = [0.02 * torch.randn(count, rank) for count in self.initial_counts(len(info.blocks))]
+        bases = [torch.nn.init.xavier_uniform_(torch.empty(width, rank)) for width in info.widths]
         return Prompts(values, dropout=self.prompt_dropout, bases=bases)

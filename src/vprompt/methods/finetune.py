@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -71,6 +71,7 @@ class Partial(_FineTuning):
     letters: ClassVar[str] = "b{blocks}"
     words: ClassVar[str] = "the last {blocks} blocks of the backbone and what follows them"
     lr_factor: ClassVar[float] = 0.2
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"blocks": (1, 4)}
 
     def chosen(self, names: list[str], info: BackboneInfo) -> list[str]:
         """Those inside the last blocks and behind them."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -45,6 +46,7 @@ class MLP(Method):
     letters: ClassVar[str] = "l{layers}"
     words: ClassVar[str] = "a head of {layers} layers"
     lr_factor: ClassVar[float] = 0.2
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"layers": (2, 3)}
 
     @property
     def head_layers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LoRA(Method):
     """Low-rank updates of linear layers of every block, W + (alpha / rank)·B·A, and a linear head.
-
-    Needs `peft`: `pip install 'vprompt[lora]'`.
 
     Args:
         rank: r, 1 to 4096.
@@ -49,6 +47,7 @@ class LoRA(Method):
     letters: ClassVar[str] = "r{rank}"
     words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of linear layers: {targets}"
     lr_factor: ClassVar[float] = 0.4
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rank": (4, 16)}
     tunes_backbone: ClassVar[bool] = True
     merges_weights: ClassVar[bool] = True
 
@@ -71,7 +70,7 @@ class LoRA(Method):
         """Low-rank updates beside the layers of every block."""
         from vprompt.methods.layers.lora import with_updates
 
-        return with_updates(self.rank, self.alpha, backbone, info, every=self.targets == "all")
+        return with_updates(self.rank, self.scale, backbone, info, every=self.targets == "all")
 
     def fold_tuning(self, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
         """The same function in plain weights, W + scale·B·A."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vprompt.methods.base import Method, option
 from vprompt.methods.registry import register
@@ -41,6 +41,7 @@ class Side(Method):
     letters: ClassVar[str] = "w{width}"
     words: ClassVar[str] = "a convolutional network of {width} channels and more beside the backbone"
     lr_factor: ClassVar[float] = 0.4
+    sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"side_width": (16, 32)}
     tunes_backbone: ClassVar[bool] = True
 
     def make_tuning(self, backbone: nn.Module, info: BackboneInfo, learned: Collection[str] | None = None) -> Tuning:

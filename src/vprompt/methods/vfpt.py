@@ -48,6 +48,8 @@ class VFPT(DeepPrompts):
         super().__post_init__()
         if not 0 <= self.fourier_share <= 1:
             raise VPromptError(f"The share of Fourier prompts lies between 0 and 1, not at {self.fourier_share}.")
+        if self.init != "random":  # most tokens are no real part of a transform
+            raise VPromptError("Prompts that are learned as frequencies start from random numbers; leave out init.")
 
     @property
     def fourier_prompts(self) -> int:

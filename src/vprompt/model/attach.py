@@ -145,10 +145,11 @@ def attach(
     )
     model.to(device=like.device, dtype=like.dtype)
     drawn = None if data is None else partial(_drawn_images, data.train, like)
-    method.start(model.prompts, backbone, info, drawn)
-    if texts is not None:
-        few = [torch.randn(8, *info.preprocessing.shape).to(like)] if drawn is None else drawn()
-        start_from_texts(model.head, texts, model.classes, backbone, few)
+    if not like.is_meta:  # where only shapes are asked for, there is nothing to start
+        method.start(model.prompts, backbone, info, drawn)
+        if texts is not None:
+            few = [torch.randn(8, *info.preprocessing.shape).to(like)] if drawn is None else drawn()
+            start_from_texts(model.head, texts, model.classes, backbone, few)
     return model.train()
 
 

@@ -184,9 +184,9 @@ class _Reader(Reader):
 def _check(config: AdapterConfig, reader: _Reader) -> None:
     """Checks conditions on the values beyond their types."""
     counts, method, size = config.prompt_counts, config.method, config.backbone.img_size
-    start = method.initial_counts(len(config.widths))
+    start, most = method.initial_counts(len(config.widths)), method.most_counts(len(config.widths))
     misplaced = any(count > 0 and not first for count, first in zip(counts, start, strict=False))
-    surplus = any(count > first > 0 for count, first in zip(counts, start, strict=False))
+    surplus = sum(counts) > sum(start) or any(map(int.__gt__, counts, most))
     checks = [
         (config.num_classes >= 1, f"'num_classes' should be at least 1, not {config.num_classes}"),
         (
@@ -202,7 +202,7 @@ def _check(config: AdapterConfig, reader: _Reader) -> None:
         (not misplaced, f"'prompt_counts' has prompts in blocks where the method {method.name} has none"),
         (
             not surplus,
-            f"'prompt_counts' has more prompts in a block than the {max(start, default=0)} that it started with",
+            f"'prompt_counts' has more prompts in a block than the {max(most, default=0)} that it may have, or in all",
         ),
         (re.fullmatch("[0-9a-f]{16}", config.backbone.fingerprint), "'backbone.fingerprint' should be 16 hex digits"),
         (re.fullmatch("[0-9a-f]{64}", config.tensors_sha256), "'tensors_sha256' should be 64 hex digits"),

@@ -73,7 +73,9 @@ def adapter_bytes(model: PromptedModel) -> int:
         >>> adapter_bytes(vprompt.attach(timm.create_model("test_vit"), vprompt.VPT(1), num_classes=2))
         2648
     """
-    alike = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in model.learned.items()}
+    held = {n: p for n, p in model.learned.items() if not n.startswith("prompts.")}
+    held |= {f"prompts.{n}": p for n, p in model.prompts.settled().named_parameters() if p.numel()}
+    alike = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in held.items()}
     return len(save(alike, metadata={"format": "pt"}))
 
 
@@ -142,7 +144,7 @@ def model_cost(model: PromptedModel) -> Cost:
         published_gmacs=costs.published_gmacs,
         prefix_gmacs=costs.prefix_gmacs,
         folded_gmacs=costs.folded_gmacs,
-        prompt_params=sum(p.numel() for p in model.prompts),
+        prompt_params=sum(p.numel() for p in model.prompts.parameters()),
     )
 
 

@@ -325,6 +325,30 @@ class PromptedModel(_Adapted):
         """Number of learned values."""
         return sum(p.numel() for p in self.learned.values())
 
+    @property
+    def relocates(self) -> bool:
+        """Whether training moves prompts between blocks: by the method, as long as all are there and whole."""
+        all_there = sum(self.prompt_counts) == sum(self.method.initial_counts(len(self.prompts)))
+        return self.method.relocates and all_there and self.prompts.num_segments == 1 and self.condensation is None
+
+    def replace_prompts(self, values: Sequence[Tensor]) -> None:
+        """Puts plain prompts in the place of others, which may be others in number; the view goes on with them."""
+        self.prompts.replace(values)
+        for attention, count in zip(self.attentions, self.prompt_counts, strict=False):
+            if self.execution == "published":
+                attention.inserted = (attention.inserted[0], count)
+
+    def take_counts(self, values: Mapping[str, Tensor]) -> None:
+        """Where training moves prompts, gives each block as many as recorded values have, if these are its own."""
+        names = [f"prompts.{block}" for block in range(len(self.prompts))]
+        counts = [len(values.get(name, ())) for name in names]
+        own = all(
+            name in values and values[name].shape[(cut := name in names) :] == value.shape[cut:]
+            for name, value in self.values.items()
+        )
+        if self.relocates and own and sum(counts) == sum(self.prompt_counts) and counts != self.prompt_counts:
+            self.replace_prompts([p.new_zeros(n, p.shape[1]) for p, n in zip(self.prompts, counts, strict=True)])
+
     def copy(self, *, prompts: Prompts | None = None, execution: Execution | None = None) -> PromptedModel:
         """A model of its own over the same backbone: what is learned is copied, the backbone's weights shared.
 
@@ -362,6 +386,7 @@ class PromptedModel(_Adapted):
         Raises:
             VPromptError: If they are those of another model.
         """
+        self.take_counts(state)
         current, values = self.state(), self.values
         fixed = current.keys() - values.keys()
         if {n: t.shape for n, t in current.items()} != {n: t.shape for n, t in state.items()} or any(

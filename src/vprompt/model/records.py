@@ -268,3 +268,19 @@ class Pruning:
     tokens: float
     segments: float
     rewind_epoch: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """A criterion that one pass forward and backward gives, to first order.
+
+    Args:
+        of: The changing quantity: the loss with the labels, that with the labels that the model predicts, or the pooled
+            features.
+        along: The change of the prompt: `"scaling"` to zero, or `"removal"` from attention.
+        signed: Whether images cancel.
+    """
+
+    of: Literal["loss", "predicted-loss", "features"] = "loss"
+    along: Literal["scaling", "removal"] = "scaling"
+    signed: bool = False

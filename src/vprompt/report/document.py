@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from vprompt.utils.statistics import front
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,18 @@ class Curve:
     style: int = 0
     line: str = ""
     marks: bool = True
+
+
+FRONT = 6
+"""Number of the style of a front: black."""
+
+
+def pareto(curves: Sequence[Curve]) -> list[Curve]:
+    """A line through the best that any cost buys, where points are methods: nothing left of it is as high."""
+    best = front((dot.x, dot.y) for curve in curves for dot in curve.dots)
+    corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(best)]
+    steps = [place for pair in itertools.zip_longest(best, corners) for place in pair if place is not None]
+    return [Curve(name="Pareto front", dots=points(steps), style=FRONT, line="--", marks=False)] if corners else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,7 +175,8 @@ def svg(chart: Chart) -> Markup:
         # So narrow that a phone shows it unscaled; matplotlib's own layout would take as long as all the rest.
         named = bool(chart.cells) and len(chart.cells) <= NAMED
         figure = Figure(figsize=(4.6, 4.6) if chart.cells else (4.6, 3.2))
-        draw(figure.add_axes((0.31, 0.29, 0.67, 0.65) if named else (0.18, 0.15, 0.79, 0.75)), chart)
+        left = 0.06 + 0.016 * max(map(len, chart.rows)) if chart.rows and not chart.cells else 0.18
+        draw(figure.add_axes((0.31, 0.29, 0.67, 0.65) if named else (left, 0.15, 0.97 - left, 0.75)), chart)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for element in list(root.iter()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -91,12 +91,16 @@ def merit(row: Mapping[str, float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16."""
+    """The progress of a training: steps done, sums of this epoch, what was before, whether it computes in bf16.
+
+    Of prompts that move, also how many were last planted in each block.
+    """
 
     step: int
     sums: tuple[float, float]
     history: History
     bf16: bool | None = None  # earlier versions did not say
+    planted: tuple[int, ...] = ()
 
 
 class _Facts(TypedDict):
@@ -187,6 +191,7 @@ def load_checkpoint(
     epochs: int,
     steps_per_epoch: int,
     copies: Mapping[str, dict[str, Tensor]] | None = None,
+    take_counts: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> State:
     """Fills parameters and optimiser from a checkpoint; nothing is changed if it does not fit.
 
@@ -198,6 +203,8 @@ def load_checkpoint(
         epochs: Of the whole training.
         steps_per_epoch: Of it.
         copies: Filled with what `save_checkpoint` was given.
+        take_counts: Where prompts move between blocks: gets the saved values, and gives the parameters to fill, with as
+            many prompts in each block.
 
     Raises:
         TrainingError: If the file is damaged, or was written by another run or for other parameters.
@@ -221,12 +228,18 @@ def load_checkpoint(
     step, rows = state.step, state.history.rows
     if not 0 <= step <= epochs * steps_per_epoch or len(rows) != step // steps_per_epoch:
         raise TrainingError(f"{damaged} (step {step} and {len(rows)} epochs do not go together); {remedy}.")
+    own = {key.removeprefix("learned."): value for key, value in tensors.items() if key.startswith("learned.")}
+    learned = learned if take_counts is None else take_counts(own)
+
+    def shapes(values: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        moving = take_counts is not None
+        return {name: value.shape[moving and name.startswith("prompts.") :] for name, value in values.items()}
+
     for kind, values in (copies or {}).items():
         values |= {key.removeprefix(f"{kind}."): tensors[key] for key in tensors if key.startswith(f"{kind}.")}
-        if values and {n: v.shape for n, v in values.items()} != {n: p.shape for n, p in learned.items()}:
+        if values and shapes(values) != shapes(learned):
             raise TrainingError(f"{damaged} (the {kind} values have gaps); {remedy}.")
-    names = {key.removeprefix("learned.") for key in tensors if key.startswith("learned.")}
-    if names != set(learned) or any(tensors[f"learned.{n}"].shape != p.shape for n, p in learned.items()):
+    if own.keys() != learned.keys() or any(own[n].shape != p.shape for n, p in learned.items()):
         raise TrainingError(f"The checkpoint {path} was written for other prompts or another head.")
     slots: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -240,7 +253,7 @@ def load_checkpoint(
         raise TrainingError(f"{damaged} (the optimiser's state has gaps); {remedy}.")
     with torch.no_grad():
         for name, parameter in learned.items():
-            parameter.copy_(tensors[f"learned.{name}"])
+            parameter.copy_(own[name])
     for name, of_one in slots.items():
         parameter = learned[name]
         for slot, value in of_one.items():

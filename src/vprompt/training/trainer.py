@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from vprompt.backbones.info import fingerprint
 from vprompt.data.dataset import ImageDataset, Task
+from vprompt.methods.base import Move
 from vprompt.methods.layers.head import starts_as_in_the_paper
 from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe, learning_rate
 from vprompt.model.split import first_learned
 from vprompt.model.wrappers import checkpointed_parts
+from vprompt.training import relocation
 from vprompt.training.checkpoint import History, State, load_checkpoint, save_checkpoint
 from vprompt.training.evaluate import evaluate
 from vprompt.training.feature_cache import Cache, cached
@@ -188,10 +190,11 @@ class _Run:
         self.parameters = nn.ParameterList(self.learned.values())
         self.ema = ModelEmaV3(self.parameters, recipe.ema, use_warmup=True) if recipe.ema else None
         self.best: dict[str, Tensor] = {}
+        self.planted = [0] * len(model.prompts)
         self.facts = {
             "recipe": flat(recipe),
             "method": to_config(model.method),
-            "prompt_counts": model.prompt_counts,
+            "prompt_counts": [sum(model.prompt_counts)] if model.relocates else model.prompt_counts,
             "copies": model.prompts.multiplicity if model.prompts.merged else None,
             "backbone": None if checkpoint is None else fingerprint(model.backbone),
             "images": self.length,
@@ -243,9 +246,8 @@ class _Run:
             started = time.monotonic()
             self._fill_cache(report, interrupted)
             self.history.seconds += time.monotonic() - started
-            trained = self.accelerator.prepare(self.model if self.cache is None else self.cache.trainable)
             with attention_for_training(self.model, self.recipe):
-                self._loop(trained, report, interrupted)
+                self._loop(report, interrupted)
         self._save()
 
     def _checkpointed(self) -> AbstractContextManager[None]:
@@ -268,12 +270,24 @@ class _Run:
         if not self.recipe.mixes:
             self.cache = cached(self.model, self.train_data, self.recipe, processes=processes, on_images=on_images)
 
-    def _loop(self, trained: nn.Module, report: Report, interrupted: Callable[[], bool]) -> None:
+    def _prepared(self) -> nn.Module:
+        """What is trained, as accelerate runs it in one or several processes."""
+        return self.accelerator.prepare(self.model if self.cache is None else self.cache.trainable)
+
+    def _loop(self, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()
         before = self.history.seconds
-        first = self.step
+        first, trained = self.step, self._prepared()
         while self.step < self.last_step and not self.stopped:
             epoch = self.step // self.steps_per_epoch
+            # Behind the last epoch nothing moves, and a checkpoint there is of before.
+            if self.step == epoch * self.steps_per_epoch >= max(1, round(self.total_steps * self.recipe.warmup)):
+                moves = relocation.chosen(self.model, self.train_data, self.recipe, self.planted)
+                if moves:
+                    del trained  # with its hooks on parameters that are no more
+                    self.accelerator.free_memory()
+                    self._relocate(moves, epoch)
+                    trained = self._prepared()
             for batches, data in self._epoch_batches(epoch):
                 self._step(trained, batches, data)
                 self.step += 1
@@ -291,6 +305,37 @@ class _Run:
                     saved = now
                 if interrupted():
                     raise Interrupted(f"Stopped in epoch {epoch + 1} of {self.recipe.num_epochs}; the state was saved.")
+
+    def _relocate(self, moves: Sequence[Move], epoch: int) -> None:
+        """Moves prompts between blocks, with the optimiser's state and the moving average of each."""
+        prompts, state = self.model.prompts, self.optimizer.state
+        old = list(prompts)
+        fresh = relocation.fresh(self.model, moves, seed=self.recipe.seed, epoch=epoch)
+        blank = [torch.zeros_like(row) for row in fresh]
+        if self.ema is not None:
+            averages = [self.averages[f"prompts.{block}"] for block in range(len(old))]
+            for average, value in zip(averages, relocation.moved(averages, moves, fresh), strict=True):
+                average.data = value
+        slots = {key: [state[p][key] for p in old] for key in state[old[0]]}
+        self.model.replace_prompts(relocation.moved(old, moves, fresh))
+        for key, values in slots.items():
+            rows = isinstance(values[0], Tensor) and values[0].shape == old[0].shape
+            after = relocation.moved(values, moves, blank) if rows else values
+            for parameter, value in zip(prompts, after, strict=True):
+                state[parameter][key] = value
+        self._rebind()
+        self.planted = [sum(move.target == block for move in moves) for block in range(len(old))]
+
+    def _rebind(self) -> None:
+        """Trains the model's parameters as they are now in the place of those of before."""
+        before, self.learned = self.learned, self.model.learned
+        now = {id(parameter): self.learned[name] for name, parameter in before.items()}
+        for group in self.optimizer.param_groups:
+            group["params"] = [now[id(parameter)] for parameter in group["params"]]
+        for name, parameter in before.items():
+            if parameter is not self.learned[name]:
+                self.optimizer.state.pop(parameter, None)
+        self.parameters = nn.ParameterList(self.learned.values())
 
     def _epoch_batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], Iterator[tuple[Tensor, Tensor]]]]:
         """The rest of an epoch, step by step: indices of the batches that make a step, and what yields their images."""
@@ -356,7 +401,9 @@ class _Run:
         weight = 1.0 if rank < len(batch) else 0.0
         loss_sum = weight * self.objective.losses(logits, labels, shares).sum()
         # Data-parallel training averages gradients over processes; the step's mean is wanted.
-        self.accelerator.backward(loss_sum * processes / size)
+        loss, penalty = loss_sum * processes / size, self.model.prompts.penalty()
+        # Of the penalty, which all processes compute, every batch of a step adds its share.
+        self.accelerator.backward(loss if penalty is None else loss + penalty * (len(batch) / size))
         hits = weight * self.model.target.hits(logits.detach(), labels).sum()
         return torch.stack([loss_sum.detach(), hits])
 
@@ -392,6 +439,7 @@ class _Run:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
+        self.model.take_counts(values)
         own = self.model.values
         for name, value in values.items():
             own[name].copy_(value)
@@ -400,12 +448,19 @@ class _Run:
         if self.checkpoint is None or not self.is_main:
             return
         bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
-        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16)
+        planted = tuple(self.planted)
+        state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16, planted=planted)
         copies = {"ema": self.averages, "best": self.best}
         save_checkpoint(self.checkpoint, self.model.values, self.optimizer, run=self.facts, state=state, copies=copies)
 
     def _restore(self, path: Path) -> None:
         averages: dict[str, Tensor] = {}
+
+        def take_counts(saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            self.model.take_counts(saved)
+            self._rebind()
+            return self.model.values
+
         state = load_checkpoint(
             path,
             self.model.values,
@@ -414,9 +469,11 @@ class _Run:
             epochs=self.recipe.num_epochs,
             steps_per_epoch=self.steps_per_epoch,
             copies={"ema": averages, "best": self.best},
+            take_counts=take_counts if self.model.relocates else None,
         )
         for name, value in self.averages.items():
-            value.data.copy_(averages[name])
+            value.data = averages[name].to(value)
+        self.planted = list(state.planted) or self.planted
         self.step, self.history = state.step, state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
         if state.bf16 is not None and self.recipe.precision == "auto":  # a busy machine may measure another

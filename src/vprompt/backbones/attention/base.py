@@ -99,13 +99,17 @@ class PrefixAttention(nn.Module):
         """Keys and values (b, H, P, d) of prompts, as the published token insertion would compute them."""
         return self._key_values(self.entry(prompts_bPD))
 
+    def queries(self, x_BND: Tensor) -> Tensor:
+        """Queries (B, H, N, d) of tokens at its door, as those of `project`."""
+        return self._query(self._linear(x_BND, 0)[0])
+
     def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the first `num_queries` tokens, keys and values (B, H, N, d) of tokens at its door.
 
         As tokens that stand nowhere have them: normalised, not rotated.
         """
         if self.num_queries is not None:
-            return self._query(self._linear(x_BND[:, : self.num_queries], 0)[0]), *self._key_values(x_BND)[:2]
+            return self.queries(x_BND[:, : self.num_queries]), *self._key_values(x_BND)[:2]
         q_BNA, k_BNA, v_BNA = self._linear(x_BND, 0, 1, 2)
         return self._query(q_BNA), self._key(k_BNA), self._value(v_BNA)
 

@@ -301,7 +301,7 @@ def run_here(
 
 
 def results_of(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> list[dict[str, Any]]:
-    """The `task`, `method` and `seed` of every cell, the `name` of its run, the settings `chosen`, and its `result`.
+    """The `task`, `method` and `seed` of every cell, the `name` of its run, what was `chosen` in `tries`, its `result`.
 
     Where there is no result it is None, and `failure` says why.
     """
@@ -312,7 +312,15 @@ def results_of(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> 
         if result is None and failure is None:
             failure = f"The result of {cell.method}, seed {cell.seed} has gone."
         chosen = None if outcome.search is None else outcome.search["chosen"]
-        row = {"task": cell.task, "method": cell.method, "seed": cell.seed, "name": name, "chosen": chosen}
+        tries = None if outcome.search is None else len(outcome.search["trials"])
+        row = {
+            "task": cell.task,
+            "method": cell.method,
+            "seed": cell.seed,
+            "name": name,
+            "chosen": chosen,
+            "tries": tries,
+        }
         rows.append({**row, "result": result, "failure": failure})
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from vprompt.experiments.bench.store import NamedPath
 from vprompt.experiments.bench.tasks import paper_prompts, task_names
 from vprompt.experiments.settings import DEFAULT_METHOD, Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
+from vprompt.model.records import AUTO
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import options_of
 
@@ -21,6 +23,13 @@ papers' schedule is that of all tasks."""
 
 AFTERWARDS = frozenset({"prune", *options_of(Condensing), *options_of(Pruning)})
 """Settings of what follows the training; they are chosen after those of the training."""
+
+
+RATES = (1.0, 0.3, 3.0, 0.1, 10.0, 0.03)
+"""Shares of a method's own learning rate that a search with equal effort tries; methods with sizes fewer, the first."""
+
+DECAYS = (1e-4, 1e-2)
+"""Weight decays that it tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +117,33 @@ def _cell(plan: Plan, method: MethodPlan, task: str, seed: int, root: str | None
         options = METHODS.get(values.get("method", DEFAULT_METHOD)).options
         count = values.get("prompts", options["prompts"].default if "prompts" in options else 1)
         values["prompts"] = max(1, round(count * method.share))
+    values |= {"data": task, "root": root, "seed": seed}
     space = method.space if method.space is not None else plan.search.space if plan.search else {}
     search = None
+    if plan.search and plan.search.same and method.search and method.space is None:
+        space = {**same_space(settings_from(values)), **space}
     space = _own(space, values.get("method", DEFAULT_METHOD), method.share)
     if method.search and space:
         search = replace(plan.search, space=space) if plan.search else Search(space=space)
-    values |= {"data": task, "root": root, "seed": seed}
     return Cell(task=task, method=method.label, seed=seed, values=values, search=search)
+
+
+def same_space(settings: Settings) -> dict[str, tuple[Any, ...]]:
+    """Twelve choices for a method, as many as for any other: rates around its own, weight decays and its sizes.
+
+    Example:
+        >>> same_space(settings_from({"backbone": "test_vit", "method": "adapter-plus"}))
+        {'lr': (0.0006, 0.002, 0.006), 'weight_decay': (0.0001, 0.01), 'rank': (8, 32)}
+    """
+    method, recipe = settings.method, settings.recipe
+    rate = (replace(recipe, lr=None) if recipe.lr == AUTO else recipe).with_rate(method.lr_factor).lr
+    many = math.prod(map(len, method.sizes.values()))
+    if many not in (1, 2, 3):
+        raise VPromptError(
+            f"A search of equal effort tries one to three sizes of a method, not {many}; mend its `sizes`."
+        )
+    rates = (float(f"{float(rate or 0) * share:.6g}") for share in sorted(RATES[: len(RATES) // many]))
+    return {"lr": tuple(rates), "weight_decay": DECAYS, **method.sizes}
 
 
 def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -> dict[str, tuple[Any, ...]]:

@@ -33,6 +33,8 @@ class Search:
 
     Args:
         space: Setting -> values to try; every combination is one training.
+        same: Try twelve choices of every method: rates around its own, two weight decays, and its sizes. What `space`
+            has joins them, or takes the place of their own.
         by: What is compared: `"accuracy"` (of another target its score; the loss decides between equals) or `"loss"`.
         rungs: After these shares of the epochs only the better ones go on; none trains all to the end.
         keep: Share that goes on.
@@ -42,7 +44,8 @@ class Search:
         VPromptError: If a value is out of range.
     """
 
-    space: Mapping[str, tuple[Any, ...]]
+    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    same: bool = False
     by: By = "accuracy"
     rungs: tuple[float, ...] = (0.25, 0.5)
     keep: float = 0.5

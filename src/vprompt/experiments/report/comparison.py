@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.experiments.folder import score_key, target_of
-from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Picture, Section, Table, simple_table
+from vprompt.experiments.report.search import settings as shown_settings
+from vprompt.report.document import (
+    Block,
+    Chart,
+    Charts,
+    Curve,
+    Dot,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    pareto,
+    simple_table,
+)
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
 from vprompt.tasks.base import Target
@@ -49,6 +62,7 @@ def tables(document: Row) -> list[Table]:
         _table(f"{score} on validation images, and how many runs converged", _VALIDATION, rows),
         _table(_LEARNED_TITLE, _LEARNED, rows),
         _table(_cost_title(document), _COST, rows),
+        *_searches(rows),
         *_failures(document),
     ]
 
@@ -107,7 +121,7 @@ def markdown(document: Row) -> str:
                 "time is that of one training times what the search cost in passes over the images."
             )
         )
-    blocks += _failures(document)
+    blocks += [*_searches(rows), *_failures(document)]
     if any(_score(row, document) is not None for row in rows):
         alt = f"{_target(rows).title} against learned parameters and time per image"
         blocks.append(Picture(png=b"", alt=alt, file="compare.png"))
@@ -121,11 +135,11 @@ def draw(document: Row, path: Path) -> bool:
     if not rows:
         return False
     y = f"{'test' if _tested(document) else 'validation'} {target_of(rows[0]).title} (%)"
-    charts = [Chart(title="", x="learned parameters", y=y, curves=sizes, log=True)]
+    charts = [Chart(title="", x="learned parameters", y=y, curves=[*sizes, *pareto(sizes)], log=True)]
     if times:
         bare = document["bare"].get("milliseconds")
         rule = None if bare is None else (bare, "bare backbone")
-        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, curves=times, rule=rule))
+        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, curves=[*times, *pareto(times)], rule=rule))
     save_png(path, Charts(charts, [(style, row["method"]) for style, row in enumerate(rows)]), title=title(document))
     return True
 
@@ -158,6 +172,13 @@ def _cost_title(document: Row) -> str:
 def _table(caption: str, columns: Columns, rows: Sequence[Row]) -> Table:
     cells = [[row["method"], *(shown(row) for shown in columns.values())] for row in rows]
     return simple_table(caption, ["method", *columns], cells)
+
+
+def _searches(rows: Sequence[Row]) -> list[Table]:
+    """A table of the settings that were chosen; none where nothing was searched for."""
+    chosen = [[row["method"], str(row["tries"]), shown_settings(row["chosen"])] for row in rows if row.get("tries")]
+    title = "Chosen on validation images, and of how many trainings"
+    return [simple_table(title, ["method", "tried", "chosen"], chosen, words=True)] if chosen else []
 
 
 def _failures(document: Row) -> list[Table]:

@@ -8,7 +8,19 @@ from vprompt.experiments.report.accuracy import FEW
 from vprompt.experiments.report.aggregate import mean_of, on_task, over_groups
 from vprompt.experiments.report.study import Method, Model, Study, Task
 from vprompt.report import published
-from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
+from vprompt.report.document import (
+    Block,
+    Chart,
+    Charts,
+    Curve,
+    Dot,
+    Fold,
+    Paragraph,
+    Section,
+    Table,
+    pareto,
+    simple_table,
+)
 from vprompt.utils.text import amount, capital, count, gmacs, listed, spread
 
 QUANTITIES: dict[str, Callable[[Model], float | None]] = {
@@ -32,7 +44,8 @@ def section(study: Study) -> Section:
         if len(alive) < len(study.methods):
             words += f" ({listed([m.label for m in study.methods if m not in alive])}: no result)"
         folded = "Folded: prompts are constants, and the last block computes only what is read of it."
-        blocks.append(Paragraph(f"{words}; bars are the standard deviation over the seeds. {folded}"))
+        front = "The broken line joins the methods that none beats at as low a cost."
+        blocks.append(Paragraph(f"{words}; bars are the standard deviation over the seeds. {front} {folded}"))
         title = common[0].title if len(common) == 1 else f"Mean of {count(len(common), 'task')}"
         blocks += [_charts(study, alive, common, title), _numbers(study, alive, common)]
     if 1 < len(study.tasks) <= FEW:
@@ -58,6 +71,7 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
         if curves:
             alt = f"{title}: {score} against {label}. {'; '.join(each.name for each in curves)}"
             log = label.startswith("learned")
+            curves += pareto(curves) if label.startswith(("learned", "GMACs")) else []
             charts.append(Chart(title=title, x=label, y=f"{score}, %", alt=alt, curves=curves, log=log))
     return Charts(charts, sorted(shown.items()))
 

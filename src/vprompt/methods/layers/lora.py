@@ -1,47 +1,64 @@
-"""Low-rank updates of linear layers of blocks, through peft; the only place where peft is used."""
+"""Low-rank updates of linear layers of blocks."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, cast
+import math
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
 from vprompt.methods.layers.tuned import Tuning
-from vprompt.utils.errors import BackboneError, VPromptError
+from vprompt.utils.errors import BackboneError
 
 _PROJECTIONS = ("in_proj", "qkv", "q_proj", "k_proj", "v_proj")
 _OUTPUTS = ("proj", "out_proj", "attn_out_proj", "mlp_out_proj")
 
 
-def with_updates(rank: int, alpha: float, backbone: nn.Module, info: BackboneInfo, *, every: bool = False) -> Tuning:
+class UpdatedLinear(nn.Module):
+    """A linear layer with a low-rank update beside it, W x + b + scale·B·A·x; at the start the layer's own function.
+
+    Args:
+        linear: The layer, which stays as it is.
+        rank: r, rows of A.
+        scale: Of the update.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.linear = linear
+        self.scale = scale
+        self.lora_A = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own."""
+        return self.linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of rows (..., in_features)."""
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+
+def with_updates(rank: int, scale: float, backbone: nn.Module, info: BackboneInfo, *, every: bool = False) -> Tuning:
     """Low-rank updates beside the projections to queries, keys and values in every block; or beside every layer.
 
     Raises:
-        VPromptError: If peft is not installed.
-        BackboneError: If a projection is not a plain linear layer.
+        BackboneError: If a layer is not a plain linear one.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise VPromptError(f"LoRA needs peft ({error}); install it: pip install 'vprompt[lora]'.") from error
     paths = _layers(backbone, info, every=every)
-    # Shells down to the projections: peft exchanges modules and sets attributes there, not in the backbone.
-    view = graft(backbone, {path: backbone.get_submodule(path) for path in paths})
-    exactly = "|".join(re.escape(path) for path in paths)
-    config: Any = LoraConfig(r=rank, lora_alpha=cast("int", alpha), target_modules=exactly)
-    flags = [(p, p.requires_grad) for p in backbone.parameters()]
-    inject_adapter_in_model(config, view)
-    for parameter, gradient in flags:  # peft freezes all but its own
-        parameter.requires_grad_(gradient)
-    learned: dict[str, nn.Parameter] = {}
-    for path in paths:
-        layer: Any = view.get_submodule(path)
-        for name in ("lora_A", "lora_B"):
-            learned[f"{path}.{name}"] = getattr(layer, name)["default"].weight
-    return Tuning(view, learned)
+    parts = {path: UpdatedLinear(layer, rank, scale) for path, layer in paths.items()}
+    learned = {f"{path}.{name}": getattr(part, name) for path, part in parts.items() for name in ("lora_A", "lora_B")}
+    return Tuning(graft(backbone, parts), learned)
 
 
 def merged(scale: float, backbone: nn.Module, tuned: Tuning) -> Tuning:
@@ -55,9 +72,9 @@ def merged(scale: float, backbone: nn.Module, tuned: Tuning) -> Tuning:
     return Tuning(graft(backbone, {}, parameters=weights), weights)
 
 
-def _layers(backbone: nn.Module, info: BackboneInfo, *, every: bool) -> list[str]:
-    """Paths of the layers to update, block by block."""
-    paths: list[str] = []
+def _layers(backbone: nn.Module, info: BackboneInfo, *, every: bool) -> dict[str, nn.Linear]:
+    """The layers to update by their paths, block by block."""
+    plain: dict[str, nn.Linear] = {}
     for site in info.blocks:
         block, names = backbone.get_submodule(site.path), (*_PROJECTIONS, *(_OUTPUTS if every else ()))
         found = {f"{site.attention}.{name}": m for name, m in backbone.get_submodule(site.attention).named_children()}
@@ -71,5 +88,5 @@ def _layers(backbone: nn.Module, info: BackboneInfo, *, every: bool) -> list[str
                     f"LoRA updates plain linear layers, and {path} is a {type(module).__name__}; give the backbone "
                     "without it."
                 )
-        paths += found
-    return paths
+            plain[path] = module
+    return plain

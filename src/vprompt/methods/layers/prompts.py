@@ -124,16 +124,30 @@ class Prompts(nn.ParameterList):
         if self.bases is None:
             self[block].copy_(prompts_PD)
             return
-        left_Pk, size_k, right_kD = torch.linalg.svd(prompts_PD.float(), full_matrices=False)
+        left_Pk, size_k, right_kD = torch.linalg.svd(
+            prompts_PD.to(torch.promote_types(prompts_PD.dtype, torch.float32)), full_matrices=False
+        )
         root_r = size_k[: self[block].shape[1]].sqrt()
         self[block].copy_(left_Pk[:, : len(root_r)] * root_r)
         self.bases[block].copy_(right_kD[: len(root_r)].T * root_r)
+
+    def replace(self, values: Sequence[Tensor]) -> None:
+        """Puts whole prompts, which may be others in number, in the place of plain ones: new parameters."""
+        for block, value in enumerate(values):
+            self[block] = nn.Parameter(value.detach().clone(), requires_grad=len(value) > 0)
+        self.counts = [len(value) for value in values]
+        self.multiplicity = [[1] * count for count in self.counts]
+        self.num_tokens = list(self.counts)
 
     def settled(self) -> Prompts:
         """The prompts as they are saved: ordinary ones where bases or a function make them, and else these."""
         if self.bases is None and self.made is None:
             return self
         return Prompts([self.dense(block).detach() for block in range(len(self))], dropout=self.dropout)
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss that is about the prompts alone, added once to every step of a training; none here."""
+        return None
 
     def dense(self, block: int) -> Tensor:
         """The prompts (P, D) of one block, with zeros in the places of pruned segments."""
