@@ -11,7 +11,7 @@ from vprompt.compression.select import summed_over_blocks
 from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.effects import gradient_effects
 from vprompt.model.model import PromptedModel
-from vprompt.training.loader import ImageLabels, check_batch, in_order, iterate, size_of
+from vprompt.training.loader import ImageLabels, in_order, iterate, size_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
@@ -132,8 +132,7 @@ def _effects(
     try:
         with run as effects:
             done = 0
-            for images, labels in iterate(data, batches, device=device, workers=workers):
-                check_batch(images, labels, model)
+            for images, labels in iterate(data, batches, device=device, workers=workers, model=model):
                 by_block = effects(images, labels)
                 if shared and by_block:
                     by_block = dict.fromkeys(by_block, torch.stack(list(by_block.values())).sum(0))

@@ -115,9 +115,10 @@ class Preprocessing:
         """Turns uint8 pixels (..., C, H, W) into float32 with `mean` and `std` taken out; never in place."""
         import torch
 
-        shape = (-1, 1, 1)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels_BCHW.device).view(shape)
-        std = torch.tensor(self.std, dtype=torch.float32, device=pixels_BCHW.device).view(shape)
+        from vprompt.utils.devices import moved
+
+        of_channels = torch.tensor([self.mean, self.std], dtype=torch.float32).view(2, -1, 1, 1)
+        mean, std = moved(of_channels, pixels_BCHW.device)
         return (pixels_BCHW.float() / 255 - mean) / std
 
 

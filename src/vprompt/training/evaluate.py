@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vprompt.model.classifier import Classifier
 from vprompt.tasks.base import Target
-from vprompt.training.loader import ImageLabels, check_batch, check_kind, in_order, iterate, size_of
+from vprompt.training.loader import ImageLabels, check_kind, in_order, iterate, size_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
 
@@ -139,8 +139,7 @@ def outputs(
     model.eval()
     done = 0
     try:
-        for images, labels in iterate(data, in_order(length, batch_size), device=device, workers=workers):
-            check_batch(images, labels, model)
+        for images, labels in iterate(data, in_order(length, batch_size), device=device, workers=workers, model=model):
             yield model(images).float(), labels
             done += len(labels)
             report(done, length)

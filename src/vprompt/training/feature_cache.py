@@ -133,8 +133,8 @@ def _filled(
 ) -> Cache:
     all_labels: list[Tensor] = []
     device, done = next(model.parameters()).device, 0
-    for images, labels in iterate(data, in_order(len(rows), batch), device=device, workers=recipe.workers):
-        check_batch(images, labels, model)
+    order = in_order(len(rows), batch)
+    for images, labels in iterate(data, order, device=device, workers=recipe.workers, model=model):
         rows[done : done + len(labels)] = split.trunk(images)
         all_labels.append(labels.cpu())
         done += len(labels)

@@ -28,6 +28,7 @@ from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.preprocessing import Augment
 from vprompt.data.threads import ahead
 from vprompt.model.classifier import Classifier
+from vprompt.utils.devices import moved
 from vprompt.utils.errors import DataError
 
 ImageLabels = Dataset[Any]
@@ -60,6 +61,7 @@ def iterate(
     workers: int = 0,
     seed: int = 0,
     training: TrainingEpoch | None = None,
+    model: Classifier | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images, labels) on `device` for each tensor of indices; for one of images of several sizes, more often.
 
@@ -71,28 +73,43 @@ def iterate(
             transforms; other files are decoded in threads, the next batch while this one is used.
         seed: Seeds those processes.
         training: The epoch that random views of an `ImageDataset` depend on; without it the images are as they are.
+        model: The model that each batch must suit; its labels are looked at before they are on the device.
 
     Raises:
-        DataError: If items are not float images (3, H, W) of one size with labels, or not finite.
+        DataError: If items are not float images (3, H, W) of one size with labels, or not finite, or do not suit.
     """
-    dataset = dataset_in(dataset)
+    for images, labels in _batches(dataset_in(dataset), batches, device, workers, seed, training):
+        if model is not None:
+            check_batch(images, labels, model)
+        yield images, moved(labels, device)
+
+
+def _batches(
+    dataset: ImageLabels,
+    batches: Sequence[Tensor],
+    device: torch.device,
+    workers: int,
+    seed: int,
+    training: TrainingEpoch | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images on the device, and labels where they are."""
     if isinstance(dataset, ImageDataset):
         if training and dataset.augment in LEVELS:
             views = _Views(dataset, training)
             for index, (images, _) in zip(batches, _fetched(views, batches, workers, seed), strict=True):
-                yield images.to(device, non_blocking=True), dataset.labels[index].to(device)
+                yield moved(images, device), dataset.labels[index]
             return
         drawn = asdict(training) if training else {}
         pairs = (pair for index in batches for pair in dataset.pairs(index, **drawn))
         still = dataset.in_memory and not (training and augmentation(dataset))
         for pixels, labels in pairs if still else ahead(pairs):
-            yield dataset.preprocessing.normalise(pixels.to(device, non_blocking=True)), labels.to(device)
+            yield dataset.preprocessing.normalise(moved(pixels, device)), labels
         return
     warned = training is not None and training.epoch > 0
     for index, (images, labels) in zip(batches, _fetched(dataset, batches, workers, seed), strict=True):
         if images.is_floating_point() and images.ndim == 4:
             warned = _check_values(images, index, warned)
-        yield images.to(device), (labels if labels.is_floating_point() else labels.long()).to(device)
+        yield moved(images, device), labels if labels.is_floating_point() else labels.long()
 
 
 @dataclass(frozen=True)

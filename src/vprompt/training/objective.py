@@ -88,7 +88,8 @@ class Objective:
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self._prior is not None:
-            logits = logits + self._prior.to(logits.device)
+            self._prior = self._prior.to(logits.device)
+            logits = logits + self._prior
         losses = self.target.loss(logits, labels, smoothing=self.recipe.label_smoothing)
         if self.recipe.balance == "loss":
             losses = losses * (self._rarity(labels) / self._weights.mean()).to(losses)
@@ -96,7 +97,7 @@ class Objective:
 
     def _rarity(self, labels: Tensor) -> Tensor:
         """One over the number of images of the class of each image, or of its rarest tag."""
-        rarities = self._rarities.to(labels.device)
+        rarities = self._rarities = self._rarities.to(labels.device)
         if labels.ndim == 1:
             return rarities[labels]
         rarest = torch.where(labels > 0, rarities[:-1], 0).amax(1)

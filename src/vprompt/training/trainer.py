@@ -33,7 +33,6 @@ from vprompt.training.loader import (
     ImageLabels,
     TrainingEpoch,
     augmentation,
-    check_batch,
     check_kind,
     dataset_in,
     identity,
@@ -43,7 +42,7 @@ from vprompt.training.loader import (
 from vprompt.training.objective import Objective
 from vprompt.training.precision import accelerator, attention_for_training, autocast, in_bf16
 from vprompt.training.settle import settled
-from vprompt.utils.devices import FAST_BF16
+from vprompt.utils.devices import FAST_BF16, moved
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
 from vprompt.utils.serialization import flat
@@ -54,6 +53,11 @@ Log = Callable[[Sequence[Mapping[str, float]]], None]
 
 SAVE_EVERY_SECONDS = 10.0
 """A kill costs at most about this much work."""
+
+
+READ_EVERY = 20
+"""On a device that computes while the CPU goes on, loss and hits are read after the first steps and then this often:
+to read is to wait for it."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -183,6 +187,8 @@ class _Run:
         self.steps_per_epoch = math.ceil(self.length / self.step_images)
         self.step = 0
         self.sums = torch.zeros(2, dtype=torch.float64)  # loss and hits of this epoch
+        self.unread: list[Tensor] = []  # those of steps since they were last read
+        self.counted = self.reads = 0  # steps in the sums, and how often they were read
         self.history = History()
         self.optimizer = _optimizer(self.learned, model, recipe)
         self.train_data = train
@@ -295,8 +301,10 @@ class _Run:
                 self.history.seconds = before + now - started
                 rate = (self.step - first) * self.step_images / max(now - started, 1e-9)
                 seen = min(self.length, (self.step - epoch * self.steps_per_epoch) * self.step_images)
-                loss, hits = (self.sums / seen).tolist()
-                figures = {"loss": loss, self.model.target.hit: hits, "rate": rate}
+                figures: dict[str, float] = {}
+                if not self.unread:
+                    loss, hits = (self.sums / seen).tolist()
+                    figures = {"loss": loss, self.model.target.hit: hits, "rate": rate}
                 report(self.step, self.last_step, epoch=epoch + 1, **figures)
                 if self.step % self.steps_per_epoch == 0:
                     self._finish_epoch(epoch, report)
@@ -346,7 +354,15 @@ class _Run:
         device, workers, cache = self.accelerator.device, self.recipe.workers, self.cache
         training = TrainingEpoch(seed=self.recipe.seed, epoch=epoch)
         source = self.train_data if cache is None or cache.with_images else cast("ImageLabels", cache.data)
-        data = iterate(source, shares, device=device, workers=workers, seed=self._seed(self.step), training=training)
+        data = iterate(
+            source,
+            shares,
+            device=device,
+            workers=workers,
+            seed=self._seed(self.step),
+            training=training,
+            model=self.model if cache is None else None,
+        )
         for batches in steps:
             # Seeded anew for every step, before its images are fetched: random augmentation and dropout then depend
             # on the step alone, and a resumed run repeats them.
@@ -370,28 +386,45 @@ class _Run:
         sums = torch.stack([self._backward(trained, batch, size, *next(data)) for batch in batches]).sum(0)
         if self.accelerator.num_processes > 1:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
-        if not math.isfinite(float(sums[0])):
-            epoch, step = divmod(self.step, self.steps_per_epoch)
-            base = cast("float", recipe.lr)  # set by `fit`
-            raise DivergedError(
-                f"The loss became {float(sums[0])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:.3g}; "
-                f"try a lower rate, such as --lr {base / 10:.1g}, or fp32 instead of bf16."
-            )
+        self.unread.append(sums)
+        if sums.device.type == "cpu" or len(self.unread) > min(self.reads, READ_EVERY - 1):
+            self._read()
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.parameters, self.step + 1)
-        self.sums += sums.cpu()
+
+    def _read(self) -> None:
+        """Adds up what the steps since the last call came to; the first whose loss is no number ends the training.
+
+        Nothing is saved, evaluated or told of an epoch before this was called.
+        """
+        if not self.unread:
+            return
+        rows, self.unread = torch.stack(self.unread).cpu(), []
+        self.reads += 1
+        wrong = rows[:, 0].isfinite().logical_not().nonzero()
+        if len(wrong):
+            row, recipe = int(wrong[0]), self.recipe
+            number = self.counted + row
+            lr = learning_rate(number, self.total_steps, peak=recipe.peak_lr, warmup=recipe.warmup)
+            epoch, step = divmod(number, self.steps_per_epoch)
+            base = cast("float", recipe.lr)  # set by `fit`
+            raise DivergedError(
+                f"The loss became {float(rows[row, 0])} in epoch {epoch + 1}, step {step + 1}, at learning rate "
+                f"{lr:.3g}; try a lower rate, such as --lr {base / 10:.1g}, or fp32 instead of bf16."
+            )
+        for row in rows:
+            self.sums += row
+        self.counted += len(rows)
 
     def _backward(self, trained: nn.Module, batch: Tensor, size: int, images: Tensor, labels: Tensor) -> Tensor:
         """Adds the gradients of a batch to those of its step, of `size` images; returns its sums of loss and hits."""
         cache, processes, rank = self.cache, self.accelerator.num_processes, self.accelerator.process_index
         inputs, shares = (images,), None
-        if cache is None:
-            check_batch(images, labels, self.model)
-        elif cache.with_images:
-            inputs = (cache.rows[self._share(batch)].to(images.device), images)
+        if cache is not None and cache.with_images:
+            inputs = (moved(cache.rows[self._share(batch)], images.device), images)
         if self.recipe.mixes:
             images, shares = self.objective.mixed(images, seed=int(torch.randint(2**31, ())))
             inputs = (images,)
@@ -408,6 +441,7 @@ class _Run:
         return torch.stack([loss_sum.detach(), hits])
 
     def _finish_epoch(self, epoch: int, report: Report) -> None:
+        self._read()
         target, recipe = self.model.target, self.recipe
         loss, hits = (self.sums / self.length).tolist()
         row: dict[str, float] = {"epoch": epoch + 1, "loss": loss, target.hit: hits}
@@ -447,6 +481,7 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None or not self.is_main:
             return
+        self._read()
         bf16 = in_bf16(self.recipe.precision, self.accelerator.device)
         planted = tuple(self.planted)
         state = State(step=self.step, sums=tuple(self.sums.tolist()), history=self.history, bf16=bf16, planted=planted)
@@ -474,7 +509,8 @@ class _Run:
         for name, value in self.averages.items():
             value.data = averages[name].to(value)
         self.planted = list(state.planted) or self.planted
-        self.step, self.history = state.step, state.history
+        self.step = self.counted = state.step
+        self.history = state.history
         self.sums = torch.tensor(state.sums, dtype=torch.float64)
         if state.bf16 is not None and self.recipe.precision == "auto":  # a busy machine may measure another
             FAST_BF16[self.accelerator.device.type] = state.bf16

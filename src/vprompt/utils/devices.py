@@ -81,6 +81,14 @@ def fast_bf16(kind: str) -> bool:
     return FAST_BF16.setdefault(kind, seconds[torch.bfloat16] < 0.8 * seconds[torch.float32])
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; towards a GPU by memory that it reads itself, so that nothing waits for the copy."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    plain = type(tensor) is torch.Tensor  # fake ones have no memory
+    return (tensor.pin_memory() if plain else tensor).to(device, non_blocking=True)
+
+
 def usable_threads(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Threads that torch should have: those it started with, but no more than the container's share of processors."""
     try:

@@ -18,7 +18,7 @@ from vprompt.analysis.rank import Rank
 from vprompt.analysis.rank.law import Law, fit_law
 from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
-from vprompt.training.loader import ImageLabels, check_batch, iterate, size_of
+from vprompt.training.loader import ImageLabels, iterate, size_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
 from vprompt.utils.statistics import std
@@ -261,8 +261,7 @@ def _values(
     run = watched(model, see, prompts=count)
     parameter = next(model.parameters())
     done = 0
-    for batch, labels in iterate(images, list(indices.split(4)), device=parameter.device):
-        check_batch(batch, labels, model)
+    for batch, labels in iterate(images, list(indices.split(4)), device=parameter.device, model=model):
         run(batch.to(parameter.dtype))
         done += len(labels)
         report(done, len(indices))

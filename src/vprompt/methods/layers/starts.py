@@ -112,6 +112,11 @@ def vipamin(
         nearest_Pk = cosines_PN.topk(min(neighbours, cosines_PN.shape[1]), dim=1).indices
         likely_PD = mean["tokens"][nearest_Pk].mean(1)
         start_PD, weight_AD, bias_A = (t.to(likely_PD) for t in (prompts.dense(block), *attention.value_map()))
+        if (groups := mean["outputs"].shape[1] // len(weight_AD)) > 1:  # query heads that share values
+            shape = (attention.head_shape[0], -1)
+            weight_AD, bias_A = (
+                t.unflatten(0, shape).repeat_interleave(groups, dim=0).flatten(0, 1) for t in (weight_AD, bias_A)
+            )
         basis_An, size_n, _ = torch.linalg.svd(mean["outputs"].T, full_matrices=False)
         basis_An = basis_An[:, size_n > 1e-6 * size_n.max()]
         value_PA = start_PD @ weight_AD.T + bias_A
@@ -172,7 +177,9 @@ class _Attended(nn.Module):
         v_BHMd = torch.cat([prefix.values.expand(len(x), -1, -1, -1), v_BHNd], dim=2)
 
         def observe(weights: Callable[[int], Tensor]) -> None:
-            self.means.add("outputs", (weights(x.shape[1]) @ v_BHMd).transpose(1, 2).flatten(2))
+            weights_BHNM = weights(x.shape[1])
+            each_BHMd = v_BHMd.repeat_interleave(weights_BHNM.shape[1] // v_BHMd.shape[1], dim=1)
+            self.means.add("outputs", (weights_BHNM @ each_BHMd).transpose(1, 2).flatten(2))
 
         self.means.add("prompts", prefix.keys.mean(1))
         self.means.add("keys", k_BHNd[:, :, self.leading :].mean(1))
