@@ -10,7 +10,7 @@ from pathlib import Path
 import grimp
 import pytest
 
-MOST_ROOMS = 14
+MOST_ROOMS = 15
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from torch import nn
 from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from vprompt.backbones.catalogue import read
+from vprompt.backbones.huggingface.convert import convert, convert_name, from_transformers
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
@@ -28,9 +29,31 @@ HUB_SECONDS = 4.0
 
 
 def can_create(name: str) -> bool:
-    """Whether `create_backbone` can try this name: one that timm has, or hf-hub: or local-dir: and a place."""
+    """Whether `create_backbone` can try this name: one that timm has, or hf:, hf-hub: or local-dir: and a place."""
     name = timms_name(name)
-    return name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name)
+    return name.startswith(("hf:", "hf-hub:", "local-dir:")) or timm.is_model(name)
+
+
+def as_timm(model: nn.Module) -> nn.Module:
+    """A model of transformers as timm's module of the same function; others as they are.
+
+    Raises:
+        BackboneError: If it is of transformers, and not one that is converted exactly.
+    """
+    return convert(model) if from_transformers(model) else model
+
+
+def names_folder(name: str) -> bool:
+    """Whether a backbone's name says a folder of this machine."""
+    source, _, place = timms_name(name).partition(":")
+    folder = os.path.isabs(place) or place.startswith((".", "~")) or place.count("/") > 1 or os.path.isdir(place)
+    return source == "local-dir" or (source == "hf" and folder)
+
+
+def public_name(name: str) -> str:
+    """A backbone's name for what others get to see: where folders lie on this machine is nobody's business."""
+    source, _, place = name.partition(":")
+    return f"{source}:{Path(place).name}" if names_folder(name) else name
 
 
 def create_backbone(
@@ -45,7 +68,8 @@ def create_backbone(
 
     Args:
         name: `small`, `base`, `large` or `bundled` (`vprompt.backbones.names`), or any name that `timm.create_model`
-            takes, `hf-hub:` and `local-dir:` included, and what stands for such a name elsewhere; see `timms_name`.
+            takes, `hf-hub:` and `local-dir:` included, and what stands for such a name elsewhere; see `timms_name`. Or
+            `hf:` and a model of transformers: its id on the Hub, or a folder that `save_pretrained` wrote.
         pretrained: Load the weights, from timm's cache, the Hub or the package.
         img_size: Input size in pixels (one number, or height and width) where it should differ from the
             pre-training size; timm resizes position embeddings and relative position tables.
@@ -64,6 +88,10 @@ def create_backbone(
         if in_chans not in (None, 3):
             raise BackboneError(f"Weights from a file are for RGB, not for {in_chans} channels; leave one of them out.")
         return _create_from_file(name, Path(weights).absolute(), pretrained=pretrained, img_size=img_size)
+    if name.startswith("hf:"):
+        require_weights(name)
+        place = name.removeprefix("hf:")
+        return convert_name(place, pretrained=pretrained, img_size=img_size, in_chans=in_chans)
     if pretrained or name.startswith("hf-hub:"):  # there, even the architecture is on the Hub
         require_weights(name)
     channels = {} if in_chans in (None, 3) else {"in_chans": in_chans}
@@ -79,7 +107,7 @@ def timms_name(name: str) -> str:
     """
     name = full_name(name.strip())
     source, colon, place = name.partition(":")
-    if colon and (source := source.lower().replace("_", "-")) in ("hf-hub", "local-dir"):
+    if colon and (source := source.lower().replace("_", "-")) in ("hf", "hf-hub", "local-dir"):
         return f"{source}:{place}"
     plain = re.sub(r"^((https?://)?(www\.)?(huggingface\.co|hf\.co)/)?(timm/)?", "", name)
     for spelling in (plain, plain.lower().replace("-", "_")):
@@ -140,8 +168,8 @@ def require_weights(name: str) -> None:
         BackboneError: If they are neither in the cache nor to be had.
     """
     name = timms_name(name)
-    if name.startswith("hf-hub:"):
-        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    if name.startswith(("hf:", "hf-hub:")) and not names_folder(name):
+        repository, _, revision = name.partition(":")[2].partition("@")
         _require_reachable(name, repository, "config.json", revision or None)
     if ":" in name:
         return

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.factory import as_timm, create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.data.listing import UNSPLIT, Item, Listing
@@ -243,7 +243,7 @@ def embed(
         Embeddings(4 images, 192 features of vprompt_vit_tiny_patch8_64.tiny_imagenet)
     """
     out = None if out is None else check_ending(Path(out))
-    module: Any = (create_backbone(model) if isinstance(model, str) else model).eval()
+    module: Any = (create_backbone(model) if isinstance(model, str) else as_timm(model)).eval()
     adapted = isinstance(module, PromptedModel | FoldedModel)
     info = module.info if adapted else describe(module)
     preprocessing = module.preprocessing if adapted else info.preprocessing

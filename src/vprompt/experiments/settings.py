@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.criteria import Criterion, Scope, check_name, check_riding
-from vprompt.methods.base import HEAD_INIT, HeadInit, Method
+from vprompt.methods.base import HEAD_INIT, Method, check_head_init
 from vprompt.methods.registry import METHODS, to_flat
 from vprompt.methods.vpt import VPT
 from vprompt.model.records import AUTO, Recipe
@@ -108,7 +108,8 @@ class Settings:
         weights: Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT)
             instead of the published ones.
         method: Method of adaptation.
-        head_init: Start of the head: zeros, or the VPT paper's random values, which suit its SGD and high rates.
+        head_init: Start of the head: zero; paper, the VPT paper's random values, which suit its SGD and high rates; or
+            a file of text features (.npz, .safetensors), which makes it a zero-shot classifier of CLIP or SigLIP.
         condense: Condensing after training.
         prune: Prune prompts, and segments of the prompts that stay; how much is searched on the validation images, at
             the price of about four more trainings.
@@ -144,7 +145,7 @@ class Settings:
     backbone: str
     weights: str | None = None
     method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
-    head_init: HeadInit = HEAD_INIT
+    head_init: str = HEAD_INIT
     condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
     prune: Pruning | None = field(
         default=None, metadata={"switch": "prune", "when": ("prune", "prune_tokens", "prune_segments")}
@@ -167,6 +168,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_head_init(self.head_init)
         if self.target is not None:
             TARGETS.get(self.target)
         if self.condense is not None:

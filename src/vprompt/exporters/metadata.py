@@ -7,9 +7,9 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from vprompt.backbones.factory import public_name
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.exporters.base import BLANK, FORMER_KEY
@@ -154,13 +154,12 @@ def describe_export(
     model: FoldedModel, adapter: str | None, libraries: tuple[str, ...], *, includes_preprocessing: bool = False
 ) -> About:
     """The description of a model that is about to be exported, without the folders of this machine."""
-    place, _, path = model.info.name.partition(":")
     return About(
         format_version=FORMAT_VERSION,
         vprompt_version=__version__,
         adapter=adapter,
         method=model.method.name,
-        backbone=f"{place}:{Path(path).name}" if place == "local-dir" else model.info.name,
+        backbone=public_name(model.info.name),
         fingerprint=fingerprint(model.backbone),
         prompt_counts=tuple(model.prompt_counts),
         preprocessing=model.preprocessing,

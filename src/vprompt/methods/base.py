@@ -30,11 +30,24 @@ MAX_PROMPTS = 10_000
 Init = Literal["random", "tokens", "clusters", "vipamin"]
 """Start of prompts; see `DeepPrompts`."""
 
-HeadInit = Literal["zero", "paper"]
-"""Start of the head; see `vprompt.attach`."""
+TEXT_FEATURES = (".npz", ".safetensors")
+"""Endings of files that a head may start from."""
 
-HEAD_INIT: HeadInit = "zero"
-"""The start that AdamW needs, in Python as on the command line."""
+HEAD_INIT = "zero"
+"""Start of the head that AdamW needs, in Python as on the command line."""
+
+
+def check_head_init(init: str) -> None:
+    """Checks the form of a head's start.
+
+    Raises:
+        VPromptError: If it is neither `"zero"`, `"paper"` nor a file of text features.
+    """
+    if init not in ("zero", "paper") and not init.endswith(TEXT_FEATURES):
+        raise VPromptError(
+            f"The head's initialisation is 'paper', 'zero' or a file of text features ({' or '.join(TEXT_FEATURES)}), "
+            f"not {init!r}."
+        )
 
 
 class Move(NamedTuple):

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
-from vprompt.backbones.factory import create_backbone, describe_name
+from vprompt.backbones.factory import as_timm, create_backbone, describe_name
 from vprompt.backbones.info import describe
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task, usual_augment
 from vprompt.data.pipeline import Progress
 from vprompt.data.preprocessing import Preprocessing, Resize
 from vprompt.data.tasks import open_task
-from vprompt.methods.base import HEAD_INIT, HeadInit, Method
+from vprompt.methods.base import HEAD_INIT, Method, check_head_init
 from vprompt.methods.layers.head import initialise, new_head
+from vprompt.methods.layers.texts import read_text_features, start_from_texts
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
 from vprompt.tasks.base import Target
@@ -41,7 +42,7 @@ def attach(
     num_classes: int | None = None,
     data: Task | None = None,
     execution: Execution = "prefix",
-    head_init: HeadInit = HEAD_INIT,
+    head_init: str = HEAD_INIT,
     classes: Sequence[str] | None = None,
     target: Target | None = None,
     preprocessing: Preprocessing | None = None,
@@ -58,8 +59,8 @@ def attach(
     that, training gives the numbers of `vprompt fit` with the same seed.
 
     Args:
-        backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); or a timm model,
-            which is not changed.
+        backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); `hf:` and
+            the id or folder of a model of transformers; or a model of timm or transformers, which is not changed.
         method: The method; `VPT()`, deep with 20 prompts, when not given.
         num_classes: At least 1; as many as there are names when not given.
         data: A task from `open_data`, whose target and preprocessing are taken unless others are given, and of whose
@@ -67,7 +68,8 @@ def attach(
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
         head_init: `"zero"` starts from zeros; `"paper"` draws the head's weight from Kaiming's normal distribution (fan
             out) and sets its bias to -ln 99, which the paper's SGD at high rates forgets and AdamW does not. Of a
-            deeper head, its last layer.
+            deeper head, its last layer. A file of text features (`.npz` or `.safetensors`: `features` (classes, width),
+            `names`, `logit_scale`) makes it a zero-shot classifier of CLIP or SigLIP (docs/huggingface.md).
         classes: Names of the classes.
         target: What is to be said of an image, where that is not one of the classes; see `vprompt.tasks`.
         preprocessing: Preprocessing of images; the backbone's own when not given.
@@ -100,6 +102,10 @@ def attach(
         preprocessing = preprocessing or data.preprocessing
     if isinstance(classes, str):
         raise VPromptError(f"Names of classes are a list, not the text {classes!r}.")
+    check_head_init(head_init)
+    texts = None if head_init in ("zero", "paper") else read_text_features(head_init)
+    if texts is not None and target is None and classes is None and num_classes in (None, len(texts.features)):
+        classes, num_classes = texts.names, len(texts.features)
     classes = classes if target is None else target.names
     number = typed("num_classes", len(classes or ()) if num_classes is None else num_classes, int)
     if not 1 <= number <= MAX_CLASSES:
@@ -117,13 +123,14 @@ def attach(
         raise BackboneError(f"{what} goes with a backbone's name; a model object has its input size already.")
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
+    backbone = as_timm(backbone)
     info = describe(backbone)
     prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
     if head is not None:
         if target is None:
             raise VPromptError("A head on maps needs a target whose pixels have labels; give data or target.")
         target = target.with_head(head)
-    classifier = initialise(new_head(method, info, target, number), head_init)
+    classifier = initialise(new_head(method, info, target, number), head_init if texts is None else HEAD_INIT)
     like = next(backbone.parameters())
     model = PromptedModel(
         backbone,
@@ -140,6 +147,9 @@ def attach(
     drawn = None if data is None else partial(_drawn_images, data.train, like)
     if not like.is_meta:  # where only shapes are asked for, there is nothing to start
         method.start(model.prompts, backbone, info, drawn)
+        if texts is not None:
+            few = [torch.randn(8, *info.preprocessing.shape).to(like)] if drawn is None else drawn()
+            start_from_texts(model.head, texts, model.classes, backbone, few)
     return model.train()
 
 
@@ -172,7 +182,7 @@ def open_data(
         data: An image folder, a table, `hf:NAME`, `vtab:NAME`, `fgvc:NAME`, `synthetic:NAME`; or a data set in Python
             whose items are pairs of an image (a PIL image, an array of bytes, a path) and a label, or a mapping of
             `train`, `val` and `test` to such; the bundled task when not given.
-        backbone: Name or timm model that will see the images.
+        backbone: Name or model, as for `attach`, that will see the images.
         img_size: With a name: its input size, as for `attach`.
         in_chans: With a name: channels of the images, as for `attach`.
         resize: `"squash"` or `"crop"`, as the task's results are made when not given; where pixels have labels,
@@ -198,7 +208,7 @@ def open_data(
     info = (
         describe_name(backbone, img_size=img_size, in_chans=in_chans)
         if isinstance(backbone, str)
-        else describe(backbone)
+        else describe(as_timm(backbone))
     )
     spec = str(data) if isinstance(data, Path) else data
     usual = transforms_of(spec if isinstance(spec, str) else None)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vprompt.backbones.factory import can_create, create_backbone, timms_name
+from vprompt.backbones.factory import as_timm, can_create, create_backbone, names_folder
 from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
 from vprompt.backbones.weights import reason
 from vprompt.methods.layers.head import head_values, new_head
@@ -38,7 +38,8 @@ def load(
 
     Args:
         source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub.
-        backbone: The timm model the adapter was trained on; made by name when not given. It is not changed.
+        backbone: The model (timm's or transformers') the adapter was trained on; made by name when not given. It is
+            not changed.
         weights: File with the backbone's weights, as `vprompt.attach` takes it; when not given, the file that the
             adapter was trained with, beside the adapter or where it was (never for an adapter from the Hub), or else
             the weights that the name stands for.
@@ -62,7 +63,7 @@ def load(
     config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tensors = read_tensors(folder / TENSORS_FILE, config)
     own = os.path.isdir(source)
-    model = _make_backbone(config, folder, weights, own=own) if backbone is None else backbone
+    model = _make_backbone(config, folder, weights, own=own) if backbone is None else as_timm(backbone)
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
 
@@ -90,7 +91,7 @@ def _find(source: str | Path) -> Path:
 
 def _make_backbone(config: AdapterConfig, folder: Path, weights: str | Path | None, *, own: bool) -> nn.Module:
     name, size = config.backbone.name, config.backbone.img_size
-    if timms_name(name).startswith("local-dir:") and not own:
+    if names_folder(name) and not own:
         raise AdapterError(
             f"The adapter in {folder} names a folder of the machine that it was made on as its backbone, and no "
             "adapter from the Hub chooses folders here; give the model object: vprompt.load(..., backbone=model)."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
-from vprompt.backbones.factory import can_create
+from vprompt.backbones.factory import can_create, public_name
 from vprompt.backbones.info import fingerprint, rounded_fingerprints
 from vprompt.backbones.weights import weights_file
 from vprompt.model import hub as adapter_hub
@@ -83,10 +83,7 @@ def push_adapter(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder, weights = Path(temporary), weights_file(model.backbone)
-        # Where files lie on this machine is nobody's business.
-        place, _, path = model.info.name.partition(":")
-        name = f"{place}:{Path(path).name}" if place == "local-dir" else model.info.name
-        _save(model, folder, name, None if weights is None else weights.name)
+        _save(model, folder, public_name(model.info.name), None if weights is None else weights.name)
         files = {file: folder / file for file in (CONFIG_FILE, TENSORS_FILE, CARD_FILE)}
         return adapter_hub.upload(
             repo_id, files, private=private, token=token, revision=revision, commit_message=commit_message

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.backbones.attention.functional import KeyValue
-from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.factory import as_timm, create_backbone
 from vprompt.backbones.info import describe, fingerprint
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.layers.inject import ConstantPrefix
@@ -115,6 +115,7 @@ class Bank:
             backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
         elif img_size is not None or weights is not None:
             raise VPromptError("img_size and weights go with a backbone's name; a model object has both already.")
+        backbone = as_timm(backbone)
         self.info = describe(backbone)
         self.backbone = backbone.requires_grad_(False).eval()
         if device is not None:
