@@ -501,10 +501,10 @@ def test_another_process_needs_the_flag_and_may_replace_the_file(exports, tmp_pa
 import sys, vprompt
 from pathlib import Path
 from vprompt.exporters.base import format_of
-from vprompt.exporters.export import _refuse_others
+from vprompt.exporters.export import refuse_others
 for path in map(Path, sys.argv[1:]):
     vprompt.load_exported(path, trust=True)
-    _refuse_others(path, format_of(path), {})
+    refuse_others(path, format_of(path), {})
     try:
         vprompt.load_exported(path)
     except vprompt.VPromptError as error:

@@ -226,7 +226,13 @@ def test_the_text_is_sorted_and_readable(pristine):
     document = json.loads(text)
     assert list(document) == sorted(document)
     assert '"prompt_counts": [4, 0, 3, 1, 0, 2]' in text
-    assert document["method"] == {"name": "vpt-deep", "num_prompts": 4, "depth": "deep", "dropout": None}
+    assert document["method"] == {
+        "name": "vpt-deep",
+        "num_prompts": 4,
+        "depth": "deep",
+        "dropout": None,
+        "init": "random",
+    }
     assert write_config(read_config(text, "here")) == text
 
 

@@ -46,7 +46,7 @@ class Kind:
 
         Example:
             >>> METHODS.get("vpt-shallow").make({"prompts": 5, "rank": 4})
-            VPT(num_prompts=5, dropout=None, depth='shallow')
+            VPT(num_prompts=5, dropout=None, init='random', depth='shallow')
         """
         return build(self.method, {**values, **self.fixed})
 
