@@ -56,7 +56,7 @@ def attach(
 
     Prompts are drawn from uniform(-v, v) (see `init_bound` in `vprompt.methods.layers.prompts`), or made of training
     images where the method's `init` says so, with torch's global generator: call `torch.manual_seed` to repeat. After
-    that, training gives the numbers of `vprompt fit` with the same seed.
+    that, training gives the numbers of `vprompt fit` with the same method and seed.
 
     Args:
         backbone: `"small"`, `"base"` or `"large"`; a timm name (`hf-hub:` and `local-dir:` included); `hf:` and
