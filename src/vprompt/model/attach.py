@@ -69,7 +69,7 @@ def attach(
         head_init: `"zero"` starts from zeros; `"paper"` draws the head's weight from Kaiming's normal distribution (fan
             out) and sets its bias to -ln 99, which the paper's SGD at high rates forgets and AdamW does not. Of a
             deeper head, its last layer. A file of text features (`.npz` or `.safetensors`: `features` (classes, width),
-            `names`, `logit_scale`) makes it a zero-shot classifier of CLIP or SigLIP (docs/huggingface.md).
+            `names`, `logit_scale`) makes it a zero-shot classifier of CLIP or SigLIP (docs/libraries.md).
         classes: Names of the classes.
         target: What is to be said of an image, where that is not one of the classes; see `vprompt.tasks`.
         preprocessing: Preprocessing of images; the backbone's own when not given.

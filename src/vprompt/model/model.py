@@ -342,10 +342,11 @@ class PromptedModel(_Adapted):
         """Where training moves prompts, gives each block as many as recorded values have, if these are its own."""
         names = [f"prompts.{block}" for block in range(len(self.prompts))]
         counts = [len(values.get(name, ())) for name in names]
-        own = all(
-            name in values and values[name].shape[(cut := name in names) :] == value.shape[cut:]
-            for name, value in self.values.items()
-        )
+
+        def shape(name: str, value: Tensor) -> torch.Size:
+            return value.shape[1:] if name in names else value.shape
+
+        own = all(name in values and shape(name, values[name]) == shape(name, p) for name, p in self.values.items())
         if self.relocates and own and sum(counts) == sum(self.prompt_counts) and counts != self.prompt_counts:
             self.replace_prompts([p.new_zeros(n, p.shape[1]) for p, n in zip(self.prompts, counts, strict=True)])
 
