@@ -103,6 +103,33 @@ def noisy(noise, two_blocks, tmp_path_factory):
     return out, done("fit", noise, *options, "--out", out)
 
 
+def test_convergence_is_told_by_a_training_of_twice_the_epochs(noise, two_blocks, tmp_path):
+    options = ["--backbone", two_blocks, "--prompts", 2, "--batch-size", 6, *SMALL]
+    found = done("fit", noise, *options, "--epochs", 2, "--check-convergence", "--out", tmp_path / "checked")
+    ends = []
+    for epochs in (2, 4):
+        done("fit", noise, *options, "--epochs", epochs, "--out", tmp_path / str(epochs))
+        model = vprompt.load(tmp_path / str(epochs), weights=None)
+        val = load_folder(noise, model.preprocessing).val
+        with torch.no_grad():
+            logits = model(torch.stack([image for image, _ in val])).double()
+        labels = torch.tensor([label for _, label in val])
+        ends.append([-float(row.log_softmax(0)[label]) for row, label in zip(logits, labels, strict=True)])
+    changes = [longer - shorter for shorter, longer in zip(*ends, strict=True)]
+    mean = sum(changes) / len(changes)
+    error = math.sqrt(sum((c - mean) ** 2 for c in changes) / (len(changes) - 1) / len(changes))
+    assert found["convergence"] == {
+        "epochs": 4,
+        "difference": pytest.approx(mean, abs=1e-5),
+        "standard_error": pytest.approx(error, abs=1e-5),
+    }
+    assert found["converged"] is (abs(mean) <= error)
+    assert adapter_hash(tmp_path / "checked") == adapter_hash(tmp_path / "2")  # the check changes nothing
+    plain = json.loads((tmp_path / "2" / "result.json").read_text())
+    assert plain["converged"] is None
+    assert "convergence" not in plain
+
+
 # ── what a run leaves ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -27,7 +27,8 @@ def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = No
     Prompts are tokens that ask queries too, so that a matrix has a row for each of the n tokens and m prompts. In a
     model with windows each window has a matrix of its own. Key-value prompts ask no queries: they are columns only.
     What a block makes of deep prompts is thrown away, so that the rows of the tokens alone are live; all are where the
-    prompts are shallow. A matrix is what values are mixed with: behind CaiT's talking heads, and the difference in differential attention.
+    prompts are shallow. A matrix is what values are mixed with: behind CaiT's talking heads, and the difference in
+    differential attention.
 
     Args:
         model: It is not changed.

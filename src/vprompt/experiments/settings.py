@@ -135,6 +135,9 @@ class Settings:
             on four blocks), conv (two convolutions that enlarge the map); linear when left out.
         calibrate: Fit a temperature on the validation images, so that probabilities are as often right as they say.
 
+        check_convergence: Train twice as long as well, to find out whether the training had converged: whether the loss
+            on the validation images changes by no more than its standard error. It costs two trainings more.
+
     Raises:
         VPromptError: If a value is out of range, or two do not go together.
     """
@@ -163,6 +166,7 @@ class Settings:
     target: str | None = field(default=None, metadata=ADDED)
     head: DenseHead | None = field(default=None, metadata=ADDED)
     calibrate: bool = field(default=False, metadata=ADDED)
+    check_convergence: bool = field(default=False, metadata=ADDED)
 
     __repr__ = brief
 

@@ -39,15 +39,15 @@ from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import to_document
-from vprompt.training.checkpoint import History, load_tensors, save_tensors
-from vprompt.training.evaluate import Evaluation, difference, evaluate
+from vprompt.training.checkpoint import Doubled, History, load_tensors, save_tensors
+from vprompt.training.evaluate import Evaluation, difference, doubled, evaluate
 from vprompt.training.loader import ImageLabels
 from vprompt.training.precision import in_bf16
 from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import BackboneError, DataError, VPromptError
+from vprompt.utils.errors import BackboneError, DataError, DivergedError, VPromptError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
 from vprompt.utils.text import line, listed
@@ -187,6 +187,12 @@ class Stages:
                 "instead of auto."
             )
         sure = self.task.target.answer == "probabilities" and not self.task.target.dense
+        self.checks = isinstance(settings, Settings) and settings.check_convergence
+        if self.checks and self.val is None:
+            raise DataError(
+                f"{self.task.source} has no validation images, on which convergence is told; leave out "
+                "--check-convergence."
+            )
         if self.calibrate and (self.val is None or not sure):
             lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
@@ -236,7 +242,8 @@ class Stages:
         until: int | None = None,
     ) -> History:
         """Trains what there is to learn, or up to an epoch; the state is kept in the run's folder by default."""
-        return fit(
+        twin = model.copy() if self.checks and stage in ("training", "fine-tuning") and checkpoint is None else None
+        history = fit(
             model,
             self.train_images,
             self.val,
@@ -249,6 +256,23 @@ class Stages:
             until=until,
             log=None if checkpoint is not None else self.log.stage(stage),
         )
+        if twin is not None and self.val is not None and history.rows:
+            history.doubled = self._doubled(model, twin, self.val, recipe, stage)
+        return history
+
+    def _doubled(
+        self, model: PromptedModel, twin: PromptedModel, val: ImageDataset, recipe: Recipe, stage: str
+    ) -> Doubled | None:
+        """What twice the epochs change on the validation images; None where they end in no number."""
+        longer, label = replace(recipe, epochs=2 * recipe.num_epochs), f"{stage}, twice as long"
+        options: dict[str, Any] = {"resume": True, "progress": self.progress, "label": label}
+        state = self.folder.state(f"{stage}-doubled.safetensors")
+        try:
+            fit(twin, self.train_images, val, recipe=longer, checkpoint=state, **options)
+        except DivergedError:
+            return None
+        ends = (self._evaluated(each, val, "validation") for each in (model, twin))
+        return doubled(*ends, epochs=longer.num_epochs)
 
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
         """Trains with all prompts and records on the way the values to rewind to."""
@@ -388,6 +412,7 @@ class Stages:
             "target": model.target.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,
+            **({} if history.doubled is None else {"convergence": asdict(history.doubled)}),
             "overfits": history.overfits,
             "epochs": history.rows,
         }

@@ -168,7 +168,8 @@ def rank(
     `vprompt.analysis.attention.watched`. The number of prompts is varied by taking the first m of each block (of the
     first block where they are shallow). Their order is that in which they were drawn, so it says nothing of what they
     are worth. The rank is told of the square matrices, as in the paper, and of their live rows: with deep prompts these
-    are n of n + m, so that it is at most n. To look at models that were trained with different numbers instead, hand the results of each to `study`.
+    are n of n + m, so that it is at most n. To look at models that were trained with different numbers instead, hand
+    the results of each to `study`.
 
     Args:
         model: A trained model with prompts.

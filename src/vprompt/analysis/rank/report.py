@@ -132,7 +132,12 @@ def _ranks(study: RankStudy, of: str, names: Sequence[str]) -> Table:
     return simple_table(
         f"Numerical rank of {of} of attention matrices at relative error ε, mean over images, heads and blocks{over}; "
         f"prompts {'each adapter was trained with' if study.varied == 'trained' else 'kept in each block'}",
-        ["Prompts", *(["Adapters"] if several else []), "Columns", *(f"ε = {name.removesuffix(LIVE)}" for name in names)],
+        [
+            "Prompts",
+            *(["Adapters"] if several else []),
+            "Columns",
+            *(f"ε = {name.removesuffix(LIVE)}" for name in names),
+        ],
         rows,
     )
 
@@ -173,7 +178,9 @@ def figure(study: RankStudy) -> Charts:
         y, curves = "numerical rank of attention", _growth(study, of)
         charts.append(Chart(title=title, x="prompts in each block", y=y, curves=curves, zero=True))
     legend = [(series.style, series.name) for series in spectra]
-    return Charts(charts, [*legend, *((style, f"ε = {name}") for style, name in enumerate(shorts))], rings="one adapter")
+    return Charts(
+        charts, [*legend, *((style, f"ε = {name}") for style, name in enumerate(shorts))], rings="one adapter"
+    )
 
 
 def _growth(study: RankStudy, of: str) -> list[Curve]:
