@@ -42,7 +42,7 @@ from vprompt.tasks.base import to_document
 from vprompt.training.checkpoint import Doubled, History, load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, doubled, evaluate
 from vprompt.training.loader import ImageLabels
-from vprompt.training.precision import in_bf16
+from vprompt.training.precision import emulated, in_bf16
 from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
@@ -203,6 +203,9 @@ class Stages:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.task.target.dense and (looks := windows_of(self.train_images)) > MANY_WINDOWS:
             self.notes.append(f"An image is seen in about {looks:.0f} windows: --resize fit makes that fewer.")
+        slow = emulated(recipe.precision, model.device)
+        if self.bars and slow:
+            tell([slow])
         if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.train_images, self.settings, recipe)
             done = BALANCE if recipe.balance != "none" else None
@@ -210,6 +213,7 @@ class Stages:
             about_data = [note for note in notes if not note.startswith("Passed over")]
             tell([*lines, *about_data, *self.notes])
             self.sources.introduced = self.task
+        self.notes += [slow] * bool(slow)
 
     def settle(self, model: PromptedModel, *, search: bool = True) -> Recipe:
         """The recipe with the numbers that are found on the data, which its result names as well.
