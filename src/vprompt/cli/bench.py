@@ -158,6 +158,8 @@ def show_overview(planned: Overview, address: str) -> None:
     print_note(printable(f"{count(len(planned.tasks), 'task')}: {', '.join(planned.tasks)}"))
     methods = [f"{label} ({'searched, ' if label in searched else ''}{cells[label]})" for label in cells]
     print_note(printable(f"{count(len(cells), 'method')}: {', '.join(methods)}"))
+    for departure in plan.departures:
+        print_note(printable(f"other than the paper: {departure}"))
     if planned.slow:
         print_note(planned.slow)
     for task, why in planned.left_out.items():

@@ -200,7 +200,7 @@ class Recipe:
     def for_fine_tuning(self, *, epochs: int = 20, lr_factor: float = 0.1) -> Recipe:
         """The recipe with which condensed prompts are fine-tuned: fewer epochs at a tenth of the rate.
 
-        Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1 and section 5.1.
+        Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1 and section 6.1; the tenth is ours.
         """
         base = self.lr if isinstance(self.lr, float) else DEFAULT_LR[self.optimizer]
         return replace(self, epochs=epochs, time=None, lr=base * lr_factor)

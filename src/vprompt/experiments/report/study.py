@@ -122,6 +122,7 @@ class Study:
     title: str
     description: list[str]
     source: str
+    departures: list[str]
     plan: str
     hours_planned: float | None
     made: str
@@ -196,6 +197,7 @@ def read(document: Mapping[str, Any]) -> Study:
         title=line(document.get("title") or document.get("name") or "study", 160),
         description=paragraphs(document.get("description")),
         source=line(document.get("source") or "", 300),
+        departures=[line(departure, 300) for departure in _list(document.get("departures"))],
         plan=lines(document.get("plan")),
         hours_planned=number(document.get("hours_planned")),
         made=line(document.get("made") or "", 40),

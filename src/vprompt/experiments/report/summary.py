@@ -38,7 +38,8 @@ def sentences(study: Study) -> list[str]:
     if unknown := sum(run.unknown for run in study.runs):
         texts.append(f"Of {count(unknown, 'finished run')} it is not known whether {UNKNOWN}.")
     if study.source:
-        texts.append(f"The plan follows {study.source.rstrip('.')}.")
+        texts.append(f"The plan follows {study.source.rstrip('.')}." + " But:" * bool(study.departures))
+    texts += study.departures
     return texts
 
 
