@@ -5,6 +5,7 @@ import math
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from torch.utils.data import Dataset, TensorDataset
 import reference
 import vprompt
 from reference import attached, close, some_images
-from vprompt.model.records import Recipe
+from vprompt.compression.criteria import SCOPES
+from vprompt.model.records import Condensation, Recipe
 from vprompt.utils.errors import VPromptError
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
@@ -412,6 +414,27 @@ def test_scores_that_are_no_numbers_name_the_block(scope):
     with pytest.raises(VPromptError) as error:
         vprompt.select([torch.ones(3), torch.tensor([1.0, math.nan])], scope=scope)
     assert "1" in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=4), RATIOS, st.sampled_from(SCOPES))
+def test_how_peaked_scores_are(scores, ratio, scope):
+    kept = [index.tolist() for index in vprompt.select(as_tensors(scores), ratio=ratio, scope=scope)]
+    whole = {"criterion": "taylor", "scope": scope, "ratio": ratio}
+    peak = Condensation(scores=tuple(map(tuple, scores)), kept=tuple(map(tuple, kept)), **whole).peak
+    rows = [[sum(column) for column in zip(*scores, strict=True)]] * len(scores) if scope == "shared" else scores
+    sizes = np.abs(np.array(rows, dtype=np.float64))
+    shares = sizes / sizes.sum() if sizes.sum() else np.full(sizes.shape, 1 / sizes.size)
+    logs = [-share * math.log(share) for share in shares.flatten() if share > 0]
+    assert peak["prompts"] == sizes.size
+    assert peak["effective"] == pytest.approx(math.exp(sum(logs)))
+    assert peak["kept_share"] == pytest.approx(sum(shares[b, p] for b, index in enumerate(kept) for p in index))
+    tied = 0
+    for block, index in enumerate(kept):
+        for p in index:
+            others = range(len(scores)) if scope == "global" else [block]
+            tied += any(rows[b][q] >= rows[block][p] for b in others for q in range(3) if q not in kept[b])
+    assert peak["tied"] == tied
 
 
 # ── condensation ─────────────────────────────────────────────────────────────────────────────────────────────────────

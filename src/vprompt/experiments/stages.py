@@ -373,6 +373,11 @@ class Stages:
             self.facts["condensing"] = {"ratio": ratio, "trials": trials}
         else:
             ratio, small, history = tuned(settings.ratio, "fine-tuning")
+        if small.condensation is not None:
+            self.facts["scores"] = peak = small.condensation.peak
+            if peak["tied"]:
+                alone = f"Prompts that were kept by their place alone: {peak['tied']} of {sum(small.prompt_counts)}"
+                self.notes.append(f"{alone}; they score no higher than others that went.")
         if keep and history.rows and is_main_process():
             condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
         return small, history

@@ -253,6 +253,38 @@ class Condensation:
 
     __repr__ = brief
 
+    @property
+    def peak(self) -> dict[str, float]:
+        """How peaked the scores are, by their size, and how many `tied` prompts were retained by place alone.
+
+        `effective` is the number of equal scores that would be spread as evenly, out of `prompts`; `kept_share` is what
+        the retained ones have of the sum. A tied prompt scores no higher than a removed one that it was compared with.
+
+        Example:
+            >>> Condensation(criterion="taylor", scope="global", ratio=0.5, scores=((0.0,) * 4,), kept=((0, 1),)).peak
+            {'prompts': 4, 'effective': 4.0, 'kept_share': 0.5, 'tied': 2}
+        """
+        blocks = list(zip(self.scores, self.kept, strict=True))
+        if self.scope == "shared":  # which compares sums over the blocks that have any
+            sums = tuple(map(math.fsum, zip(*filter(None, self.scores), strict=True)))
+            blocks = [(sums if scores else (), kept) for scores, kept in blocks]
+        rows = [[(score, n in kept) for n, score in enumerate(scores)] for scores, kept in blocks]
+        every = [each for row in rows for each in row]
+        sizes = [(abs(score), kept) for score, kept in every]
+        if not (total := math.fsum(size for size, _ in sizes)):
+            sizes, total = [(1.0, kept) for _, kept in every], float(len(every))
+        shares = [size / total for size, _ in sizes if size]
+        tied = 0
+        for row in [every] if self.scope == "global" else rows:
+            best = max((score for score, kept in row if not kept), default=-math.inf)
+            tied += sum(kept and score <= best for score, kept in row)
+        return {
+            "prompts": len(every),
+            "effective": math.exp(-math.fsum(share * math.log(share) for share in shares)),
+            "kept_share": math.fsum(size for size, kept in sizes if kept) / max(total, 1e-300),
+            "tied": tied,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:

@@ -38,8 +38,8 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
         plan: Which, where several were run there.
 
     Returns:
-        `name`, `title`, `description`, `source`, `departures`, `plan` (its text), `hours_planned`, `tasks`, `methods`, `seeds`,
-        `backbone`, `cells` (each with `state` and `result`), `made`.
+        `name`, `title`, `description`, `source`, `departures`, `plan` (its text), `hours_planned`, `tasks`, `methods`,
+        `seeds`, `backbone`, `cells` (each with `state` and `result`), `made`.
 
     Raises:
         VPromptError: If there is nothing there, or several plans and none is named.
