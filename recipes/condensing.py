@@ -10,8 +10,8 @@ long and at which share of the rate condensed prompts are fine-tuned is tried (p
 the tasks in `CHOOSING`, and fixed in `FINE` for all others. Test images are read once a model and serve no choice.
 The same command goes on where it was killed.
 
-Parts: `tuning` (validation only), `main`, `length` (twice the epochs, for convergence), `many` (200 prompts), `defaults`
-(only all prompts, and what is kept by the library's defaults).
+Parts: `tuning` (validation only), `main`, `length` (twice the epochs, for convergence), `many` (200 prompts) and
+`defaults` (only all prompts, and what is kept by the library's defaults).
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class Study:
         """The better learning rate on validation images after a quarter of the schedule, with the first seed."""
         if prompts not in self.rates:
             known = [row for row in self.rows() if row["method"] == "scratch" and row["prompts"] == str(prompts)]
-            self.rates[prompts] = float(known[0]["lr"]) if known else min(RATES, key=lambda lr: self._early(prompts, lr))
+            self.rates[prompts] = (
+                float(known[0]["lr"]) if known else min(RATES, key=lambda lr: self._early(prompts, lr))
+            )
         return self.rates[prompts]
 
     def _early(self, prompts: int, lr: float) -> float:
