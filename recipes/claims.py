@@ -187,9 +187,9 @@ def blocks_differ() -> str:
         rows.append([full - without["accuracy"] for without in adapter["ablation"]["without"]])
     lost, found = [100 * fmean(column) for column in zip(*rows, strict=True)], ranks_of(rows)
     return (
-        f"Without the prompts of one block the accuracy falls by {min(lost):.1f} to {max(lost):.1f} points, in the mean "
-        f"of {len(rows)} adapters of four tasks, most without block {lost.index(max(lost))} (Friedman's chi-squared "
-        f"{found.statistic:.0f}, {len(lost) - 1} degrees of freedom, p {'<' if found.p < 0.001 else '='} "
+        f"Without the prompts of one block the accuracy falls by {min(lost):.1f} to {max(lost):.1f} points, in the "
+        f"mean of {len(rows)} adapters of four tasks, most without block {lost.index(max(lost))} (Friedman's "
+        f"chi-squared {found.statistic:.0f}, {len(lost) - 1} degrees of freedom, p {'<' if found.p < 0.001 else '='} "
         f"{max(found.p, 0.001):.3f})."
     )
 
