@@ -307,6 +307,38 @@ def efficient() -> list[Claim]:
     ]
 
 
+def costs() -> Iterator[str]:
+    """Sentences about counts and time, of cost.json, latency.json and schedule.json."""
+    found, kinds = document("cost.json"), ("published", "prefix", "folded")
+    many = found["prompts"][-1]
+    times = [f"{many[f'{kind}_gmacs'] / found['bare_gmacs']:.2f}" for kind in kinds]
+    yield (
+        f"- **Prompts are costly (Table 1): holds as published, not when folded.** With {many['prompts']} prompts a "
+        f"block, ViT-B/16 takes {times[0]} times the multiply-accumulates of the bare backbone as published, "
+        f"{times[1]} times as a prefix, {times[2]} times folded (counted; cost.json)."
+    )
+    rows = document("latency.json")["devices"][0]["series"][0]["times"]
+    time = {(row["share"], row["execution"]): row["ratio"] for row in rows if row["where"] == "local"}
+    whole, saved = (
+        [time[1.0, kind] for kind in kinds],
+        [100 * (1 - time[0.1, kind] / time[1.0, kind]) for kind in kinds],
+    )
+    yield (
+        "- **Condensing saves time (Table 4): holds as published, nothing is left to save when folded.** One image, "
+        f"one thread: {whole[0]:.2f} times the bare backbone's time as published, {whole[1]:.2f} as a prefix, "
+        f"{whole[2]:.2f} folded. A tenth of the prompts saves {saved[0]:.0f} %, {saved[1]:.0f} % and "
+        f"{saved[2]:.0f} % (latency.json)."
+    )
+    found = document("schedule.json")
+    last, epochs = found["times"][-1], found["about"]["epochs"]
+    tuning = 100 * last["fine_tuning"]
+    yield (
+        "- **Condensing takes less than 25 % of the training (Fig. 8b): holds for schedules as long as the paper's.** "
+        f"Scoring takes {100 * last['scoring']:.0f} %, {last['epochs']} epochs of fine-tuning {tuning:.0f} % of a "
+        f"training of {epochs} epochs, which is {tuning * epochs / 100:.0f} % of one of 100 (schedule.json)."
+    )
+
+
 def tables() -> Iterator[str]:
     """The lines of the page."""
     heads = ("claim", "comparison", "points [95 %]", "seen from", "tasks x seeds", "file", "verdict")
@@ -321,7 +353,8 @@ def tables() -> Iterator[str]:
                 first = f"**{claim.verdict}**: {claim.claim}" if number == 0 else ""
                 yield f"| {' | '.join([first, *comparison.cells])} |"
         yield ""
-    yield blocks_differ()
+    yield "- **Blocks contribute differently (Fig. 3): holds.** " + blocks_differ()
+    yield from costs()
 
 
 if __name__ == "__main__":
