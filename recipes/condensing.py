@@ -22,6 +22,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ KEPT: dict[str, dict[str, Any]] = {
 }
 """Label -> how prompts are chosen."""
 
-FINE = (1.0, 10)
+FINE = (0.1, 10)
 """Share of the rate, and epochs, of fine-tuning."""
 
 TRIED = ((0.1, 10), (0.3, 10), (1.0, 10), (1.0, 20))
@@ -173,6 +174,57 @@ def losses(model: PromptedModel, data: Any) -> torch.Tensor:
     return F.cross_entropy(found.logits, found.labels, reduction="none").double()
 
 
+def tables(rows: list[dict[str, str]]) -> Iterator[str]:
+    """The lines of a page: fine-tuning on validation images, what is kept, numbers of prompts, and twice the epochs."""
+    parts: dict[str, dict[str, dict[str, list[str]]]] = {"tuning": {}, "kept": {}, "numbers": {}}
+
+    def note(part: str, label: str, row: dict[str, str], value: str) -> None:
+        parts[part].setdefault(label, {}).setdefault(row["task"].split(":")[1], []).append(value)
+
+    tried = {row["task"] for row in rows if row["part"] == "tuning"}
+    for row in rows:
+        val = f"{100 * float(row['val_accuracy']):.1f} ({float(row['val_loss']):.2f})"
+        share = f"{100 * float(row['share']):.0f} %"
+        if row["part"] == "tuning":
+            note("tuning", f"{share}, {row['fine_tuned']}", row, val)
+        elif row["method"] != "scratch":
+            word = "not tuned" if row["fine_tuned"] == "no" else "tuned"
+            note("kept", f"{share}, {row['method']}, {word}", row, row["test_accuracy"])
+        elif row["part"] != "length":
+            note("numbers", row["prompts"], row, row["test_accuracy"])
+            if row["part"] == "main":
+                note("kept", f"all {row['kept']}", row, row["test_accuracy"])
+            if row["part"] == "main" and row["seed"] == "0" and row["task"] in tried:
+                note("tuning", f"all {row['kept']}", row, val)
+    titles = (
+        "share of the rate x epochs: validation accuracy (loss)",
+        "kept, chosen by: test accuracy",
+        "prompts a block, from scratch: test accuracy",
+    )
+    for title, (part, found) in zip(titles, parts.items(), strict=True):
+        tasks = [*dict.fromkeys(task for by_task in found.values() for task in by_task)]
+        yield f"| {title} | {' | '.join(tasks)} |"
+        yield "|---" * (len(tasks) + 1) + "|"
+        for label in sorted(found, key=int) if part == "numbers" else found:
+            yield f"| {label} | {' | '.join(_cell(found[label].get(task, [])) for task in tasks)} |"
+        yield ""
+    for row in rows:
+        if row["part"] == "length":
+            extra, name = json.loads(row["extra"]), row["task"].split(":")[1]
+            yield (
+                f"- {name}, {row['prompts']} prompts, {row['epochs']} epochs instead of half as many: the validation "
+                f"loss changes by {extra['change']:+.3f} (standard error {extra['standard_error']:.3f})."
+            )
+
+
+def _cell(values: list[str]) -> str:
+    """Percentages over seeds; text as it is."""
+    if not values or "(" in values[0]:
+        return values[0] if values else "-"
+    points = [100 * float(value) for value in values]
+    return f"{fmean(points):.1f}" + (f" ± {stdev(points):.1f}" if len(points) > 1 else "")
+
+
 def cells(options: argparse.Namespace) -> Iterator[tuple[int, str]]:
     """Seed and task, all tasks with one seed and then the next."""
     yield from ((seed, task) for seed in range(options.seeds) for task in options.of)
@@ -194,7 +246,12 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--img-size", type=int, default=32)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--show", action="store_true", help="print the tables of what there is")
     options = parser.parse_args()
+    if options.show:
+        with options.out.open(encoding="utf-8", newline="") as opened:
+            print("\n".join(tables([*csv.DictReader(opened)])))
+        return
     options.runs.mkdir(parents=True, exist_ok=True)
     part, number, epochs = options.part, options.prompts, options.epochs
     studies = {task: Study(task, options) for task in options.of}
