@@ -182,11 +182,12 @@ class Settings:
                     "How much to condense is chosen on validation images, so they cannot be trained on; give a share "
                     "instead of auto, or train on 'train'."
                 )
-        if self.calibrate and self.train_on != "train":
-            raise VPromptError(
-                "A temperature is fitted on validation images, so they cannot be trained on; leave out --calibrate, or "
-                "train on 'train'."
-            )
+        for what, flag in (("A temperature is fitted", "calibrate"), ("Convergence is told", "check_convergence")):
+            if getattr(self, flag) and self.train_on != "train":
+                raise VPromptError(
+                    f"{what} on validation images, so they cannot be trained on; leave out --{flag.replace('_', '-')}, "
+                    "or train on 'train'."
+                )
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:

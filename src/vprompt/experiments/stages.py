@@ -189,10 +189,8 @@ class Stages:
         sure = self.task.target.answer == "probabilities" and not self.task.target.dense
         self.checks = isinstance(settings, Settings) and settings.check_convergence
         if self.checks and self.val is None:
-            raise DataError(
-                f"{self.task.source} has no validation images, on which convergence is told; leave out "
-                "--check-convergence."
-            )
+            lack = "validation images to tell convergence by; leave out --check-convergence."
+            raise DataError(f"{self.task.source} has no {lack}")
         if self.calibrate and (self.val is None or not sure):
             lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
@@ -275,7 +273,7 @@ class Stages:
             fit(twin, self.train_images, val, recipe=longer, checkpoint=state, **options)
         except DivergedError:
             return None
-        ends = (self._evaluated(each, val, "validation") for each in (model, twin))
+        ends = (self._evaluated(each, val, "validation").losses for each in (model, twin))
         return doubled(*ends, epochs=longer.num_epochs)
 
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:

@@ -264,24 +264,23 @@ class Condensation:
             >>> Condensation(criterion="taylor", scope="global", ratio=0.5, scores=((0.0,) * 4,), kept=((0, 1),)).peak
             {'prompts': 4, 'effective': 4.0, 'kept_share': 0.5, 'tied': 2}
         """
-        blocks = list(zip(self.scores, self.kept, strict=True))
+        scores = self.scores
         if self.scope == "shared":  # which compares sums over the blocks that have any
-            sums = tuple(map(math.fsum, zip(*filter(None, self.scores), strict=True)))
-            blocks = [(sums if scores else (), kept) for scores, kept in blocks]
-        rows = [[(score, n in kept) for n, score in enumerate(scores)] for scores, kept in blocks]
+            sums = tuple(map(math.fsum, zip(*filter(None, scores), strict=True)))
+            scores = tuple(sums if own else () for own in scores)
+        blocks = zip(scores, self.kept, strict=True)
+        rows = [[(score, n in kept) for n, score in enumerate(own)] for own, kept in blocks]
         every = [each for row in rows for each in row]
-        sizes = [(abs(score), kept) for score, kept in every]
-        if not (total := math.fsum(size for size, _ in sizes)):
-            sizes, total = [(1.0, kept) for _, kept in every], float(len(every))
-        shares = [size / total for size, _ in sizes if size]
+        total = math.fsum(abs(score) for score, _ in every)
+        shares = [(abs(score) / total if total else 1 / len(every), kept) for score, kept in every]
         tied = 0
         for row in [every] if self.scope == "global" else rows:
             best = max((score for score, kept in row if not kept), default=-math.inf)
             tied += sum(kept and score <= best for score, kept in row)
         return {
             "prompts": len(every),
-            "effective": math.exp(-math.fsum(share * math.log(share) for share in shares)),
-            "kept_share": math.fsum(size for size, kept in sizes if kept) / max(total, 1e-300),
+            "effective": math.exp(-math.fsum(share * math.log(share) for share, _ in shares if share)),
+            "kept_share": math.fsum(share for share, kept in shares if kept),
             "tied": tied,
         }
 

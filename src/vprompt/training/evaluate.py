@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,14 +28,14 @@ class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
         loss: Mean of the images' losses.
         logits: (N, K) in float32; where pixels have labels, what `Target.reduced` makes of them.
         labels: (N,) or (N, K), the labels as a tensor, or what that makes of them.
-        losses: (N,), the loss of each image; None where it was not kept.
+        losses: (N,), the loss of each image; empty where it was not kept.
     """
 
     target: Target
     loss: float
     logits: Tensor
     labels: Tensor
-    losses: Tensor | None = None
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -92,25 +92,16 @@ def difference(before: Evaluation, after: Evaluation) -> tuple[float, tuple[floa
     return before.target.difference(before.logits, after.logits, before.labels)
 
 
-def doubled(shorter: Evaluation, longer: Evaluation, epochs: int) -> Doubled | None:
-    """Compares a training with one of twice the epochs, image by image; None of fewer than two images.
-
-    Args:
-        shorter: The model, on validation images.
-        longer: That trained for longer, on the same.
-        epochs: Of the longer one.
+def doubled(shorter: Tensor, longer: Tensor, epochs: int) -> Doubled | None:
+    """Compares the losses (N,) of images with those after twice the epochs; None of fewer than two images.
 
     Example:
-        >>> def evaluation(*losses):
-        ...     from vprompt.tasks.single_label import SingleLabel
-        ...     target, none = SingleLabel(names=("a", "b")), torch.zeros(len(losses), 2)
-        ...     return Evaluation(target=target, loss=0.0, logits=none, labels=none[:, 0], losses=torch.tensor(losses))
-        >>> doubled(evaluation(1.0, 3.0, 2.0), evaluation(1.5, 2.5, 2.0), 60)
+        >>> doubled(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([1.5, 2.5, 2.0]), 60)
         Doubled(epochs=60, difference=0.0, standard_error=0.2886751345948129)
     """
-    if shorter.losses is None or longer.losses is None or shorter.images < 2:
+    if min(len(shorter), len(longer)) < 2:
         return None
-    changes = (longer.losses.double() - shorter.losses.double()).cpu()
+    changes = (longer.double() - shorter.double()).cpu()
     error = float(changes.std() / math.sqrt(len(changes)))
     return Doubled(epochs=epochs, difference=float(changes.mean()), standard_error=error)
 

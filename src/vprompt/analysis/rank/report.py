@@ -25,10 +25,6 @@ _WORDS = {
     "open": "there are too few numbers of prompts to tell",
 }
 
-_SQUARE, _LIVE = "all rows", "live rows"
-
-_SUFFIXES = {_SQUARE: "", _LIVE: LIVE}
-
 _VERDICTS = {"logarithmic": "log", "linear": "line", "neither": "neither", "none": "none", "open": "open"}
 
 
@@ -38,8 +34,8 @@ def answer(study: RankStudy) -> str:
     before, after = bare.sums["25"], full.sums["25"]
     same = abs(after - before) <= UNCHANGED
     laws = ". Of ".join(
-        f"{of}, " + "; ".join(f"at ε = {short} {_WORDS[law.verdict]}{_fits(law)}" for short, law in laws.items())
-        for of, laws in _kinds(study).items()
+        f"{of}, " + "; ".join(f"at {_epsilon(n)} {_WORDS[study.laws[n].verdict]}{_fits(study.laws[n])}" for n in names)
+        for of, names in _kinds(study).items()
     )
     text = (
         f"Beside {amount(bare.tokens)} tokens, {amount(full.prompts)} prompts change the share of the sum that a "
@@ -57,12 +53,15 @@ def answer(study: RankStudy) -> str:
     return text
 
 
-def _kinds(study: RankStudy) -> dict[str, dict[str, Law]]:
-    """What ranks are of -> relative error -> law; earlier versions did not measure the live rows."""
-    kinds: dict[str, dict[str, Law]] = {_SQUARE: {}, _LIVE: {}}
-    for name, law in study.laws.items():
-        kinds[_LIVE if name.endswith(LIVE) else _SQUARE][name.removesuffix(LIVE)] = law
-    return {of: laws for of, laws in kinds.items() if laws}
+def _kinds(study: RankStudy) -> dict[str, list[str]]:
+    """What ranks are of -> their names; earlier versions did not measure the live rows."""
+    live = [name for name in study.laws if name.endswith(LIVE)]
+    every = [name for name in study.laws if name not in live]
+    return {"all rows": every, "live rows": live} if live else {"all rows": every}
+
+
+def _epsilon(name: str) -> str:
+    return f"ε = {name.removesuffix(LIVE)}"
 
 
 def _fits(law: Law) -> str:
@@ -87,7 +86,7 @@ def tables(study: RankStudy) -> list[Block]:
         [name, *map(_r2, (law.log_slope, law.log_r2, law.linear_slope, law.linear_r2)), _VERDICTS[law.verdict]]
         for name, law in study.laws.items()
     ]
-    kinds = {of: [short + _SUFFIXES[of] for short in laws] for of, laws in _kinds(study).items()}
+    kinds = _kinds(study)
     blocks: list[Block] = [
         *(_ranks(study, of, names) for of, names in kinds.items()),
         simple_table(
@@ -104,16 +103,13 @@ def tables(study: RankStudy) -> list[Block]:
     ]
     for of, names in kinds.items():
         pairs = [(name, point) for name in names for point in (bare, full)]
-        blocks.append(
-            simple_table(
-                f"Numerical rank of {of} by block, without prompts and with {amount(full.prompts)}",
-                ["Block", *(f"{name.removesuffix(LIVE)}, {amount(point.prompts)}" for name, point in pairs)],
-                [
-                    [str(block), *(f"{point.block_ranks[name][block]:.1f}" for name, point in pairs)]
-                    for block in range(len(bare.block_ranks[names[0]]))
-                ],
-            )
-        )
+        by_block = [
+            [str(block), *(f"{point.block_ranks[name][block]:.1f}" for name, point in pairs)]
+            for block in range(len(bare.block_ranks[names[0]]))
+        ]
+        caption = f"Numerical rank of {of} by block, without prompts and with {amount(full.prompts)}"
+        head = ["Block", *(f"{name.removesuffix(LIVE)}, {amount(point.prompts)}" for name, point in pairs)]
+        blocks.append(simple_table(caption, head, by_block))
     return [*blocks, *(_by_adapter(study, *kind) for kind in kinds.items() if len(study.names) > 1)]
 
 
@@ -132,12 +128,7 @@ def _ranks(study: RankStudy, of: str, names: Sequence[str]) -> Table:
     return simple_table(
         f"Numerical rank of {of} of attention matrices at relative error ε, mean over images, heads and blocks{over}; "
         f"prompts {'each adapter was trained with' if study.varied == 'trained' else 'kept in each block'}",
-        [
-            "Prompts",
-            *(["Adapters"] if several else []),
-            "Columns",
-            *(f"ε = {name.removesuffix(LIVE)}" for name in names),
-        ],
+        ["Prompts", *(["Adapters"] if several else []), "Columns", *map(_epsilon, names)],
         rows,
     )
 
@@ -154,18 +145,18 @@ def _by_adapter(study: RankStudy, of: str, names: Sequence[str]) -> Table:
         rows.append([line(f"{amount(last.prompts)}: {name}" if trained else name, 28), *grown])
     caption = f"Numerical rank of {of} without prompts and with all, and what law it follows, by adapter"
     caption += " (before its name the prompts of a block)" if trained else ""
-    return simple_table(caption, ["Adapter", *(f"ε = {name.removesuffix(LIVE)}" for name in names)], rows)
+    return simple_table(caption, ["Adapter", *map(_epsilon, names)], rows)
 
 
 def figure(study: RankStudy) -> Charts:
     """Left: cumulative singular values. Right of it: ranks against prompts, with both laws, of all and of live rows."""
     points, kinds = study.points, _kinds(study)
-    shorts = list(kinds[_SQUARE])
+    first = kinds["all rows"]
     spectra = [
         Curve(
             name=f"{amount(points[index].prompts)} prompts",
             dots=[Dot(x=k, y=100 * share) for k, share in enumerate([0.0, *points[index].cumulative])],
-            style=len(shorts) + number,
+            style=len(first) + number,
             line=("-", "-.", "--")[number],
             marks=False,
         )
@@ -173,25 +164,25 @@ def figure(study: RankStudy) -> Charts:
     ]
     x, y = "number of singular values, largest first", "share of the sum of all (%)"
     charts = [Chart(title="Cumulative singular values", x=x, y=y, curves=spectra, zero=True)]
-    for of in kinds:
+    x, y = "prompts in each block", "numerical rank of attention"
+    for of, names in kinds.items():
         title = f"Of {of}: logarithmic law (solid), straight line (dotted)"
-        y, curves = "numerical rank of attention", _growth(study, of)
-        charts.append(Chart(title=title, x="prompts in each block", y=y, curves=curves, zero=True))
+        charts.append(Chart(title=title, x=x, y=y, curves=_growth(study, names), zero=True))
     legend = [(series.style, series.name) for series in spectra]
     return Charts(
-        charts, [*legend, *((style, f"ε = {name}") for style, name in enumerate(shorts))], rings="one adapter"
+        charts, [*legend, *((style, _epsilon(name)) for style, name in enumerate(first))], rings="one adapter"
     )
 
 
-def _growth(study: RankStudy, of: str) -> list[Curve]:
-    """Ranks of all rows or of the live ones against prompts, and the laws fitted to them."""
+def _growth(study: RankStudy, names: Sequence[str]) -> list[Curve]:
+    """Ranks against prompts, and the laws fitted to them."""
     points = study.points
     most = max(point.prompts for point in points)
     ranks: list[Curve] = []
-    for style, (short, law) in enumerate(_kinds(study)[of].items()):
-        name = short + _SUFFIXES[of]
+    for style, name in enumerate(names):
+        law = study.laws[name]
         dots = [Dot(x=point.prompts, y=point.ranks[name], error=point.stds[name]) for point in points]
-        ranks.append(Curve(name=f"ε = {short}", dots=dots, style=style))
+        ranks.append(Curve(name=_epsilon(name), dots=dots, style=style))
         if study.varied == "trained":
             last = [adapter.points[-1] for adapter in study.adapters]
             each = [Dot(x=point.prompts, y=point.ranks[name], hollow=True) for point in last]
