@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
-from vprompt.analysis.scores.measure import ScoreStudy
+from vprompt.analysis.scores.measure import KINDS as EFFECTS
+from vprompt.analysis.scores.measure import EarlyChoice, ScoreStudy
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, simple_table
 from vprompt.utils.statistics import mean, seeds_of, std
 from vprompt.utils.text import count, line, percent, show, spread
@@ -28,21 +29,48 @@ def _answer(study: ScoreStudy) -> str:
         f"does to the loss: rank correlation {_mean(rise[best]):.2f}{taylor}. At {100 * ratio:g} % kept, without "
         f"fine-tuning, {line(keeps)} is the best, {100 * at[keeps]:+.1f} points against all prompts"
         + (f" (taylor {100 * at['taylor']:+.1f})." if "taylor" in at and keeps != "taylor" else ".")
+        + _zeroed(study)
     )
 
 
+def _zeroed(study: ScoreStudy) -> str:
+    """How the paper's score stands to the change that it estimates, and to the choice at an earlier time."""
+    size, same = _sizes(study).get("taylor", []), _correlations(study, "zeroed-change").get("taylor", [])
+    if not size or not same:
+        return ""
+    return (
+        f" A prompt that is zero but stays changes the loss {_mean(size):.3g} times as much as taylor's first-order "
+        f"estimate of that says; their rank correlation is {_mean(same):.2f}."
+    )
+
+
+def _sizes(study: ScoreStudy) -> dict[str, list[float]]:
+    """Criterion -> exact effect over the scores that estimate it, of every model."""
+    names = dict.fromkeys(name for model in study.models for name in model.sizes)
+    return {name: [model.sizes[name] for model in study.models if name in model.sizes] for name in names}
+
+
 def _tables(study: ScoreStudy) -> list[Block]:
-    rise, change = _correlations(study, "rise"), _correlations(study, "change")
+    rise, sizes = _correlations(study, "rise"), _sizes(study)
+    kinds = {kind: by_name for kind in (*KINDS, *sorted(EFFECTS)) if (by_name := _correlations(study, kind))}
     blocks: list[Block] = [
         Paragraph(
             "Exact ablation leaves out one prompt at a time. Rise: by how much the mean loss rises without it. Change: "
-            "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
-            "correlation over a model's prompts."
+            "mean absolute change of an image's loss. Zeroed: the same where the prompt is zero and stays in attention "
+            "(the paper's equation 13). Mean ± sample standard deviation over models of Spearman's rank correlation "
+            "over a model's prompts. Size: the exact effect that a criterion estimates, over its scores."
         ),
         simple_table(
             "Rank correlation of scores with exact ablation",
-            ["Criterion", "Rise", "Change"],
-            [[line(name), _spread(rise[name]), _spread(change[name])] for name in rise],
+            ["Criterion", *(kind.capitalize() for kind in kinds), "Size"],
+            [
+                [
+                    line(name),
+                    *(_spread(by_name.get(name, [])) for by_name in kinds.values()),
+                    show(mean(sizes.get(name, [])), ".3g"),
+                ]
+                for name in rise
+            ],
         ),
     ]
     ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
@@ -53,6 +81,7 @@ def _tables(study: ScoreStudy) -> list[Block]:
             rows = [[line(name), *(_spread(by[ratio], 100) for ratio in study.ratios)] for name, by in drops.items()]
             caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
             blocks.append(simple_table(caption, ["Criterion", *ratios], rows))
+        blocks += _early(study, scope)
     numbers = {name: str(number) for number, name in enumerate(rise, 1)}
     rows = [
         [f"{number} {line(name)}", *(_between(study, name, other) for other in numbers)]
@@ -63,6 +92,31 @@ def _tables(study: ScoreStudy) -> list[Block]:
     rows = [[line(each.label, 40), str(sum(each.prompt_counts)), percent(each.accuracy)] for each in study.models]
     caption = f"Models, and their accuracy on the {study.split} images (%)"
     return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
+
+
+def _early(study: ScoreStudy, scope: str) -> list[Block]:
+    """Choices before the end of the training, where there are any."""
+    found: dict[tuple[float, str], list[tuple[EarlyChoice, float]]] = {}
+    for model in study.models:
+        for each in model.early:
+            if each.scope == scope:
+                found.setdefault((each.share, each.criterion), []).append((each, model.accuracy))
+    rows: list[list[str]] = []
+    for (share, name), pairs in found.items():
+        at = [[pair for pair in pairs if pair[0].ratio == ratio] for ratio in study.ratios]
+        drops = ([(each.fine_tuned or 0.0) - accuracy for each, accuracy in some] for some in at)
+        agreement = [each.agreement for each, _ in at[0] if each.agreement is not None]
+        overlaps = (show(mean([each.overlap for each, _ in some]), ".0f", factor=100) for some in at)
+        rows.append(
+            [f"{100 * share:g} %", line(name), _spread(agreement), *overlaps, *(_spread(d, 100) for d in drops)]
+        )
+    ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
+    caption = (
+        f"Chosen after a share of the training ({scope}): rank correlation with the scores at the end, percent that "
+        "these choose as well (by chance: as many as are kept), accuracy after the rest against all prompts, points"
+    )
+    head = ["After", "Criterion", "Ranks", *(f"same {ratio}" for ratio in ratios), *ratios]
+    return [simple_table(caption, head, rows)] if rows else []
 
 
 def _figure(study: ScoreStudy) -> Charts:
@@ -102,7 +156,7 @@ def _correlations(study: ScoreStudy, kind: str) -> dict[str, list[float]]:
     by_criterion: dict[str, list[float]] = {}
     for model in study.models:
         for name, values in model.agreement.items():
-            if (value := values[kind]) is not None:
+            if (value := values.get(kind)) is not None:
                 by_criterion.setdefault(name, []).append(value)
     return by_criterion
 
