@@ -38,6 +38,8 @@ from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
 from vprompt.compression.search import delete_search
 from vprompt.compression.select import select_segments
+from vprompt.experiments.run import run
+from vprompt.experiments.settings import settings_from
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.records import Pruning, Recipe
 from vprompt.model.tensors import TENSORS_FILE
@@ -862,6 +864,10 @@ def test_controls_of_rewinding_train_what_is_left_from_what_they_say(colours, tw
         by_hand = prune(trained, task.train, task.val, early=early, settings=settings).model
         assert same(vprompt.load(tmp_path / name), by_hand)
     assert not torch.equal(drawn(0)["prompts.0"], drawn(2**32 - 1)["prompts.0"])
+    for name in controls:  # also where the training was done before, by a run of a benchmark
+        settings = settings_from(json.loads((tmp_path / name / "result.json").read_text())["settings"])
+        run(settings, tmp_path / f"{name}-shared", trained=tmp_path / name / "full")
+        assert same(vprompt.load(tmp_path / f"{name}-shared"), vprompt.load(tmp_path / name))
 
 
 @pytest.mark.parametrize(
