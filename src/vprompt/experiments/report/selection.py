@@ -10,24 +10,16 @@ from typing import Any
 from vprompt.experiments.report.aggregate import score
 from vprompt.experiments.report.study import Method, Run, Study, Task, read
 from vprompt.report.document import Block, Paragraph, Section, simple_table
-from vprompt.utils.statistics import Paired, Seeds, difference, paired, seeds_of
-from vprompt.utils.text import count, percent, spread
+from vprompt.utils.statistics import Paired, Seeds, paired, seeds_of
+from vprompt.utils.text import capital, count, spread
 
-SHARE = 0.1
-"""Of the prompts."""
-
-DROP = 0.01
-"""More than so much is no trivial loss."""
+SHARE, DROP = 0.1, 0.01
+"""Of the prompts; and what no trivial loss exceeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDrop:
-    """A task (its key and title), scores with all prompts and with a tenth of them.
-
-    Args:
-        drop: What the tenth loses, seed by seed.
-        trivial: Whether that is at most a point, in the mean.
-    """
+    """A task: scores with all prompts and with a tenth, what that loses seed by seed, and if it is at most a point."""
 
     task: str
     title: str
@@ -69,9 +61,9 @@ def _selections(study: Study) -> list[Selection]:
     for method, low in itertools.permutations(study.methods, 2):
         drops = [drop for task in study.tasks if (drop := _drop(study, task, method, low)) is not None]
         if drops:
-            full = {group: [drop.full.mean for drop in drops if drop.trivial is group] for group in (False, True)}
-            groups = {"nontrivial": seeds_of(full[False]), "trivial": seeds_of(full[True])}
-            found.append(Selection(method=method.label, low=low.label, tasks=tuple(drops), **groups))
+            needed, other = (seeds_of([d.full.mean for d in drops if d.trivial is kind]) for kind in (False, True))
+            names = {"method": method.label, "low": low.label}
+            found.append(Selection(**names, tasks=tuple(drops), nontrivial=needed, trivial=other))
     return found
 
 
@@ -79,11 +71,11 @@ def _drop(study: Study, task: Task, method: Method, low: Method) -> TaskDrop | N
     """Over seeds that have both; None without any, or where the prompts of the second are no tenth of the first's."""
     runs = zip(*(study.table[each.key, task.key] for each in (method, low)), strict=True)
     scores = [[score(run, study.metric) for run in pair] for pair in runs if _tenth(*pair)]
-    known = [pair for pair in scores if None not in pair]
+    known = [(full, few) for full, few in scores if full is not None and few is not None]
     if not known:
         return None
     full, few = (seeds_of(column) for column in zip(*known, strict=True))
-    drop = paired([[value for value in difference(full, few).values if value is not None]])
+    drop = paired([[first - second for first, second in known]])
     trivial = round(drop.mean, 9) <= DROP
     return TaskDrop(task=task.key, title=task.title, full=full, low=few, drop=drop, trivial=trivial)
 
@@ -99,30 +91,26 @@ def _tenth(run: Run, low: Run) -> bool:
 
 def section(study: Study) -> Section | None:
     """Tasks by what a tenth of the prompts loses; None where no method was trained with both."""
-    if not (found := _selections(study)):
-        return None
-    blocks: list[Block] = [
-        Paragraph(
-            f"A data set needs its prompts where a tenth of them, trained from scratch, loses more than "
-            f"{percent(DROP)} points (Prompt Condensation, section 6.1); the interval is that of the paired difference."
-        )
-    ]
-    for each in found:
+    blocks: list[Block] = []
+    for each in _selections(study):
         rows = [
             [
-                drop.title,
-                *(spread(seeds.mean, seeds.std) for seeds in (drop.full, drop.low)),
+                *(drop.title, spread(drop.full.mean, drop.full.std), spread(drop.low.mean, drop.low.std)),
                 f"{100 * drop.drop.mean:.1f}",
                 "–" if drop.drop.interval is None else " to ".join(f"{100 * end:.1f}" for end in drop.drop.interval),
                 "no" if drop.trivial else "yes",
             ]
             for drop in each.tasks
         ]
-        texts = [
-            f"{count(len(group.values), 'task')} {words}: {spread(group.mean, group.std)}"
-            for group, words in ((each.nontrivial, "that need them"), (each.trivial, "that do not"))
-        ]
-        head = ["Task", "all", "a tenth", "lost", "95 %", "needed"]
-        blocks += [simple_table(f"{each.method} against {each.low}, {study.score} in %", head, rows)]
-        blocks += [Paragraph(f"{study.score} with all prompts, mean ± standard deviation over {'; '.join(texts)} %.")]
-    return Section(key="selection", title="Data sets that need their prompts", blocks=blocks)
+        caption = f"{each.method} against {each.low}, {study.score} in %; 95 % of the difference, seed by seed"
+        blocks.append(simple_table(caption, ["Task", "all", "a tenth", "lost", "95 %", "needed"], rows))
+        groups = (
+            f"{spread(group.mean, group.std)} on {count(len(group.values), 'task')} that {word} them"
+            for group, word in ((each.nontrivial, "need"), (each.trivial, "do not need"))
+        )
+        blocks.append(Paragraph(f"{capital(study.score)} with all prompts, mean over tasks: {', '.join(groups)}."))
+    words = "A data set needs its prompts where a tenth of them, trained from scratch, loses more than a point "
+    words = Paragraph(f"{words}(Prompt Condensation, section 6.1).")
+    return (
+        Section(key="selection", title="Data sets that need their prompts", blocks=[words, *blocks]) if blocks else None
+    )
