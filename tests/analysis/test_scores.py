@@ -176,7 +176,7 @@ def test_correlations_are_over_all_prompts(found):
         assert found.agreement[name]["rise"] == pytest.approx(scipy.stats.spearmanr(values, rise).statistic)
         assert found.between[name]["taylor"] == pytest.approx(scipy.stats.spearmanr(values, flat["taylor"]).statistic)
         zeroed = [v for block in found.zeroing.change for v in block]
-        assert found.agreement[name]["zeroed-change"] == pytest.approx(scipy.stats.spearmanr(values, zeroed).statistic)
+        assert found.agreement[name]["zeroed change"] == pytest.approx(scipy.stats.spearmanr(values, zeroed).statistic)
 
 
 def test_sizes_are_those_of_the_effect_that_a_score_estimates(trained, found):

@@ -69,22 +69,24 @@ def _tables(result: E2VPTResult) -> list[Block]:
 
 def _ranks(result: E2VPTResult, ablation: PartAblation) -> Paragraph:
     """Whether the same row is best on all tasks that have all of them."""
-    rows, best = list[list[float]](), list[str]()
-    for task in result.about.tasks:
-        means = [entry.accuracy.mean for row in ablation.rows for entry in row.entries if entry.task == task.task]
-        known = [mean for mean in means if mean is not None]
-        if len(known) == len(means):
-            rows.append(known)
-            best.append(f"{result.about.title(task.task)}: {line(ablation.rows[known.index(max(known))].label, 40)}")
-    title = TITLES[ablation.part]
-    if len(rows) < 2:
+    rows = {
+        result.about.title(task.task): [
+            e.accuracy.mean for row in ablation.rows for e in row.entries if e.task == task.task
+        ]
+        for task in result.about.tasks
+    }
+    whole = {
+        title: known for title, means in rows.items() if len(known := [m for m in means if m is not None]) == len(means)
+    }
+    names, title = [line(row.label, 40) for row in ablation.rows], TITLES[ablation.part]
+    if len(whole) < 2:
         return Paragraph(f"{title}: fewer than two tasks have all results, so that their orders cannot be compared.")
-    ranks = ranks_of(rows)
-    order = sorted(zip(ranks.means, (line(row.label, 40) for row in ablation.rows), strict=True))
-    means = ", ".join(f"{label} {rank:.1f}" for rank, label in order)
+    ranks = ranks_of([*whole.values()])
+    order = ", ".join(f"{name} {rank:.1f}" for rank, name in sorted(zip(ranks.means, names, strict=True)))
+    best = "; ".join(f"{task}: {names[known.index(max(known))]}" for task, known in whole.items())
     return Paragraph(
-        f"{title}, mean ranks over {len(rows)} tasks (1 is the best): {means}; p = {ranks.p:.2g} by Friedman's test "
-        f"that all are alike. Best on {'; '.join(best)}."
+        f"{title}, mean ranks over {len(whole)} tasks (1 is the best): {order}; p = {ranks.p:.2g} by Friedman's test "
+        f"that all are alike. Best on {best}."
     )
 
 

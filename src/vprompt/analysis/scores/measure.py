@@ -37,7 +37,7 @@ from vprompt.utils.progress import Report, silent
 PerBlock = tuple[tuple[float, ...], ...]
 """A number for each prompt, block by block."""
 
-KINDS = dict(zip(("change", "rise", "zeroed-change", "zeroed-rise"), EXACT, strict=True))
+EFFECTS = dict(zip(("change", "rise", "zeroed change", "zeroed rise"), EXACT, strict=True))
 """Exact effects that scores are correlated with, and their names among what chooses prompts."""
 
 
@@ -108,7 +108,7 @@ class ScoreAnalysis:
         ablation: The exact effects of leaving out a prompt.
         zeroing: Those of setting it to zero, if that was measured.
         agreement: Criterion -> Spearman's rank correlation with the exact rise of the loss (`rise`) and with the mean
-            absolute change (`change`), and where a prompt is zero (`zeroed-rise`, `zeroed-change`), over all prompts of
+            absolute change (`change`), and where a prompt is zero (`zeroed rise`, `zeroed change`), over all prompts of
             the model; None where all scores are the same.
         sizes: Criterion that is a first-order estimate of an exact effect -> that effect over the scores, both in
             absolute values and summed over the prompts.
@@ -242,7 +242,7 @@ def scores(
         for name, effect in ((way, effects.change), (f"{way}-signed", effects.rise)):
             values[name] = [torch.tensor(block) for block in effect]
     flat = {name: torch.cat(list(blocks)).tolist() for name, blocks in values.items()}
-    against = {kind: flat[name] for kind, name in KINDS.items() if name in flat}
+    against = {kind: flat[name] for kind, name in EFFECTS.items() if name in flat}
     whole = evaluate(model.fold(), data)
     return ScoreAnalysis(
         accuracy=whole.accuracy,

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
-from vprompt.analysis.scores.measure import KINDS as EFFECTS
-from vprompt.analysis.scores.measure import EarlyChoice, ScoreStudy
+from vprompt.analysis.scores.measure import EFFECTS, ScoreStudy
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, simple_table
 from vprompt.utils.statistics import mean, seeds_of, std
 from vprompt.utils.text import count, line, percent, show, spread
@@ -29,30 +28,12 @@ def _answer(study: ScoreStudy) -> str:
         f"does to the loss: rank correlation {_mean(rise[best]):.2f}{taylor}. At {100 * ratio:g} % kept, without "
         f"fine-tuning, {line(keeps)} is the best, {100 * at[keeps]:+.1f} points against all prompts"
         + (f" (taylor {100 * at['taylor']:+.1f})." if "taylor" in at and keeps != "taylor" else ".")
-        + _zeroed(study)
     )
-
-
-def _zeroed(study: ScoreStudy) -> str:
-    """How the paper's score stands to the change that it estimates, and to the choice at an earlier time."""
-    size, same = _sizes(study).get("taylor", []), _correlations(study, "zeroed-change").get("taylor", [])
-    if not size or not same:
-        return ""
-    return (
-        f" A prompt that is zero but stays changes the loss {_mean(size):.3g} times as much as taylor's first-order "
-        f"estimate of that says; their rank correlation is {_mean(same):.2f}."
-    )
-
-
-def _sizes(study: ScoreStudy) -> dict[str, list[float]]:
-    """Criterion -> exact effect over the scores that estimate it, of every model."""
-    names = dict.fromkeys(name for model in study.models for name in model.sizes)
-    return {name: [model.sizes[name] for model in study.models if name in model.sizes] for name in names}
 
 
 def _tables(study: ScoreStudy) -> list[Block]:
-    rise, sizes = _correlations(study, "rise"), _sizes(study)
-    kinds = {kind: by_name for kind in (*KINDS, *sorted(EFFECTS)) if (by_name := _correlations(study, kind))}
+    rise = _correlations(study, "rise")
+    kinds = {kind: by_name for kind in (*KINDS, *EFFECTS) if (by_name := _correlations(study, kind))}
     blocks: list[Block] = [
         Paragraph(
             "Exact ablation leaves out one prompt at a time. Rise: by how much the mean loss rises without it. Change: "
@@ -63,14 +44,7 @@ def _tables(study: ScoreStudy) -> list[Block]:
         simple_table(
             "Rank correlation of scores with exact ablation",
             ["Criterion", *(kind.capitalize() for kind in kinds), "Size"],
-            [
-                [
-                    line(name),
-                    *(_spread(by_name.get(name, [])) for by_name in kinds.values()),
-                    show(mean(sizes.get(name, [])), ".3g"),
-                ]
-                for name in rise
-            ],
+            [[line(name), *(_spread(by.get(name, [])) for by in kinds.values()), _size(study, name)] for name in rise],
         ),
     ]
     ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
@@ -94,27 +68,28 @@ def _tables(study: ScoreStudy) -> list[Block]:
     return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
 
 
+def _size(study: ScoreStudy, name: str) -> str:
+    return show(mean([model.sizes[name] for model in study.models if name in model.sizes]), ".3g")
+
+
 def _early(study: ScoreStudy, scope: str) -> list[Block]:
     """Choices before the end of the training, where there are any."""
-    found: dict[tuple[float, str], list[tuple[EarlyChoice, float]]] = {}
-    for model in study.models:
-        for each in model.early:
-            if each.scope == scope:
-                found.setdefault((each.share, each.criterion), []).append((each, model.accuracy))
+    pairs = [(each, model.accuracy) for model in study.models for each in model.early if each.scope == scope]
     rows: list[list[str]] = []
-    for (share, name), pairs in found.items():
-        at = [[pair for pair in pairs if pair[0].ratio == ratio] for ratio in study.ratios]
-        drops = ([(each.fine_tuned or 0.0) - accuracy for each, accuracy in some] for some in at)
-        agreement = [each.agreement for each, _ in at[0] if each.agreement is not None]
-        overlaps = (show(mean([each.overlap for each, _ in some]), ".0f", factor=100) for some in at)
-        rows.append(
-            [f"{100 * share:g} %", line(name), _spread(agreement), *overlaps, *(_spread(d, 100) for d in drops)]
-        )
-    ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
+    for share, name in dict.fromkeys((each.share, each.criterion) for each, _ in pairs):
+        mine = [(each, all_of_them) for each, all_of_them in pairs if (each.share, each.criterion) == (share, name)]
+        ranks = [each.agreement for each, _ in mine if each.ratio == study.ratios[0] and each.agreement is not None]
+        same, gains = list[str](), list[str]()
+        for ratio in study.ratios:
+            at = [pair for pair in mine if pair[0].ratio == ratio]
+            same.append(show(mean([each.overlap for each, _ in at]), ".0f", factor=100))
+            gains.append(_spread([(each.fine_tuned or 0.0) - all_of_them for each, all_of_them in at], 100))
+        rows.append([f"{100 * share:g} %", line(name), _spread(ranks), *same, *gains])
     caption = (
         f"Chosen after a share of the training ({scope}): rank correlation with the scores at the end, percent that "
         "these choose as well (by chance: as many as are kept), accuracy after the rest against all prompts, points"
     )
+    ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
     head = ["After", "Criterion", "Ranks", *(f"same {ratio}" for ratio in ratios), *ratios]
     return [simple_table(caption, head, rows)] if rows else []
 

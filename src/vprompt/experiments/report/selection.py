@@ -31,14 +31,9 @@ class TaskDrop:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Tasks of one method by what a tenth of its prompts loses.
+    """Tasks that a method was trained on with all prompts and, as `low`, with a tenth.
 
-    Args:
-        method: With all prompts.
-        low: With a tenth of them.
-        tasks: Those that have both for some seed.
-        nontrivial: Scores with all prompts of the tasks that lose more than a point: mean and spread over tasks.
-        trivial: Of the others.
+    `nontrivial` and `trivial` have the scores with all prompts of those that lose more than a point, and of the others.
     """
 
     method: str
@@ -109,8 +104,6 @@ def section(study: Study) -> Section | None:
             for group, word in ((each.nontrivial, "need"), (each.trivial, "do not need"))
         )
         blocks.append(Paragraph(f"{capital(study.score)} with all prompts, mean over tasks: {', '.join(groups)}."))
-    words = "A data set needs its prompts where a tenth of them, trained from scratch, loses more than a point "
-    words = Paragraph(f"{words}(Prompt Condensation, section 6.1).")
-    return (
-        Section(key="selection", title="Data sets that need their prompts", blocks=[words, *blocks]) if blocks else None
-    )
+    rule = Paragraph("A data set needs its prompts where a tenth of them, trained from scratch, loses over a point.")
+    title = "Data sets that need their prompts"
+    return Section(key="selection", title=title, blocks=[rule, *blocks]) if blocks else None
