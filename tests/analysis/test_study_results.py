@@ -213,6 +213,24 @@ def test_lengths_are_ranked_over_tasks_as_scipy_does(tmp_path):
     assert "cannot be compared" in texts
 
 
+def test_a_sweep_below_one_prompt_a_block_says_how_many_there_are(tmp_path):
+    """From scratch there is at least one in each block; condensed, 1 % of 24 is one in all."""
+    options = sweep_of(Training(seeds=1), prompts=2, shares=(0.01, 0.5))
+    store = open_store(str(tmp_path))
+
+    def make(job):
+        result = made(job)
+        if job.settings.condense is not None:
+            total = max(1, round(job.settings.condense.ratio * 24))
+            result["prompt_counts"] = [0] * 5 + [min(total, 2)] + [0] * 6 if total == 1 else [1] * 12
+        return result
+
+    fill(plan_of(options), store, make)
+    table = view_of("sweep").tables(read(options, store))[0]
+    rows = {row[0]: row[1] for body in table.bodies for row in body.rows}
+    assert rows == {"none": "0", "1 %": f"1 / {1 / 12:.3g}", "50 %": "1", "100 %": "2"}
+
+
 # ── what is not there ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
