@@ -10,8 +10,8 @@ long and at which share of the rate condensed prompts are fine-tuned is tried (p
 the tasks in `CHOOSING`, and fixed in `FINE` for all others. Test images are read once a model and serve no choice.
 The same command goes on where it was killed.
 
-Parts: `tuning` (validation only), `main`, `length` (twice the epochs, for convergence), `many` (200 prompts) and
-`defaults` (only all prompts, and what is kept by the library's defaults).
+Parts: `tuning` (validation only), `main`, `length` (twice the epochs, for convergence), `many` (other
+numbers of prompts) and `defaults` (only all prompts, and what is kept by the library's defaults).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -42,15 +43,16 @@ KEPT: dict[str, dict[str, Any]] = {
     "taylor, global": {},
     "taylor, local": {"scope": "local"},
     "random, global": {"criterion": "random"},
-    "removal, merged": {"criterion": "removal", "merge": True},
-    "cls-similarity, local": {"criterion": "cls-similarity", "scope": "local"},
 }
 """Label -> how prompts are chosen."""
 
-FINE = (1.0, 10)
+FINE = (0.1, 10)
 """Share of the rate, and epochs, of fine-tuning."""
 
-TRIED = ((0.1, 10), (0.3, 10), (1.0, 10), (0.3, 20), (1.0, 20))
+TRIED = ((0.1, 10), (0.3, 10), (1.0, 10), (1.0, 20))
+
+NUMBERS = (0, 15, 200, 5)
+"""Prompts in each block, beside those of the other parts."""
 
 COLUMNS = (
     *("part", "task", "backbone", "seed", "method", "prompts", "share", "kept", "fine_tuned", "lr", "epochs"),
@@ -172,6 +174,57 @@ def losses(model: PromptedModel, data: Any) -> torch.Tensor:
     return F.cross_entropy(found.logits, found.labels, reduction="none").double()
 
 
+def tables(rows: list[dict[str, str]]) -> Iterator[str]:
+    """The lines of a page: fine-tuning on validation images, what is kept, numbers of prompts, and twice the epochs."""
+    parts: dict[str, dict[str, dict[str, list[str]]]] = {"tuning": {}, "kept": {}, "numbers": {}}
+
+    def note(part: str, label: str, row: dict[str, str], value: str) -> None:
+        parts[part].setdefault(label, {}).setdefault(row["task"].split(":")[1], []).append(value)
+
+    tried = {row["task"] for row in rows if row["part"] == "tuning"}
+    for row in rows:
+        val = f"{100 * float(row['val_accuracy']):.1f} ({float(row['val_loss']):.2f})"
+        share = f"{100 * float(row['share']):.0f} %"
+        if row["part"] == "tuning":
+            note("tuning", f"{share}, {row['fine_tuned']}", row, val)
+        elif row["method"] != "scratch":
+            word = "not tuned" if row["fine_tuned"] == "no" else "tuned"
+            note("kept", f"{share}, {row['method']}, {word}", row, row["test_accuracy"])
+        elif row["part"] != "length":
+            note("numbers", row["prompts"], row, row["test_accuracy"])
+            if row["part"] == "main":
+                note("kept", f"all {row['kept']}", row, row["test_accuracy"])
+            if row["part"] == "main" and row["seed"] == "0" and row["task"] in tried:
+                note("tuning", f"all {row['kept']}", row, val)
+    titles = (
+        "share of the rate x epochs: validation accuracy (loss)",
+        "kept, chosen by: test accuracy",
+        "prompts a block, from scratch: test accuracy",
+    )
+    for title, (part, found) in zip(titles, parts.items(), strict=True):
+        tasks = [*dict.fromkeys(task for by_task in found.values() for task in by_task)]
+        yield f"| {title} | {' | '.join(tasks)} |"
+        yield "|---" * (len(tasks) + 1) + "|"
+        for label in sorted(found, key=int) if part == "numbers" else found:
+            yield f"| {label} | {' | '.join(_cell(found[label].get(task, [])) for task in tasks)} |"
+        yield ""
+    for row in rows:
+        if row["part"] == "length":
+            extra, name = json.loads(row["extra"]), row["task"].split(":")[1]
+            yield (
+                f"- {name}, {row['prompts']} prompts, {row['epochs']} epochs instead of half as many: the validation "
+                f"loss changes by {extra['change']:+.3f} (standard error {extra['standard_error']:.3f})."
+            )
+
+
+def _cell(values: list[str]) -> str:
+    """Percentages over seeds; text as it is."""
+    if not values or "(" in values[0]:
+        return values[0] if values else "-"
+    points = [100 * float(value) for value in values]
+    return f"{fmean(points):.1f}" + (f" ± {stdev(points):.1f}" if len(points) > 1 else "")
+
+
 def cells(options: argparse.Namespace) -> Iterator[tuple[int, str]]:
     """Seed and task, all tasks with one seed and then the next."""
     yield from ((seed, task) for seed in range(options.seeds) for task in options.of)
@@ -187,22 +240,27 @@ def main() -> None:
     parser.add_argument("--of", nargs="*", default=["vtab:dsprites_loc", "vtab:gtsrb", "vtab:eurosat"], help="tasks")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--backbone", default=BUNDLED_BACKBONE)
     parser.add_argument("--name", default="bundled", help="of the backbone in the table")
     parser.add_argument("--weights")
     parser.add_argument("--img-size", type=int, default=32)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--show", action="store_true", help="print the tables of what there is")
     options = parser.parse_args()
+    if options.show:
+        with options.out.open(encoding="utf-8", newline="") as opened:
+            print("\n".join(tables([*csv.DictReader(opened)])))
+        return
     options.runs.mkdir(parents=True, exist_ok=True)
     part, number, epochs = options.part, options.prompts, options.epochs
     studies = {task: Study(task, options) for task in options.of}
     if part == "tuning":
         for task in CHOOSING:
             full = studies[task].scratch("main", number, 0, epochs)
-            for share in SHARES:
-                for fine in TRIED:
-                    studies[task].condensed(part, full, 0, "taylor, global", share, fine)
+            for fine in TRIED:
+                studies[task].condensed(part, full, 0, "taylor, global", SHARES[0], fine)
+        return
     for seed, task in cells(options):
         study = studies[task]
         if part in ("main", "defaults"):
@@ -210,12 +268,9 @@ def main() -> None:
             for label in KEPT if part == "main" else ["taylor, global"]:
                 for share in SHARES if part == "main" else (0.3,):
                     study.condensed("main", full, seed, label, share, FINE)
-            for share in SHARES if part == "main" else ():
-                study.scratch("main", round(share * number), seed, epochs)
-            if part == "main":
-                study.scratch("main", 0, seed, epochs)
         if part == "many":
-            study.scratch("many", 200, seed, epochs)
+            for prompts in NUMBERS:
+                study.scratch("many", prompts, seed, epochs)
         if part == "length" and not study.has(part, seed, "scratch", number, 1.0, ""):
             short, long = study.scratch("main", number, seed, epochs), study.fresh(number, seed)
             facts = study.trained(long, 2 * epochs, study.rate(number), seed)
