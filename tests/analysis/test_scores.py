@@ -15,7 +15,7 @@ import families
 import vprompt
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.analysis.scores import Scores
-from vprompt.analysis.scores.measure import EXACT, ablate, scores, spearman
+from vprompt.analysis.scores.measure import EXACT, _draw, ablate, scores, spearman
 from vprompt.cli.main import main
 from vprompt.compression.criteria import CRITERIA
 from vprompt.compression.merge import merge
@@ -336,6 +336,18 @@ def test_early_choices_are_those_of_the_training_begun_anew(adapter, colours, tm
 
     assert one["overlap"] == len(best(first) & best(last)) / 12
     assert early[0, "random", 0.5]["agreement"] < 1
+    # A head of zeros has no gradient, so that the loss is that with the head of a linear probe.
+    task = vprompt.open_data(str(colours), model.backbone)
+    probe = vprompt.attach(model.backbone, vprompt.Linear(), data=task)
+    vprompt.fit(probe, task, recipe=model.recipe)
+    start.head.load_state_dict(probe.head.state_dict())
+    drawn = _draw(task.train, 4, 0)
+    at_first = torch.cat(vprompt.score(start, drawn)).tolist()
+    assert len(set(at_first)) > 12
+    at_last = [value for block in found["scores"]["taylor"] for value in block]
+    one = early[0, "taylor", 0.5]
+    assert one["agreement"] == pytest.approx(scipy.stats.spearmanr(at_first, at_last).statistic)
+    assert one["overlap"] == len(best(at_first) & best(at_last)) / 12
     page = (tmp_path / "analyses.md").read_text()
     assert "Chosen after a share of the training (global)" in page
 

@@ -26,6 +26,7 @@ from vprompt.data.dataset import ImageDataset
 from vprompt.experiments.finished import Trained
 from vprompt.experiments.settings import settings_from, upgraded
 from vprompt.experiments.stages import training_images
+from vprompt.methods.linear import Linear
 from vprompt.model.attach import attach
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.training.evaluate import evaluate, outputs
@@ -327,9 +328,14 @@ def _early(trained: Trained, final: Mapping[str, PerBlock], options: Scores, hos
             young, epochs = start.copy(), round(share * recipe.num_epochs)
             fit(young, train, val, recipe=recipe, until=epochs)
             tune = partial(fit, train=train, val=val, recipe=replace(recipe, epochs=recipe.num_epochs - epochs))
+            scored = young.copy()
+            if not epochs:  # a head of zeros has no gradient to score by: that of a linear probe takes its place
+                probe = attach(trained.model.backbone, Linear(), data=trained.task, head=settings.head)
+                fit(probe, train, val, recipe=recipe)
+                scored.head.load_state_dict(probe.head.state_dict())
             # Another draw of random scores than the last ones.
             now = {
-                name: score(young, drawn, criterion=name, seed=options.seed + (name == "random"))
+                name: score(scored, drawn, criterion=name, seed=options.seed + (name == "random"))
                 for name in cast("Sequence[Criterion]", list(late))
             }
             for each in _selections(young, data, now, choices, tune, step):
