@@ -34,7 +34,7 @@ def study(full=50, few=5, tasks=FULL, **settings):
 
 
 def test_a_point_or_less_is_trivial_and_means_are_over_tasks():
-    [found] = benchmark.selections(study())
+    [found] = benchmark.selections(benchmark.read(study()))
     assert (found.method, found.low) == ("VPT-Deep", "Adapter")
     by_task = {drop.task.removeprefix("vtab:"): drop for drop in found.tasks}
     assert {name: drop.trivial for name, drop in by_task.items()} == {
@@ -76,7 +76,7 @@ def test_the_report_says_all_of_it():
     ],
 )
 def test_what_is_no_tenth_of_the_same_method_is_no_pair(other):
-    assert benchmark.selections(study(**other)) == []
+    assert benchmark.selections(benchmark.read(study(**other))) == []
 
 
 def test_what_was_condensed_is_not_trained_with_a_tenth():
@@ -84,7 +84,7 @@ def test_what_was_condensed_is_not_trained_with_a_tenth():
     for cell in document["cells"]:
         if cell["method"] == "Adapter":
             cell["result"]["before"] = {**cell["result"], "prompt_counts": [50] * 12}
-    assert benchmark.selections(document) == []
+    assert benchmark.selections(benchmark.read(document)) == []
 
 
 def test_only_seeds_and_tasks_that_have_both_count():
@@ -94,7 +94,7 @@ def test_only_seeds_and_tasks_that_have_both_count():
             cell |= {"state": "missing", "result": None}
         if cell["task"] == "vtab:dtd" and cell["method"] == "VPT-Deep":
             cell |= {"state": "failed", "failure": "No.", "result": None}
-    [found] = benchmark.selections(document)
+    [found] = benchmark.selections(benchmark.read(document))
     by_task = {drop.task.removeprefix("vtab:"): drop for drop in found.tasks}
     assert set(by_task) == {"cifar", "svhn", "dmlab"}
     assert by_task["svhn"].full.values == (0.60,)

@@ -54,7 +54,7 @@ class Report:
         if self.json:
             files = [str(out / f"report.{ending}") for ending in texts]
             methods = [asdict(method) for method in benchmark.aggregate(study)]
-            chosen = [asdict(each) for each in benchmark.selections(study)]
+            chosen = [asdict(each) for each in benchmark.selections(benchmark.read(study))]
             print_json({"name": study["name"], **counts, "methods": methods, "selection": chosen, "files": files})
             return
         print_note(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")

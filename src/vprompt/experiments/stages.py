@@ -448,14 +448,15 @@ class Stages:
             return {}
         data = self.val or self.train_images
         images, _ = next(iter(iterate(data, in_order(min(len(data), 16), 16), device=model.device, model=model)))
-        shares = dict(zip(("prompts", "kv_prompts"), zip(*attention_mass(model, images), strict=True), strict=True))
-        both = [sum(pair) for pair in zip(*shares.values(), strict=True)]
-        if most := [block for block, share in enumerate(both) if share > DOMINANT]:
+        mass = attention_mass(model, images)
+        both = [sum(pair) for pair in mass]
+        if many := sum(share > DOMINANT for share in both):
             self.notes.append(
-                f"Prompts take up to {100 * max(both):.0f} % of a block's attention, and in {len(most)} of {len(both)} "
-                "blocks more than the image; fewer of them, or a lower rate, may do better."
+                f"Prompts take up to {100 * max(both):.0f} % of a block's attention, in {many} of {len(both)} blocks "
+                "more than the image; fewer of them, or a lower rate, may do better."
             )
-        return {"attention": {name: [round(share, 4) for share in row] for name, row in shares.items()}}
+        visual, key_value = ([round(share, 4) for share in shares] for shares in zip(*mass, strict=True))
+        return {"attention": {"prompts": visual, "kv_prompts": key_value}}
 
     @staticmethod
     def _lost(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -69,21 +69,15 @@ def _tables(result: E2VPTResult) -> list[Block]:
 
 def _ranks(result: E2VPTResult, ablation: PartAblation) -> Paragraph:
     """Whether the same row is best on all tasks that have all of them."""
-    rows = {
-        result.about.title(task.task): [
-            e.accuracy.mean for row in ablation.rows for e in row.entries if e.task == task.task
-        ]
-        for task in result.about.tasks
-    }
-    whole = {
-        title: known for title, means in rows.items() if len(known := [m for m in means if m is not None]) == len(means)
-    }
+    columns = zip(*(row.entries[1:] for row in ablation.rows), strict=True)  # behind the mean
+    means = [(column[0].task, [entry.accuracy.mean for entry in column]) for column in columns]
+    whole = {task: [mean for mean in row if mean is not None] for task, row in means if None not in row}
     names, title = [line(row.label, 40) for row in ablation.rows], TITLES[ablation.part]
     if len(whole) < 2:
         return Paragraph(f"{title}: fewer than two tasks have all results, so that their orders cannot be compared.")
     ranks = ranks_of([*whole.values()])
     order = ", ".join(f"{name} {rank:.1f}" for rank, name in sorted(zip(ranks.means, names, strict=True)))
-    best = "; ".join(f"{task}: {names[known.index(max(known))]}" for task, known in whole.items())
+    best = "; ".join(f"{result.about.title(task)}: {names[row.index(max(row))]}" for task, row in whole.items())
     return Paragraph(
         f"{title}, mean ranks over {len(whole)} tasks (1 is the best): {order}; p = {ranks.p:.2g} by Friedman's test "
         f"that all are alike. Best on {best}."

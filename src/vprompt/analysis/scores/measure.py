@@ -319,11 +319,8 @@ def _early(trained: Trained, final: Mapping[str, PerBlock], options: Scores, hos
     data, choices = trained.split(options.adapters.split), _choices(options)
     late = {name: [torch.tensor(block) for block in values] for name, values in final.items()}
     found: list[EarlyChoice] = []
+    total = len(options.early) * len(late) * len(choices)
     with host.bar(f"{trained.label}, early") as report:
-
-        def step() -> None:
-            report(len(found) + 1, len(options.early) * len(late) * len(choices))
-
         for share in options.early:
             young, epochs = start.copy(), round(share * recipe.num_epochs)
             fit(young, train, val, recipe=recipe, until=epochs)
@@ -338,14 +335,11 @@ def _early(trained: Trained, final: Mapping[str, PerBlock], options: Scores, hos
                 name: score(scored, drawn, criterion=name, seed=options.seed + (name == "random"))
                 for name in cast("Sequence[Criterion]", list(late))
             }
-            for each in _selections(young, data, now, choices, tune, step):
-                first, last = (
-                    select(values[each.criterion], ratio=each.ratio, scope=cast("Scope", each.scope))
-                    for values in (now, late)
-                )
-                both = sum(int(torch.isin(*pair).sum()) for pair in zip(first, last, strict=True))
-                ranks = (torch.cat(list(values[each.criterion])).tolist() for values in (now, late))
-                overlap, agreement = both / sum(each.counts), spearman(*ranks)
+            for each in _selections(young, data, now, choices, tune, lambda: report(len(found) + 1, total)):
+                pair, scope = [values[each.criterion] for values in (now, late)], cast("Scope", each.scope)
+                chosen = zip(*(select(values, ratio=each.ratio, scope=scope) for values in pair), strict=True)
+                overlap = sum(int(torch.isin(*indices).sum()) for indices in chosen) / sum(each.counts)
+                agreement = spearman(*(torch.cat(list(values)).tolist() for values in pair))
                 found.append(EarlyChoice(**vars(each), share=share, agreement=agreement, overlap=overlap))
     return tuple(found)
 
@@ -386,27 +380,24 @@ def ablate(
     base_N = _losses(model.fold(), data)
     rise: list[Tensor] = []
     change: list[Tensor] = []
-    without = _zeroed if zero else _removed
     for block, count in enumerate(model.prompt_counts):
         effects_PN = torch.zeros(count, len(base_N), dtype=torch.float64)
         for prompt in range(count):
-            effects_PN[prompt] = _losses(without(model, block, prompt).fold(), data) - base_N
+            effects_PN[prompt] = _losses(_without(model, block, prompt, zero=zero).fold(), data) - base_N
             step()
         rise.append(effects_PN.mean(1))
         change.append(effects_PN.abs().mean(1))
     return PromptAblation(images=len(base_N), loss=float(base_N.mean()), rise=_plain(rise), change=_plain(change))
 
 
-def _removed(model: PromptedModel, block: int, prompt: int) -> PromptedModel:
+def _without(model: PromptedModel, block: int, prompt: int, *, zero: bool) -> PromptedModel:
+    if zero:
+        prompts = model.prompts.constants()
+        prompts[block][prompt] = 0
+        return model.copy(prompts=prompts)
     indices = [torch.arange(count) for count in model.prompt_counts]
     indices[block] = indices[block][indices[block] != prompt]
     return model.keep(indices)
-
-
-def _zeroed(model: PromptedModel, block: int, prompt: int) -> PromptedModel:
-    prompts = model.prompts.constants()
-    prompts[block][prompt] = 0
-    return model.copy(prompts=prompts)
 
 
 def _losses(model: FoldedModel, data: ImageLabels) -> Tensor:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vprompt.experiments.report.aggregate import score
-from vprompt.experiments.report.study import Method, Run, Study, Task, read
+from vprompt.experiments.report.study import Method, Run, Study, Task
 from vprompt.report.document import Block, Paragraph, Section, simple_table
 from vprompt.utils.statistics import Paired, Seeds, paired, seeds_of
 from vprompt.utils.text import capital, count, spread
@@ -43,20 +41,16 @@ class Selection:
     trivial: Seeds
 
 
-def selections(document: Mapping[str, Any]) -> list[Selection]:
-    """Of each method of a study that was trained with all prompts and with a tenth, from its plain document.
+def selections(study: Study) -> list[Selection]:
+    """Of each method that was trained with all prompts and with a tenth.
 
     Source: Prompt Condensation (arXiv 2305.17223), section 6.1.
     """
-    return _selections(read(document))
-
-
-def _selections(study: Study) -> list[Selection]:
     found: list[Selection] = []
     for method, low in itertools.permutations(study.methods, 2):
         drops = [drop for task in study.tasks if (drop := _drop(study, task, method, low)) is not None]
+        needed, other = (seeds_of([d.full.mean for d in drops if d.trivial is kind]) for kind in (False, True))
         if drops:
-            needed, other = (seeds_of([d.full.mean for d in drops if d.trivial is kind]) for kind in (False, True))
             names = {"method": method.label, "low": low.label}
             found.append(Selection(**names, tasks=tuple(drops), nontrivial=needed, trivial=other))
     return found
@@ -87,7 +81,7 @@ def _tenth(run: Run, low: Run) -> bool:
 def section(study: Study) -> Section | None:
     """Tasks by what a tenth of the prompts loses; None where no method was trained with both."""
     blocks: list[Block] = []
-    for each in _selections(study):
+    for each in selections(study):
         rows = [
             [
                 *(drop.title, spread(drop.full.mean, drop.full.std), spread(drop.low.mean, drop.low.std)),
