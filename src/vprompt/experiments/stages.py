@@ -453,7 +453,7 @@ class Stages:
         if many := sum(share > DOMINANT for share in both):
             self.notes.append(
                 f"Prompts take up to {100 * max(both):.0f} % of a block's attention, in {many} of {len(both)} blocks "
-                "more than the image; fewer of them, or a lower rate, may do better."
+                "more than the image, and they are the same for all images; fewer prompts leave it more."
             )
         visual, key_value = ([round(share, 4) for share in shares] for shares in zip(*mass, strict=True))
         return {"attention": {"prompts": visual, "kv_prompts": key_value}}
