@@ -161,8 +161,9 @@ def folded_gmacs(model: PromptedModel) -> float:
     """10^9 multiply-accumulates of one image once the model is folded, without the classifier; it is not run.
 
     Example:
-        >>> import timm
-        >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
+        >>> import timm, vprompt
+        >>> backbone = timm.create_model("vit_base_patch16_224")
+        >>> round(folded_gmacs(attach(backbone, vprompt.VPT(50), num_classes=2)), 2)
         16.51
     """
     meta = on_meta(model)
