@@ -39,6 +39,8 @@ from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
 from vprompt.compression.search import delete_search
 from vprompt.compression.select import select_segments
+from vprompt.experiments.run import run
+from vprompt.experiments.settings import settings_from
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.records import Pruning, Recipe
 from vprompt.model.tensors import TENSORS_FILE
@@ -851,9 +853,35 @@ def test_fit_rewinds_to_the_epoch_it_is_told(colours, two_blocks, tmp_path, epoc
     assert small.pruning == Pruning(tokens=0.5, segments=0.5, rewind_epoch=epoch)
 
 
+def test_controls_of_rewinding_train_what_is_left_from_what_they_say(colours, two_blocks, tmp_path):
+    arguments = [*ARGUMENTS, "--backbone", two_blocks, "--prune-tokens", "0.5", "--prune-segments", "0", "--no-report"]
+    controls = {"end": ["--rewind-epoch", "2"], "fresh": ["--fresh-start"]}
+    for name, control in controls.items():
+        outcome = run_command("fit", colours, *arguments, *control, "--out", tmp_path / name)
+        assert outcome.status == 0, outcome.err
+    trained = vprompt.load(tmp_path / "end" / "full")
+    task = vprompt.open_data(str(colours), trained.backbone)
+
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return vprompt.attach(trained.backbone, vprompt.E2VPT(4, 2), data=task).state()
+
+    settings = PruneSettings(tokens=0.5, segments=0)
+    for name, early in {"end": trained.state(), "fresh": drawn(2**32 - 1)}.items():
+        assert same(vprompt.load(tmp_path / name / "full"), trained)
+        by_hand = prune(trained, task.train, task.val, early=early, settings=settings).model
+        assert same(vprompt.load(tmp_path / name), by_hand)
+    assert not torch.equal(drawn(0)["prompts.0"], drawn(2**32 - 1)["prompts.0"])
+    for name in controls:  # also where the training was done before, by a run of a benchmark
+        settings = settings_from(json.loads((tmp_path / name / "result.json").read_text())["settings"])
+        run(settings, tmp_path / f"{name}-shared", trained=tmp_path / name / "full")
+        assert same(vprompt.load(tmp_path / f"{name}-shared"), vprompt.load(tmp_path / name))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--prune", "--fresh-start", "--rewind-epoch", "1"], "leave out --fresh-start"),
         (["--prune", "--condense", "0.5"], "not both"),
         (["--prune", "--method", "linear"], "nothing to prune"),
         (["--prune", "--prompts", "0"], "nothing to prune"),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vprompt.compression.criteria import whole
+from vprompt.methods.e2vpt import E2VPT
 from vprompt.methods.linear import Linear
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
@@ -125,10 +126,11 @@ def with_counts(
     counts: Sequence[int],
     *,
     shallow: bool = False,
+    kv_prompts: int = 0,
     num_classes: int = 1,
     execution: Execution = "prefix",
 ) -> PromptedModel:
-    """A backbone with new prompts, so many in each block; without any, the backbone with a head.
+    """A backbone with new prompts, so many in each block, and key-value ones; without any, the backbone with a head.
 
     Raises:
         VPromptError: If a count is negative, there are not as many counts as blocks, or shallow ones beyond the first.
@@ -136,6 +138,7 @@ def with_counts(
     if any(count < 0 for count in counts):
         raise VPromptError(f"Numbers of prompts must be at least 0, not {min(counts)}.")
     method = VPT(max(counts), "shallow" if shallow else "deep") if any(counts) else Linear()
+    method = E2VPT(max(counts), kv_prompts) if kv_prompts else method
     model = attach(backbone, method, num_classes=num_classes, head_init="paper", execution=execution).eval()
     if model.prompt_counts == list(counts):
         return model

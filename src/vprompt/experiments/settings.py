@@ -88,10 +88,13 @@ class Pruning(PruneSettings):
     """Pruning after training, as E²VPT does: the least important prompts and segments go, the rest is trained again.
 
     Args:
-        rewind_epoch: Train what is left from where it was after this epoch; 0 is before the first step.
+        rewind_epoch: Train what is left from where it was after this epoch; 0 is before the first step, and the last
+            one goes on from the trained values.
+        fresh_start: Train it from new random values instead, to see what rewinding is good for.
     """
 
     rewind_epoch: int = 0
+    fresh_start: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +207,11 @@ class Settings:
             raise VPromptError(
                 "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "
                 "and --prune-segments, or train on 'train'."
+            )
+        if prune.fresh_start and (prune.rewind_epoch or self.method.relocates):
+            raise VPromptError(
+                "A fresh start rewinds to no epoch, and prompts that move have none; leave out --fresh-start, or "
+                "--rewind-epoch."
             )
         most = math.inf if self.recipe.epochs == AUTO else self.recipe.num_epochs
         if prune.rewind_epoch and not 0 <= prune.rewind_epoch <= most:

@@ -21,6 +21,7 @@ from vprompt.backbones.info import BackboneInfo, fingerprint, num_parameters
 from vprompt.backbones.names import full_name
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
+from vprompt.compression.gradients import attention_mass
 from vprompt.compression.prune import prune
 from vprompt.compression.score import score
 from vprompt.compression.search import Pruned
@@ -41,7 +42,7 @@ from vprompt.model.records import Recipe
 from vprompt.tasks.base import to_document
 from vprompt.training.checkpoint import Doubled, History, load_tensors, save_tensors
 from vprompt.training.evaluate import Evaluation, difference, doubled, evaluate
-from vprompt.training.loader import ImageLabels
+from vprompt.training.loader import ImageLabels, in_order, iterate
 from vprompt.training.precision import emulated, in_bf16
 from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
@@ -109,6 +110,9 @@ def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
 
 
 SPLITS = {"val": "validation", "test": "test"}
+
+DOMINANT = 0.5
+"""Share of attention above which prompts dominate a block: it mixes more of what all images share than of the image."""
 
 FULL, CONDENSED = "full", "condensed"
 """Folders in that of a run: the adapter with all prompts, and the one with those that are kept, not fine-tuned."""
@@ -442,6 +446,7 @@ class Stages:
         if len(self.evaluations) > 1:
             facts = {**facts, "lost": self._lost(*self.evaluations[-2:])}
         recipe, device = model.recipe or self._recipe(model), model.device
+        facts = {**facts, **self._attention(model)}
         result = {
             **report,
             **facts,
@@ -468,6 +473,22 @@ class Stages:
                 result["notes"].append(f"There is no {PAGE} ({type(error).__name__}: {line(error)}).")
                 write_json(self.folder.out / RESULT, result)
         return result
+
+    def _attention(self, model: PromptedModel) -> dict[str, Any]:
+        """Attention that prompts take in every block on the first images to validate on; noted where it is much."""
+        if not any(model.prompt_counts) and not len(model.kv_prompts):
+            return {}
+        data = self.val or self.train_images
+        images, _ = next(iter(iterate(data, in_order(min(len(data), 16), 16), device=model.device, model=model)))
+        mass = attention_mass(model, images)
+        both = [sum(pair) for pair in mass]
+        if many := sum(share > DOMINANT for share in both):
+            self.notes.append(
+                f"Prompts take up to {100 * max(both):.0f} % of a block's attention, in {many} of {len(both)} blocks "
+                "more than the image, and they are the same for all images; fewer prompts leave it more."
+            )
+        visual, key_value = ([round(share, 4) for share in shares] for shares in zip(*mass, strict=True))
+        return {"attention": {"prompts": visual, "kv_prompts": key_value}}
 
     @staticmethod
     def _lost(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vprompt.experiments.bench.tasks import about_task
 from vprompt.experiments.folder import RESULT, Result, fits, score_key
 from vprompt.experiments.settings import place_settings, upgraded
 from vprompt.methods.registry import METHODS
-from vprompt.model.cost import cost
+from vprompt.model.cost import bare_gmacs
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import read_json
 
@@ -178,7 +178,7 @@ def _backbone(results: Mapping[str, Document]) -> Document:
     [result] = results.values()
     name, size = result["backbone"], result["settings"].get("img_size")
     try:
-        bare = cost(name, [0], img_size=size if type(size) is int else None)[0].published_gmacs
+        bare = bare_gmacs(name, size if type(size) is int else None)
     except VPromptError:
         bare = None
     return {"name": name, "parameters": result.get("backbone_params"), "bare_gmacs": bare}
