@@ -126,9 +126,9 @@ class Held(Bank):
 class Running:
     """A server in a thread, and the service behind it."""
 
-    def __init__(self, bank, limits=None, **options):
+    def __init__(self, bank, limits=None, *, service=None, **options):
         self.bank = bank
-        self.service = Service(bank, limits or Limits(timeout=PATIENCE))
+        self.service = service or Service(bank, limits or Limits(timeout=PATIENCE))
         self.listener = bind("127.0.0.1", 0, guarded=False)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -782,7 +782,7 @@ def test_the_schema_is_of_what_is_answered_and_no_page_loads_anything(server, ma
     assert {*answer["required"]} <= {*server.ask("birds").json()} <= {*answer["properties"]}  # more for other targets
     predict_one = schema["paths"]["/v1/predict/{adapter}"]["post"]
     assert "image/*" in predict_one["requestBody"]["content"]
-    assert {"200", "400", "401", "403", "404", "408", "413", "415", "422", "500", "503"} == set(
+    assert {"200", "400", "401", "403", "404", "408", "409", "413", "415", "422", "429", "500", "503"} == set(
         predict_one["responses"]
     )
     assert "HTTPValidationError" not in schema["components"]["schemas"]

@@ -22,15 +22,12 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "VPROMPT_TOKEN"
 
-_FILE = ".safetensors"
-"""End of the names of adapters for engines; may be left out."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
     """Answer images over HTTP with many adapters on one backbone, until Ctrl-C or SIGTERM."""
 
-    adapters: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+    named: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
     """Folders of adapters, or their Hub ids; with --engine, files of adapters for it as well. Each is asked for by its
     last name, or by NAME where given as NAME=ADAPTER. They may be of several backbones."""
     engine: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -39,6 +36,9 @@ class Serve:
     """Read an engine that is a .pt2 file: one that was made to do so can then run code on this machine."""
     watch: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Serve the adapters in this folder, too: what is added, replaced or removed there while it runs is so here."""
+    adapters: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|hf:USER")] = None
+    """Load the adapters of this folder, or of a user or organisation on the Hub, when they are asked for by name; the
+    least recently used go beyond --max-adapters and --max-adapter-bytes."""
     host: str = "127.0.0.1"
     """Address to listen at; anywhere but on this machine itself a token is needed."""
     port: int = 8000
@@ -61,8 +61,8 @@ class Serve:
 
     def run(self) -> None:
         """Loads, listens, serves, stops."""
-        if not self.adapters and self.watch is None:
-            raise UsageError("There is no adapter to serve: vprompt serve ADAPTER ..., or --watch FOLDER.")
+        if not self.named and self.watch is None and self.adapters is None:
+            raise UsageError("There is no adapter to serve: vprompt serve ADAPTER ..., --watch or --adapters FOLDER.")
         token = read_token(self.token_file)
         if self.manage and token is None:
             raise UsageError(f"--manage needs a token; give --token-file FILE or set {TOKEN_VARIABLE}.")
@@ -74,11 +74,13 @@ class Serve:
         from vprompt.serving.bank.engine import Engine
         from vprompt.serving.decoding import start
         from vprompt.serving.log import logging_to_stderr
+        from vprompt.serving.metrics import Metrics
         from vprompt.serving.service import Service
+        from vprompt.serving.store import Store
         from vprompt.serving.watch import Watch
         from vprompt.utils.devices import device_named
 
-        sources = named(self.adapters)
+        sources = named(self.named)
         device = device_named(self.device)
         with (
             logging_to_stderr(self.log_level, json_lines=self.access_log),
@@ -88,12 +90,16 @@ class Serve:
             banks = Banks(*engines, weights=self.weights, device=device)
             for name, source in sources.items():
                 banks.add(name, source)
-            watch = contextlib.nullcontext() if self.watch is None else Watch(banks, Path(self.watch))
-            service = Service(banks, self.limits)
+            watches = [] if self.watch is None else [Watch(banks, Path(self.watch))]
+            metrics = Metrics()
+            store = None if self.adapters is None else Store(banks, self.adapters, self.limits, metrics)
+            service = Service(banks, self.limits, metrics=metrics, store=store)
             start()
             server = Server(service, token=token, manage=self.manage, listening=lambda: self._announce(listener, banks))
             try:
-                with watch:
+                with contextlib.ExitStack() as watched:
+                    for watch in (*watches, store and store.watch):
+                        watched.enter_context(watch or contextlib.nullcontext())
                     serve(server, listener)
             finally:
                 if not service.close(self.limits.timeout):
@@ -121,15 +127,15 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
         >>> named(("runs/birds", "pets=me/vit-pets"))
         {'birds': 'runs/birds', 'pets': 'me/vit-pets'}
     """
-    from vprompt.serving.service import check_name
+    from vprompt.serving.watch import ENGINE_FILE, check_name
 
     sources: dict[str, str] = {}
     for text in adapters:
         name, equals, source = text.partition("=")
         if not equals or os.path.isdir(text):
-            name, source = Path(os.path.abspath(text)).name.removesuffix(_FILE), text
-        if not os.path.exists(source) and os.path.isfile(source + _FILE):
-            source += _FILE
+            name, source = Path(os.path.abspath(text)).name.removesuffix(ENGINE_FILE), text
+        if not os.path.exists(source) and os.path.isfile(source + ENGINE_FILE):
+            source += ENGINE_FILE
         if check_name(name) in sources:
             raise VPromptError(f"Two adapters would be called {name!r}; name one of them: NAME={source}.")
         sources[name] = source

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 from vprompt.model.tensors import CONFIG_FILE
-from vprompt.serving.bank.banks import Banks
-from vprompt.serving.service import check_name
+from vprompt.serving.bank.bank import Entry
+from vprompt.serving.errors import RequestError
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
@@ -19,8 +19,30 @@ SECONDS = 2.0
 
 _LOG = logging.getLogger("vprompt.serving")
 
+ENGINE_FILE = ".safetensors"
+"""End of the names of adapters for engines; may be left out."""
+
 State = tuple[tuple[str, int, int, int], ...]
 """Names, times, sizes and numbers of an adapter's files."""
+
+
+class Adapters(Protocol):
+    """Adapters by name: banks, or a part of what they hold."""
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Descriptions of those that are to be left alone."""
+        ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def add(self, name: str, source: str | Path, *, replace: bool = False) -> Any:
+        """Takes one in."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Gives one up."""
+        ...
 
 
 class Watch:
@@ -31,14 +53,15 @@ class Watch:
     Args:
         banks: Adapters in it under other names, or that are not from the folder, are left alone.
         folder: Its subfolders that hold a configuration are adapters, by their names.
+        among: Look at no others than these, which somebody else loads, see `done`.
 
     Raises:
         VPromptError: If the folder cannot be read.
     """
 
-    def __init__(self, banks: Banks, folder: Path) -> None:
+    def __init__(self, banks: Adapters, folder: Path, *, among: Callable[[], Collection[str]] | None = None) -> None:
         self._banks = banks
-        self._folder, self._shown = folder, printable(str(folder))
+        self._folder, self._shown, self._among = folder, printable(str(folder)), among
         self._others = {entry.name for entry in banks.entries}
         self._last: dict[str, State] = {}
         self._done: dict[str, State] = {}
@@ -58,6 +81,10 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
 
+    def done(self, name: str, state: State) -> None:
+        """To be told of an adapter that was loaded by somebody else, and the state of its files before."""
+        self._last[name] = self._done[name] = state
+
     def look(self) -> None:
         """Does what was done in the folder; what changed since the last look may still be written, and waits."""
         try:
@@ -72,8 +99,11 @@ class Watch:
         self._last = found
 
     def _found(self) -> dict[str, State]:
+        if self._among is not None:
+            adapters = {name: adapter_in(self._folder, name) for name in self._among()}
+            return {name: state_of(path) for name, path in adapters.items() if path is not None}
         folders = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
-        return {path.name: _state(path) for path in folders if (path / CONFIG_FILE).is_file()}
+        return {path.name: state_of(path) for path in folders if (path / CONFIG_FILE).is_file()}
 
     def _change(self, name: str, state: State | None) -> None:
         try:
@@ -86,7 +116,7 @@ class Watch:
             self._done[name] = state
             if name in self._others:
                 raise VPromptError("another adapter is served under this name")
-            self._banks.add(check_name(name), self._folder / name, replace=True)
+            self._banks.add(check_name(name), adapter_in(self._folder, name) or self._folder / name, replace=True)
             _LOG.info("The adapter %r was loaded.", name)
         except VPromptError as error:
             _LOG.warning("The adapter %r in %s cannot be served: %s", name, self._shown, printable(str(error)))
@@ -98,7 +128,34 @@ class Watch:
             self.look()
 
 
-def _state(folder: Path) -> State:
-    with os.scandir(folder) as files:
-        stats = [(file.name, file.stat()) for file in files]
+def adapter_in(folder: Path, name: str) -> Path | None:
+    """The adapter of a name in a folder: a folder with a configuration, or a file for an engine; None without."""
+    path, file = folder / name, folder / f"{name}{ENGINE_FILE}"
+    return path if (path / CONFIG_FILE).is_file() else file if file.is_file() else None
+
+
+def state_of(path: Path) -> State:
+    """The state of an adapter's files.
+
+    Raises:
+        OSError: If they cannot be looked at.
+    """
+    files = [path] if path.is_file() else path.iterdir()
+    stats = [(file.name, file.stat()) for file in files]
     return tuple(sorted((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats))
+
+
+def check_name(name: str) -> str:
+    """The name, if an address can hold it as it is; it names nothing outside a folder.
+
+    Raises:
+        RequestError: If not.
+    """
+    plain = all(c.isalnum() or c in "._-" for c in name)
+    if not name or not plain or name.startswith(".") or len(name) > 100:
+        raise RequestError(
+            "invalid",
+            f"An adapter cannot be served as {printable(name[:100])!r}: take up to 100 letters, digits, '.', '_' and "
+            "'-', no '.' first (name=FOLDER on the command line).",
+        )
+    return name
