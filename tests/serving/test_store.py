@@ -116,8 +116,6 @@ def test_an_adapter_is_loaded_when_it_is_asked_for_and_the_least_recently_used_g
         # Several of one request are held together; more than there is room for cannot be.
         answers = running.client.post("/v1/predict", params={"adapter": NAMES[:3]}, content=IMAGES["png"]).json()
         assert [answer["class_name"] for answer in answers["answers"]] == [alone[n]["class_name"] for n in NAMES[:3]]
-        details = running.client.get("/v1/adapters/task5").json()
-        assert details["classes"] == [f"task5 {number}" for number in range(7)]
     finally:
         running.close()
 
@@ -245,7 +243,7 @@ def test_what_changes_in_the_folder_is_loaded_again_and_what_is_gone_goes(shelf,
     for name in ("task0", "task1", "task2"):
         shutil.copytree(shelf / name, place / name)
     running = Shelf(place, max_adapters=2)
-    watch = running.store.watch
+    watch = running.store
     try:
         assert_says(running.ask("task1"), "task1", alone)
         for _ in range(3):
@@ -280,7 +278,7 @@ def test_adapters_from_the_hub(shelf, alone, hub, tmp_path, tiny_weights):
         hub.repositories[f"me/{name}"] = {"main": files}
     hub.repositories["me/empty"] = {"main": {}}
     hub.repositories["me/huge"] = {"main": {**files, "adapter_model.safetensors": bytes(3 * 2**20)}}
-    with pytest.raises(VPromptError, match="backbone is not known yet"):
+    with pytest.raises(VPromptError, match="does not tell which backbone"):
         Store(Banks(), "hf:me", Limits(), Metrics())
     with pytest.raises(VPromptError, match="nobody on the Hub"):
         Store(Banks(), "hf:me/you", Limits(), Metrics())
@@ -391,9 +389,9 @@ def test_the_command_loads_by_name_and_follows_the_folder(shelf, alone, tmp_path
     ("arguments", "words"),
     [
         (["--adapters", "nowhere"], "nowhere is no folder"),
-        (["--adapters", "empty"], "holds no adapter yet"),
+        (["--adapters", "empty"], "does not tell which backbone"),
         (["--adapters", "hf:"], "nobody on the Hub"),
-        (["--adapters", "hf:me"], "backbone is not known yet"),
+        (["--adapters", "hf:me"], "does not tell which backbone"),
         (["--adapters", "empty", "--max-adapters", "0"], "max_adapters must be at least 1"),
         (["--adapters", "empty", "--rate", "birds"], "rate takes NUMBER or NAME=NUMBER"),
     ],

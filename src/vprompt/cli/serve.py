@@ -90,16 +90,14 @@ class Serve:
             banks = Banks(*engines, weights=self.weights, device=device)
             for name, source in sources.items():
                 banks.add(name, source)
-            watches = [] if self.watch is None else [Watch(banks, Path(self.watch))]
+            watch = contextlib.nullcontext() if self.watch is None else Watch(banks, Path(self.watch))
             metrics = Metrics()
             store = None if self.adapters is None else Store(banks, self.adapters, self.limits, metrics)
             service = Service(banks, self.limits, metrics=metrics, store=store)
             start()
             server = Server(service, token=token, manage=self.manage, listening=lambda: self._announce(listener, banks))
             try:
-                with contextlib.ExitStack() as watched:
-                    for watch in (*watches, store and store.watch):
-                        watched.enter_context(watch or contextlib.nullcontext())
+                with watch, store or contextlib.nullcontext():
                     serve(server, listener)
             finally:
                 if not service.close(self.limits.timeout):

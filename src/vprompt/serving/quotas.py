@@ -14,9 +14,7 @@ from vprompt.utils.text import printable
 
 
 class Quotas:
-    """What is left to each adapter of its requests a second, and of those under way; for one thread.
-
-    After a pause an adapter may be asked as often at once as in a second.
+    """Counts of the requests of each adapter, for one thread; after a pause it may be asked a second's worth at once.
 
     Args:
         limits: Its `rate` and `in_flight`.
@@ -27,52 +25,41 @@ class Quotas:
         >>> with quotas.taken("birds"), quotas.taken("birds"):
         ...     pass
         Traceback (most recent call last):
-        vprompt.serving.errors.RequestError: 1 request is under way to the adapter 'birds', which is its limit; ...
+        vprompt.serving.errors.RequestError: 1 request of the adapter 'birds' is under way, which is its limit; ...
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rates, self._most = limits.rates, limits.most_in_flight
-        self._clock = clock
+        self._rates, self._most, self._clock = limits.rates, limits.most_in_flight, clock
         self._under_way = Counter[str]()
         self._even: dict[str, float] = {}
         """When each adapter will have been asked no more often than its rate; none that is in the past."""
 
     def check(self, name: str) -> None:
-        """Refuses a request that there is no room for.
-
-        Raises:
-            RequestError: "too_many", with the seconds after which to ask again.
-        """
-        most, rate = self._most.get(name, self._most.get("", math.inf)), self._rate(name)
-        if (now := self._under_way[name]) >= most:
-            what = "1 request is" if now == 1 else f"{now} requests are"
-            what = f"{what} under way to the adapter {printable(name)!r}, which is its limit"
-            raise RequestError("too_many", f"{what}; ask again in a moment.")
-        # The last request of a burst comes when all but one second's worth of time is used up.
-        wait = self._even.get(name, 0.0) - self._clock() - (max(1.0, rate) - 1) / rate
-        if wait > 1e-9:
+        """Refuses a request that there is no room for, by a `RequestError` "too_many"."""
+        if (now := self._under_way[name]) >= self._most.get(name, self._most.get("", math.inf)):
+            what = (
+                f"1 request of the adapter {printable(name)!r} is" if now == 1 else f"{now} of {printable(name)!r} are"
+            )
+            raise RequestError("too_many", f"{what} under way, which is its limit; ask again in a moment.")
+        rate = self._rate(name)
+        burst = (max(1.0, rate) - 1) / rate if rate < math.inf else 0.0
+        if (wait := self._even.get(name, 0.0) - self._clock() - burst) > 1e-9:
             what = f"The adapter {printable(name)!r} answers {rate:g} requests a second"
             raise RequestError("too_many", f"{what}; ask again in {wait:.3g} s.", retry_after=wait)
 
     @contextmanager
     def taken(self, name: str) -> Generator[None]:
-        """Counts a request of an adapter, which is under way inside the block.
-
-        Raises:
-            RequestError: As `check`; it is not counted then.
-        """
+        """Counts a request of an adapter, which is under way inside the block; or refuses it as `check` does."""
         self.check(name)
         now, rate = self._clock(), self._rate(name)
+        self._even = {other: then for other, then in self._even.items() if then > now}
         if rate < math.inf:
-            self._even = {other: then for other, then in self._even.items() if then > now}
             self._even[name] = max(now, self._even.get(name, now)) + 1 / rate
         self._under_way[name] += 1
         try:
             yield
         finally:
-            self._under_way[name] -= 1
-            if not self._under_way[name]:
-                del self._under_way[name]
+            self._under_way -= Counter([name])
 
     def _rate(self, name: str) -> float:
         return self._rates.get(name, self._rates.get("", math.inf))

@@ -25,7 +25,6 @@ from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
 from vprompt.serving.quotas import Quotas
 from vprompt.serving.store import Store
-from vprompt.serving.watch import check_name
 from vprompt.tasks.segmentation import resized
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
@@ -161,39 +160,24 @@ class Service:
                 answers |= zip([ask.entry.name for ask in asks], results, strict=True)
         return [answers[name] for name in adapters]
 
-    async def find(self, name: str, client: str = "") -> Entry:
-        """The description of an adapter, which is loaded where that is possible.
-
-        Raises:
-            RequestError: If it cannot be had.
-        """
-        deadline = time.monotonic() + self.limits.timeout
-        with contextlib.ExitStack() as stack:
-            found = (await self._found([name], stack, deadline, client, counted=False))[name]
-        if isinstance(found, RequestError):
-            raise found
-        return found
-
-    def check_adapter(self, name: str, *, counted: bool = True) -> None:
+    def check_adapter(self, name: str) -> None:
         """Refuses an adapter that is not there, or may not be asked now, by a `VPromptError`."""
         if self.store is None or name in self.bank:
             self.bank[name]  # or the error that says which there are
         else:
-            self.store.check(check_name(name))
-        if counted:
-            self.quotas.check(name)
+            self.store.check(name)
+        self.quotas.check(name)
 
     async def _found(
-        self, names: Sequence[str], until: contextlib.ExitStack, deadline: float, client: str, *, counted: bool = True
+        self, names: Sequence[str], until: contextlib.ExitStack, deadline: float, client: str
     ) -> dict[str, Entry | RequestError]:
         """The adapters, kept in memory and counted as under way until the stack is closed; or why not."""
         found: dict[str, Entry | RequestError] = {}
         loading: dict[str, asyncio.Future[Entry]] = {}
         for name in names:
             try:
-                self.check_adapter(name, counted=counted)
-                if counted:
-                    until.enter_context(self.quotas.taken(name))
+                self.check_adapter(name)
+                until.enter_context(self.quotas.taken(name))
                 if self.store is None:
                     found[name] = self.bank[name]
                 else:

@@ -1,4 +1,4 @@
-"""Store of adapters that are loaded when they are asked for, from a folder or the Hub, within a bound on memory."""
+"""Adapters that are loaded when they are asked for, from a folder or the Hub, within a bound on memory."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MOST_REFUSED = 1000
 _LOG = logging.getLogger("vprompt.serving")
 
 
-class Store:
+class Store(Watch):
     """Adapters that are loaded when they are asked for; of those that nobody uses, the least recently used go.
 
-    They must be of a backbone that is there. Adapters of the banks that came in otherwise stay, and are not counted.
-    What changes in the folder is loaded again; an adapter from the Hub stays as it was when it was loaded.
+    They must be of a backbone that is there. Adapters that the banks hold otherwise stay, and are not counted. What
+    changes in the folder is loaded again; an adapter from the Hub stays as it was when it was loaded.
 
     Args:
         banks: Take the adapters in.
@@ -47,21 +47,13 @@ class Store:
         limits: Its `max_adapters`, `max_adapter_bytes` and `timeout` are kept.
         metrics: Told of hits, misses, evictions and failures.
 
-    Attributes:
-        watch: Follows the adapters that are loaded from the folder inside its `with` block; None for the Hub.
-
     Raises:
         VPromptError: If the place is none, or there is no backbone, and no adapter in the folder to make it for.
     """
 
     def __init__(self, banks: Banks, place: str, limits: Limits, metrics: Metrics) -> None:
-        self.banks, self._limits, self._events = banks, limits, metrics.pulled
         self._user = place.removeprefix(HUB) if place.startswith(HUB) else None
-        self._folder = Path(place)
-        if self._user is not None and not hub.is_hub_id(f"{self._user}/any"):
-            raise VPromptError(f"{printable(place)} is nobody on the Hub; give --adapters hf:USER.")
-        if not banks.banks and self._user is not None:
-            raise VPromptError("The backbone is not known yet: name an adapter as well, vprompt serve USER/NAME.")
+        self._limits, self._events = limits, metrics.pulled
         self._bytes: dict[str, int] = {}
         """Of those that are loaded, the least recently used first."""
         self._leaving, self._uses = set[str](), Counter[str]()
@@ -69,37 +61,22 @@ class Store:
         self._adding = threading.Lock()
         self._under_way: dict[str, Future[Entry]] = {}
         self._refused: dict[str, tuple[float, RequestError]] = {}
+        super().__init__(banks, Path(place))
         self.loading = Batcher[str, Entry](
             lambda names: [self._load(name) for name in names], threads=LOADS_AT_ONCE, max_queue=limits.max_queue
         )
-        self.watch = None if self._user is not None else Watch(self, self._folder, among=lambda: [*self._bytes])
+        if self._user is not None and not hub.is_hub_id(f"{self._user}/any"):
+            raise VPromptError(f"{self._shown} is nobody on the Hub; give --adapters hf:USER.")
         if self._user is None and not self._folder.is_dir():
-            raise VPromptError(f"{printable(place)} is no folder; check --adapters.")
+            raise VPromptError(f"{self._shown} is no folder; check --adapters.")
         if not banks.banks:
             names = sorted(path.name.removesuffix(ENGINE_FILE) for path in self._folder.glob("[!.]*"))
             first = next((name for name in names if adapter_in(self._folder, name) is not None), None)
             if first is None:
-                raise VPromptError(f"{printable(place)} holds no adapter yet; name one that has the backbone as well.")
+                raise VPromptError(
+                    f"{self._shown} does not tell which backbone is meant; name an adapter of it as well."
+                )
             self._put(check_name(first), *self._fetched(first), known=False)
-
-    @property
-    def entries(self) -> list[Entry]:
-        """See `Adapters`: none is to be left alone."""
-        return []
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._bytes
-
-    def add(self, name: str, source: str | Path, *, replace: bool = False) -> None:
-        """See `Adapters`: an adapter that has changed, where it is still loaded."""
-        with self._adding:
-            if name in self._bytes:
-                self._put(name, *self._fetched(name))
-
-    def remove(self, name: str) -> None:
-        """See `Adapters`."""
-        with self._adding:
-            self._drop(name)
 
     @contextlib.contextmanager
     def held(self, name: str) -> Generator[None]:
@@ -112,22 +89,17 @@ class Store:
             yield
         finally:
             with self._changed:
-                self._uses[name] -= 1
-                self._uses += Counter()  # without those that have none
+                self._uses -= Counter([name])
                 self._changed.notify_all()
 
     def ask(self, name: str, client: str) -> Future[Entry]:
-        """The adapter, now or later; it must be held, and all who ask for it share one load. For one thread.
-
-        Args:
-            name: A name that `check_name` let pass.
-            client: Who asks; clients take turns.
+        """An adapter that is held, now or later; all who ask for it share one load. For one thread; clients take turns.
 
         Raises:
             RequestError: "busy", if too many are to be loaded already.
         """
         with self._changed:
-            entry = None if name in self._leaving else self.banks.get(name)
+            entry = None if name in self._leaving else self._banks.get(name)
         if entry is None or name in self._bytes:
             self._events.labels("miss" if entry is None else "hit").inc()
         if entry is not None:
@@ -140,26 +112,21 @@ class Store:
         return future
 
     def check(self, name: str) -> None:
-        """Refuses a name that there is nothing for, or could not be loaded a moment ago.
-
-        Raises:
-            VPromptError: Of what kind it is.
-        """
-        until, problem = self._refused.get(name, (0.0, None))
+        """Refuses, by a `VPromptError`, a name that there is nothing for, or that could not be loaded a moment ago."""
+        until, problem = self._refused.get(check_name(name), (0.0, None))
         if problem is not None and time.monotonic() < until:
             raise problem
-        if name not in self.banks and self._user is None and adapter_in(self._folder, name) is None:
-            raise unknown(name, [entry.name for entry in self.banks.entries])
+        if name not in self._banks and self._user is None and adapter_in(self._folder, name) is None:
+            raise unknown(name, [entry.name for entry in self._banks.entries])
 
     def _load(self, name: str) -> Entry:
         try:
             self.check(name)
             source, state = self._fetched(name)
             with self._adding:
-                if (entry := self.banks.get(name)) is None:
+                if (entry := self._banks.get(name)) is None:
                     self._make_room(name, 1)
                     entry = self._put(name, source, state)
-                    _LOG.info("The adapter %r was loaded.", name)
             return entry
         except RequestError:
             raise
@@ -169,11 +136,9 @@ class Store:
             code, problem = "refused", "cannot be loaded; the service's log says why"
             if isinstance(error, UnknownAdapterError):
                 code, problem = "unknown_adapter", "is not there"
-            problem = RequestError(code, f"The adapter {name!r} {problem}.")
-            self._refused.pop(name, None)
-            self._refused = dict([*self._refused.items()][1 - MOST_REFUSED :])
-            self._refused[name] = time.monotonic() + REFUSED_SECONDS, problem
-            raise problem from error
+            refused = time.monotonic() + REFUSED_SECONDS, RequestError(code, f"The adapter {name!r} {problem}.")
+            self._refused = {**dict([*self._refused.items()][-MOST_REFUSED:]), name: refused}
+            raise refused[1] from error
 
     def _fetched(self, name: str) -> tuple[str | Path, State]:
         """Where the files of an adapter are on this machine, and their state."""
@@ -191,18 +156,18 @@ class Store:
 
     def _put(self, name: str, source: str | Path, state: State, *, known: bool = True) -> Entry:
         """Takes an adapter in; others go until there is memory for it, or else it does itself."""
-        entry = self.banks.add(name, source, replace=True, known=known)
+        entry = self._banks.add(name, source, replace=True, known=known)
+        self._last[name] = self._done[name] = state
         with self._changed:
             self._bytes[name] = entry.nbytes
-        if self.watch is not None:
-            self.watch.done(name, state)
         try:
             if entry.nbytes > self._limits.max_adapter_bytes:
                 raise AdapterError(f"it takes {entry.nbytes} bytes in memory (--max-adapter-bytes)")
             self._make_room(name, 0)
         except VPromptError:
-            self._drop(name)
+            self._give_up(name)
             raise
+        _LOG.info("The adapter %r was loaded.", name)
         return entry
 
     def _make_room(self, name: str, more: int) -> None:
@@ -219,15 +184,29 @@ class Store:
                         raise RequestError("busy", "All adapters that have room are in use; ask again in a moment.")
                     continue
                 self._leaving.add(idle)  # at once: who asks for it from now on waits until it is loaded again
-            self._drop(idle)
+            self._give_up(idle)
             self._events.labels("eviction").inc()
-            _LOG.info("The adapter %r was given up for %r.", idle, name)
 
-    def _drop(self, name: str) -> None:
+    def _give_up(self, name: str) -> None:
         with self._changed:
             self._leaving.add(name)
             self._bytes.pop(name, None)
         with contextlib.suppress(UnknownAdapterError):  # --manage has removed it
-            self.banks.remove(name)
+            self._banks.remove(name)
         with self._changed:
             self._leaving.discard(name)
+        _LOG.info("The adapter %r was given up.", name)
+
+    def _found(self) -> dict[str, State]:
+        adapters = {} if self._user is not None else {name: adapter_in(self._folder, name) for name in [*self._bytes]}
+        return {name: state_of(path) for name, path in adapters.items() if path is not None}
+
+    def _add(self, name: str) -> None:
+        with self._adding:
+            if name in self._bytes:
+                self._put(name, *self._fetched(name))
+
+    def _remove(self, name: str) -> None:
+        with self._adding:
+            if name in self._bytes:
+                self._give_up(name)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Self
 
 from vprompt.model.tensors import CONFIG_FILE
-from vprompt.serving.bank.bank import Entry
+from vprompt.serving.bank.banks import Banks
 from vprompt.serving.errors import RequestError
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
@@ -26,25 +25,6 @@ State = tuple[tuple[str, int, int, int], ...]
 """Names, times, sizes and numbers of an adapter's files."""
 
 
-class Adapters(Protocol):
-    """Adapters by name: banks, or a part of what they hold."""
-
-    @property
-    def entries(self) -> list[Entry]:
-        """Descriptions of those that are to be left alone."""
-        ...
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def add(self, name: str, source: str | Path, *, replace: bool = False) -> Any:
-        """Takes one in."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Gives one up."""
-        ...
-
-
 class Watch:
     """Keeps banks like a folder of adapters; one that is bad is logged, and the one before it stays.
 
@@ -53,15 +33,14 @@ class Watch:
     Args:
         banks: Adapters in it under other names, or that are not from the folder, are left alone.
         folder: Its subfolders that hold a configuration are adapters, by their names.
-        among: Look at no others than these, which somebody else loads, see `done`.
 
     Raises:
         VPromptError: If the folder cannot be read.
     """
 
-    def __init__(self, banks: Adapters, folder: Path, *, among: Callable[[], Collection[str]] | None = None) -> None:
+    def __init__(self, banks: Banks, folder: Path) -> None:
         self._banks = banks
-        self._folder, self._shown, self._among = folder, printable(str(folder)), among
+        self._folder, self._shown = folder, printable(str(folder))
         self._others = {entry.name for entry in banks.entries}
         self._last: dict[str, State] = {}
         self._done: dict[str, State] = {}
@@ -81,10 +60,6 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
 
-    def done(self, name: str, state: State) -> None:
-        """To be told of an adapter that was loaded by somebody else, and the state of its files before."""
-        self._last[name] = self._done[name] = state
-
     def look(self) -> None:
         """Does what was done in the folder; what changed since the last look may still be written, and waits."""
         try:
@@ -99,9 +74,6 @@ class Watch:
         self._last = found
 
     def _found(self) -> dict[str, State]:
-        if self._among is not None:
-            adapters = {name: adapter_in(self._folder, name) for name in self._among()}
-            return {name: state_of(path) for name, path in adapters.items() if path is not None}
         folders = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
         return {path.name: state_of(path) for path in folders if (path / CONFIG_FILE).is_file()}
 
@@ -109,19 +81,25 @@ class Watch:
         try:
             if state is None:
                 del self._done[name]
-                if name in self._banks and name not in self._others:
-                    self._banks.remove(name)
-                    _LOG.info("The adapter %r was removed.", name)
-                return
-            self._done[name] = state
-            if name in self._others:
-                raise VPromptError("another adapter is served under this name")
-            self._banks.add(check_name(name), adapter_in(self._folder, name) or self._folder / name, replace=True)
-            _LOG.info("The adapter %r was loaded.", name)
+                self._remove(name)
+            else:
+                self._done[name] = state
+                self._add(name)
         except VPromptError as error:
             _LOG.warning("The adapter %r in %s cannot be served: %s", name, self._shown, printable(str(error)))
         except Exception:
             _LOG.exception("The adapter %r in %s cannot be served.", name, self._shown)
+
+    def _add(self, name: str) -> None:
+        if name in self._others:
+            raise VPromptError("another adapter is served under this name")
+        self._banks.add(check_name(name), self._folder / name, replace=True)
+        _LOG.info("The adapter %r was loaded.", name)
+
+    def _remove(self, name: str) -> None:
+        if name in self._banks and name not in self._others:
+            self._banks.remove(name)
+            _LOG.info("The adapter %r was removed.", name)
 
     def _run(self) -> None:
         while not self._over.wait(SECONDS):
