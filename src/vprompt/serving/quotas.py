@@ -25,7 +25,7 @@ class Quotas:
         >>> with quotas.taken("birds"), quotas.taken("birds"):
         ...     pass
         Traceback (most recent call last):
-        vprompt.serving.errors.RequestError: 1 request of the adapter 'birds' is under way, which is its limit; ...
+        vprompt.serving.errors.RequestError: 1 request is under way to the adapter 'birds', its limit; ask again in a moment.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,10 +37,9 @@ class Quotas:
     def check(self, name: str) -> None:
         """Refuses a request that there is no room for, by a `RequestError` "too_many"."""
         if (now := self._under_way[name]) >= self._most.get(name, self._most.get("", math.inf)):
-            what = (
-                f"1 request of the adapter {printable(name)!r} is" if now == 1 else f"{now} of {printable(name)!r} are"
-            )
-            raise RequestError("too_many", f"{what} under way, which is its limit; ask again in a moment.")
+            what = "1 request is" if now == 1 else f"{now} requests are"
+            what = f"{what} under way to the adapter {printable(name)!r}, its limit"
+            raise RequestError("too_many", f"{what}; ask again in a moment.")
         rate = self._rate(name)
         burst = (max(1.0, rate) - 1) / rate if rate < math.inf else 0.0
         if (wait := self._even.get(name, 0.0) - self._clock() - burst) > 1e-9:

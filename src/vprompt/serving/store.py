@@ -73,9 +73,7 @@ class Store(Watch):
             names = sorted(path.name.removesuffix(ENGINE_FILE) for path in self._folder.glob("[!.]*"))
             first = next((name for name in names if adapter_in(self._folder, name) is not None), None)
             if first is None:
-                raise VPromptError(
-                    f"{self._shown} does not tell which backbone is meant; name an adapter of it as well."
-                )
+                raise VPromptError(f"{self._shown} does not tell which backbone is meant: name an adapter of it, too.")
             self._put(check_name(first), *self._fetched(first), known=False)
 
     @contextlib.contextmanager
