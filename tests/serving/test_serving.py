@@ -991,7 +991,7 @@ def test_wrong_usage_of_the_command(adapters, monkeypatch):
 
 
 def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
-    from vprompt.cli.serve import read_token
+    from vprompt.serving.setup import read_token
 
     monkeypatch.delenv("VPROMPT_TOKEN", raising=False)
     assert read_token(None) is None

@@ -20,8 +20,8 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
-from vprompt.cli.serve import named
 from vprompt.experiments.folder import PAGE
+from vprompt.serving.setup import named
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json

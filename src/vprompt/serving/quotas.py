@@ -25,7 +25,7 @@ class Quotas:
         >>> with quotas.taken("birds"), quotas.taken("birds"):
         ...     pass
         Traceback (most recent call last):
-        vprompt.serving.errors.RequestError: 1 request is under way to the adapter 'birds', its limit; ask again in a moment.
+        vprompt.serving.errors.RequestError: 1 request is under way to the adapter 'birds', its limit; ask ...
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
