@@ -95,10 +95,10 @@ class RayEngine:
         self.address = address
         self.rehearse = rehearse
         self.number = workers or needs.number
-        self.ray = _import_ray()
+        self.ray = import_ray()
         self.connected_here = not self.ray.is_initialized()
         if self.connected_here:
-            _connect(self.ray, cluster, needs, self.number)
+            connect(self.ray, cluster, needs, self.number)
         nodes = self._nodes()
         gpus = needs.gpus if needs.gpus is not None else float(any(node.get("GPU", 0) for node in nodes))
         self.needs = {"CPU": needs.cpus, "GPU": gpus, "memory": (needs.memory_gb or 0) * 1e9}
@@ -319,18 +319,23 @@ def described(resources: Mapping[str, float]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Ray, which then talks to nobody but us.
+
+    Raises:
+        ClusterError: If it is not installed.
+    """
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
-        raise ClusterError(f"The engine ray needs Ray ({error}): pip install 'vprompt[ray]'") from error
+        raise ClusterError(f"This needs Ray ({error}): pip install 'vprompt[ray]'") from error
     return ray
 
 
-def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) -> None:
-    """Joins a cluster, or starts one on this machine that is as large as the workers asked for by number."""
+def connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) -> None:
+    """Joins a cluster, or starts one on this machine that is as large as the workers asked for by number; or raises."""
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if cluster is not None:
