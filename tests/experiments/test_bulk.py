@@ -2,10 +2,6 @@
 
 import itertools
 import os
-import signal
-import threading
-import time
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,14 +12,9 @@ from pyarrow import parquet
 
 import vprompt
 from conftest import run_command, write_images
-from processes import Script
-from vprompt.experiments.bench import ray as subject
-from vprompt.experiments.bulk import Job, predictions, run_bulk
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
 
-os.environ |= subject.VARIABLES  # Ray reads them when it is imported
-os.environ |= {"RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 IMAGES = 70
 
 
@@ -221,101 +212,3 @@ def test_a_mistake_is_one_sentence(arguments, status, words, adapter, tmp_path, 
     outcome = run_command("predict", adapter, "image.png", *arguments)
     assert (outcome.status, outcome.err.count("\n")) == (status, 1), outcome.err
     assert words in outcome.err
-
-
-# ── Ray ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def slowly(answers, seconds):
-    """A function that goes to the workers whole, for they cannot import this file."""
-
-    def slow(model, images):
-        import time
-
-        time.sleep(seconds)
-        return answers(model, images)
-
-    return slow
-
-
-def actors(ours):
-    """Processes of Ray Data's actors that a process has started."""
-    parents, lines = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                lines[int(entry.name)] = (entry / "cmdline").read_bytes()
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def is_ours(pid):
-        while pid > 1 and pid != ours:
-            pid = parents.get(pid, 0)
-        return pid == ours
-
-    return [pid for pid, line in lines.items() if line.startswith(b"ray::MapWorker") and is_ours(pid)]
-
-
-def until(condition, seconds=240):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found
-
-
-def test_a_worker_that_is_killed_costs_nothing(adapter, folder, plain, tmp_path):
-    pytest.importorskip("ray.data")
-    job = Job(load=partial(vprompt.load, adapter), answers=slowly(partial(predictions, 2), 0.3), out=tmp_path)
-    killed = []
-
-    def kill():
-        until(lambda: list(tmp_path.glob("part-*")))
-        killed.extend(actors(os.getpid()))
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    done = run_bulk(job, [folder], {}, workers=2, shard_size=5)
-    thread.join()
-    assert killed
-    assert done == {"images": 70, "shards": 14, "bad": 1}
-    assert_as(read(tmp_path), plain)
-    assert not list(tmp_path.glob("*.lock"))
-
-
-DRIVER = """
-import os, sys
-from functools import partial
-from pathlib import Path
-import vprompt
-from vprompt.experiments.bulk import Job, predictions, run_bulk
-
-def slowly(model, images):
-    import time
-    time.sleep(0.5)
-    return predictions(2, model, images)
-
-slowly.__module__ = "__main__"
-adapter, folder, out = sys.argv[1:]
-job = Job(load=partial(vprompt.load, adapter), answers=slowly, out=Path(out))
-run_bulk(job, [Path(folder)], {}, workers=2, shard_size=5)
-"""
-
-
-def test_a_command_that_is_killed_is_gone_on_with(adapter, folder, plain, tmp_path):
-    pytest.importorskip("ray.data")
-    out = tmp_path / "out"
-    driver = Script(DRIVER, str(adapter), str(folder), str(out), folder=tmp_path, environment=subject.VARIABLES)
-    status, _, _ = driver.when(lambda: len(list(out.glob("part-*"))) >= 3, signal.SIGKILL)
-    assert status == -signal.SIGKILL
-    until(lambda: not actors(driver.pid))
-    time.sleep(0.6)  # a worker may end its shard
-    before = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
-    assert 3 <= len(before) < 14
-    job = Job(load=partial(vprompt.load, adapter), answers=partial(predictions, 2), out=out)
-    assert run_bulk(job, [folder], {}, workers=0, shard_size=5)["shards"] == 14
-    assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert_as(read(out), plain)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vprompt.serving.limits import Limits
 from vprompt.serving.setup import Setup
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import build, check_known, options_of
@@ -14,8 +15,6 @@ from vprompt.utils.serialization import build, check_known, options_of
 if TYPE_CHECKING:
     from ray.serve import Application
     from starlette.types import ASGIApp
-
-LISTS = ("named", "rate", "in_flight")
 
 
 def application(arguments: Mapping[str, Any]) -> Application:
@@ -36,13 +35,11 @@ def application(arguments: Mapping[str, Any]) -> Application:
         serve: Any = import_module("ray.serve")
     except ImportError as error:
         raise VPromptError(f"A deployment needs {error.name}: pip install 'vprompt[ray,serve]'.") from error
-    numbers = {"replicas": 1, "cpus": 1.0, "gpus": 0.0}
+    numbers: dict[str, Any] = {"replicas": 1, "cpus": 1.0, "gpus": 0.0}
     check_known(arguments, {**options_of(Setup), **numbers}, "argument")
-    # `serve run` knows text alone; lists are separated by commas.
-    values: dict[str, Any] = {name: _number(value) for name, value in arguments.items()}
-    values |= {name: str(values[name]).split(",") for name in LISTS if isinstance(values.get(name), str | float)}
+    kinds = {name: type(value) for name, value in {**vars(Limits()), **numbers, "named": ()}.items()}
+    values = {**numbers, **{name: _typed(value, kinds.get(name)) for name, value in arguments.items()}}
     setup: Setup = build(Setup, values)
-    replicas, cpus, gpus = (values.get(name, number) for name, number in numbers.items())
 
     def app() -> ASGIApp:
         from vprompt.serving.app import create_app
@@ -52,15 +49,16 @@ def application(arguments: Mapping[str, Any]) -> Application:
 
     deployment = serve.deployment(serve.ingress(app)()).options(
         name="vprompt",
-        num_replicas=replicas,
+        num_replicas=values["replicas"],
         max_ongoing_requests=2 * setup.limits.max_queue,  # more are refused by the service, with a reason
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": values["cpus"], "num_gpus": values["gpus"]},
     )
     return deployment.bind()
 
 
-def _number(value: Any) -> Any:
-    try:
-        return int(value) if isinstance(value, str) and value.isdigit() else float(value)
-    except (TypeError, ValueError):
-        return value
+def _typed(value: Any, kind: type | None) -> Any:
+    """A value of `serve run`, which knows text alone, as a number or a list where that is wanted."""
+    with suppress(ValueError):
+        if isinstance(value, str) and kind in (int, float):
+            return kind(value)
+    return value.split(",") if isinstance(value, str) and kind is tuple else value
