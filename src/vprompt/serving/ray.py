@@ -34,7 +34,7 @@ def application(arguments: Mapping[str, Any]) -> Application:
     try:
         serve: Any = import_module("ray.serve")
     except ImportError as error:
-        raise VPromptError(f"A deployment needs {error.name}: pip install 'vprompt[ray,serve]'.") from error
+        raise VPromptError(f"A deployment needs {error.name}: pip install 'vprompt[ray-serve]'.") from error
     numbers: dict[str, Any] = {"replicas": 1, "cpus": 1.0, "gpus": 0.0}
     check_known(arguments, {**options_of(Setup), **numbers}, "argument")
     kinds = {name: type(value) for name, value in {**vars(Limits()), **numbers, "named": ()}.items()}
