@@ -17,7 +17,7 @@ from vprompt.data.scan import list_images
 from vprompt.data.threads import in_threads
 from vprompt.experiments.bench import ray as cluster
 from vprompt.experiments.bench.plan import Workers
-from vprompt.experiments.embed import Embedder
+from vprompt.experiments.embed import Embedder, check_ending
 from vprompt.experiments.folder import locked
 from vprompt.model.predict import outputs_of
 from vprompt.utils.errors import DataError, VPromptError
@@ -143,6 +143,7 @@ def run_bulk(
     """
     if workers < 0 or shard_size < 1:
         raise VPromptError("There are at least 0 workers, and 1 image in a shard; check --workers and --shard-size.")
+    check_ending(job.out / shard_name(0))  # pyarrow is there
     from pyarrow import parquet
 
     job.out.mkdir(parents=True, exist_ok=True)
