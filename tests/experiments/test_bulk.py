@@ -200,7 +200,11 @@ def test_features_are_those_of_the_plain_command(adapter, tmp_path, tiny_weights
         (["--workers", 0, "--out", "out", "--top", 0], 2, "a --top of at least 1"),
         (["nowhere", "--workers", 0, "--out", "out"], 1, "does not exist"),
         (["broken.parquet", "--workers", 0, "--out", "out"], 1, "cannot be read as Parquet"),
-        (["numbers.parquet", "--workers", 0, "--out", "out"], 1, "has no column of images; name one of n."),
+        (
+            ["numbers.parquet", "--workers", 0, "--out", "out"],
+            1,
+            "has no column of images; name one of n: --image-column",
+        ),
         (["numbers.parquet", "--workers", 0, "--out", "out", "--image-column", "x"], 1, "has no column x"),
     ],
 )

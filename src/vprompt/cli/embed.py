@@ -13,7 +13,7 @@ import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import data_name
-from vprompt.cli.predict import BulkOptions, ImageOptions, print_bulk, trained_on
+from vprompt.cli.predict import BulkOptions, ImageOptions, trained_on
 from vprompt.tasks.base import TARGETS
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import read_json
@@ -116,11 +116,10 @@ class Embed(BulkOptions, ImageOptions):
 
         if self.out is None or not self.data or len(models) > 1:
             raise UsageError("--workers goes with one model, images, and a folder --out.")
-        out, column = Path(self.out), self.columns.image_column
-        job = Job(load=partial(Embed._embedder, self, *models), answers=features, out=out, image_column=column)
-        asked = {"weights": self.weights, "img_size": self.img_size}
-        done = self.run_bulk(job, workers, models[0], [*map(Path, self.data)], self.device, **asked)
-        print_bulk(done, out, json=self.json, skip_bad=self.skip_bad)
+        load, column = partial(Embed._embedder, self, *models), self.columns.image_column
+        job = Job(load=load, answers=features, out=Path(self.out), image_column=column)
+        paths, asked = [*map(Path, self.data)], {"weights": self.weights, "img_size": self.img_size}
+        self.answer(job, workers, paths, models[0], **asked)
 
     def _embedder(self, name: str) -> Any:
         from vprompt.experiments.embed import Embedder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -195,24 +195,31 @@ class BulkOptions:
     shard_size: int = 1024
     """Images in a Parquet file, with --workers."""
 
-    def run_bulk(
-        self, job: Job, workers: int, source: str, paths: Sequence[Path], device: str, **settings: Any
-    ) -> dict[str, Any]:
-        """Answers of a saved model, an exported one or a backbone called `source`."""
+    if TYPE_CHECKING:  # options of the commands
+        device: str
+        skip_bad: bool
+        json: bool
+
+    def answer(self, job: Job, workers: int, paths: Sequence[Path], model: str, **settings: Any) -> None:
+        """Computes what `model`, a saved or exported one or a backbone, says, and where it is."""
         from vprompt.experiments.bulk import run_bulk
         from vprompt.utils.devices import device_named
         from vprompt.utils.io import checksum
         from vprompt.utils.progress import bar
 
-        files = [file for file in (Path(source) / "adapter_config.json", Path(source)) if file.is_file()]
-        settings |= {"model": source, "state": [checksum(file) for file in files], "column": job.image_column}
-        resources: Any = {
-            "workers": workers,
-            "gpus": float(device_named(device).type == "cuda"),
-            "address": self.cluster,
-        }
+        files = [file for file in (Path(model) / "adapter_config.json", Path(model)) if file.is_file()]
+        settings |= {"model": model, "state": [checksum(file) for file in files], "column": job.image_column}
+        gpus = float(device_named(self.device).type == "cuda")
         with bar("shards") as report:
-            return run_bulk(job, paths, settings, shard_size=self.shard_size, report=report, **resources)
+            where: Any = {"address": self.cluster, "shard_size": self.shard_size, "report": report}
+            done = run_bulk(job, paths, settings, workers=workers, gpus=gpus, **where)
+        if self.json:
+            print_json({**done, "out": str(job.out)})
+        else:
+            print_note(f"Answers about {count(done['images'], 'image')} are in {job.out} (part-*.parquet).")
+        if done["bad"] and not self.skip_bad:
+            which = f"{done['bad']} of {done['images']} images could not be read"
+            raise DataError(f"{which} (with --skip-bad that is no error); the column error in {job.out} says why.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,19 +300,7 @@ class Predict(BulkOptions, _Source):
             raise UsageError("--workers goes with a folder --out, no --adapter, and a --top of at least 1.")
         load, answers = partial(Predict.load, self, fold=True), partial(predictions, self.top)
         job = Job(load=load, answers=answers, out=self.out, image_column=self.image_column)
-        done = self.run_bulk(job, workers, self.adapter, self.images, self.device, top=self.top)
-        print_bulk(done, self.out, json=self.json, skip_bad=self.skip_bad)
-
-
-def print_bulk(done: Mapping[str, Any], out: Path, *, json: bool, skip_bad: bool) -> None:
-    """Prints what was done in bulk; raises a `DataError` for images that could not be read."""
-    if json:
-        print_json({**done, "out": str(out)})
-    else:
-        print_note(f"Answers about {count(done['images'], 'image')} are in {out} (part-*.parquet).")
-    if done["bad"] and not skip_bad:
-        which = f"{done['bad']} of {done['images']} images could not be read"
-        raise DataError(f"{which} (with --skip-bad that is no error); the column error in {out} says why.")
+        self.answer(job, workers, self.images, self.adapter, top=self.top)
 
 
 def _print(predictions: Sequence[Prediction], done: int, target: Target, name: str = "") -> None:

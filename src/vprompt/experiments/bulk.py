@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,86 +29,72 @@ from vprompt.utils.text import listed, printable
 BATCH = 32
 """Images per forward pass, as `vprompt predict` takes them."""
 
-MANIFEST = ".bulk.json"
-
-LISTING = ".images.parquet"
-"""The paths of image files, in the folder of the shards."""
-
-Answers = Callable[[Any, Sequence[Tensor]], Sequence[Mapping[str, Any]]]
-"""What a model says of uint8 images (3, H, W) as plain data."""
+MANIFEST, LISTING = ".bulk.json", ".images.parquet"
+"""In the folder of the shards: what was asked, and the paths of image files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Computes shards of the answers; it goes to the workers, each of which calls `load` once.
+    """What is computed; it goes to the workers.
 
     Args:
         load: Makes the model.
-        answers: What is asked of it.
+        answers: What it says of uint8 images (3, H, W), as plain data.
         out: Folder of the shards.
         image_column: Of Parquet files; found by what is in it when not given.
     """
 
     load: Callable[[], Any]
-    answers: Answers
+    answers: Callable[[Any, Sequence[Tensor]], Sequence[Mapping[str, Any]]]
     out: Path
     image_column: str | None = None
 
-    def schema(self, model: Any) -> Any:
-        """Columns of a shard, by what the model says of an empty image: the same for all, whatever is in them."""
-        import pyarrow as pa
-
-        image = torch.zeros(model.preprocessing.shape, dtype=torch.uint8)
-        [answer] = self.answers(model, [image])
-        columns = pa.Table.from_pylist([_plain(answer)]).schema
-        fields = [pa.field(column.name, _known(column.type)) for column in columns]
-        return pa.schema([("image", pa.string()), ("error", pa.string()), *fields])
-
-    def write(self, model: Any, schema: Any, shard: Mapping[str, Any]) -> int:
-        """Writes a shard, whole or not at all; returns how many of its images could not be read."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        images, rows = list(self._images(shard)), list[dict[str, Any]]()
-        read = in_threads(lambda image: try_decode(image[1], model.as_read), images)
-        for start in range(0, len(images), BATCH):
-            batch = list(zip(images[start : start + BATCH], read, strict=False))
-            pixels = [image for _, image in batch if isinstance(image, Tensor)]
-            answers = iter(self.answers(model, pixels) if pixels else ())
-            for (name, _), image in batch:
-                answer = {"error": refusal(name, image)} if isinstance(image, str) else next(answers)
-                rows.append(_plain({"image": name, **answer}))
-        table = pa.Table.from_pylist(rows, schema=schema)
-        write_atomically(self.out / shard_name(shard["number"]), lambda part: parquet.write_table(table, part))
-        return sum("error" in row for row in rows)
-
-    def _images(self, shard: Mapping[str, Any]) -> Iterator[tuple[str, bytes | Path]]:
-        """Names and sources of the images of a shard, which is a part of a group of rows."""
-        from pyarrow import parquet
-
-        file, base = Path(shard["file"]), Path(shard["base"])
-        with parquet.ParquetFile(file) as table:
-            column = image_column(table.schema_arrow, self.image_column, file)
-            group = table.read_row_group(shard["group"], columns=[column]).column(column)
-        for number, cell in enumerate(group.slice(shard["first"], shard["rows"]).to_pylist(), shard["start"]):
-            name, source = f"{file}#{number + 1}", cell
-            if isinstance(cell, dict):
-                source = cell["path"] if cell.get("bytes") is None else cell["bytes"]
-            if isinstance(source, str):
-                source, name = base / source, source
-            yield name, b"" if source is None else source
+    def file(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.out / f"part-{number:06}.parquet"
 
 
-class _Worker:
-    """Actor of Ray Data: a model, and the shards that it is given one after the other."""
+class Worker:
+    """A model that writes shards; also an actor of Ray Data."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.model = job, job.load()
-        self.schema = job.schema(self.model)
+        import pyarrow as pa
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
-        shards = [dict(zip(batch, row, strict=True)) for row in zip(*map(list, batch.values()), strict=True)]
-        return {"bad": [self.job.write(self.model, self.schema, shard) for shard in shards]}
+        self.job, self.model = job, job.load()
+        # The same columns in all shards, whatever is in them: by what is said of an empty image.
+        [answer] = job.answers(self.model, [torch.zeros(self.model.preprocessing.shape, dtype=torch.uint8)])
+        columns = pa.Table.from_pylist([_plain(answer)]).schema
+        text = [pa.field(name, pa.string()) for name in ("image", "error")]
+        self.schema = pa.schema([*text, *(pa.field(column.name, _known(column.type)) for column in columns)])
+
+    def __call__(self, shards: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Writes shards, each whole or not at all."""
+        for shard in zip(*shards.values(), strict=True):
+            self.write(**dict(zip(shards, shard, strict=True)))
+        return {"number": shards["number"]}
+
+    def write(self, *, number: int, file: str, base: str, group: int, first: int, rows: int, start: int) -> None:
+        """Writes a shard: some rows of a group of a Parquet file, the first of which is number `start` of the file."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(file) as table:
+            column = image_column(table.schema_arrow, self.job.image_column, file)
+            cells = table.read_row_group(group, columns=[column]).column(column).slice(first, rows).to_pylist()
+        cells = [cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell for cell in cells]
+        names = [cell if isinstance(cell, str) else f"{file}#{row + 1}" for row, cell in enumerate(cells, start)]
+        sources = [Path(base, cell) if isinstance(cell, str) else cell or b"" for cell in cells]
+        read = in_threads(partial(try_decode, preprocessing=self.model.as_read), sources)
+        answers = list[dict[str, Any]]()
+        for begin in range(0, len(names), BATCH):
+            batch = list(zip(names[begin : begin + BATCH], read, strict=False))
+            pixels = [image for _, image in batch if isinstance(image, Tensor)]
+            said = iter(self.job.answers(self.model, pixels) if pixels else ())
+            for name, image in batch:
+                answer = {"error": refusal(name, image)} if isinstance(image, str) else next(said)
+                answers.append(_plain({"image": name, **answer}))
+        shard = pa.Table.from_pylist(answers, schema=self.schema)
+        write_atomically(self.job.file(number), lambda part: parquet.write_table(shard, part))
 
 
 def run_bulk(
@@ -121,13 +108,11 @@ def run_bulk(
     shard_size: int = 1024,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Writes what a model says of images into `out/part-NNNNNN.parquet`; shards that are there are not done again.
-
-    Rows are in the order of the images, one for each; `error` says why one could not be read.
+    """Writes what a model says of images, in their order, into `part-NNNNNN.parquet`; those that are there stay.
 
     Args:
         job: What is computed.
-        paths: Images, folders of images, or Parquet files with an image, or the path of one, in each row.
+        paths: Images, Parquet files with an image, or the path of one, in each row, and folders of either.
         settings: What the answers depend on beside the images.
         workers: Processes on Ray, each with a model; 0 computes in this process.
         gpus: Of each worker.
@@ -136,105 +121,97 @@ def run_bulk(
         report: Told of every shard.
 
     Returns:
-        How many `images` and `shards` there are, and how many images are `bad`.
+        How many `images` and `shards` there are, and how many images are `bad`: their `error` says why.
 
     Raises:
         VPromptError: The images cannot be used, or the folder has answers to another question.
     """
     if workers < 0 or shard_size < 1:
         raise VPromptError("There are at least 0 workers, and 1 image in a shard; check --workers and --shard-size.")
-    check_ending(job.out / shard_name(0))  # pyarrow is there
+    check_ending(job.file(0))  # pyarrow is there
     from pyarrow import parquet
 
     job.out.mkdir(parents=True, exist_ok=True)
     with locked(job.out / ".lock", job.out):
-        shards = list(_shards(job, paths, shard_size))
-        asked = {**settings, "shard_size": shard_size, "images": checksum(repr(shards).encode())}
+        tables = _tables(job, paths, shard_size)
+        shards = list(_shards(job, tables, shard_size))
+        states = [checksum(file) if file.name == LISTING else file.stat().st_size for file in tables]
+        asked = {**settings, "shard_size": shard_size, "images": checksum(repr((shards, states)).encode())}
         if not (job.out / MANIFEST).exists():
             write_json(job.out / MANIFEST, asked)
         elif others := [key for key, value in read_json(job.out / MANIFEST).items() if asked.get(key) != value]:
             raise VPromptError(f"{job.out} has answers with another {listed(others)}; choose another --out.")
-        left = [shard for shard in shards if not (job.out / shard_name(shard["number"])).exists()]
-        working = _in_ray(job, left, workers, gpus, address) if workers else _here(job, left)
-        for done, _ in enumerate(working if left else (), len(shards) - len(left) + 1):
-            report(done, len(shards))
-        bad = [parquet.read_table(job.out / shard_name(shard["number"]), columns=["error"])[0] for shard in shards]
-    count = sum(shard["rows"] for shard in shards)
-    return {"images": count, "shards": len(shards), "bad": count - sum(column.null_count for column in bad)}
+        if left := [shard for shard in shards if not job.file(shard["number"]).exists()]:
+            working = _in_ray(job, left, workers, gpus, address) if workers else _here(job, left)
+            for done, _ in enumerate(working, len(shards) - len(left) + 1):
+                report(done, len(shards))
+        errors = [parquet.read_table(job.file(shard["number"]), columns=["error"])[0] for shard in shards]
+    bad = sum(len(column) - column.null_count for column in errors)
+    return {"images": sum(map(len, errors)), "shards": len(shards), "bad": bad}
 
 
-def shard_name(number: int) -> str:
-    """Name of the file of a shard."""
-    return f"part-{number:06}.parquet"
-
-
-def image_column(schema: Any, name: str | None, file: Path) -> str:
+def image_column(schema: Any, name: str | None, file: str | Path) -> str:
     """The column of images of a Parquet file: that of a name, or the first with bytes, or else with text."""
     import pyarrow.types as kinds
 
-    fields = {column.name: column.type for column in schema}
-    found = [key for key, kind in fields.items() if kinds.is_struct(kind) or kinds.is_binary(kind)]
-    found += [key for key, kind in fields.items() if kinds.is_large_binary(kind) or kinds.is_string(kind)]
-    found = [key for key in found if name in (None, key)]
+    ranks = [(kinds.is_struct, kinds.is_binary, kinds.is_large_binary), (kinds.is_string, kinds.is_large_string)]
+    found = [column.name for tests in ranks for column in schema if any(test(column.type) for test in tests)]
+    found = [column for column in found if name in (None, column)]
     if not found:
-        raise DataError(f"{printable(str(file))} has no column {name or 'of images'}; name one of {listed([*fields])}.")
+        missing = f"has no column {name or 'of images'}; name one of {listed(schema.names)}: --image-column"
+        raise DataError(f"{printable(str(file))} {missing}.")
     return found[0]
 
 
-def _shards(job: Job, paths: Sequence[Path], size: int) -> Iterator[dict[str, Any]]:
-    """Parts of groups of rows of Parquet files; the paths of image files become such a file."""
+def _tables(job: Job, paths: Sequence[Path], size: int) -> dict[Path, Path]:
+    """Parquet files, and the folder that paths in each begin at; the paths of image files become such a file."""
     import pyarrow as pa
     from pyarrow import parquet
 
     inside = [sorted(path.glob("[!.]*.parquet")) or [path] if path.is_dir() else [path] for path in paths]
     files = [file for files in inside for file in files]
-    tables = [(file, file.parent) for file in files if file.suffix == ".parquet"]
+    tables = {file.absolute(): file.absolute().parent for file in files if file.suffix == ".parquet"}
     if images := [file for file in files if file.suffix != ".parquet"]:
-        names = [os.fspath(file) for file in list_images(images)]
-        listing = job.out / LISTING
-        table = pa.table({"image": [encoded(name).decode() for name in names]})
+        table = pa.table({"image": [encoded(str(file)).decode() for file in list_images(images)]})
+        listing = job.out.absolute() / LISTING
         write_atomically(listing, lambda part: parquet.write_table(table, part, row_group_size=size))
-        tables.append((listing, Path.cwd()))
+        tables[listing] = Path.cwd()
+    return tables
+
+
+def _shards(job: Job, tables: Mapping[Path, Path], size: int) -> Iterator[dict[str, Any]]:
+    """What `Worker.write` takes for each shard."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
     number = 0
-    for file, base in tables:
-        state = checksum(file) if file.name == LISTING else file.stat().st_size
+    for file, base in tables.items():
         try:
-            metadata = parquet.read_metadata(file)
-            image_column(metadata.schema.to_arrow_schema(), job.image_column, file)
+            about, start = parquet.read_metadata(file), 0
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{printable(str(file))} cannot be read as Parquet ({printable(str(error))}).") from error
-        start = 0
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            for first in range(0, rows, size):
-                part = {"file": str(file.absolute()), "base": str(base.absolute()), "group": group, "first": first}
-                yield {
-                    "number": number,
-                    **part,
-                    "rows": min(size, rows - first),
-                    "start": start + first,
-                    "state": state,
-                }
+        image_column(about.schema.to_arrow_schema(), job.image_column, file)
+        for group, count in enumerate(about.row_group(group).num_rows for group in range(about.num_row_groups)):
+            for first in range(0, count, size):
+                rows = {"first": first, "rows": min(size, count - first), "start": start + first}
+                yield {"number": number, "file": str(file), "base": str(base), "group": group, **rows}
                 number += 1
-            start += rows
+            start += count
 
 
 def _here(job: Job, shards: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    worker = _Worker(job) if shards else None
-    for shard in shards if worker else ():
-        yield worker({key: [value] for key, value in shard.items()})
+    worker = Worker(job)
+    for shard in shards:
+        yield worker.write(**shard)
 
 
 def _in_ray(
     job: Job, shards: Sequence[Mapping[str, Any]], workers: int, gpus: float, address: str | None
 ) -> Iterator[Any]:
     """Ray Data gives shards to actors, and starts those again that end, with the shards that they had."""
-    if not shards:
-        return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or it warns of what Ray Data does itself
     ray = cluster.import_ray()
-    begun = not ray.is_initialized()
-    if begun:
+    if begun := not ray.is_initialized():
         cluster.connect(ray, address, Workers(gpus=gpus), workers)
     try:
         import ray.data
@@ -243,11 +220,9 @@ def _in_ray(
         context.enable_progress_bars, context.print_on_execution_start = False, False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1)
-        yield from (
-            ray.data.from_items([*shards], override_num_blocks=len(shards))
-            .map_batches(_Worker, fn_constructor_args=(job,), batch_size=1, compute=pool, num_cpus=1, num_gpus=gpus)
-            .iter_rows()
-        )
+        data = ray.data.from_items([*shards], override_num_blocks=len(shards))
+        how: Any = {"batch_size": 1, "compute": pool, "num_cpus": 1, "num_gpus": gpus}
+        yield from data.map_batches(Worker, fn_constructor_args=(job,), **how).iter_rows()
     finally:
         if begun:
             ray.shutdown()
