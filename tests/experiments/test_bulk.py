@@ -114,7 +114,7 @@ def test_answers_to_another_question_are_refused(adapter, folder, tmp_path, tiny
     assert "another top" in run_command("predict", adapter, first, "--workers", 0, "--out", out).err
     model = vprompt.attach("test_vit", vprompt.VPT(2), num_classes=3, weights=tiny_weights, img_size=32)
     model.save_pretrained(other := tmp_path / "other")
-    assert "another model and state" in bulk(other, first, out=out).err
+    assert "another model" in bulk(other, first, out=out).err
     assert bulk(adapter, first, out=out).status == 0
     assert read(out) == rows
 
@@ -216,3 +216,10 @@ def test_a_mistake_is_one_sentence(arguments, status, words, adapter, tmp_path, 
     outcome = run_command("predict", adapter, "image.png", *arguments)
     assert (outcome.status, outcome.err.count("\n")) == (status, 1), outcome.err
     assert words in outcome.err
+
+
+def test_an_adapter_that_is_not_there_is_told_before_ray_starts(tmp_path):
+    write_images(tmp_path / "in", (9, 9, 9), 1)
+    outcome = run_command("predict", "no/where", tmp_path / "in", "--workers", 2, "--out", tmp_path / "out")
+    assert (outcome.status, outcome.err.count("\n")) == (1, 1)
+    assert "no/where" in outcome.err

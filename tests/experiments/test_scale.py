@@ -94,6 +94,21 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, adapter, folder, plain, 
     assert not list(tmp_path.glob("*.lock"))
 
 
+def test_what_a_worker_says_is_a_sentence(cluster, adapter, folder, tmp_path):
+    driver = os.getpid()
+
+    def fail(model, images):
+        if os.getpid() != driver:
+            raise VPromptError("The lamp is out; change it.")
+        return predictions(2, model, images)
+
+    job = Job(load=partial(vprompt.load, adapter), answers=fail, out=tmp_path)
+    with pytest.raises(VPromptError) as told:
+        run_bulk(job, [folder], {}, workers=1, shard_size=50)
+    assert "The lamp is out; change it. The same command goes on." in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 DRIVER = """
 import os, sys
 from functools import partial

@@ -184,6 +184,24 @@ def test_one_that_is_in_use_is_not_given_up(shelf, alone):
         running.close()
 
 
+def test_requests_that_hold_what_others_wait_for_do_not_hold_for_long(shelf):
+    """Two requests that each hold a half of the places and want one more."""
+    running = Shelf(shelf, max_adapters=2)
+    try:
+        several = {"adapter": NAMES[:3]}
+        refused = running.client.post("/v1/predict", params=several, content=IMAGES["png"])
+        assert_problem(refused, 422, "invalid", "at most 2 adapters")
+        with running.store.held("task0"), running.store.held("task1"):
+            assert running.ask("task1").status_code == 200
+            began = time.monotonic()
+            assert_problem(running.ask("task2"), 503, "busy", "in use")
+            assert time.monotonic() - began < 10
+            assert {entry.name for entry in running.banks.entries} == {"task0", "task1"}
+        assert running.ask("task2").status_code == 200  # not refused for ten seconds
+    finally:
+        running.close()
+
+
 def test_many_clients_and_little_room(shelf, alone):
     """Under steady eviction every answer is right, and no more are loaded than may be."""
     running = Shelf(shelf, max_adapters=2)
@@ -216,7 +234,7 @@ def test_bad_names_and_bad_adapters(shelf, tmp_path, tiny_weights):
     other.save_pretrained(place / "other")
     running = Shelf(place)
     try:
-        for name in ("..%2Foutside", "%2E%2E", ".hidden", "good%2F..%2Fgood", "a" * 101, "inner", "nobody"):
+        for name in ("..%2Foutside", "%2E%2E", ".hidden", "good%2F..%2Fgood", "a" * 101, "語" * 100, "inner", "nobody"):
             response = running.ask(name)
             assert response.status_code in (404, 422), (name, response.text)
             assert str(tmp_path) not in response.text
@@ -291,7 +309,7 @@ def test_adapters_from_the_hub(shelf, alone, hub, tmp_path, tiny_weights):
         for name in ("task1", "task2", "task1"):
             assert_says(running.ask(name), name, alone)
             assert {entry.name for entry in banks.entries} == {"home", name}  # that which was named stays
-        for name in ("nobody", "empty"):
+        for name in ("nobody", "empty", "語", "a..b", "x.git"):
             assert_problem(running.ask(name), 404, "unknown_adapter", name)
         hub.calls.clear()
         assert running.ask("nobody").status_code == 404

@@ -208,7 +208,7 @@ class BulkOptions:
         from vprompt.utils.progress import bar
 
         files = [file for file in (Path(model) / "adapter_config.json", Path(model)) if file.is_file()]
-        settings |= {"model": model, "state": [checksum(file) for file in files], "column": job.image_column}
+        settings |= {"model": checksum(*files) if files else model, "image_column": job.image_column}
         gpus = float(device_named(self.device).type == "cuda")
         with bar("shards") as report:
             where: Any = {"address": self.cluster, "shard_size": self.shard_size, "report": report}

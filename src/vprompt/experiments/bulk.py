@@ -142,7 +142,8 @@ def run_bulk(
         elif others := [key for key, value in read_json(job.out / MANIFEST).items() if asked.get(key) != value]:
             raise VPromptError(f"{job.out} has answers with another {listed(others)}; choose another --out.")
         if left := [shard for shard in shards if not job.file(shard["number"]).exists()]:
-            working = _in_ray(job, left, workers, gpus, address) if workers else _here(job, left)
+            worker = Worker(job)  # or a sentence, before Ray starts
+            working = _in_ray(job, left, workers, gpus, address) if workers else (worker.write(**row) for row in left)
             for done, _ in enumerate(working, len(shards) - len(left) + 1):
                 report(done, len(shards))
         errors = [parquet.read_table(job.file(shard["number"]), columns=["error"])[0] for shard in shards]
@@ -199,12 +200,6 @@ def _shards(job: Job, tables: Mapping[Path, Path], size: int) -> Iterator[dict[s
             start += count
 
 
-def _here(job: Job, shards: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    worker = Worker(job)
-    for shard in shards:
-        yield worker.write(**shard)
-
-
 def _in_ray(
     job: Job, shards: Sequence[Mapping[str, Any]], workers: int, gpus: float, address: str | None
 ) -> Iterator[Any]:
@@ -223,6 +218,8 @@ def _in_ray(
         data = ray.data.from_items([*shards], override_num_blocks=len(shards))
         how: Any = {"batch_size": 1, "compute": pool, "num_cpus": 1, "num_gpus": gpus}
         yield from data.map_batches(Worker, fn_constructor_args=(job,), **how).iter_rows()
+    except Exception as error:  # of Ray, with those of the workers in it
+        raise VPromptError(f"A worker failed: {cluster.last_line(error)}. The same command goes on.") from error
     finally:
         if begun:
             ray.shutdown()

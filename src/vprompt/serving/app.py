@@ -132,8 +132,9 @@ async def predict(request: Request, service: Served, adapter: Name, top: Top = 3
 async def predict_several(request: Request, service: Served, adapter: Names, top: Top = 3) -> Answers:
     """Asks several adapters about the image that is the body; each answers or fails alone."""
     names = list(dict.fromkeys(adapter))
-    if len(names) > service.limits.max_queue:
-        raise RequestError("invalid", f"Ask at most {service.limits.max_queue} adapters at once, not {len(names)}.")
+    most = min(service.limits.max_queue, service.limits.max_adapters if service.store else len(names))
+    if len(names) > most:
+        raise RequestError("invalid", f"Ask at most {most} adapters at once, not {len(names)}.")
     answers = await _exchange(service, request, names, top)
     return Answers(
         answers=[

@@ -32,6 +32,9 @@ REFUSED_SECONDS = 10.0
 
 MOST_REFUSED = 1000
 
+ROOM_SECONDS = 2.0
+"""Seconds that an adapter waits for another to be given up that is in use."""
+
 _LOG = logging.getLogger("vprompt.serving")
 
 
@@ -44,7 +47,7 @@ class Store(Watch):
     Args:
         banks: Take the adapters in.
         place: A folder of adapters, or `hf:USER` for those of a user or an organisation on the Hub.
-        limits: Its `max_adapters`, `max_adapter_bytes` and `timeout` are kept.
+        limits: Its `max_adapters` and `max_adapter_bytes` are kept.
         metrics: Told of hits, misses, evictions and failures.
 
     Raises:
@@ -114,7 +117,8 @@ class Store(Watch):
         until, problem = self._refused.get(check_name(name), (0.0, None))
         if problem is not None and time.monotonic() < until:
             raise problem
-        if name not in self._banks and self._user is None and adapter_in(self._folder, name) is None:
+        there = adapter_in(self._folder, name) if self._user is None else hub.is_hub_id(f"{self._user}/{name}")
+        if name not in self._banks and not there:
             raise unknown(name, [entry.name for entry in self._banks.entries])
 
     def _load(self, name: str) -> Entry:
@@ -170,7 +174,7 @@ class Store(Watch):
 
     def _make_room(self, name: str, more: int) -> None:
         """Gives adapters up until there is room for so many more, waiting for those that are in use."""
-        deadline, most = time.monotonic() + self._limits.timeout, self._limits
+        deadline, most = time.monotonic() + ROOM_SECONDS, self._limits
         while True:
             with self._changed:
                 fits = len(self._bytes) + more <= most.max_adapters

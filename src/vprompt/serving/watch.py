@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Self
@@ -109,7 +110,8 @@ class Watch:
 def adapter_in(folder: Path, name: str) -> Path | None:
     """The adapter of a name in a folder: a folder with a configuration, or a file for an engine; None without."""
     path, file = folder / name, folder / f"{name}{ENGINE_FILE}"
-    return path if (path / CONFIG_FILE).is_file() else file if file.is_file() else None
+    # Unlike Path.is_file, this never raises, whatever the name.
+    return path if os.path.isfile(path / CONFIG_FILE) else file if os.path.isfile(file) else None
 
 
 def state_of(path: Path) -> State:

@@ -202,7 +202,7 @@ class RayEngine:
                 about = self.ray.get(answer)
             except self.ray.exceptions.RayError as error:
                 raise ClusterError(
-                    f"No worker can start on the Ray cluster ({_last_line(error)}); does every machine of it have the "
+                    f"No worker can start on the Ray cluster ({last_line(error)}); does every machine of it have the "
                     "same vprompt and Python as this one?"
                 ) from error
             if about["version"] != __version__:
@@ -352,9 +352,10 @@ def connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) -
     except Exception as error:  # Ray has no kind of its own for what goes wrong here
         ray.shutdown()
         what = "No Ray cluster can be started on this machine" if cluster is None else f"No Ray cluster at {cluster}"
-        raise ClusterError(f"{what} ({_last_line(error)}).") from error
+        raise ClusterError(f"{what} ({last_line(error)}).") from error
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """The last line of what an error says, where Ray has the words of whom it failed by, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1].rstrip(".")
