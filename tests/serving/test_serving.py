@@ -973,7 +973,7 @@ def test_a_mistake_is_one_sentence(name, adapters, places, monkeypatch):
 
 
 def test_folders_with_unusual_names_are_served_under_others(places):
-    from vprompt.cli.serve import named
+    from vprompt.serving.setup import named
 
     assert named((f"fine={places / 'two words'}",)) == {"fine": str(places / "two words")}
     (places / "a=b").mkdir()
