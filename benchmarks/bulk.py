@@ -22,7 +22,6 @@ import vprompt
 WAYS = {
     "plain": ["--json"],
     "one process": ["--workers", "0"],
-    "1 worker": ["--workers", "1"],
     "2 workers": ["--workers", "2"],
 }
 
@@ -54,9 +53,9 @@ def main() -> None:
                 row["seconds"] = seconds(folder / "adapter", images, arguments, folder / f"{way}-{count}")
                 rows.append(row)
                 print(row, flush=True)
-    document = {"rows": rows, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=2) + "\n")
+                document = {"cores": os.cpu_count(), "load": round(os.getloadavg()[1], 1), "rows": rows}
+                if options.out is not None:  # after each, for a run may take long
+                    options.out.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
