@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -215,6 +215,10 @@ def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
     }
     # The linear probe, all prompts, half of them twice, and two fine-tunings; what is not fine-tuned is no training.
     assert (found.about.trainings, found.about.unconverged) == (3 + 3 + 2 + 2, 3 + 2)
+    old = replace(found, about=replace(found.about, unknown=None))  # a document of an earlier version
+    assert "5 of 10 trainings had not converged (by the falling of the loss, an older rule" in view_of("sweep").answer(
+        old
+    )
     answer = view_of("sweep").answer(found)
     assert "1 of 15 runs failed, 2 of 15 runs are missing and 5 of 10 trainings had not converged" in answer
     page, _ = shown("sweep", document(found), tmp_path / "out")

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -187,15 +188,22 @@ def plain_selection(scores, ratio, scope):
     """Every prompt's best segment, then the best of the rest by a sort of Python's."""
     if scope == "shared":
         total = sum(scores)
-        return plain_selection([total] * len(scores), ratio, "local")
-    groups = [range(len(scores))] if scope == "global" else [[block] for block in range(len(scores))]
+        return [plain_selection([total], ratio, "global")[0]] * len(scores)
     masks = [torch.zeros(s.shape, dtype=torch.bool) for s in scores]
-    for group in groups:
+    wanted = max(sum(map(len, scores)), math.floor(ratio * sum(s.numel() for s in scores) + 0.5))
+    if scope == "local":  # from the best segment of each prompt on, always to the block that is furthest behind
+        counts = list(map(len, scores))
+        while sum(counts) < wanted:
+            behind = [Fraction(s.numel(), 2 * count + 1) for s, count in zip(scores, counts, strict=True)]
+            counts[behind.index(max(behind))] += 1
+        groups = [([block], count) for block, count in enumerate(counts)]
+    else:
+        groups = [(range(len(scores)), wanted)]
+    for group, number in groups:
         places = [(b, p, r) for b in group for p in range(scores[b].shape[0]) for r in range(scores[b].shape[1])]
         chosen = {(b, p, int(scores[b][p].argmax())) for b in group for p in range(scores[b].shape[0])}
         rest = sorted((place for place in places if place not in chosen), key=lambda at: -float(scores[at[0]][at[1:]]))
-        wanted = max(len(chosen), round(ratio * len(places)))
-        chosen |= set(rest[: wanted - len(chosen)])
+        chosen |= set(rest[: number - len(chosen)])
         for b, p, r in chosen:
             masks[b][p, r] = True
     return masks
@@ -226,9 +234,9 @@ def test_a_shared_choice_is_the_same_in_every_block_and_goes_by_the_sum(ratio):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     tokens = [s.sum(1) for s in scores]
     kept = vprompt.select(tokens, ratio=ratio, scope="shared")
-    best = sum(tokens).sort(descending=True).indices[: max(1, round(5 * ratio))].sort().values
+    best = sum(tokens).sort(descending=True).indices[: max(1, math.floor(5 * ratio + 0.5))].sort().values
     assert all(torch.equal(index, best) for index in kept)
-    assert [len(k) for k in vprompt.select([tokens[0], torch.zeros(0)], ratio=0.5, scope="shared")] == [2, 0]
+    assert [len(k) for k in vprompt.select([tokens[0], torch.zeros(0)], ratio=0.5, scope="shared")] == [3, 0]
     with pytest.raises(VPromptError, match="different numbers"):
         vprompt.select([torch.rand(3), torch.rand(4)], ratio=0.5, scope="shared")
 

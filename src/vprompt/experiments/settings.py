@@ -135,6 +135,9 @@ class Settings:
             on four blocks), conv (two convolutions that enlarge the map); linear when left out.
         calibrate: Fit a temperature on the validation images, so that probabilities are as often right as they say.
 
+        check_convergence: Train twice as long as well, to find out whether the training had converged: whether the loss
+            on the validation images changes by no more than its standard error. It costs two trainings more.
+
     Raises:
         VPromptError: If a value is out of range, or two do not go together.
     """
@@ -163,6 +166,7 @@ class Settings:
     target: str | None = field(default=None, metadata=ADDED)
     head: DenseHead | None = field(default=None, metadata=ADDED)
     calibrate: bool = field(default=False, metadata=ADDED)
+    check_convergence: bool = field(default=False, metadata=ADDED)
 
     __repr__ = brief
 
@@ -178,11 +182,12 @@ class Settings:
                     "How much to condense is chosen on validation images, so they cannot be trained on; give a share "
                     "instead of auto, or train on 'train'."
                 )
-        if self.calibrate and self.train_on != "train":
-            raise VPromptError(
-                "A temperature is fitted on validation images, so they cannot be trained on; leave out --calibrate, or "
-                "train on 'train'."
-            )
+        for what, flag in (("A temperature is fitted", "calibrate"), ("Convergence is told", "check_convergence")):
+            if getattr(self, flag) and self.train_on != "train":
+                raise VPromptError(
+                    f"{what} on validation images, so they cannot be trained on; leave out --{flag.replace('_', '-')}, "
+                    "or train on 'train'."
+                )
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:

@@ -39,15 +39,15 @@ from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import to_document
-from vprompt.training.checkpoint import History, load_tensors, save_tensors
-from vprompt.training.evaluate import Evaluation, difference, evaluate
+from vprompt.training.checkpoint import Doubled, History, load_tensors, save_tensors
+from vprompt.training.evaluate import Evaluation, difference, doubled, evaluate
 from vprompt.training.loader import ImageLabels
-from vprompt.training.precision import in_bf16
+from vprompt.training.precision import emulated, in_bf16
 from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import BackboneError, DataError, VPromptError
+from vprompt.utils.errors import BackboneError, DataError, DivergedError, VPromptError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
 from vprompt.utils.text import line, listed
@@ -187,6 +187,10 @@ class Stages:
                 "instead of auto."
             )
         sure = self.task.target.answer == "probabilities" and not self.task.target.dense
+        self.checks = isinstance(settings, Settings) and settings.check_convergence
+        if self.checks and self.val is None:
+            lack = "validation images to tell convergence by; leave out --check-convergence."
+            raise DataError(f"{self.task.source} has no {lack}")
         if self.calibrate and (self.val is None or not sure):
             lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
@@ -197,6 +201,9 @@ class Stages:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.task.target.dense and (looks := windows_of(self.train_images)) > MANY_WINDOWS:
             self.notes.append(f"An image is seen in about {looks:.0f} windows: --resize fit makes that fewer.")
+        slow = emulated(recipe.precision, model.device)
+        if self.bars and slow:
+            tell([slow])
         if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.train_images, self.settings, recipe)
             done = BALANCE if recipe.balance != "none" else None
@@ -204,6 +211,7 @@ class Stages:
             about_data = [note for note in notes if not note.startswith("Passed over")]
             tell([*lines, *about_data, *self.notes])
             self.sources.introduced = self.task
+        self.notes += [slow] * bool(slow)
 
     def settle(self, model: PromptedModel, *, search: bool = True) -> Recipe:
         """The recipe with the numbers that are found on the data, which its result names as well.
@@ -236,7 +244,8 @@ class Stages:
         until: int | None = None,
     ) -> History:
         """Trains what there is to learn, or up to an epoch; the state is kept in the run's folder by default."""
-        return fit(
+        twin = model.copy() if self.checks and stage in ("training", "fine-tuning") and checkpoint is None else None
+        history = fit(
             model,
             self.train_images,
             self.val,
@@ -249,6 +258,23 @@ class Stages:
             until=until,
             log=None if checkpoint is not None else self.log.stage(stage),
         )
+        if twin is not None and self.val is not None and history.rows:
+            history.doubled = self._doubled(model, twin, self.val, recipe, stage)
+        return history
+
+    def _doubled(
+        self, model: PromptedModel, twin: PromptedModel, val: ImageDataset, recipe: Recipe, stage: str
+    ) -> Doubled | None:
+        """What twice the epochs change on the validation images; None where they end in no number."""
+        longer, label = replace(recipe, epochs=2 * recipe.num_epochs), f"{stage}, twice as long"
+        options: dict[str, Any] = {"resume": True, "progress": self.progress, "label": label}
+        state = self.folder.state(f"{stage}-doubled.safetensors")
+        try:
+            fit(twin, self.train_images, val, recipe=longer, checkpoint=state, **options)
+        except DivergedError:
+            return None
+        ends = (self._evaluated(each, val, "validation").losses for each in (model, twin))
+        return doubled(*ends, epochs=longer.num_epochs)
 
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
         """Trains with all prompts and records on the way the values to rewind to."""
@@ -345,6 +371,11 @@ class Stages:
             self.facts["condensing"] = {"ratio": ratio, "trials": trials}
         else:
             ratio, small, history = tuned(settings.ratio, "fine-tuning")
+        if small.condensation is not None:
+            self.facts["scores"] = peak = small.condensation.peak
+            if peak["tied"]:
+                alone = f"Prompts that were kept by their place alone: {peak['tied']} of {sum(small.prompt_counts)}"
+                self.notes.append(f"{alone}; they score no higher than others that went.")
         if keep and history.rows and is_main_process():
             condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
         return small, history
@@ -388,6 +419,7 @@ class Stages:
             "target": model.target.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,
+            **({} if history.doubled is None else {"convergence": asdict(history.doubled)}),
             "overfits": history.overfits,
             "epochs": history.rows,
         }

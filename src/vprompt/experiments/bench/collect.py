@@ -38,8 +38,8 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
         plan: Which, where several were run there.
 
     Returns:
-        `name`, `title`, `description`, `source`, `plan` (its text), `hours_planned`, `tasks`, `methods`, `seeds`,
-        `backbone`, `cells` (each with `state` and `result`), `made`.
+        `name`, `title`, `description`, `source`, `departures`, `plan` (its text), `hours_planned`, `tasks`, `methods`,
+        `seeds`, `backbone`, `cells` (each with `state` and `result`), `made`.
 
     Raises:
         VPromptError: If there is nothing there, or several plans and none is named.
@@ -106,6 +106,7 @@ def _of_plan(plan: Plan, store: Store) -> Document:
         title=plan.title,
         description=" ".join(plan.description.split()),
         source=plan.source,
+        departures=list(plan.departures),
         plan=plan.text,
         hours_planned=plan.hours,
         methods=[
