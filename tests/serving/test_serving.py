@@ -126,9 +126,9 @@ class Held(Bank):
 class Running:
     """A server in a thread, and the service behind it."""
 
-    def __init__(self, bank, limits=None, **options):
+    def __init__(self, bank, limits=None, *, service=None, **options):
         self.bank = bank
-        self.service = Service(bank, limits or Limits(timeout=PATIENCE))
+        self.service = service or Service(bank, limits or Limits(timeout=PATIENCE))
         self.listener = bind("127.0.0.1", 0, guarded=False)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -782,7 +782,7 @@ def test_the_schema_is_of_what_is_answered_and_no_page_loads_anything(server, ma
     assert {*answer["required"]} <= {*server.ask("birds").json()} <= {*answer["properties"]}  # more for other targets
     predict_one = schema["paths"]["/v1/predict/{adapter}"]["post"]
     assert "image/*" in predict_one["requestBody"]["content"]
-    assert {"200", "400", "401", "403", "404", "408", "413", "415", "422", "500", "503"} == set(
+    assert {"200", "400", "401", "403", "404", "408", "409", "413", "415", "422", "429", "500", "503"} == set(
         predict_one["responses"]
     )
     assert "HTTPValidationError" not in schema["components"]["schemas"]
@@ -973,7 +973,7 @@ def test_a_mistake_is_one_sentence(name, adapters, places, monkeypatch):
 
 
 def test_folders_with_unusual_names_are_served_under_others(places):
-    from vprompt.cli.serve import named
+    from vprompt.serving.setup import named
 
     assert named((f"fine={places / 'two words'}",)) == {"fine": str(places / "two words")}
     (places / "a=b").mkdir()
@@ -991,7 +991,7 @@ def test_wrong_usage_of_the_command(adapters, monkeypatch):
 
 
 def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
-    from vprompt.cli.serve import read_token
+    from vprompt.serving.setup import read_token
 
     monkeypatch.delenv("VPROMPT_TOKEN", raising=False)
     assert read_token(None) is None

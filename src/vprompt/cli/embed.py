@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,18 +13,21 @@ import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import data_name
-from vprompt.cli.predict import ImageOptions, trained_on
+from vprompt.cli.predict import BulkOptions, ImageOptions, trained_on
 from vprompt.tasks.base import TARGETS
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import read_json
 from vprompt.utils.text import count
+
+NOT_ASKED = ("device", "out", "resume", "json", "workers", "cluster", "shard_size")
+"""Options that the figures do not depend on."""
 
 FEW = 5
 """Near copies and doubtful labels that are shown; the JSON file has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed(ImageOptions):
+class Embed(BulkOptions, ImageOptions):
     """Features of images in a file, and what they tell: does a backbone suit the images, which are copies of others,
     which labels look wrong.
     """
@@ -61,6 +65,9 @@ class Embed(ImageOptions):
             raise UsageError("vprompt embed takes a model, such as small, and a --batch-size of at least 1.")
         if len(models) > 1 and (self.weights is not None or self.img_size is not None):
             raise UsageError("Several models have several weights and sizes; give --weights and --img-size with one.")
+        if self.workers is not None:
+            self._in_bulk(models, self.workers)
+            return
         documents: dict[Path, dict[str, Any]] = {}
         for model in models:
             data = "images" if len(self.data) > 1 else data_name(next(iter(self.data), None))
@@ -78,7 +85,7 @@ class Embed(ImageOptions):
         """The figures of one model: those in its file, where that is there."""
         seen, seed, columns = trained_on(Path(model))
         columns, seed = self.columns.over(columns), seed if self.split_seed is None else self.split_seed
-        asked = {key: value for key, value in asdict(self).items() if key not in ("device", "out", "resume", "json")}
+        asked = {key: value for key, value in asdict(self).items() if key not in NOT_ASKED}
         asked |= {"model": model, "data": [*self.data], "columns": asdict(columns), "split_seed": seed}
         if out.exists():
             document = read_json(out.with_suffix(".json")) if self.resume else {}
@@ -103,6 +110,22 @@ class Embed(ImageOptions):
                 report=report,
             )
         return read_json(out.with_suffix(".json"))
+
+    def _in_bulk(self, models: Sequence[str], workers: int) -> None:
+        from vprompt.experiments.bulk import Job, features
+
+        if self.out is None or not self.data or len(models) > 1:
+            raise UsageError("--workers goes with one model, images, and a folder --out.")
+        load, column = partial(Embed._embedder, self, *models), self.columns.image_column
+        job = Job(load=load, answers=features, out=Path(self.out), image_column=column)
+        paths, asked = [*map(Path, self.data)], {"weights": self.weights, "img_size": self.img_size}
+        self.answer(job, workers, paths, models[0], **asked)
+
+    def _embedder(self, name: str) -> Any:
+        from vprompt.experiments.embed import Embedder
+        from vprompt.utils.devices import device_named
+
+        return Embedder(self._model(name).to(device_named(self.device)))
 
     def _model(self, name: str) -> Any:
         """A backbone, or an adapter, folded."""

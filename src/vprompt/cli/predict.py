@@ -6,9 +6,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -20,13 +21,15 @@ from vprompt.cli.console import (
     print_note,
     print_table,
 )
-from vprompt.cli.serve import named
 from vprompt.experiments.folder import PAGE
+from vprompt.serving.setup import named
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.io import read_json
+from vprompt.utils.text import count
 
 if TYPE_CHECKING:
+    from vprompt.experiments.bulk import Job
     from vprompt.model.classifier import Classifier
     from vprompt.serving.predict import Prediction
     from vprompt.tasks.base import Target
@@ -181,7 +184,46 @@ def trained_on(adapter: Path) -> tuple[str | None, int, Columns]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(_Source):
+class BulkOptions:
+    """Options of a command that answers about any number of images, see `run_bulk`."""
+
+    workers: int | None = None
+    """Write answers into Parquet files in the folder --out, by so many processes on Ray, or 0 for this one; the same
+    command goes on after a stop. Images may then be in Parquet files, too."""
+    cluster: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Ray cluster whose machines see the same folders; one of its own on this machine when left out."""
+    shard_size: int = 1024
+    """Images in a Parquet file, with --workers."""
+
+    if TYPE_CHECKING:  # options of the commands
+        device: str
+        skip_bad: bool
+        json: bool
+
+    def answer(self, job: Job, workers: int, paths: Sequence[Path], model: str, **settings: Any) -> None:
+        """Computes what `model`, a saved or exported one or a backbone, says, and where it is."""
+        from vprompt.experiments.bulk import run_bulk
+        from vprompt.utils.devices import device_named
+        from vprompt.utils.io import checksum
+        from vprompt.utils.progress import bar
+
+        files = [file for file in (Path(model) / "adapter_config.json", Path(model)) if file.is_file()]
+        settings |= {"model": checksum(*files) if files else model, "image_column": job.image_column}
+        gpus = float(device_named(self.device).type == "cuda")
+        with bar("shards") as report:
+            where: Any = {"address": self.cluster, "shard_size": self.shard_size, "report": report}
+            done = run_bulk(job, paths, settings, workers=workers, gpus=gpus, **where)
+        if self.json:
+            print_json({**done, "out": str(job.out)})
+        else:
+            print_note(f"Answers about {count(done['images'], 'image')} are in {job.out} (part-*.parquet).")
+        if done["bad"] and not self.skip_bad:
+            which = f"{done['bad']} of {done['images']} images could not be read"
+            raise DataError(f"{which} (with --skip-bad that is no error); the column error in {job.out} says why.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(BulkOptions, _Source):
     """What a model says of images: class and probability, tags, or numbers; a folder stands for all images in it.
 
     Rows are written batch by batch, with --json one on each line: neither a stop nor a bad file costs finished work.
@@ -193,9 +235,11 @@ class Predict(_Source):
     """Number of classes or tags to name for each image."""
     skip_bad: bool = False
     """Leave images that cannot be read out; without it they are rows that say why, and the exit status is 1."""
+    image_column: str | None = None
+    """Column of Parquet files that has the images, or their paths; found by what is in it when left out."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for masks (.png, with the values of the training's masks) and the images under them (-overlay.jpg), where
-    every pixel is of a class; none are written when left out."""
+    """With --workers, folder for the answers. Else, where every pixel is of a class, for masks (.png, with the values
+    of the training's masks) and the images under them (-overlay.jpg); none are written when left out."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -203,6 +247,12 @@ class Predict(_Source):
 
     def run(self) -> None:
         """Loads, folds, predicts, prints."""
+        if self.workers is None:
+            self._as_it_goes()
+        else:
+            self._in_bulk(self.workers)
+
+    def _as_it_goes(self) -> None:
         from vprompt.data.scan import PassedOver, in_words, list_images
         from vprompt.serving.predict import Failure, Prediction, predict_each, write_mask
         from vprompt.utils.progress import bar
@@ -242,6 +292,15 @@ class Predict(_Source):
             which = f"{len(failures)} of {done + len(failures)} images could not be read"
             go_on = "" if self.skip_bad else " (with --skip-bad that is no error)"
             raise DataError(f"{which}{go_on}; the first: {failures[0].error}")
+
+    def _in_bulk(self, workers: int) -> None:
+        from vprompt.experiments.bulk import Job, predictions
+
+        if self.out is None or self.on_engine or self.top < 1:
+            raise UsageError("--workers goes with a folder --out, no --adapter, and a --top of at least 1.")
+        load, answers = partial(Predict.load, self, fold=True), partial(predictions, self.top)
+        job = Job(load=load, answers=answers, out=self.out, image_column=self.image_column)
+        self.answer(job, workers, self.images, self.adapter, top=self.top)
 
 
 def _print(predictions: Sequence[Prediction], done: int, target: Target, name: str = "") -> None:

@@ -191,6 +191,25 @@ class Embeddings:
         return Evaluation(target=target, loss=float(target.loss(logits, labels).mean()), logits=logits, labels=labels)
 
 
+class Embedder:
+    """Features (B, F) in float32 of normalised images (B, 3, H, W), by an adapted model, a timm model, or its name."""
+
+    def __init__(self, model: str | nn.Module) -> None:
+        self.module: Any = (create_backbone(model) if isinstance(model, str) else as_timm(model)).eval()
+        self._adapted = isinstance(self.module, PromptedModel | FoldedModel)
+        self.info = self.module.info if self._adapted else describe(self.module)
+        self.preprocessing = self.as_read = self.module.preprocessing if self._adapted else self.info.preprocessing
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The features, where the model is."""
+        like = next(self.module.parameters())
+        if self._adapted:
+            return self.module.features(images.to(like.device)).float()
+        features = self.module.forward_features(images.to(like.device, like.dtype))
+        return self.module.forward_head(features, pre_logits=True).float()
+
+
 def check_ending(out: Path) -> Path:
     """The file itself, if features can be written to one of its name."""
     if out.suffix not in (".npz", ".parquet"):
@@ -243,10 +262,8 @@ def embed(
         Embeddings(4 images, 192 features of vprompt_vit_tiny_patch8_64.tiny_imagenet)
     """
     out = None if out is None else check_ending(Path(out))
-    module: Any = (create_backbone(model) if isinstance(model, str) else as_timm(model)).eval()
-    adapted = isinstance(module, PromptedModel | FoldedModel)
-    info = module.info if adapted else describe(module)
-    preprocessing = module.preprocessing if adapted else info.preprocessing
+    embedder = Embedder(model)
+    module, info, preprocessing = embedder.module, embedder.info, embedder.preprocessing
     if not isinstance(data, Task | ImageDataset):
         data = _listing(data, root, columns, target, labelled)
     how: dict[str, Any] = {"target": target, "split_seed": split_seed, "skip_bad": skip_bad}
@@ -272,12 +289,8 @@ def embed(
             batches, first = in_order(len(images), batch_size), done
             left = [batch for batch in batches if (first + int(batch[-1]) + 1) * rows.shape[1] > len(kept)]
             for batch, (pixels, _) in zip(left, iterate(images, left, device=like.device), strict=True):
-                if adapted:
-                    features = module.features(pixels)
-                else:
-                    features = module.forward_head(module.forward_features(pixels.to(like.dtype)), pre_logits=True)
                 start, done = first + int(batch[0]), first + int(batch[-1]) + 1
-                rows[start:done] = torch.cat([features.float(), torch.stack([*map(look, pixels)])], dim=1)
+                rows[start:done] = torch.cat([embedder(pixels), torch.stack([*map(look, pixels)])], dim=1)
                 if partial is not None:
                     with writing(partial), partial.open("r+b" if partial.exists() else "wb") as file:
                         file.seek(start * rows[0].nbytes)

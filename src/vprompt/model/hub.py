@@ -11,7 +11,10 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from huggingface_hub.utils import validate_repo_id
 
 from vprompt.backbones.weights import reason
-from vprompt.utils.errors import AdapterError
+from vprompt.utils.errors import AdapterError, UnknownAdapterError
+
+_MISSING = (401, 403, 404)
+"""Statuses of what is not there, or not for whoever asks: the Hub does not say which."""
 
 _NOT_UPLOADED = {
     401: "the Hub does not accept your token; log in with `hf auth login`, or pass token=",
@@ -35,7 +38,7 @@ def is_hub_id(text: str) -> bool:
     return text.count("/") == 1
 
 
-def fetch(repo_id: str, files: Sequence[str]) -> Path:
+def fetch(repo_id: str, files: Sequence[str], *, revision: str | None = None, max_bytes: int | None = None) -> Path:
     """Downloads files of one commit into the Hub's cache, or finds them there.
 
     Environment variables that count at the time of the call: `HF_ENDPOINT`, `HF_HUB_CACHE`.
@@ -43,18 +46,23 @@ def fetch(repo_id: str, files: Sequence[str]) -> Path:
     Args:
         repo_id: `user/name`.
         files: Paths in the repository.
+        revision: Commit, branch or tag; the newest of the main branch when not given.
+        max_bytes: Refuse a file that is larger, before it is downloaded.
 
     Returns:
-        The folder that holds them.
+        The folder that holds them, which is called as their commit.
 
     Raises:
         AdapterError: If one cannot be had.
     """
-    unreachable = _why_unreachable(repo_id, files[0])
-    revision: str | None = None
+    unreachable = _why_unreachable(repo_id, files[0], revision)
     folder = Path()
     for file in files:
         try:
+            if max_bytes is not None and unreachable is None:
+                url = hf_hub_url(repo_id, file, revision=revision, endpoint=_endpoint())
+                if (get_hf_file_metadata(url).size or 0) > max_bytes:
+                    raise AdapterError(f"{file} of {repo_id!r} on the Hub is larger than {max_bytes} bytes.")
             path = hf_hub_download(
                 repo_id,
                 file,
@@ -63,8 +71,11 @@ def fetch(repo_id: str, files: Sequence[str]) -> Path:
                 cache_dir=os.environ.get("HF_HUB_CACHE") or None,
                 local_files_only=unreachable is not None,
             )
+        except AdapterError:
+            raise
         except Exception as error:  # the Hub's own errors, the network's and the file system's have no common base
-            raise AdapterError(_why_not_fetched(repo_id, file, error, unreachable)) from error
+            kind = UnknownAdapterError if unreachable is None and _status(error) in _MISSING else AdapterError
+            raise kind(_why_not_fetched(repo_id, file, error, unreachable)) from error
         folder = Path(path).parent
         revision = folder.name  # the other files from the same commit
     return folder
@@ -111,10 +122,10 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
-def _why_unreachable(repo_id: str, file: str) -> Exception | None:
+def _why_unreachable(repo_id: str, file: str, revision: str | None) -> Exception | None:
     """The error of a Hub that cannot be reached, or None; `hf_hub_download` alone takes half a minute to raise it."""
     try:
-        get_hf_file_metadata(hf_hub_url(repo_id, file, endpoint=_endpoint()))
+        get_hf_file_metadata(hf_hub_url(repo_id, file, revision=revision, endpoint=_endpoint()))
     except Exception as error:  # as in `fetch`
         return error if _status(error) is None else None
     return None
@@ -127,7 +138,7 @@ def _why_not_fetched(repo_id: str, file: str, error: Exception, unreachable: Exc
         return f"{start} the Hub could not be reached to look for it ({reason(unreachable)}); check path and network."
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"The repository {repo_id!r} on the Hub has no {file}: it is no adapter of vprompt; check the name."
-    if status in (401, 403, 404):
+    if status in _MISSING:
         return f"{start} no such repository on the Hub is open to you; check the name, or log in with `hf auth login`."
     return f"{start} {repo_id!r} could not be fetched from the Hub ({reason(error)}); try again."
 

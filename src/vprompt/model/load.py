@@ -26,6 +26,9 @@ from vprompt.utils.errors import AdapterError, BackboneError
 
 M = TypeVar("M", bound=nn.Module)
 
+HUB = "hf:"
+"""Beginning of what is on the Hub, whatever folders there are here."""
+
 
 def load(
     source: str | Path,
@@ -37,7 +40,8 @@ def load(
     """Puts a saved adapter on its backbone.
 
     Args:
-        source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub.
+        source: A folder, or, where there is no such folder, an id `user/name` on the Hugging Face Hub; `hf:user/name`
+            and `hf:user/name@COMMIT` are on the Hub in any case.
         backbone: The model (timm's or transformers') the adapter was trained on; made by name when not given. It is
             not changed.
         weights: File with the backbone's weights, as `vprompt.attach` takes it; when not given, the file that the
@@ -62,7 +66,7 @@ def load(
     folder = _find(source)
     config = read_config(read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     tensors = read_tensors(folder / TENSORS_FILE, config)
-    own = os.path.isdir(source)
+    own = folder == Path(source)
     model = _make_backbone(config, folder, weights, own=own) if backbone is None else as_timm(backbone)
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
@@ -76,6 +80,11 @@ def backbone_of(source: str | Path) -> AdaptedBackbone:
 
 def _find(source: str | Path) -> Path:
     """The folder of an adapter, fetched from the Hub where need be."""
+    if isinstance(source, str) and source.startswith(HUB):
+        name, _, revision = source.removeprefix(HUB).partition("@")
+        if not adapter_hub.is_hub_id(name):
+            raise AdapterError(f"{name!r} is no id on the Hub; give hf:USER/NAME.")
+        return adapter_hub.fetch(name, [CONFIG_FILE, TENSORS_FILE], revision=revision or None)
     if os.path.isdir(source):  # unlike Path.is_dir, never raises
         return Path(source)
     if os.path.exists(source):

@@ -35,12 +35,13 @@ from vprompt.serving.schema import (
     Source,
     failures,
 )
-from vprompt.serving.service import Service, check_name
+from vprompt.serving.service import Service
+from vprompt.serving.watch import check_name
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 from vprompt.utils.version import __version__
 
-PREDICTING = failures(400, 401, 403, 404, 408, 413, 415, 422, 500, 503)
+PREDICTING = failures(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503)
 
 PENALTY_SECONDS = 0.5
 """Seconds until an image of too much work is refused, so that nobody gets far by sending one after the other."""
@@ -116,11 +117,11 @@ async def predict(request: Request, service: Served, adapter: Name, top: Top = 3
 
     A mask in JSON is its `size` and its `runs`: pairs of a class's number and a length, row by row.
     """
-    entry = service.bank[adapter]  # is there, before its image is read
-    [answer] = await _exchange(service, request, [adapter], top)
+    [answer] = await _exchange(service, request, [adapter], top, alone=True)
     if isinstance(answer, RequestError):
         raise answer
-    if entry.target.dense and "image/png" in request.headers.get("accept", ""):
+    entry = service.bank.get(adapter)  # None: it was given up a moment ago
+    if entry is not None and entry.target.dense and "image/png" in request.headers.get("accept", ""):
         picture = io.BytesIO()
         await asyncio.to_thread(mask_picture(mask_of(answer), entry.target).save, picture, "PNG")
         return Response(picture.getvalue(), media_type="image/png")
@@ -131,8 +132,9 @@ async def predict(request: Request, service: Served, adapter: Name, top: Top = 3
 async def predict_several(request: Request, service: Served, adapter: Names, top: Top = 3) -> Answers:
     """Asks several adapters about the image that is the body; each answers or fails alone."""
     names = list(dict.fromkeys(adapter))
-    if len(names) > service.limits.max_queue:
-        raise RequestError("invalid", f"Ask at most {service.limits.max_queue} adapters at once, not {len(names)}.")
+    most = min(service.limits.max_queue, service.limits.max_adapters if service.store else len(names))
+    if len(names) > most:
+        raise RequestError("invalid", f"Ask at most {most} adapters at once, not {len(names)}.")
     answers = await _exchange(service, request, names, top)
     return Answers(
         answers=[
@@ -190,7 +192,7 @@ async def remove(service: Served, adapter: Name) -> None:
 
 
 async def _exchange(
-    service: Service, request: Request, adapters: list[str], top: int
+    service: Service, request: Request, adapters: list[str], top: int, *, alone: bool = False
 ) -> list[dict[str, Any] | RequestError]:
     """Reads the image and asks; leaves what is to be counted in the request's state."""
     client, headers = host_of(request.scope), request.headers
@@ -198,11 +200,13 @@ async def _exchange(
         with service.metrics.under_way.track_inprogress():
             if service.stopping:
                 raise RequestError("stopping", "The service is stopping; ask another one, or later.")
-            service.check(client, len(adapters))
+            if alone:
+                service.check_adapter(adapters[0])  # before its image is read
+            service.check(client, adapters)
             if headers.get("content-encoding", "identity").strip().lower() != "identity":
                 raise RequestError("not_an_image", "Send the image's bytes as they are, without a Content-Encoding.")
             image = image_in(await request.body(), headers.get("content-type", ""), service.limits.max_bytes)
-            with service.place(client, len(adapters)):
+            with service.place(client, adapters):
                 work = service.predict(image, adapters, top=top, client=client)
                 answers = await _while_connected(request, work)
     except RequestError as problem:

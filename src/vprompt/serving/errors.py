@@ -21,6 +21,7 @@ STATUS = {
     "too_many_pixels": 422,
     "too_much_work": 422,
     "invalid": 422,
+    "too_many": 429,
     "failed": 500,
     "busy": 503,
     "stopping": 503,
@@ -35,14 +36,16 @@ class RequestError(VPromptError):
     Args:
         code: One of `STATUS`.
         message: A sentence.
+        retry_after: Seconds after which to ask again, where that helps; not given, a moment for some codes.
 
     Example:
         >>> RequestError("busy", "Ask again.").status
         503
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, retry_after: float = 0.0) -> None:
         super().__init__(code, message)
+        self.retry_after = retry_after
         self.code = code
         self.status = STATUS[code]
 

@@ -24,6 +24,7 @@ class Metrics:
         answers: One for each adapter that was asked, or one of a request that came to none ("").
         seconds: Time of each request.
         batches: Size of each batch.
+        pulled: What became of adapters that are loaded when they are asked for.
         queue: Asks that wait.
         under_way: Requests that are not answered yet.
 
@@ -52,6 +53,12 @@ class Metrics:
         )
         self.batches = Histogram(
             "vprompt_batch_size", "Asks (an image and an adapter) computed together.", buckets=SIZES, registry=registry
+        )
+        self.pulled = Counter(
+            "vprompt_pulled_adapters_total",
+            "Of --adapters: asked for and there (hit) or not (miss), given up (eviction), not to be had (failure).",
+            ("event",),
+            registry=registry,
         )
         self.queue = Gauge("vprompt_queue_length", "Asks that wait to be computed.", registry=registry)
         self.under_way = Gauge("vprompt_under_way", "Predictions that are not answered yet.", registry=registry)

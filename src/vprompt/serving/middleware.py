@@ -157,7 +157,8 @@ def host_of(scope: Scope) -> str:
 
 def as_response(problem: RequestError) -> JSONResponse:
     """A problem as an HTTP response."""
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(problem.status)
+    later = {"Retry-After": str(max(RETRY_SECONDS, math.ceil(problem.retry_after)))}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: later, 503: later}.get(problem.status)
     return JSONResponse(Failure(error=Fault.of(problem)).model_dump(), status_code=problem.status, headers=headers)
 
 

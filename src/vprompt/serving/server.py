@@ -154,6 +154,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(service, token=token, manage=manage, local=token is None),
             http=cast("type[asyncio.Protocol]", functools.partial(_Protocol, most_connections())),
+            loop="asyncio",  # also where uvloop is installed
             ws="none",
             lifespan="off",
             log_config=None,

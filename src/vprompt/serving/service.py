@@ -23,8 +23,10 @@ from vprompt.serving.decoding import LANES, Images, decode
 from vprompt.serving.errors import RequestError, problem_of
 from vprompt.serving.limits import Limits
 from vprompt.serving.metrics import Metrics
+from vprompt.serving.quotas import Quotas
+from vprompt.serving.store import Store
 from vprompt.tasks.segmentation import resized
-from vprompt.utils.errors import UnknownAdapterError, VPromptError
+from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
 R = TypeVar("R")
@@ -49,6 +51,8 @@ class Service:
     Args:
         bank: Adapters, of one backbone or of several; they may come and go while it is asked.
         limits: What it takes.
+        metrics: Counters, where something else counts in them as well.
+        store: Loads adapters that the bank does not hold when they are asked for.
 
     Attributes:
         metrics: Counters of answers, seconds and batches.
@@ -58,12 +62,16 @@ class Service:
         VPromptError: If the limits allow larger images than the library reads.
     """
 
-    def __init__(self, bank: Bank | Banks, limits: Limits) -> None:
+    def __init__(
+        self, bank: Bank | Banks, limits: Limits, *, metrics: Metrics | None = None, store: Store | None = None
+    ) -> None:
         if limits.max_pixels > MAX_PIXELS:
             raise VPromptError(f"max_pixels can be {MAX_PIXELS} at most, not {limits.max_pixels}.")
         self.bank = Banks(bank) if isinstance(bank, Bank) else bank
         self.limits = limits
-        self.metrics = Metrics()
+        self.metrics = Metrics() if metrics is None else metrics
+        self.store = store
+        self.quotas = Quotas(limits)
         self.stopping = False
         self._places = Counter[str]()
         # Large images wait for few others: they must not take all places.
@@ -84,36 +92,37 @@ class Service:
         )
         self.metrics.queue.set_function(lambda: self._asking.waiting)
 
-    def check(self, client: str, asks: int) -> None:
+    def check(self, client: str, adapters: Sequence[str]) -> None:
         """Refuses a request that has no place, also before it is read.
 
         A service that is full still takes, up to twice its limit, requests of clients that have less than their share.
 
         Args:
             client: Who asks.
-            asks: How many adapters are asked.
+            adapters: Which are asked.
 
         Raises:
             RequestError: If there is no place for it.
         """
-        most, taken = self.limits.max_queue, self._places.total() + asks
+        most, asks = self.limits.max_queue, len(adapters)
+        taken = self._places.total() + asks
         share = max(1, most // len({*self._places, client}))
         if taken > 2 * most or (taken > most and self._places[client] + asks > share):
             raise RequestError("busy", f"{most} requests are under way, which is the limit; ask again in a moment.")
 
     @contextlib.contextmanager
-    def place(self, client: str, asks: int) -> Generator[None]:
+    def place(self, client: str, adapters: Sequence[str]) -> Generator[None]:
         """Places among the requests that are computed; to be taken once a body is read, for some never come whole.
 
         Raises:
             RequestError: If there is none.
         """
-        self.check(client, asks)
-        self._places[client] += asks
+        self.check(client, adapters)
+        self._places[client] += len(adapters)
         try:
             yield
         finally:
-            self._places[client] -= asks
+            self._places[client] -= len(adapters)
             self._places += Counter()  # without those that have none
 
     async def predict(
@@ -132,27 +141,55 @@ class Service:
         """
         deadline = time.monotonic() + self.limits.timeout
         answers: dict[str, Answer | RequestError] = {}
-        entries: list[Entry] = []
-        for name in adapters:
-            try:
-                entries.append(self.bank[name])
-            except UnknownAdapterError as error:
-                answers[name] = problem_of(error)
-        if entries:
-            preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
-            images = await self._decoded(image, preprocessings, deadline, client)
-            asks: list[_Ask] = []
-            dense = any(entry.target.dense for entry in entries)
-            size = await asyncio.to_thread(upright_size, image) if dense else None
-            for entry in entries:
-                pixels = images[entry.preprocessing]
-                if isinstance(pixels, Exception):
-                    answers[entry.name] = problem_of(pixels)
-                else:
-                    asks.append(_Ask(pixels, entry, top, size if entry.target.dense else None))
-            results = await self._results(self._asking, asks, deadline, client)
-            answers |= zip([ask.entry.name for ask in asks], results, strict=True)
+        with contextlib.ExitStack() as until_answered:
+            found = await self._found(adapters, until_answered, deadline, client)
+            answers |= {name: problem for name, problem in found.items() if isinstance(problem, RequestError)}
+            if entries := [entry for entry in found.values() if not isinstance(entry, RequestError)]:
+                preprocessings = list(dict.fromkeys(entry.preprocessing for entry in entries))
+                images = await self._decoded(image, preprocessings, deadline, client)
+                asks: list[_Ask] = []
+                dense = any(entry.target.dense for entry in entries)
+                size = await asyncio.to_thread(upright_size, image) if dense else None
+                for entry in entries:
+                    pixels = images[entry.preprocessing]
+                    if isinstance(pixels, Exception):
+                        answers[entry.name] = problem_of(pixels)
+                    else:
+                        asks.append(_Ask(pixels, entry, top, size if entry.target.dense else None))
+                results = await self._results(self._asking, asks, deadline, client)
+                answers |= zip([ask.entry.name for ask in asks], results, strict=True)
         return [answers[name] for name in adapters]
+
+    def check_adapter(self, name: str) -> None:
+        """Refuses an adapter that is not there, or may not be asked now, by a `VPromptError`."""
+        if self.store is None or name in self.bank:
+            self.bank[name]  # or the error that says which there are
+        else:
+            self.store.check(name)
+        self.quotas.check(name)
+
+    async def _found(
+        self, names: Sequence[str], until: contextlib.ExitStack, deadline: float, client: str
+    ) -> dict[str, Entry | RequestError]:
+        """The adapters, kept in memory and counted as under way until the stack is closed; or why not."""
+        found: dict[str, Entry | RequestError] = {}
+        loading: dict[str, asyncio.Future[Entry]] = {}
+        for name in names:
+            try:
+                self.check_adapter(name)
+                until.enter_context(self.quotas.taken(name))
+                if self.store is None:
+                    found[name] = self.bank[name]
+                else:
+                    until.enter_context(self.store.held(name))
+                    loading[name] = asyncio.wrap_future(self.store.ask(name, client))
+                    loading[name].add_done_callback(asyncio.Future[Entry].exception)  # also where nobody waits any more
+            except VPromptError as error:
+                found[name] = problem_of(error)
+        if loading:
+            # None is cancelled after that: others may wait for the same.
+            await asyncio.wait(loading.values(), timeout=max(0.0, deadline - time.monotonic()))
+        return found | {name: self._result(future) for name, future in loading.items()}
 
     async def _decoded(
         self, image: bytes, preprocessings: Sequence[Preprocessing], deadline: float, client: str
@@ -173,7 +210,8 @@ class Service:
         """Answers what waits and stops the threads; False where they did not come to an end in `timeout` seconds."""
         self.stopping = True
         until = time.monotonic() + timeout
-        ended = [batcher.close(max(0.0, until - time.monotonic())) for batcher in (*self._lanes, self._asking)]
+        batchers = [*self._lanes, self._asking, *([] if self.store is None else [self.store.loading])]
+        ended = [batcher.close(max(0.0, until - time.monotonic())) for batcher in batchers]
         return all(ended)
 
     def _compute(self, asks: Sequence[_Ask]) -> list[Answer | Exception]:
@@ -218,19 +256,3 @@ class Service:
             return RequestError("timeout", f"There was no answer in {self.limits.timeout:g} seconds; ask again later.")
         error = future.exception()
         return future.result() if error is None else problem_of(error)
-
-
-def check_name(name: str) -> str:
-    """The name, if an address can hold it as it is.
-
-    Raises:
-        RequestError: If not.
-    """
-    plain = all(c.isalnum() or c in "._-" for c in name)
-    if not name or not plain or name.startswith(".") or len(name) > 100:
-        raise RequestError(
-            "invalid",
-            f"An adapter cannot be served as {printable(name[:100])!r}: take up to 100 letters, digits, '.', '_' and "
-            "'-', no '.' first (name=FOLDER on the command line).",
-        )
-    return name

@@ -10,7 +10,7 @@ from typing import Self
 
 from vprompt.model.tensors import CONFIG_FILE
 from vprompt.serving.bank.banks import Banks
-from vprompt.serving.service import check_name
+from vprompt.serving.errors import RequestError
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import printable
 
@@ -18,6 +18,9 @@ SECONDS = 2.0
 """Seconds between two looks."""
 
 _LOG = logging.getLogger("vprompt.serving")
+
+ENGINE_FILE = ".safetensors"
+"""End of the names of adapters for engines; may be left out."""
 
 State = tuple[tuple[str, int, int, int], ...]
 """Names, times, sizes and numbers of an adapter's files."""
@@ -73,32 +76,66 @@ class Watch:
 
     def _found(self) -> dict[str, State]:
         folders = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
-        return {path.name: _state(path) for path in folders if (path / CONFIG_FILE).is_file()}
+        return {path.name: state_of(path) for path in folders if (path / CONFIG_FILE).is_file()}
 
     def _change(self, name: str, state: State | None) -> None:
         try:
             if state is None:
                 del self._done[name]
-                if name in self._banks and name not in self._others:
-                    self._banks.remove(name)
-                    _LOG.info("The adapter %r was removed.", name)
-                return
-            self._done[name] = state
-            if name in self._others:
-                raise VPromptError("another adapter is served under this name")
-            self._banks.add(check_name(name), self._folder / name, replace=True)
-            _LOG.info("The adapter %r was loaded.", name)
+                self._remove(name)
+            else:
+                self._done[name] = state
+                self._add(name)
         except VPromptError as error:
             _LOG.warning("The adapter %r in %s cannot be served: %s", name, self._shown, printable(str(error)))
         except Exception:
             _LOG.exception("The adapter %r in %s cannot be served.", name, self._shown)
+
+    def _add(self, name: str) -> None:
+        if name in self._others:
+            raise VPromptError("another adapter is served under this name")
+        self._banks.add(check_name(name), self._folder / name, replace=True)
+        _LOG.info("The adapter %r was loaded.", name)
+
+    def _remove(self, name: str) -> None:
+        if name in self._banks and name not in self._others:
+            self._banks.remove(name)
+            _LOG.info("The adapter %r was removed.", name)
 
     def _run(self) -> None:
         while not self._over.wait(SECONDS):
             self.look()
 
 
-def _state(folder: Path) -> State:
-    with os.scandir(folder) as files:
-        stats = [(file.name, file.stat()) for file in files]
+def adapter_in(folder: Path, name: str) -> Path | None:
+    """The adapter of a name in a folder: a folder with a configuration, or a file for an engine; None without."""
+    path, file = folder / name, folder / f"{name}{ENGINE_FILE}"
+    # Unlike Path.is_file, this never raises, whatever the name.
+    return path if os.path.isfile(path / CONFIG_FILE) else file if os.path.isfile(file) else None
+
+
+def state_of(path: Path) -> State:
+    """The state of an adapter's files.
+
+    Raises:
+        OSError: If they cannot be looked at.
+    """
+    files = [path] if path.is_file() else path.iterdir()
+    stats = [(file.name, file.stat()) for file in files]
     return tuple(sorted((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats))
+
+
+def check_name(name: str) -> str:
+    """The name, if an address can hold it as it is; it names nothing outside a folder.
+
+    Raises:
+        RequestError: If not.
+    """
+    plain = all(c.isalnum() or c in "._-" for c in name)
+    if not name or not plain or name.startswith(".") or len(name) > 100:
+        raise RequestError(
+            "invalid",
+            f"An adapter cannot be served as {printable(name[:100])!r}: take up to 100 letters, digits, '.', '_' and "
+            "'-', no '.' first (name=FOLDER on the command line).",
+        )
+    return name

@@ -18,7 +18,7 @@ class AdapterError(VPromptError):
 
 
 class UnknownAdapterError(AdapterError):
-    """A bank holds no adapter of the name that was asked for."""
+    """There is no adapter of the name that was asked for, in a bank or on the Hub."""
 
 
 class TrainingError(VPromptError):

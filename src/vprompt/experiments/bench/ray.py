@@ -95,10 +95,10 @@ class RayEngine:
         self.address = address
         self.rehearse = rehearse
         self.number = workers or needs.number
-        self.ray = _import_ray()
+        self.ray = import_ray()
         self.connected_here = not self.ray.is_initialized()
         if self.connected_here:
-            _connect(self.ray, cluster, needs, self.number)
+            connect(self.ray, cluster, needs, self.number)
         nodes = self._nodes()
         gpus = needs.gpus if needs.gpus is not None else float(any(node.get("GPU", 0) for node in nodes))
         self.needs = {"CPU": needs.cpus, "GPU": gpus, "memory": (needs.memory_gb or 0) * 1e9}
@@ -202,7 +202,7 @@ class RayEngine:
                 about = self.ray.get(answer)
             except self.ray.exceptions.RayError as error:
                 raise ClusterError(
-                    f"No worker can start on the Ray cluster ({_last_line(error)}); does every machine of it have the "
+                    f"No worker can start on the Ray cluster ({last_line(error)}); does every machine of it have the "
                     "same vprompt and Python as this one?"
                 ) from error
             if about["version"] != __version__:
@@ -319,18 +319,23 @@ def described(resources: Mapping[str, float]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Ray, which then talks to nobody but us.
+
+    Raises:
+        ClusterError: If it is not installed.
+    """
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
-        raise ClusterError(f"The engine ray needs Ray ({error}): pip install 'vprompt[ray]'") from error
+        raise ClusterError(f"This needs Ray ({error}): pip install 'vprompt[ray]'") from error
     return ray
 
 
-def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) -> None:
-    """Joins a cluster, or starts one on this machine that is as large as the workers asked for by number."""
+def connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) -> None:
+    """Joins a cluster, or starts one on this machine that is as large as the workers asked for by number; or raises."""
     quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if cluster is not None:
@@ -347,9 +352,10 @@ def _connect(ray: Any, cluster: str | None, needs: Workers, number: int | None) 
     except Exception as error:  # Ray has no kind of its own for what goes wrong here
         ray.shutdown()
         what = "No Ray cluster can be started on this machine" if cluster is None else f"No Ray cluster at {cluster}"
-        raise ClusterError(f"{what} ({_last_line(error)}).") from error
+        raise ClusterError(f"{what} ({last_line(error)}).") from error
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """The last line of what an error says, where Ray has the words of whom it failed by, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1].rstrip(".")

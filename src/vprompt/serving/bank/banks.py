@@ -59,13 +59,14 @@ class Banks:
     def __contains__(self, name: object) -> bool:
         return any(name in bank for bank in self.banks)
 
-    def add(self, name: str, source: str | Path, *, replace: bool = False) -> Entry:
+    def add(self, name: str, source: str | Path, *, replace: bool = False, known: bool = False) -> Entry:
         """Takes an adapter in, from a folder or the Hub; its backbone is made where no bank has it.
 
         Args:
             name: What it is asked by.
             source: Folder or Hub id.
             replace: Take the place of the adapter of that name, if there is one, at once.
+            known: Refuse an adapter whose backbone no bank has.
 
         Raises:
             VPromptError: If the name is taken, or the adapter or its backbone cannot be read; nothing changes then.
@@ -79,6 +80,9 @@ class Banks:
                     f"{printable(str(source))} is an adapter for an engine of another backbone than there is here; "
                     "start the service with its engine: --engine ENGINE."
                 )
+            if bank is None and known:
+                sizes = ", ".join(f"{bank.info.name} of {bank.key[1]} pixels" for bank in self.banks)
+                raise AdapterError(f"{printable(str(source))} is of another backbone than those there are: {sizes}.")
             if bank is None:
                 made = Bank(self._backbone(source), device=self._device)
                 bank = self._bank(made.key) or made  # its weights may be known by another fingerprint
