@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from torch import nn
 
 from vprompt.backbones.frozen_linear import FORMS, FrozenLinear
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import classifier_parameters, fingerprint, rounded_fingerprints
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.utils.errors import BackboneError
-
-BackbonePrecision = Literal["fp32", "bf16", "int8", "int4", "fp8"]
-"""How the weights of a backbone's linear layers are held; fp32: as they are."""
 
 _ORIGIN = "_vprompt_origin"
 

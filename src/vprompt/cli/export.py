@@ -168,7 +168,7 @@ class Export:
         why = "The file of an adapter is for an engine that is there already"
         self._refuse(why, "format", "engine", "adapters", "precision", "int8", "eval", "opset", "labels", "device")
         out = Path(self._name + SUFFIX) if self.out is None else self.out
-        model = load(self.adapter, weights=self.weights)
+        model = load(self.adapter, weights=self.weights, backbone_precision="fp32")  # the engine has its own
         runs = open_engine(engine, trust=self.trust_file)
         made = export_adapter(model, out, runs, images=self.images, adapter=self._name)
         self._say(out, made.about, out.stat().st_size)

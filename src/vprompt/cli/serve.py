@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.cli.console import UsageError, print_json, print_note
 from vprompt.serving.limits import Limits
 from vprompt.utils.errors import VPromptError
@@ -52,6 +53,8 @@ class Serve:
     """Device, such as cpu or cuda; auto takes an accelerator where there is one."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
+    backbone_precision: BackbonePrecision | None = None
+    """How the backbone's linear layers are held, where not as in training; fp32, bf16, int8, int4, fp8."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged on standard error."""
     access_log: bool = False
@@ -85,7 +88,7 @@ class Serve:
             bind(self.host, self.port, guarded=token is not None) as listener,
         ):
             engines = [] if self.engine is None else [Engine(self.engine, trust=self.trust_file)]
-            banks = Banks(*engines, weights=self.weights, device=device)
+            banks = Banks(*engines, weights=self.weights, device=device, backbone_precision=self.backbone_precision)
             for name, source in sources.items():
                 banks.add(name, source)
             watch = contextlib.nullcontext() if self.watch is None else Watch(banks, Path(self.watch))

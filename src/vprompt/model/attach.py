@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import as_timm, create_backbone, describe_name
 from vprompt.backbones.info import describe
-from vprompt.backbones.quantise import BackbonePrecision, quantise
+from vprompt.backbones.names import BackbonePrecision
+from vprompt.backbones.quantise import quantise
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task, usual_augment
 from vprompt.data.pipeline import Progress

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, cast
 
-from vprompt.backbones.quantise import BackbonePrecision
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.data.preprocessing import MAX_SIDE, Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.registry import from_config, to_config

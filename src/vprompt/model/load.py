@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vprompt.backbones.factory import as_timm, can_create, create_backbone, names_folder
 from vprompt.backbones.info import describe, precision_of
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.backbones.quantise import (
-    BackbonePrecision,
     original_fingerprint,
     original_rounded,
     precision_held,
@@ -170,9 +170,9 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     )
     if held in ("float16", "bfloat16") and not wanted.rounded:
         todo += f"; this older adapter does not know weights rounded to {held}: load it on float32, and round the model"
+    here = original_fingerprint(backbone)
     raise AdapterError(
-        f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {original_fingerprint(backbone)} of {held}); "
-        f"{todo}."
+        f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {here} of {held}); {todo}."
     )
 
 
