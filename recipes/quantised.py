@@ -22,7 +22,18 @@ from vprompt.training.evaluate import evaluate
 
 TASKS = ("vtab:eurosat", "vtab:dsprites_loc")
 PRECISIONS = ("fp32", "int8", "int4", "bf16", "fp8")
-COLUMNS = ("task", "backbone", "method", "img_size", "epochs", "seed", "trained_in", "read_in", "images", "test_accuracy")
+COLUMNS = (
+    "task",
+    "backbone",
+    "method",
+    "img_size",
+    "epochs",
+    "seed",
+    "trained_in",
+    "read_in",
+    "images",
+    "test_accuracy",
+)
 
 
 def main() -> None:

@@ -18,15 +18,11 @@ _LEVELS = (7.0, 7.5, 8.0, -7.5, -8.0)
 """In int4, the largest number of a group becomes one of these; the one with the least squared error is taken."""
 
 
-def _bf16(weight_OI: Tensor) -> tuple[Tensor, None]:
-    return weight_OI.to(torch.bfloat16), None
-
-
 def _rows(weight_OI: Tensor, most: float) -> tuple[Tensor, Tensor]:
     """Rows between -most and most, and the factor of each."""
     scale_O1 = weight_OI.abs().amax(1, keepdim=True).float() / most
     scale_O1 = scale_O1.where(scale_O1 > 0, 1)
-    return weight_OI / scale_O1, scale_O1
+    return (weight_OI / scale_O1).clamp(-most, most), scale_O1
 
 
 def _int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,33 +31,26 @@ def _int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fp8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    most = torch.finfo(torch.float8_e4m3fn).max
-    rows_OI, scale_O1 = _rows(weight_OI, most)
-    return rows_OI.clamp(-most, most).to(torch.float8_e4m3fn), scale_O1
+    rows_OI, scale_O1 = _rows(weight_OI, torch.finfo(torch.float8_e4m3fn).max)
+    return rows_OI.to(torch.float8_e4m3fn), scale_O1
 
 
 def _int4(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Two numbers in a byte, one of each half of a row, (O, I/2), and a factor of each group, (O, G, 1)."""
     groups_OGg = F.pad(weight_OI.float(), (0, -weight_OI.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     largest_OG1 = groups_OGg.gather(-1, groups_OGg.abs().argmax(-1, keepdim=True))
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for level in _LEVELS:
-        scale_OG1 = (largest_OG1 / level).to(torch.bfloat16)
-        scale_OG1 = scale_OG1.where(scale_OG1 != 0, 1)
-        codes_OGg = (groups_OGg / scale_OG1).round().clamp(-8, 7)
-        error_OG1 = (codes_OGg * scale_OG1 - groups_OGg).square().sum(-1, keepdim=True)
-        if best is not None:
-            better = error_OG1 < best[0]
-            now = (error_OG1, scale_OG1, codes_OGg)
-            error_OG1, scale_OG1, codes_OGg = (a.where(better, b) for a, b in zip(now, best, strict=True))
-        best = (error_OG1, scale_OG1, codes_OGg)
-    _, scale_OG1, codes_OGg = cast("tuple[Tensor, Tensor, Tensor]", best)
+    scale_OGL1 = (largest_OG1 / largest_OG1.new_tensor(_LEVELS)).to(torch.bfloat16).unsqueeze(-1)
+    scale_OGL1 = scale_OGL1.where(scale_OGL1 != 0, 1)
+    tried_OGLg = (groups_OGg.unsqueeze(2) / scale_OGL1).round_().clamp_(-8, 7)
+    error_OGL = (tried_OGLg * scale_OGL1).sub_(groups_OGg.unsqueeze(2)).square_().sum(-1)
+    best_OG11 = error_OGL.argmin(-1)[..., None, None]
+    codes_OGg = tried_OGLg.take_along_dim(best_OG11, 2).squeeze(2)
     low, high = (codes_OGg + 8).to(torch.uint8).flatten(1).chunk(2, dim=1)
-    return low | (high << 4), scale_OG1
+    return low | (high << 4), scale_OGL1.take_along_dim(best_OG11, 2).squeeze(2)
 
 
 FORMS: Mapping[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
-    "bf16": _bf16,
+    "bf16": lambda weight_OI: (weight_OI.to(torch.bfloat16), None),
     "int8": _int8,
     "int4": _int4,
     "fp8": _fp8,
@@ -70,14 +59,7 @@ FORMS: Mapping[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
 
 
 def decode(codes: Tensor, scale: Tensor | None, width: int, dtype: torch.dtype) -> Tensor:
-    """The weight (O, I) that codes and factors stand for: codes times factors, in at least single precision.
-
-    Args:
-        codes: As a form gives them.
-        scale: Their factors, if any.
-        width: I.
-        dtype: Of the result.
-    """
+    """The weight (O, I = `width`) that codes and factors stand for: their products, in single precision at least."""
     if scale is None:
         return codes.to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
@@ -101,8 +83,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = gradients
         grad_x = grad @ decode(*ctx.saved_tensors, ctx.width, grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_bias, None, None, None
+        return grad_x, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None, None, None
 
 
 class FrozenLinear(nn.Linear):
@@ -120,8 +101,8 @@ class FrozenLinear(nn.Linear):
         >>> layer.codes.dtype, layer(torch.ones(2, 64)).shape, [name for name, _ in layer.named_parameters()]
         (torch.int8, torch.Size([2, 32]), ['bias'])
 
-    Source: GPTQ (arXiv 2210.17323), section 2, on rounding to nearest by rows and groups; QLoRA (arXiv 2305.14314),
-    section 3, on gradients through a frozen weight that is made anew in the backward pass.
+    Source: GPTQ (arXiv 2210.17323), section 2, rounding by rows and groups; QLoRA (arXiv 2305.14314), section 3,
+    gradients through a weight that is made anew in the backward pass.
     """
 
     codes: Tensor
@@ -132,7 +113,7 @@ class FrozenLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.precision = linear.in_features, linear.out_features, precision
         weight = linear.weight.detach()
-        codes, scale = self._possible(lambda: FORMS[precision](weight), weight.device)
+        codes, scale = self._possible(lambda: FORMS[precision](weight))
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("like", weight.new_empty(0), persistent=False)
@@ -153,21 +134,18 @@ class FrozenLinear(nn.Linear):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if bias is None else bias.to(x.dtype)
         held = (self.codes[rows], None if self.scale is None else self.scale[rows], self.in_features)
-        learns = x.requires_grad or (bias is not None and bias.requires_grad)
-        if torch.is_grad_enabled() and learns:
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             return cast("Tensor", _Product.apply(x, bias, *held))
         return F.linear(x, decode(*held, x.dtype), bias)
 
-    def _possible(self, make: Callable[[], Any], device: torch.device | None) -> Any:
-        """What `make` returns, unless torch cannot."""
+    def _possible(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns, unless torch has no fp8 there."""
         try:
             return make()
-        except (TypeError, RuntimeError, NotImplementedError) as error:
-            if self.precision != "fp8" or isinstance(error, torch.OutOfMemoryError):
+        except (TypeError, NotImplementedError) as error:
+            if self.precision != "fp8":
                 raise
-            raise BackboneError(
-                f"torch has no fp8 numbers on the device {device or 'asked for'}; hold the backbone in int8 instead."
-            ) from error
+            raise BackboneError("torch has no fp8 numbers on this device; hold the backbone in int8.") from error
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLinear:
         """To another device; codes and factors keep their type."""
@@ -176,17 +154,12 @@ class FrozenLinear(nn.Linear):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        codes = self._possible(lambda: moved(self.codes), None)
-        scale = None if self.scale is None else moved(self.scale)
-        self.codes, self.scale = codes.new_empty(0), None
+        held = self._possible(lambda: moved(self.codes)), None if self.scale is None else moved(self.scale)
+        self.codes, self.scale = self.like, None
         try:
             return super()._apply(fn, recurse)
         finally:
-            self.codes, self.scale = codes, scale
-
-    def extra_repr(self) -> str:
-        """Sizes and precision."""
-        return f"{super().extra_repr()}, {self.precision}"
+            self.codes, self.scale = held
 
 
 LINEAR = (nn.Linear, FrozenLinear)

@@ -20,16 +20,11 @@ def on_meta(module: M) -> M:
         >>> on_meta(nn.Linear(2, 3)).weight.device.type
         'meta'
     """
-    return copied(module, lambda tensor: tensor.to("meta"))
-
-
-def copied(module: M, make: Callable[[Tensor], Tensor]) -> M:
-    """A deep copy with other tensors in the place of parameters and buffers, as `make` makes them."""
     memo: dict[int, Tensor] = {}
     for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(make(parameter.detach()), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
-        memo[id(buffer)] = make(buffer)
+        memo[id(buffer)] = buffer.to("meta")
     return copy.deepcopy(module, memo)
 
 

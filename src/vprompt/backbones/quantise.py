@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import nn
 
@@ -13,19 +12,23 @@ from vprompt.backbones.info import classifier_parameters, fingerprint, rounded_f
 from vprompt.backbones.names import BackbonePrecision
 from vprompt.utils.errors import BackboneError
 
-_ORIGIN = "_vprompt_origin"
-
 LEAST = 32
 """Layers with fewer inputs or outputs stay as they are: they hold next to nothing."""
 
+_ORIGIN = "_vprompt_origin"
 
-@dataclass(frozen=True, kw_only=True)
-class _Origin:
+
+class _Origin(NamedTuple):
     """How a backbone's linear layers are held, and fingerprints of the weights that they were made of."""
 
     precision: BackbonePrecision
-    fingerprint: str
-    rounded: tuple[str, ...]
+    fingerprint: str = ""
+    rounded: tuple[str, ...] = ()
+
+
+def precision_held(backbone: nn.Module) -> BackbonePrecision:
+    """The precision that `quantise` gave a backbone; fp32 where it did not."""
+    return backbone.__dict__.get(_ORIGIN, _Origin("fp32")).precision
 
 
 def original_fingerprint(backbone: nn.Module) -> str:
@@ -39,18 +42,8 @@ def original_rounded(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def shared_key(fingerprint: str, precision: BackbonePrecision) -> str:
-    """What adapters have in common that may share a backbone.
-
-    Example:
-        >>> shared_key("0123456789abcdef", "fp32"), shared_key("0123456789abcdef", "int8")
-        ('0123456789abcdef', '0123456789abcdef in int8')
-    """
+    """What adapters have in common that may share a backbone."""
     return fingerprint if precision == "fp32" else f"{fingerprint} in {precision}"
-
-
-def precision_held(backbone: nn.Module) -> BackbonePrecision:
-    """The precision that `quantise` gave a backbone; fp32 where it did not."""
-    return backbone.__dict__[_ORIGIN].precision if _ORIGIN in backbone.__dict__ else "fp32"
 
 
 def quantise(backbone: nn.Module, precision: BackbonePrecision | None) -> nn.Module:
@@ -79,19 +72,19 @@ def quantise(backbone: nn.Module, precision: BackbonePrecision | None) -> nn.Mod
         raise BackboneError(f"There is no precision {precision!r} of backbones; take fp32, {', '.join(FORMS)}.")
     if now != "fp32":
         raise BackboneError(f"The backbone is held in {now} already, so {precision} is lost; give the original.")
-    view = _with_frozen_layers(backbone, precision)
-    shapes = next(backbone.parameters()).is_meta
-    prints = ("", ()) if shapes else (fingerprint(backbone), rounded_fingerprints(backbone))
-    view.__dict__[_ORIGIN] = _Origin(precision=precision, fingerprint=prints[0], rounded=prints[1])
-    return view
-
-
-def _with_frozen_layers(backbone: nn.Module, precision: str) -> nn.Module:
-    own = classifier_parameters(backbone)
-    parts: dict[int, nn.Module] = {}
-    places: dict[str, nn.Module] = {}
+    left_out = classifier_parameters(backbone)
+    made: dict[int, nn.Module] = {}
+    parts: dict[str, nn.Module] = {}
     for path, module in backbone.named_modules(remove_duplicate=False):
-        small = type(module) is not nn.Linear or min(module.in_features, module.out_features) < LEAST
-        if not small and id(cast("nn.Linear", module).weight) not in own:
-            places[path] = parts.setdefault(id(module), FrozenLinear(cast("nn.Linear", module), precision))
-    return graft(backbone, places)
+        layer = cast("nn.Linear", module)
+        if type(module) is not nn.Linear or min(layer.weight.shape) < LEAST or id(layer.weight) in left_out:
+            continue
+        if id(module) not in made:
+            made[id(module)] = FrozenLinear(layer, precision)
+        parts[path] = made[id(module)]
+    view = graft(backbone, parts)
+    if next(backbone.parameters()).is_meta:  # shapes have no fingerprint
+        view.__dict__[_ORIGIN] = _Origin(precision)
+    else:
+        view.__dict__[_ORIGIN] = _Origin(precision, fingerprint(backbone), rounded_fingerprints(backbone))
+    return view

@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from vprompt.backbones.factory import as_timm, can_create, create_backbone, names_folder
 from vprompt.backbones.info import describe, precision_of
 from vprompt.backbones.names import BackbonePrecision
-from vprompt.backbones.quantise import (
-    original_fingerprint,
-    original_rounded,
-    precision_held,
-    quantise,
-)
+from vprompt.backbones.quantise import original_fingerprint, original_rounded, precision_held, quantise
 from vprompt.backbones.weights import reason
 from vprompt.methods.layers.head import head_values, new_head
 from vprompt.methods.layers.prompts import Prompts
@@ -74,7 +69,13 @@ def load(
     tensors = read_tensors(folder / TENSORS_FILE, config)
     own = os.path.isdir(source)
     model = _make_backbone(config, folder, weights, own=own) if backbone is None else as_timm(backbone)
-    model = _held(config, model, backbone_precision)
+    now, then = precision_held(model), config.backbone.precision
+    if backbone_precision is None and now not in ("fp32", then):
+        raise AdapterError(
+            f"The adapter was trained on a backbone in {then}, and this one is held in {now}; give the original, or "
+            f"load it all the same: backbone_precision={now!r}."
+        )
+    model = quantise(model, backbone_precision or then)
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
 
@@ -131,17 +132,6 @@ def _recorded(config: AdapterConfig, folder: Path, own: bool) -> Path | None:
         f"The adapter in {folder} was trained with the backbone's weights in {recorded}, which is not there; give the "
         "file: vprompt.load(..., weights=FILE), or --weights FILE on the command line."
     )
-
-
-def _held(config: AdapterConfig, backbone: nn.Module, precision: BackbonePrecision | None) -> nn.Module:
-    """The backbone in a precision, or in that of the training."""
-    now, then = precision_held(backbone), config.backbone.precision
-    if precision is None and now not in ("fp32", then):
-        raise AdapterError(
-            f"The adapter was trained on a backbone in {then}, and this one is held in {now}; give the original, or "
-            f"load it all the same: backbone_precision={now!r}."
-        )
-    return quantise(backbone, precision or then)
 
 
 def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool) -> None:

@@ -180,7 +180,9 @@ class Bank:
 
     def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
         if not isinstance(adapter, PromptedModel):
-            return self._prepare(name, load(adapter, self.backbone, backbone_precision=self.precision), str(adapter))
+            return self._prepare(
+                name, load(adapter, self.backbone, backbone_precision=precision_held(self.backbone)), str(adapter)
+            )
         self._check_backbone(name, adapter)
         return self._prepare(name, adapter, None)
 
@@ -202,12 +204,7 @@ class Bank:
     @functools.cached_property
     def key(self) -> tuple[str, tuple[int, int]]:
         """Fingerprint of the backbone's weights, and the height and width of its input: what adapters must share."""
-        return shared_key(original_fingerprint(self.backbone), self.precision), self.info.preprocessing.size
-
-    @property
-    def precision(self) -> BackbonePrecision:
-        """How the linear layers of the backbone are held."""
-        return precision_held(self.backbone)
+        return _key(self.backbone), self.info.preprocessing.size
 
     @property
     def entries(self) -> list[Entry]:
@@ -340,8 +337,7 @@ class Bank:
                 f"The model for {name!r} has a backbone object of its own; attach it to the bank's (bank.backbone), or "
                 "save it and add the folder."
             )
-        (ours, size), there = self.key, model.backbone
-        theirs = shared_key(original_fingerprint(there), precision_held(there))
+        (ours, size), theirs = self.key, _key(model.backbone)
         if ours != theirs or describe(model.backbone).preprocessing.size != size:
             raise AdapterError(
                 f"The model for {name!r} is over another backbone ({model.info.name}, weights {theirs}) than the "
@@ -372,3 +368,7 @@ def _shares_a_pass(model: PromptedModel) -> bool:
     """Whether a model differs from others by prefixes and a head on pooled features alone."""
     method = model.method
     return not method.tunes_backbone and method.riding != "tokens" and not model.target.dense
+
+
+def _key(backbone: nn.Module) -> str:
+    return shared_key(original_fingerprint(backbone), precision_held(backbone))
