@@ -59,6 +59,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
+        """All of it."""
         return self.weights + self.learned + self.step
 
     def most_images(self, size: int) -> int:
@@ -141,6 +142,7 @@ class Live(TorchDispatchMode):
         return found
 
     def gone(self, size: int) -> None:
+        """Counts a tensor that went."""
         self.bytes -= size
 
 

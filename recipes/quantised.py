@@ -51,7 +51,7 @@ def main() -> None:
     done = {(row["task"], row["seed"], row["trained_in"]) for row in rows}
     for seed in range(options.seeds):
         for task in TASKS:
-            for precision in PRECISIONS:
+            for precision in PRECISIONS[:4]:
                 if (task, str(seed), precision) not in done:
                     rows += trained(task, precision, seed, options)
                     with options.out.open("w", encoding="utf-8", newline="") as file:

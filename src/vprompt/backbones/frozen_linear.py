@@ -130,8 +130,9 @@ class FrozenLinear(nn.Linear):
 
     def part(self, x: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
         """Some of the outputs, with a bias of them."""
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(kind))
         bias = None if bias is None else bias.to(x.dtype)
         held = (self.codes[rows], None if self.scale is None else self.scale[rows], self.in_features)
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):

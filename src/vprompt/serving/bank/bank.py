@@ -180,9 +180,8 @@ class Bank:
 
     def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
         if not isinstance(adapter, PromptedModel):
-            return self._prepare(
-                name, load(adapter, self.backbone, backbone_precision=precision_held(self.backbone)), str(adapter)
-            )
+            there = load(adapter, self.backbone, backbone_precision=precision_held(self.backbone))
+            return self._prepare(name, there, str(adapter))
         self._check_backbone(name, adapter)
         return self._prepare(name, adapter, None)
 
