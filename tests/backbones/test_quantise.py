@@ -42,8 +42,8 @@ def images(batch=2):
 
 
 def prompted(backbone, method=None, **options):
-    torch.manual_seed(2)
     model = vprompt.attach(backbone, method or vprompt.VPT(4), num_classes=3, **options).eval()
+    torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.learned.values():
             parameter.copy_(0.5 * torch.randn(parameter.shape))
