@@ -37,11 +37,10 @@ from vprompt.model.model import PromptedModel
 from vprompt.model.wrappers import checkpointed_parts
 
 NAMES = (
-    "vit_base_patch16_224",
     "vit_large_patch16_224",
-    "vit_large_patch14_dinov2.lvd142m",
+    "vit_giant_patch14_224",
+    "vit_gigantic_patch14_224",
     "vit_giant_patch14_dinov2.lvd142m",
-    "vit_gigantic_patch14_clip_224",
 )
 CARDS = (8, 16, 24)
 ROOM = 10**9

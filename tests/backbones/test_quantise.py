@@ -5,6 +5,7 @@ import json
 import math
 from functools import cache
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -22,6 +23,8 @@ from vprompt.backbones.frozen_linear import FORMS, FrozenLinear
 from vprompt.backbones.info import fingerprint, num_parameters
 from vprompt.backbones.meta import on_meta
 from vprompt.backbones.quantise import precision_held, quantise
+from vprompt.exporters.engine import export_engine
+from vprompt.exporters.export import export
 from vprompt.model.config import read_config
 from vprompt.serving.bank.bank import Bank
 from vprompt.serving.bank.banks import Banks
@@ -449,6 +452,30 @@ def test_services_share_a_backbone_only_in_one_precision(tmp_path, tiny_weights)
     assert precision_held(bank.backbone) == "int4"
     (logits,) = apart([*images(1)], ["int8"])
     close(logits, vprompt.load(tmp_path / "int8")(images(1))[0], 1e-4)
+
+
+# ── exports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_exported_file_computes_what_the_codes_stand_for(tmp_path):
+    model = prompted(vit(depth=1), backbone_precision="int4")
+    export(model.fold(), tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(3).numpy()})
+    close(torch.from_numpy(found), model(images(3)), 1e-4)
+
+
+def test_an_engine_has_a_precision_of_its_own(tmp_path):
+    backbone = vit(depth=1)
+    model = prompted(backbone, backbone_precision="int8")
+    model.save_pretrained(tmp_path / "a")
+    path, words = tmp_path / "engine.pt2", "a backbone held in int8 is given; load it with backbone_precision='fp32'"
+    for given, adapters in ((model.backbone, ()), (backbone, [model])):
+        with pytest.raises(VPromptError, match=words):
+            export_engine(given, path, adapters=adapters)
+    assert not path.exists()
+    made = export_engine(backbone, path, adapters=[tmp_path / "a"])
+    assert made.about.fingerprint == fingerprint(backbone)
 
 
 # ── the command line ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -109,8 +109,12 @@ class Export:
         self._say(out, exported.about, exported.bytes)
 
     @property
+    def _is_folder(self) -> bool:
+        return Path(self.adapter).is_dir()
+
+    @property
     def _name(self) -> str:
-        return Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
+        return Path(self.adapter).resolve().name if self._is_folder else Path(self.adapter).name
 
     def _out(self, format: str) -> Path:
         """The file to write."""
@@ -137,9 +141,10 @@ class Export:
 
         self._refuse("An engine takes normalised images", "include_preprocessing", "labels", "device")
         out = self._out(format)
-        own = [load(self.adapter, weights=self.weights)] if Path(self.adapter).is_dir() else []
+        # The engine has a precision of its own.
+        own = [load(self.adapter, weights=self.weights, backbone_precision="fp32")] if self._is_folder else []
         backbone = own[0].backbone if own else create_backbone(self.adapter, weights=self.weights)
-        models = [*own, *(load(adapter, backbone) for adapter in self.adapters)]
+        models = [*own, *(load(adapter, backbone, backbone_precision="fp32") for adapter in self.adapters)]
         if self.eval is not None and not models:
             raise UsageError("--eval measures the accuracy of an adapter on the engine; give one: --adapters ADAPTER.")
         source = self.int8 or self.eval
@@ -168,7 +173,7 @@ class Export:
         why = "The file of an adapter is for an engine that is there already"
         self._refuse(why, "format", "engine", "adapters", "precision", "int8", "eval", "opset", "labels", "device")
         out = Path(self._name + SUFFIX) if self.out is None else self.out
-        model = load(self.adapter, weights=self.weights, backbone_precision="fp32")  # the engine has its own
+        model = load(self.adapter, weights=self.weights, backbone_precision="fp32")
         runs = open_engine(engine, trust=self.trust_file)
         made = export_adapter(model, out, runs, images=self.images, adapter=self._name)
         self._say(out, made.about, out.stat().st_size)
