@@ -14,7 +14,7 @@ import argparse
 import copy
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -123,6 +123,27 @@ def one_layer(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def tables(document: dict[str, Any]) -> Iterator[str]:
+    """Memory and time of steps and of folded inference; then of one layer."""
+    batch = document["batch"]
+    yield f"| backbone | held in | backbone MB | step MB | a step | folded, one image | folded, {batch} images |"
+    yield "|---|---|---:|---:|---|---|---|"
+    for row in document["models"]:
+        sizes = [f"{row[part] / 1e6:.1f}" for part in ("backbone_bytes", "step_peak_bytes")]
+        times = [_ratio(row[what]) for what in ("step_ratio", "folded_1_ratio", f"folded_{batch}_ratio")]
+        yield f"| {' | '.join([row['backbone'], row['held_in'], *sizes, *times])} |"
+    yield ""
+    yield "| layer | kept for the backward pass MB | forward and backward |"
+    yield "|---|---:|---|"
+    for row in document["layer"]:
+        yield f"| {row['layer']} | {row['kept_bytes'] / 1e6:.1f} | {_ratio(row['ratio'])} |"
+
+
+def _ratio(found: list[float]) -> str:
+    middle, low, high = found
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backbones", default="bundled,vit_base_patch16_224")
@@ -135,6 +156,7 @@ def main() -> None:
     document: dict[str, Any] = {"prompts": options.prompts, "batch": options.batch, "torch": torch.__version__}
     document["models"] = [row for name in options.backbones.split(",") for row in measured(name, options)]
     document["layer"] = one_layer(options.rounds)
+    print("", *tables(document), sep="\n")
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -15,7 +15,7 @@ import argparse
 import copy
 import json
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,6 +149,18 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
+def tables(document: dict[str, Any]) -> Iterator[str]:
+    """What the backbone, what is learned and a step take, and how many images fit."""
+    cards = " | ".join(f"images in {card} GB" for card in CARDS)
+    batch = document["rows"][0]["batch"]
+    yield f"| backbone | held in | backbone GB | learned GB | step of {batch} GB | all GB | {cards} |"
+    yield f"|---|---|{'---:|' * (4 + len(CARDS))}"
+    for row in document["rows"]:
+        sizes = [f"{row[part] / 1e9:.2f}" for part in ("weights", "learned", "step", "total")]
+        most = [str(row[f"images_in_{card}_gb"]) for card in CARDS]
+        yield f"| {' | '.join([row['backbone'], row['held_in'], *sizes, *most])} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=NAMES)
@@ -159,9 +171,6 @@ def main() -> None:
     parser.add_argument("--grad-checkpointing", action="store_true")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    cards = " | ".join(f"images in {card} GB" for card in CARDS)
-    print(f"| backbone | held in | backbone GB | learned GB | step of {options.batch_size} GB | all GB | {cards} |")
-    print(f"|---|---|{'---:|' * (4 + len(CARDS))}")
     for name in options.names:
         for precision in get_args(BackbonePrecision):
             found = training_memory(
@@ -174,11 +183,11 @@ def main() -> None:
             )
             most = {f"images_in_{card}_gb": found.most_images(card * 10**9) for card in CARDS}
             rows.append({"backbone": name, "held_in": precision, **asdict(found), "total": found.total, **most})
-            sizes = (f"{size / 1e9:.2f}" for size in (found.weights, found.learned, found.step, found.total))
-            print("|", " | ".join([name, precision, *sizes, *map(str, most.values())]), "|", flush=True)
+    about = {"prompts": options.prompts, "bf16": not options.fp32, "checkpointed": options.grad_checkpointing}
+    document = {**about, "rows": rows}
+    print(*tables(document), sep="\n")
     if options.json is not None:
-        about = {"prompts": options.prompts, "bf16": not options.fp32, "checkpointed": options.grad_checkpointing}
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

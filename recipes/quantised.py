@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def main() -> None:
                         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                         writer.writeheader()
                         writer.writerows(rows)
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Test accuracy by task and precision, and what it differs from that in fp32, in points."""
+    yield "| task | precision | trained in it | against fp32 | trained in fp32, read in it | against fp32 |"
+    yield "|---|---|---:|---:|---:|---:|"
+    found = {(r["task"], r["trained_in"], r["read_in"]): 100 * float(r["test_accuracy"]) for r in rows}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for precision in PRECISIONS:
+            base, cells = found[task, "fp32", "fp32"], list[str]()
+            for key in ((task, precision, precision), (task, "fp32", precision)):
+                cells += [f"{found[key]:.2f}", f"{found[key] - base:+.2f}"] if key in found else ["–", "–"]
+            yield f"| {task} | {precision} | {' | '.join(cells)} |"
 
 
 def trained(task: str, precision: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:

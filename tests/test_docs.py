@@ -121,7 +121,7 @@ def test_the_study_of_schedules_in_words_is_what_it_left():
         assert f"| {int(images):,} | {name} | {' | '.join(cells)} |" in text
 
 
-@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods")])
+@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods"), ("quantised", "../memory")])
 def test_tables_of_recipes_are_what_was_measured(name, page):
     spec = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -131,6 +131,22 @@ def test_tables_of_recipes_are_what_was_measured(name, page):
         lines = [*recipe.tables([*csv.DictReader(opened)])]
     assert len(lines) > 3
     assert "\n".join(lines).strip() in (results / f"{page}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("script", "file"),
+    [
+        ("quantised", "quantised-speed"),
+        ("training_memory", "training-memory"),
+        ("training_memory", "training-memory-checkpointed"),
+    ],
+)
+def test_tables_of_memory_are_what_was_measured(script, file, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    document = json.loads((ROOT / "docs/results" / f"{file}.json").read_text())
+    lines = [*importlib.import_module(script).tables(document)]
+    assert len(lines) > 3
+    assert "\n".join(lines) in (ROOT / "docs/memory.md").read_text("utf-8")
 
 
 def test_the_first_screen_has_the_result():

@@ -81,8 +81,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = gradients
-        grad_x = grad @ decode(*ctx.saved_tensors, ctx.width, grad.dtype) if ctx.needs_input_grad[0] else None
+        (grad,), (codes, scale) = gradients, ctx.saved_tensors
+        grad_x = grad @ decode(codes, scale, ctx.width, grad.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None, None, None
 
 

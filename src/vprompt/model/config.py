@@ -105,10 +105,10 @@ def write_config(config: AdapterConfig) -> str:
     try:
         target = None if config.target is None else to_document(config.target)
         document = {**asdict(config), "method": to_config(config.method), "target": target}
+        if config.backbone.precision == "fp32":  # as in earlier versions
+            document["backbone"] = {k: v for k, v in asdict(config.backbone).items() if k != "precision"}
         if target is None:  # as in earlier versions
             del document["target"]
-        if config.backbone.precision == "fp32":
-            del document["backbone"]["precision"]
         document = with_checksum(parse(pretty_json(document)))
         text = pretty_json(document, sort=True) + "\n"
         if not text.isascii() and re.search("[\ud800-\udfff]", text):  # from names of files that are not UTF-8
