@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.data import TensorDataset
 
 import families
 import vprompt
@@ -23,6 +24,8 @@ from vprompt.backbones.frozen_linear import FORMS, FrozenLinear
 from vprompt.backbones.info import fingerprint, num_parameters
 from vprompt.backbones.meta import on_meta
 from vprompt.backbones.quantise import precision_held, quantise
+from vprompt.compression.criteria import CRITERIA
+from vprompt.compression.merge import merge
 from vprompt.exporters.engine import export_engine
 from vprompt.exporters.export import export
 from vprompt.model.config import read_config
@@ -207,6 +210,21 @@ def test_methods_learn_as_over_the_plain_weights(method, precision):
         close(found.grad, wanted.grad, 1e-9)
     with torch.no_grad():
         close(ours.fold()(pixels), theirs(pixels), 1e-9)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_and_merges_are_those_of_the_plain_weights(criterion):
+    view, plain = quantise(vit(), "int4"), vit()
+    for path, layer in frozen_layers(view).items():
+        plain.get_submodule(path).weight.data = layer.weight
+    data, pixels = TensorDataset(images(4), torch.tensor([0, 1, 2, 0])), images()
+    ours, theirs = prompted(view), prompted(plain)
+    scores = [vprompt.score(model, data, criterion=criterion) for model in (ours, theirs)]
+    for found, wanted in zip(*scores, strict=True):
+        close(found, wanted, 1e-3)
+    kept = [torch.tensor([0, 2])] * len(ours.prompts)
+    with torch.no_grad():
+        close(merge(ours, kept)(pixels), merge(theirs, kept)(pixels), 1e-3)
 
 
 def test_a_bias_that_learns_gets_its_gradient():
