@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+import functools
+from typing import NamedTuple
 
 from torch import nn
 
@@ -72,19 +73,13 @@ def quantise(backbone: nn.Module, precision: BackbonePrecision | None) -> nn.Mod
         raise BackboneError(f"There is no precision {precision!r} of backbones; take fp32, {', '.join(FORMS)}.")
     if now != "fp32":
         raise BackboneError(f"The backbone is held in {now} already, so {precision} is lost; give the original.")
-    left_out = classifier_parameters(backbone)
-    made: dict[int, nn.Module] = {}
-    parts: dict[str, nn.Module] = {}
-    for path, module in backbone.named_modules(remove_duplicate=False):
-        layer = cast("nn.Linear", module)
-        if type(module) is not nn.Linear or min(layer.weight.shape) < LEAST or id(layer.weight) in left_out:
-            continue
-        if id(module) not in made:
-            made[id(module)] = FrozenLinear(layer, precision)
-        parts[path] = made[id(module)]
-    view = graft(backbone, parts)
-    if next(backbone.parameters()).is_meta:  # shapes have no fingerprint
-        view.__dict__[_ORIGIN] = _Origin(precision)
-    else:
-        view.__dict__[_ORIGIN] = _Origin(precision, fingerprint(backbone), rounded_fingerprints(backbone))
+    left_out, frozen = classifier_parameters(backbone), functools.cache(lambda layer: FrozenLinear(layer, precision))
+    parts = {
+        path: frozen(module)
+        for path, module in backbone.named_modules(remove_duplicate=False)
+        if type(module) is nn.Linear and min(module.weight.shape) >= LEAST and id(module.weight) not in left_out
+    }
+    view, shapes = graft(backbone, parts), next(backbone.parameters()).is_meta  # which have no fingerprint
+    prints = () if shapes else (fingerprint(backbone), rounded_fingerprints(backbone))
+    view.__dict__[_ORIGIN] = _Origin(precision, *prints)
     return view

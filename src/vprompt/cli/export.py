@@ -109,12 +109,8 @@ class Export:
         self._say(out, exported.about, exported.bytes)
 
     @property
-    def _is_folder(self) -> bool:
-        return Path(self.adapter).is_dir()
-
-    @property
     def _name(self) -> str:
-        return Path(self.adapter).resolve().name if self._is_folder else Path(self.adapter).name
+        return Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
 
     def _out(self, format: str) -> Path:
         """The file to write."""
@@ -141,8 +137,8 @@ class Export:
 
         self._refuse("An engine takes normalised images", "include_preprocessing", "labels", "device")
         out = self._out(format)
-        # The engine has a precision of its own.
-        own = [load(self.adapter, weights=self.weights, backbone_precision="fp32")] if self._is_folder else []
+        folder = Path(self.adapter).is_dir()
+        own = [load(self.adapter, weights=self.weights, backbone_precision="fp32")] if folder else []
         backbone = own[0].backbone if own else create_backbone(self.adapter, weights=self.weights)
         models = [*own, *(load(adapter, backbone, backbone_precision="fp32") for adapter in self.adapters)]
         if self.eval is not None and not models:
