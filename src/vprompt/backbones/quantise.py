@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from functools import cache, partial
 from typing import NamedTuple
 
 from torch import nn
@@ -73,13 +73,14 @@ def quantise(backbone: nn.Module, precision: BackbonePrecision | None) -> nn.Mod
         raise BackboneError(f"There is no precision {precision!r} of backbones; take fp32, {', '.join(FORMS)}.")
     if now != "fp32":
         raise BackboneError(f"The backbone is held in {now} already, so {precision} is lost; give the original.")
-    left_out, frozen = classifier_parameters(backbone), functools.cache(lambda layer: FrozenLinear(layer, precision))
+    left_out, frozen = classifier_parameters(backbone), cache(partial(FrozenLinear, precision=precision))
     parts = {
         path: frozen(module)
         for path, module in backbone.named_modules(remove_duplicate=False)
         if type(module) is nn.Linear and min(module.weight.shape) >= LEAST and id(module.weight) not in left_out
     }
-    view, shapes = graft(backbone, parts), next(backbone.parameters()).is_meta  # which have no fingerprint
-    prints = () if shapes else (fingerprint(backbone), rounded_fingerprints(backbone))
-    view.__dict__[_ORIGIN] = _Origin(precision, *prints)
+    view, origin = graft(backbone, parts), _Origin(precision)
+    if not next(backbone.parameters()).is_meta:  # shapes have no fingerprint
+        origin = _Origin(precision, fingerprint(backbone), rounded_fingerprints(backbone))
+    view.__dict__[_ORIGIN] = origin
     return view
