@@ -20,13 +20,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,7 +81,7 @@ def training_memory(
         with ExitStack() as stack:
             stack.enter_context(mode)
             stack.enter_context(sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION))  # keys of prompts join those of tokens
-            stack.enter_context(FusedAttention())
+            stack.enter_context(patch.object(F, "scaled_dot_product_attention", fused))
             if checkpointed:
                 stack.enter_context(fake.exchanged(checkpointed_parts(fake)))
             images = torch.empty(size, *fake.preprocessing.shape)
@@ -104,19 +104,11 @@ def on_fake_device(model: PromptedModel, mode: FakeTensorMode) -> PromptedModel:
     return copy.deepcopy(model, memo)
 
 
-class FusedAttention(TorchFunctionMode):
+def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
     """Attention as one operation that keeps its inputs, its output and its sums."""
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        q, k, v = (tensor.to(args[2].dtype) for tensor in args)
-        options = {name: value for name, value in (kwargs or {}).items() if name in ("attn_mask", "scale")}
-        if options.get("attn_mask") is not None:
-            options["attn_mask"] = options["attn_mask"].to(v.dtype)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, **options)[0]
+    mask = None if attn_mask is None else attn_mask.to(v.dtype)
+    run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return run(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=options.get("scale"))[0]
 
 
 class Live(TorchDispatchMode):
