@@ -282,6 +282,17 @@ def test_int8_says_what_it_costs(tmp_path):
     assert 0 < float((eager - found).abs().max()) < 0.1 * float(eager.abs().max())
 
 
+def test_half_as_many_bits_in_weights_are_close_and_say_what_they_cost(tmp_path):
+    whole = vprompt.export_engine(vit(1), tmp_path / "whole.onnx")
+    half = vprompt.export_engine(vit(1), tmp_path / "half.onnx", precision="fp16")
+    assert (half.about.precision, whole.about.quantisation) == ("float16", None)
+    assert 0.8 < half.about.quantisation.same_class <= 1
+    made = packed(adapted(vit(1), vprompt.VPT(5), 3))
+    images = some_images((32, 32), 4)
+    exact, found = (torch.stack(engine(images, [made] * 4)[1]) for engine in (whole, half))
+    assert 0 < float((exact - found).abs().max()) < 0.02 * float(exact.abs().max())
+
+
 # ── the command line, services, and other languages ──────────────────────────────────────────────────────────────────
 
 
@@ -297,6 +308,14 @@ def folders(tmp_path_factory, tiny_weights):
             root / name
         )
     return root
+
+
+def test_a_backbone_is_named_as_for_training(tmp_path, monkeypatch, tiny_weights):
+    monkeypatch.chdir(tmp_path)
+    made = run_command("export", "test_vit", "--engine", "--format", "onnx", "--weights", tiny_weights, "--json")
+    assert (made.status, [file.name for file in tmp_path.iterdir()]) == (0, ["test_vit.onnx"]), made.err
+    unknown = run_command("export", "no_such_vit", "--engine", "--format", "onnx")
+    assert (unknown.status, "no model called 'no_such_vit'" in unknown.err) == (1, True)
 
 
 def test_commands_services_and_node(folders, colours, tmp_path, monkeypatch):

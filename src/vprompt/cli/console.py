@@ -30,8 +30,8 @@ class Command(Protocol):
         ...
 
 
-PLACES = ("data", "adapter", "weights", "images", "plan", "runs", "out")
-"""Options that name files or folders."""
+PLACES = ("data", "adapter", "weights", "images", "plan", "runs", "out", "engine")
+"""Options that name files or folders, or say (`engine`) that another names none."""
 
 
 def check_places(values: Mapping[str, Any]) -> None:
@@ -50,7 +50,8 @@ def check_places(values: Mapping[str, Any]) -> None:
     others = plugins() or entry_points(group="vprompt.data")  # of which nobody knows what they take for data
     if (data := gone("data")) is not None and ":" not in data and not others and not glob.glob(data):
         raise VPromptError(f"The image folder or table {printable(data)} does not exist; check the path.")
-    if (adapter := gone("adapter")) is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
+    adapter = None if values.get("engine") is True else gone("adapter")  # of which the adapter may be a backbone's name
+    if adapter is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
         raise VPromptError(
             f"There is no folder {printable(adapter)!r}, and that is no id on the Hub ('user/name'); check the path."
         )

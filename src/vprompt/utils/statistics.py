@@ -133,6 +133,69 @@ def difference(first: Seeds, second: Seeds) -> Seeds:
     return seeds_of([known[0] - known[1] if (known := _complete(pair)) else None for pair in pairs])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A difference that was measured several times on each of some tasks.
+
+    Args:
+        mean: Over the tasks, of the mean over the seeds.
+        interval: 95 % of it, for these tasks and other seeds; None where no task has two seeds.
+        detectable: The difference that such seeds would have shown with a chance of 80 %, or None.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    detectable: float | None
+
+
+def paired(tasks: Sequence[Sequence[float]]) -> Paired:
+    """The mean of paired differences, for each task a row of one for each seed, by Student's t with the spread pooled.
+
+    Example:
+        >>> found = paired([[1.0, 2.0, 3.0]])
+        >>> found.mean, [round(end, 3) for end in found.interval], round(found.detectable, 3)
+        (2.0, [-0.484, 4.484], 3.097)
+
+    Raises:
+        statistics.StatisticsError: If a task has no value.
+    """
+    mean = statistics.fmean(statistics.fmean(row) for row in tasks)
+    freedom = sum(len(row) - 1 for row in tasks)
+    if not freedom:
+        return Paired(mean=mean, interval=None, detectable=None)
+    squares = sum((len(row) - 1) * statistics.variance(row) for row in tasks if len(row) > 1)
+    error = math.sqrt(squares / freedom * sum(1 / len(row) for row in tasks)) / len(tasks)
+    half = student_t(0.95, freedom) * error
+    return Paired(mean=mean, interval=(mean - half, mean + half), detectable=half + student_t(0.6, freedom) * error)
+
+
+def student_t(share: float, freedom: int) -> float:
+    """How far from 0 on both sides Student's t, with so many degrees of freedom, stays with this chance.
+
+    Example:
+        >>> round(student_t(0.95, 4), 3), round(student_t(0.95, 9), 3)
+        (2.776, 2.262)
+
+    Source: Abramowitz and Stegun (1964), 26.7.3 and 26.7.4.
+    """
+
+    def within(t: float) -> float:
+        angle, odd = math.atan2(t, math.sqrt(freedom)), freedom % 2
+        term = math.cos(angle) if odd else 1.0
+        total = 0.0
+        for n in range(1 + odd, freedom, 2):
+            total += term
+            term *= math.cos(angle) ** 2 * n / (n + 1)
+        total *= math.sin(angle)
+        return 2 / math.pi * (angle + total) if odd else total
+
+    low, high = 0.0, 1e4
+    while high - low > 1e-9 * (1 + low):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < share else (low, middle)
+    return high
+
+
 def _complete(values: Sequence[float | None]) -> list[float]:
     """The values; none of them if one is missing."""
     known = [value for value in values if value is not None]
