@@ -1,6 +1,6 @@
 """How much each plan that comes with vprompt computes, and the hours that would take on one GPU.
 
-    python recipes/plan_hours.py [--tmacs 30]
+    python recipes/plan_hours.py [--tmacs 30] > docs/plan_hours.csv
 
 The hours are reckoned from multiply-accumulates, not measured: a GPU that sustains 30 TMAC/s (60 TFLOP/s) while it
 trains is one of the A100's class in bf16.
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tmacs", type=float, default=30.0, help="10^12 multiply-accumulates a second")
     options = parser.parse_args()
-    print(f"{'plan':<16} {'runs':>6} {'trials':>7} {'10^15 MACs':>11} {'hours':>7}")
+    print("plan,runs,trials,10^15 MACs,hours")
     for name in shipped_plans():
         plan = load_plan(name)
         tasks, optional = tasks_of(plan)
@@ -31,7 +31,7 @@ def main() -> None:
         gmacs = sum(gmacs_of(job) for job in jobs)
         trials = sum(job.until is not None for job in jobs)
         hours = gmacs / (1e3 * options.tmacs) / 3600
-        print(f"{name:<16} {len(jobs) - trials:>6} {trials:>7} {gmacs / 1e6:>11,.1f} {hours:>7,.1f}")
+        print(f"{name},{len(jobs) - trials},{trials},{gmacs / 1e6:.1f},{hours:.1f}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def model(chance, accuracy, prompts, learned, epochs):
         "method": "vpt-deep",
         "training_seconds": round(chance.uniform(50, 90), 1),
         "converged": converged,
+        "convergence": {"epochs": 2 * epochs, "difference": 0.0 if converged else 1.0, "standard_error": 0.1},
         "epochs": [
             {
                 "epoch": epoch,

@@ -91,6 +91,7 @@ def stage(settings, chance, *, epochs, converged=True):
         "method": settings.method.name,
         "training_seconds": round(0.8 * epochs * chance.uniform(0.9, 1.1), 1),
         "converged": converged,
+        "convergence": {"epochs": 2 * epochs, "difference": 0.0 if converged else 1.0, "standard_error": 0.1},
         "epochs": [{"epoch": n + 1, "loss": 1.0, "accuracy": found, "lr": 0.001} for n in range(epochs)],
     }
 

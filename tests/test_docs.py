@@ -1,14 +1,19 @@
 """The documentation: pages for all that is public, examples that import and run, paths that exist."""
 
+import bisect
 import csv
+import functools
 import importlib
 import importlib.util
 import json
 import os
 import re
 import shlex
+import statistics
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
@@ -16,6 +21,7 @@ from conftest import run_command
 from processes import Script
 from vprompt.cli.main import commands
 from vprompt.methods.layers.dense import HEADS, blocks_read
+from vprompt.utils.text import percent, spread
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -121,16 +127,21 @@ def test_the_study_of_schedules_in_words_is_what_it_left():
         assert f"| {int(images):,} | {name} | {' | '.join(cells)} |" in text
 
 
-@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods"), ("quantised", "../memory")])
-def test_tables_of_recipes_are_what_was_measured(name, page):
+@functools.cache
+def recipe_table(name):
+    """The lines of a recipe's table, from the file that it left."""
     spec = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    results = ROOT / "docs" / "results"
-    with (results / f"{name}.csv").open(encoding="utf-8", newline="") as opened:
-        lines = [*recipe.tables([*csv.DictReader(opened)])]
+    with (ROOT / "docs" / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as opened:
+        return [*recipe.tables([*csv.DictReader(opened)])]
+
+
+@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods"), ("quantised", "../memory")])
+def test_tables_of_recipes_are_what_was_measured(name, page):
+    lines = recipe_table(name)
     assert len(lines) > 3
-    assert "\n".join(lines).strip() in (results / f"{page}.md").read_text("utf-8")
+    assert "\n".join(lines).strip() in (ROOT / "docs" / "results" / f"{page}.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -248,3 +259,178 @@ def test_extensions(tmp_path):
     plugins = os.pathsep.join(str(folder / "plugin.py") for folder in folders)
     status, _, errors = Script(EACH, *folders, folder=tmp_path, environment={"VPROMPT_PLUGINS": plugins}).end()
     assert status == 0, errors  # names the section by its folder
+
+
+# ── numbers of pages come from committed files ───────────────────────────────────────────────────────────────────────
+
+# Of a section; what runs, code and the addresses of links are left out before.
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*\.\d+(?![\w.]*\.\d)")
+COMMENT = re.compile(r"<!-- ([\d.]+)(?: = ([^>]*)|: (arXiv \d{4}\.\d{5}|another test)) -->")
+RESULTS = ROOT / "docs" / "results"
+SMALL = {
+    "Linear": "Linear",
+    "VPT-Deep": "VPT-Deep, 20 a block",
+    "PC 50 %": "PC to 50 %",
+    "PC 30 %": "PC to 30 %",
+    "PC 10 %": "PC to 10 %",
+    "From scratch, 30 %": "From scratch with 30 %",
+    "E2VPT, pruned": "E2VPT, pruned",
+}
+SOURCES = tomllib.loads((ROOT / "docs" / "sources.toml").read_text("utf-8"))
+
+
+def plain(text):
+    """Without code, and without the addresses of links."""
+    return re.sub(r"`[^`]*`|\[[\d.]+\]\([^)]*\)|\]\([^)]*\)|(?:arXiv |Python |Apache-)\d+\.\d+(?![\d.]* -->)", "", text)
+
+
+def sections_of(page):
+    """Heading -> text."""
+    text = re.sub(r"^(```.*?^```|    .*?)$", "", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], map(plain, parts[2::2]), strict=True))
+
+
+@functools.cache
+def numbers_in(source):
+    """All numbers of a file of results, or of some of its columns or keys."""
+    path, _, named = source.partition(":")
+    text, keys = (ROOT / path).read_text("utf-8"), set(named.split(",")) if named else set()
+    if path.endswith(".csv") and keys:
+        text = json.dumps([{key: row[key] for key in keys} for row in csv.DictReader(text.splitlines())])
+    elif path.endswith(".json") and keys:
+        found = []
+
+        def collect(node, inside):
+            for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+                if isinstance(value, dict | list):
+                    collect(value, inside or key in keys)
+                elif inside or key in keys:
+                    found.append(value)
+
+        collect(json.loads(text), False)
+        text = json.dumps(found)
+    return sorted({float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", text)})
+
+
+def is_there(number, sources):
+    """Whether a number is one of the files', rounded as it is printed: as it stands, in percent, or in millions."""
+    value, digits = float(number.replace(",", "")), len(number.partition(".")[2])
+    for scale in (1, 100, 1e-6):
+        near = 0.5 * 10**-digits * (1 + 1e-9)
+        for source in sources:
+            known = numbers_in(source)
+            at = bisect.bisect_left(known, (value - near) / scale)
+            if at < len(known) and known[at] * scale <= value + near:
+                return True
+    return False
+
+
+def strangers(text, sources, generated=()):
+    """Numbers of a section that neither its sources nor its generated tables have, and that do not follow from such."""
+    follow, wrong = set(), []
+    lines = COMMENT.sub("", text).splitlines()
+    tables = set(NUMBER.findall("\n".join(line for line in lines if line in generated)))
+    for number, formula, elsewhere in COMMENT.findall(text):
+        follow.add(number)
+        known = all(part in tables or is_there(part, sources) for part in NUMBER.findall(formula))
+        if not elsewhere and not (known and re.fullmatch(r"[\d. +*/()-]+", formula)):
+            wrong.append(f"{number} = {formula}")
+        elif not elsewhere and abs(eval(formula) - float(number)) > 0.5001 * 10 ** -len(number.partition(".")[2]):
+            wrong.append(f"{number} is not {formula}")
+    found = NUMBER.findall("\n".join(line for line in lines if line not in generated))
+    return wrong + [number for number in found if not ({number} & (follow | tables) or is_there(number, sources))]
+
+
+def table_rows():
+    """Tables of pages, made anew from their files: page -> lines."""
+    gmacs = {}
+    for page, path in (("README", "analyses/cost.json"), ("docs/speed", "cost-swin-b.json")):
+        document = json.loads((RESULTS / path).read_text("utf-8"))
+        costs = document if isinstance(document, list) else document["result"]["prompts"]
+        for name in ("published", "folded"):
+            cells = " | ".join(f"{cost[f'{name}_gmacs']:.2f}" for cost in costs)
+            gmacs.setdefault(page, []).append(f"| GMACs {'as ' * (name == 'published')}{name} | {cells} |")
+    times = []
+    for path, images in (("analyses", "one image"), ("analyses-batch16", "sixteen images")):
+        [device] = json.loads((RESULTS / path / "latency.json").read_text("utf-8"))["result"]["devices"]
+        for series in sorted(device["series"], key=lambda series: series["original"]):
+            whole = {time["execution"]: time for time in series["times"] if time["share"] == 1}
+            cells = [whole[name] for name in ("folded", "prefix", "published")]
+            texts = ["{:.2f} ({:.2f}-{:.2f})".format(cell["ratio"], *cell["spread"]) for cell in cells]
+            times.append(f"| {series['original']}, {images} | {' | '.join(texts)} |")
+    left = {}
+    for row in csv.DictReader((RESULTS / "small" / "report.csv").read_text("utf-8").splitlines()):
+        left.setdefault(row["method"], {}).setdefault(row["seed"], []).append(float(row["test_accuracy"]))
+    small = []
+    for method, label in SMALL.items():
+        seeds = [[*accuracies, statistics.fmean(accuracies)] for accuracies in left[method].values()]
+        cells = [spread(statistics.fmean(c), statistics.stdev(c)) for c in zip(*seeds, strict=True)]
+        small.append(f"| {label} | {' | '.join(cells)} |")
+    for name, label in (("gtsrb", "GTSRB"), ("eurosat400", "EuroSAT, 404 training images")):
+        document = json.loads((ROOT / "docs" / f"pruning-search-{name}.json").read_text("utf-8"))
+        first = {**document["full"][0], **document["all_prompts"], "trainings": 0}
+        for words, row in (
+            ("all prompts", first),
+            ("all choices trained", document["full_search"]),
+            ("`--prune`", {**document["cheap_search"], "trainings": document["cheap_search"]["trainings"] - 1}),
+        ):
+            shares = [f"{100 * row[key]:.0f} %" if row[key] else "0" for key in ("tokens", "segments")]
+            cells = [f"{row['trainings'] + 1:.3g}", *shares, str(row["prompts"]), f"{row['numbers']:,}"]
+            cells += [f"{row['val_loss']:.3f}", percent(row["val"]), percent(row["test"])]
+            small.append(f"| {label}: {words} | {' | '.join(cells)} |")
+    return {"README": gmacs["README"], "docs/speed": gmacs["docs/speed"] + times, "docs/results": small}
+
+
+def generated_lines():
+    """Lines of tables that tests make anew from their files."""
+    rows = [*demo_rows(), *recipe_table("dense"), *recipe_table("defaults")]
+    return {plain(row) for row in [*rows, *(row for lines in table_rows().values() for row in lines)]}
+
+
+def test_tables_are_what_their_files_say():
+    for page, rows in table_rows().items():
+        text = (ROOT / f"{page}.md").read_text("utf-8")
+        assert [row for row in rows if row not in text] == []
+
+
+def test_rank_correlations_of_the_search_are_those_of_its_files():
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    found = []
+    for name in ("gtsrb", "eurosat400"):
+        trials = json.loads((ROOT / "docs" / f"pruning-search-{name}.json").read_text("utf-8"))["full"]
+        ranks = {key: np.argsort(np.argsort([trial[key] for trial in trials])) for key in ("val", "val_loss", "test")}
+        for key in ranks:  # equal values share the mean of their places
+            values = np.array([trial[key] for trial in trials])
+            ranks[key] = [ranks[key][values == value].mean() for value in values]
+        found += [abs(np.corrcoef(ranks[key], ranks["test"])[0, 1]) for key in ("val", "val_loss")]
+    words = "{:.2f} for validation accuracy and {:.2f} for validation loss (EuroSAT: {:.2f} and {:.2f})"
+    assert words.format(*found) in text
+
+
+@pytest.mark.parametrize("page", SOURCES)
+def test_every_number_of_a_page_is_in_a_committed_file(page):
+    sections, generated = sections_of(page), generated_lines()
+    assert SOURCES[page].keys() <= sections.keys()
+    found = {name: strangers(text, SOURCES[page].get(name, []), generated) for name, text in sections.items()}
+    assert {name: numbers for name, numbers in found.items() if numbers} == {}
+
+
+def test_a_number_that_is_altered_is_found():
+    """The search above is worth something: of numbers with another last digit it finds most."""
+    altered, found, generated = 0, 0, generated_lines()
+    for page, sources in SOURCES.items():
+        for name, text in sections_of(page).items():
+            lines = text.splitlines()
+            for line in lines:
+                for match in [] if line in generated else NUMBER.finditer(COMMENT.sub("", line)):
+                    other = match[0][:-1] + str((int(match[0][-1]) + 3) % 10)
+                    changed = [line.replace(match[0], other) if each is line else each for each in lines]
+                    altered += 1
+                    found += bool(strangers("\n".join(changed), sources.get(name, []), generated))
+    assert altered > 50
+    assert found > 0.7 * altered
+    dense = ["docs/results/dense.csv"]
+    assert strangers("It has 0.5 <!-- 0.5 = 85.46 - 85.06 -->.", dense) == ["0.5 is not 85.46 - 85.06"]
+    assert strangers("It has 0.5 <!-- 0.5 = 99.91 - 99.41 -->.", dense) == ["0.5 = 99.91 - 99.41"]
+    assert strangers("It has 99.91, 0.8546 and 85.5.", dense) == ["99.91"]

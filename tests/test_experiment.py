@@ -103,6 +103,33 @@ def noisy(noise, two_blocks, tmp_path_factory):
     return out, done("fit", noise, *options, "--out", out)
 
 
+def test_convergence_is_told_by_a_training_of_twice_the_epochs(noise, two_blocks, tmp_path):
+    options = ["--backbone", two_blocks, "--prompts", 2, "--batch-size", 6, *SMALL]
+    found = done("fit", noise, *options, "--epochs", 2, "--check-convergence", "--out", tmp_path / "checked")
+    ends = []
+    for epochs in (2, 4):
+        done("fit", noise, *options, "--epochs", epochs, "--out", tmp_path / str(epochs))
+        model = vprompt.load(tmp_path / str(epochs), weights=None)
+        val = load_folder(noise, model.preprocessing).val
+        with torch.no_grad():
+            logits = model(torch.stack([image for image, _ in val])).double()
+        labels = torch.tensor([label for _, label in val])
+        ends.append([-float(row.log_softmax(0)[label]) for row, label in zip(logits, labels, strict=True)])
+    changes = [longer - shorter for shorter, longer in zip(*ends, strict=True)]
+    mean = sum(changes) / len(changes)
+    error = math.sqrt(sum((c - mean) ** 2 for c in changes) / (len(changes) - 1) / len(changes))
+    assert found["convergence"] == {
+        "epochs": 4,
+        "difference": pytest.approx(mean, abs=1e-5),
+        "standard_error": pytest.approx(error, abs=1e-5),
+    }
+    assert found["converged"] is (abs(mean) <= error)
+    assert adapter_hash(tmp_path / "checked") == adapter_hash(tmp_path / "2")  # the check changes nothing
+    plain = json.loads((tmp_path / "2" / "result.json").read_text())
+    assert plain["converged"] is None
+    assert "convergence" not in plain
+
+
 # ── what a run leaves ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -393,6 +420,19 @@ def kept_prompts(folder, trained):
         found.append([place[0] for place in places])
     assert torch.equal(kept["head.weight"], all_of_them["head.weight"])
     return found
+
+
+def test_scores_that_are_all_the_same_are_said(noise, two_blocks, tmp_path):
+    """A head of zeros that never learns: no prompt has any effect."""
+    options = ["--backbone", two_blocks, "--prompts", 3, "--epochs", 0, *SMALL, "--condense", 0.5]
+    outcome = run_command("fit", noise, *options, "--no-fine-tune", "--no-report", "--out", tmp_path / "run")
+    words = " ".join((outcome.out + outcome.err).split())
+    assert "Prompts that were kept by their place alone: 3 of 3; they score no higher than others that went." in words
+    assert (
+        "The scores of 6 prompts are spread as those of 6.0 equal ones; the prompts that were kept have 50.0 %" in words
+    )
+    found = json.loads((tmp_path / "run" / "result.json").read_text())["scores"]
+    assert found == {"prompts": 6, "effective": pytest.approx(6), "kept_share": pytest.approx(0.5), "tied": 3}
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "cls-similarity", "magnitude", "random"])

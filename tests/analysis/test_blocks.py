@@ -167,7 +167,7 @@ def test_what_is_kept_is_the_best_by_the_reference_scores(ratios):
     scores = reference.taylor(model.backbone, list(model.prompts), model.head.weight, model.head.bias, images, labels)
     order = torch.cat(scores).argsort(descending=True)
     for found, ratio in zip(retained(model, data, ratios=ratios), ratios, strict=True):
-        best = order[: max(1, round(ratio * 15))] // 5
+        best = order[: max(1, int(ratio * 15 + 0.5))] // 5
         assert found == BlockCounts(ratio=ratio, counts=tuple(int((best == block).sum()) for block in range(3)))
 
 

@@ -14,7 +14,7 @@ from vprompt.analysis.cost.report import VIEW
 from vprompt.analysis.counts import even, retained_counts, rising, with_counts
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.backbones.factory import create_backbone
-from vprompt.model.cost import adapter_bytes, cost, gmacs_and_biases, model_cost
+from vprompt.model.cost import adapter_bytes, gmacs_and_biases, model_cost
 from vprompt.report import published
 from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
@@ -220,8 +220,10 @@ def test_numbers_that_cannot_be_meant_are_refused(arguments, words):
 
 def test_rows_are_those_of_cost_and_the_rule_is_the_papers(small):
     bare, ten = small.prompts
-    for row, wanted in zip(small.prompts, cost("vit_tiny_patch16_224", [0, 10]), strict=True):
-        assert {key: value for key, value in asdict(row).items() if key in vars(wanted)} == vars(wanted)
+    backbone = timm.create_model("vit_tiny_patch16_224")
+    for row, method in zip(small.prompts, (vprompt.Linear(), vprompt.VPT(10)), strict=True):
+        wanted = vars(model_cost(vprompt.attach(backbone, method, num_classes=1)))
+        assert {key: value for key, value in asdict(row).items() if key in wanted} == wanted
     assert small.tokens == 197
     assert ten.rule.overhead == 10 / 197
     assert ten.published.overhead == ten.published_gmacs / bare.published_gmacs - 1

@@ -205,9 +205,13 @@ METHODS = {"deep": vprompt.VPT(4, "deep"), "shallow": vprompt.VPT(4, "shallow")}
 def matrices(model, images, prompts=None):
     """What `watched` shows, by block."""
     seen = {}
-    watched(model, seen.setdefault, prompts=prompts)(images)
+    watched(model, lambda block, square, live: seen.setdefault(block, (square, live)), prompts=prompts)(images)
     assert list(seen) == list(range(len(model.info.blocks)))
-    return list(seen.values())
+    for (square, live), count in zip(seen.values(), model.prompt_counts, strict=True):
+        dead = min(count, prompts if prompts is not None else count) if model.method.riding != "tokens" else 0
+        at = 0 if model.info.stages is not None else model.info.num_prefix_tokens
+        assert torch.equal(live, torch.cat([square[:, :at], square[:, at + dead :]], dim=1))
+    return [square for square, _ in seen.values()]
 
 
 def first(prompts, count):
@@ -336,8 +340,34 @@ def test_all_numbers_are_means_over_numpys_decompositions(depth):
             if power == 1:
                 assert point.cumulative == pytest.approx(tuple(curve))
             assert shares == {str(p): pytest.approx(curve[math.ceil(p * size / 100) - 1]) for p in (10, 25, 50)}
+        position = model.info.num_prefix_tokens
+        gone = range(position, position + int(point.prompts) * (depth == "deep"))
+        rows = [row for row in range(size) if row not in gone]
+        values = [np.linalg.svd(m.flatten(0, 1).numpy()[:, rows], compute_uv=False) for m in maps]
+        for name in ("0.2", "0.05"):
+            ranks = [(v > float(name) * v[:, :1]).sum(1).mean() for v in values]
+            assert point.block_ranks[f"{name} live"] == pytest.approx(tuple(ranks))
+    assert list(found.laws) == ["0.2", "0.05", "0.2 live", "0.05 live"]
     for name, law in found.laws.items():
         assert law == fit_law([0, 2, 5], [point.ranks[name] for point in found.points], 17)
+
+
+def test_live_rows_bound_the_rank_whatever_the_number_of_prompts():
+    """Of n rows at most n: with 200 deep prompts as with none, where that of all rows is far above. See the docs."""
+    model = small(vprompt.VPT(200))
+    with torch.no_grad():
+        for prompts in model.prompts:
+            prompts.normal_()
+    found = rank(model, some_data(1, dtype=torch.float64), counts=[1, 8, 200], epsilon=0.0)
+    live = [max(point.block_ranks["0 live"]) for point in found.points]
+    assert max(live) <= 17
+    assert found.points[-1].ranks["0"] > 100
+    weights = next(iter(matrices(model, some_data(1, dtype=torch.float64).tensors[0], 200)))  # block 0: the same input
+    bare = next(iter(matrices(model, some_data(1, dtype=torch.float64).tensors[0], 0)))
+    at = model.info.num_prefix_tokens
+    own = torch.cat([weights[..., :at], weights[..., at + 200 :]], -1)
+    own = torch.cat([own[:, :at], own[:, at + 200 :]], 1)
+    close(own, own.sum(-1, keepdim=True) * bare, 1e-9)  # rows of the bare matrix, each scaled
 
 
 def test_uniform_attention_has_rank_one_whatever_the_prompts():
@@ -348,7 +378,7 @@ def test_uniform_attention_has_rank_one_whatever_the_prompts():
             block.attn.qkv.bias[:64] = 0
     found = rank(model, some_data(dtype=torch.float64), epsilon=[1e-9, 0.5])
     for point in found.points:
-        assert point.ranks == {"1e-09": 1.0, "0.5": 1.0}
+        assert point.ranks == dict.fromkeys(found.laws, 1.0)
         assert point.cumulative == pytest.approx([1.0] * len(point.cumulative))
         assert point.sums["10"] == pytest.approx(1)
     assert {law.verdict for law in found.laws.values()} == {"none"}
@@ -527,7 +557,7 @@ def test_one_adapter_is_shown(tmp_path, counts, epsilon):
     page, _, tables = shown(tmp_path, plain(study([(HOSTILE, found)])))
     assert "<script>alert" not in page
     assert tables[0].bodies[0].rows[0][:2] == ["0", "17"]
-    assert [row[0] for row in tables[3].bodies[0].rows] == ["0", "1", "2"]
+    assert [row[0] for row in tables[4].bodies[0].rows] == ["0", "1", "2"]
 
 
 def test_several_adapters_with_names_that_hurt_are_shown(tmp_path):

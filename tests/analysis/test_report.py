@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vprompt.analysis.cost import Cost
 from vprompt.analysis.page import analysis_sections
 from vprompt.cli.main import main
-from vprompt.model.cost import cost
 from vprompt.report.markdown import markdown_page
 
 
@@ -19,7 +19,9 @@ def test_analyses_beside_runs_are_sections_of_their_report(undisturbed, tmp_path
     assert main(arguments) == 0
     assert main(["report", str(runs), "--out", str(tmp_path / "report")]) == 0
     page, text = ((tmp_path / "report" / f"report.{ending}").read_text() for ending in ("html", "md"))
-    published = f"{cost('vit_tiny_patch16_224', [5])[0].published_gmacs:.2f}"
+    published = (
+        f"{Cost(backbone='vit_tiny_patch16_224', prompts=(5,), originals=()).run().prompts[0].published_gmacs:.2f}"
+    )
     assert 'id="analysis-cost"' in page
     assert "data:image/png;base64," in page
     assert published in page

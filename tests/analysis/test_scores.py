@@ -15,7 +15,7 @@ import families
 import vprompt
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.analysis.scores import Scores
-from vprompt.analysis.scores.measure import EXACT, ablate, scores, spearman
+from vprompt.analysis.scores.measure import EXACT, _draw, ablate, scores, spearman
 from vprompt.cli.main import main
 from vprompt.compression.criteria import CRITERIA
 from vprompt.compression.merge import merge
@@ -34,13 +34,14 @@ def some_data(name):
     return TensorDataset(families.some_images(name, 4, dtype=torch.float64), LABELS)
 
 
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("depth", ["deep", "shallow"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ablation_is_leaving_out_by_hand_in_the_reference(name, depth):
+def test_ablation_is_leaving_out_or_zeroing_by_hand_in_the_reference(name, depth, zero):
     counts = None if depth == "shallow" else [2, 0, 3]
     model = families.attached(name, vprompt.VPT(3, depth), counts=counts, dtype=torch.float64)
     images, labels = some_data(name).tensors
-    found = ablate(model, some_data(name))
+    found = ablate(model, some_data(name), zero=zero)
 
     def losses(prompts):
         head = model.head
@@ -53,8 +54,11 @@ def test_ablation_is_leaving_out_by_hand_in_the_reference(name, depth):
     for block, count in enumerate(model.prompt_counts):
         assert len(found.rise[block]) == len(found.change[block]) == count
         for prompt in range(count):
-            prompts = [p.detach() for p in model.prompts]
-            prompts[block] = torch.cat([prompts[block][:prompt], prompts[block][prompt + 1 :]])
+            prompts = [p.detach().clone() for p in model.prompts]
+            if zero:
+                prompts[block][prompt] = 0
+            else:
+                prompts[block] = torch.cat([prompts[block][:prompt], prompts[block][prompt + 1 :]])
             change = losses(prompts) - whole
             assert found.rise[block][prompt] == pytest.approx(float(change.mean()), rel=1e-4, abs=1e-5)
             assert found.change[block][prompt] == pytest.approx(float(change.abs().mean()), rel=1e-4, abs=1e-5)
@@ -74,6 +78,32 @@ def test_ablation_of_merged_prompts_and_beside_key_value_prompts():
                 kept[block] = kept[block][kept[block] != prompt]
                 rise = vprompt.evaluate(each.keep(kept), data).loss - vprompt.evaluate(each, data).loss
                 assert found.rise[block][prompt] == pytest.approx(rise, abs=1e-5)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_merged_prompt_goes_with_all_that_it_stands_for(zero):
+    torch.manual_seed(0)
+    model = vprompt.attach(
+        timm.create_model("test_vit", img_size=32), vprompt.VPT(4), head_init="paper", num_classes=3
+    ).eval()
+    data = TensorDataset(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
+    small = merge(model, [torch.arange(2)] * 6)
+    found = ablate(small, data, zero=zero)
+    copies = [torch.repeat_interleave(torch.arange(2), torch.tensor(many)) for many in small.prompts.multiplicity]
+    prompts = [p.detach()[index] for p, index in zip(small.prompts, copies, strict=True)]
+    whole, head = vprompt.evaluate(small, data).loss, small.head
+
+    def loss(values):
+        logits = families.logits(model.backbone, values, head.weight, head.bias, data.tensors[0])
+        return float(F.cross_entropy(logits.detach(), data.tensors[1]))
+
+    assert loss(prompts) == pytest.approx(whole, rel=1e-5)
+    for block in (0, 5):
+        for prompt in range(2):
+            mine = copies[block] == prompt
+            changed = prompts[block] * ~mine[:, None] if zero else prompts[block][~mine]
+            rise = loss([*prompts[:block], changed, *prompts[block + 1 :]]) - whole
+            assert found.rise[block][prompt] == pytest.approx(rise, abs=1e-5)
 
 
 def test_everything_is_left_as_it_was():
@@ -126,6 +156,7 @@ def test_what_is_kept_is_what_select_keeps_and_evaluate_measures(trained, found)
     assert len(found.kept) == 2 * 2 * (len(CRITERIA) + len(EXACT))
     for one in found.kept:
         exact = {"ablation": found.ablation.change, "ablation-signed": found.ablation.rise}
+        exact |= {"zeroing": found.zeroing.change, "zeroing-signed": found.zeroing.rise}
         values = [torch.tensor(block) for block in exact.get(one.criterion, found.scores.get(one.criterion))]
         kept = vprompt.select(values, ratio=one.ratio, scope=one.scope)
         assert one.counts == tuple(map(len, kept))
@@ -144,6 +175,28 @@ def test_correlations_are_over_all_prompts(found):
     for name, values in flat.items():
         assert found.agreement[name]["rise"] == pytest.approx(scipy.stats.spearmanr(values, rise).statistic)
         assert found.between[name]["taylor"] == pytest.approx(scipy.stats.spearmanr(values, flat["taylor"]).statistic)
+        zeroed = [v for block in found.zeroing.change for v in block]
+        assert found.agreement[name]["zeroed change"] == pytest.approx(scipy.stats.spearmanr(values, zeroed).statistic)
+
+
+def test_sizes_are_those_of_the_effect_that_a_score_estimates(trained, found):
+    def total(blocks):
+        return sum(abs(value) for block in blocks for value in block)
+
+    exact = {
+        "taylor": found.zeroing.change,
+        "taylor-signed": found.zeroing.rise,
+        "removal": found.ablation.change,
+        "removal-signed": found.ablation.rise,
+    }
+    expected = {name: total(blocks) / total(found.scores[name]) for name, blocks in exact.items()}
+    assert found.sizes == pytest.approx(expected)
+    # The norm undoes the length of a prompt until it is nearly zero: the slope at its full length says nothing of that.
+    assert found.sizes["taylor"] > 100
+    without = scores(*trained, trained[1], replace(FEW, criteria=("taylor", "removal"), images=4, zeroing=False))
+    assert without.zeroing is None
+    assert set(without.sizes) == {"removal"}
+    assert set(without.agreement["taylor"]) == {"rise", "change"}
 
 
 def test_criteria_that_cannot_be_are_left_out():
@@ -225,7 +278,8 @@ def test_a_damaged_document_is_named(found):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, colours):
     folder = tmp_path_factory.mktemp("run") / "a"
-    arguments = ["fit", str(colours), "--img-size", "16", "--prompts", "2", "--epochs", "1", "--out", str(folder)]
+    arguments = ["fit", str(colours), "--img-size", "16", "--prompts", "2", "--epochs", "1", "--lr", "0.2"]
+    arguments += ["--out", str(folder)]
     assert main(arguments) == 0
     return folder
 
@@ -251,6 +305,67 @@ def test_the_command_finds_the_images_of_an_adapter(adapter, colours, tmp_path, 
     assert str(adapter) not in (tmp_path / "scores.json").read_text().replace(str(tmp_path), "").split('"result"')[1]
 
 
+def test_early_choices_are_those_of_the_training_begun_anew(adapter, colours, tmp_path, capsys):
+    capsys.readouterr()
+    options = ["--criteria", "taylor,magnitude,random", "--ratios", "0.1,0.5", "--scopes", "global", "--images", "4"]
+    options += ["--split", "val", "--no-zeroing", "--early", "0,1", "--out", str(tmp_path)]
+    assert main(["analyze", "scores", str(adapter), *options, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    early = {(one["share"], one["criterion"], one["ratio"]): one for one in found["early"]}
+    assert len(early) == 2 * 3 * 2
+    # After the whole training the scores are the same, to the last bit, and there is nothing left to train.
+    as_kept = {(one["criterion"], one["ratio"]): one for one in found["kept"]}
+    for (share, criterion, ratio), one in early.items():
+        if share == 1 and criterion != "random":
+            kept = as_kept[criterion, ratio]
+            assert (one["agreement"], one["overlap"]) == (1, 1)
+            assert (one["accuracy"], one["counts"]) == (kept["accuracy"], kept["counts"])
+            assert one["fine_tuned"] == one["accuracy"]
+    # Before it, the prompts are those that the seed draws.
+    settings = json.loads((adapter / "result.json").read_text())["settings"]
+    model = vprompt.load(adapter)
+    torch.manual_seed(settings["seed"])
+    start = vprompt.attach(model.backbone, vprompt.VPT(2), num_classes=model.num_classes)
+    first = [p.norm().item() for block in start.prompts for p in block.detach()]
+    last = [p.norm().item() for block in model.prompts for p in block.detach()]
+    one = early[0, "magnitude", 0.5]
+    assert one["agreement"] == pytest.approx(scipy.stats.spearmanr(first, last).statistic)
+
+    def best(values):
+        return set(sorted(range(24), key=lambda place: -values[place])[:12])
+
+    assert one["overlap"] == len(best(first) & best(last)) / 12
+    assert early[0, "random", 0.5]["agreement"] < 1
+    # A head of zeros has no gradient, so that the loss is that with the head of a linear probe.
+    task = vprompt.open_data(str(colours), model.backbone)
+    probe = vprompt.attach(model.backbone, vprompt.Linear(), data=task)
+    vprompt.fit(probe, task, recipe=model.recipe)
+    start.head.load_state_dict(probe.head.state_dict())
+    drawn = _draw(task.train, 4, 0)
+    at_first = torch.cat(vprompt.score(start, drawn)).tolist()
+    assert len(set(at_first)) > 12
+    at_last = [value for block in found["scores"]["taylor"] for value in block]
+    one = early[0, "taylor", 0.5]
+    assert one["agreement"] == pytest.approx(scipy.stats.spearmanr(at_first, at_last).statistic)
+    assert one["overlap"] == len(best(at_first) & best(at_last)) / 12
+    page = (tmp_path / "analyses.md").read_text()
+    assert "Chosen after a share of the training (global)" in page
+
+
+@pytest.mark.parametrize("beside", ['{"seed": 0}', None])
+def test_nothing_says_how_it_was_trained(adapter, colours, beside, tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    (folder / "result.json").unlink() if beside is None else (folder / "result.json").write_text(beside)
+    options = ["--criteria", "random", "--ratios", "0.5", "--scopes", "global", "--images", "2", "--no-zeroing"]
+    capsys.readouterr()
+    where = ["--data", str(colours), "--out", str(tmp_path / "out")]
+    assert main(["analyze", "scores", str(folder), *options, *where, "--early", "0.5"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "leave out --early" in error
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -259,6 +374,8 @@ def test_the_command_finds_the_images_of_an_adapter(adapter, colours, tmp_path, 
         (["--ratios", "a"], "--ratios takes numbers"),
         (["--ratios", "2"], "at most 1"),
         (["--images", "0"], "at least one image"),
+        (["--early", "0,1.5"], "from 0 to 1, not 1.5"),
+        (["--early", "nan"], "from 0 to 1, not nan"),
         (["--split", "train", "--data", "no/such/folder"], "no/such/folder"),
         (["--out", ""], "empty name"),
     ],

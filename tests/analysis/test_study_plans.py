@@ -1,5 +1,7 @@
 """Plans of the analyses that train: what they run, and that their text says the same."""
 
+from dataclasses import replace
+
 import pytest
 
 from study_runs import e2vpt_of, plan_of, schedule_of, sweep_of
@@ -99,7 +101,8 @@ def test_a_schedule_keeps_validation_images_out_of_all_training():
 
 
 def test_ablations_differ_from_the_default_in_one_thing():
-    options = e2vpt_of(Training(), prompts=6, kv_prompts=2, visual=(3, 6), key_value=(1, 2), pruned=(0.05, 0.5))
+    lengths = {"prompts": 6, "kv_prompts": 2, "visual": (3, 6), "key_value": (1, 2)}
+    options = e2vpt_of(Training(epochs=30), **lengths, pruned=(0.05, 0.5), rewound=(0.24, 0.23))
     found = settings_of(options)
     default = found["E2VPT"]
     assert default.method == E2VPT(6, 2, "key-value")
@@ -122,16 +125,53 @@ def test_ablations_differ_from_the_default_in_one_thing():
         "3 visual": {"num_prompts"},
         "1 key-value": {"num_kv_prompts"},
         **{f"{what} -{share} %": {"prune"} for what in ("Prompts", "Segments") for share in (5, 50)},
+        **{f"{what} -50 %, {control}": {"prune"} for what in ("Prompts", "Segments") for control in CONTROLS},
     }
-    pruned = {label: (one.prune.tokens, one.prune.segments) for label, one in found.items() if one.prune}
-    assert pruned == {
-        "Prompts -5 %": (0.05, 0.0),
-        "Prompts -50 %": (0.5, 0.0),
-        "Segments -5 %": (0.0, 0.05),
-        "Segments -50 %": (0.0, 0.5),
-    }
-    first = Job(settings=default.resolved()).name
-    assert {Job(settings=one).first.name for one in found.values() if one.prune} == {first}
+    for what, tokens, segments in (("Prompts", 0.5, 0.0), ("Segments", 0.0, 0.5)):
+        usual = found[f"{what} -50 %"].prune
+        assert (usual.tokens, usual.segments) == (tokens, segments)
+        assert (found[f"{what} -5 %"].prune.tokens, found[f"{what} -5 %"].prune.segments) == (
+            tokens / 10,
+            segments / 10,
+        )
+        for control, changed in CONTROLS.items():
+            assert found[f"{what} -50 %, {control}"].prune == replace(usual, **changed)
+    # Only the values in the middle of the training are not those of a run that others share.
+    first = Job(settings=default.resolved())
+    for label, one in found.items():
+        job = Job(settings=one.resolved())
+        if one.prune:
+            assert job.first == (None if "epoch 7" in label else first)
+    same = [Job(settings=found[f"Prompts -50 %{control}"].resolved()).name for control in ("", ", taylor")]
+    assert same[0] == same[1] == Job(settings=found["Prompts -50 %, rewound to the start"].resolved()).name
+    assert len({Job(settings=one.resolved()).name for one in found.values()}) == len(found) - 4
+
+
+CONTROLS = {
+    "taylor": {},
+    "magnitude": {"criterion": "magnitude"},
+    "random": {"criterion": "random"},
+    "rewound to the start": {},
+    "rewound to epoch 7": {"rewind_epoch": 7},
+    "not rewound": {"rewind_epoch": 30},
+    "fresh start": {"fresh_start": True},
+}
+"""Of pruning: what else is changed."""
+
+
+def test_values_that_a_training_ends_with_are_not_those_of_an_average_or_of_the_best_epoch():
+    found = settings_of(e2vpt_of(Training(epochs=30), parts=("rewinding",)))["Prompts -50 %, not rewound"]
+    assert Job(settings=found.resolved()).first is not None
+    for other in ({"ema": 0.9}, {"best_epoch": True}, {"early_stopping": 2}):
+        changed = replace(found, recipe=replace(found.recipe, **other), train_on="train")
+        assert Job(settings=changed.resolved()).first is None
+
+
+def test_shares_that_rewind_to_an_end_are_no_row_of_their_own():
+    found = settings_of(e2vpt_of(Training(epochs=4), parts=("rewinding",), rewound=(0.01, 0.99, 0.5)))
+    assert [label for label in found if "rewound" in label and "Prompts" in label] == [
+        *("Prompts -50 %, rewound to the start", "Prompts -50 %, rewound to epoch 2", "Prompts -50 %, not rewound"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +195,10 @@ def test_ablations_differ_from_the_default_in_one_thing():
         (lambda: e2vpt_of(Training(), prompts=0), "at least 1"),
         (lambda: e2vpt_of(Training(), visual=(0,)), "at least 1"),
         (lambda: e2vpt_of(Training(), pruned=(1.0,)), "below 1"),
+        (lambda: e2vpt_of(Training(), controlled=(0.0,)), "below 1"),
+        (lambda: e2vpt_of(Training(), rewound=(float("nan"),)), "below 1"),
+        (lambda: e2vpt_of(Training(), criteria=("x",)), "criterion"),
+        (lambda: e2vpt_of(Training(), criteria=("removal",)), "segments"),
     ],
 )
 def test_what_cannot_be_meant_is_said(make, word):

@@ -2,9 +2,10 @@
 
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+import scipy.stats
 
 from study_runs import e2vpt_of, fill, made, plan_of, prompts_of, read, schedule_of, sweep_of
 from vprompt.analysis.base import analyses
@@ -23,7 +24,7 @@ TASKS = ("vtab:svhn", "synthetic:counting")
 OPTIONS = {
     "sweep": lambda training: sweep_of(training, shares=(0.1, 0.5)),
     "schedule": lambda training: schedule_of(training, fine_tune_epochs=(0, 20, 40)),
-    "e2vpt": lambda training: e2vpt_of(training, pruned=(0.1, 0.5)),
+    "e2vpt": lambda training: e2vpt_of(training, pruned=(0.5,), criteria=("random",), rewound=()),
 }
 
 
@@ -182,6 +183,54 @@ def test_ablations_compare_with_the_default_seed_by_seed(tmp_path):
             assert entry.learned == table[row.label][0]["learned_params"]
 
 
+def test_lengths_are_ranked_over_tasks_as_scipy_does(tmp_path):
+    tasks = (*TASKS, "synthetic:location")
+    options = e2vpt_of(Training(tasks=tasks, seeds=2), parts=("lengths",), visual=(5, 20), key_value=(1,))
+    store = open_store(str(tmp_path))
+    fill(plan_of(options), store)
+    labels = ["E2VPT", "5 visual", "20 visual", "1 key-value"]
+    means = {}
+    for task in tasks:
+        table = by_label(plan_of(options), store, task)
+        means[task] = [statistics.fmean(result["test_accuracy"] for result in table[label]) for label in labels]
+    ranks = scipy.stats.rankdata([[-mean for mean in row] for row in means.values()], axis=1).mean(0)
+    [said] = [block.text for block in view_of("e2vpt").tables(read(options, store)) if "mean ranks" in str(block)]
+    for label, rank in zip(labels, ranks, strict=True):
+        assert f"{label} {rank:.1f}" in said
+    p = scipy.stats.friedmanchisquare(*zip(*means.values(), strict=True)).pvalue
+    assert f"p = {p:.2g} by Friedman" in said
+    for task, row in means.items():
+        title = next(each.title for each in read(options, store).about.tasks if each.task == task)
+        assert f"{title}: {labels[row.index(max(row))]}" in said
+    # A task that lacks a result cannot be ranked.
+    store = open_store(str(tmp_path / "other"))
+    fill(plan_of(options), store, lambda job: made(job) if "location" not in job.settings.data else None)
+    [said] = [block.text for block in view_of("e2vpt").tables(read(options, store)) if "mean ranks" in str(block)]
+    assert "over 2 tasks" in said
+    store = open_store(str(tmp_path / "third"))
+    fill(plan_of(options), store, lambda job: made(job) if "svhn" in job.settings.data else None)
+    texts = str(view_of("e2vpt").tables(read(options, store)))
+    assert "cannot be compared" in texts
+
+
+def test_a_sweep_below_one_prompt_a_block_says_how_many_there_are(tmp_path):
+    """From scratch there is at least one in each block; condensed, 1 % of 24 is one in all."""
+    options = sweep_of(Training(seeds=1), prompts=2, shares=(0.01, 0.5))
+    store = open_store(str(tmp_path))
+
+    def make(job):
+        result = made(job)
+        if job.settings.condense is not None:
+            total = max(1, round(job.settings.condense.ratio * 24))
+            result["prompt_counts"] = [0] * 5 + [min(total, 2)] + [0] * 6 if total == 1 else [1] * 12
+        return result
+
+    fill(plan_of(options), store, make)
+    table = view_of("sweep").tables(read(options, store))[0]
+    rows = {row[0]: row[1] for body in table.bodies for row in body.rows}
+    assert rows == {"none": "0", "1 %": f"1 / {1 / 12:.3g}", "50 %": "1", "100 %": "2"}
+
+
 # ── what is not there ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -215,6 +264,10 @@ def test_what_failed_is_missing_or_had_not_converged_is_counted(tmp_path):
     }
     # The linear probe, all prompts, half of them twice, and two fine-tunings; what is not fine-tuned is no training.
     assert (found.about.trainings, found.about.unconverged) == (3 + 3 + 2 + 2, 3 + 2)
+    old = replace(found, about=replace(found.about, unknown=None))  # a document of an earlier version
+    assert "5 of 10 trainings had not converged (by the falling of the loss, an older rule" in view_of("sweep").answer(
+        old
+    )
     answer = view_of("sweep").answer(found)
     assert "1 of 15 runs failed, 2 of 15 runs are missing and 5 of 10 trainings had not converged" in answer
     page, _ = shown("sweep", document(found), tmp_path / "out")

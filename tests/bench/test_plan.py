@@ -1,13 +1,20 @@
-import dataclasses
+import csv
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from conftest import run_command
+from vprompt.experiments.bench.collect import study_of
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, combinations, load_plan, parse_plan, shipped_plans
+from vprompt.experiments.report.study import read
+from vprompt.experiments.report.summary import sentences
 from vprompt.methods.registry import METHODS
 from vprompt.methods.vpt import VPT
 
+HOURS = Path(__file__).parents[2] / "docs" / "plan_hours.csv"
 BASE = """
 tasks = ["synthetic:counting"]
 [settings]
@@ -123,6 +130,28 @@ def test_the_plans_that_come_with_it_can_be_meant(name):
     assert plan.hours > 0
     assert len(found) == len([*tasks, *optional]) * len(plan.methods) * len(plan.seeds)
     assert load_plan(f"plans/{name}.toml") == plan
+    paper = name not in ("demo", "methods", "small")
+    assert bool(plan.departures) is paper  # all depart from the papers, if only by stopping the worse half
+    assert "only departure" not in plan.text
+    reckoned = {row["plan"]: row for row in csv.DictReader(HOURS.read_text().splitlines())}[name]
+    assert not paper or plan.hours == round(float(reckoned["hours"]))
+    copy = parse_plan(replace(plan, text="").to_toml(), name=name)
+    assert replace(copy, text=plan.text) == plan
+
+
+def test_departures_are_shown_before_a_run_and_in_its_report(tmp_path):
+    text = 'departures = ["Half of <it>.", "All of it."]\nsource = "A paper"\n' + BASE
+    plan = tmp_path / "p.toml"
+    plan.write_text(text)
+    shown = run_command("bench", plan, "--out", tmp_path / "runs", "--dry-run").err
+    assert "other than the paper: Half of <it>." in shown
+    (tmp_path / "runs" / "plans").mkdir(parents=True)
+    (tmp_path / "runs" / "plans" / "p.toml").write_text(text)
+    document = study_of(str(tmp_path / "runs"))
+    said = sentences(read(document))
+    assert said[said.index("The plan follows A paper. But:") + 1 :] == ["Half of <it>.", "All of it."]
+    with pytest.raises(PlanError, match="departures takes a list, each text in quotes"):
+        parse_plan("departures = 3\n" + BASE, name="p")
 
 
 def test_a_file_is_preferred_to_a_plan_that_comes_with_it(tmp_path, monkeypatch):
@@ -214,8 +243,8 @@ def test_a_plan_made_in_python_is_that_of_its_text():
         + "[search]\nkeep=0.25\n[search.space]\nlr=[0.1, 0.2]\n"
     )
     plan = parse_plan(text, name="p")
-    written = dataclasses.replace(plan, text="").to_toml()
-    assert dataclasses.replace(parse_plan(written, name="q"), text=plan.text) == plan
+    written = replace(plan, text="").to_toml()
+    assert replace(parse_plan(written, name="q"), text=plan.text) == plan
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -253,8 +282,8 @@ def test_equal_effort_goes_around_rates_that_are_given_and_leaves_room_for_other
         "ema": (0, 0.9),
     }
     plan = parse_plan(text, name="p")
-    again = parse_plan(dataclasses.replace(plan, text="").to_toml(), name="p")
-    assert dataclasses.replace(again, text="") == dataclasses.replace(plan, text="")
+    again = parse_plan(replace(plan, text="").to_toml(), name="p")
+    assert replace(again, text="") == replace(plan, text="")
 
 
 def test_sizes_that_make_equal_effort_impossible_are_refused(monkeypatch):

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -38,6 +39,8 @@ from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
 from vprompt.compression.search import delete_search
 from vprompt.compression.select import select_segments
+from vprompt.experiments.run import run
+from vprompt.experiments.settings import settings_from
 from vprompt.methods.layers.prompts import Prompts
 from vprompt.model.records import Pruning, Recipe
 from vprompt.model.tensors import TENSORS_FILE
@@ -187,15 +190,22 @@ def plain_selection(scores, ratio, scope):
     """Every prompt's best segment, then the best of the rest by a sort of Python's."""
     if scope == "shared":
         total = sum(scores)
-        return plain_selection([total] * len(scores), ratio, "local")
-    groups = [range(len(scores))] if scope == "global" else [[block] for block in range(len(scores))]
+        return [plain_selection([total], ratio, "global")[0]] * len(scores)
     masks = [torch.zeros(s.shape, dtype=torch.bool) for s in scores]
-    for group in groups:
+    wanted = max(sum(map(len, scores)), math.floor(ratio * sum(s.numel() for s in scores) + 0.5))
+    if scope == "local":  # from the best segment of each prompt on, always to the block that is furthest behind
+        counts = list(map(len, scores))
+        while sum(counts) < wanted:
+            behind = [Fraction(s.numel(), 2 * count + 1) for s, count in zip(scores, counts, strict=True)]
+            counts[behind.index(max(behind))] += 1
+        groups = [([block], count) for block, count in enumerate(counts)]
+    else:
+        groups = [(range(len(scores)), wanted)]
+    for group, number in groups:
         places = [(b, p, r) for b in group for p in range(scores[b].shape[0]) for r in range(scores[b].shape[1])]
         chosen = {(b, p, int(scores[b][p].argmax())) for b in group for p in range(scores[b].shape[0])}
         rest = sorted((place for place in places if place not in chosen), key=lambda at: -float(scores[at[0]][at[1:]]))
-        wanted = max(len(chosen), round(ratio * len(places)))
-        chosen |= set(rest[: wanted - len(chosen)])
+        chosen |= set(rest[: number - len(chosen)])
         for b, p, r in chosen:
             masks[b][p, r] = True
     return masks
@@ -226,9 +236,9 @@ def test_a_shared_choice_is_the_same_in_every_block_and_goes_by_the_sum(ratio):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     tokens = [s.sum(1) for s in scores]
     kept = vprompt.select(tokens, ratio=ratio, scope="shared")
-    best = sum(tokens).sort(descending=True).indices[: max(1, round(5 * ratio))].sort().values
+    best = sum(tokens).sort(descending=True).indices[: max(1, math.floor(5 * ratio + 0.5))].sort().values
     assert all(torch.equal(index, best) for index in kept)
-    assert [len(k) for k in vprompt.select([tokens[0], torch.zeros(0)], ratio=0.5, scope="shared")] == [2, 0]
+    assert [len(k) for k in vprompt.select([tokens[0], torch.zeros(0)], ratio=0.5, scope="shared")] == [3, 0]
     with pytest.raises(VPromptError, match="different numbers"):
         vprompt.select([torch.rand(3), torch.rand(4)], ratio=0.5, scope="shared")
 
@@ -843,9 +853,35 @@ def test_fit_rewinds_to_the_epoch_it_is_told(colours, two_blocks, tmp_path, epoc
     assert small.pruning == Pruning(tokens=0.5, segments=0.5, rewind_epoch=epoch)
 
 
+def test_controls_of_rewinding_train_what_is_left_from_what_they_say(colours, two_blocks, tmp_path):
+    arguments = [*ARGUMENTS, "--backbone", two_blocks, "--prune-tokens", "0.5", "--prune-segments", "0", "--no-report"]
+    controls = {"end": ["--rewind-epoch", "2"], "fresh": ["--fresh-start"]}
+    for name, control in controls.items():
+        outcome = run_command("fit", colours, *arguments, *control, "--out", tmp_path / name)
+        assert outcome.status == 0, outcome.err
+    trained = vprompt.load(tmp_path / "end" / "full")
+    task = vprompt.open_data(str(colours), trained.backbone)
+
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return vprompt.attach(trained.backbone, vprompt.E2VPT(4, 2), data=task).state()
+
+    settings = PruneSettings(tokens=0.5, segments=0)
+    for name, early in {"end": trained.state(), "fresh": drawn(2**32 - 1)}.items():
+        assert same(vprompt.load(tmp_path / name / "full"), trained)
+        by_hand = prune(trained, task.train, task.val, early=early, settings=settings).model
+        assert same(vprompt.load(tmp_path / name), by_hand)
+    assert not torch.equal(drawn(0)["prompts.0"], drawn(2**32 - 1)["prompts.0"])
+    for name in controls:  # also where the training was done before, by a run of a benchmark
+        settings = settings_from(json.loads((tmp_path / name / "result.json").read_text())["settings"])
+        run(settings, tmp_path / f"{name}-shared", trained=tmp_path / name / "full")
+        assert same(vprompt.load(tmp_path / f"{name}-shared"), vprompt.load(tmp_path / name))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--prune", "--fresh-start", "--rewind-epoch", "1"], "leave out --fresh-start"),
         (["--prune", "--condense", "0.5"], "not both"),
         (["--prune", "--method", "linear"], "nothing to prune"),
         (["--prune", "--prompts", "0"], "nothing to prune"),

@@ -2,7 +2,10 @@
 
 import itertools
 import math
+from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +15,8 @@ from torch.utils.data import Dataset, TensorDataset
 import reference
 import vprompt
 from reference import attached, close, some_images
-from vprompt.model.records import Recipe
+from vprompt.compression.criteria import SCOPES
+from vprompt.model.records import Condensation, Recipe
 from vprompt.utils.errors import VPromptError
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 3, 0])
@@ -302,7 +306,21 @@ def test_a_model_without_prompts_has_no_scores(criterion):
 
 VALUES = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5, 1e-8, 1e8, -1.0])
 SCORES = st.lists(st.lists(VALUES, max_size=9), min_size=1, max_size=5)
-RATIOS = st.one_of(st.floats(0, 1, exclude_min=True), st.sampled_from([0.1, 0.3, 0.5, 1.0, 1e-9]))
+RATIOS = st.one_of(st.decimals("0.001", 1, places=3).map(float), st.sampled_from([0.1, 0.3, 0.5, 1.0, 1e-9]))
+
+
+def rounded(ratio, number):
+    """Halves upwards, by decimal digits."""
+    return max(1, int((Decimal(repr(ratio)) * number).quantize(Decimal(1), ROUND_HALF_UP)))
+
+
+def dealt(total, sizes):
+    """One after the other to the block that is furthest behind, the earlier of equals."""
+    counts = [0] * len(sizes)
+    for _ in range(total):
+        behind = [Fraction(size, 2 * count + 1) for size, count in zip(sizes, counts, strict=True)]
+        counts[behind.index(max(behind))] += 1
+    return counts
 
 
 def as_tensors(scores):
@@ -326,7 +344,7 @@ def test_global_selection_is_a_plain_sort(scores, ratio):
         ((block, prompt) for block, values in enumerate(scores) for prompt in range(len(values))),
         key=lambda at: (-torch.tensor(scores[at[0]][at[1]]).item(), *at),
     )
-    count = max(1, round(ratio * len(order))) if order else 0
+    count = rounded(ratio, len(order)) if order else 0
     assert {(block, p) for block, index in enumerate(kept) for p in index.tolist()} == set(order[:count])
 
 
@@ -335,10 +353,20 @@ def test_global_selection_is_a_plain_sort(scores, ratio):
 def test_local_selection_is_a_plain_sort_in_every_block(scores, ratio):
     kept = vprompt.select(as_tensors(scores), ratio=ratio, scope="local")
     assert_well_formed(kept, scores)
-    for index, values in zip(kept, scores, strict=True):
-        count = max(1, round(ratio * len(values))) if values else 0
-        order = sorted(range(len(values)), key=lambda p: (-values[p], p))
+    sizes = list(map(len, scores))
+    counts = dealt(rounded(ratio, sum(sizes)) if any(sizes) else 0, sizes)
+    assert sum(counts) == sum(map(len, vprompt.select(as_tensors(scores), ratio=ratio)))
+    for index, values, count in zip(kept, scores, counts, strict=True):
+        order = sorted(range(len(values)), key=lambda p: (-torch.tensor(values[p]).item(), p))
         assert set(index.tolist()) == set(order[:count])
+
+
+def test_local_and_global_choices_are_of_one_budget():
+    scores = [torch.rand(5) for _ in range(6)]
+    counts = {ratio: [len(k) for k in vprompt.select(scores, ratio=ratio, scope="local")] for ratio in (0.1, 0.3, 0.5)}
+    assert counts == {0.1: [1, 1, 1, 0, 0, 0], 0.3: [2, 2, 2, 1, 1, 1], 0.5: [3, 3, 3, 2, 2, 2]}
+    uneven = [torch.rand(count) for count in (8, 0, 4, 1)]
+    assert [len(k) for k in vprompt.select(uneven, ratio=0.5, scope="local")] == [4, 0, 2, 1]
 
 
 @given(SCORES, st.sampled_from(["global", "local"]))
@@ -386,6 +414,27 @@ def test_scores_that_are_no_numbers_name_the_block(scope):
     with pytest.raises(VPromptError) as error:
         vprompt.select([torch.ones(3), torch.tensor([1.0, math.nan])], scope=scope)
     assert "1" in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=4), RATIOS, st.sampled_from(SCOPES))
+def test_how_peaked_scores_are(scores, ratio, scope):
+    kept = [index.tolist() for index in vprompt.select(as_tensors(scores), ratio=ratio, scope=scope)]
+    whole = {"criterion": "taylor", "scope": scope, "ratio": ratio}
+    peak = Condensation(scores=tuple(map(tuple, scores)), kept=tuple(map(tuple, kept)), **whole).peak
+    rows = [[sum(column) for column in zip(*scores, strict=True)]] * len(scores) if scope == "shared" else scores
+    sizes = np.abs(np.array(rows, dtype=np.float64))
+    shares = sizes / sizes.sum() if sizes.sum() else np.full(sizes.shape, 1 / sizes.size)
+    logs = [-share * math.log(share) for share in shares.flatten() if share > 0]
+    assert peak["prompts"] == sizes.size
+    assert peak["effective"] == pytest.approx(math.exp(sum(logs)))
+    assert peak["kept_share"] == pytest.approx(sum(shares[b, p] for b, index in enumerate(kept) for p in index))
+    tied = 0
+    for block, index in enumerate(kept):
+        for p in index:
+            others = range(len(scores)) if scope == "global" else [block]
+            tied += any(rows[b][q] >= rows[block][p] for b in others for q in range(3) if q not in kept[b])
+    assert peak["tied"] == tied
 
 
 # ── condensation ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -474,5 +523,5 @@ def test_condensing_twice_counts_from_the_condensed():
     once = vprompt.condense(model, data, ratio=0.6, fine_tune=False)
     twice = vprompt.condense(once, data, ratio=0.5, fine_tune=False)
     assert sum(once.prompt_counts) == 9
-    assert sum(twice.prompt_counts) == round(0.5 * 9)
+    assert sum(twice.prompt_counts) == 5  # a half is rounded upwards
     assert [len(values) for values in twice.condensation.scores] == once.prompt_counts

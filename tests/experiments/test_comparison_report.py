@@ -88,4 +88,7 @@ def test_what_is_not_known_is_a_dash():
     settings = {"seeds": 1, "values": {"epochs": 1, "optimizer": "adamw"}, "rates": {}}
     study = document(rows) | {"settings": settings}
     line = next(line for line in markdown(study).splitlines() if line.startswith("| a "))
-    assert line == "| a | 78.0 ± – | – | – | 70.0 | 1 of 1 | – | 2,000 | – | – | 1.4 | – | – |"
+    assert line == "| a | 78.0 ± – | – | – | 70.0 | 1 of 1 (older rule) | – | 2,000 | – | – | 1.4 | – | – |"
+    for unknown, words in ((0, "1 of 2"), (1, "1 of 1"), (2, "not known")):
+        rows[0] |= {"runs": 2, "converged": int(unknown < 2), "unknown": unknown}
+        assert f"| {words} |" in markdown(study)

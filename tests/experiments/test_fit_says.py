@@ -21,6 +21,7 @@ from vprompt.experiments.stages import backbone_for
 from vprompt.training.evaluate import difference, evaluate
 from vprompt.training.precision import in_bf16
 from vprompt.training.settle import pace
+from vprompt.utils.devices import FAST_BF16
 from vprompt.utils.errors import BackboneError
 
 TINY = ("--img-size", "16", "--prompts", "4", "--epochs", "1", "--batch-size", "16", "--fine-tune-epochs", "1")
@@ -150,6 +151,22 @@ def test_precision_auto_is_recorded_as_what_it_was(uneven, tmp_path):
 def test_no_plan_takes_a_machine_for_granted():
     for path in Path(plans.__file__).parent.glob("*.toml"):
         assert tomllib.loads(path.read_text(encoding="utf-8"))["settings"]["precision"] == "auto", path.name
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_a_processor_without_units_for_bf16_says_so_before_it_starts(uneven, tmp_path, monkeypatch, units):
+    monkeypatch.setitem(FAST_BF16, "cpu", units)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    words = "The cpu has no units for bf16 and emulates it slowly; --precision auto takes fp32."
+    outcome = run_command("fit", uneven, *TINY, "--precision", "bf16", "--no-report", "--out", tmp_path / "a", "--json")
+    assert (words in outcome.err, words in outcome.document["notes"]) == (not units, not units)
+    plan = tmp_path / "plan.toml"
+    settings = '[settings]\nbackbone = "test_vit"\nimg_size = 16\nepochs = 1\nprecision = "bf16"\n'
+    plan.write_text(f'tasks = ["synthetic:counting"]\n{settings}[[methods]]\nlabel = "a"\nmethod = "linear"\n')
+    outcome = run_command("bench", plan, "--out", tmp_path / "runs", "--dry-run")
+    assert "Reckoning how long" in outcome.err
+    assert (words in outcome.err) is not units
+    assert ("on this machine" in outcome.err) is units  # emulated, nothing is timed
 
 
 @pytest.mark.parametrize("name", SHORT_NAMES)

@@ -36,7 +36,7 @@ def test_every_setting_has_a_flat_name_and_its_default():
     columns = {"image_column", "label_column", "split_column", "group"}
     recipe = {field.name for field in fields(Recipe)}
     condensing = {"fine_tune", "fine_tune_epochs", "criterion", "scope", "merge"}
-    pruning = {"prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch"}
+    pruning = {"prune", "prune_tokens", "prune_segments", "num_segments", "saving", "rewind_epoch", "fresh_start"}
     methods = {
         "prompts",
         "kv_prompts",

@@ -6,8 +6,10 @@ import torch
 
 import vprompt
 from reference import small_vit
+from vprompt.analysis.cost import Cost
+from vprompt.backbones.info import num_parameters
 from vprompt.backbones.meta import on_meta
-from vprompt.model.cost import cost, gmacs_and_biases, model_cost
+from vprompt.model.cost import gmacs_and_biases, model_cost
 from vprompt.utils.errors import BackboneError, VPromptError
 
 VIT_B = "vit_base_patch16_224"
@@ -16,6 +18,11 @@ PROMPTS = [0, 50, 100, 150, 200]
 # METHODS.md, section 1: ViT-B/16 at 224; the published column is Prompt Condensation's Table 1.
 PUBLISHED = {0: 17.56, 50: 22.22, 100: 26.97, 150: 31.81, 200: 36.74}
 FOLDED = {0: 16.35, 50: 16.51, 100: 16.68, 150: 16.85, 200: 17.01}
+
+
+def cost(name, prompts, **options):
+    """Costs of a backbone by numbers of prompts."""
+    return Cost(backbone=name, prompts=tuple(prompts), originals=(), **options).run().prompts
 
 
 def block(tokens, width, keys=None):
@@ -196,22 +203,72 @@ def test_the_command_prints_the_same_numbers(vprompt_command, vit_b):
     assert found.err == ""
     rows = found.document
     assert [set(row) for row in rows] == [
-        {"prompts", "published_gmacs", "prefix_gmacs", "folded_gmacs", "prompt_params"}
+        {
+            *("prompts", "published_gmacs", "prefix_gmacs", "folded_gmacs", "prompt_params"),
+            *("kv_prompts", "overhead", "learned_share"),
+        }
     ] * 5
     for row, wanted in zip(rows, vit_b, strict=True):
-        assert row == vars(wanted)
+        assert {name: value for name, value in row.items() if name in vars(wanted)} | {
+            "kv_prompts": 0,
+            "overhead": wanted.published_gmacs / vit_b[0].published_gmacs - 1,
+            "learned_share": wanted.prompt_params / 85_798_656,
+        } == row
         assert type(row["prompts"]) is int
         assert type(row["prompt_params"]) is int
 
 
-def test_the_table_shows_every_number_and_the_share_of_the_published_cost(vprompt_command, monkeypatch):
+def test_the_table_shows_every_number_and_what_prompts_add(vprompt_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     found = vprompt_command("cost", "vit_tiny_patch16_224", "--prompts", "0,10")
     assert found.status == 0
-    (ten,) = cost("vit_tiny_patch16_224", [10])
+    bare, ten = cost("vit_tiny_patch16_224", [0, 10])
     line = next(line for line in found.out.splitlines() if line.split()[:1] == ["10"])
-    numbers = [f"{ten.published_gmacs:.2f}", f"{ten.prefix_gmacs:.2f}", f"{ten.folded_gmacs:.2f}"]
-    assert line.split() == ["10", *numbers, f"{ten.folded_gmacs / ten.published_gmacs:.3f}", f"{12 * 10 * 192:,}"]
+    added = f"{100 * (ten.published_gmacs / bare.published_gmacs - 1):+.1f}"
+    numbers = [f"{ten.published_gmacs:.2f}", added, "%", f"{ten.prefix_gmacs:.2f}", f"{ten.folded_gmacs:.2f}"]
+    share = 100 * 12 * 10 * 192 / num_parameters(timm.create_model("vit_tiny_patch16_224"))
+    folded = f"{100 * (ten.folded_gmacs / bare.published_gmacs - 1):+.0f}"
+    assert line.split() == ["10", *numbers, folded, "%", f"{12 * 10 * 192:,}", f"{share:.2f}", "%"]
+
+
+@pytest.mark.parametrize(("name", "prompts"), [(VIT_B, "50,150,200"), ("swin_base_patch4_window7_224", "5,50")])
+def test_overheads_stand_beside_those_that_the_paper_prints(vprompt_command, monkeypatch, name, prompts):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [line.split() for line in vprompt_command("cost", name, "--prompts", prompts).out.splitlines()]
+    rows = [row for row in rows if row[:1] and row[0] in prompts.split(",")]
+    printed = {
+        VIT_B: ["+26.1", "+80.6", "+108.5"],
+        "swin_base_patch4_window7_224": ["+5.8", "+57.8"],
+    }
+    assert [row[4] for row in rows] == printed[name]
+    assert all("…" not in "".join(row) for row in rows)
+    for row in rows:  # which it makes of figures with one digit behind the point
+        assert float(row[2]) == pytest.approx(float(row[4]), abs=1.0)
+
+
+@pytest.mark.parametrize("prompts", [0, 4])
+def test_key_value_prompts_are_more_keys_in_every_attention_and_more_to_learn(vprompt_command, prompts):
+    command = ["cost", "vit_tiny_patch16_224", "--prompts", str(prompts), "--kv-prompts", "3", "--json"]
+    [row] = vprompt_command(*command).document
+    n = 197 + prompts
+    gmacs = (12 * block(n, 192, n + 3) + 196 * 768 * 192) / 1e9
+    assert row["published_gmacs"] == pytest.approx(gmacs, rel=1e-12)
+    assert row["folded_gmacs"] == pytest.approx(folded(12, 197, 192, [prompts + 3] * 12, 16) / 1e9, rel=1e-12)
+    assert row["prompt_params"] == 12 * (prompts + 3) * 192
+    bare = (12 * block(197, 192) + 196 * 768 * 192) / 1e9
+    assert row["overhead"] == pytest.approx(gmacs / bare - 1, rel=1e-9)
+
+
+def test_the_lengths_of_the_papers_share_are_said(vprompt_command):
+    found = vprompt_command("cost", VIT_B, "--prompts", "25,31", "--kv-prompts", "5")
+    rows = [line.split() for line in found.out.splitlines()]
+    assert [row[-2] for row in rows if row[1:2] == ["+"]] == ["0.32", "0.39"]
+    each = 12 * 768 / 85_798_656
+    assert f"{0.0032 / each:.0f} and {0.0039 / each:.0f} prompts per block" in " ".join(found.err.split())
+    found = vprompt_command("cost", VIT_B, "--prompts", "5", "--kv-prompts", "5", "--shallow")
+    assert (found.status, found.err.count("\n")) == (1, 1)
+    assert "leave out --kv-prompts" in found.err
+    assert "at least 0" in vprompt_command("cost", VIT_B, "--prompts", "5", "--kv-prompts", "-1").err
 
 
 def test_shallow_on_the_command_line(vprompt_command):

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from vprompt.compression.condense import SHARES, smallest_share
 from vprompt.model.records import Recipe
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.training.checkpoint import History
-from vprompt.training.evaluate import Evaluation, difference, evaluate
+from vprompt.training.evaluate import Evaluation, difference, doubled, evaluate
 from vprompt.training.precision import in_bf16
 from vprompt.utils.devices import device_named, fast_bf16, found_devices, usable_threads
 from vprompt.utils.errors import VPromptError
@@ -27,6 +28,19 @@ def evaluation(labels, right, classes=("a", "b", "c", "d")):
     said = [label if hit else (label + 1) % len(classes) for label, hit in zip(labels, right, strict=True)]
     logits = torch.eye(len(classes))[said]
     return Evaluation(target=SingleLabel(names=tuple(classes)), loss=1.0, logits=logits, labels=torch.tensor(labels))
+
+
+def test_a_longer_training_is_compared_image_by_image():
+    chance = random.Random(0)
+    pairs = [(chance.random(), chance.random()) for _ in range(17)]
+    ends = [torch.tensor(losses) for losses in zip(*pairs, strict=True)]
+    changes = [longer - shorter for shorter, longer in pairs]
+    found = doubled(*ends, epochs=8)
+    assert found is not None
+    assert found.difference == pytest.approx(statistics.fmean(changes), abs=1e-7)
+    assert found.standard_error == pytest.approx(statistics.stdev(changes) / math.sqrt(17), abs=1e-7)
+    assert doubled(torch.zeros(1), torch.zeros(1), epochs=8) is None
+    assert doubled(ends[0], evaluation([0] * 17, [1] * 17).losses, epochs=8) is None
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 40), (40, 40), (8, 10), (769, 1000), (5, 13)])

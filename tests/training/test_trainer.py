@@ -28,7 +28,7 @@ from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.pae import PAE
 from vprompt.methods.pro_vpt import PROVPT
 from vprompt.model.records import learning_rate
-from vprompt.training.checkpoint import History
+from vprompt.training.checkpoint import Doubled, History
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import epoch_order
 from vprompt.training.trainer import Interrupted, fit
@@ -280,22 +280,16 @@ def test_bfloat16_trains_and_keeps_float32_prompts():
     assert_different(values(model), values(exact))
 
 
-@pytest.mark.parametrize(
-    ("losses", "answer"),
-    [
-        ([1.0, 0.9, 0.8, 0.7, 0.6], False),
-        ([1.0, 0.9, 0.8, 0.7, 0.69], True),
-        ([1.0, 0.9, 0.8, 0.5, 0.7], True),
-        ([9, 8, 7, 6, 5, 4, 2.0, 2.2, 1.9, 2.1], True),
-        ([9, 8, 7, 6, 5, 4, 2.0, 2.2, 1.8, 2.0], False),
-        ([1.0, 0.9, 0.8, 0.08, 0.04], True),
-        ([1.0, 1.0, 1.0, 1.0], False),
-        ([], False),
-    ],
-)
-def test_converged(losses, answer):
-    history = History(rows=[{"epoch": n + 1.0, "loss": float(loss)} for n, loss in enumerate(losses)])
+@pytest.mark.parametrize("losses", [[1.0, 0.9, 0.8, 0.7, 0.69], [9.0, 8.0, 7.0, 0.01, 0.01], [1.0] * 20, []])
+def test_one_training_does_not_say_whether_it_had_converged(losses):
+    assert History(rows=[{"epoch": n + 1.0, "loss": loss} for n, loss in enumerate(losses)]).converged is None
+
+
+@pytest.mark.parametrize(("change", "answer"), [(0.0, True), (0.1, True), (-0.1, True), (0.11, False), (-0.11, False)])
+def test_it_had_where_twice_the_epochs_change_no_more_than_the_standard_error(change, answer):
+    history = History(doubled=Doubled(epochs=60, difference=change, standard_error=0.1))
     assert history.converged is answer
+    assert not Doubled(epochs=60, difference=math.nan, standard_error=math.nan).converged
 
 
 @pytest.mark.parametrize("folded", [False, True])

@@ -1,4 +1,4 @@
-"""Attention matrices as the papers have them: square, over tokens and prompts together, of every block."""
+"""Attention matrices of every block: square, over tokens and prompts together, and the rows that anything reads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from vprompt.backbones.attention.base import Observer, PrefixAttention
 from vprompt.backbones.graft import graft
 from vprompt.methods.layers.inject import deep_token_parts, shallow_token_parts
 from vprompt.methods.layers.prompts import KVPrompts
+from vprompt.methods.layers.tokens import strip
 from vprompt.model.model import PromptedModel
 
-ShowMatrices = Callable[[int, Tensor], None]
-"""Is given the number of a block and its attention matrices (R, N, M): one for each image, head and window."""
+ShowMatrices = Callable[[int, Tensor, Tensor], None]
+"""Is given the number of a block, its attention matrices (R, N, M), one for each image, head and window, and their live
+rows (R, L, M)."""
 
 
 def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = None) -> Callable[[Tensor], None]:
@@ -24,7 +26,9 @@ def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = No
 
     Prompts are tokens that ask queries too, so that a matrix has a row for each of the n tokens and m prompts. In a
     model with windows each window has a matrix of its own. Key-value prompts ask no queries: they are columns only.
-    A matrix is what values are mixed with: behind CaiT's talking heads, and the difference in differential attention.
+    What a block makes of deep prompts is thrown away, so that the rows of the tokens alone are live; all are where the
+    prompts are shallow. A matrix is what values are mixed with: behind CaiT's talking heads, and the difference in
+    differential attention.
 
     Args:
         model: It is not changed.
@@ -46,7 +50,8 @@ def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = No
     view: Any = graft(base, parts).eval()
     attentions = [module for module in view.modules() if isinstance(module, PrefixAttention)]
     for block, attention in enumerate(attentions):
-        attention.observer = _observer(block, see)
+        dead = (0, 0) if model.method.riding == "tokens" else attention.inserted
+        attention.observer = _observer(block, see, dead)
 
     @torch.no_grad()
     def run(images_BCHW: Tensor) -> None:
@@ -55,9 +60,9 @@ def watched(model: PromptedModel, see: ShowMatrices, *, prompts: int | None = No
     return run
 
 
-def _observer(block: int, see: ShowMatrices) -> Observer:
+def _observer(block: int, see: ShowMatrices, dead: tuple[int, int]) -> Observer:
     def observe(weights: Callable[[int], Tensor]) -> None:
-        weights_RHNM = weights(sys.maxsize)
-        see(block, weights_RHNM.flatten(0, 1))
+        square_RNM = weights(sys.maxsize).flatten(0, 1)
+        see(block, square_RNM, strip(square_RNM, dead[1], dead[0]) if dead[1] else square_RNM)
 
     return observe

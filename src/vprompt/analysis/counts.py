@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from vprompt.compression.criteria import whole
+from vprompt.methods.e2vpt import E2VPT
 from vprompt.methods.linear import Linear
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
@@ -64,11 +66,10 @@ def retained_counts(original: int, shares: Sequence[float], blocks: int, *, shal
         raise VPromptError(f"Shares of the prompts to keep are above 0 and at most 1, not {wrong[0]}.")
     rows: list[Retained] = []
     for share in shares:
-        local = max(1, round(share * original))
-        counts = same(local, blocks, shallow=shallow)
+        total = whole(share, original if shallow else original * blocks)
+        counts = same(total, blocks, shallow=True) if shallow else even(total, blocks, first=True)
         rows.append(Retained(original=original, share=share, where="local", counts=counts))
         if not shallow and share < 1:
-            total = max(1, round(share * original * blocks))
             counts = rising(total, blocks, original)
             rows.append(Retained(original=original, share=share, where="global", counts=counts))
     return rows
@@ -108,15 +109,16 @@ def same(number: int, blocks: int, *, shallow: bool = False) -> tuple[int, ...]:
     return (number,) * blocks if not shallow else (number, *(0,) * (blocks - 1))
 
 
-def even(total: int, blocks: int) -> tuple[int, ...]:
-    """The same number in every block; what is left over goes to the last blocks.
+def even(total: int, blocks: int, *, first: bool = False) -> tuple[int, ...]:
+    """The same number in every block; what is left over goes to the last blocks, or to the first.
 
     Example:
-        >>> even(10, 4)
-        (2, 2, 3, 3)
+        >>> even(10, 4), even(10, 4, first=True)
+        ((2, 2, 3, 3), (3, 3, 2, 2))
     """
     each, over = divmod(total, blocks)
-    return tuple(each + (block >= blocks - over) for block in range(blocks))
+    counts = (each + (block >= blocks - over) for block in range(blocks))
+    return tuple(sorted(counts, reverse=first))
 
 
 def with_counts(
@@ -124,10 +126,11 @@ def with_counts(
     counts: Sequence[int],
     *,
     shallow: bool = False,
+    kv_prompts: int = 0,
     num_classes: int = 1,
     execution: Execution = "prefix",
 ) -> PromptedModel:
-    """A backbone with new prompts, so many in each block; without any, the backbone with a head.
+    """A backbone with new prompts, so many in each block, and key-value ones; without any, the backbone with a head.
 
     Raises:
         VPromptError: If a count is negative, there are not as many counts as blocks, or shallow ones beyond the first.
@@ -135,6 +138,7 @@ def with_counts(
     if any(count < 0 for count in counts):
         raise VPromptError(f"Numbers of prompts must be at least 0, not {min(counts)}.")
     method = VPT(max(counts), "shallow" if shallow else "deep") if any(counts) else Linear()
+    method = E2VPT(max(counts), kv_prompts) if kv_prompts else method
     model = attach(backbone, method, num_classes=num_classes, head_init="paper", execution=execution).eval()
     if model.prompt_counts == list(counts):
         return model

@@ -18,7 +18,7 @@ from vprompt.experiments.bench.grid import tasks_of
 from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
 from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
-from vprompt.experiments.folder import target_of
+from vprompt.experiments.folder import converged_in, target_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
 from vprompt.utils.text import line
@@ -154,7 +154,8 @@ class StudySummary:
         runs: How many there should be.
         problems: Those that have no result.
         trainings: How many trainings, fine-tunings among them, the others are made of.
-        unconverged: How many of these had not converged: their loss still fell at the end.
+        unconverged: How many of these had not converged.
+        unknown: Of how many this is not known; None where they were told by the falling of the loss, an older rule.
         changed_images: Tasks whose images are not the same in all runs, which cannot be compared then.
     """
 
@@ -170,6 +171,7 @@ class StudySummary:
     trainings: int
     unconverged: int
     changed_images: tuple[str, ...]
+    unknown: int | None = None
 
     def title(self, task: str | None) -> str:
         """Title of a task; None is the mean over all."""
@@ -217,7 +219,8 @@ class Runs:
                 if cell["result"] is None
             ),
             trainings=len(trained),
-            unconverged=sum(not result["converged"] for result in trained),
+            unconverged=sum(converged_in(result) is False for result in trained),
+            unknown=sum(converged_in(result) is None for result in trained),
             changed_images=tuple(changed_images(cells)),
         )
 
@@ -259,4 +262,4 @@ def tested(result: RunResult) -> float | None:
 def _unconverged(result: RunResult | None) -> bool:
     """Whether a training of a run had not converged, also that before prompts were removed."""
     stages = [] if result is None else [result, result.get("before") or {}]
-    return any(stage.get("epochs") and not stage.get("converged") for stage in stages)
+    return any(stage.get("epochs") and converged_in(stage) is False for stage in stages)

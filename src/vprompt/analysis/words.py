@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from vprompt.analysis.study import MissingRun, StudySummary
 from vprompt.report.document import Block, Bullets, Dot, Fold, Paragraph, Table, Warn, simple_table
-from vprompt.utils.statistics import Seeds
+from vprompt.utils.statistics import DOUBLED, FELL, UNKNOWN, Seeds
 from vprompt.utils.text import count, line, listed, show
 
 MOST_PROBLEMS = 20
@@ -101,7 +101,8 @@ def caveats(about: StudySummary) -> str:
     if missing:
         remarks.append(f"{missing} of {count(about.runs, 'run')} {'is' if missing == 1 else 'are'} missing")
     if about.unconverged:
-        remarks.append(f"{about.unconverged} of {count(about.trainings, 'training')} had not converged")
+        rule = f" ({FELL})" if about.unknown is None else ""
+        remarks.append(f"{about.unconverged} of {count(about.trainings, 'training')} had not converged{rule}")
     if about.changed_images:
         remarks.append("images changed between runs")
     return f" But {listed(remarks)}." if remarks else ""
@@ -120,12 +121,13 @@ def _origin(about: StudySummary) -> list[Block]:
     size = f" at {about.img_size} pixels" if about.img_size else ""
     rates = ", ".join(f"{rate:g}" for rate in about.lrs)
     chosen = f" Learning rates were chosen from {rates} on validation images." if rates else ""
+    unknown = f" Of {count(about.unknown, 'training')} it is not known whether {UNKNOWN}." if about.unknown else ""
     blocks: list[Block] = [
         Paragraph(
             f"{line(about.backbone)}{size}; {listed([about.title(each.task) for each in about.tasks], 20)}; "
             f"{count(about.epochs, 'epoch')} of training, {count(len(about.seeds), 'seed')}. Mean ± sample standard "
             "deviation over the seeds, in brackets how many of them where some lack. A star: a training had not "
-            f"converged, its loss still fell at the end.{chosen}"
+            f"converged, {FELL if about.unknown is None else DOUBLED}.{unknown}{chosen}"
         )
     ]
     if about.changed_images:

@@ -15,6 +15,7 @@ import tyro
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
 from vprompt.experiments.folder import score_key, target_of
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.progress import tell
 from vprompt.utils.statistics import seeds_of
 from vprompt.utils.text import count, duration, percent, printable, spread
 
@@ -65,6 +66,8 @@ class Bench:
         from vprompt.experiments.bench.store import open_store
 
         plan = load_plan(self.plan)
+        if not self.rehearse:
+            tell([f"Reckoning how long {printable(plan.name)} takes, from a few steps of training."])
         store = open_store(self.out or str(Path("runs") / plan.name))
         planned = overview(plan, store, root=self.root, workers=self.workers, estimate=not self.rehearse)
         if not (self.json and self.dry_run):
@@ -155,6 +158,10 @@ def show_overview(planned: Overview, address: str) -> None:
     print_note(printable(f"{count(len(planned.tasks), 'task')}: {', '.join(planned.tasks)}"))
     methods = [f"{label} ({'searched, ' if label in searched else ''}{cells[label]})" for label in cells]
     print_note(printable(f"{count(len(cells), 'method')}: {', '.join(methods)}"))
+    for departure in plan.departures:
+        print_note(printable(f"other than the paper: {departure}"))
+    if planned.slow:
+        print_note(planned.slow)
     for task, why in planned.left_out.items():
         print_note(printable(f"left out: {task}: {why}"))
     for task, why in planned.missing.items():

@@ -105,7 +105,11 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
         "training": group("training", shown(recipe, arguments), doc="Training of every run."),
         "images": group("images", shown(settings_options(*IMAGES), arguments), doc="Reading of images."),
     }
-    own = {**settings_options("data", "backbone", "weights", "head_init", "img_size"), **_OWN, **OUTPUT}
+    own = {
+        **settings_options("data", "backbone", "weights", "head_init", "img_size", "check_convergence"),
+        **_OWN,
+        **OUTPUT,
+    }
     return command(CompareCommand, shown(own, arguments), groups)
 
 

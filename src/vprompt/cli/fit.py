@@ -19,7 +19,7 @@ from vprompt.cli.console import (
     resumable,
 )
 from vprompt.cli.options import chosen, command, group, shown, values_of
-from vprompt.experiments.folder import PAGE, check_out, score_key, target_of
+from vprompt.experiments.folder import PAGE, check_out, converged_in, score_key, target_of
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
     CondenseSettings,
@@ -35,6 +35,7 @@ from vprompt.tasks.columns import Columns
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.io import checksum, encoded
 from vprompt.utils.serialization import Option, build, options_of
+from vprompt.utils.statistics import DOUBLED
 
 BEST_METHOD = "lora"
 """By the validation images of development tasks (docs/results/methods.md)."""
@@ -114,7 +115,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     options = {
         **settings_options("data", "backbone", "weights", "backbone_precision"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=usual, help=help_method),
-        **settings_options("head_init", "train_on", "img_size", "in_chans", "calibrate", "track"),
+        **settings_options("head_init", "train_on", "img_size", "in_chans", "calibrate", "check_convergence", "track"),
         **OUTPUT,
         **REPORT,
     }
@@ -280,6 +281,9 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
     if pruning := result.get("pruning"):
         shares = f"{percent(pruning['tokens'])} of the prompts and {percent(pruning['segments'])} of the others'"
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
+    if peak := result.get("scores"):
+        spread = f"The scores of {peak['prompts']} prompts are spread as those of {peak['effective']:.1f} equal ones"
+        yield f"{spread}; the prompts that were kept have {percent(peak['kept_share'])} % of the sum."
     if trials := result.get("condensing", {}).get("trials"):
         tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
         score = target_of(result).title
@@ -302,8 +306,11 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         of = f" ({name})" if name else ""
         if stage.get("overfits"):
             yield f"The loss{of} on the validation images rose at the end: it overfits, and fewer epochs may do better."
-        elif not stage["converged"] and stage["epochs"]:
-            yield f"The loss{of} was still falling at the end; more epochs may help."
+        elif (converged := converged_in(stage)) is False:
+            yield f"The training{of} had not converged: {DOUBLED}. More epochs may help."
+        elif stage["epochs"]:
+            unknown = f"Whether the training{of} had converged is not known; --check-convergence finds out."
+            yield f"The training{of} had converged: twice the epochs change nothing." if converged else unknown
 
 
 def _learned(stage: dict[str, Any]) -> str:

@@ -54,7 +54,8 @@ class Report:
         if self.json:
             files = [str(out / f"report.{ending}") for ending in texts]
             methods = [asdict(method) for method in benchmark.aggregate(study)]
-            print_json({"name": study["name"], **counts, "methods": methods, "files": files})
+            chosen = [asdict(each) for each in benchmark.selections(benchmark.read(study))]
+            print_json({"name": study["name"], **counts, "methods": methods, "selection": chosen, "files": files})
             return
         print_note(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")
         print_note(f"In {out}: {', '.join(f'report.{ending}' for ending in texts)}. Open report.html in a browser.")

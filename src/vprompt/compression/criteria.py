@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -40,6 +41,16 @@ GRADIENTS: Mapping[str, Gradient] = {
     "pseudo-label": Gradient(of="predicted-loss"),
     "feature-change": Gradient(of="features"),
 }
+
+
+def whole(ratio: float, number: int) -> int:
+    """A share of so many prompts as a whole number, at least one; a half is rounded up.
+
+    Example:
+        >>> whole(0.3, 5), whole(0.5, 5), whole(0.145, 100), whole(0.01, 5)
+        (2, 3, 15, 1)
+    """
+    return max(1, math.floor(round(ratio * number, 9) + 0.5))
 
 
 def removes(criterion: str) -> bool:

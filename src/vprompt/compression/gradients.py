@@ -1,8 +1,9 @@
-"""Effects of each prompt on each image that are seen in the attention of the class token."""
+"""Attention that prompts are paid: each by the class token, image by image, and all together in every block."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -46,3 +47,33 @@ def class_similarity(model: PromptedModel) -> Generator[Effects]:
         return {block: paid.unflatten(0, (len(images), -1)).mean(1) for block, paid in seen.items()}
 
     yield effects
+
+
+@torch.no_grad()
+def attention_mass(model: PromptedModel, images_BCHW: Tensor) -> list[tuple[float, float]]:
+    """By block, shares of the tokens' attention that go to prompts and to key-value prompts, means over all heads.
+
+    Where the last block computes the class token only, it is that token's attention. Weights that may be below zero,
+    as those of differential attention, count by their size.
+
+    Example:
+        >>> import timm, vprompt
+        >>> model = vprompt.attach(timm.create_model("test_vit", img_size=32), vprompt.E2VPT(2, 1), num_classes=2)
+        >>> all(0 < visual + key_value < 1 for visual, key_value in attention_mass(model, torch.zeros(1, 3, 32, 32)))
+        True
+    """
+    shares: list[tuple[float, float]] = []
+
+    def note(block: int, prompts: slice, weights: Callable[[int], Tensor]) -> None:
+        paid_RHNM = weights(sys.maxsize).float().abs()
+        paid_RNM = (paid_RHNM / paid_RHNM.sum(3, keepdim=True)).mean(1)
+        if model.method.riding == "tokens":  # prompts ask queries as well
+            paid_RNM = torch.cat([paid_RNM[:, : prompts.start], paid_RNM[:, prompts.stop :]], 1)
+        paid_M = paid_RNM.mean((0, 1))
+        ready = slice(prompts.stop, prompts.stop + model.kv_prompts.count)
+        shares.append((float(paid_M[prompts].sum()), float(paid_M[ready].sum())))
+
+    watched = observed(model, note)
+    with torch.set_grad_enabled(model.target.dense):  # then all windows of the images are one batch
+        watched(images_BCHW)
+    return shares

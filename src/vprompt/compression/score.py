@@ -82,8 +82,8 @@ def score(
         >>> [len(scores) for scores in score(model, data)]
         [2, 2, 2, 2, 2, 2]
 
-    Source: Prompt Condensation (arXiv 2305.17223), equations 13-16 and section 5.3; masks: E²VPT (arXiv 2307.13770),
-    section 3.3.
+    Source: Prompt Condensation (arXiv 2305.17223), equations 13-16; [CLS] similarity: its Table 3; masks: E²VPT
+    (arXiv 2307.13770), section 3.3.
     """
     check_criterion(criterion, model.info)
     if segments is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vprompt.compression.criteria import SCOPES, Scope
+from vprompt.compression.criteria import SCOPES, Scope, whole
 from vprompt.utils.errors import VPromptError
 
 
@@ -18,10 +18,12 @@ def select(scores: Sequence[Tensor], *, ratio: float = 0.3, scope: Scope = "glob
 
     Args:
         scores: One tensor (P_l,) per block.
-        ratio: Share to retain, above 0 and up to 1; rounded to whole prompts, at least one.
+        ratio: Share to retain, above 0 and up to 1; rounded to whole prompts (a half upwards), at least one in all.
         scope: `"global"` retains the best over all blocks together, so that blocks end with different counts, possibly
-            none; `"local"` retains the share in every block; `"shared"` retains the same prompts in every block that
-            has any, those with the highest sums of scores.
+            none; `"local"` retains as many in all, dealt out to the blocks by their size (Sainte-Laguë), one that is
+            left over to the earlier block: of 5 prompts in each of 6 blocks 30 % are 2, 2, 2, 1, 1 and 1. `"shared"`
+            retains the same prompts in every block that has any, those with the highest sums of scores; as it rounds
+            in the block, its total is that of the others or the nearest multiple of the blocks.
 
     Returns:
         One int64 tensor of indices, rising, for every block.
@@ -96,18 +98,30 @@ def _comparable(scores: Sequence[Tensor], ratio: float, scope: Scope, parts: str
 
 def _best(scores: Sequence[Tensor], ratio: float, scope: Scope) -> list[Tensor]:
     """Masks of the highest of each block's scores (N_l,), or of all together."""
-    if scope != "global":
+    if scope == "shared":
         return [_highest(values, ratio) for values in scores]
+    if scope == "local":
+        scores = [_places(values) for values in scores]
     counts = [len(values) for values in scores]
     return list(_highest(torch.cat(list(scores)), ratio).split(counts))
 
 
 def _highest(values: Tensor, ratio: float) -> Tensor:
     """A mask of the highest values: as many as the ratio says, but at least one, and all that are infinite."""
-    number = max(1, round(ratio * len(values)), int(values.isinf().sum()))
+    number = max(whole(ratio, len(values)), int(values.isinf().sum()))
     mask = torch.zeros(len(values), dtype=torch.bool)
     mask[values.sort(descending=True, stable=True).indices[:number]] = True
     return mask
+
+
+def _places(values: Tensor) -> Tensor:
+    """The share of its block's values (N_l,) that are ahead of each, negated: the best of them over all blocks are as
+    many of each block as its size says, by the divisors of Sainte-Laguë. What is infinite stays so.
+    """
+    places = torch.empty(len(values), dtype=torch.float64)
+    ahead = torch.arange(len(values), dtype=torch.float64) + 0.5
+    places[values.sort(descending=True, stable=True).indices] = -ahead / max(1, len(values))
+    return places.masked_fill(values.isinf(), torch.inf)
 
 
 def _best_of_each(values_PR: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from vprompt.experiments.bench.engine import Watch
 from vprompt.experiments.bench.grid import AFTERWARDS
 from vprompt.experiments.bench.plan import MethodPlan, Plan, Search, check_number
 from vprompt.experiments.bench.store import open_store
-from vprompt.experiments.folder import score_key, target_of
+from vprompt.experiments.folder import converged_in, score_key, target_of
 from vprompt.experiments.report.comparison import draw, markdown
 from vprompt.experiments.settings import Condensing, Pruning, Settings, settings_from
 from vprompt.methods.registry import METHODS
@@ -296,7 +296,8 @@ def _row(
         "prompts": prompts + cost["kv_prompts"] if prompts is not None and "kv_prompts" in cost else None,
         **{key: cost.get(key) for key in ("folded_gmacs", "milliseconds", "time_ratio")},
         "training_seconds": mean([training_seconds(result) for result in results]),
-        "converged": sum(result["converged"] for result in results),
+        "converged": sum(converged_in(result) is True for result in results),
+        "unknown": sum(converged_in(result) is None for result in results),
         "pruned": any("pruning" in result for result in results),
         "failed": failed,
     }
@@ -315,7 +316,7 @@ def _averaged(figures: Sequence[Any]) -> Any:
     return statistics.fmean(figures) if all(isinstance(figure, float | int) for figure in figures) else None
 
 
-REPORTED = ("prompt_counts", "learned_params", "converged", "settings")
+REPORTED = ("prompt_counts", "learned_params", "settings")
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
@@ -327,6 +328,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     return {
         **facts,
         **{key: result[key] for key in (score_key(result, "val"), score_key(result, "test"), *REPORTED)},
+        "converged": converged_in(result),
         "training_seconds": training_seconds(result),
         "provenance": {
             "data_fingerprint": origin["data"]["fingerprint"],

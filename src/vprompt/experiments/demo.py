@@ -17,6 +17,7 @@ from vprompt.experiments.bench.plan import Plan, load_plan
 from vprompt.experiments.bench.scheduler import BenchError
 from vprompt.experiments.bench.store import open_store
 from vprompt.experiments.compare import time_folded
+from vprompt.experiments.folder import converged_in
 from vprompt.model.cost import model_cost
 from vprompt.model.latency import Latency
 from vprompt.model.load import load
@@ -94,7 +95,7 @@ def _row(name: str, model: PromptedModel, result: dict[str, Any], folder: Path, 
         "milliseconds": time_.milliseconds,
         "time_ratio": time_.ratio,
         "training_seconds": result["training_seconds"],
-        "converged": result["converged"],
+        "converged": converged_in(result),
     }
 
 

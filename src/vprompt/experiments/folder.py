@@ -152,7 +152,8 @@ class _Model(_Intervals, total=False):
     method: str
     target: str
     training_seconds: float
-    converged: bool
+    converged: bool | None
+    convergence: dict[str, float]
     overfits: bool
     calibration: dict[str, Any]
     epochs: int | list[dict[str, float]]
@@ -196,6 +197,20 @@ def score_key(result: Mapping[str, Any], split: str) -> str:
         ('test_accuracy', 'val_r2')
     """
     return f"{split}_{target_of(result).headline}"
+
+
+def converged_in(result: Mapping[str, Any]) -> bool | None:
+    """Whether the training of a result had converged; None where that is not known.
+
+    Earlier versions went by the falling of the loss, which is no evidence: their answer does not count.
+
+    Example:
+        >>> doubled = {"epochs": 60, "difference": 0.1, "standard_error": 0.2}
+        >>> converged_in({"converged": True, "convergence": doubled}), converged_in({"converged": True})
+        (True, None)
+    """
+    converged = result.get("converged")
+    return converged if isinstance(converged, bool) and result.get("convergence") else None
 
 
 def target_of(result: Mapping[str, Any]) -> type[Target]:

@@ -90,6 +90,8 @@ def run(
         if trained is not None:
             early, history, before = _take_over(model, trained, stages)
             recipe = recipe if recipe.fixed else model.recipe or recipe
+            if settings.prune is not None and settings.prune.rewind_epoch:
+                early = model.state()
         else:
             if settings.prune is not None:
                 history = stages.train_and_record(model, recipe, settings.prune.rewind_epoch)
@@ -98,6 +100,10 @@ def run(
             before = stages.report(model, history)
             stages.keep(model, before, settings, origin)
         if settings.prune is not None:
+            if settings.prune.fresh_start:
+                torch.manual_seed(2**32 - 1 - settings.recipe.seed)  # of which torch reads 32 bits
+                options: dict[str, Any] = {"head_init": settings.head_init, "head": settings.head}
+                early = attach(model.backbone, settings.method, data=stages.task, **options).state()
             pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
             facts |= {"before": before, "pruning": _pruning_facts(pruned)}
             return stages.finish(pruned.model, pruned.history or history, facts, origin)
@@ -109,8 +115,11 @@ def run(
 
 def first_stage(settings: Settings) -> Settings | None:
     """The training that a condensing or pruning run starts from and may share with others; None where it cannot."""
-    if settings.condense is None and (settings.prune is None or settings.prune.rewind_epoch):
-        return None  # values to rewind to, other than the initial ones, are recorded while training
+    recipe, prune = settings.recipe, settings.prune
+    if settings.condense is None:
+        last = None if recipe.ema or recipe.best_epoch or recipe.early_stopping else recipe.epochs
+        if prune is None or prune.rewind_epoch not in (0, last):
+            return None  # values to rewind to, other than the first and the last ones, are recorded while training
     return replace(settings, condense=None, prune=None)
 
 

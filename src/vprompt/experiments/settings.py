@@ -88,10 +88,13 @@ class Pruning(PruneSettings):
     """Pruning after training, as E²VPT does: the least important prompts and segments go, the rest is trained again.
 
     Args:
-        rewind_epoch: Train what is left from where it was after this epoch; 0 is before the first step.
+        rewind_epoch: Train what is left from where it was after this epoch; 0 is before the first step, and the last
+            one goes on from the trained values.
+        fresh_start: Train it from new random values instead, to see what rewinding is good for.
     """
 
     rewind_epoch: int = 0
+    fresh_start: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,9 @@ class Settings:
             on four blocks), conv (two convolutions that enlarge the map); linear when left out.
         calibrate: Fit a temperature on the validation images, so that probabilities are as often right as they say.
 
+        check_convergence: Train twice as long as well, to find out whether the training had converged: whether the loss
+            on the validation images changes by no more than its standard error. It costs two trainings more.
+
     Raises:
         VPromptError: If a value is out of range, or two do not go together.
     """
@@ -166,6 +172,7 @@ class Settings:
     target: str | None = field(default=None, metadata=ADDED)
     head: DenseHead | None = field(default=None, metadata=ADDED)
     calibrate: bool = field(default=False, metadata=ADDED)
+    check_convergence: bool = field(default=False, metadata=ADDED)
 
     __repr__ = brief
 
@@ -181,11 +188,12 @@ class Settings:
                     "How much to condense is chosen on validation images, so they cannot be trained on; give a share "
                     "instead of auto, or train on 'train'."
                 )
-        if self.calibrate and self.train_on != "train":
-            raise VPromptError(
-                "A temperature is fitted on validation images, so they cannot be trained on; leave out --calibrate, or "
-                "train on 'train'."
-            )
+        for what, flag in (("A temperature is fitted", "calibrate"), ("Convergence is told", "check_convergence")):
+            if getattr(self, flag) and self.train_on != "train":
+                raise VPromptError(
+                    f"{what} on validation images, so they cannot be trained on; leave out --{flag.replace('_', '-')}, "
+                    "or train on 'train'."
+                )
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:
@@ -202,6 +210,11 @@ class Settings:
             raise VPromptError(
                 "How much to prune is searched on validation images, so they cannot be trained on; give --prune-tokens "
                 "and --prune-segments, or train on 'train'."
+            )
+        if prune.fresh_start and (prune.rewind_epoch or self.method.relocates):
+            raise VPromptError(
+                "A fresh start rewinds to no epoch, and prompts that move have none; leave out --fresh-start, or "
+                "--rewind-epoch."
             )
         most = math.inf if self.recipe.epochs == AUTO else self.recipe.num_epochs
         if prune.rewind_epoch and not 0 <= prune.rewind_epoch <= most:

@@ -22,6 +22,7 @@ from vprompt.backbones.names import full_name
 from vprompt.backbones.quantise import quantise
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
+from vprompt.compression.gradients import attention_mass
 from vprompt.compression.prune import prune
 from vprompt.compression.score import score
 from vprompt.compression.search import Pruned
@@ -40,15 +41,15 @@ from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.tasks.base import to_document
-from vprompt.training.checkpoint import History, load_tensors, save_tensors
-from vprompt.training.evaluate import Evaluation, difference, evaluate
-from vprompt.training.loader import ImageLabels
-from vprompt.training.precision import in_bf16
+from vprompt.training.checkpoint import Doubled, History, load_tensors, save_tensors
+from vprompt.training.evaluate import Evaluation, difference, doubled, evaluate
+from vprompt.training.loader import ImageLabels, in_order, iterate
+from vprompt.training.precision import emulated, in_bf16
 from vprompt.training.settle import settled
 from vprompt.training.trainer import fit
 from vprompt.utils.devices import usable_threads
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import BackboneError, DataError, VPromptError
+from vprompt.utils.errors import BackboneError, DataError, DivergedError, VPromptError
 from vprompt.utils.io import read_json, write_json
 from vprompt.utils.progress import Report, bar, tell
 from vprompt.utils.text import line, listed
@@ -110,6 +111,9 @@ def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
 
 
 SPLITS = {"val": "validation", "test": "test"}
+
+DOMINANT = 0.5
+"""Share of attention above which prompts dominate a block: it mixes more of what all images share than of the image."""
 
 FULL, CONDENSED = "full", "condensed"
 """Folders in that of a run: the adapter with all prompts, and the one with those that are kept, not fine-tuned."""
@@ -188,6 +192,10 @@ class Stages:
                 "instead of auto."
             )
         sure = self.task.target.answer == "probabilities" and not self.task.target.dense
+        self.checks = isinstance(settings, Settings) and settings.check_convergence
+        if self.checks and self.val is None:
+            lack = "validation images to tell convergence by; leave out --check-convergence."
+            raise DataError(f"{self.task.source} has no {lack}")
         if self.calibrate and (self.val is None or not sure):
             lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
@@ -198,6 +206,9 @@ class Stages:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.task.target.dense and (looks := windows_of(self.train_images)) > MANY_WINDOWS:
             self.notes.append(f"An image is seen in about {looks:.0f} windows: --resize fit makes that fewer.")
+        slow = emulated(recipe.precision, model.device)
+        if self.bars and slow:
+            tell([slow])
         if self.bars and self.sources.introduced is not self.task:
             lines = preview(model, self.task, self.train_images, self.settings, recipe)
             done = BALANCE if recipe.balance != "none" else None
@@ -205,6 +216,7 @@ class Stages:
             about_data = [note for note in notes if not note.startswith("Passed over")]
             tell([*lines, *about_data, *self.notes])
             self.sources.introduced = self.task
+        self.notes += [slow] * bool(slow)
 
     def settle(self, model: PromptedModel, *, search: bool = True) -> Recipe:
         """The recipe with the numbers that are found on the data, which its result names as well.
@@ -237,7 +249,8 @@ class Stages:
         until: int | None = None,
     ) -> History:
         """Trains what there is to learn, or up to an epoch; the state is kept in the run's folder by default."""
-        return fit(
+        twin = model.copy() if self.checks and stage in ("training", "fine-tuning") and checkpoint is None else None
+        history = fit(
             model,
             self.train_images,
             self.val,
@@ -250,6 +263,23 @@ class Stages:
             until=until,
             log=None if checkpoint is not None else self.log.stage(stage),
         )
+        if twin is not None and self.val is not None and history.rows:
+            history.doubled = self._doubled(model, twin, self.val, recipe, stage)
+        return history
+
+    def _doubled(
+        self, model: PromptedModel, twin: PromptedModel, val: ImageDataset, recipe: Recipe, stage: str
+    ) -> Doubled | None:
+        """What twice the epochs change on the validation images; None where they end in no number."""
+        longer, label = replace(recipe, epochs=2 * recipe.num_epochs), f"{stage}, twice as long"
+        options: dict[str, Any] = {"resume": True, "progress": self.progress, "label": label}
+        state = self.folder.state(f"{stage}-doubled.safetensors")
+        try:
+            fit(twin, self.train_images, val, recipe=longer, checkpoint=state, **options)
+        except DivergedError:
+            return None
+        ends = (self._evaluated(each, val, "validation").losses for each in (model, twin))
+        return doubled(*ends, epochs=longer.num_epochs)
 
     def train_and_record(self, model: PromptedModel, recipe: Recipe, rewind_epoch: int) -> History:
         """Trains with all prompts and records on the way the values to rewind to."""
@@ -346,6 +376,11 @@ class Stages:
             self.facts["condensing"] = {"ratio": ratio, "trials": trials}
         else:
             ratio, small, history = tuned(settings.ratio, "fine-tuning")
+        if small.condensation is not None:
+            self.facts["scores"] = peak = small.condensation.peak
+            if peak["tied"]:
+                alone = f"Prompts that were kept by their place alone: {peak['tied']} of {sum(small.prompt_counts)}"
+                self.notes.append(f"{alone}; they score no higher than others that went.")
         if keep and history.rows and is_main_process():
             condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
         return small, history
@@ -389,6 +424,7 @@ class Stages:
             "target": model.target.name,
             "training_seconds": round(history.seconds, 1),
             "converged": history.converged,
+            **({} if history.doubled is None else {"convergence": asdict(history.doubled)}),
             "overfits": history.overfits,
             "epochs": history.rows,
         }
@@ -411,6 +447,7 @@ class Stages:
         if len(self.evaluations) > 1:
             facts = {**facts, "lost": self._lost(*self.evaluations[-2:])}
         recipe, device = model.recipe or self._recipe(model), model.device
+        facts = {**facts, **self._attention(model)}
         result = {
             **report,
             **facts,
@@ -437,6 +474,22 @@ class Stages:
                 result["notes"].append(f"There is no {PAGE} ({type(error).__name__}: {line(error)}).")
                 write_json(self.folder.out / RESULT, result)
         return result
+
+    def _attention(self, model: PromptedModel) -> dict[str, Any]:
+        """Attention that prompts take in every block on the first images to validate on; noted where it is much."""
+        if not any(model.prompt_counts) and not len(model.kv_prompts):
+            return {}
+        data = self.val or self.train_images
+        images, _ = next(iter(iterate(data, in_order(min(len(data), 16), 16), device=model.device, model=model)))
+        mass = attention_mass(model, images)
+        both = [sum(pair) for pair in mass]
+        if many := sum(share > DOMINANT for share in both):
+            self.notes.append(
+                f"Prompts take up to {100 * max(both):.0f} % of a block's attention, in {many} of {len(both)} blocks "
+                "more than the image, and they are the same for all images; fewer prompts leave it more."
+            )
+        visual, key_value = ([round(share, 4) for share in shares] for shares in zip(*mass, strict=True))
+        return {"attention": {"prompts": visual, "kv_prompts": key_value}}
 
     @staticmethod
     def _lost(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.meta import QuickShapes, on_meta
 from vprompt.methods.layers.head import MLPHead
 from vprompt.methods.linear import Linear
-from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.model import FoldedModel, PromptedModel
 from vprompt.utils.errors import VPromptError
@@ -98,36 +97,16 @@ class Cost:
     prompt_params: int
 
 
-def cost(backbone: str, prompts: Sequence[int], *, shallow: bool = False, img_size: int | None = None) -> list[Cost]:
-    """Costs of a backbone with different numbers of prompts; needs no weights and no download.
-
-    Args:
-        backbone: A timm name.
-        prompts: Prompts per block (deep), or in all (shallow); 0 is the bare backbone.
-        shallow: Count shallow instead of deep prompts.
-        img_size: Input size in pixels where it should differ from the pre-training size.
-
-    Returns:
-        One `Cost` per entry of `prompts`.
-
-    Raises:
-        BackboneError: If the backbone is unknown or not supported.
-        VPromptError: If a number of prompts is negative.
+def bare_gmacs(backbone: str, img_size: int | None = None) -> float:
+    """10^9 multiply-accumulates of one image in a backbone, by its timm name; needs no weights and no download.
 
     Example:
-        >>> plain, prompted = cost("vit_base_patch16_224", [0, 50])
-        >>> round(plain.published_gmacs, 2), round(prompted.published_gmacs, 2), round(prompted.folded_gmacs, 2)
-        (17.56, 22.22, 16.51)
-
-    Source: Prompt Condensation (arXiv 2305.17223), Table 1, whose "GFLOPs" are multiply-accumulates.
+        >>> round(bare_gmacs("vit_base_patch16_224"), 2)
+        17.56
     """
-    if prompts:
-        check_prompts(prompts)
     with torch.device("meta"):
         model = create_backbone(backbone, pretrained=False, img_size=img_size)
-    depth = "shallow" if shallow else "deep"
-    methods = {count: VPT(count, depth) if count else Linear() for count in prompts}
-    return [replace(model_cost(attach(model, methods[n], num_classes=1)), prompts=n) for n in prompts]
+    return gmacs(attach(model, Linear(), num_classes=1).copy(execution="published").eval())
 
 
 def model_cost(model: PromptedModel) -> Cost:
@@ -144,7 +123,7 @@ def model_cost(model: PromptedModel) -> Cost:
         published_gmacs=costs.published_gmacs,
         prefix_gmacs=costs.prefix_gmacs,
         folded_gmacs=costs.folded_gmacs,
-        prompt_params=sum(p.numel() for p in model.prompts.parameters()),
+        prompt_params=sum(p.numel() for p in (*model.prompts.parameters(), *model.kv_prompts.parameters())),
     )
 
 
@@ -182,8 +161,9 @@ def folded_gmacs(model: PromptedModel) -> float:
     """10^9 multiply-accumulates of one image once the model is folded, without the classifier; it is not run.
 
     Example:
-        >>> import timm
-        >>> round(folded_gmacs(attach(timm.create_model("vit_base_patch16_224"), VPT(50), num_classes=2)), 2)
+        >>> import timm, vprompt
+        >>> backbone = timm.create_model("vit_base_patch16_224")
+        >>> round(folded_gmacs(attach(backbone, vprompt.VPT(50), num_classes=2)), 2)
         16.51
     """
     meta = on_meta(model)

@@ -200,7 +200,7 @@ class Recipe:
     def for_fine_tuning(self, *, epochs: int = 20, lr_factor: float = 0.1) -> Recipe:
         """The recipe with which condensed prompts are fine-tuned: fewer epochs at a tenth of the rate.
 
-        Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1 and section 5.1.
+        Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1 and section 6.1; the tenth is ours.
         """
         base = self.lr if isinstance(self.lr, float) else DEFAULT_LR[self.optimizer]
         return replace(self, epochs=epochs, time=None, lr=base * lr_factor)
@@ -252,6 +252,37 @@ class Condensation:
     merge: bool = False
 
     __repr__ = brief
+
+    @property
+    def peak(self) -> dict[str, float]:
+        """How peaked the scores are, by their size, and how many `tied` prompts were retained by place alone.
+
+        `effective` is the number of equal scores that would be spread as evenly, out of `prompts`; `kept_share` is what
+        the retained ones have of the sum. A tied prompt scores no higher than a removed one that it was compared with.
+
+        Example:
+            >>> Condensation(criterion="taylor", scope="global", ratio=0.5, scores=((0.0,) * 4,), kept=((0, 1),)).peak
+            {'prompts': 4, 'effective': 4.0, 'kept_share': 0.5, 'tied': 2}
+        """
+        scores = self.scores
+        if self.scope == "shared":  # which compares sums over the blocks that have any
+            sums = tuple(map(math.fsum, zip(*filter(None, scores), strict=True)))
+            scores = tuple(sums if own else () for own in scores)
+        blocks = zip(scores, self.kept, strict=True)
+        rows = [[(score, n in kept) for n, score in enumerate(own)] for own, kept in blocks]
+        every = [each for row in rows for each in row]
+        total = math.fsum(abs(score) for score, _ in every)
+        shares = [(abs(score) / total if total else 1 / len(every), kept) for score, kept in every]
+        tied = 0
+        for row in [every] if self.scope == "global" else rows:
+            best = max((score for score, kept in row if not kept), default=-math.inf)
+            tied += sum(kept and score <= best for score, kept in row)
+        return {
+            "prompts": len(every),
+            "effective": math.exp(-math.fsum(share * math.log(share) for share, _ in shares if share)),
+            "kept_share": math.fsum(share for share, kept in shares if kept),
+            "tied": tied,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

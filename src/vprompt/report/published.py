@@ -134,8 +134,19 @@ def gmacs(family: str | None) -> tuple[dict[int, float], str]:
         >>> gmacs(VIT)[0][100]
         26.9
     """
-    lines = [line for line in _lines(COSTS) if line["family"] == family and not line["percent"]]
+    lines = [line for line in _lines(COSTS) if line["family"] == family and not line["percent"] + line["scope"]]
     return {int(line["prompts"]): float(line["value"]) for line in lines}, lines[0]["source"] if lines else ""
+
+
+def overheads(family: str | None) -> dict[int, float]:
+    """Published overheads of VPT-Deep in percent, by prompts per block, as printed.
+
+    Example:
+        >>> overheads(SWIN)
+        {5: 5.8, 10: 11.6, 25: 28.5, 50: 57.8}
+    """
+    lines = [line for line in _lines(COSTS) if line["family"] == family and line["scope"] == "overhead"]
+    return {int(line["prompts"]): float(line["value"]) for line in lines}
 
 
 def measured_family(backbone: str, img_size: Sequence[int]) -> str | None:

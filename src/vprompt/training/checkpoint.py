@@ -27,6 +27,26 @@ _OLD_METADATA = "laconic"
 """The same in files written before the library had its name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doubled:
+    """The evidence for convergence: what twice the epochs change in the loss of the same validation images.
+
+    Args:
+        epochs: Of the longer training, which began as the other did.
+        difference: Its mean loss minus the other's.
+        standard_error: Of that difference, image by image.
+    """
+
+    epochs: int
+    difference: float
+    standard_error: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether the change is no larger than its standard error."""
+        return abs(self.difference) <= self.standard_error
+
+
 @dataclass(kw_only=True)
 class History:
     """The course of a training: one row per epoch (`epoch`, `loss`, `accuracy`, `lr`, sometimes `val_accuracy`).
@@ -36,20 +56,19 @@ class History:
 
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    doubled: Doubled | None = None
 
     def __repr__(self) -> str:
         figures = "".join(f", {name} {value:.3g}" for name, value in (self.rows or [{}])[-1].items() if name != "epoch")
         return f"History({len(self.rows)} epochs{figures}, {self.seconds:.1f} seconds)"
 
     @property
-    def converged(self) -> bool:
-        """True where the loss fell by less than 5 % from the mean of the epochs at 60-80 % to that at 80-100 %."""
-        losses = [row["loss"] for row in self.rows]
-        fifth = len(losses) // 5
-        if not fifth:
-            return False
-        before, after = sum(losses[-2 * fifth : -fifth]) / fifth, sum(losses[-fifth:]) / fifth
-        return before - after < 0.05 * before or after < 0.05
+    def converged(self) -> bool | None:
+        """Whether twice the epochs change nothing that could be told; None where no such training was made.
+
+        The loss of one training does not say: it flattens because the learning rate falls to zero.
+        """
+        return None if self.doubled is None else self.doubled.converged
 
     @property
     def overfits(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vprompt.model.classifier import Classifier
 from vprompt.tasks.base import Target
+from vprompt.training.checkpoint import Doubled
 from vprompt.training.loader import ImageLabels, check_kind, in_order, iterate, size_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, silent
@@ -27,12 +28,14 @@ class Evaluation:  # noqa: PLW1641 - tensors have no hash of their content
         loss: Mean of the images' losses.
         logits: (N, K) in float32; where pixels have labels, what `Target.reduced` makes of them.
         labels: (N,) or (N, K), the labels as a tensor, or what that makes of them.
+        losses: (N,), the loss of each image; empty where it was not kept.
     """
 
     target: Target
     loss: float
     logits: Tensor
     labels: Tensor
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -89,6 +92,20 @@ def difference(before: Evaluation, after: Evaluation) -> tuple[float, tuple[floa
     return before.target.difference(before.logits, after.logits, before.labels)
 
 
+def doubled(shorter: Tensor, longer: Tensor, epochs: int) -> Doubled | None:
+    """Compares the losses (N,) of images with those after twice the epochs; None of fewer than two images.
+
+    Example:
+        >>> doubled(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([1.5, 2.5, 2.0]), 60)
+        Doubled(epochs=60, difference=0.0, standard_error=0.2886751345948129)
+    """
+    if min(len(shorter), len(longer)) < 2:
+        return None
+    changes = (longer.double() - shorter.double()).cpu()
+    error = float(changes.std() / math.sqrt(len(changes)))
+    return Doubled(epochs=epochs, difference=float(changes.mean()), standard_error=error)
+
+
 def evaluate(
     model: Classifier,
     data: ImageLabels,
@@ -114,13 +131,15 @@ def evaluate(
         4
     """
     parts: list[tuple[Tensor, Tensor]] = []
+    losses: list[Tensor] = []
     loss, length = 0.0, size_of(data)
     for logits, labels in outputs(model, data, batch_size=batch_size, workers=workers, report=report):
-        loss += float(model.target.loss(logits, labels).sum())
+        losses.append(model.target.loss(logits, labels))
+        loss += float(losses[-1].sum())
         reduced = model.target.reduced(logits, labels)
         parts.append((reduced[0].cpu(), reduced[1].cpu()))
     logits, labels = map(torch.cat, zip(*parts, strict=True))
-    return Evaluation(target=model.target, loss=loss / length, logits=logits, labels=labels)
+    return Evaluation(target=model.target, loss=loss / length, logits=logits, labels=labels, losses=torch.cat(losses))
 
 
 @torch.inference_mode()

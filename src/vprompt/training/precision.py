@@ -28,6 +28,13 @@ def in_bf16(precision: Precision, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and fast_bf16(device.type))
 
 
+def emulated(precision: Precision, device: torch.device) -> str:
+    """A sentence where bf16 is asked of a device that has no units for it; else nothing."""
+    if precision != "bf16" or fast_bf16(device.type):
+        return ""
+    return f"The {device.type} has no units for bf16 and emulates it slowly; --precision auto takes fp32."
+
+
 def autocast(model: PromptedModel, recipe: Recipe) -> torch.autocast:
     """The precision of forward passes, as a context."""
     device = next(model.parameters()).device

@@ -103,12 +103,11 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
         (3, False)
     """
     found: dict[str, Any] = {}
-    hints = _hints(type(config))
-    for entry in fields(config):
+    for entry, _, nested in _entries(type(config)):
         value = getattr(config, entry.name)
         if entry.metadata.get("polymorphic"):
             continue
-        if _nested(hints[entry.name]) is not None:
+        if nested is not None:
             if value is None:
                 continue
             if (switch := entry.metadata.get("switch")) is not None:
@@ -132,11 +131,11 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
     Raises:
         VPromptError: If a value is of the wrong type or out of range.
     """
-    given, hints = dict(ready), _hints(kind)
-    for entry in fields(kind):
+    given = dict(ready)
+    for entry, hint, nested in _entries(kind):
         if entry.name in given or entry.metadata.get("polymorphic"):
             continue
-        if (nested := _nested(hints[entry.name])) is not None:
+        if nested is not None:
             when = entry.metadata.get("when")
             # Not `in (None, False)`: a share of 0 asks for it as well.
             if when is None or any(values.get(flag) is not None and values[flag] is not False for flag in when):
@@ -144,7 +143,7 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
             continue
         flag = entry.metadata.get("flag", entry.name)
         if flag in values and not (values[flag] is None and entry.metadata.get("off")):
-            given[entry.name] = typed(flag, values[flag], hints[entry.name])
+            given[entry.name] = typed(flag, values[flag], hint)
     return kind(**given)
 
 
@@ -193,14 +192,13 @@ def check_fields(config: Any) -> None:
         Traceback (most recent call last):
         vprompt.utils.errors.VPromptError: The setting seed takes a whole number, not 2.5.
     """
-    hints = _hints(type(config))
-    for entry in fields(config):
-        if _nested(hints[entry.name]) is not None:
+    for entry, hint, nested in _entries(type(config)):
+        if nested is not None:
             continue  # which checks itself
         value = getattr(config, entry.name)
         plain = cast("Any", value).item() if isinstance(value, Number) and hasattr(value, "item") else value
         with suppress(TypeError):  # a type that only its method knows
-            plain = typed(entry.name, plain, hints[entry.name])
+            plain = typed(entry.name, plain, hint)
         if plain is not value:
             object.__setattr__(config, entry.name, plain)
 
@@ -325,6 +323,13 @@ def _default(entry: Field[Any]) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+@functools.cache
+def _entries(kind: type) -> list[tuple[Field[Any], Any, type | None]]:
+    """Fields of a dataclass, their hints, and the dataclasses that are nested in these."""
+    hints = _hints(kind)
+    return [(entry, hints[entry.name], _nested(hints[entry.name])) for entry in fields(kind)]
 
 
 def _nested(hint: Any) -> type | None:

@@ -7,6 +7,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+DOUBLED = "twice the epochs change the loss on the validation images by more than its standard error"
+"""Says of a training that it had not converged."""
+
+UNKNOWN = "they had converged: no training of twice the epochs was made (check_convergence)"
+"""Says why that is not known of trainings."""
+
+FELL = "by the falling of the loss, an older rule, which says little"
+"""Says of figures in documents of earlier versions what was meant by convergence."""
+
 Z_95 = 1.959964
 """Standard deviations of a normal distribution on both sides that hold 95 % of it."""
 

@@ -25,6 +25,8 @@ class Cost(Analysis):
     """timm name; vit_base_patch16_224 when left out."""
     prompts: Annotated[tuple[int, ...], commas(int, "--prompts", "0,50,100")] | None = None
     """Prompts per block (deep), or in all (shallow); 0,50,100,150,200 when left out, 0,5,10,25,50 with windows."""
+    kv_prompts: int = 0
+    """Key-value prompts per block beside them, as E2VPT has."""
     originals: Annotated[tuple[int, ...], commas(int, "--originals", "200,100,50")] | None = None
     """Prompts per block that are condensed; 200,100,50 when left out, 50,25,10 with windows."""
     shares: Shares = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)

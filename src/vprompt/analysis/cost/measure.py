@@ -81,6 +81,7 @@ class Costs:
         prompts: One entry for each number of prompts.
         condensed: What is left of larger numbers of prompts, local and, by a profile that stands in, global.
         given: Real counts, and as many prompts spread evenly; empty without real counts.
+        kv_prompts: Key-value prompts of every block, beside all of these.
     """
 
     backbone: str
@@ -95,6 +96,7 @@ class Costs:
     prompts: tuple[PromptCost, ...]
     condensed: tuple[CondensedCost, ...]
     given: tuple[CondensedCost, ...]
+    kv_prompts: int = 0
 
 
 def run(options: Cost, host: Host) -> Costs:
@@ -131,16 +133,18 @@ def run(options: Cost, host: Host) -> Costs:
     alike = {number: same(number, blocks, shallow=shallow) for number in prompts}
     retained = [row for number in originals for row in retained_counts(number, options.shares, blocks, shallow=shallow)]
     given = _given(name, options, original, blocks)
+    if shallow and options.kv_prompts:
+        raise VPromptError("Key-value prompts stand beside deep ones; leave out --kv-prompts, or --shallow.")
     models = {
-        row: with_counts(backbone, row, shallow=shallow, num_classes=classes)
-        for row in [(0,) * blocks, *alike.values(), *(row.counts for row in [*retained, *given])]
+        row: with_counts(backbone, row, shallow=shallow, kv_prompts=options.kv_prompts, num_classes=classes)
+        for row in [*alike.values(), *(row.counts for row in [*retained, *given])]
     }
     costs: dict[tuple[int, ...], counting.Executions] = {}
     with host.bar("counting") as report:
         for done, (row, prompted) in enumerate(models.items(), start=1):
             costs[row] = counting.executions(prompted)
             report(done, len(models))
-    bare = costs[(0,) * blocks].published_gmacs
+    bare = counting.executions(attach(backbone, Linear(), num_classes=classes)).published_gmacs
     return Costs(
         backbone=name,
         img_size=info.preprocessing.size,
@@ -154,6 +158,7 @@ def run(options: Cost, host: Host) -> Costs:
         prompts=tuple(_prompt_cost(n, models[row], costs[row], bare, options.threshold) for n, row in alike.items()),
         condensed=tuple(CondensedCost(**vars(row), **vars(costs[row.counts])) for row in retained),
         given=tuple(CondensedCost(**vars(row), **vars(costs[row.counts])) for row in given),
+        kv_prompts=options.kv_prompts,
     )
 
 
@@ -205,7 +210,7 @@ def _prompt_cost(
         published_gmacs=costs.published_gmacs,
         prefix_gmacs=costs.prefix_gmacs,
         folded_gmacs=costs.folded_gmacs,
-        prompt_params=sum(p.numel() for p in prompted.prompts),
+        prompt_params=sum(p.numel() for p in (*prompted.prompts, *prompted.kv_prompts)),
         head_params=sum(p.numel() for p in prompted.head.parameters()),
         adapter_bytes=counting.adapter_bytes(prompted),
         rule=extra(number / prompted.info.attended),

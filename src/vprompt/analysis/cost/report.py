@@ -42,6 +42,11 @@ def _verdict(costs: Costs, key: str) -> str:
 # ── what the paper prints ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def printed_overheads(costs: Costs) -> dict[float, str]:
+    """Its overheads by the number of prompts."""
+    return {number: f"+{value} %" for number, value in published.overheads(_family(costs)).items()}
+
+
 def _printed(costs: Costs) -> dict[float, str]:
     """Its figures by the number of prompts."""
     return {number: f"{value:.1f}" for number, value in published.gmacs(_family(costs))[0].items()}
@@ -55,7 +60,20 @@ def _printed_of(costs: Costs, row: CondensedCost) -> str | None:
 
 
 def _family(costs: Costs) -> str | None:
-    return published.measured_family(costs.backbone, costs.img_size) if costs.depth == "deep" else None
+    as_printed = costs.depth == "deep" and not costs.kv_prompts
+    return published.measured_family(costs.backbone, costs.img_size) if as_printed else None
+
+
+def lengths(costs: Costs) -> str:
+    """Lengths of prompts by which E²VPT's published share of learned numbers is reached; empty without its prompts."""
+    if not costs.kv_prompts:
+        return ""
+    first = costs.prompts[0]
+    each = first.prompt_params / (first.prompts + costs.kv_prompts) / costs.backbone_params
+    return (
+        "E2VPT's paper reports 0.32 % (summary) and 0.39 % (VTAB-1k) learned of ViT-B/16. Of this backbone these are "
+        f"{0.0032 / each:.0f} and {0.0039 / each:.0f} prompts per block, of both kinds together, without a head."
+    )
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -64,6 +82,7 @@ def _family(costs: Costs) -> str | None:
 def tables(costs: Costs) -> list[Block]:
     """The paper's Table 1, its rule, what is learned, and its Table 5."""
     blocks: list[Block] = [_by_prompts(costs), _overheads(costs), _learned(costs)]
+    blocks += [Paragraph(words)] if (words := lengths(costs)) else []
     for original in dict.fromkeys(row.original for row in costs.condensed):
         condensed = [row for row in costs.condensed if row.original == original]
         blocks.append(_table5(costs, condensed, f"GMACs per image after condensing {_prompts(costs, original or 0)}"))
@@ -96,11 +115,20 @@ def _by_prompts(costs: Costs) -> Table:
 
 
 def _overheads(costs: Costs) -> Table:
+    paper = printed_overheads(costs)
+    rows = [
+        [
+            f"{row.prompts:g}",
+            *([paper.get(row.prompts, "–")] if paper else []),
+            *map(_extra, (row.rule, row.published, row.folded)),
+        ]
+        for row in costs.prompts
+    ]
     return simple_table(
         f"What prompts add, and whether to condense them for it (above {percent(costs.threshold)} %); by the "
         f"paper's rule with N = {costs.tokens} tokens, and by GMACs over the bare backbone's",
-        ["prompts", "(N+P)/N - 1", "published", "folded"],
-        [[f"{row.prompts:g}", *map(_extra, (row.rule, row.published, row.folded))] for row in costs.prompts],
+        ["prompts", *(["paper"] if paper else []), "(N+P)/N - 1", "published", "folded"],
+        rows,
     )
 
 
@@ -124,7 +152,8 @@ def _title(costs: Costs) -> str:
 
 
 def _axis(costs: Costs) -> str:
-    return "prompts per block" if costs.depth == "deep" else "prompts in all"
+    more = f" beside {count(costs.kv_prompts, 'key-value prompt')}" if costs.kv_prompts else ""
+    return f"prompts per block{more}" if costs.depth == "deep" else "prompts in all"
 
 
 def _gmacs(row: PromptCost | CondensedCost) -> list[str]:

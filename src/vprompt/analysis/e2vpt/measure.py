@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,15 +88,15 @@ def plan_of(options: E2VPTAblations) -> Plan:
         raise PlanError(
             "The default has prompts of both kinds, and so has every other length; give at least 1 of each."
         )
-    if wrong := [share for share in options.pruned if not 0 < share < 1]:
-        raise PlanError(f"The shares to prune must be above 0 and below 1, not {wrong[0]}.")
+    if wrong := [share for share in (*options.pruned, *options.controlled, *options.rewound) if not 0 < share < 1]:
+        raise PlanError(f"Shares to prune and to rewind to must be above 0 and below 1, not {wrong[0]}.")
     tables = [{"label": DEFAULT}, *(table for rows in _tables(options).values() for table in rows)]
     return make_plan(
         options,
         [{"method": "e2vpt", **table} for table in tables],
         title="E2VPT's ablations",
         description="E2VPT, and what differs from it in one thing: a kind of prompts, what they share, their number, "
-        "how much is pruned.",
+        "how much is pruned, by which criterion, and what the rest is trained from.",
         source="E2VPT (arXiv 2307.13770), section 4",
         settings={"prompts": options.prompts, "kv_prompts": options.kv_prompts},
     )
@@ -103,7 +104,7 @@ def plan_of(options: E2VPTAblations) -> Plan:
 
 def _tables(options: E2VPTAblations) -> dict[str, list[dict[str, Any]]]:
     """Trainings for each ablation, besides the default."""
-    own, own_kv, shares = options.prompts, options.kv_prompts, sorted(set(options.pruned))
+    own, own_kv, epochs = options.prompts, options.kv_prompts, options.training.epochs
     # As many prompts in all, and as many learned numbers: one key-value prompt has those of a visual one.
     rival = {"label": f"VPT-Deep, {own + own_kv} prompts", "method": "vpt-deep", "prompts": own + own_kv}
     tables: dict[str, list[dict[str, Any]]] = {
@@ -118,13 +119,32 @@ def _tables(options: E2VPTAblations) -> dict[str, list[dict[str, Any]]]:
             *({"label": f"{n} visual", "prompts": n} for n in sorted(set(options.visual)) if n != own),
             *({"label": f"{n} key-value", "kv_prompts": n} for n in sorted(set(options.key_value)) if n != own_kv),
         ],
-        "pruning": [
-            {"label": f"{kind} -{100 * share:g} %", "prune_tokens": 0.0, "prune_segments": 0.0, setting: share}
-            for kind, setting in (("Prompts", "prune_tokens"), ("Segments", "prune_segments"))
-            for share in shares
-        ],
+        "pruning": _pruned(options.pruned, {"": {}}),
+        "criteria": _pruned(options.controlled, {f", {name}": {"criterion": name} for name in options.criteria}),
+        "rewinding": _pruned(
+            options.controlled,
+            {
+                ", rewound to the start": {},
+                **{
+                    f", rewound to epoch {epoch}": {"rewind_epoch": epoch}
+                    for epoch in sorted({round(share * epochs) for share in options.rewound} - {0, epochs})
+                },
+                ", not rewound": {"rewind_epoch": epochs},
+                ", fresh start": {"fresh_start": True},
+            },
+        ),
     }
     return {part: rows for part, rows in tables.items() if part in options.parts and rows}
+
+
+def _pruned(shares: Sequence[float], ways: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trainings that prune prompts, or segments, in several ways, whose names end their labels."""
+    return [
+        {"label": f"{kind} -{100 * share:g} %{name}", "prune_tokens": 0.0, "prune_segments": 0.0, setting: share, **way}
+        for kind, setting in (("Prompts", "prune_tokens"), ("Segments", "prune_segments"))
+        for share in sorted(set(shares))
+        for name, way in ways.items()
+    ]
 
 
 def read(options: E2VPTAblations, store: Store) -> E2VPTResult:

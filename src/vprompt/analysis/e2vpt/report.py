@@ -9,7 +9,8 @@ from vprompt.analysis.base import View
 from vprompt.analysis.e2vpt.measure import AblationEntry, AblationRow, E2VPTResult, PartAblation
 from vprompt.analysis.study import LINEAR
 from vprompt.analysis.words import share_of
-from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Table, simple_table
+from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, Table, simple_table
+from vprompt.utils.statistics import ranks_of
 from vprompt.utils.text import amount, line
 
 TITLES = {
@@ -17,6 +18,8 @@ TITLES = {
     "sharing": "What key-value prompts share",
     "lengths": "Numbers of prompts",
     "pruning": "Pruning",
+    "criteria": "Pruning by other criteria, and by chance",
+    "rewinding": "What is left, trained again from",
 }
 
 MOST_TASKS = 6
@@ -60,7 +63,25 @@ def _tables(result: E2VPTResult) -> list[Block]:
     tables = [[_table(result, ablation, number) for ablation in result.ablations] for number in range(len(tasks))]
     seeds = [_seeds(result, number) for number, task in enumerate(tasks) if task is not None]
     of_tasks = [table for of_task in tables[1:] for table in of_task]
-    return words.study_blocks(result.about, tables[0] if tables else [], of_tasks, seeds)
+    ranks = [_ranks(result, ablation) for ablation in result.ablations if len(tables) > 2]
+    return words.study_blocks(result.about, [*tables[0], *ranks] if tables else [], of_tasks, seeds)
+
+
+def _ranks(result: E2VPTResult, ablation: PartAblation) -> Paragraph:
+    """Whether the same row is best on all tasks that have all of them."""
+    columns = zip(*(row.entries[1:] for row in ablation.rows), strict=True)  # behind the mean
+    means = [(column[0].task, [entry.accuracy.mean for entry in column]) for column in columns]
+    whole = {task: [mean for mean in row if mean is not None] for task, row in means if None not in row}
+    names, title = [line(row.label, 40) for row in ablation.rows], TITLES[ablation.part]
+    if len(whole) < 2:
+        return Paragraph(f"{title}: fewer than two tasks have all results, so that their orders cannot be compared.")
+    ranks = ranks_of([*whole.values()])
+    order = ", ".join(f"{name} {rank:.1f}" for rank, name in sorted(zip(ranks.means, names, strict=True)))
+    best = "; ".join(f"{result.about.title(task)}: {names[row.index(max(row))]}" for task, row in whole.items())
+    return Paragraph(
+        f"{title}, mean ranks over {len(whole)} tasks (1 is the best): {order}; p = {ranks.p:.2g} by Friedman's test "
+        f"that all are alike. Best on {best}."
+    )
 
 
 def _table(result: E2VPTResult, ablation: PartAblation, number: int) -> Table:

@@ -23,6 +23,9 @@ from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
 from vprompt.utils.statistics import std
 
+LIVE = " live"
+"""Ends the names of ranks of the live rows: those whose outputs are read, n of n + m where prompts are deep."""
+
 PARTS = (10, 25, 50)
 """Percentages of the dimensions of which a share is told."""
 
@@ -34,7 +37,8 @@ class Spectra:
     Args:
         prompts: m, mean over blocks where they differ.
         tokens: n, likewise.
-        ranks: Numerical ranks; keys are the relative errors, as `"0.1"`.
+        ranks: Numerical ranks; keys are the relative errors, as `"0.1"`, and of the live rows alone `"0.1 live"`, which
+            earlier versions did not measure.
         block_ranks: The same for each block.
         cumulative: Share of the sum of all singular values that the k largest have, for k = 1, 2, ...
         sums: The same for the largest 10, 25 and 50 % of them, rounded up; keys are the percentages.
@@ -163,7 +167,9 @@ def rank(
     The matrices are those of the published execution, in which prompts are tokens; see
     `vprompt.analysis.attention.watched`. The number of prompts is varied by taking the first m of each block (of the
     first block where they are shallow). Their order is that in which they were drawn, so it says nothing of what they
-    are worth. To look at models that were trained with different numbers instead, hand the results of each to `study`.
+    are worth. The rank is told of the square matrices, as in the paper, and of their live rows: with deep prompts these
+    are n of n + m, so that it is at most n. To look at models that were trained with different numbers instead, hand
+    the results of each to `study`.
 
     Args:
         model: A trained model with prompts.
@@ -185,7 +191,7 @@ def rank(
 
     Source: Prompt Condensation (arXiv 2305.17223), Fig. 2 and Proposition 1.
     """
-    named = {f"{epsilon:g}": epsilon for epsilon in options.epsilon}
+    named = {f"{epsilon:g}{of}": epsilon for of in ("", LIVE) for epsilon in options.epsilon}
     if not named:
         raise VPromptError("There is no rank without a relative error epsilon; give at least one.")
     for epsilon in options.epsilon:
@@ -225,12 +231,15 @@ def _spectra(
     epsilons: Mapping[str, float],
     report: Report,
 ) -> Spectra:
-    rows, values = _values(model, images, indices, count, report)
+    rows, values, live = _values(model, images, indices, count, report)
     counts = [min(count, own) for own in model.prompt_counts]
     if model.method.riding == "tokens":
         counts = [counts[0]] * len(counts)
     ranks = {
-        name: tuple(float(numerical_rank(values_RK, epsilon).double().mean()) for values_RK in values)
+        name: tuple(
+            float(numerical_rank(values_RK, epsilon).double().mean())
+            for values_RK in (live if name.endswith(LIVE) else values)
+        )
         for name, epsilon in epsilons.items()
     }
     sums = [spectrum(values_RK).mean(0) for values_RK in values]
@@ -249,14 +258,16 @@ def _spectra(
 
 def _values(
     model: PromptedModel, images: ImageLabels, indices: Tensor, count: int, report: Report
-) -> tuple[list[int], list[Tensor]]:
-    """Rows of the attention matrices of each block, and all their singular values (R, K)."""
+) -> tuple[list[int], list[Tensor], list[Tensor]]:
+    """Rows of the attention matrices of each block, all their singular values (R, K), and those of the live rows."""
     rows = [0] * len(model.info.blocks)
     values: list[list[Tensor]] = [[] for _ in rows]
+    live: list[list[Tensor]] = [[] for _ in rows]
 
-    def see(block: int, matrices_RNM: Tensor) -> None:
-        rows[block] = matrices_RNM.shape[1]
-        values[block].append(singular_values(matrices_RNM))
+    def see(block: int, square_RNM: Tensor, live_RLM: Tensor) -> None:
+        rows[block] = square_RNM.shape[1]
+        values[block].append(singular_values(square_RNM))
+        live[block].append(values[block][-1] if live_RLM is square_RNM else singular_values(live_RLM))
 
     run = watched(model, see, prompts=count)
     parameter = next(model.parameters())
@@ -265,7 +276,7 @@ def _values(
         run(batch.to(parameter.dtype))
         done += len(labels)
         report(done, len(indices))
-    return rows, [torch.cat(batches) for batches in values]
+    return rows, [torch.cat(batches) for batches in values], [torch.cat(batches) for batches in live]
 
 
 def _largest(curves: Sequence[Tensor], percent: int) -> float:

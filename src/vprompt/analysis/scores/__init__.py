@@ -9,9 +9,9 @@ from vprompt.analysis.base import Analysis, analyses
 from vprompt.analysis.options import Adapters, commas
 from vprompt.compression.criteria import CRITERIA
 
-EXACT = ("ablation", "ablation-signed")
-"""Names of the exact effects beside the criteria: mean absolute change of an image's loss without a prompt, and
-by how much the mean loss rises."""
+EXACT = ("ablation", "ablation-signed", "zeroing", "zeroing-signed")
+"""Names of the exact effects beside the criteria: mean absolute change of an image's loss without a prompt, and by how
+much the mean loss rises; the same for a prompt that is zero and stays in attention (the paper's equation 13)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,13 @@ class Scores(Analysis):
     """Choose over all blocks together (global), inside every block (local), or the same for all blocks (shared)."""
     images: int = 256
     """Training images to score and ablate on: the exact ablation runs the model over them once for every prompt."""
+    zeroing: bool = True
+    """Also set each prompt to zero, which takes as long again."""
     fine_tune_epochs: int = 0
     """Also fine-tune what each criterion keeps, for so many epochs."""
+    early: Annotated[tuple[float, ...], commas(float, "--early", "0,0.1", "SHARE,...")] = ()
+    """Also choose after these shares of the training, 0 being the random prompts that it starts from, and train what
+    was chosen for the rest of it; the training is done again, once for every choice."""
     seed: int = 0
     """Draws the images, and random scores."""
     adapters: Adapters = field(default_factory=Adapters)

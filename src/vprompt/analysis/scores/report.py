@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vprompt.analysis.base import View
 from vprompt.analysis.scores import EXACT
-from vprompt.analysis.scores.measure import ScoreStudy
+from vprompt.analysis.scores.measure import EFFECTS, ScoreStudy
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Paragraph, simple_table
 from vprompt.utils.statistics import mean, seeds_of, std
 from vprompt.utils.text import count, line, percent, show, spread
@@ -32,17 +32,19 @@ def _answer(study: ScoreStudy) -> str:
 
 
 def _tables(study: ScoreStudy) -> list[Block]:
-    rise, change = _correlations(study, "rise"), _correlations(study, "change")
+    rise = _correlations(study, "rise")
+    kinds = {kind: by_name for kind in (*KINDS, *EFFECTS) if (by_name := _correlations(study, kind))}
     blocks: list[Block] = [
         Paragraph(
             "Exact ablation leaves out one prompt at a time. Rise: by how much the mean loss rises without it. Change: "
-            "mean absolute change of an image's loss. Mean ± sample standard deviation over models of Spearman's rank "
-            "correlation over a model's prompts."
+            "mean absolute change of an image's loss. Zeroed: the same where the prompt is zero and stays in attention "
+            "(the paper's equation 13). Mean ± sample standard deviation over models of Spearman's rank correlation "
+            "over a model's prompts. Size: the exact effect that a criterion estimates, over its scores."
         ),
         simple_table(
             "Rank correlation of scores with exact ablation",
-            ["Criterion", "Rise", "Change"],
-            [[line(name), _spread(rise[name]), _spread(change[name])] for name in rise],
+            ["Criterion", *(kind.capitalize() for kind in kinds), "Size"],
+            [[line(name), *(_spread(by.get(name, [])) for by in kinds.values()), _size(study, name)] for name in rise],
         ),
     ]
     ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
@@ -53,6 +55,7 @@ def _tables(study: ScoreStudy) -> list[Block]:
             rows = [[line(name), *(_spread(by[ratio], 100) for ratio in study.ratios)] for name, by in drops.items()]
             caption = f"Accuracy with a share of the prompts against all of them, points ({scope}, {words})"
             blocks.append(simple_table(caption, ["Criterion", *ratios], rows))
+        blocks += _early(study, scope)
     numbers = {name: str(number) for number, name in enumerate(rise, 1)}
     rows = [
         [f"{number} {line(name)}", *(_between(study, name, other) for other in numbers)]
@@ -63,6 +66,32 @@ def _tables(study: ScoreStudy) -> list[Block]:
     rows = [[line(each.label, 40), str(sum(each.prompt_counts)), percent(each.accuracy)] for each in study.models]
     caption = f"Models, and their accuracy on the {study.split} images (%)"
     return [*blocks, simple_table(caption, ["Model", "Prompts", "Accuracy"], rows)]
+
+
+def _size(study: ScoreStudy, name: str) -> str:
+    return show(mean([model.sizes[name] for model in study.models if name in model.sizes]), ".3g")
+
+
+def _early(study: ScoreStudy, scope: str) -> list[Block]:
+    """Choices before the end of the training, where there are any."""
+    pairs = [(each, model.accuracy) for model in study.models for each in model.early if each.scope == scope]
+    rows: list[list[str]] = []
+    for share, name in dict.fromkeys((each.share, each.criterion) for each, _ in pairs):
+        mine = [(each, all_of_them) for each, all_of_them in pairs if (each.share, each.criterion) == (share, name)]
+        ranks = [each.agreement for each, _ in mine if each.ratio == study.ratios[0] and each.agreement is not None]
+        same, gains = list[str](), list[str]()
+        for ratio in study.ratios:
+            at = [pair for pair in mine if pair[0].ratio == ratio]
+            same.append(show(mean([each.overlap for each, _ in at]), ".0f", factor=100))
+            gains.append(_spread([(each.fine_tuned or 0.0) - all_of_them for each, all_of_them in at], 100))
+        rows.append([f"{100 * share:g} %", line(name), _spread(ranks), *same, *gains])
+    caption = (
+        f"Chosen after a share of the training ({scope}): rank correlation with the scores at the end, percent that "
+        "these choose as well (by chance: as many as are kept), accuracy after the rest against all prompts, points"
+    )
+    ratios = [f"{100 * ratio:g} %" for ratio in study.ratios]
+    head = ["After", "Criterion", "Ranks", *(f"same {ratio}" for ratio in ratios), *ratios]
+    return [simple_table(caption, head, rows)] if rows else []
 
 
 def _figure(study: ScoreStudy) -> Charts:
@@ -102,7 +131,7 @@ def _correlations(study: ScoreStudy, kind: str) -> dict[str, list[float]]:
     by_criterion: dict[str, list[float]] = {}
     for model in study.models:
         for name, values in model.agreement.items():
-            if (value := values[kind]) is not None:
+            if (value := values.get(kind)) is not None:
                 by_criterion.setdefault(name, []).append(value)
     return by_criterion
 

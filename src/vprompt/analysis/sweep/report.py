@@ -106,10 +106,12 @@ def _table(result: SweepResult, place: Place, points: Points) -> Table:
     for share in sorted({share for shares in points.values() for share in shares}):
         scratch = points["scratch"].get(share)
         accuracies = [words.accuracy(shares[share].accuracy) if share in shares else "" for shares in points.values()]
-        each, lr = (None, None) if scratch is None else (scratch.prompts, scratch.lr)
-        rows.append([share_of(share, "g") if share else "none", show(each), *accuracies, show(lr)])
+        counts = (shares[share].prompts for kind, shares in points.items() if share in shares and kind != "selected")
+        each = " / ".join(dict.fromkeys(show(prompts, ".3g") for prompts in counts))
+        rows.append([share_of(share, "g") if share else "none", each, *accuracies, show(scratch and scratch.lr)])
     return simple_table(
-        f"{_heading(result, place)}: test accuracy (%); fine-tuned for {count(result.fine_tune_epochs, 'epoch')}",
+        f"{_heading(result, place)}: test accuracy (%); fine-tuned for {count(result.fine_tune_epochs, 'epoch')}; "
+        "each: prompts from scratch / condensed, where these differ",
         ["prompts", "each", "scratch", "condensed", "not tuned", "lr"],
         rows,
     )

@@ -34,10 +34,10 @@ from vprompt.experiments.preview import passes
 from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
-from vprompt.model.cost import model_cost
+from vprompt.model.cost import gmacs
 from vprompt.model.records import Precision
 from vprompt.tasks.columns import Columns
-from vprompt.training.precision import in_bf16
+from vprompt.training.precision import emulated, in_bf16
 from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
@@ -64,6 +64,7 @@ class Overview:
         jobs: What is to be run for that, as far as can be told.
         done: Names of those that are done.
         seconds: Expected of each job that is not, on one worker of this machine; empty where it was not estimated.
+        slow: A sentence where the machine emulates the precision that the plan asks for; nothing is estimated then.
     """
 
     plan: Plan
@@ -76,6 +77,7 @@ class Overview:
     jobs: Sequence[Job]
     done: frozenset[str]
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+    slow: str = ""
 
 
 def overview(
@@ -105,6 +107,7 @@ def overview(
     cells = cells_of(plan, tasks, root=root, paths=paths)
     jobs, done = preview(cells, store)
     todo = [job for job in jobs if not done[job.name]]
+    slow = next((words for job in todo if (words := emulated(job.settings.recipe.precision, device_named("auto")))), "")
     return Overview(
         plan=plan,
         workers=number,
@@ -115,7 +118,8 @@ def overview(
         cells=cells,
         jobs=jobs,
         done=frozenset(name for name, is_done in done.items() if is_done),
-        seconds=seconds_of(todo, threads=_threads_of(number)) if estimate else {},
+        seconds=seconds_of(todo, threads=_threads_of(number)) if estimate and not slow else {},
+        slow=slow,
     )
 
 
@@ -133,8 +137,7 @@ def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
     """Of one image's forward pass while training."""
     with torch.device("meta"):
         bare = create_backbone(backbone, pretrained=False, img_size=img_size)
-        cost = model_cost(attach(bare, method, num_classes=1))
-    return cost.prefix_gmacs
+        return gmacs(attach(bare, method, num_classes=1).copy(execution="prefix").eval())
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from vprompt.experiments.bench.tasks import about_task
 from vprompt.experiments.folder import RESULT, Result, fits, score_key
 from vprompt.experiments.settings import place_settings, upgraded
 from vprompt.methods.registry import METHODS
-from vprompt.model.cost import cost
+from vprompt.model.cost import bare_gmacs
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import read_json
 
@@ -38,8 +38,8 @@ def study_of(address: str, *, plan: str | None = None) -> Document:
         plan: Which, where several were run there.
 
     Returns:
-        `name`, `title`, `description`, `source`, `plan` (its text), `hours_planned`, `tasks`, `methods`, `seeds`,
-        `backbone`, `cells` (each with `state` and `result`), `made`.
+        `name`, `title`, `description`, `source`, `departures`, `plan` (its text), `hours_planned`, `tasks`, `methods`,
+        `seeds`, `backbone`, `cells` (each with `state` and `result`), `made`.
 
     Raises:
         VPromptError: If there is nothing there, or several plans and none is named.
@@ -106,6 +106,7 @@ def _of_plan(plan: Plan, store: Store) -> Document:
         title=plan.title,
         description=" ".join(plan.description.split()),
         source=plan.source,
+        departures=list(plan.departures),
         plan=plan.text,
         hours_planned=plan.hours,
         methods=[
@@ -177,7 +178,7 @@ def _backbone(results: Mapping[str, Document]) -> Document:
     [result] = results.values()
     name, size = result["backbone"], result["settings"].get("img_size")
     try:
-        bare = cost(name, [0], img_size=size if type(size) is int else None)[0].published_gmacs
+        bare = bare_gmacs(name, size if type(size) is int else None)
     except VPromptError:
         bare = None
     return {"name": name, "parameters": result.get("backbone_params"), "bare_gmacs": bare}

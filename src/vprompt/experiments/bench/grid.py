@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vprompt.compression.criteria import whole
 from vprompt.experiments.bench.plan import MethodPlan, Plan, PlanError, Search, check_number
 from vprompt.experiments.bench.store import NamedPath
 from vprompt.experiments.bench.tasks import paper_prompts, task_names
@@ -116,7 +117,7 @@ def _cell(plan: Plan, method: MethodPlan, task: str, seed: int, root: str | None
     if method.share is not None:
         options = METHODS.get(values.get("method", DEFAULT_METHOD)).options
         count = values.get("prompts", options["prompts"].default if "prompts" in options else 1)
-        values["prompts"] = max(1, round(count * method.share))
+        values["prompts"] = whole(method.share, count)
     values |= {"data": task, "root": root, "seed": seed}
     space = method.space if method.space is not None else plan.search.space if plan.search else {}
     search = None
@@ -152,5 +153,5 @@ def _own(space: Mapping[str, Sequence[Any]], method: str, share: float | None) -
     unread = methods - METHODS.get(method).options.keys()
     own = {name: tuple(choices) for name, choices in space.items() if name not in unread}
     if share is not None and "prompts" in own:
-        own["prompts"] = tuple(dict.fromkeys(max(1, round(count * share)) for count in own["prompts"]))
+        own["prompts"] = tuple(dict.fromkeys(whole(share, count) for count in own["prompts"]))
     return own

@@ -150,7 +150,7 @@ def _compare(
 
 def _to_choose(search: Search) -> dict[str, Any]:
     """Settings of a training that serves to choose: validation images are kept out of it, test images are not read."""
-    return {"train_on": "train", "test": False, "seed": search.seed}
+    return {"train_on": "train", "test": False, "check_convergence": False, "seed": search.seed}
 
 
 def _seen(result: Mapping[str, Any], epochs: int) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class Plan:
         title: A line for people.
         description: What it is to show.
         source: The paper it follows, if any.
+        departures: What it does otherwise than that, a sentence each.
         hours: How long it takes, as whoever wrote it knows.
         hours_on: On what.
         tasks: Specs such as `vtab:svhn`.
@@ -138,6 +139,7 @@ class Plan:
     title: str = ""
     description: str = ""
     source: str = ""
+    departures: tuple[str, ...] = ()
     hours: float | None = None
     hours_on: str = ""
     tasks: tuple[str, ...] = ()
@@ -173,7 +175,8 @@ class Plan:
         """The plan as TOML text, from which `parse_plan` makes the same plan; what it was read from, if anything."""
         tables = [({**asdict(method), "settings": None}, method.settings) for method in self.methods]
         methods = [_without_none(about) | _without_none(settings) for about, settings in tables]
-        return self.text or tomli_w.dumps(_without_none({**asdict(self), "methods": methods, "text": None}))
+        about = {**asdict(self), "methods": methods, "text": None, "departures": self.departures or None}
+        return self.text or tomli_w.dumps(_without_none(about))
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

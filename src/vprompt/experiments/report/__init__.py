@@ -2,5 +2,7 @@
 
 from vprompt.experiments.report.aggregate import Aggregates, Spread, aggregate
 from vprompt.experiments.report.page import csv_rows, latex, markdown, page
+from vprompt.experiments.report.selection import selections
+from vprompt.experiments.report.study import read
 
-__all__ = ["Aggregates", "Spread", "aggregate", "csv_rows", "latex", "markdown", "page"]
+__all__ = ["Aggregates", "Spread", "aggregate", "csv_rows", "latex", "markdown", "page", "read", "selections"]

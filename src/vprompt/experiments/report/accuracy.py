@@ -9,6 +9,7 @@ from vprompt.experiments.report.aggregate import Spread, on_task, over_groups
 from vprompt.experiments.report.study import GROUPS, Method, Study, Task
 from vprompt.report import published
 from vprompt.report.document import Block, Body, Bullets, Cell, Fold, Paragraph, Section, Table, Warn
+from vprompt.utils.statistics import DOUBLED
 from vprompt.utils.text import capital, count, line, listed, spread
 
 FEW = 6
@@ -163,7 +164,7 @@ def _legend(study: Study) -> str:
         "Bold: the highest of those with all seeds.",
     ]
     if any(run.unconverged for run in study.runs):
-        words.append("†: a training had not converged, its loss was still falling at the end.")
+        words.append(f"†: a training had not converged: {DOUBLED}.")
     return " ".join(words)
 
 

@@ -34,7 +34,7 @@ Columns = dict[str, Callable[[Row], str]]
 
 _VALIDATION: Columns = {
     "val %": lambda row: percent(row[score_key(row, "val")]),
-    "converged": lambda row: f"{row['converged']} of {row['runs']}" if row["runs"] else "–",
+    "converged": lambda row: _converged(row) if row["runs"] else "–",
 }
 
 _LEARNED: Columns = {
@@ -73,6 +73,14 @@ def title(document: Row) -> str:
     data = document["data"] or settings["values"].get("data") or "the bundled task"
     data = Path(data).name if Path(data).is_absolute() else data
     return f"{data} on {document['backbone']}, {count(settings['seeds'], 'seed')}"
+
+
+def _converged(row: Row) -> str:
+    """How many runs had converged; a row of an earlier version tells by an older rule."""
+    if "unknown" not in row:
+        return f"{row['converged']} of {row['runs']} (older rule)"
+    known = row["runs"] - row["unknown"]
+    return f"{row['converged']} of {known}" if known else "not known"
 
 
 def _target(rows: Sequence[Row]) -> type[Target]:

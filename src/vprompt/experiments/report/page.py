@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from vprompt.experiments.report import accuracy, blocks, cost, provenance, ranks, search, summary, training
+from vprompt.experiments.report import accuracy, blocks, cost, provenance, ranks, search, selection, summary, training
 from vprompt.experiments.report.search import trials_of
 from vprompt.experiments.report.study import Model, Run, Study, read
 from vprompt.report.csv import csv_table
@@ -100,6 +100,7 @@ def sections(study: Study) -> list[Section]:
         summary.section(study),
         accuracy.section(study),
         ranks.section(study),
+        selection.section(study),
         cost.section(study),
         blocks.section(study),
         training.curves_section(study),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar, cast
 
-from vprompt.experiments.folder import score_key, target_of
+from vprompt.experiments.folder import converged_in, score_key, target_of
 from vprompt.tasks.base import Target
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.text import line, lines, number, paragraphs
@@ -98,8 +98,13 @@ class Run:
 
     @property
     def unconverged(self) -> bool:
-        """Whether one of its trainings had not converged."""
+        """Whether one of its trainings had not converged, as one of twice the epochs told."""
         return any(model.converged is False for model in self.trainings)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing told of one of its trainings if it had converged."""
+        return not self.unconverged and any(model.converged is None for model in self.trainings)
 
     @property
     def training_seconds(self) -> float | None:
@@ -117,6 +122,7 @@ class Study:
     title: str
     description: list[str]
     source: str
+    departures: list[str]
     plan: str
     hours_planned: float | None
     made: str
@@ -191,6 +197,7 @@ def read(document: Mapping[str, Any]) -> Study:
         title=line(document.get("title") or document.get("name") or "study", 160),
         description=paragraphs(document.get("description")),
         source=line(document.get("source") or "", 300),
+        departures=[line(departure, 300) for departure in _list(document.get("departures"))],
         plan=lines(document.get("plan")),
         hours_planned=number(document.get("hours_planned")),
         made=line(document.get("made") or "", 40),
@@ -289,7 +296,6 @@ def _run(task: Task, method: Method, seed: Any, cell: Mapping[str, Any]) -> Run:
 def _model(result: Mapping[str, Any]) -> Model:
     counts = result.get("prompt_counts")
     whole = isinstance(counts, list | tuple) and all(type(c) is int and 0 <= c < 10**9 for c in _list(counts))
-    converged = result.get("converged")
     amounts = ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")
     return Model(
         target=target_of(result),
@@ -297,7 +303,7 @@ def _model(result: Mapping[str, Any]) -> Model:
         val_score=_score(result, "val"),
         **{name: _positive(result.get(name)) for name in amounts},
         prompt_counts=tuple(_list(counts)) if whole else None,
-        converged=converged if isinstance(converged, bool) else None,
+        converged=converged_in(result),
         losses=tuple(number(_mapping(epoch).get("loss")) for epoch in _list(result.get("epochs"))),
     )
 

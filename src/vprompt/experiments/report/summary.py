@@ -8,6 +8,7 @@ from vprompt.experiments.report.aggregate import Spread, over_groups
 from vprompt.experiments.report.provenance import warnings
 from vprompt.experiments.report.study import GROUPS, Study
 from vprompt.report.document import Bullets, Paragraph, Section, Warn
+from vprompt.utils.statistics import UNKNOWN
 from vprompt.utils.text import amount, count, gmacs, listed, percent, spread
 
 
@@ -34,8 +35,11 @@ def sentences(study: Study) -> list[str]:
             f"{unconverged:,} of {count(len(study.finished), 'finished run')} had not converged (†): they say what "
             "this schedule gives, not what the method can reach."
         )
+    if unknown := sum(run.unknown for run in study.runs):
+        texts.append(f"Of {count(unknown, 'finished run')} it is not known whether {UNKNOWN}.")
     if study.source:
-        texts.append(f"The plan follows {study.source.rstrip('.')}.")
+        texts.append(f"The plan follows {study.source.rstrip('.')}." + " But:" * bool(study.departures))
+    texts += study.departures
     return texts
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vprompt.experiments.report.study import Run, Study
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
+from vprompt.utils.statistics import DOUBLED
 from vprompt.utils.text import amount, count, duration
 
 _POINTS = 40_000
@@ -29,8 +30,7 @@ def curves_section(study: Study) -> Section | None:
     shown = {run.method.key for run in trained}
     legend = [(method.style, method.label) for method in study.methods if method.key in shown]
     words = (
-        "One line a run: the mean training loss of each epoch. Dashed: had not converged, the loss fell by 5 % or more "
-        "from the epochs at 60–80 % to those at 80–100 %. A ring marks "
+        f"One line a run: the mean training loss of each epoch. Dashed: had not converged, {DOUBLED}. A ring marks "
         "where training went on after prompts were removed."
     )
     blocks: list[Block] = [Paragraph(words), Charts(charts, legend), Fold("Numbers", [_losses(study)])]
@@ -79,7 +79,9 @@ def _losses(study: Study) -> Table:
                 curves = [curve_of(run)[0] for run in runs]
                 first, last = (f"{statistics.fmean(curve[end][1] for curve in curves):.4g}" for end in (0, -1))
                 epochs = sorted({len(run.model.losses) for run in runs if run.model is not None})
-                converged = f"{sum(not run.unconverged for run in runs)} of {len(runs)}"
+                unknown = sum(run.unknown for run in runs)
+                known = len(runs) - unknown
+                converged = f"{known - sum(run.unconverged for run in runs)} of {known}" if known else "not known"
                 rows.append([f"{task.title}, {method.label}", " or ".join(map(str, epochs)), first, last, converged])
     head = ["Task, method", "Epochs", "First loss", "Last loss", "Converged"]
     return simple_table("Training loss, mean over the seeds", head, rows)
