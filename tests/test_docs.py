@@ -137,11 +137,27 @@ def recipe_table(name):
         return [*recipe.tables([*csv.DictReader(opened)])]
 
 
-@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods")])
+@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods"), ("quantised", "../memory")])
 def test_tables_of_recipes_are_what_was_measured(name, page):
     lines = recipe_table(name)
     assert len(lines) > 3
     assert "\n".join(lines).strip() in (ROOT / "docs" / "results" / f"{page}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("script", "file"),
+    [
+        ("quantised", "quantised-speed"),
+        ("training_memory", "training-memory"),
+        ("training_memory", "training-memory-checkpointed"),
+    ],
+)
+def test_tables_of_memory_are_what_was_measured(script, file, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    document = json.loads((ROOT / "docs/results" / f"{file}.json").read_text())
+    lines = [*importlib.import_module(script).tables(document)]
+    assert len(lines) > 3
+    assert "\n".join(lines) in (ROOT / "docs/memory.md").read_text("utf-8")
 
 
 def test_the_first_screen_has_the_result():

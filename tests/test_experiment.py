@@ -893,6 +893,7 @@ def test_two_processes_give_one_run_and_one_document(colours, two_blocks, tmp_pa
     """Both train; the first one alone speaks and writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vprompt"]
     arguments = ["fit", colours, "--backbone", two_blocks, "--prompts", "2", "--epochs", "2", "--batch-size", "7"]
+    arguments += ["--backbone-precision", "fp8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [*command, *map(str, arguments), "--json", "--out", tmp_path / "run"],

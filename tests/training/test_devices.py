@@ -215,6 +215,18 @@ def test_every_method_trains_to_the_same_numbers(device, name):
     theirs.restore(ours.state())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4", "fp8"])
+def test_a_backbone_in_few_bits(device, precision):
+    images = some_images("vit", 2)
+    model = attached(vprompt.LoRA(targets="all"), backbone_precision=precision)
+    wanted = model.eval()(images).detach()
+    model.to(DEVICE)
+    torch.testing.assert_close(model(images.to(DEVICE)).detach().cpu(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.fold()(images.to(DEVICE)).cpu(), wanted, rtol=1e-4, atol=1e-4)
+    vprompt.fit(model, data(4), recipe=recipe())
+    assert all(bool(value.isfinite().all()) for value in model.values.values())
+
+
 def test_prompts_that_move(device):
     model = attached(METHODS.get("pro-vpt").make({"prompts": 3}), families.vit(depth=2))
     vprompt.fit(model.to(DEVICE), data(), recipe=recipe(epochs=3, ema=0.9))

@@ -16,6 +16,7 @@ from torch import nn
 
 from vprompt.backbones.attention.base import BlockForm
 from vprompt.backbones.attention.registry import WRAPPERS, wrapper_for
+from vprompt.backbones.frozen_linear import FrozenLinear
 from vprompt.backbones.supported import layout_of
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.utils.errors import BackboneError
@@ -206,7 +207,8 @@ def num_parameters(model: nn.Module) -> int:
         85798656
     """
     left_out = classifier_parameters(model)
-    return sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+    coded = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, FrozenLinear))
+    return coded + sum(p.numel() for p in model.parameters() if id(p) not in left_out)
 
 
 def patch_embed_path(model: nn.Module) -> str:

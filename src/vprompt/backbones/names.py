@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+
+BackbonePrecision = Literal["fp32", "bf16", "int8", "int4", "fp8"]
+"""How the weights of a backbone's linear layers are held; fp32: as they are."""
 
 SHORT_NAMES = {
     "small": "vit_small_patch16_224.augreg_in21k",

@@ -137,9 +137,10 @@ class Export:
 
         self._refuse("An engine takes normalised images", "include_preprocessing", "labels", "device")
         out = self._out(format)
-        own = [load(self.adapter, weights=self.weights)] if Path(self.adapter).is_dir() else []
+        folder = Path(self.adapter).is_dir()
+        own = [load(self.adapter, weights=self.weights, backbone_precision="fp32")] if folder else []
         backbone = own[0].backbone if own else create_backbone(self.adapter, weights=self.weights)
-        models = [*own, *(load(adapter, backbone) for adapter in self.adapters)]
+        models = [*own, *(load(adapter, backbone, backbone_precision="fp32") for adapter in self.adapters)]
         if self.eval is not None and not models:
             raise UsageError("--eval measures the accuracy of an adapter on the engine; give one: --adapters ADAPTER.")
         source = self.int8 or self.eval
@@ -168,7 +169,7 @@ class Export:
         why = "The file of an adapter is for an engine that is there already"
         self._refuse(why, "format", "engine", "adapters", "precision", "int8", "eval", "opset", "labels", "device")
         out = Path(self._name + SUFFIX) if self.out is None else self.out
-        model = load(self.adapter, weights=self.weights)
+        model = load(self.adapter, weights=self.weights, backbone_precision="fp32")
         runs = open_engine(engine, trust=self.trust_file)
         made = export_adapter(model, out, runs, images=self.images, adapter=self._name)
         self._say(out, made.about, out.stat().st_size)

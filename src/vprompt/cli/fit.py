@@ -113,7 +113,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
         f"{DEFAULT_METHOD} where prompts are asked for (--prompts, --condense, --prune, ...), and else {BEST_METHOD}."
     )
     options = {
-        **settings_options("data", "backbone", "weights"),
+        **settings_options("data", "backbone", "weights", "backbone_precision"),
         "method": Option(flag="method", type=Literal[METHODS.names()], default=usual, help=help_method),
         **settings_options("head_init", "train_on", "img_size", "in_chans", "calibrate", "check_convergence", "track"),
         **OUTPUT,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.cli.console import (
     UsageError,
     json_rows,
@@ -47,6 +48,8 @@ class _Source:
     """File of an adapter that the engine runs; may be given several times."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    backbone_precision: BackbonePrecision | None = None
+    """How the backbone's linear layers are held, where not as in training; fp32, bf16, int8, int4, fp8."""
     device: str = "auto"
     """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
     trust_file: bool = False
@@ -61,7 +64,7 @@ class _Source:
             return {"": self.load(fold=fold)}
         from vprompt.serving.bank.engine import Engine
 
-        if self.weights is not None or self.device not in ("auto", "cpu"):
+        if self.weights or self.backbone_precision or self.device not in ("auto", "cpu"):
             raise UsageError(f"{self.adapter} has its weights in it and runs on the processor; leave out the option.")
         engine, sources = Engine(self.adapter, trust=self.trust_file), named(self.on_engine)
         for name, source in sources.items():
@@ -75,8 +78,9 @@ class _Source:
         if is_exported(self.adapter):
             from vprompt.exporters.exported import load_exported
 
-            if self.weights is not None:
-                raise UsageError(f"An exported model has its weights in it; leave out --weights for {self.adapter}.")
+            if self.weights is not None or self.backbone_precision is not None:
+                option = "--weights" if self.weights is not None else "--backbone-precision"
+                raise UsageError(f"An exported model has its weights in it; leave out {option} for {self.adapter}.")
             if self.device not in ("auto", "cpu"):
                 raise UsageError(f"An exported model runs on the processor; leave out --device for {self.adapter}.")
             return load_exported(self.adapter, trust=self.trust_file)
@@ -84,7 +88,7 @@ class _Source:
         from vprompt.utils.devices import device_named
 
         device = device_named(self.device)
-        model = load(self.adapter, weights=self.weights)
+        model = load(self.adapter, weights=self.weights, backbone_precision=self.backbone_precision)
         return (model.fold() if fold else model).to(device)
 
 

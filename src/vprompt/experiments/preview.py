@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from vprompt.backbones.info import num_parameters
+from vprompt.backbones.quantise import precision_held
 from vprompt.compression.condense import SHARES
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task, usual_augment
@@ -51,7 +52,8 @@ def preview(
     step = pace(model, images, recipe)
     seconds = step.seconds * (learned + seen / (1 + model.method.backward_cost))
     device, (height, width) = device_named("auto"), model.preprocessing.size
-    numbers = "bf16" if in_bf16(recipe.precision, device) else "fp32"
+    numbers, held = "bf16" if in_bf16(recipe.precision, device) else "fp32", precision_held(model.backbone)
+    numbers += f", held in {held}" * (held != "fp32")
     where = f"{device.type}, {count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
     whole = num_parameters(model.backbone)
     return [

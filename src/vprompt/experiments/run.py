@@ -250,7 +250,7 @@ def run_condense(
     with folder.opened(resume=resume) as finished:
         if finished is not None:
             return finished
-        model = load(settings.adapter, weights=settings.weights)
+        model = load(settings.adapter, weights=settings.weights, backbone_precision=settings.backbone_precision)
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
         if condensing.merge:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from vprompt.backbones.names import full_name
+from vprompt.backbones.names import BackbonePrecision, full_name
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.criteria import Criterion, Scope, check_name, check_riding
 from vprompt.methods.base import HEAD_INIT, Method, check_head_init
@@ -110,6 +110,8 @@ class Settings:
             for trying things out); or any name that timm has.
         weights: Weights of that backbone in a file (.safetensors, a PyTorch checkpoint, or a .npz of Google's ViT)
             instead of the published ones.
+        backbone_precision: How the weights of the frozen backbone's linear layers are held: bf16, int8, int4 or fp8
+            need less memory; what is learned stays as it is.
         method: Method of adaptation.
         head_init: Start of the head: zero; paper, the VPT paper's random values, which suit its SGD and high rates; or
             a file of text features (.npz, .safetensors), which makes it a zero-shot classifier of CLIP or SigLIP.
@@ -150,6 +152,7 @@ class Settings:
     root: str | None = field(default=None, metadata=PLACE)
     backbone: str
     weights: str | None = None
+    backbone_precision: BackbonePrecision = field(default="fp32", metadata=ADDED)
     method: Method = field(default_factory=VPT, metadata={"polymorphic": True})
     head_init: str = HEAD_INIT
     condense: Condensing | None = field(default=None, metadata={"when": ("condense",)})
@@ -256,6 +259,7 @@ class CondenseSettings:
         root: Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out.
         weights: The backbone's weights, where the adapter was trained with a file of them that is no longer where it
             was.
+        backbone_precision: How the backbone's linear layers are held, where not as in training.
         condense: Share of the prompts, and how they are chosen.
         seed: Seeds order and random scores.
         split_seed: Cuts the splits that a folder does not have; as given to `fit`.
@@ -267,6 +271,7 @@ class CondenseSettings:
     columns: Columns = field(default_factory=Columns)
     root: str | None = field(default=None, metadata=PLACE)
     weights: str | None = None
+    backbone_precision: BackbonePrecision | None = field(default=None, metadata=ADDED)
     condense: Condensing = field(default_factory=lambda: Condensing(ratio=0.3))
     seed: int = 0
     split_seed: int = 0

@@ -19,6 +19,7 @@ from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone, require_weights
 from vprompt.backbones.info import BackboneInfo, fingerprint, num_parameters
 from vprompt.backbones.names import full_name
+from vprompt.backbones.quantise import quantise
 from vprompt.compression.choices import PruneSettings
 from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
 from vprompt.compression.gradients import attention_mass
@@ -72,12 +73,12 @@ class Sources:
 
     def backbone(self, settings: Settings) -> nn.Module:
         """The backbone that settings name, with its weights; runs leave it as it is."""
-        key = (settings.backbone, settings.img_size, settings.in_chans, settings.weights)
+        key = (settings.backbone, settings.img_size, settings.in_chans, settings.weights, settings.backbone_precision)
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None
-            name, img_size, in_chans, weights = key
+            name, img_size, in_chans, weights, precision = key
             made = create_backbone(name, img_size=img_size, in_chans=in_chans, weights=weights)
-            self._backbone = (key, made)
+            self._backbone = (key, quantise(made, precision))
         return self._backbone[1]
 
     def task(

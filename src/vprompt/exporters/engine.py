@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from vprompt.backbones.factory import create_backbone
+from vprompt.backbones.quantise import precision_held
 from vprompt.exporters import export as exporting
 from vprompt.exporters.base import FORMATS, KEY, format_of, quiet, translated
 from vprompt.exporters.export import Int8, compare, paired_logits, prepared_images
@@ -338,7 +339,13 @@ def _folded(model: PromptedModel | FoldedModel) -> FoldedModel:
 
 def _models(backbone: nn.Module, adapters: Sequence[str | Path | PromptedModel]) -> list[FoldedModel]:
     """Adapters over a copy of a backbone, folded: those given, and as many random ones as make them enough."""
-    folded = [_folded(a if isinstance(a, PromptedModel) else load(a, backbone)) for a in adapters]
+    given = [a if isinstance(a, PromptedModel) else load(a, backbone, backbone_precision="fp32") for a in adapters]
+    if held := {*map(precision_held, [backbone, *(model.backbone for model in given)])} - {"fp32"}:
+        raise VPromptError(
+            f"An engine has a precision of its own, and a backbone held in {held.pop()} is given; load it with "
+            "backbone_precision='fp32'."
+        )
+    folded = [*map(_folded, given)]
     backbone = copy.deepcopy(backbone).cpu().float().eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -73,7 +73,10 @@ class LoRA(Method):
         return with_updates(self.rank, self.scale, backbone, info, every=self.targets == "all")
 
     def fold_tuning(self, backbone: nn.Module, info: BackboneInfo, tuned: Tuning) -> Tuning:
-        """The same function in plain weights, W + scale·B·A."""
+        """The same function in plain weights, W + scale·B·A; weights of few bits have no place for it."""
+        from vprompt.backbones.quantise import precision_held
         from vprompt.methods.layers.lora import merged
 
+        if precision_held(backbone) != "fp32":
+            return super().fold_tuning(backbone, info, tuned)
         return merged(self.scale, backbone, tuned).requires_grad_(False)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import as_timm, create_backbone, describe_name
 from vprompt.backbones.info import describe
+from vprompt.backbones.names import BackbonePrecision
+from vprompt.backbones.quantise import quantise
 from vprompt.data.benchmarks.tasks import transforms_of
 from vprompt.data.dataset import ImageDataset, Task, usual_augment
 from vprompt.data.pipeline import Progress
@@ -51,6 +53,7 @@ def attach(
     img_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
     head: str | None = None,
+    backbone_precision: BackbonePrecision | None = None,
 ) -> PromptedModel:
     """Attaches a method, such as prompts, and a head to a frozen vision transformer.
 
@@ -81,6 +84,8 @@ def attach(
         in_chans: With a name: channels of the images where they are not RGB.
         head: Where every pixel has a label, what makes logits of maps: `"linear"`, `"multi"` or `"conv"`, see
             `vprompt.methods.layers.dense`; the target's own when not given.
+        backbone_precision: How to hold the weights of the backbone's linear layers: `"bf16"`, `"int8"`, `"int4"` or
+            `"fp8"`, for less memory (docs/memory.md); as they are when not given. All that is learned stays as it is.
 
     Returns:
         A `PromptedModel` in training mode.
@@ -123,7 +128,7 @@ def attach(
         raise BackboneError(f"{what} goes with a backbone's name; a model object has its input size already.")
     elif weights is not None:
         raise BackboneError("weights goes with a backbone's name; a model object has its weights already.")
-    backbone = as_timm(backbone)
+    backbone = quantise(as_timm(backbone), backbone_precision)
     info = describe(backbone)
     prompts, kv_prompts = method.make_prompts(info), method.make_kv_prompts(backbone, info)
     if head is not None:

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, cast
 
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.data.preprocessing import MAX_SIDE, Preprocessing
 from vprompt.methods.base import Method
 from vprompt.methods.registry import from_config, to_config
@@ -40,6 +41,7 @@ class AdaptedBackbone:
         weights: The file that its weights came from, where that is not the one its name stands for; a path, or a
             name without one.
         rounded: Fingerprints of the same weights in types of lower precision; missing in older files.
+        precision: How its linear layers were held in training; the fingerprints are those of the weights before.
     """
 
     name: str
@@ -47,6 +49,7 @@ class AdaptedBackbone:
     img_size: tuple[int, int]
     weights: str | None = None
     rounded: tuple[str, ...] = ()
+    precision: BackbonePrecision = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,8 @@ def write_config(config: AdapterConfig) -> str:
     try:
         target = None if config.target is None else to_document(config.target)
         document = {**asdict(config), "method": to_config(config.method), "target": target}
+        if config.backbone.precision == "fp32":  # as in earlier versions
+            document["backbone"] = {k: v for k, v in asdict(config.backbone).items() if k != "precision"}
         if target is None:  # as in earlier versions
             del document["target"]
         document = with_checksum(parse(pretty_json(document)))

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vprompt.backbones.factory import as_timm, can_create, create_backbone, names_folder
-from vprompt.backbones.info import describe, fingerprint, precision_of, rounded_fingerprints
+from vprompt.backbones.info import describe, precision_of
+from vprompt.backbones.names import BackbonePrecision
+from vprompt.backbones.quantise import original_fingerprint, original_rounded, precision_held, quantise
 from vprompt.backbones.weights import reason
 from vprompt.methods.layers.head import head_values, new_head
 from vprompt.methods.layers.prompts import Prompts
@@ -36,6 +38,7 @@ def load(
     *,
     weights: str | Path | None = None,
     execution: Execution = "prefix",
+    backbone_precision: BackbonePrecision | None = None,
 ) -> PromptedModel:
     """Puts a saved adapter on its backbone.
 
@@ -48,6 +51,8 @@ def load(
             adapter was trained with, beside the adapter or where it was (never for an adapter from the Hub), or else
             the weights that the name stands for.
         execution: `"prefix"` or `"published"`; the same function, see `PromptedModel`.
+        backbone_precision: How to hold the backbone's linear layers, as `vprompt.attach` takes it; as in training when
+            not given. In another, logits differ a little.
 
     Returns:
         A `PromptedModel` in eval mode; its logits are those of the saved one, bit for bit.
@@ -68,6 +73,13 @@ def load(
     tensors = read_tensors(folder / TENSORS_FILE, config)
     own = folder == Path(source)
     model = _make_backbone(config, folder, weights, own=own) if backbone is None else as_timm(backbone)
+    now, then = precision_held(model), config.backbone.precision
+    if backbone_precision is None and now not in ("fp32", then):
+        raise AdapterError(
+            f"The adapter was trained on a backbone in {then}, and this one is held in {now}; give the original, or "
+            f"load it all the same: backbone_precision={now!r}."
+        )
+    model = quantise(model, backbone_precision or then)
     _check_backbone(config, model, by_name=backbone is None)
     return _assemble(config, tensors, model, execution, folder).eval()
 
@@ -157,16 +169,16 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     )
     if held in ("float16", "bfloat16") and not wanted.rounded:
         todo += f"; this older adapter does not know weights rounded to {held}: load it on float32, and round the model"
+    here = original_fingerprint(backbone)
     raise AdapterError(
-        f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {fingerprint(backbone)} of {held}); "
-        f"{todo}."
+        f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {here} of {held}); {todo}."
     )
 
 
 def _same_weights(backbone: nn.Module, wanted: AdaptedBackbone) -> bool:
     """Whether a backbone has the weights that an adapter was trained on, or they are the same when rounded."""
-    own = fingerprint(backbone)
-    return own in (wanted.fingerprint, *wanted.rounded) or wanted.fingerprint in rounded_fingerprints(backbone)
+    own = original_fingerprint(backbone)
+    return own in (wanted.fingerprint, *wanted.rounded) or wanted.fingerprint in original_rounded(backbone)
 
 
 def _assemble(

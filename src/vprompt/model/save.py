@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save
 
 from vprompt.backbones.factory import can_create, public_name
-from vprompt.backbones.info import fingerprint, rounded_fingerprints
+from vprompt.backbones.quantise import original_fingerprint, original_rounded, precision_held
 from vprompt.backbones.weights import weights_file
 from vprompt.model import hub as adapter_hub
 from vprompt.model.card import card
@@ -112,10 +112,11 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         method=model.method,
         backbone=AdaptedBackbone(
             name=backbone,
-            fingerprint=fingerprint(model.backbone),
+            fingerprint=original_fingerprint(model.backbone),
             img_size=model.info.preprocessing.size,
             weights=weights,
-            rounded=rounded_fingerprints(model.backbone),
+            rounded=original_rounded(model.backbone),
+            precision=precision_held(model.backbone),
         ),
         preprocessing=model.preprocessing,
         classes=model.classes,

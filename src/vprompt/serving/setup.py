@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vprompt.backbones.names import BackbonePrecision
 from vprompt.serving.limits import Limits
 from vprompt.utils.errors import VPromptError
 
@@ -42,6 +43,8 @@ class Setup:
     """Device, such as cpu or cuda; auto takes an accelerator where there is one."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The backbone's weights, where the adapters were trained with a file of them that is no longer where it was."""
+    backbone_precision: BackbonePrecision | None = None
+    """How the backbone's linear layers are held, where not as in training; fp32, bf16, int8, int4, fp8."""
 
     def token(self) -> str | None:
         """See `read_token`."""
@@ -59,7 +62,7 @@ class Setup:
 
         sources, device, metrics = named(self.named), device_named(self.device), Metrics()
         engines = [] if self.engine is None else [Engine(self.engine, trust=self.trust_file)]
-        banks = Banks(*engines, weights=self.weights, device=device)
+        banks = Banks(*engines, weights=self.weights, device=device, backbone_precision=self.backbone_precision)
         for name, source in sources.items():
             banks.add(name, source)
         if self.watch is not None:

@@ -219,7 +219,8 @@ def pace(model: PromptedModel, data: ImageLabels, recipe: Recipe) -> Pace:
     first = _step(model, data, recipe, 1)
     seconds = _step(model, data, recipe, max(1, min(size_of(data), recipe.batch, int(FIRST_SECONDS / first))))
     sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
-    held = psutil.Process().memory_info().rss if model.device.type == "cpu" else sum(sizes.values())
+    whole = sum(sizes.values()) + sum(buffer.nbytes for buffer in model.buffers())
+    held = psutil.Process().memory_info().rss if model.device.type == "cpu" else whole
     # Gradients and two moments of the optimiser come to what is held.
     return Pace(seconds, held + 3 * sum(sizes[name] for name in model.learned) + kept * recipe.batch)
 

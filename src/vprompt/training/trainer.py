@@ -278,7 +278,12 @@ class _Run:
 
     def _prepared(self) -> nn.Module:
         """What is trained, as accelerate runs it in one or several processes."""
-        return self.accelerator.prepare(self.model if self.cache is None else self.cache.trainable)
+        trained = self.model if self.cache is None else self.cache.trainable
+        still = {id(buffer) for buffer in self.model.backbone.buffers()}
+        # A frozen backbone is the same in every process: its codes need not be sent at every step, nor can fp8 be.
+        ignored = [name for name, buffer in trained.named_buffers() if id(buffer) in still]
+        trained.__dict__["_ddp_params_and_buffers_to_ignore"] = ignored
+        return self.accelerator.prepare(trained)
 
     def _loop(self, report: Report, interrupted: Callable[[], bool]) -> None:
         saved = started = time.monotonic()

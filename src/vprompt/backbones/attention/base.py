@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vprompt.backbones.attention.functional import KeyValue, attend, attention_weights
+from vprompt.backbones.frozen_linear import LINEAR
 from vprompt.utils.errors import BackboneError
 
 Observer = Callable[[Callable[[int], Tensor]], None]
@@ -168,9 +169,12 @@ class PrefixAttention(nn.Module):
             projected_BNA = module(x_BND)[..., first:]
             thirds = (projected_BNA + bias if apart else projected_BNA).chunk(3, dim=-1)
             return tuple(thirds[part] for part in parts)
-        width = (module.weight.shape[0] - first) // 3
+        width = (module.out_features - first) // 3
         rows = slice(first + parts[0] * width, first + (parts[-1] + 1) * width)
-        return F.linear(x_BND, module.weight[rows], None if bias is None else bias[rows]).split(width, dim=-1)
+        bias = None if bias is None else bias[rows]
+        whole = type(module) is nn.Linear
+        part = F.linear(x_BND, module.weight[rows], bias) if whole else module.part(x_BND, rows, bias)
+        return part.split(width, dim=-1)
 
     def _projection(self) -> tuple[Any, int]:
         """The projection to queries, keys and values, or to keys alone; and the first of its outputs that is theirs."""
@@ -238,8 +242,8 @@ class PrefixAttention(nn.Module):
 
 
 def sliceable(module: Any) -> bool:
-    """Whether a projection is no more than its weight and bias: not wrapped (LoRA, quantisation), and not watched."""
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    """Whether a projection is no more than its weight and bias: not wrapped (LoRA), and not watched."""
+    return type(module) in LINEAR and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _heads(x_BNA: Tensor, heads: int) -> Tensor:

@@ -45,7 +45,6 @@ class PlainPrefix(PrefixAttention):
             and 4 * self.num_queries * attn.num_heads <= x_BND.shape[-1]
             and x_BND.device.type == "cpu"
             and x_BND.dtype in (torch.float32, torch.float64)
-            and x_BND.dtype == attn.qkv.weight.dtype
             and sliceable(attn.qkv)
             and isinstance(attn.k_norm, nn.Identity)
             and self.observer is None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo, classifier_parameters
 from vprompt.backbones.meta import QuickShapes, on_meta
+from vprompt.backbones.quantise import precision_held
 from vprompt.methods.layers.tuned import Tuning
 from vprompt.utils.errors import BackboneError, VPromptError
 
@@ -40,6 +41,11 @@ def learned_copies(
     Raises:
         BackboneError: If there is nothing to learn.
     """
+    if (precision := precision_held(backbone)) != "fp32":
+        raise BackboneError(
+            f"The method {method!r} learns the backbone's own weights, which {precision} holds fixed; leave out "
+            "the backbone's precision, or take a method that leaves them as they are, such as vpt-deep or lora."
+        )
     names = _reaching(names, backbone, info) if learned is None else [name for name in names if name in learned]
     if not names:
         raise BackboneError(f"The backbone {info.name} has no parameters that the method {method!r} could learn.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vprompt.backbones.frozen_linear import LINEAR
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
 from vprompt.methods.layers.tuned import Tuning
@@ -83,10 +85,10 @@ def _layers(backbone: nn.Module, info: BackboneInfo, *, every: bool) -> dict[str
             layers = {f"{site.path}.mlp.{name}": module for name, module in mlp.named_modules()}
             found |= {path: module for path, module in layers.items() if isinstance(module, nn.Linear)}
         for path, module in found.items():
-            if type(module) is not nn.Linear:
+            if type(module) not in LINEAR:
                 raise BackboneError(
                     f"LoRA updates plain linear layers, and {path} is a {type(module).__name__}; give the backbone "
                     "without it."
                 )
-            plain[path] = module
+            plain[path] = cast("nn.Linear", module)
     return plain

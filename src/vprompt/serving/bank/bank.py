@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from vprompt.backbones.attention.functional import KeyValue
 from vprompt.backbones.factory import as_timm, create_backbone
-from vprompt.backbones.info import describe, fingerprint
+from vprompt.backbones.info import describe
+from vprompt.backbones.names import BackbonePrecision
+from vprompt.backbones.quantise import original_fingerprint, precision_held, quantise, shared_key
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.methods.layers.inject import ConstantPrefix
 from vprompt.model.load import load
@@ -88,6 +90,7 @@ class Bank:
         weights: With a name: file with its weights.
         img_size: With a name: input size in pixels.
         device: Where to run; where the backbone is when not given.
+        backbone_precision: How to hold the backbone's linear layers, as `vprompt.attach` takes it.
 
     Raises:
         BackboneError: If the backbone cannot be made or is not supported.
@@ -110,12 +113,13 @@ class Bank:
         weights: str | Path | None = None,
         img_size: int | tuple[int, int] | None = None,
         device: str | torch.device | None = None,
+        backbone_precision: BackbonePrecision | None = None,
     ) -> None:
         if isinstance(backbone, str):
             backbone = create_backbone(backbone, pretrained=pretrained, weights=weights, img_size=img_size)
         elif img_size is not None or weights is not None:
             raise VPromptError("img_size and weights go with a backbone's name; a model object has both already.")
-        backbone = as_timm(backbone)
+        backbone = quantise(as_timm(backbone), backbone_precision)
         self.info = describe(backbone)
         self.backbone = backbone.requires_grad_(False).eval()
         if device is not None:
@@ -131,6 +135,7 @@ class Bank:
         *,
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
+        backbone_precision: BackbonePrecision | None = None,
     ) -> Bank:
         """A bank of saved adapters; the backbone is made as the first of them says.
 
@@ -138,13 +143,16 @@ class Bank:
             adapters: Name -> folder or Hub id; at least one.
             weights: File with the backbone's weights; see `vprompt.load`.
             device: Where to run.
+            backbone_precision: How to hold the backbone, as `vprompt.load` takes it; the adapters may have been trained
+                in others.
 
         Raises:
             VPromptError: If there is none, or one of them cannot be read or is of another backbone.
         """
         if not adapters:
             raise VPromptError("A bank needs at least one adapter to know its backbone; or give Bank() the backbone.")
-        bank = Bank(load(next(iter(adapters.values())), weights=weights).backbone, device=device)
+        first = load(next(iter(adapters.values())), weights=weights, backbone_precision=backbone_precision)
+        bank = Bank(first.backbone, device=device)
         for name, source in adapters.items():
             bank.add(name, source)
         return bank
@@ -172,7 +180,8 @@ class Bank:
 
     def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
         if not isinstance(adapter, PromptedModel):
-            return self._prepare(name, load(adapter, backbone=self.backbone), str(adapter))
+            there = load(adapter, self.backbone, backbone_precision=precision_held(self.backbone))
+            return self._prepare(name, there, str(adapter))
         self._check_backbone(name, adapter)
         return self._prepare(name, adapter, None)
 
@@ -194,7 +203,7 @@ class Bank:
     @functools.cached_property
     def key(self) -> tuple[str, tuple[int, int]]:
         """Fingerprint of the backbone's weights, and the height and width of its input: what adapters must share."""
-        return fingerprint(self.backbone), self.info.preprocessing.size
+        return _key(self.backbone), self.info.preprocessing.size
 
     @property
     def entries(self) -> list[Entry]:
@@ -327,7 +336,7 @@ class Bank:
                 f"The model for {name!r} has a backbone object of its own; attach it to the bank's (bank.backbone), or "
                 "save it and add the folder."
             )
-        (ours, size), theirs = self.key, fingerprint(model.backbone)
+        (ours, size), theirs = self.key, _key(model.backbone)
         if ours != theirs or describe(model.backbone).preprocessing.size != size:
             raise AdapterError(
                 f"The model for {name!r} is over another backbone ({model.info.name}, weights {theirs}) than the "
@@ -358,3 +367,7 @@ def _shares_a_pass(model: PromptedModel) -> bool:
     """Whether a model differs from others by prefixes and a head on pooled features alone."""
     method = model.method
     return not method.tunes_backbone and method.riding != "tokens" and not model.target.dense
+
+
+def _key(backbone: nn.Module) -> str:
+    return shared_key(original_fingerprint(backbone), precision_held(backbone))

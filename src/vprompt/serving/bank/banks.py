@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vprompt.backbones.names import BackbonePrecision
+from vprompt.backbones.quantise import shared_key
 from vprompt.exporters.engine import read_adapter
 from vprompt.model.load import backbone_of, load
 from vprompt.serving.bank.bank import Bank, Entry, unknown
@@ -25,6 +27,7 @@ class Banks:
         *banks: What there is at first.
         weights: File with a backbone's weights, for adapters that were trained with it.
         device: Where new banks run.
+        backbone_precision: How new banks hold their backbones, as `vprompt.load` takes it.
 
     Example:
         >>> import timm, vprompt
@@ -33,10 +36,17 @@ class Banks:
         (None, 0)
     """
 
-    def __init__(self, *banks: Bank, weights: str | Path | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        *banks: Bank,
+        weights: str | Path | None = None,
+        device: torch.device | None = None,
+        backbone_precision: BackbonePrecision | None = None,
+    ) -> None:
         self.banks = banks
         self._weights = weights
         self._device = device
+        self._precision: BackbonePrecision | None = backbone_precision
         self._changing = threading.Lock()
 
     @property
@@ -72,7 +82,7 @@ class Banks:
             VPromptError: If the name is taken, or the adapter or its backbone cannot be read; nothing changes then.
         """
         with self._changing:
-            wanted = _key(source)
+            wanted = _key(source, self._precision)
             before = self._holding(name)
             bank = self._bank(wanted)
             if bank is None and os.path.isfile(source):
@@ -142,10 +152,10 @@ class Banks:
     def _backbone(self, source: str | Path) -> torch.nn.Module:
         """The backbone of an adapter; the file of weights may be for others."""
         try:
-            return load(source, weights=self._weights).backbone
+            return load(source, weights=self._weights, backbone_precision=self._precision).backbone
         except VPromptError:
             with contextlib.suppress(VPromptError):
-                return load(source).backbone
+                return load(source, backbone_precision=self._precision).backbone
             raise
 
     def _remove(self, name: str, bank: Bank | None) -> None:
@@ -159,10 +169,10 @@ class Banks:
         return unknown(name, [entry.name for entry in self.entries])
 
 
-def _key(source: str | Path) -> tuple[str, tuple[int, int]]:
+def _key(source: str | Path, precision: BackbonePrecision | None) -> tuple[str, tuple[int, int]]:
     """`Bank.key` of the bank for an adapter: a folder, a Hub id, or a file for an engine."""
     if os.path.isfile(source):
         about = read_adapter(source).about
         return about.fingerprint, about.preprocessing.size
     wanted = backbone_of(source)
-    return wanted.fingerprint, wanted.img_size
+    return shared_key(wanted.fingerprint, precision or wanted.precision), wanted.img_size

@@ -69,8 +69,10 @@ class Engine(Bank):
     def _held(self, name: str, adapter: str | Path | PromptedModel) -> Held:
         """From the file of an adapter; one that was saved, or a model, is folded here."""
         source = None if isinstance(adapter, PromptedModel) else str(adapter)
-        if isinstance(adapter, PromptedModel) or os.path.isdir(adapter):  # the backbone is needed then
-            ready = packed(adapter if isinstance(adapter, PromptedModel) else load(adapter), name)
+        if isinstance(adapter, PromptedModel):
+            ready = packed(adapter, name)
+        elif os.path.isdir(adapter):  # its backbone is needed, as it was before it was quantised
+            ready = packed(load(adapter, backbone_precision="fp32"), name)
         else:
             ready = read_adapter(adapter)
         about = self.file.check(ready, name).about
