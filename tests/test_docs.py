@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import statistics
+import sys
 import tomllib
 from pathlib import Path
 
@@ -137,7 +138,10 @@ def recipe_table(name):
         return [*recipe.tables([*csv.DictReader(opened)])]
 
 
-@pytest.mark.parametrize(("name", "page"), [("dense", "dense"), ("defaults", "methods"), ("quantised", "../memory")])
+TABLES = [("dense", "dense"), ("defaults", "methods"), ("condensing", "condensing"), ("quantised", "../memory")]
+
+
+@pytest.mark.parametrize(("name", "page"), TABLES)
 def test_tables_of_recipes_are_what_was_measured(name, page):
     lines = recipe_table(name)
     assert len(lines) > 3
@@ -158,6 +162,27 @@ def test_tables_of_memory_are_what_was_measured(script, file, monkeypatch):
     lines = [*importlib.import_module(script).tables(document)]
     assert len(lines) > 3
     assert "\n".join(lines) in (ROOT / "docs/memory.md").read_text("utf-8")
+
+
+def test_claims_are_judged_from_their_files(monkeypatch):
+    spec = importlib.util.spec_from_file_location("claims_recipe", ROOT / "recipes" / "claims.py")
+    recipe = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, recipe)
+    spec.loader.exec_module(recipe)
+    lines = [*recipe.tables()]
+    assert len(lines) > 30
+    assert "\n".join(lines) in (RESULTS / "claims.md").read_text("utf-8")
+    rows = {"up": [[1.0, 2.0, 3.0]], "down": [[-1.4, -1.2, -1.3]], "wide": [[-9.0, 9.0]], "none": [[0.1, -0.1]]}
+    judged = {
+        name: [recipe.Comparison(what="", where="", rows=row, more=more).verdict for more in (True, False)]
+        for name, row in rows.items()
+    }
+    assert judged == {
+        "up": ["not shown", "holds"],
+        "down": ["contradicted", "contradicted"],
+        "wide": ["not shown", "not shown"],
+        "none": ["not shown", "not shown"],
+    }
 
 
 def test_the_first_screen_has_the_result():

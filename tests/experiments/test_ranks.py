@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 
 from studies import make_study
@@ -12,7 +13,7 @@ from vprompt.experiments.report.aggregate import on_task
 from vprompt.experiments.report.study import read
 from vprompt.report.document import Charts, Curve, Dot, pareto
 from vprompt.report.plots import png, svg
-from vprompt.utils.statistics import chi_squared, front, ranks_of, studentized_range
+from vprompt.utils.statistics import chi_squared, front, paired, ranks_of, student_t, studentized_range
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -116,3 +117,34 @@ def test_fronts_are_in_the_pictures_of_cost_but_not_of_prompts():
     charts = next(block for block in section.blocks if isinstance(block, Charts)).charts
     fronts = {chart.x: any(curve.name == "Pareto front" for curve in chart.curves) for chart in charts}
     assert fronts == {"prompts in all blocks": False, "learned parameters": True, "GMACs per image, folded": True}
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 50])
+def test_students_t_is_scipys(freedom):
+    shares = (0.1, 0.5, 0.6, 0.95, 0.999)
+    assert [student_t(share, freedom) for share in shares] == pytest.approx(
+        [stats.t.ppf((1 + share) / 2, freedom) for share in shares], rel=1e-6
+    )
+
+
+def test_paired_differences_are_those_of_one_task_and_of_a_pooled_spread():
+    values = [0.3, 1.1, -0.4, 2.0]
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    assert paired([values]).interval == pytest.approx((interval.low, interval.high))
+    # Tasks as a factor: least squares by hand, whose mean of the tasks' means has this error.
+    tasks = [[0.3, 1.1, -0.4], [5.0, 6.0], [-2.0]]
+    pooled = sum(float(np.var(row, ddof=1)) * (len(row) - 1) for row in tasks[:2]) / 3
+    half = stats.t.ppf(0.975, 3) * math.sqrt(pooled * (1 / 3 + 1 / 2 + 1)) / 3
+    found = paired(tasks)
+    assert found.mean == pytest.approx(float(np.mean([np.mean(row) for row in tasks])))
+    assert found.interval == pytest.approx((found.mean - half, found.mean + half))
+    assert found.detectable == pytest.approx(half * (1 + stats.t.ppf(0.8, 3) / stats.t.ppf(0.975, 3)))
+    assert paired([[1.0], [3.0]]).interval is None
+
+
+def test_a_difference_that_can_be_seen_is_seen_four_times_in_five():
+    generator = np.random.default_rng(0)
+    error = math.sqrt(2 * 1 / 3) / 2
+    effect = (stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)) * error
+    seen = [paired(generator.normal(effect, 1, (2, 3)).tolist()).interval[0] > 0 for _ in range(4000)]
+    assert 0.76 < float(np.mean(seen)) < 0.84
