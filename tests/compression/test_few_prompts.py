@@ -34,8 +34,8 @@ def test_at_least_one_is_left_and_the_rest_is_as_in_the_reference(trained, ratio
     model, data = trained
     small = vprompt.condense(model, data, ratio=ratio, scope=scope, merge=merge, recipe=FEW)
     counts = small.prompt_counts
-    assert sum(counts) == (1 if scope == "global" else 6)
-    assert scope != "global" or sorted(counts) == [0, 0, 0, 0, 0, 1]
+    assert sum(counts) == (6 if scope == "shared" else 1)
+    assert scope == "shared" or sorted(counts) == [0, 0, 0, 0, 0, 1]
     images = data.tensors[0]
     values = [
         p.detach().repeat_interleave(torch.tensor(many, dtype=torch.long), 0)

@@ -144,6 +144,14 @@ def kill(found, *, actor):
     os.kill(min(pid for pid, is_actor in found.items() if is_actor == actor), signal.SIGKILL)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def level_of_users():
+    """Ray says aloud where it was told to be silent, as other tests do in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, text):
     place = Place(tmp_path_factory.mktemp("ray"), text)

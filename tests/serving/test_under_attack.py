@@ -310,15 +310,15 @@ def test_clients_take_turns():
 def test_a_client_that_takes_all_places_leaves_others_their_share(backbone):
     service = Service(Bank(backbone), Limits(max_queue=4))
     with contextlib.ExitStack() as places:
-        places.enter_context(service.place("greedy", 4))
+        places.enter_context(service.place("greedy", ["a"] * 4))
         for client, asks, fits in (("greedy", 1, False), ("b", 3, False), ("b", 2, True), ("b", 1, False)):
             with pytest.raises(RequestError, match="under way") if not fits else contextlib.nullcontext():
-                service.check(client, asks)
-                places.enter_context(service.place(client, asks))
-        places.enter_context(service.place("c", 1))
+                service.check(client, ["a"] * asks)
+                places.enter_context(service.place(client, ["a"] * asks))
+        places.enter_context(service.place("c", ["a"]))
         for number in range(20):  # many addresses do not take more than twice the limit
             with contextlib.suppress(RequestError):
-                places.enter_context(service.place(f"other {number}", 1))
+                places.enter_context(service.place(f"other {number}", ["a"]))
         assert service._places.total() == 8
     assert not service._places
     service.close(PATIENCE)
