@@ -62,7 +62,7 @@ class Comparison:
         counts = "/".join(sorted({str(len(row)) for row in self.rows}))
         seen = "-" if found.detectable is None else f"{found.detectable:.1f}"
         effect = f"{found.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        return [self.what, effect, seen, f"{len(self.rows)} x {counts}", self.where, self.verdict]
+        return [self.what, effect, self.verdict, seen, f"{len(self.rows)} x {counts}", self.where]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +354,7 @@ def costs() -> Iterator[str]:
 
 def tables() -> Iterator[str]:
     """The lines of the page."""
-    heads = ("claim", "comparison", "points [95 %]", "seen from", "tasks x seeds", "file", "verdict")
+    heads = ("claim", "comparison", "points [95 %]", "verdict", "seen from", "tasks x seeds", "file")
     for title, claims in (("Prompt Condensation", condensation()), ("E²VPT", efficient())):
         yield f"**{title}**"
         yield ""
