@@ -1,4 +1,4 @@
-"""Which claims of the papers hold here: effects with intervals, by a rule that was stated before, from committed files.
+"""Which claims of the papers hold here: effects with intervals, by one rule for all, from committed files.
 
     python recipes/claims.py            # prints the tables of docs/results/claims.md
 
@@ -128,8 +128,8 @@ class Table:
         with file.open(encoding="utf-8", newline="") as opened:
             rows = [row for row in csv.DictReader(opened) if row["part"] in ("main", "many") and row["test_accuracy"]]
         self.values: dict[tuple[str, str, float, bool], dict[str, float]] = {}
+        every = max(int(row["prompts"]) for row in rows if row["part"] == "main")
         for row in rows:
-            every = max(int(other["prompts"]) for other in rows if other["part"] == "main")
             share = float(row["share"]) * int(row["prompts"]) / every
             key = (row["task"], row["method"], round(share, 3), row["fine_tuned"] != "no")
             self.values.setdefault(key, {})[row["seed"]] = float(row["test_accuracy"])
@@ -173,7 +173,7 @@ def early_less(first: int) -> Rows:
 
     def value(adapter: dict[str, Any]) -> float:
         counts = next(kept["counts"] for kept in adapter["kept"] if kept["ratio"] == 0.1)
-        shares = [100 * count / 20 for count in counts]
+        shares = [100 * some / every for some, every in zip(counts, adapter["ablation"]["prompts"], strict=True)]
         return fmean(shares[first:]) - fmean(shares[:first])
 
     return by_task(value)

@@ -19,21 +19,22 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 import vprompt
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.tasks import Task
 from vprompt.model.model import PromptedModel
-from vprompt.training.evaluate import evaluate
+from vprompt.training.evaluate import doubled, evaluate
+from vprompt.utils.statistics import mean, std
+from vprompt.utils.text import spread
 
 CHOOSING = ("vtab:dsprites_loc", "vtab:gtsrb")
 RATES = (0.005, 0.02)
@@ -168,12 +169,6 @@ class Study:
         self.add(small, test=test, fine_tuned=word, **facts, **self.trained(small, fine[1], base * fine[0], seed))
 
 
-def losses(model: PromptedModel, data: Any) -> torch.Tensor:
-    """Cross-entropy of each image."""
-    found = evaluate(model, data)
-    return F.cross_entropy(found.logits, found.labels, reduction="none").double()
-
-
 def tables(rows: list[dict[str, str]]) -> Iterator[str]:
     """The lines of a page: fine-tuning on validation images, what is kept, numbers of prompts, and twice the epochs."""
     parts: dict[str, dict[str, dict[str, list[str]]]] = {"tuning": {}, "kept": {}, "numbers": {}}
@@ -213,7 +208,7 @@ def tables(rows: list[dict[str, str]]) -> Iterator[str]:
             extra, name = json.loads(row["extra"]), row["task"].split(":")[1]
             yield (
                 f"- {name}, {row['prompts']} prompts, {row['epochs']} epochs instead of half as many: the validation "
-                f"loss changes by {extra['change']:+.3f} (standard error {extra['standard_error']:.3f})."
+                f"loss changes by {extra['difference']:+.3f} (standard error {extra['standard_error']:.3f})."
             )
 
 
@@ -221,13 +216,8 @@ def _cell(values: list[str]) -> str:
     """Percentages over seeds; text as it is."""
     if not values or "(" in values[0]:
         return values[0] if values else "-"
-    points = [100 * float(value) for value in values]
-    return f"{fmean(points):.1f}" + (f" ± {stdev(points):.1f}" if len(points) > 1 else "")
-
-
-def cells(options: argparse.Namespace) -> Iterator[tuple[int, str]]:
-    """Seed and task, all tasks with one seed and then the next."""
-    yield from ((seed, task) for seed in range(options.seeds) for task in options.of)
+    points = [float(value) for value in values]
+    return spread(mean(points), std(points))
 
 
 def main() -> None:
@@ -261,8 +251,7 @@ def main() -> None:
             for fine in TRIED:
                 studies[task].condensed(part, full, 0, "taylor, global", SHARES[0], fine)
         return
-    for seed, task in cells(options):
-        study = studies[task]
+    for seed, study in product(range(options.seeds), studies.values()):
         if part in ("main", "defaults"):
             full = study.scratch("main", number, seed, epochs)
             for label in KEPT if part == "main" else ["taylor, global"]:
@@ -274,9 +263,7 @@ def main() -> None:
         if part == "length" and not study.has(part, seed, "scratch", number, 1.0, ""):
             short, long = study.scratch("main", number, seed, epochs), study.fresh(number, seed)
             facts = study.trained(long, 2 * epochs, study.rate(number), seed)
-            change = losses(long, study.data.val) - losses(short, study.data.val)
-            error = float(change.std()) / math.sqrt(len(change))
-            extra = json.dumps({"change": round(float(change.mean()), 4), "standard_error": round(error, 4)})
+            extra = json.dumps(asdict(doubled(*(evaluate(m, study.data.val) for m in (short, long)), 2 * epochs)))
             facts |= {"part": part, "seed": seed, "method": "scratch", "prompts": number, "share": 1.0, "extra": extra}
             study.add(long, **facts)
 

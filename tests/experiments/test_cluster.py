@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from plans import environment, figures, results
-from processes import Command
+from processes import Command, descendants
 from vprompt.experiments.bench import ray as subject
 from vprompt.experiments.bench.bench import InlineEngine, engine_of, overview, run_plan
 from vprompt.experiments.bench.engine import Watch
@@ -88,22 +88,9 @@ class Place:
 
 def processes(*, ours):
     """The actors of clusters that a process has started, and their worker processes: pid -> whether it is an actor."""
-    parents, lines = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                lines[int(entry.name)] = (entry / "cmdline").read_bytes()
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def is_ours(pid):
-        while pid > 1 and pid != ours:
-            pid = parents.get(pid, 0)
-        return pid == ours
-
-    actors = {pid for pid, line in lines.items() if line.startswith(b"ray::Overseer") and is_ours(pid)}
-    spawned = {pid for pid, line in lines.items() if b"--multiprocessing-fork" in line and parents[pid] in actors}
+    found = descendants(ours)
+    actors = {pid for pid, (_, line) in found.items() if line.startswith(b"ray::Overseer")}
+    spawned = {pid for pid, (parent, line) in found.items() if b"--multiprocessing-fork" in line and parent in actors}
     return dict.fromkeys(actors, True) | dict.fromkeys(spawned, False)
 
 

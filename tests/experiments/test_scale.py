@@ -14,7 +14,7 @@ import pytest
 from test_bulk import adapter, assert_as, folder, plain, read
 
 import vprompt
-from processes import Script
+from processes import Script, descendants
 from vprompt.experiments.bench import ray as subject
 from vprompt.experiments.bulk import Job, predictions, run_bulk
 from vprompt.serving.ray import application
@@ -49,21 +49,7 @@ def slowly(answers, seconds):
 
 def actors(ours, name=b"ray::MapWorker"):
     """Actors that a process has started: of Ray Data, if not said otherwise."""
-    parents, lines = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                lines[int(entry.name)] = (entry / "cmdline").read_bytes()
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def is_ours(pid):
-        while pid > 1 and pid != ours:
-            pid = parents.get(pid, 0)
-        return pid == ours
-
-    return [pid for pid, line in lines.items() if line.startswith(name) and is_ours(pid)]
+    return [pid for pid, (_, line) in descendants(ours).items() if line.startswith(name)]
 
 
 def until(condition, seconds=600):

@@ -79,6 +79,13 @@ def test_what_is_no_tenth_of_the_same_method_is_no_pair(other):
     assert benchmark.selections(benchmark.read(study(**other))) == []
 
 
+def test_a_tenth_is_what_plans_make_of_it():
+    """2.5 prompts are 3, as `share = 0.1` of a plan and `--condense 0.1` round."""
+    [found] = benchmark.selections(benchmark.read(study(full=25, few=3)))
+    assert len(found.tasks) == len(FULL)
+    assert benchmark.selections(benchmark.read(study(full=25, few=2))) == []
+
+
 def test_what_was_condensed_is_not_trained_with_a_tenth():
     document = study()
     for cell in document["cells"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from vprompt.compression.criteria import whole
 from vprompt.experiments.report.aggregate import score
 from vprompt.experiments.report.study import Method, Run, Study, Task
 from vprompt.report.document import Block, Paragraph, Section, simple_table
@@ -75,7 +76,7 @@ def _tenth(run: Run, low: Run) -> bool:
         return False
     most, few = (max(model.prompt_counts or (0,)) for model in (run.model, low.model))
     same = run.facts.get("settings.method") == low.facts.get("settings.method")
-    return same and few == round(SHARE * most) and most >= 1 / SHARE
+    return same and few == whole(SHARE, most) and most >= 1 / SHARE
 
 
 def section(study: Study) -> Section | None:
