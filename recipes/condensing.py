@@ -11,7 +11,7 @@ the tasks in `CHOOSING`, and fixed in `FINE` for all others. Test images are rea
 The same command goes on where it was killed.
 
 Parts: `tuning` (validation only), `main`, `length` (twice the epochs, for convergence), `many` (other
-numbers of prompts) and `defaults` (only all prompts, and what is kept by the library's defaults).
+numbers of prompts) and `defaults` (only all prompts, and what the library's defaults keep).
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def main() -> None:
         if part in ("main", "defaults"):
             full = study.scratch("main", number, seed, epochs)
             for label in KEPT if part == "main" else ["taylor, global"]:
-                for share in SHARES if part == "main" else (0.3,):
+                for share in SHARES:
                     study.condensed("main", full, seed, label, share, FINE)
         if part == "many":
             for prompts in NUMBERS:
