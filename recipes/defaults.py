@@ -54,9 +54,11 @@ CHOICES: dict[str, dict[str, Any]] = {
         "share": "none",
         "lr": 0.005,
     },
-    "bpt": {"method": "bpt", "lr": 0.005},
-    "vfpt": {"method": "vfpt", "lr": 0.005},
-    "pro-vpt": {"method": "pro-vpt", "lr": 0.005},
+    **{
+        f"{method}{word}": {"method": method, "lr": rate}
+        for word, rate in {"": 0.005, ", rate 0.02": 0.02}.items()
+        for method in ("bpt", "vfpt", "pae", "cvpt", "pro-vpt")
+    },
     "lora": {"method": "lora", "lr": 0.002},
     "lora, rate 0.005": {"method": "lora", "lr": 0.005},
     "lora, all layers": {"method": "lora", "targets": "all", "lr": 0.002},
