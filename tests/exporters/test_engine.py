@@ -58,9 +58,6 @@ def engines(tmp_path_factory):
     return Engines(tmp_path_factory.mktemp("engines"))
 
 
-ALONE = "VPROMPT_TEST_ALONE"
-
-
 def adapted(backbone, method, classes, *, counts=None, multiplicity=None, seed=1):
     model = vprompt.attach(backbone, method, head_init="paper", num_classes=classes)
     generator = torch.Generator().manual_seed(seed)
@@ -103,11 +100,6 @@ def assert_rows(engine, models, names, images):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_rows_of_adapters_not_seen_before_are_those_of_eager(name, engines):
-    if name.endswith(".xml") and ALONE not in os.environ:
-        # A process that has run such an engine of OpenVINO does not survive a Ctrl-C that is caught later.
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", __file__, "-k", f"not_seen_before and {name}"]
-        assert subprocess.run(command, check=False, env={**os.environ, ALONE: "1"}).returncode == 0
-        return
     backbone, path = engines(name)
     models, engine = zoo(backbone, kv=not name.startswith("swin")), vprompt.Engine(path)
     for adapter, model in models.items():
@@ -120,6 +112,22 @@ def test_rows_of_adapters_not_seen_before_are_those_of_eager(name, engines):
         assert_rows(engine, models, [adapter], some_images(size, 1, seed=9))
     assert engine.file.about.comparison.images == 32
     assert 0 < engine.file.about.comparison.largest <= 1e-4 * engine.file.about.comparison.scale
+
+
+def test_a_process_whose_engine_is_gone_survives_a_signal(engines):
+    path = engines("dinov3.xml")[1]
+    code = f"""
+import signal, vprompt
+first, second = (vprompt.Engine({str(path)!r}) for _ in range(2))
+del first
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("caught")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr
 
 
 def test_an_image_that_several_are_asked_about_and_features(engines):

@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,12 +67,11 @@ class OpenVino(Format):
 
     def read(self, path: Path) -> tuple[str | bytes | None, Callable[[], Run]]:
         """Reads both files; computes in float32 where the processor would rather take bfloat16."""
-        import openvino
         import torch
 
         weights = self.companions(path)[0]
         _check_graph(path, weights.stat().st_size)
-        core = openvino.Core()
+        core = _core()
         model = core.read_model(path, weights)
         shapes = [output.get_partial_shape() for node in model.get_ops() for output in node.outputs()]
         check_shapes(path, ([size.max_length for size in s if size.is_static] for s in shapes if s.rank.is_static))
@@ -101,7 +101,7 @@ class OpenVino(Format):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "float16.xml"
             openvino.save_model(converted, path, compress_to_fp16=True)
-            return openvino.Core().read_model(model=path.read_bytes(), weights=self.companions(path)[0].read_bytes())
+            return _core().read_model(model=path.read_bytes(), weights=self.companions(path)[0].read_bytes())
 
     def quantised(self, converted: Any, batches: Sequence[np.ndarray], folder: Path) -> tuple[Any, str]:
         """By NNCF, as it does transformers; ranges of values are those of the images."""
@@ -112,6 +112,18 @@ class OpenVino(Format):
             converted, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches)
         )
         return quantised, f"nncf {version('nncf')}"
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO, once in a process.
+
+    Each sets a stack for signal handlers, which it frees in the end while it puts back the one before. Of two that end
+    in another order the last leaves a freed one, on which the next Ctrl-C ends the process (OpenVINO 2026).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _model_info(about: dict[str, Any]) -> dict[str, str]:
