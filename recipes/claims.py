@@ -119,14 +119,14 @@ class Sweep:
 
 
 class Table:
-    """Accuracies by method, share and fine-tuning, of condensing.csv."""
+    """Accuracies of a backbone by method, share and fine-tuning, of condensing.csv."""
 
     where = "condensing.csv"
 
-    def __init__(self) -> None:
-        file = RESULTS / self.where
-        with file.open(encoding="utf-8", newline="") as opened:
-            rows = [row for row in csv.DictReader(opened) if row["part"] in ("main", "many") and row["test_accuracy"]]
+    def __init__(self, backbone: str) -> None:
+        with (RESULTS / self.where).open(encoding="utf-8", newline="") as opened:
+            rows = [row for row in csv.DictReader(opened) if row["backbone"] == backbone and row["test_accuracy"]]
+        rows = [row for row in rows if row["part"] in ("main", "many")]
         self.values: dict[tuple[str, str, float, bool], dict[str, float]] = {}
         every = max(int(row["prompts"]) for row in rows if row["part"] == "main")
         for row in rows:
@@ -210,7 +210,7 @@ def schedule(epochs: int) -> Rows:
 
 def condensation() -> list[Claim]:
     """The claims of Prompt Condensation, arXiv 2305.17223."""
-    sweep, table = Sweep(), Table()
+    sweep, table, dino = Sweep(), Table("bundled"), Table("DINOv2-S, tuned")
     many, kept, first = "sweep.json", "condensing.csv", "taylor, global"
 
     def shares(claim: str, kind: str, other: Callable[[float], tuple[str, float]], *at: float, more: bool) -> Claim:
@@ -228,14 +228,20 @@ def condensation() -> list[Claim]:
             ],
         )
 
+    def of_dino(share: float) -> Comparison:
+        rows = dino.rows((first, share), every)
+        return Comparison(what=f"{100 * share:.0f} % of 50, DINOv2-S, tuned", where=kept, rows=rows, more=False)
+
     every = ("scratch", 1.0)
     whole = [
         Comparison(what="30 % of 20 a block", where=many, rows=sweep.rows(("condensed", 0.3), every), more=False),
         Comparison(what="30 % of 50 a block", where=kept, rows=table.rows((first, 0.3), every), more=False),
+        of_dino(0.3),
     ]
     tenth = [
         Comparison(what="10 % of 20 a block", where=many, rows=sweep.rows(("condensed", 0.1), every), more=False),
         Comparison(what="10 % of 50 a block", where=kept, rows=table.rows((first, 0.1), every), more=False),
+        of_dino(0.1),
         Comparison(what="10 %, 20 epochs", where="schedule.json", rows=schedule(20), more=False),
     ]
     bent = [Comparison(what=f"at {100 * s:.0f} %", where=many, rows=sweep.bend(s)) for s in (0.1, 0.3, 0.5)]

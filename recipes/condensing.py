@@ -170,7 +170,13 @@ class Study:
 
 
 def tables(rows: list[dict[str, str]]) -> Iterator[str]:
-    """The lines of a page: fine-tuning on validation images, what is kept, numbers of prompts, and twice the epochs."""
+    """The lines of a page: tables of each backbone."""
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        yield from _tables([row for row in rows if row["backbone"] == backbone], backbone)
+
+
+def _tables(rows: list[dict[str, str]], backbone: str) -> Iterator[str]:
+    """Fine-tuning on validation images, what is kept, numbers of prompts, and twice the epochs."""
     parts: dict[str, dict[str, dict[str, list[str]]]] = {"tuning": {}, "kept": {}, "numbers": {}}
 
     def note(part: str, label: str, row: dict[str, str], value: str) -> None:
@@ -198,7 +204,9 @@ def tables(rows: list[dict[str, str]]) -> Iterator[str]:
     )
     for title, (part, found) in zip(titles, parts.items(), strict=True):
         tasks = [*dict.fromkeys(task for by_task in found.values() for task in by_task)]
-        yield f"| {title} | {' | '.join(tasks)} |"
+        if len(found) < 2:  # nothing to compare
+            continue
+        yield f"| {backbone}: {title} | {' | '.join(tasks)} |"
         yield "|---" * (len(tasks) + 1) + "|"
         for label in sorted(found, key=int) if part == "numbers" else found:
             yield f"| {label} | {' | '.join(_cell(found[label].get(task, [])) for task in tasks)} |"
