@@ -61,6 +61,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     },
     "lora": {"method": "lora", "lr": 0.002},
     "lora, rate 0.005": {"method": "lora", "lr": 0.005},
+    "lora, label smoothing 0.1": {"method": "lora", "lr": 0.002, "label_smoothing": 0.1},
+    "lora, mixup 0.2": {"method": "lora", "lr": 0.002, "mixup": 0.2},
+    "lora, label smoothing 0.1, mixup 0.2": {"method": "lora", "lr": 0.002, "label_smoothing": 0.1, "mixup": 0.2},
     "lora, all layers": {"method": "lora", "targets": "all", "lr": 0.002},
     "adapter": {"method": "adapter", "lr": 0.002},
     "adapter-plus": {"method": "adapter-plus", "lr": 0.002},
@@ -78,7 +81,7 @@ def row_of(task: str, label: str, seed: int, options: argparse.Namespace) -> dic
     """Trains one model and evaluates it."""
     own = dict(CHOICES[label])
     method = METHODS.get(own.pop("method", BEFORE)).make(own)
-    recipe = {name: own[name] for name in ("lr", "label_smoothing") if name in own}
+    recipe = {name: own[name] for name in ("lr", "label_smoothing", "mixup") if name in own}
     backbone = create_backbone(BUNDLED_BACKBONE, img_size=options.img_size)
     data = vprompt.open_data(task, backbone, root=options.root)
     epochs: Any = "auto" if options.tasks == "held-out" else EPOCHS
