@@ -8,6 +8,7 @@ from typing import TypeVar
 from vprompt.analysis.base import Host
 from vprompt.analysis.options import Adapters
 from vprompt.experiments.finished import Trained, find_adapters, open_trained
+from vprompt.experiments.stages import Sources
 from vprompt.utils.errors import VPromptError
 
 T = TypeVar("T")
@@ -24,19 +25,17 @@ def measure_each(adapters: Adapters, host: Host, measure: Callable[[Trained], T]
     Raises:
         VPromptError: If there is no adapter, or all of them fail; what was wrong with the first.
     """
-    places = find_adapters(adapters.places)
+    where = {"data": adapters.data, "root": adapters.root, "weights": adapters.weights}
+    places, sources, backbone = find_adapters(adapters.places), Sources(), None
     measured: list[T] = []
     failures: list[VPromptError] = []
-    rest = places
-    while rest:
-        opened = open_trained(
-            rest, data=adapters.data, root=adapters.root, weights=adapters.weights, progress=host.progress
-        )
+    for place in places:
         try:
-            measured.extend(measure(trained) for trained in opened)
+            trained = open_trained(place, sources, **where, backbone=backbone, progress=host.progress)
+            backbone = trained.model.backbone
+            measured.append(measure(trained))
         except VPromptError as error:
             failures.append(error)
-        rest = places[len(measured) + len(failures) :]
     if not measured:
         raise failures[0]
     if failures:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,8 @@ def find_adapters(places: Sequence[str]) -> list[str]:
         if not root.is_dir() or (root / CONFIG).exists():
             adapters.append(place)
             continue
-        below = [path.parent for path in sorted(root.rglob(CONFIG)) if not _hidden(path.relative_to(root))]
+        found = [path.relative_to(root).parent for path in sorted(root.rglob(CONFIG))]
+        below = [root / folder for folder in found if not any(part.startswith(".") for part in folder.parts)]
         whole = [folder for folder in below if _is_whole(folder)]
         if not whole:
             there = f"; the {len(below)} adapters in it have no prompts, or not all of them" if below else ""
@@ -94,65 +96,54 @@ def find_adapters(places: Sequence[str]) -> list[str]:
 
 
 def open_trained(
-    places: Sequence[str],
+    folder: str,
+    sources: Sources,
     *,
     data: str | None = None,
     root: str | None = None,
     weights: str | None = None,
+    backbone: nn.Module | None = None,
     progress: bool = False,
-) -> Iterator[Trained]:
-    """Loads adapters one after the other, each with the images that it was trained on.
+) -> Trained:
+    """Loads an adapter with the images that it was trained on.
 
     Args:
-        places: See `find_adapters`.
+        folder: Of the adapter, or its id on the Hub.
+        sources: Keeps the images for the next adapter.
         data: The images instead of those that the run names in its result; as `vprompt fit` takes them.
         root: Folder that holds the benchmarks' tasks, instead of the run's.
         weights: The backbone's weights, where `vprompt.load` cannot find them by itself.
+        backbone: That of the adapter before, which serves this one too where it fits.
         progress: Show a bar while images are read.
 
     Raises:
-        AdapterError: If an adapter is damaged.
-        DataError: If it is not known what an adapter was trained on.
+        AdapterError: If the adapter is damaged.
+        DataError: If it is not known what it was trained on.
     """
-    backbone: nn.Module | None = None
-    sources = Sources()
-    for folder in find_adapters(places):
-        model = _load(folder, backbone, weights)
-        backbone = model.backbone
-        if not any(model.prompt_counts) and not len(model.kv_prompts):
-            raise VPromptError(f"The adapter {folder} has no prompts; there is nothing to analyse.")
-        result = result_of(folder)
-        settings = result["settings"]
-        if data is None and "data" not in settings:
-            raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
-        spec = settings["data"] if data is None else data
-        images = CondenseSettings(
-            adapter=folder,
-            data=spec,
-            columns=Columns.among(settings) if data is None else NO_COLUMNS,
-            root=root or settings.get("root"),
-            split_seed=settings.get("split_seed", 0),
-            skip_bad=settings.get("skip_bad", False),
-        )
-        with bar("reading images", enabled=progress) as report:
-            task = sources.task(images, model.preprocessing, model.target.name, report)
-        if model.classes is not None and model.target.names != task.target.names:
-            raise DataError(f"The classes of {task.source} are not those of the adapter {folder}; give its own data.")
-        yield Trained(folder=folder, result=result, model=model, task=task)
-
-
-def _load(folder: str, backbone: nn.Module | None, weights: str | None) -> PromptedModel:
-    """An adapter, on the backbone of the one before it where that fits."""
+    model: PromptedModel | None = None
     if backbone is not None:
-        try:
-            return load(folder, backbone)
-        except (AdapterError, BackboneError):
-            pass
-    return load(folder, weights=weights)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+        with suppress(AdapterError, BackboneError):
+            model = load(folder, backbone)
+    model = load(folder, weights=weights) if model is None else model
+    if not any(model.prompt_counts) and not len(model.kv_prompts):
+        raise VPromptError(f"The adapter {folder} has no prompts; there is nothing to analyse.")
+    result = result_of(folder)
+    settings = result["settings"]
+    if data is None and "data" not in settings:
+        raise DataError(f"Nothing in {folder} says what images the adapter was trained on; give them by --data.")
+    images = CondenseSettings(
+        adapter=folder,
+        data=settings["data"] if data is None else data,
+        columns=Columns.among(settings) if data is None else NO_COLUMNS,
+        root=root or settings.get("root"),
+        split_seed=settings.get("split_seed", 0),
+        skip_bad=settings.get("skip_bad", False),
+    )
+    with bar("reading images", enabled=progress) as report:
+        task = sources.task(images, model.preprocessing, model.target.name, report)
+    if model.classes is not None and model.target.names != task.target.names:
+        raise DataError(f"The classes of {task.source} are not those of the adapter {folder}; give its own data.")
+    return Trained(folder=folder, result=result, model=model, task=task)
 
 
 def _is_whole(folder: Path) -> bool:
