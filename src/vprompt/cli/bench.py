@@ -21,7 +21,6 @@ from vprompt.utils.text import count, duration, percent, printable, spread
 
 if TYPE_CHECKING:
     from vprompt.experiments.bench.bench import Overview
-    from vprompt.experiments.bench.halving import Outcome
     from vprompt.experiments.bench.store import Store
 
 
@@ -80,8 +79,8 @@ class Bench:
         if self.rehearse:
             self._rehearse(planned, store, engine)
             return
-        outcomes = run_overview(planned, store, retry_failed=self.retry_failed, **engine)
-        document = summary(planned, outcomes, store)
+        run_overview(planned, store, retry_failed=self.retry_failed, **engine)
+        document = summary(planned, store)
         if self.json:
             print_json(document)
         else:
@@ -197,8 +196,8 @@ def overview_document(planned: Overview) -> dict[str, Any]:
     }
 
 
-def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False, **engine: Any) -> list[Outcome]:
-    """Does what is not done of a plan, with a live table, and returns what came of each cell.
+def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False, **engine: Any) -> None:
+    """Does what is not done of a plan, with a live table.
 
     Args:
         planned: Says what there is to do.
@@ -215,7 +214,7 @@ def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False,
     table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
         with engine_of(planned.plan, store.address, **engine) as workers, table.live:
-            return run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
+            run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."

@@ -227,7 +227,7 @@ def compare(
         raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
     finished = [row for row in rows if row["failure"] is None]
     for row in finished:
-        row["folder"] = str(store.adapter(row["name"]))
+        row["folder"] = str(store.adapter(row["result"]["name"]))
     origin = finished[0]["result"]["provenance"] if finished else None
     folders = {row["method"]: Path(row["folder"]) for row in reversed(finished)}
     bare, costs = None, dict[str, dict[str, Any]]()
@@ -271,6 +271,7 @@ def _row(
 ) -> dict[str, Any]:
     """One row of a comparison, over the seeds; what is not known is None."""
     own = [row for row in rows if row["method"] == method]
+    search = own[0]["search"]
     failed = [{"seed": row["seed"], "failed": row["failure"]} for row in own if row["failure"] is not None]
     results = [row["result"] for row in own if row["failure"] is None]
     if "failed" in cost:
@@ -284,7 +285,8 @@ def _row(
     return {
         "method": method,
         "runs": len(results),
-        **{key: own[0][key] for key in ("chosen", "tries")},
+        "chosen": None if search is None else search["chosen"],
+        "tries": None if search is None else len(search["trials"]),
         "target": target.name,
         "test_interval": None,
         **(_averaged(figures) if figures else {}),

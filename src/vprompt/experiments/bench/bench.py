@@ -18,9 +18,9 @@ import torch.nn.functional as F
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.benchmarks.places import data_root
+from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.engine import Assignment, Engine, Event, Watch
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
-from vprompt.experiments.bench.halving import Outcome
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
@@ -211,8 +211,8 @@ def engine_of(
 
 def run_plan(
     planned: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
-) -> list[Outcome]:
-    """Does all of a plan that is not done; returns what came of each cell, in the overview's order.
+) -> None:
+    """Does all of a plan that is not done.
 
     Raises:
         BenchError: If something is wrong that would make all jobs fail.
@@ -227,7 +227,7 @@ def run_plan(
         for path, about in planned.paths.items():
             if known.get(path) != about:
                 store.write_path(about)
-        return Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
+        Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 
 
 @contextlib.contextmanager
@@ -299,56 +299,36 @@ def run_here(
     planned = overview(plan, store, root=root, estimate=False)
     for why in planned.missing.values():
         raise DataError(why)
-    outcomes = run_plan(planned, store, InlineEngine(store.address, progress=progress), watch=watch)
-    return results_of(planned, outcomes, store)
+    run_plan(planned, store, InlineEngine(store.address, progress=progress), watch=watch)
+    return results_of(planned, store)
 
 
-def results_of(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> list[dict[str, Any]]:
-    """The `task`, `method` and `seed` of every cell, the `name` of its run, what was `chosen` in `tries`, its `result`.
-
-    Where there is no result it is None, and `failure` says why.
-    """
-    rows: list[dict[str, Any]] = []
-    for cell, outcome in zip(planned.cells, outcomes, strict=True):
-        name, failure = None if outcome.run is None else outcome.run.name, outcome.failure
-        result = None if name is None or failure is not None else store.result(name)
-        if result is None and failure is None:
-            failure = f"The result of {cell.method}, seed {cell.seed} has gone."
-        chosen = None if outcome.search is None else outcome.search["chosen"]
-        tries = None if outcome.search is None else len(outcome.search["trials"])
-        row = {
-            "task": cell.task,
-            "method": cell.method,
-            "seed": cell.seed,
-            "name": name,
-            "chosen": chosen,
-            "tries": tries,
-        }
-        rows.append({**row, "result": result, "failure": failure})
-    return rows
+def results_of(planned: Overview, store: Store) -> list[dict[str, Any]]:
+    """What came of the cells of a plan that was run, see `cells_in`; where there is no result, `failure` says why."""
+    cells = [cell for cell in cells_in(planned.plan, store) if cell["task"] in planned.tasks]
+    for cell in cells:
+        if cell["state"] == "missing":
+            cell["failure"] = f"The result of {cell['method']}, seed {cell['seed']} has gone."
+    return cells
 
 
-def changed_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tasks among `results_of` whose images changed between their runs."""
-    kinds = {
-        (row["task"], row["result"]["provenance"]["data"]["fingerprint"]): None
-        for row in rows
-        if row["result"] is not None
-    }
+def changed_images(cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Tasks among `cells_in` whose images changed between their runs."""
+    results = [(cell["task"], cell["result"]) for cell in cells if cell["result"] is not None]
+    kinds = dict.fromkeys((task, result["provenance"]["data"]["fingerprint"]) for task, result in results)
     return [task for task, many in Counter(task for task, _ in kinds).items() if many > 1]
 
 
-def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
+def summary(planned: Overview, store: Store) -> dict[str, Any]:
     """Result of a plan as plain data: every cell with its score, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
-    rows = results_of(planned, outcomes, store)
-    cells = [
-        {key: row[key] for key in ("task", "method", "seed", "failure", "chosen")}
-        | {(key := score_key(row["result"] or {}, "test")): (row["result"] or {}).get(key), "result": row["name"]}
-        | {"target": target_of(row["result"] or {}).name}
-        for row in rows
-    ]
+    rows: list[dict[str, Any]] = []
+    for cell in (cells := results_of(planned, store)):
+        result = cell["result"] or {}
+        row = {key: cell[key] for key in ("task", "method", "seed", "failure")}
+        row |= {"chosen": (cell["search"] or {}).get("chosen"), "result": result.get("name")}
+        rows.append(row | {(key := score_key(result, "test")): result.get(key), "target": target_of(result).name})
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
-    return {**about, "changed_images": changed_images(rows), "cells": cells}
+    return {**about, "changed_images": changed_images(cells), "cells": rows}
