@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.cli.options import Json, Root
 from vprompt.experiments.folder import score_key, target_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import tell
@@ -33,8 +34,7 @@ class Bench:
     out: Annotated[str | None, tyro.conf.arg(metavar="RUNS")] = None
     """Folder, or any address that fsspec knows (s3://bucket/runs), for the results; runs/NAME-OF-THE-PLAN when left
     out. Plans that share it share their results."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    root: Root = None
     dry_run: bool = False
     """Only say what would be run and how long that would take."""
     rehearse: bool = False
@@ -48,8 +48,7 @@ class Bench:
     """Number of runs at once, instead of the plan's."""
     retry_failed: bool = False
     """Try again also what failed for good, such as a loss that became no number."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Shows, runs, says what came of it."""

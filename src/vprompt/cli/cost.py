@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from vprompt.cli.console import print_json, print_note, print_table
+from vprompt.cli.options import Json
 from vprompt.utils.errors import VPromptError
 
 
@@ -25,8 +26,7 @@ class Cost:
     """Count shallow instead of deep prompts."""
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Counts and prints."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
+from vprompt.cli.options import Json, Root, Weights
 from vprompt.exporters.base import FORMATS
 
 if TYPE_CHECKING:
@@ -57,18 +58,15 @@ class Export:
     Where they have labels, the training split is used, and the accuracy before and after is that of the test split."""
     eval: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Measure the accuracy before and after int8 on these labelled images instead; on their test split, if there is."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    root: Root = None
     split_seed: int = 0
     """Cuts the splits that a folder does not have; as given to `fit`."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    weights: Weights = None
     device: str = "auto"
     """Device for the accuracy before int8, such as cpu or cuda; all else is done by the processor, as the file is."""
     trust_file: bool = False
     """Read an engine that is a .pt2 file and was written elsewhere: it may run code on this machine."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Loads, folds, exports, prints."""
