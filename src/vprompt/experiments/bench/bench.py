@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import statistics
-import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.utils.data import TensorDataset
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.benchmarks.places import data_root
@@ -35,15 +33,16 @@ from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import gmacs
-from vprompt.model.records import Precision
+from vprompt.model.records import Precision, Recipe
 from vprompt.tasks.columns import Columns
-from vprompt.training.precision import emulated, in_bf16
+from vprompt.training.precision import emulated
+from vprompt.training.settle import pace
 from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
 
-CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
-"""Of one step at most, and of all steps about."""
+CALIBRATION_IMAGES = 64
+"""In a step at most."""
 
 JOB_SECONDS = 1.0
 """That a job takes besides."""
@@ -142,30 +141,18 @@ def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
 
 @functools.cache
 def rate(backbone: str, img_size: int | None, precision: Precision, threads: int) -> float:
-    """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
-    weights.
-    """
-    model, device = create_backbone(backbone, pretrained=False, img_size=img_size), device_named("auto")
-    model = attach(model, VPT(10), num_classes=10).to(device)
-    step = 2 * _gmacs(backbone, img_size, VPT(10))
-    size = max(1, min(64, round(CALIBRATION_GMACS / step)))
-    images = torch.randn(size, *model.preprocessing.shape, device=device)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    model.train()
-    before, times = torch.get_num_threads(), list[float]()
+    """10^9 multiply-accumulates that this machine does in a second of training this backbone, with random weights."""
+    method, number = VPT(10), CALIBRATION_IMAGES
+    model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), method, num_classes=10)
+    images = torch.randn(number, *model.preprocessing.shape)
+    data = TensorDataset(images, torch.zeros(number, dtype=torch.int64))
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        # The first steps also wake the machine up.
-        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
-                loss = F.cross_entropy(model(images).float(), labels)
-            loss.backward()
-            float(loss.detach())  # waits for the device
-            times.append(time.perf_counter() - started)
+        step = pace(model, data, Recipe(batch_size=number, precision=precision))
     finally:
         torch.set_num_threads(before)
-    return step * size / statistics.median(times)
+    return _gmacs(backbone, img_size, method) * (1 + method.backward_cost) / step.seconds
 
 
 def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
