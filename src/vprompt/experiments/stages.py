@@ -20,7 +20,7 @@ from vprompt.backbones.factory import create_backbone, require_weights
 from vprompt.backbones.info import BackboneInfo, fingerprint, num_parameters
 from vprompt.backbones.names import full_name
 from vprompt.backbones.quantise import quantise
-from vprompt.compression.choices import PruneSettings
+from vprompt.backbones.weights import weights_origin
 from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
 from vprompt.compression.gradients import attention_mass
 from vprompt.compression.prune import prune
@@ -36,7 +36,7 @@ from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import PAGE, REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.log import RunLog
 from vprompt.experiments.preview import MANY_WINDOWS, augment_of, preview, windows_of
-from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
+from vprompt.experiments.settings import CondenseSettings, Condensing, Pruning, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
@@ -179,6 +179,7 @@ class Stages:
         self.facts: dict[str, Any] = {}
         self.evaluations: list[dict[str, Evaluation]] = []
         self.notes: list[str] = []
+        self.weights: dict[str, str] | None = None
         self.calibrate = isinstance(settings, Settings) and settings.calibrate
         torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
@@ -201,7 +202,8 @@ class Stages:
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
 
     def introduce(self, model: PromptedModel, recipe: Recipe) -> None:
-        """Says on standard error what was found, and what will be done with it."""
+        """Says on standard error what was found, and what will be done with it; notes where the weights are from."""
+        self.weights = weights_origin(model.backbone)
         if model.info.name == BUNDLED_BACKBONE and self.task.train.paths is not None:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.task.target.dense and (looks := windows_of(self.train_images)) > MANY_WINDOWS:
@@ -297,8 +299,7 @@ class Stages:
         self,
         model: PromptedModel,
         recipe: Recipe,
-        settings: PruneSettings,
-        rewind_epoch: int,
+        settings: Pruning,
         early: dict[str, torch.Tensor] | None = None,
     ) -> Pruned:
         """Prunes a trained model and trains what is left from its early values; those recorded where none are given.
@@ -312,7 +313,7 @@ class Stages:
             self.train_images,
             self.val,
             early=None if model.method.relocates else early,
-            rewind_epoch=rewind_epoch,
+            rewind_epoch=settings.rewind_epoch,
             settings=settings,
             recipe=recipe,
             folder=self.folder.state("pruning") / "search",
@@ -385,15 +386,13 @@ class Stages:
             condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
         return small, history
 
-    def keep(
-        self, model: PromptedModel, report: dict[str, Any], settings: Settings, weights: dict[str, str] | None
-    ) -> None:
+    def keep(self, model: PromptedModel, report: dict[str, Any], settings: Settings) -> None:
         """Leaves the model with all prompts, whose report is given, as a finished run in a folder of its own."""
         if is_main_process():
             model.save_pretrained(self.folder.out / FULL)
             whole = replace(settings, condense=None, prune=None).to_flat()
             facts = {"backbone": settings.backbone, "seed": settings.recipe.seed, "settings": whole}
-            origin = self._provenance(model, weights, History(rows=report["epochs"]))
+            origin = self._provenance(model, History(rows=report["epochs"]))
             write_json(self.folder.out / FULL / RESULT, {**report, **facts, "provenance": origin})
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
@@ -437,9 +436,7 @@ class Stages:
             return None
         return {key: value for key, value in result.items() if key in REPORT_KEYS or key.startswith(("val_", "test_"))}
 
-    def finish(
-        self, model: PromptedModel, history: History, facts: dict[str, Any], weights: dict[str, str] | None
-    ) -> dict[str, Any]:
+    def finish(self, model: PromptedModel, history: History, facts: dict[str, Any]) -> dict[str, Any]:
         """Writes adapter and result."""
         report = self.report(model, history)
         for split, evaluation in self.evaluations[-1].items():
@@ -460,7 +457,7 @@ class Stages:
                 "batch_size": recipe.batch,
             },
             "settings": self.folder.document,
-            "provenance": self._provenance(model, weights, history),
+            "provenance": self._provenance(model, history),
             "seconds": round(time.monotonic() - self.started, 1),
         }
         result = json.loads(json.dumps(result))
@@ -501,7 +498,7 @@ class Stages:
                 lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
         return lost
 
-    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None, history: History) -> dict[str, Any]:
+    def _provenance(self, model: PromptedModel, history: History) -> dict[str, Any]:
         """Data, preprocessing, weights, versions, machine."""
         task, summary = self.task, self.task.summary
         splits = {"train": task.train, "val": task.val, "test": task.test}
@@ -521,7 +518,7 @@ class Stages:
             "preprocessing": asdict(task.preprocessing),
             "trained_on": {"images": len(self.train_images), "augment": self.train_images.augment},
             "backbone_fingerprint": fingerprint(model.backbone),
-            "weights": weights,
+            "weights": self.weights,
             "epoch_rule": f"{history.rule(model.recipe)}; test data "
             + ("read once, at the end" if self._tests else "not read"),
             "versions": {
