@@ -36,8 +36,9 @@ def commas(
         try:
             entries = [kind(part) for part in texts[0].split(",")]
         except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
             raise VPromptError(
-                f"{option} takes numbers separated by commas, such as {example}; not {texts[0]!r}."
+                f"{option} takes {what} separated by commas, such as {example}; not {texts[0]!r}."
             ) from None
         return tuple(dict.fromkeys(entries) if distinct else entries)
 

@@ -10,14 +10,7 @@ from typing import Any, Literal
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.names import full_name
-from vprompt.cli.console import (
-    UsageError,
-    percent,
-    print_json,
-    print_note,
-    print_table,
-    resumable,
-)
+from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.options import chosen, command, group, shown, values_of
 from vprompt.experiments.folder import PAGE, check_out, converged_in, score_key, target_of
 from vprompt.experiments.settings import (

@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.backbones.names import BackbonePrecision
-from vprompt.cli.console import (
-    UsageError,
-    json_rows,
-    percent,
-    print_json,
-    print_note,
-    print_table,
-)
+from vprompt.cli.console import UsageError, json_rows, percent, print_json, print_note, print_table
 from vprompt.cli.options import Device, Json, Root, Weights
 from vprompt.experiments.folder import PAGE
 from vprompt.serving.setup import named

@@ -16,12 +16,11 @@ from vprompt.experiments.settings import CondenseSettings
 from vprompt.experiments.stages import Sources
 from vprompt.model.load import load
 from vprompt.model.model import PromptedModel
+from vprompt.model.tensors import CONFIG_FILE
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import AdapterError, BackboneError, DataError, TrainingError, VPromptError
 from vprompt.utils.io import read_json
 from vprompt.utils.progress import bar
-
-CONFIG = "adapter_config.json"
 
 Split = Literal["auto", "train", "val", "test"]
 """Images of a task; auto: those to validate on, or those to test on where none are left that were not learned."""
@@ -82,10 +81,10 @@ def find_adapters(places: Sequence[str]) -> list[str]:
     adapters: list[str] = []
     for place in places:
         root = Path(place)
-        if not root.is_dir() or (root / CONFIG).exists():
+        if not root.is_dir() or (root / CONFIG_FILE).exists():
             adapters.append(place)
             continue
-        found = [path.relative_to(root).parent for path in sorted(root.rglob(CONFIG))]
+        found = [path.relative_to(root).parent for path in sorted(root.rglob(CONFIG_FILE))]
         below = [root / folder for folder in found if not any(part.startswith(".") for part in folder.parts)]
         whole = [folder for folder in below if _is_whole(folder)]
         if not whole:
@@ -149,7 +148,7 @@ def open_trained(
 def _is_whole(folder: Path) -> bool:
     """Whether an adapter has prompts and all that it was trained with; one that cannot be read says so when loaded."""
     try:
-        config = read_json(folder / CONFIG)
+        config = read_json(folder / CONFIG_FILE)
     except VPromptError:
         return True
     removed = config.get("condensation") is not None or config.get("pruning") is not None

@@ -38,13 +38,10 @@ def escaped(text: str) -> str:
     text, parts, end = text.strip(), list[str](), 0  # spaces in front would make it code
     for markup in _MARKUP.finditer(text):
         digits = markup[0].rstrip(".)") if markup[0][0].isdigit() else ""
-        parts += [printable(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
+        marks = markup[0].removeprefix(digits)
+        parts += [printable(text[end : markup.start()]), digits, "\\-" if marks == "-" else escape(marks)]
         end = markup.end()
     return "".join([*parts, printable(text[end:])])
-
-
-def _mark(marks: str) -> str:
-    return "\\-" if marks == "-" else escape(marks)
 
 
 def _section(section: Section) -> list[str]:

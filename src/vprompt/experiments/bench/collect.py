@@ -150,16 +150,11 @@ def _document(cells: Sequence[Document], *, name: str, title: str = "", **about:
     tasks = [_task(task, first.get(task)) for task in dict.fromkeys(cell["task"] for cell in cells)]
     backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    shown = [{**cell, "result": _without_places(cell["result"])} for cell in cells]
-    return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
-
-
-def _without_places(result: Document | None) -> Document | None:
-    """A result without where its images lay: that is no part of what was run, and nobody else's business."""
-    if result is None:
-        return None
+    # Where images lay is no part of what was run, and nobody else's business.
     places = place_settings()
-    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in places}}
+    for result in (cell["result"] for cell in cells if cell["result"] is not None):
+        result["settings"] = {key: value for key, value in result["settings"].items() if key not in places}
+    return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": cells, "made": made}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:
