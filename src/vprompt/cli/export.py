@@ -80,7 +80,6 @@ class Export:
             self._whole(self.format)
 
     def _whole(self, format: str) -> None:
-        """Writes an adapter and its backbone."""
         from vprompt.exporters.export import export
         from vprompt.model.load import load
         from vprompt.utils.devices import device_named
@@ -111,7 +110,6 @@ class Export:
         return Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
 
     def _out(self, format: str) -> Path:
-        """The file to write."""
         suffix = FORMATS.get(format).suffix
         out = Path(self._name + suffix) if self.out is None else self.out
         if out.suffix.lower() != suffix:
@@ -126,7 +124,6 @@ class Export:
             raise UsageError(f"{why}; leave out --{given[0].replace('_', '-')}.")
 
     def _engine(self, format: str) -> None:
-        """Writes an engine."""
         from vprompt.backbones.factory import create_backbone
         from vprompt.exporters.engine import export_engine
         from vprompt.exporters.export import Int8
@@ -160,7 +157,6 @@ class Export:
         self._say(out, made.about, sum(file.stat().st_size for file in FORMATS.get(format).files(out)))
 
     def _for_engine(self, engine: str) -> None:
-        """Writes the file of an adapter for an engine."""
         from vprompt.exporters.engine import SUFFIX, export_adapter, open_engine
         from vprompt.model.load import load
 

@@ -119,7 +119,6 @@ def chosen(arguments: Sequence[str], flag: str, default: str) -> str:
 
 
 def _entry(option: Option) -> tuple[str, Any, Any]:
-    """A field for `make_dataclass`."""
     marks: list[Any] = [tyro.conf.Positional] if option.flag in POSITIONAL else []
     metavar = {**POSITIONAL, **METAVARS}.get(option.flag)
     marks.append(tyro.conf.arg(help=option.help, metavar=metavar))

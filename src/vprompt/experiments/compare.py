@@ -308,7 +308,6 @@ REPORTED = ("prompt_counts", "learned_params", "settings")
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
-    """A run in the document."""
     facts = {"method": row["method"], "seed": row["seed"], "failed": row["failure"], "folder": row.get("folder")}
     if row["failure"] is not None:
         return facts

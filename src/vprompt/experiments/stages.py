@@ -180,24 +180,21 @@ class Stages:
         self.evaluations: list[dict[str, Evaluation]] = []
         self.notes: list[str] = []
         self.weights: dict[str, str] | None = None
-        self.calibrate = isinstance(settings, Settings) and settings.calibrate
         torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, target, report)
         self.train_images, self.val = training_images(self.task, settings)
-        track = settings.track if isinstance(settings, Settings) else ()
-        self.log = RunLog(folder.out, folder.document, track)
+        self.log = RunLog(folder.out, folder.document, settings.track)
         if settings.condense is not None and settings.condense.ratio == "auto" and self.val is None:
             raise DataError(
                 f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
                 "instead of auto."
             )
         sure = self.task.target.answer == "probabilities" and not self.task.target.dense
-        self.checks = isinstance(settings, Settings) and settings.check_convergence
-        if self.checks and self.val is None:
+        if settings.check_convergence and self.val is None:
             lack = "validation images to tell convergence by; leave out --check-convergence."
             raise DataError(f"{self.task.source} has no {lack}")
-        if self.calibrate and (self.val is None or not sure):
+        if settings.calibrate and (self.val is None or not sure):
             lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
 
@@ -251,7 +248,8 @@ class Stages:
         until: int | None = None,
     ) -> History:
         """Trains what there is to learn, or up to an epoch; the state is kept in the run's folder by default."""
-        twin = model.copy() if self.checks and stage in ("training", "fine-tuning") and checkpoint is None else None
+        doubles = self.settings.check_convergence and stage in ("training", "fine-tuning") and checkpoint is None
+        twin = model.copy() if doubles else None
         history = fit(
             model,
             self.train_images,
@@ -400,7 +398,7 @@ class Stages:
         report: dict[str, Any] = {}
         splits = self._splits.items()
         evaluations = {split: self._evaluated(model, data, SPLITS[split]) for split, data in splits}
-        if "val" in evaluations and (self.calibrate or "temperature" in (to_document(model.target) or {})):
+        if "val" in evaluations and (self.settings.calibrate or "temperature" in (to_document(model.target) or {})):
             model.target = model.target.calibrated(evaluations["val"].logits, evaluations["val"].labels)
             report["calibration"] = {}
             for split, found in evaluations.items():
@@ -499,7 +497,6 @@ class Stages:
         return lost
 
     def _provenance(self, model: PromptedModel, history: History) -> dict[str, Any]:
-        """Data, preprocessing, weights, versions, machine."""
         task, summary = self.task, self.task.summary
         splits = {"train": task.train, "val": task.val, "test": task.test}
         return {
@@ -520,7 +517,7 @@ class Stages:
             "backbone_fingerprint": fingerprint(model.backbone),
             "weights": self.weights,
             "epoch_rule": f"{history.rule(model.recipe)}; test data "
-            + ("read once, at the end" if self._tests else "not read"),
+            + ("read once, at the end" if self.settings.test else "not read"),
             "versions": {
                 "vprompt": __version__,
                 "torch": torch.__version__,
@@ -533,13 +530,8 @@ class Stages:
 
     @property
     def _splits(self) -> dict[str, ImageDataset]:
-        """Images to evaluate on."""
-        splits = {"val": self.val, "test": self.task.test if self._tests else None}
+        splits = {"val": self.val, "test": self.task.test if self.settings.test else None}
         return {split: images for split, images in splits.items() if images is not None}
-
-    @property
-    def _tests(self) -> bool:
-        return not isinstance(self.settings, Settings) or self.settings.test
 
     def _evaluated(self, model: PromptedModel, data: ImageLabels, name: str) -> Evaluation:
         with bar(f"evaluating ({name})", enabled=self.bars) as report:
@@ -549,7 +541,7 @@ class Stages:
 def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[ImageDataset, ImageDataset | None]:
     """Images that a run trains on, and those left to validate on."""
     train, val = task.train, task.val
-    if isinstance(settings, Settings) and settings.train_on == "train+val":
+    if settings.train_on == "train+val":
         if val is None:
             raise DataError(f"{task.source} has no validation images to train on as well.")
         train, val = train.joined(val), None

@@ -303,7 +303,6 @@ def _places(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
 
 
 def _fit(axes: Axes, chart: Chart) -> None:
-    """Limits and ticks for what is drawn."""
     dots = [dot for curve in chart.curves for dot in curve.dots if math.isfinite(dot.y)]
     heights = [height for height, _ in chart.levels]
     heights += [height for dot in dots for height in (dot.y - dot.sides[0], dot.y + dot.sides[1])]

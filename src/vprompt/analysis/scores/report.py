@@ -153,7 +153,6 @@ def _drops(study: ScoreStudy, scope: str, key: str = "accuracy") -> dict[str, di
 
 
 def _scope(study: ScoreStudy) -> str:
-    """Figures that are drawn and put in words."""
     return "global" if "global" in study.scopes else study.scopes[0]
 
 

@@ -176,14 +176,12 @@ def _table(caption: str, columns: Columns, rows: Sequence[Row]) -> Table:
 
 
 def _searches(rows: Sequence[Row]) -> list[Table]:
-    """A table of the settings that were chosen; none where nothing was searched for."""
     chosen = [[row["method"], str(row["tries"]), shown_settings(row["chosen"])] for row in rows if row.get("tries")]
     title = "Chosen on validation images, and of how many trainings"
     return [simple_table(title, ["method", "tried", "chosen"], chosen, words=True)] if chosen else []
 
 
 def _failures(document: Row) -> list[Table]:
-    """A table of the runs that failed; none where none did."""
     failures = [
         [f"{row['method']}, seed {failure['seed']}", f"failed: {failure['failed']}"]
         for row in document["rows"]
