@@ -18,7 +18,7 @@ from vprompt.experiments.settings import changed_settings
 from vprompt.tasks.base import TARGETS, Target
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import DivergedError, TrainingError, VPromptError, lacks_memory
+from vprompt.utils.errors import AdapterError, DivergedError, TrainingError, VPromptError, lacks_memory
 from vprompt.utils.io import read_json, write_json, writing
 from vprompt.utils.text import printable
 
@@ -217,6 +217,19 @@ def target_of(result: Mapping[str, Any]) -> type[Target]:
     """The kind of target of a result of any version; of one that is not installed any more, the usual one."""
     name = str(result.get("target"))
     return TARGETS.get(name) if name in TARGETS else SingleLabel
+
+
+def result_of(folder: str) -> dict[str, Any]:
+    """Result of an adapter's run, and its settings, empty where there is nothing."""
+    path = Path(folder) / RESULT
+    try:
+        result = read_json(path) if path.is_file() else {}
+    except TrainingError as error:
+        raise AdapterError(
+            f"{path} is damaged; remove it, and say by --data what the adapter was trained on."
+        ) from error
+    settings = result.get("settings")
+    return {**result, "settings": settings if isinstance(settings, dict) else {}}
 
 
 def is_begun(out: Path) -> bool:

@@ -18,8 +18,7 @@ from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.compression.search import Pruned
 from vprompt.data.dataset import Task
-from vprompt.experiments.finished import result_of
-from vprompt.experiments.folder import RunFolder
+from vprompt.experiments.folder import RunFolder, result_of
 from vprompt.experiments.settings import CondenseSettings, Settings
 from vprompt.experiments.stages import Page, Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments

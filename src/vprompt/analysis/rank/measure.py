@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.adapters import Trained, measure_each
 from vprompt.analysis.attention import watched
 from vprompt.analysis.base import Host
 from vprompt.analysis.rank import Rank
 from vprompt.analysis.rank.law import Law, fit_law
-from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, iterate, size_of
 from vprompt.utils.errors import VPromptError

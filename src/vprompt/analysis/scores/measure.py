@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset
 
-from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.adapters import Trained, measure_each
 from vprompt.analysis.base import Host
 from vprompt.analysis.scores import EXACT, Scores
 from vprompt.compression.condense import fine_tuning_recipe
@@ -23,7 +23,6 @@ from vprompt.compression.criteria import GRADIENTS, SCOPES, Criterion, Scope, ch
 from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
-from vprompt.experiments.finished import Trained
 from vprompt.experiments.run import attached
 from vprompt.experiments.settings import settings_from, upgraded
 from vprompt.experiments.stages import training_images
