@@ -59,7 +59,7 @@ class Bench:
             raise UsageError(f"There must be at least one worker, not {self.workers}.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError("A benchmark starts its own workers; start it without torchrun.")
-        from vprompt.experiments.bench.bench import overview, summary
+        from vprompt.experiments.bench.bench import overview, rehearse, summary
         from vprompt.experiments.bench.plan import load_plan
         from vprompt.experiments.bench.store import open_store
 
@@ -76,7 +76,12 @@ class Bench:
             return
         engine: dict[str, Any] = {"kind": self.engine, "workers": self.workers, "cluster": self.address}
         if self.rehearse:
-            self._rehearse(planned, store, engine)
+            runs, seconds = rehearse(planned, store, **engine)
+            rate = runs / seconds
+            if self.json:
+                print_json({"runs": runs, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
+            else:
+                print_note(f"{runs} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left.")
             return
         run_overview(planned, store, retry_failed=self.retry_failed, **engine)
         document = summary(planned, store)
@@ -85,23 +90,6 @@ class Bench:
         else:
             show_results(document, planned.tasks)
         complain(document)
-
-    def _rehearse(self, planned: Overview, store: Store, options: Mapping[str, Any]) -> None:
-        import time
-
-        from vprompt.experiments.bench.bench import engine_of, rehearsal, run_plan
-
-        with rehearsal(store) as place:
-            started = time.monotonic()
-            with engine_of(planned.plan, place.address, rehearse=True, **options) as engine:
-                run_plan(planned, place, engine)
-            seconds = time.monotonic() - started
-            runs = len(place.finished())
-        rate = runs / seconds
-        if self.json:
-            print_json({"runs": runs, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
-        else:
-            print_note(f"{runs} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left.")
 
     def _list(self) -> None:
         from vprompt.experiments.bench.plan import parse_plan, shipped_plans

@@ -307,10 +307,18 @@ class RunFolder:
             if (finished := self._checked(resume)) is not None:  # another run has just ended here
                 yield finished
                 return
-            with self._discarding():
+            try:
                 if not is_begun(self.out):
                     write_json(self.state("settings.json"), self.document)
                 yield None
+            except Exception as error:
+                if not is_begun(self.out) or isinstance(error, DivergedError):
+                    self._tidy()
+                if lacks_memory(error) and not isinstance(error, VPromptError):
+                    raise TrainingError(
+                        "There is not enough memory; try a smaller --batch-size, fewer prompts or a smaller backbone."
+                    ) from error
+                raise
 
     def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
         """Writes the adapter, then the result, then deletes the state."""
@@ -364,20 +372,6 @@ class RunFolder:
                 settings = read_json(self.state("settings.json"))
                 self._compare(settings, settings.get(_FINGERPRINTS), "unfinished")
         return None
-
-    @contextmanager
-    def _discarding(self) -> Generator[None]:
-        """On an error, deletes the state of a run that nothing was saved of, or that need not go on."""
-        try:
-            yield
-        except Exception as error:
-            if not is_begun(self.out) or isinstance(error, DivergedError):
-                self._tidy()
-            if lacks_memory(error) and not isinstance(error, VPromptError):
-                raise TrainingError(
-                    "There is not enough memory; try a smaller --batch-size, fewer prompts or a smaller backbone."
-                ) from error
-            raise
 
     def _tidy(self) -> None:
         """Removes the state but for the lock, and what a kill in the middle of writing may have left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -117,7 +118,7 @@ def overview(
         cells=cells,
         jobs=jobs,
         done=frozenset(name for name, is_done in done.items() if is_done),
-        seconds=seconds_of(todo, threads=_threads_of(number)) if estimate and not slow else {},
+        seconds={job.name: seconds_of(job, threads=_threads_of(number)) for job in todo if estimate and not slow},
         slow=slow,
     )
 
@@ -155,14 +156,11 @@ def rate(backbone: str, img_size: int | None, precision: Precision, threads: int
     return _gmacs(backbone, img_size, method) * (1 + method.backward_cost) / step.seconds
 
 
-def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
-    """Expected seconds of every job on one worker of this machine, by name."""
-    seconds: dict[str, float] = {}
-    for job in jobs:
-        settings = job.settings
-        speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
-        seconds[job.name] = JOB_SECONDS + gmacs_of(job) / speed
-    return seconds
+def seconds_of(job: Job, *, threads: int) -> float:
+    """Expected seconds of a job on one worker of this machine."""
+    settings = job.settings
+    speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
+    return JOB_SECONDS + gmacs_of(job) / speed
 
 
 @contextlib.contextmanager
@@ -217,12 +215,20 @@ def run_plan(
         Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 
 
-@contextlib.contextmanager
-def rehearsal(store: Store) -> Generator[Store]:
-    """A store of its own below another, gone afterwards, in which nothing is taken for done."""
-    place = open_store(f"{store.address}/.rehearsal-{uuid.uuid4().hex}")
+def rehearse(planned: Overview, store: Store, **engine: Any) -> tuple[int, float]:
+    """Schedules every run but leaves each empty, in a store below that is gone afterwards: how many, in what seconds.
+
+    Args:
+        planned: Says what there is to do.
+        store: Where results would go.
+        **engine: See `engine_of`.
+    """
+    place, started = open_store(f"{store.address}/.rehearsal-{uuid.uuid4().hex}"), time.monotonic()
     try:
-        yield place
+        with engine_of(planned.plan, place.address, rehearse=True, **engine) as workers:
+            run_plan(planned, place, workers)
+        seconds = time.monotonic() - started
+        return len(place.finished()), seconds
     finally:
         place.delete()
 

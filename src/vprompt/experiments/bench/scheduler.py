@@ -111,7 +111,12 @@ class Schedule:
             wanted = [job for job in cell.asked if not self._known(job.name)]
             if wanted:
                 cell.open = {job.name for job in wanted}
-                self._want(wanted, cell)
+                for job in wanted:
+                    if job.name not in self._waiting:
+                        self.jobs[job.name] = job
+                        self._waiting[job.name] = []
+                        heapq.heappush(self._ready, (cell.number, len(self.jobs), job.name))
+                    self._waiting[job.name].append(cell)
                 return
             results = {job.name: self.results[job.name] for job in cell.asked}
 
@@ -142,14 +147,6 @@ class Schedule:
             remembered = {*REMEMBERED, score_key(result, "val"), score_key(result, "test")}
             self.results[name] = {key: value for key, value in result.items() if key in remembered}
         return result is not None
-
-    def _want(self, jobs: Iterable[Job], cell: _OpenCell) -> None:
-        for job in jobs:
-            if job.name not in self._waiting:
-                self.jobs[job.name] = job
-                self._waiting[job.name] = []
-                heapq.heappush(self._ready, (cell.number, len(self.jobs), job.name))
-            self._waiting[job.name].append(cell)
 
     def _submit(self) -> None:
         while self._later and self._later[0][0] <= time.monotonic():
