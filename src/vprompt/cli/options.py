@@ -50,6 +50,11 @@ USUAL = {
 """Options that --help shows of a command with many; --help-all shows all."""
 
 
+def option(flag: str, kind: Any, default: Any, words: str) -> dict[str, Option]:
+    """An option of a command that is none of a run's settings, by its flag."""
+    return {flag: Option(flag=flag, type=kind, default=default, help=words)}
+
+
 def shown(options: Mapping[str, Option], arguments: Sequence[str]) -> dict[str, Option]:
     """The options that a command has for a command line: the usual ones where that asks for no more than --help."""
     few = not HELP.isdisjoint(arguments) and HELP_ALL not in arguments

@@ -16,7 +16,6 @@ from vprompt.backbones.factory import describe_name
 from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
-from vprompt.compression.search import Pruned
 from vprompt.data.dataset import Task
 from vprompt.experiments.folder import RunFolder, result_of
 from vprompt.experiments.settings import CondenseSettings, Settings
@@ -102,7 +101,10 @@ def run(
                 torch.manual_seed(2**32 - 1 - settings.recipe.seed)  # of which torch reads 32 bits
                 early = attached(settings, model.backbone, stages.task).state()
             pruned = stages.prune(model, recipe, settings.prune, early)
-            facts |= {"before": before, "pruning": _pruning_facts(pruned)}
+            pruning = {"tokens": 0.0, "segments": 0.0, "trainings": round(1 + pruned.trainings, 2)}
+            if (record := pruned.model.pruning) is not None:
+                pruning |= {"tokens": record.tokens, "segments": record.segments}
+            facts |= {"before": before, "pruning": pruning | {"trials": [asdict(trial) for trial in pruned.trials]}}
             return stages.finish(pruned.model, pruned.history or history, facts)
         assert settings.condense is not None
         fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
@@ -271,14 +273,3 @@ def run_condense(
 def _file_fingerprint(file: str | None) -> str | None:
     """Sixteen hex digits of a file's bytes; None where there is none."""
     return checksum(Path(file))[:16] if file is not None and os.path.isfile(file) else None
-
-
-def _pruning_facts(pruned: Pruned) -> dict[str, Any]:
-    """Result of the search, and everything it tried."""
-    record = pruned.model.pruning
-    return {
-        "tokens": 0.0 if record is None else record.tokens,
-        "segments": 0.0 if record is None else record.segments,
-        "trainings": round(1 + pruned.trainings, 2),
-        "trials": [asdict(trial) for trial in pruned.trials],
-    }
