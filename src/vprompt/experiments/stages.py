@@ -60,49 +60,42 @@ Page = Callable[..., None]
 
 
 class Sources:
-    """Makes backbones and opens tasks for runs, and keeps the last ones for the next run.
-
-    The old one goes before the next is made, as both might not fit.
-    """
+    """Makes backbones and opens tasks for runs, and keeps the last ones for the next run."""
 
     def __init__(self) -> None:
-        self._backbone: tuple[object, nn.Module] | None = None
-        self._task: tuple[object, Task] | None = None
+        self._last: dict[str, tuple[object, Any]] = {}
         self.introduced: Task | None = None
         """The last task of which a run has said what was found; the runs that follow need not."""
 
     def backbone(self, settings: Settings) -> nn.Module:
         """The backbone that settings name, with its weights; runs leave it as it is."""
-        key = (settings.backbone, settings.img_size, settings.in_chans, settings.weights, settings.backbone_precision)
-        if self._backbone is None or self._backbone[0] != key:
-            self._backbone = None
-            name, img_size, in_chans, weights, precision = key
-            made = create_backbone(name, img_size=img_size, in_chans=in_chans, weights=weights)
-            self._backbone = (key, quantise(made, precision))
-        return self._backbone[1]
+        name, precision = settings.backbone, settings.backbone_precision
+        options: dict[str, Any] = {"img_size": settings.img_size, "in_chans": settings.in_chans}
+        options["weights"] = settings.weights
+        key = (name, precision, *options.values())
+        return self._kept("backbone", key, lambda: quantise(create_backbone(name, **options), precision))
 
     def task(
         self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, target: str | None, report: Report
     ) -> Task:
         """The images that settings name, checked and decoded, with labels for a target."""
-        places = (settings.data, settings.columns, settings.root)
-        resize = settings.resize if isinstance(settings, Settings) else preprocessing.resize
-        key = (places, settings.split_seed, settings.skip_bad, preprocessing, target, resize)
-        if self._task is None or self._task[0] != key:
-            self._task = None
-            task = open_task(
-                settings.data,
-                preprocessing,
-                root=settings.root,
-                columns=settings.columns,
-                target=target,
-                resize=resize,
-                split_seed=settings.split_seed,
-                skip_bad=settings.skip_bad,
-                progress=report,
-            )
-            self._task = (key, task)
-        return self._task[1]
+        options: dict[str, Any] = {
+            "root": settings.root,
+            "columns": settings.columns,
+            "target": target,
+            "resize": settings.resize if isinstance(settings, Settings) else preprocessing.resize,
+            "split_seed": settings.split_seed,
+            "skip_bad": settings.skip_bad,
+        }
+        key = (settings.data, preprocessing, *options.values())
+        return self._kept("task", key, lambda: open_task(settings.data, preprocessing, **options, progress=report))
+
+    def _kept(self, what: str, key: object, make: Callable[[], Any]) -> Any:
+        """The last one, where it is what is asked for; it goes before the next is made, as both might not fit."""
+        if what not in self._last or self._last[what][0] != key:
+            self._last.pop(what, None)
+            self._last[what] = (key, make())
+        return self._last[what][1]
 
 
 def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:

@@ -22,8 +22,13 @@ from vprompt.utils.text import printable
 SAMPLED = 2000
 """Files of a folder whose bytes are read to recognise it: all, unless it is large."""
 
-_GROUPS = ("vtab", "vtab:natural", "vtab:specialized", "vtab:structured", "fgvc")
-GROUPS = {name: benchmark_tasks(*name.split(":")) for name in _GROUPS}
+GROUPS = {
+    "vtab": benchmark_tasks("vtab"),
+    "vtab:natural": benchmark_tasks("vtab", "natural"),
+    "vtab:specialized": benchmark_tasks("vtab", "specialized"),
+    "vtab:structured": benchmark_tasks("vtab", "structured"),
+    "fgvc": benchmark_tasks("fgvc"),
+}
 """Names that stand for several tasks in a plan."""
 
 
