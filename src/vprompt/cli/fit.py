@@ -272,7 +272,7 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     if peak := result.get("scores"):
         spread = f"The scores of {peak['prompts']} prompts are spread as those of {peak['effective']:.1f} equal ones"
-        yield f"{spread}; the prompts that were kept have {percent(peak['kept_share'])} % of the sum."
+        yield f"{spread}; the prompts that were kept have {percent(peak['kept_share'])} of the sum."
     if trials := result.get("condensing", {}).get("trials"):
         tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
         score = target_of(result).title
