@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vprompt.experiments.report.study import Method, Metric, Model, Run, Study, Task, read
+from vprompt.utils import statistics
 from vprompt.utils.statistics import Seeds, mean, over_tasks, seeds_of
 
 
@@ -101,5 +102,4 @@ def mean_of(
     """The mean over tasks of the mean over the seeds of a quantity; None where a task has none."""
     models = [[run.model for run in study.table[method.key, task.key] if run.model is not None] for task in tasks]
     means = [mean([value for model in row if (value := quantity(model)) is not None]) for row in models]
-    known = [each for each in means if each is not None]
-    return mean(known) if len(known) == len(means) else None
+    return statistics.mean_of(means) if means else None
