@@ -12,6 +12,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
 
 
@@ -156,7 +157,7 @@ class Training:
             raise VPromptError("An empty name is no folder; give tasks, and a folder for --out.")
         if min(self.seeds, self.workers) < 1:
             raise VPromptError(f"There must be at least one seed and one worker, not {min(self.seeds, self.workers)}.")
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if number_of_processes() > 1:
             raise VPromptError("The analysis starts its own workers; start it without torchrun.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import tyro
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
 from vprompt.cli.options import Json, Root
 from vprompt.experiments.folder import score_key, target_of
+from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import tell
 from vprompt.utils.statistics import seeds_of
@@ -57,7 +57,7 @@ class Bench:
             return
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"There must be at least one worker, not {self.workers}.")
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if number_of_processes() > 1:
             raise UsageError("A benchmark starts its own workers; start it without torchrun.")
         from vprompt.experiments.bench.bench import overview, rehearse, summary
         from vprompt.experiments.bench.plan import load_plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
+from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import options_of
 from vprompt.utils.text import duration, printable
@@ -59,7 +59,7 @@ class CompareCommand:
 
         asked = values_of(self, {**_OWN, **OUTPUT, "ratio": None})
         values = values_of(self, setting_types()) | {"condense": asked["ratio"]}
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if number_of_processes() > 1:
             raise UsageError("A comparison runs in one process; start it without torchrun.")
         methods = tuple(_names(asked["methods"]))
         values["backbone"] = backbone_of(values)
