@@ -143,16 +143,14 @@ def _of_folder(address: str, store: Store) -> Document:
 def _document(cells: Sequence[Document], *, name: str, title: str = "", **about: Any) -> Document:
     """The whole document, from its cells and what only a plan knows."""
     plan = {"name": name, "title": title or name, "description": "", "source": "", "plan": "", "hours_planned": None}
-    first: dict[str, Document] = {}
-    for cell in cells:
-        if cell["result"] is not None:
-            first.setdefault(cell["task"], cell["result"])
+    finished = [cell for cell in reversed(cells) if cell["result"] is not None]
+    first = {cell["task"]: cell["result"] for cell in finished}
     tasks = [_task(task, first.get(task)) for task in dict.fromkeys(cell["task"] for cell in cells)]
-    backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
+    backbones = {cell["result"]["backbone"]: cell["result"] for cell in finished}
     made = datetime.now(UTC).isoformat(timespec="seconds")
     # Where images lay is no part of what was run, and nobody else's business.
     places = place_settings()
-    for result in (cell["result"] for cell in cells if cell["result"] is not None):
+    for result in (cell["result"] for cell in finished):
         result["settings"] = {key: value for key, value in result["settings"].items() if key not in places}
     return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": cells, "made": made}
 
