@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -27,12 +26,7 @@ def html_page(title: str, made: str, sections: Sequence[Section]) -> str:
     """
     pages = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_shown)
     pages.trim_blocks = pages.lstrip_blocks = True
-    tools: dict[str, Callable[..., Any]] = {
-        "as_cell": as_cell,
-        "base64": lambda data: base64.b64encode(data).decode("ascii"),
-        "svg": svg,
-        "key": key,
-    }
+    tools = {"as_cell": as_cell, "base64": _base64, "svg": svg, "key": key}
     # The style sheet is our own file, the only text that goes in as it is.
     style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
     template = pages.get_template("page.html")
@@ -41,3 +35,7 @@ def html_page(title: str, made: str, sections: Sequence[Section]) -> str:
 
 def _shown(value: object) -> object:
     return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
