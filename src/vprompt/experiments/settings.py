@@ -277,6 +277,7 @@ class CondenseSettings:
     split_seed: int = 0
     skip_bad: bool = False
 
+    # What only `Settings` ask for, by the names that they have there.
     train_on: ClassVar[TrainOn] = "train"
     augment: ClassVar[None] = None
     test: ClassVar[bool] = True
