@@ -226,7 +226,7 @@ def compare(
         raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
     finished = [row for row in rows if row["failure"] is None]
     for row in finished:
-        row["folder"] = str(store.adapter(row["result"]["name"]))
+        row["folder"] = str(store.adapter(row["name"]))
     origin = finished[0]["result"]["provenance"] if finished else None
     folders = {row["method"]: Path(row["folder"]) for row in reversed(finished)}
     bare, costs = None, dict[str, dict[str, Any]]()

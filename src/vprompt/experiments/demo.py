@@ -59,7 +59,7 @@ def run_demo(out: Path, *, seed: int = 0, plan: Plan | None = None, watch: Watch
     runs = [run for run in runs if run["failure"] is None]
     if not runs:
         raise BenchError(f"All models of the demo failed, {next(iter(failed))}: {next(iter(failed.values()))}")
-    folders = {run["method"]: out / "adapters" / store.adapter(run["result"]["name"]).name for run in runs}
+    folders = {run["method"]: out / "adapters" / store.adapter(run["name"]).name for run in runs}
     models = {label: load(folder) for label, folder in folders.items()}
     folded = {label: model.fold() for label, model in models.items()}
     times = time_folded(next(iter(models.values())).backbone, folded, 16)

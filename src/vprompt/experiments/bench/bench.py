@@ -321,7 +321,7 @@ def summary(planned: Overview, store: Store) -> dict[str, Any]:
     for cell in (cells := results_of(planned, store)):
         result = cell["result"] or {}
         row = {key: cell[key] for key in ("task", "method", "seed", "failure")}
-        row |= {"chosen": (cell["search"] or {}).get("chosen"), "result": result.get("name")}
+        row |= {"chosen": (cell["search"] or {}).get("chosen"), "result": cell["name"]}
         rows.append(row | {(key := score_key(result, "test")): result.get(key), "target": target_of(result).name})
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
     return {**about, "changed_images": changed_images(cells), "cells": rows}
