@@ -428,9 +428,8 @@ def test_scores_that_are_all_the_same_are_said(noise, two_blocks, tmp_path):
     outcome = run_command("fit", noise, *options, "--no-fine-tune", "--no-report", "--out", tmp_path / "run")
     words = " ".join((outcome.out + outcome.err).split())
     assert "Prompts that were kept by their place alone: 3 of 3; they score no higher than others that went." in words
-    assert (
-        "The scores of 6 prompts are spread as those of 6.0 equal ones; the prompts that were kept have 50.0 %" in words
-    )
+    assert "The scores of 6 prompts are spread as those of 6.0 equal ones;" in words
+    assert "; the prompts that were kept have 50.0 % of the sum." in words
     found = json.loads((tmp_path / "run" / "result.json").read_text())["scores"]
     assert found == {"prompts": 6, "effective": pytest.approx(6), "kept_share": pytest.approx(0.5), "tied": 3}
 

@@ -12,6 +12,7 @@ import families
 import reference
 import vprompt
 from reference import close
+from vprompt.analysis.adapters import Trained
 from vprompt.analysis.blocks.measure import (
     AdapterBlocks,
     BlockAblation,
@@ -25,7 +26,6 @@ from vprompt.analysis.blocks.report import VIEW
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.data.dataset import Task
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.experiments.finished import Trained
 from vprompt.report.document import Table
 from vprompt.utils.errors import VPromptError
 

@@ -625,7 +625,7 @@ def test_the_command(tmp_path, trained, vprompt_command):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompts", "1,x"], "--prompts takes numbers separated by commas"),
+        (["--prompts", "1,x"], "--prompts takes whole numbers separated by commas"),
         (["--epsilon", "wide"], "--epsilon takes numbers separated by commas"),
         (["--prompts", "99"], "cannot be run with 99"),
         (["--epsilon", "3"], "epsilon must be at least 0 and below 1"),

@@ -18,11 +18,12 @@ from conftest import run_command
 from plans import TORCHRUN
 from processes import Command
 from vprompt.experiments.bench.grid import cells_of
-from vprompt.experiments.compare import Comparison, _averaged
+from vprompt.experiments.compare import Comparison
 from vprompt.experiments.report.comparison import markdown, tables
 from vprompt.methods.registry import METHODS as METHODS_BY_NAME
 from vprompt.report.markdown import escaped
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.statistics import mean_of
 
 METHODS = ("pc", "linear", "vpt-shallow", "e2vpt")  # pc's own vpt-deep is not shown
 FAST = ["--prompts", 2, "--kv-prompts", 1, "--epochs", 2, "--fine-tune-epochs", 1, "--batch-size", 9, "--ratio", 0.5]
@@ -404,7 +405,7 @@ def test_only_classes_have_a_commonest_one(compared, capsys):
 
 def test_a_figure_that_one_run_has_not_has_no_mean():
     runs = [{"f1": 0.5, "interval": [0.4, 0.6]}, {"f1": 0.7, "interval": None}]
-    assert _averaged(runs) == {"f1": pytest.approx(0.6), "interval": None}
+    assert mean_of(runs) == {"f1": pytest.approx(0.6), "interval": None}
 
 
 def test_text_from_data_is_no_markup_in_markdown(compared):

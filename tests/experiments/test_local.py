@@ -194,7 +194,8 @@ def test_a_worker_that_dies_again_and_again_is_given_up(text, tmp_path):
     cells = cells_of(plan, tasks_of(plan)[0])[:1]
     engine = Deadly()
     store = open_store(str(tmp_path))
-    (outcome,) = Schedule(cells, store, engine, retries=2).run()
+    Schedule(cells, store, engine, retries=2).run()
+    outcome, _ = follow(cells[0], store)
     assert "Its settings cannot be chosen" in outcome.failure
     assert engine.submitted == 2 * 3
     assert "Given up after 3 attempts: it fell over." in store.failure(next(iter(store.failures())))["failure"]

@@ -13,8 +13,7 @@ from browser import CHROMIUM, browsing
 from conftest import run_command
 from vprompt.data.dataset import ImageDataset
 from vprompt.experiments.report import outcome
-from vprompt.experiments.report.attention import attention_maps
-from vprompt.experiments.report.outcome import write_page
+from vprompt.experiments.report.outcome import attention_maps, write_page
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
 from vprompt.tasks.single_label import SingleLabel

@@ -12,6 +12,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
 
 
@@ -36,8 +37,9 @@ def commas(
         try:
             entries = [kind(part) for part in texts[0].split(",")]
         except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
             raise VPromptError(
-                f"{option} takes numbers separated by commas, such as {example}; not {texts[0]!r}."
+                f"{option} takes {what} separated by commas, such as {example}; not {texts[0]!r}."
             ) from None
         return tuple(dict.fromkeys(entries) if distinct else entries)
 
@@ -155,7 +157,7 @@ class Training:
             raise VPromptError("An empty name is no folder; give tasks, and a folder for --out.")
         if min(self.seeds, self.workers) < 1:
             raise VPromptError(f"There must be at least one seed and one worker, not {min(self.seeds, self.workers)}.")
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if number_of_processes() > 1:
             raise VPromptError("The analysis starts its own workers; start it without torchrun.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,9 +12,9 @@ from vprompt.analysis.base import View, analyses, in_order
 from vprompt.report.document import Block, Charts, Code, Fold, Paragraph, Picture, Section
 from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
-from vprompt.report.plots import described, png
+from vprompt.report.plots import described, png, png_of
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.io import pretty_json, write_atomically, write_text
+from vprompt.utils.io import pretty_json, write_bytes, write_text
 from vprompt.utils.text import line, lines
 from vprompt.utils.version import __version__
 
@@ -38,7 +37,7 @@ def write_analysis(out: Path, name: str, result: Mapping[str, Any], *, command: 
     view = analyses.get(name).view()
     picture = _picture(name, view, view.read(json.loads(text)["result"]))
     write_text(out / f"{name}.json", text)
-    write_atomically(out / picture.file, lambda part: part.write_bytes(picture.png))
+    write_bytes(out / picture.file, picture.png)
     sections = [_section(each, picture if each["analysis"] == name else None) for each in read_analyses(out)]
     write_text(out / "analyses.html", html_page("Analyses", f"made {made} by vprompt {__version__}", sections))
     write_text(out / "analyses.md", markdown_page("Analyses", sections))
@@ -114,7 +113,5 @@ def _picture(name: str, view: View[Any], result: Any) -> Picture:
     if isinstance(drawn, Charts):
         image, alt = png(drawn), "; ".join(chart.alt or described(chart) for chart in drawn.charts)
     else:
-        stream = io.BytesIO()
-        drawn.savefig(stream, format="png")
-        image, alt = stream.getvalue(), view.title
+        image, alt = png_of(drawn), view.title
     return Picture(png=image, alt=line(alt, 300), file=f"{name}.png")

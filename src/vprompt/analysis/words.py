@@ -117,7 +117,6 @@ def study_blocks(
 
 
 def _origin(about: StudySummary) -> list[Block]:
-    """Origin of the numbers, and what is wrong with them."""
     size = f" at {about.img_size} pixels" if about.img_size else ""
     rates = ", ".join(f"{rate:g}" for rate in about.lrs)
     chosen = f" Learning rates were chosen from {rates} on validation images." if rates else ""

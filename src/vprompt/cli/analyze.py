@@ -95,9 +95,9 @@ class _Terminal(Host):
         elif training.dry_run:
             print_json(overview_document(todo))
         if not reads and not training.dry_run:
-            outcomes = run_overview(todo, store, workers=workers, retry_failed=training.retry_failed)
+            run_overview(todo, store, workers=workers, retry_failed=training.retry_failed)
             try:
-                complain(summary(todo, outcomes, store))
+                complain(summary(todo, store))
             except VPromptError as error:
                 self.fail(error)
         return not training.dry_run

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vprompt.cli.console import print_json, print_note, print_table
+from vprompt.cli.options import Json
 from vprompt.utils.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ class Backbones:
 
     pattern: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = None
     """Part of a model's name or class, or a pattern such as 'vit_base*'; the families when left out."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Reads and prints the table."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.cli.options import Json, Root
 from vprompt.experiments.folder import score_key, target_of
+from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import tell
 from vprompt.utils.statistics import seeds_of
@@ -21,7 +22,6 @@ from vprompt.utils.text import count, duration, percent, printable, spread
 
 if TYPE_CHECKING:
     from vprompt.experiments.bench.bench import Overview
-    from vprompt.experiments.bench.halving import Outcome
     from vprompt.experiments.bench.store import Store
 
 
@@ -34,8 +34,7 @@ class Bench:
     out: Annotated[str | None, tyro.conf.arg(metavar="RUNS")] = None
     """Folder, or any address that fsspec knows (s3://bucket/runs), for the results; runs/NAME-OF-THE-PLAN when left
     out. Plans that share it share their results."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    root: Root = None
     dry_run: bool = False
     """Only say what would be run and how long that would take."""
     rehearse: bool = False
@@ -49,8 +48,7 @@ class Bench:
     """Number of runs at once, instead of the plan's."""
     retry_failed: bool = False
     """Try again also what failed for good, such as a loss that became no number."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Shows, runs, says what came of it."""
@@ -59,9 +57,9 @@ class Bench:
             return
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"There must be at least one worker, not {self.workers}.")
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if number_of_processes() > 1:
             raise UsageError("A benchmark starts its own workers; start it without torchrun.")
-        from vprompt.experiments.bench.bench import overview, summary
+        from vprompt.experiments.bench.bench import overview, rehearse, summary
         from vprompt.experiments.bench.plan import load_plan
         from vprompt.experiments.bench.store import open_store
 
@@ -78,32 +76,20 @@ class Bench:
             return
         engine: dict[str, Any] = {"kind": self.engine, "workers": self.workers, "cluster": self.address}
         if self.rehearse:
-            self._rehearse(planned, store, engine)
+            runs, seconds = rehearse(planned, store, **engine)
+            rate = runs / seconds
+            if self.json:
+                print_json({"runs": runs, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
+            else:
+                print_note(f"{runs} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left.")
             return
-        outcomes = run_overview(planned, store, retry_failed=self.retry_failed, **engine)
-        document = summary(planned, outcomes, store)
+        run_overview(planned, store, retry_failed=self.retry_failed, **engine)
+        document = summary(planned, store)
         if self.json:
             print_json(document)
         else:
             show_results(document, planned.tasks)
         complain(document)
-
-    def _rehearse(self, planned: Overview, store: Store, options: Mapping[str, Any]) -> None:
-        import time
-
-        from vprompt.experiments.bench.bench import engine_of, rehearsal, run_plan
-
-        with rehearsal(store) as place:
-            started = time.monotonic()
-            with engine_of(planned.plan, place.address, rehearse=True, **options) as engine:
-                run_plan(planned, place, engine)
-            seconds = time.monotonic() - started
-            runs = len(place.finished())
-        rate = runs / seconds
-        if self.json:
-            print_json({"runs": runs, "seconds": round(seconds, 3), "runs_per_second": round(rate, 1)})
-        else:
-            print_note(f"{runs} empty runs went through in {seconds:.1f} s ({rate:.0f} a second); nothing is left.")
 
     def _list(self) -> None:
         from vprompt.experiments.bench.plan import parse_plan, shipped_plans
@@ -197,8 +183,8 @@ def overview_document(planned: Overview) -> dict[str, Any]:
     }
 
 
-def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False, **engine: Any) -> list[Outcome]:
-    """Does what is not done of a plan, with a live table, and returns what came of each cell.
+def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False, **engine: Any) -> None:
+    """Does what is not done of a plan, with a live table.
 
     Args:
         planned: Says what there is to do.
@@ -215,7 +201,7 @@ def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False,
     table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
     try:
         with engine_of(planned.plan, store.address, **engine) as workers, table.live:
-            return run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
+            run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import IMAGES, OUTPUT, RATIO, backbone_of, data_name, pruning_options, settings_options
-from vprompt.cli.options import chosen, command, group, shown, values_of
+from vprompt.cli.options import chosen, command, group, option, shown, values_of
 from vprompt.experiments.bench.engine import Event, Watch
 from vprompt.experiments.settings import Condensing, setting_types
 from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
+from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import Option, options_of
+from vprompt.utils.serialization import options_of
 from vprompt.utils.text import duration, printable
 
 if TYPE_CHECKING:
@@ -26,31 +26,23 @@ if TYPE_CHECKING:
 
 METHODS_SHOWN = "linear,vpt-shallow,vpt-deep,pc,e2vpt"
 
+_METHODS = (
+    "What to compare, separated by commas: names that `fit --method` takes, and pc (Prompt Condensation), which "
+    "condenses the run of vpt-deep."
+)
+_RATES = (
+    "Learning rates of some methods (METHOD=RATE,...), such as full=0.0005,lora=0.002; the others have --lr, or their "
+    "own default."
+)
+_SEARCH = (
+    "Choose rate, weight decay and size of every method on the validation images: twelve trainings of each, of which "
+    "the worse half stops after a quarter and half of --epochs."
+)
 _OWN = {
-    "methods": Option(
-        flag="methods",
-        type=str,
-        default=METHODS_SHOWN,
-        help="What to compare, separated by commas: names that `fit --method` takes, and pc (Prompt Condensation), "
-        "which condenses the run of vpt-deep.",
-    ),
-    "seeds": Option(
-        flag="seeds", type=int, default=3, help="How many runs of each: seeds 0, 1, ...; all share the splits."
-    ),
-    "rates": Option(
-        flag="rates",
-        type=str,
-        default="",
-        help="Learning rates of some methods (METHOD=RATE,...), such as full=0.0005,lora=0.002; the others have --lr, "
-        "or their own default.",
-    ),
-    "search": Option(
-        flag="search",
-        type=bool,
-        default=False,
-        help="Choose rate, weight decay and size of every method on the validation images: twelve trainings of "
-        "each, of which the worse half stops after a quarter and half of --epochs.",
-    ),
+    **option("methods", str, METHODS_SHOWN, _METHODS),
+    **option("seeds", int, 3, "How many runs of each: seeds 0, 1, ...; all share the splits."),
+    **option("rates", str, "", _RATES),
+    **option("search", bool, False, _SEARCH),
 }
 
 
@@ -67,7 +59,7 @@ class CompareCommand:
 
         asked = values_of(self, {**_OWN, **OUTPUT, "ratio": None})
         values = values_of(self, setting_types()) | {"condense": asked["ratio"]}
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if number_of_processes() > 1:
             raise UsageError("A comparison runs in one process; start it without torchrun.")
         methods = tuple(_names(asked["methods"]))
         values["backbone"] = backbone_of(values)

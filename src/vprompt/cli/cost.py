@@ -7,8 +7,9 @@ from typing import Annotated
 
 import tyro
 
+from vprompt.analysis.options import commas
 from vprompt.cli.console import print_json, print_note, print_table
-from vprompt.utils.errors import VPromptError
+from vprompt.cli.options import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class Cost:
 
     backbone: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """timm name."""
-    prompts: str = "0,50,100,150,200"
+    prompts: Annotated[tuple[int, ...], commas(int, "--prompts", "0,50,100")] = (0, 50, 100, 150, 200)
     """Prompts per block (deep), or in all (shallow), separated by commas."""
     kv_prompts: int = 0
     """Key-value prompts per block beside them, as E2VPT has."""
@@ -25,8 +26,7 @@ class Cost:
     """Count shallow instead of deep prompts."""
     img_size: int | None = None
     """Input size in pixels, where it should differ from the backbone's own."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Counts and prints."""
@@ -34,15 +34,9 @@ class Cost:
         from vprompt.analysis.cost.report import lengths, printed_overheads
         from vprompt.model import cost as counting
 
-        try:
-            counts = tuple(int(part) for part in self.prompts.split(","))
-        except ValueError:
-            raise VPromptError(
-                f"--prompts takes whole numbers separated by commas, such as 0,50,100; not {self.prompts!r}."
-            ) from None
         costs = analysis.Cost(
             backbone=self.backbone,
-            prompts=counts,
+            prompts=self.prompts,
             originals=(),
             kv_prompts=self.kv_prompts,
             shallow=self.shallow,

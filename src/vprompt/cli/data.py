@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.cli.options import Json
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import bar
 from vprompt.utils.text import count, printable
@@ -35,8 +36,7 @@ class Prepare:
     """Go on where a hash or the number of images is not the known one; source.json records it."""
     list: bool = False
     """Print what each task needs and where that can be had, and do nothing else."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Prepares one task and prints what was written, or prints the table of tasks."""
@@ -106,8 +106,7 @@ class Tasks:
     """Look at every image of a task (vtab:cifar), or of a folder with such lists, and say all that is wrong."""
     hashes: bool = False
     """With --check: compare the bytes of all files with a manifest.json beside the lists."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Prints the table of tasks, or checks one of them."""

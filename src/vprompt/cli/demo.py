@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.cli.console import percent, print_json, print_note, print_table
+from vprompt.cli.options import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,7 @@ class Demo:
     """Folder for the adapters, results and pictures."""
     seed: int = 0
     """Seed of all runs."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Runs all models and prints what came out."""

@@ -13,6 +13,7 @@ import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
 from vprompt.cli.fit import data_name
+from vprompt.cli.options import Device
 from vprompt.cli.predict import BulkOptions, ImageOptions, trained_on
 from vprompt.tasks.base import TARGETS
 from vprompt.utils.errors import VPromptError
@@ -48,8 +49,7 @@ class Embed(BulkOptions, ImageOptions):
     """Take all images, and no labels."""
     batch_size: int = 64
     """Images per forward pass."""
-    device: str = "auto"
-    """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
+    device: Device = "auto"
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """File for the features, .npz or .parquet, beside which a .json file has all figures; named after model and data
     when left out. Of several models, a folder."""

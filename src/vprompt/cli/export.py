@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
+from vprompt.cli.options import Json, Root, Weights
 from vprompt.exporters.base import FORMATS
 
 if TYPE_CHECKING:
@@ -57,18 +58,15 @@ class Export:
     Where they have labels, the training split is used, and the accuracy before and after is that of the test split."""
     eval: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Measure the accuracy before and after int8 on these labelled images instead; on their test split, if there is."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    root: Root = None
     split_seed: int = 0
     """Cuts the splits that a folder does not have; as given to `fit`."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    weights: Weights = None
     device: str = "auto"
     """Device for the accuracy before int8, such as cpu or cuda; all else is done by the processor, as the file is."""
     trust_file: bool = False
     """Read an engine that is a .pt2 file and was written elsewhere: it may run code on this machine."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def run(self) -> None:
         """Loads, folds, exports, prints."""
@@ -82,7 +80,6 @@ class Export:
             self._whole(self.format)
 
     def _whole(self, format: str) -> None:
-        """Writes an adapter and its backbone."""
         from vprompt.exporters.export import export
         from vprompt.model.load import load
         from vprompt.utils.devices import device_named
@@ -113,7 +110,6 @@ class Export:
         return Path(self.adapter).resolve().name if Path(self.adapter).is_dir() else Path(self.adapter).name
 
     def _out(self, format: str) -> Path:
-        """The file to write."""
         suffix = FORMATS.get(format).suffix
         out = Path(self._name + suffix) if self.out is None else self.out
         if out.suffix.lower() != suffix:
@@ -128,7 +124,6 @@ class Export:
             raise UsageError(f"{why}; leave out --{given[0].replace('_', '-')}.")
 
     def _engine(self, format: str) -> None:
-        """Writes an engine."""
         from vprompt.backbones.factory import create_backbone
         from vprompt.exporters.engine import export_engine
         from vprompt.exporters.export import Int8
@@ -162,7 +157,6 @@ class Export:
         self._say(out, made.about, sum(file.stat().st_size for file in FORMATS.get(format).files(out)))
 
     def _for_engine(self, engine: str) -> None:
-        """Writes the file of an adapter for an engine."""
         from vprompt.exporters.engine import SUFFIX, export_adapter, open_engine
         from vprompt.model.load import load
 

@@ -10,15 +10,8 @@ from typing import Any, Literal
 
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
 from vprompt.backbones.names import full_name
-from vprompt.cli.console import (
-    UsageError,
-    percent,
-    print_json,
-    print_note,
-    print_table,
-    resumable,
-)
-from vprompt.cli.options import chosen, command, group, shown, values_of
+from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table, resumable
+from vprompt.cli.options import chosen, command, group, option, shown, values_of
 from vprompt.experiments.folder import PAGE, check_out, converged_in, score_key, target_of
 from vprompt.experiments.settings import (
     DEFAULT_METHOD,
@@ -47,18 +40,14 @@ IMAGES = ("root", *options_of(Columns), "target", "head", "resize", "augment", "
 """Settings of how images are read."""
 
 OUTPUT = {
-    "out": Option(
-        flag="out", type=str | None, default=None, help="Folder for what comes out; named after the run when left out."
-    ),
-    "resume": Option(
-        flag="resume", type=bool, default=False, help="Go on with the run in --out, or start it where there is none."
-    ),
-    "device": Option(flag="device", type=str, default="auto", help="Such as cpu or cuda; auto takes an accelerator."),
-    "json": Option(flag="json", type=bool, default=False, help="Print the result as JSON."),
+    **option("out", str | None, None, "Folder for what comes out; named after the run when left out."),
+    **option("resume", bool, False, "Go on with the run in --out, or start it where there is none."),
+    **option("device", str, "auto", "Such as cpu or cuda; auto takes an accelerator."),
+    **option("json", bool, False, "Print the result as JSON."),
 }
 """Options of all commands that leave a folder."""
 
-REPORT = {"report": Option(flag="report", type=bool, default=True, help="Leave report.html, a page to look at.")}
+REPORT = option("report", bool, True, "Leave report.html, a page to look at.")
 """Option of commands that leave a page about one run."""
 
 RATIO = replace(
@@ -114,7 +103,7 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     )
     options = {
         **settings_options("data", "backbone", "weights", "backbone_precision"),
-        "method": Option(flag="method", type=Literal[METHODS.names()], default=usual, help=help_method),
+        **option("method", Literal[METHODS.names()], usual, help_method),
         **settings_options("head_init", "train_on", "img_size", "in_chans", "calibrate", "check_convergence", "track"),
         **OUTPUT,
         **REPORT,
@@ -222,7 +211,7 @@ class CondenseCommand:
         show_result(result, out, as_json=asked["json"])
 
 
-_OPTIONS = {option.flag: option for option in ({**options_of(CondenseSettings), "condense": RATIO}).values()}
+_OPTIONS = {entry.flag: entry for entry in ({**options_of(CondenseSettings), "condense": RATIO}).values()}
 _OUT = {
     **OUTPUT,
     **REPORT,
@@ -283,7 +272,7 @@ def _remarks(result: dict[str, Any], stages: Sequence[tuple[str, dict[str, Any]]
         yield f"Pruned {shares} segments. All of it cost as much as {pruning['trainings']:.1f} trainings."
     if peak := result.get("scores"):
         spread = f"The scores of {peak['prompts']} prompts are spread as those of {peak['effective']:.1f} equal ones"
-        yield f"{spread}; the prompts that were kept have {percent(peak['kept_share'])} % of the sum."
+        yield f"{spread}; the prompts that were kept have {percent(peak['kept_share'])} of the sum."
     if trials := result.get("condensing", {}).get("trials"):
         tried = [f"{100 * trial['ratio']:g} %: {_points(trial['difference'])}" for trial in trials]
         score = target_of(result).title

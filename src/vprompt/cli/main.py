@@ -111,18 +111,14 @@ def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
             return _say("There is not enough memory; try a smaller --batch-size, or a smaller backbone.", 1)
         if not isinstance(error, OSError):
             raise
-        _leave_output()
+        # What is not written yet goes nowhere, so that Python does not fail once more when it closes the stream.
+        with contextlib.suppress(OSError):  # a stream of a test has no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read our output has gone; nothing is left to say
             return 1
         where = f" ({printable(str(error.filename))})" if error.filename else ""
         return _say(f"The system refused something: {error.strerror or error}{where}.", 1)
     return 0
-
-
-def _leave_output() -> None:
-    """What is not written yet goes nowhere, so that Python does not fail once more when it closes the stream."""
-    with contextlib.suppress(OSError):  # a stream of a test has no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(sentence: str, status: int) -> int:

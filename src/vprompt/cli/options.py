@@ -14,6 +14,17 @@ from vprompt.utils.serialization import Option
 POSITIONAL = {"data": "[DATA]", "adapter": "ADAPTER"}
 METAVARS = {"root": "DIR", "weights": "FILE", "out": "DIR"}
 
+Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON.")]
+
+_DEVICE = "Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."
+Device = Annotated[str, tyro.conf.arg(help=_DEVICE)]
+
+_ROOT = "Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."
+Root = Annotated[str | None, tyro.conf.arg(metavar="DIR", help=_ROOT)]
+
+_WEIGHTS = "The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."
+Weights = Annotated[str | None, tyro.conf.arg(metavar="FILE", help=_WEIGHTS)]
+
 C = TypeVar("C")
 
 
@@ -32,14 +43,16 @@ USUAL = {
         "methods",
         "seeds",
         "prompts",
-        "condense",
-        "ratio",
-        "prune",
     ),
-    *("epochs", "batch_size", "lr", "time", "balance", "augment", "best_epoch", "early_stopping", "track"),
-    *("seed", "skip_bad", "out", "resume", "json"),
+    *("condense", "ratio", "prune", "epochs", "batch_size", "lr", "time", "balance", "augment", "best_epoch"),
+    *("early_stopping", "track", "seed", "skip_bad", "out", "resume", "json"),
 }
 """Options that --help shows of a command with many; --help-all shows all."""
+
+
+def option(flag: str, kind: Any, default: Any, words: str) -> dict[str, Option]:
+    """An option of a command that is none of a run's settings, by its flag."""
+    return {flag: Option(flag=flag, type=kind, default=default, help=words)}
 
 
 def shown(options: Mapping[str, Option], arguments: Sequence[str]) -> dict[str, Option]:
@@ -111,7 +124,6 @@ def chosen(arguments: Sequence[str], flag: str, default: str) -> str:
 
 
 def _entry(option: Option) -> tuple[str, Any, Any]:
-    """A field for `make_dataclass`."""
     marks: list[Any] = [tyro.conf.Positional] if option.flag in POSITIONAL else []
     metavar = {**POSITIONAL, **METAVARS}.get(option.flag)
     marks.append(tyro.conf.arg(help=option.help, metavar=metavar))

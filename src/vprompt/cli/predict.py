@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.backbones.names import BackbonePrecision
-from vprompt.cli.console import (
-    UsageError,
-    json_rows,
-    percent,
-    print_json,
-    print_note,
-    print_table,
-)
+from vprompt.cli.console import UsageError, json_rows, percent, print_json, print_note, print_table
+from vprompt.cli.options import Device, Json, Root, Weights
 from vprompt.experiments.folder import PAGE
 from vprompt.serving.setup import named
 from vprompt.tasks.columns import NO_COLUMNS, Columns
@@ -46,17 +40,14 @@ class _Source:
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="adapter", metavar="[NAME=]FILE")
     ] = ()
     """File of an adapter that the engine runs; may be given several times."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The backbone's weights, where the adapter was trained with a file of them that is no longer where it was."""
+    weights: Weights = None
     backbone_precision: BackbonePrecision | None = None
     """How the backbone's linear layers are held, where not as in training; fp32, bf16, int8, int4, fp8."""
-    device: str = "auto"
-    """Device to compute on, such as cpu or cuda; auto takes the accelerator where there is one."""
+    device: Device = "auto"
     trust_file: bool = False
     """Read an exported .pt2 or .pte file: one that was made to do so can then run code on this machine. Only for files
     whose maker you trust."""
-    json: bool = False
-    """Print the result as JSON."""
+    json: Json = False
 
     def models(self, *, fold: bool) -> dict[str, Classifier]:
         """The adapters on an engine, by name; else the one model, under no name."""
@@ -98,8 +89,7 @@ class ImageOptions:
 
     columns: Annotated[Columns, tyro.conf.arg(name="")] = NO_COLUMNS
     """Columns of a table; those that the adapter was trained on when left out."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder that holds the tasks of VTAB-1k and FGVC; $VPROMPT_DATA or ./data when left out."""
+    root: Root = None
     split_seed: int | None = None
     """Cuts the splits that a folder does not have; as given to `fit` when left out."""
 

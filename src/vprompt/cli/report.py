@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,7 @@ class Report:
         from vprompt.experiments import report as benchmark
         from vprompt.experiments.bench.collect import study_of
         from vprompt.report.document import Picture
-        from vprompt.utils.io import write_atomically, write_text
+        from vprompt.utils.io import write_bytes, write_text
 
         if self.out is None and "://" in self.runs:
             raise UsageError("The results are not on this machine; give a folder for the report by --out.")
@@ -48,7 +47,7 @@ class Report:
         for ending, text in texts.items():
             write_text(out / f"report.{ending}", text)
         for picture in (block for section in more for block in section.blocks if isinstance(block, Picture)):
-            write_atomically(out / picture.file, partial(Path.write_bytes, data=picture.png))
+            write_bytes(out / picture.file, picture.png)
         states = [cell["state"] for cell in study["cells"]]
         counts = {state: states.count(state) for state in ("finished", "failed", "missing")}
         if self.json:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +36,7 @@ from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.io import write_json, write_text
 from vprompt.utils.progress import bar
 from vprompt.utils.serialization import options_of
-from vprompt.utils.statistics import mean, seeds_of
+from vprompt.utils.statistics import mean, mean_of, seeds_of
 
 CONDENSED = "pc"
 """Label of Prompt Condensation: the condensed run of VPT-Deep."""
@@ -271,6 +270,7 @@ def _row(
 ) -> dict[str, Any]:
     """One row of a comparison, over the seeds; what is not known is None."""
     own = [row for row in rows if row["method"] == method]
+    search = own[0]["search"]
     failed = [{"seed": row["seed"], "failed": row["failure"]} for row in own if row["failure"] is not None]
     results = [row["result"] for row in own if row["failure"] is None]
     if "failed" in cost:
@@ -284,10 +284,11 @@ def _row(
     return {
         "method": method,
         "runs": len(results),
-        **{key: own[0][key] for key in ("chosen", "tries")},
+        "chosen": None if search is None else search["chosen"],
+        "tries": None if search is None else len(search["trials"]),
         "target": target.name,
         "test_interval": None,
-        **(_averaged(figures) if figures else {}),
+        **(mean_of(figures) if figures else {}),
         keys[0]: test.mean,
         "test_std": test.std,
         keys[1]: val.mean,
@@ -303,24 +304,10 @@ def _row(
     }
 
 
-def _averaged(figures: Sequence[Any]) -> Any:
-    """The mean over runs of figures: of numbers, or of objects and lists of them; None where one is no number."""
-    first = figures[0]
-    if None in figures:
-        return None
-    if isinstance(first, dict):
-        named = cast("dict[str, Any]", first)
-        return {key: _averaged([each.get(key) for each in figures]) for key in named}
-    if isinstance(first, list):
-        return [_averaged(each) for each in zip(*figures, strict=False)]
-    return statistics.fmean(figures) if all(isinstance(figure, float | int) for figure in figures) else None
-
-
 REPORTED = ("prompt_counts", "learned_params", "settings")
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
-    """A run in the document."""
     facts = {"method": row["method"], "seed": row["seed"], "failed": row["failure"], "folder": row.get("folder")}
     if row["failure"] is not None:
         return facts

@@ -180,7 +180,6 @@ class Embeddings:
         return torch.tensor([name == split for name in self.splits])
 
     def _of(self, split: str | None) -> tuple[Tensor, Tensor, Target]:
-        """Features and labels of a split, and the target."""
         if self.tested_on is None or self.labels is None or self.target is None:
             raise DataError("Labelled images are needed, in a train split and in a test or val split.")
         return self.features[self._rows(split)], self.labels[self._rows(split)], self.target

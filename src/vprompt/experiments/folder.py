@@ -18,7 +18,7 @@ from vprompt.experiments.settings import changed_settings
 from vprompt.tasks.base import TARGETS, Target
 from vprompt.tasks.single_label import SingleLabel
 from vprompt.utils.distributed import is_main_process
-from vprompt.utils.errors import DivergedError, TrainingError, VPromptError, lacks_memory
+from vprompt.utils.errors import AdapterError, DivergedError, TrainingError, VPromptError, lacks_memory
 from vprompt.utils.io import read_json, write_json, writing
 from vprompt.utils.text import printable
 
@@ -219,6 +219,19 @@ def target_of(result: Mapping[str, Any]) -> type[Target]:
     return TARGETS.get(name) if name in TARGETS else SingleLabel
 
 
+def result_of(folder: str) -> dict[str, Any]:
+    """Result of an adapter's run, and its settings, empty where there is nothing."""
+    path = Path(folder) / RESULT
+    try:
+        result = read_json(path) if path.is_file() else {}
+    except TrainingError as error:
+        raise AdapterError(
+            f"{path} is damaged; remove it, and say by --data what the adapter was trained on."
+        ) from error
+    settings = result.get("settings")
+    return {**result, "settings": settings if isinstance(settings, dict) else {}}
+
+
 def is_begun(out: Path) -> bool:
     """Whether there is the state of a run to go on from."""
     return any((out / STATE).glob("*.safetensors"))
@@ -294,10 +307,18 @@ class RunFolder:
             if (finished := self._checked(resume)) is not None:  # another run has just ended here
                 yield finished
                 return
-            with self._discarding():
+            try:
                 if not is_begun(self.out):
                     write_json(self.state("settings.json"), self.document)
                 yield None
+            except Exception as error:
+                if not is_begun(self.out) or isinstance(error, DivergedError):
+                    self._tidy()
+                if lacks_memory(error) and not isinstance(error, VPromptError):
+                    raise TrainingError(
+                        "There is not enough memory; try a smaller --batch-size, fewer prompts or a smaller backbone."
+                    ) from error
+                raise
 
     def finish(self, model: PromptedModel, result: dict[str, Any]) -> None:
         """Writes the adapter, then the result, then deletes the state."""
@@ -351,20 +372,6 @@ class RunFolder:
                 settings = read_json(self.state("settings.json"))
                 self._compare(settings, settings.get(_FINGERPRINTS), "unfinished")
         return None
-
-    @contextmanager
-    def _discarding(self) -> Generator[None]:
-        """On an error, deletes the state of a run that nothing was saved of, or that need not go on."""
-        try:
-            yield
-        except Exception as error:
-            if not is_begun(self.out) or isinstance(error, DivergedError):
-                self._tidy()
-            if lacks_memory(error) and not isinstance(error, VPromptError):
-                raise TrainingError(
-                    "There is not enough memory; try a smaller --batch-size, fewer prompts or a smaller backbone."
-                ) from error
-            raise
 
     def _tidy(self) -> None:
         """Removes the state but for the lock, and what a kill in the middle of writing may have left."""

@@ -137,6 +137,5 @@ def _tuning_passes(settings: Condensing) -> int:
 
 def augment_of(settings: Settings | CondenseSettings, images: ImageDataset | None = None) -> Augment:
     """Random augmentation of training images: as the settings say, or as the task's results are made."""
-    given = settings.augment if isinstance(settings, Settings) else None
     usual = transforms_of(settings.data).augment
-    return given or (usual if images is None else usual_augment(usual, images))
+    return settings.augment or (usual if images is None else usual_augment(usual, images))

@@ -13,13 +13,11 @@ import torch
 from torch import nn
 
 from vprompt.backbones.factory import describe_name
-from vprompt.backbones.weights import weights_origin
 from vprompt.compression.condense import fine_tuning_recipe
 from vprompt.compression.criteria import check_criterion, check_riding
 from vprompt.compression.merge import check_merge
-from vprompt.compression.search import Pruned
-from vprompt.experiments.finished import result_of
-from vprompt.experiments.folder import RunFolder
+from vprompt.data.dataset import Task
+from vprompt.experiments.folder import RunFolder, result_of
 from vprompt.experiments.settings import CondenseSettings, Settings
 from vprompt.experiments.stages import Page, Sources, Stages, preprocessing_of
 from vprompt.methods.layers.prompts import check_segments
@@ -82,10 +80,9 @@ def run(
         stages, model = _prepare(settings, folder, progress, sources, page)
         folder.record(data=stages.task.fingerprint())
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
-        origin = weights_origin(model.backbone)
         recipe = stages.settle(model) if trained is None else settings.recipe
         if settings.condense is None and settings.prune is None:
-            return stages.finish(model, stages.train(model, recipe, "training"), facts, origin)
+            return stages.finish(model, stages.train(model, recipe, "training"), facts)
         early = None
         if trained is not None:
             early, history, before = _take_over(model, trained, stages)
@@ -98,19 +95,21 @@ def run(
             else:
                 history = stages.train(model, recipe, "training")
             before = stages.report(model, history)
-            stages.keep(model, before, settings, origin)
+            stages.keep(model, before, settings)
         if settings.prune is not None:
             if settings.prune.fresh_start:
                 torch.manual_seed(2**32 - 1 - settings.recipe.seed)  # of which torch reads 32 bits
-                options: dict[str, Any] = {"head_init": settings.head_init, "head": settings.head}
-                early = attach(model.backbone, settings.method, data=stages.task, **options).state()
-            pruned = stages.prune(model, recipe, settings.prune, settings.prune.rewind_epoch, early)
-            facts |= {"before": before, "pruning": _pruning_facts(pruned)}
-            return stages.finish(pruned.model, pruned.history or history, facts, origin)
+                early = attached(settings, model.backbone, stages.task).state()
+            pruned = stages.prune(model, recipe, settings.prune, early)
+            pruning = {"tokens": 0.0, "segments": 0.0, "trainings": round(1 + pruned.trainings, 2)}
+            if (record := pruned.model.pruning) is not None:
+                pruning |= {"tokens": record.tokens, "segments": record.segments}
+            facts |= {"before": before, "pruning": pruning | {"trials": [asdict(trial) for trial in pruned.trials]}}
+            return stages.finish(pruned.model, pruned.history or history, facts)
         assert settings.condense is not None
         fine_tuning = recipe.for_fine_tuning(epochs=settings.condense.fine_tune_epochs)
         small, tuning = stages.condense(model, settings.condense, fine_tuning, keep=trained is None)
-        return stages.finish(small, tuning, {"before": before, **facts}, origin)
+        return stages.finish(small, tuning, {"before": before, **facts})
 
 
 def first_stage(settings: Settings) -> Settings | None:
@@ -195,15 +194,14 @@ def _prepare(
         )
     backbone: nn.Module = sources.backbone(settings) if given is None else given
     torch.manual_seed(settings.recipe.seed)
-    model = attach(
-        backbone,
-        settings.method,
-        data=stages.task,
-        head_init=settings.head_init,
-        head=settings.head,
-    )
+    model = attached(settings, backbone, stages.task)
     stages.introduce(model, stages.settle(model, search=False))
     return stages, model
+
+
+def attached(settings: Settings, backbone: nn.Module, task: Task) -> PromptedModel:
+    """A backbone with what a run learns, as it begins."""
+    return attach(backbone, settings.method, data=task, head_init=settings.head_init, head=settings.head)
 
 
 def _take_over(
@@ -255,7 +253,6 @@ def run_condense(
         check_riding(condensing.criterion, model.method)
         if condensing.merge:
             check_merge(model)
-        origin = weights_origin(model.backbone)
         stages = Stages(folder, settings, model.preprocessing, model.target.name, progress, sources, page)
         folder.record(data=stages.task.fingerprint())
         if model.classes is not None and model.target.names != stages.task.target.names:
@@ -270,20 +267,9 @@ def run_condense(
         small, history = stages.condense(model, condensing, recipe, keep=True)
         facts = {"before": before, "backbone": model.info.name, "seed": settings.seed}
         facts |= {"fingerprints": {"adapter": fingerprints["adapter"]()}}
-        return stages.finish(small, history, facts, origin)
+        return stages.finish(small, history, facts)
 
 
 def _file_fingerprint(file: str | None) -> str | None:
     """Sixteen hex digits of a file's bytes; None where there is none."""
     return checksum(Path(file))[:16] if file is not None and os.path.isfile(file) else None
-
-
-def _pruning_facts(pruned: Pruned) -> dict[str, Any]:
-    """Result of the search, and everything it tried."""
-    record = pruned.model.pruning
-    return {
-        "tokens": 0.0 if record is None else record.tokens,
-        "segments": 0.0 if record is None else record.segments,
-        "trainings": round(1 + pruned.trainings, 2),
-        "trials": [asdict(trial) for trial in pruned.trials],
-    }

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from vprompt.backbones.names import BackbonePrecision, full_name
 from vprompt.compression.choices import PruneSettings
@@ -276,6 +276,14 @@ class CondenseSettings:
     seed: int = 0
     split_seed: int = 0
     skip_bad: bool = False
+
+    # What only `Settings` ask for, by the names that they have there.
+    train_on: ClassVar[TrainOn] = "train"
+    augment: ClassVar[None] = None
+    test: ClassVar[bool] = True
+    calibrate: ClassVar[bool] = False
+    check_convergence: ClassVar[bool] = False
+    track: ClassVar[tuple[Tracker, ...]] = ()
 
     def __post_init__(self) -> None:
         Recipe(seed=self.seed)

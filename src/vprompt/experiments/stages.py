@@ -20,7 +20,7 @@ from vprompt.backbones.factory import create_backbone, require_weights
 from vprompt.backbones.info import BackboneInfo, fingerprint, num_parameters
 from vprompt.backbones.names import full_name
 from vprompt.backbones.quantise import quantise
-from vprompt.compression.choices import PruneSettings
+from vprompt.backbones.weights import weights_origin
 from vprompt.compression.condense import condense, fine_tuning_recipe, smallest_share
 from vprompt.compression.gradients import attention_mass
 from vprompt.compression.prune import prune
@@ -36,7 +36,7 @@ from vprompt.data.tasks import open_task
 from vprompt.experiments.folder import PAGE, REPORT_KEYS, RESULT, STATE, RunFolder
 from vprompt.experiments.log import RunLog
 from vprompt.experiments.preview import MANY_WINDOWS, augment_of, preview, windows_of
-from vprompt.experiments.settings import CondenseSettings, Condensing, Settings
+from vprompt.experiments.settings import CondenseSettings, Condensing, Pruning, Settings
 from vprompt.model.cost import folded_gmacs
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
@@ -60,49 +60,42 @@ Page = Callable[..., None]
 
 
 class Sources:
-    """Makes backbones and opens tasks for runs, and keeps the last ones for the next run.
-
-    The old one goes before the next is made, as both might not fit.
-    """
+    """Makes backbones and opens tasks for runs, and keeps the last ones for the next run."""
 
     def __init__(self) -> None:
-        self._backbone: tuple[object, nn.Module] | None = None
-        self._task: tuple[object, Task] | None = None
+        self._last: dict[str, tuple[object, Any]] = {}
         self.introduced: Task | None = None
         """The last task of which a run has said what was found; the runs that follow need not."""
 
     def backbone(self, settings: Settings) -> nn.Module:
         """The backbone that settings name, with its weights; runs leave it as it is."""
-        key = (settings.backbone, settings.img_size, settings.in_chans, settings.weights, settings.backbone_precision)
-        if self._backbone is None or self._backbone[0] != key:
-            self._backbone = None
-            name, img_size, in_chans, weights, precision = key
-            made = create_backbone(name, img_size=img_size, in_chans=in_chans, weights=weights)
-            self._backbone = (key, quantise(made, precision))
-        return self._backbone[1]
+        name, precision = settings.backbone, settings.backbone_precision
+        options: dict[str, Any] = {"img_size": settings.img_size, "in_chans": settings.in_chans}
+        options["weights"] = settings.weights
+        key = (name, precision, *options.values())
+        return self._kept("backbone", key, lambda: quantise(create_backbone(name, **options), precision))
 
     def task(
         self, settings: Settings | CondenseSettings, preprocessing: Preprocessing, target: str | None, report: Report
     ) -> Task:
         """The images that settings name, checked and decoded, with labels for a target."""
-        places = (settings.data, settings.columns, settings.root)
-        resize = settings.resize if isinstance(settings, Settings) else preprocessing.resize
-        key = (places, settings.split_seed, settings.skip_bad, preprocessing, target, resize)
-        if self._task is None or self._task[0] != key:
-            self._task = None
-            task = open_task(
-                settings.data,
-                preprocessing,
-                root=settings.root,
-                columns=settings.columns,
-                target=target,
-                resize=resize,
-                split_seed=settings.split_seed,
-                skip_bad=settings.skip_bad,
-                progress=report,
-            )
-            self._task = (key, task)
-        return self._task[1]
+        options: dict[str, Any] = {
+            "root": settings.root,
+            "columns": settings.columns,
+            "target": target,
+            "resize": settings.resize if isinstance(settings, Settings) else preprocessing.resize,
+            "split_seed": settings.split_seed,
+            "skip_bad": settings.skip_bad,
+        }
+        key = (settings.data, preprocessing, *options.values())
+        return self._kept("task", key, lambda: open_task(settings.data, preprocessing, **options, progress=report))
+
+    def _kept(self, what: str, key: object, make: Callable[[], Any]) -> Any:
+        """The last one, where it is what is asked for; it goes before the next is made, as both might not fit."""
+        if what not in self._last or self._last[what][0] != key:
+            self._last.pop(what, None)
+            self._last[what] = (key, make())
+        return self._last[what][1]
 
 
 def preprocessing_of(settings: Settings, info: BackboneInfo) -> Preprocessing:
@@ -179,29 +172,28 @@ class Stages:
         self.facts: dict[str, Any] = {}
         self.evaluations: list[dict[str, Evaluation]] = []
         self.notes: list[str] = []
-        self.calibrate = isinstance(settings, Settings) and settings.calibrate
+        self.weights: dict[str, str] | None = None
         torch.set_num_threads(usable_threads())
         with bar("reading images", enabled=self.bars) as report:
             self.task = sources.task(settings, preprocessing, target, report)
         self.train_images, self.val = training_images(self.task, settings)
-        track = settings.track if isinstance(settings, Settings) else ()
-        self.log = RunLog(folder.out, folder.document, track)
+        self.log = RunLog(folder.out, folder.document, settings.track)
         if settings.condense is not None and settings.condense.ratio == "auto" and self.val is None:
             raise DataError(
                 f"{self.task.source} has no validation images on which to choose how much to condense; give a share "
                 "instead of auto."
             )
         sure = self.task.target.answer == "probabilities" and not self.task.target.dense
-        self.checks = isinstance(settings, Settings) and settings.check_convergence
-        if self.checks and self.val is None:
+        if settings.check_convergence and self.val is None:
             lack = "validation images to tell convergence by; leave out --check-convergence."
             raise DataError(f"{self.task.source} has no {lack}")
-        if self.calibrate and (self.val is None or not sure):
+        if settings.calibrate and (self.val is None or not sure):
             lack = "validation images to calibrate on" if self.val is None else "probabilities of images to calibrate"
             raise DataError(f"{self.task.source} has no {lack}; leave out --calibrate.")
 
     def introduce(self, model: PromptedModel, recipe: Recipe) -> None:
-        """Says on standard error what was found, and what will be done with it."""
+        """Says on standard error what was found, and what will be done with it; notes where the weights are from."""
+        self.weights = weights_origin(model.backbone)
         if model.info.name == BUNDLED_BACKBONE and self.task.train.paths is not None:
             self.notes.append("The backbone is the bundled one, for trials: --backbone small knows far more.")
         if self.task.target.dense and (looks := windows_of(self.train_images)) > MANY_WINDOWS:
@@ -249,7 +241,8 @@ class Stages:
         until: int | None = None,
     ) -> History:
         """Trains what there is to learn, or up to an epoch; the state is kept in the run's folder by default."""
-        twin = model.copy() if self.checks and stage in ("training", "fine-tuning") and checkpoint is None else None
+        doubles = self.settings.check_convergence and stage in ("training", "fine-tuning") and checkpoint is None
+        twin = model.copy() if doubles else None
         history = fit(
             model,
             self.train_images,
@@ -297,8 +290,7 @@ class Stages:
         self,
         model: PromptedModel,
         recipe: Recipe,
-        settings: PruneSettings,
-        rewind_epoch: int,
+        settings: Pruning,
         early: dict[str, torch.Tensor] | None = None,
     ) -> Pruned:
         """Prunes a trained model and trains what is left from its early values; those recorded where none are given.
@@ -312,7 +304,7 @@ class Stages:
             self.train_images,
             self.val,
             early=None if model.method.relocates else early,
-            rewind_epoch=rewind_epoch,
+            rewind_epoch=settings.rewind_epoch,
             settings=settings,
             recipe=recipe,
             folder=self.folder.state("pruning") / "search",
@@ -385,15 +377,13 @@ class Stages:
             condensed(ratio).save_pretrained(self.folder.out / CONDENSED)
         return small, history
 
-    def keep(
-        self, model: PromptedModel, report: dict[str, Any], settings: Settings, weights: dict[str, str] | None
-    ) -> None:
+    def keep(self, model: PromptedModel, report: dict[str, Any], settings: Settings) -> None:
         """Leaves the model with all prompts, whose report is given, as a finished run in a folder of its own."""
         if is_main_process():
             model.save_pretrained(self.folder.out / FULL)
             whole = replace(settings, condense=None, prune=None).to_flat()
             facts = {"backbone": settings.backbone, "seed": settings.recipe.seed, "settings": whole}
-            origin = self._provenance(model, weights, History(rows=report["epochs"]))
+            origin = self._provenance(model, History(rows=report["epochs"]))
             write_json(self.folder.out / FULL / RESULT, {**report, **facts, "provenance": origin})
 
     def report(self, model: PromptedModel, history: History) -> dict[str, Any]:
@@ -401,7 +391,7 @@ class Stages:
         report: dict[str, Any] = {}
         splits = self._splits.items()
         evaluations = {split: self._evaluated(model, data, SPLITS[split]) for split, data in splits}
-        if "val" in evaluations and (self.calibrate or "temperature" in (to_document(model.target) or {})):
+        if "val" in evaluations and (self.settings.calibrate or "temperature" in (to_document(model.target) or {})):
             model.target = model.target.calibrated(evaluations["val"].logits, evaluations["val"].labels)
             report["calibration"] = {}
             for split, found in evaluations.items():
@@ -437,9 +427,7 @@ class Stages:
             return None
         return {key: value for key, value in result.items() if key in REPORT_KEYS or key.startswith(("val_", "test_"))}
 
-    def finish(
-        self, model: PromptedModel, history: History, facts: dict[str, Any], weights: dict[str, str] | None
-    ) -> dict[str, Any]:
+    def finish(self, model: PromptedModel, history: History, facts: dict[str, Any]) -> dict[str, Any]:
         """Writes adapter and result."""
         report = self.report(model, history)
         for split, evaluation in self.evaluations[-1].items():
@@ -460,7 +448,7 @@ class Stages:
                 "batch_size": recipe.batch,
             },
             "settings": self.folder.document,
-            "provenance": self._provenance(model, weights, history),
+            "provenance": self._provenance(model, history),
             "seconds": round(time.monotonic() - self.started, 1),
         }
         result = json.loads(json.dumps(result))
@@ -501,8 +489,7 @@ class Stages:
                 lost |= {f"{split}_{after[split].target.headline}": change, f"{split}_interval": [low, high]}
         return lost
 
-    def _provenance(self, model: PromptedModel, weights: dict[str, str] | None, history: History) -> dict[str, Any]:
-        """Data, preprocessing, weights, versions, machine."""
+    def _provenance(self, model: PromptedModel, history: History) -> dict[str, Any]:
         task, summary = self.task, self.task.summary
         splits = {"train": task.train, "val": task.val, "test": task.test}
         return {
@@ -521,9 +508,9 @@ class Stages:
             "preprocessing": asdict(task.preprocessing),
             "trained_on": {"images": len(self.train_images), "augment": self.train_images.augment},
             "backbone_fingerprint": fingerprint(model.backbone),
-            "weights": weights,
+            "weights": self.weights,
             "epoch_rule": f"{history.rule(model.recipe)}; test data "
-            + ("read once, at the end" if self._tests else "not read"),
+            + ("read once, at the end" if self.settings.test else "not read"),
             "versions": {
                 "vprompt": __version__,
                 "torch": torch.__version__,
@@ -536,13 +523,8 @@ class Stages:
 
     @property
     def _splits(self) -> dict[str, ImageDataset]:
-        """Images to evaluate on."""
-        splits = {"val": self.val, "test": self.task.test if self._tests else None}
+        splits = {"val": self.val, "test": self.task.test if self.settings.test else None}
         return {split: images for split, images in splits.items() if images is not None}
-
-    @property
-    def _tests(self) -> bool:
-        return not isinstance(self.settings, Settings) or self.settings.test
 
     def _evaluated(self, model: PromptedModel, data: ImageLabels, name: str) -> Evaluation:
         with bar(f"evaluating ({name})", enabled=self.bars) as report:
@@ -552,7 +534,7 @@ class Stages:
 def training_images(task: Task, settings: Settings | CondenseSettings) -> tuple[ImageDataset, ImageDataset | None]:
     """Images that a run trains on, and those left to validate on."""
     train, val = task.train, task.val
-    if isinstance(settings, Settings) and settings.train_on == "train+val":
+    if settings.train_on == "train+val":
         if val is None:
             raise DataError(f"{task.source} has no validation images to train on as well.")
         train, val = train.joined(val), None

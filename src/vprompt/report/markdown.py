@@ -6,21 +6,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from vprompt.report.document import (
-    Block,
-    Bullets,
-    Cell,
-    Charts,
-    Code,
-    Fold,
-    Gallery,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-    Warn,
-    as_cell,
-)
+from vprompt.report import document as page
+from vprompt.report.document import Block, Cell, Section, Table, as_cell
 from vprompt.utils.text import escape, printable
 
 _MARKUP = re.compile(
@@ -51,13 +38,10 @@ def escaped(text: str) -> str:
     text, parts, end = text.strip(), list[str](), 0  # spaces in front would make it code
     for markup in _MARKUP.finditer(text):
         digits = markup[0].rstrip(".)") if markup[0][0].isdigit() else ""
-        parts += [printable(text[end : markup.start()]), digits, _mark(markup[0].removeprefix(digits))]
+        marks = markup[0].removeprefix(digits)
+        parts += [printable(text[end : markup.start()]), digits, "\\-" if marks == "-" else escape(marks)]
         end = markup.end()
     return "".join([*parts, printable(text[end:])])
-
-
-def _mark(marks: str) -> str:
-    return "\\-" if marks == "-" else escape(marks)
 
 
 def _section(section: Section) -> list[str]:
@@ -69,20 +53,20 @@ def _block(block: Block) -> list[str]:
     match block:
         case Table():
             return _table(block)
-        case Paragraph(text):
+        case page.Paragraph(text):
             return [escaped(text)]
-        case Warn(text):
+        case page.Warn(text):
             return [f"> **Warning:** {escaped(text)}"]
-        case Bullets(items):
+        case page.Bullets(items):
             return ["\n".join(f"- {escaped(item)}" for item in items)]
-        case Code(text):
+        case page.Code(text):
             # Without a comment before it, indented code after a list would be part of the list's last item.
             return ["<!-- -->", "\n".join(f"    {printable(line)}" for line in text.split("\n"))]
-        case Charts() | Gallery():
+        case page.Charts() | page.Gallery():
             return []
-        case Picture(alt=alt, file=file):
+        case page.Picture(alt=alt, file=file):
             return [f"![{escaped(alt)}]({quote(file)})"]
-        case Fold(blocks=blocks):
+        case page.Fold(blocks=blocks):
             return [text for inner in blocks for text in _block(inner)]
 
 

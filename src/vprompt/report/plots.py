@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
-from vprompt.utils.io import write_atomically
+from vprompt.utils.io import write_bytes
 from vprompt.utils.text import line
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -129,15 +129,20 @@ def plot_answers(
                 looks: dict[str, Any] = {"color": COLOURS[style], "fontsize": 8, "ha": "center", "va": "top"}
                 below: dict[str, Any] = {"xytext": (0, -4 - 12 * place), "textcoords": "offset points"}
                 axes.annotate(f"{mark} {line(given[number], 24)}", (0.5, 0), xycoords="axes fraction", **below, **looks)
-        stream = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(stream)
-    write_atomically(path, lambda part: part.write_bytes(stream.getvalue()))
+        picture = png_of(figure)
+    write_bytes(path, picture)
 
 
 def save_png(path: Path, charts: Charts, *, title: str = "") -> None:
     """Writes charts as a PNG file."""
-    picture = png(charts, title=title)
-    write_atomically(path, lambda part: part.write_bytes(picture))
+    write_bytes(path, png(charts, title=title))
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure of matplotlib as a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def png(charts: Charts, *, title: str = "") -> bytes:
@@ -162,9 +167,7 @@ def png(charts: Charts, *, title: str = "") -> bytes:
             handles.append(Line2D([], [], ls="", ms=5, color=SOFT, marker="o", fillstyle="none", label=charts.rings))
         if handles:
             legend_below(figure, handles)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-    return stream.getvalue()
+        return png_of(figure)
 
 
 def svg(chart: Chart) -> Markup:
@@ -300,7 +303,6 @@ def _places(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
 
 
 def _fit(axes: Axes, chart: Chart) -> None:
-    """Limits and ticks for what is drawn."""
     dots = [dot for curve in chart.curves for dot in curve.dots if math.isfinite(dot.y)]
     heights = [height for height, _ in chart.levels]
     heights += [height for dot in dots for height in (dot.y - dot.sides[0], dot.y + dot.sides[1])]

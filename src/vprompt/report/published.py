@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vprompt.utils.statistics import mean_of
+
 FILE, COSTS = (Path(__file__).with_name(name) for name in ("published.csv", "published_costs.csv"))
 
 VTAB: dict[str, tuple[str, ...]] = {
@@ -85,9 +87,7 @@ class PublishedRow:
         if wanted in self.printed:
             return self.printed[wanted]
         parts = [[group] for group in wanted] if len(wanted) > 1 else [[[task]] for group in wanted for task in group]
-        means = [self.mean(part) for part in parts] if len(parts) > 1 else [None]
-        known = [mean for mean in means if mean is not None]
-        return sum(known) / len(known) if len(known) == len(means) else None
+        return mean_of([self.mean(part) for part in parts]) if len(parts) > 1 else None
 
 
 def family_of(backbone: str) -> str | None:

@@ -121,9 +121,14 @@ def _put(part: Path, path: Path) -> None:
     part.replace(path)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes bytes atomically."""
+    write_atomically(path, lambda part: part.write_bytes(data))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically; of names that are no text, undecodable bytes as JSON escapes them."""
-    write_atomically(path, lambda part: part.write_bytes(encoded(text)))
+    write_bytes(path, encoded(text))
 
 
 def encoded(text: str) -> bytes:

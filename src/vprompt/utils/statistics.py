@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 DOUBLED = "twice the epochs change the loss on the validation images by more than its standard error"
 """Says of a training that it had not converged."""
@@ -28,6 +29,23 @@ def mean(values: Sequence[float]) -> float | None:
         (0.6, None)
     """
     return statistics.fmean(values) if values else None
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of objects and lists of them entry by entry; None where one is no number.
+
+    Example:
+        >>> mean_of([{"a": [1, 2], "b": None}, {"a": [3, 4], "b": 1}])
+        {'a': [2.0, 3.0], 'b': None}
+    """
+    first = values[0]
+    if None in values:
+        return None
+    if isinstance(first, Mapping):
+        return {key: mean_of([value.get(key) for value in values]) for key in cast("Mapping[str, Any]", first)}
+    if isinstance(first, list | tuple):
+        return type(first)(mean_of(column) for column in zip(*values, strict=False))
+    return statistics.fmean(values) if all(isinstance(value, float | int) for value in values) else None
 
 
 def std(values: Sequence[float]) -> float | None:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.adapters import Trained, measure_each
 from vprompt.analysis.base import Host
 from vprompt.analysis.blocks import Blocks
 from vprompt.analysis.study import check_shares
 from vprompt.compression.criteria import Criterion
 from vprompt.compression.score import score
 from vprompt.compression.select import select
-from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
 from vprompt.training.evaluate import Evaluation, evaluate
 from vprompt.training.loader import ImageLabels

@@ -48,7 +48,6 @@ def printed_overheads(costs: Costs) -> dict[float, str]:
 
 
 def _printed(costs: Costs) -> dict[float, str]:
-    """Its figures by the number of prompts."""
     return {number: f"{value:.1f}" for number, value in published.gmacs(_family(costs))[0].items()}
 
 

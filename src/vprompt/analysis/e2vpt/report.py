@@ -145,7 +145,6 @@ def _drawn(ablation: PartAblation) -> list[AblationRow]:
 
 
 def _shown(entries: Sequence[AblationEntry]) -> list[tuple[int, str | None]]:
-    """Styles and tasks that are drawn."""
     tasks = [entry.task for entry in entries if entry.task is not None]
     mean = [(MEAN, None)] if len(tasks) < len(entries) else []
     return [*([] if mean and len(tasks) > MOST_TASKS else enumerate(tasks)), *mean]

@@ -19,7 +19,7 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.model import latency as timing
 from vprompt.utils.devices import device_named, found_devices
-from vprompt.utils.errors import VPromptError
+from vprompt.utils.errors import VPromptError, lacks_memory
 from vprompt.utils.progress import Report, part
 from vprompt.utils.text import count, duration
 
@@ -134,8 +134,8 @@ def run(options: Latency, host: Host) -> Latencies:
             try:
                 rounds, batch = _prepare(model.to(device), info, retained, device, options, host)
                 devices.append(_measure(model, retained, device, batch, rounds, part(report, number, len(places))))
-            except RuntimeError as error:  # the processor's allocator has no error of its own
-                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            except RuntimeError as error:
+                if not lacks_memory(error):
                     raise
                 kind = device.type
                 raise VPromptError(f"The device {kind!r} has too little memory; give fewer --images.") from error

@@ -5,23 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.adapters import Trained, measure_each
 from vprompt.analysis.attention import watched
 from vprompt.analysis.base import Host
 from vprompt.analysis.rank import Rank
 from vprompt.analysis.rank.law import Law, fit_law
-from vprompt.experiments.finished import Trained
 from vprompt.model.model import PromptedModel
 from vprompt.training.loader import ImageLabels, iterate, size_of
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import Report, part, silent
-from vprompt.utils.statistics import std
+from vprompt.utils.statistics import mean_of, std
 
 LIVE = " live"
 """Ends the names of ranks of the live rows: those whose outputs are read, n of n + m where prompts are deep."""
@@ -325,20 +324,10 @@ def study(adapters: Sequence[tuple[str, Ranks]]) -> RankStudy:
 def _mean(pairs: Sequence[tuple[Spectra, Spectra]], names: Sequence[str]) -> MeanSpectra:
     """Means over adapters: each with some prompts, and the same without."""
     points = [point for point, _ in pairs]
-    means: dict[str, Any] = _mean_of([vars(point) for point in points])
-    means |= {"prompts": points[0].prompts, "tokens": points[0].tokens}
+    means = mean_of([vars(point) for point in points]) | {"prompts": points[0].prompts, "tokens": points[0].tokens}
     return MeanSpectra(
         **means,
         adapters=len(points),
         stds={name: std([point.ranks[name] for point in points]) for name in names},
         growths={name: statistics.fmean(p.ranks[name] - bare.ranks[name] for p, bare in pairs) for name in names},
     )
-
-
-def _mean_of(values: Sequence[Any]) -> Any:
-    """The mean of numbers, and of tables and tuples of numbers entry by entry."""
-    if isinstance(values[0], Mapping):
-        return {key: _mean_of([value[key] for value in values]) for key in values[0]}
-    if isinstance(values[0], tuple):
-        return tuple(_mean_of(column) for column in zip(*values, strict=True))
-    return statistics.fmean(values)

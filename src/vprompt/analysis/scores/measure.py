@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset
 
-from vprompt.analysis.adapters import measure_each
+from vprompt.analysis.adapters import Trained, measure_each
 from vprompt.analysis.base import Host
 from vprompt.analysis.scores import EXACT, Scores
 from vprompt.compression.condense import fine_tuning_recipe
@@ -23,7 +23,7 @@ from vprompt.compression.criteria import GRADIENTS, SCOPES, Criterion, Scope, ch
 from vprompt.compression.score import score
 from vprompt.compression.select import select
 from vprompt.data.dataset import ImageDataset
-from vprompt.experiments.finished import Trained
+from vprompt.experiments.run import attached
 from vprompt.experiments.settings import settings_from, upgraded
 from vprompt.experiments.stages import training_images
 from vprompt.methods.linear import Linear
@@ -312,9 +312,7 @@ def _early(trained: Trained, final: Mapping[str, PerBlock], options: Scores, hos
     train, val = training_images(trained.task, settings)
     recipe = seeded.scheduled(size_of(train))
     torch.manual_seed(recipe.seed)
-    start = attach(
-        trained.model.backbone, settings.method, data=trained.task, head_init=settings.head_init, head=settings.head
-    )
+    start = attached(settings, trained.model.backbone, trained.task)
     drawn = _draw(trained.task.train, options.images, options.seed)
     data, choices = trained.split(options.adapters.split), _choices(options)
     late = {name: [torch.tensor(block) for block in values] for name, values in final.items()}

@@ -57,10 +57,10 @@ def _tables(study: ScoreStudy) -> list[Block]:
             blocks.append(simple_table(caption, ["Criterion", *ratios], rows))
         blocks += _early(study, scope)
     numbers = {name: str(number) for number, name in enumerate(rise, 1)}
-    rows = [
-        [f"{number} {line(name)}", *(_between(study, name, other) for other in numbers)]
-        for name, number in numbers.items()
-    ]
+    rows: list[list[str]] = []
+    for name, number in numbers.items():
+        pairs = ([model.between.get(name, {}).get(other) for model in study.models] for other in numbers)
+        rows.append([f"{number} {line(name)}", *(show(seeds_of(pair).mean, ".0f", factor=100) for pair in pairs)])
     caption = "Rank correlation of scores with each other, times 100"
     blocks.append(simple_table(caption, ["", *numbers.values()], rows))
     rows = [[line(each.label, 40), str(sum(each.prompt_counts)), percent(each.accuracy)] for each in study.models]
@@ -136,11 +136,6 @@ def _correlations(study: ScoreStudy, kind: str) -> dict[str, list[float]]:
     return by_criterion
 
 
-def _between(study: ScoreStudy, one: str, other: str) -> str:
-    correlation = seeds_of([model.between.get(one, {}).get(other) for model in study.models])
-    return show(correlation.mean, ".0f", factor=100)
-
-
 def _drops(study: ScoreStudy, scope: str, key: str = "accuracy") -> dict[str, dict[float, list[float]]]:
     """Criterion -> ratio -> accuracy against all prompts, a value for every model."""
     by_criterion: dict[str, dict[float, list[float]]] = {}
@@ -153,7 +148,6 @@ def _drops(study: ScoreStudy, scope: str, key: str = "accuracy") -> dict[str, di
 
 
 def _scope(study: ScoreStudy) -> str:
-    """Figures that are drawn and put in words."""
     return "global" if "global" in study.scopes else study.scopes[0]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import statistics
 import time
 import uuid
 from collections import Counter
@@ -14,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.utils.data import TensorDataset
 
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.benchmarks.places import data_root
+from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.engine import Assignment, Engine, Event, Watch
 from vprompt.experiments.bench.grid import Cell, cells_of, tasks_of
-from vprompt.experiments.bench.halving import Outcome
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.local import LocalEngine
 from vprompt.experiments.bench.plan import Plan
@@ -35,15 +34,16 @@ from vprompt.methods.base import Method
 from vprompt.methods.vpt import VPT
 from vprompt.model.attach import attach
 from vprompt.model.cost import gmacs
-from vprompt.model.records import Precision
+from vprompt.model.records import Precision, Recipe
 from vprompt.tasks.columns import Columns
-from vprompt.training.precision import emulated, in_bf16
+from vprompt.training.precision import emulated
+from vprompt.training.settle import pace
 from vprompt.utils.devices import device_named
 from vprompt.utils.errors import DataError
 from vprompt.utils.progress import silent
 
-CALIBRATION_GMACS, CALIBRATION_SECONDS = 60.0, 0.5
-"""Of one step at most, and of all steps about."""
+CALIBRATION_IMAGES = 64
+"""In a step at most."""
 
 JOB_SECONDS = 1.0
 """That a job takes besides."""
@@ -118,7 +118,7 @@ def overview(
         cells=cells,
         jobs=jobs,
         done=frozenset(name for name, is_done in done.items() if is_done),
-        seconds=seconds_of(todo, threads=_threads_of(number)) if estimate and not slow else {},
+        seconds={job.name: seconds_of(job, threads=_threads_of(number)) for job in todo if estimate and not slow},
         slow=slow,
     )
 
@@ -142,40 +142,25 @@ def _gmacs(backbone: str, img_size: int | None, method: Method) -> float:
 
 @functools.cache
 def rate(backbone: str, img_size: int | None, precision: Precision, threads: int) -> float:
-    """10^9 multiply-accumulates that this machine does in a second of training this backbone; measured, with random
-    weights.
-    """
-    model, device = create_backbone(backbone, pretrained=False, img_size=img_size), device_named("auto")
-    model = attach(model, VPT(10), num_classes=10).to(device)
-    step = 2 * _gmacs(backbone, img_size, VPT(10))
-    size = max(1, min(64, round(CALIBRATION_GMACS / step)))
-    images = torch.randn(size, *model.preprocessing.shape, device=device)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    model.train()
-    before, times = torch.get_num_threads(), list[float]()
+    """10^9 multiply-accumulates that this machine does in a second of training this backbone, with random weights."""
+    method, number = VPT(10), CALIBRATION_IMAGES
+    model = attach(create_backbone(backbone, pretrained=False, img_size=img_size), method, num_classes=10)
+    images = torch.randn(number, *model.preprocessing.shape)
+    data = TensorDataset(images, torch.zeros(number, dtype=torch.int64))
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        # The first steps also wake the machine up.
-        while len(times) < 3 or (sum(times) < CALIBRATION_SECONDS and len(times) < 100):
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device)):
-                loss = F.cross_entropy(model(images).float(), labels)
-            loss.backward()
-            float(loss.detach())  # waits for the device
-            times.append(time.perf_counter() - started)
+        step = pace(model, data, Recipe(batch_size=number, precision=precision))
     finally:
         torch.set_num_threads(before)
-    return step * size / statistics.median(times)
+    return _gmacs(backbone, img_size, method) * (1 + method.backward_cost) / step.seconds
 
 
-def seconds_of(jobs: Iterable[Job], *, threads: int) -> dict[str, float]:
-    """Expected seconds of every job on one worker of this machine, by name."""
-    seconds: dict[str, float] = {}
-    for job in jobs:
-        settings = job.settings
-        speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
-        seconds[job.name] = JOB_SECONDS + gmacs_of(job) / speed
-    return seconds
+def seconds_of(job: Job, *, threads: int) -> float:
+    """Expected seconds of a job on one worker of this machine."""
+    settings = job.settings
+    speed = rate(settings.backbone, settings.img_size, settings.recipe.precision, threads)
+    return JOB_SECONDS + gmacs_of(job) / speed
 
 
 @contextlib.contextmanager
@@ -211,8 +196,8 @@ def engine_of(
 
 def run_plan(
     planned: Overview, store: Store, engine: Engine, *, watch: Watch | None = None, retry_failed: bool = False
-) -> list[Outcome]:
-    """Does all of a plan that is not done; returns what came of each cell, in the overview's order.
+) -> None:
+    """Does all of a plan that is not done.
 
     Raises:
         BenchError: If something is wrong that would make all jobs fail.
@@ -227,15 +212,23 @@ def run_plan(
         for path, about in planned.paths.items():
             if known.get(path) != about:
                 store.write_path(about)
-        return Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
+        Schedule(planned.cells, store, engine, retries=retries, retry_failed=retry_failed, watch=watch).run()
 
 
-@contextlib.contextmanager
-def rehearsal(store: Store) -> Generator[Store]:
-    """A store of its own below another, gone afterwards, in which nothing is taken for done."""
-    place = open_store(f"{store.address}/.rehearsal-{uuid.uuid4().hex}")
+def rehearse(planned: Overview, store: Store, **engine: Any) -> tuple[int, float]:
+    """Schedules every run but leaves each empty, in a store below that is gone afterwards: how many, in what seconds.
+
+    Args:
+        planned: Says what there is to do.
+        store: Where results would go.
+        **engine: See `engine_of`.
+    """
+    place, started = open_store(f"{store.address}/.rehearsal-{uuid.uuid4().hex}"), time.monotonic()
     try:
-        yield place
+        with engine_of(planned.plan, place.address, rehearse=True, **engine) as workers:
+            run_plan(planned, place, workers)
+        seconds = time.monotonic() - started
+        return len(place.finished()), seconds
     finally:
         place.delete()
 
@@ -299,56 +292,36 @@ def run_here(
     planned = overview(plan, store, root=root, estimate=False)
     for why in planned.missing.values():
         raise DataError(why)
-    outcomes = run_plan(planned, store, InlineEngine(store.address, progress=progress), watch=watch)
-    return results_of(planned, outcomes, store)
+    run_plan(planned, store, InlineEngine(store.address, progress=progress), watch=watch)
+    return results_of(planned, store)
 
 
-def results_of(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> list[dict[str, Any]]:
-    """The `task`, `method` and `seed` of every cell, the `name` of its run, what was `chosen` in `tries`, its `result`.
-
-    Where there is no result it is None, and `failure` says why.
-    """
-    rows: list[dict[str, Any]] = []
-    for cell, outcome in zip(planned.cells, outcomes, strict=True):
-        name, failure = None if outcome.run is None else outcome.run.name, outcome.failure
-        result = None if name is None or failure is not None else store.result(name)
-        if result is None and failure is None:
-            failure = f"The result of {cell.method}, seed {cell.seed} has gone."
-        chosen = None if outcome.search is None else outcome.search["chosen"]
-        tries = None if outcome.search is None else len(outcome.search["trials"])
-        row = {
-            "task": cell.task,
-            "method": cell.method,
-            "seed": cell.seed,
-            "name": name,
-            "chosen": chosen,
-            "tries": tries,
-        }
-        rows.append({**row, "result": result, "failure": failure})
-    return rows
+def results_of(planned: Overview, store: Store) -> list[dict[str, Any]]:
+    """What came of the cells of a plan that was run, see `cells_in`; where there is no result, `failure` says why."""
+    cells = [cell for cell in cells_in(planned.plan, store) if cell["task"] in planned.tasks]
+    for cell in cells:
+        if cell["state"] == "missing":
+            cell["failure"] = f"The result of {cell['method']}, seed {cell['seed']} has gone."
+    return cells
 
 
-def changed_images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tasks among `results_of` whose images changed between their runs."""
-    kinds = {
-        (row["task"], row["result"]["provenance"]["data"]["fingerprint"]): None
-        for row in rows
-        if row["result"] is not None
-    }
+def changed_images(cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Tasks among `cells_in` whose images changed between their runs."""
+    results = [(cell["task"], cell["result"]) for cell in cells if cell["result"] is not None]
+    kinds = dict.fromkeys((task, result["provenance"]["data"]["fingerprint"]) for task, result in results)
     return [task for task, many in Counter(task for task, _ in kinds).items() if many > 1]
 
 
-def summary(planned: Overview, outcomes: Sequence[Outcome], store: Store) -> dict[str, Any]:
+def summary(planned: Overview, store: Store) -> dict[str, Any]:
     """Result of a plan as plain data: every cell with its score, or why there is none.
 
     `changed_images` names tasks whose images changed between their runs.
     """
-    rows = results_of(planned, outcomes, store)
-    cells = [
-        {key: row[key] for key in ("task", "method", "seed", "failure", "chosen")}
-        | {(key := score_key(row["result"] or {}, "test")): (row["result"] or {}).get(key), "result": row["name"]}
-        | {"target": target_of(row["result"] or {}).name}
-        for row in rows
-    ]
+    rows: list[dict[str, Any]] = []
+    for cell in (cells := results_of(planned, store)):
+        result = cell["result"] or {}
+        row = {key: cell[key] for key in ("task", "method", "seed", "failure")}
+        row |= {"chosen": (cell["search"] or {}).get("chosen"), "result": cell["name"]}
+        rows.append(row | {(key := score_key(result, "test")): result.get(key), "target": target_of(result).name})
     about = {"plan": planned.plan.name, "results": store.address, "left_out": planned.left_out}
-    return {**about, "changed_images": changed_images(rows), "cells": cells}
+    return {**about, "changed_images": changed_images(cells), "cells": rows}

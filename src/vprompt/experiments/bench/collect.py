@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vprompt.experiments.bench.grid import cells_of, tasks_of
+from vprompt.experiments.bench.halving import Outcome
 from vprompt.experiments.bench.plan import Plan, parse_plan
 from vprompt.experiments.bench.scheduler import follow
 from vprompt.experiments.bench.store import Store, open_store
@@ -61,8 +62,8 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     """The cells of a plan, with what a store has of each.
 
     Returns:
-        For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result` and
-        `search`; without optional tasks of which nothing is there.
+        For each `task`, `method`, `seed`, `state` (`"finished"`, `"failed"` or `"missing"`), `failure`, `result`,
+        `search` and `name` of the run; without optional tasks of which nothing is there.
 
     Raises:
         PlanError: If the plan cannot be meant.
@@ -71,10 +72,10 @@ def cells_in(plan: Plan, store: Store) -> list[Document]:
     cells: list[Document] = []
     for cell in cells_of(plan, [*tasks, *optional], paths=store.paths()):
         outcome, result = follow(cell, store)
-        failure, search = (None, None) if outcome is None else (outcome.failure, outcome.search)
-        state = "missing" if outcome is None else "failed" if failure else "finished"
-        current = _current(result) if result else None
-        cells.append(_cell(cell.task, cell.method, cell.seed, state, current, failure=failure, search=search))
+        known, current = outcome or Outcome(), _current(result) if result else None
+        state = "missing" if outcome is None else "failed" if known.failure else "finished"
+        about = {"search": known.search, "failure": known.failure, "name": known.run and known.run.name}
+        cells.append(_cell(cell.task, cell.method, cell.seed, state, current, **about))
     # An optional task of which nothing is there was left out.
     seen = {cell["task"] for cell in cells if cell["state"] != "missing"} | set(tasks)
     return [cell for cell in cells if cell["task"] in seen]
@@ -143,23 +144,16 @@ def _of_folder(address: str, store: Store) -> Document:
 def _document(cells: Sequence[Document], *, name: str, title: str = "", **about: Any) -> Document:
     """The whole document, from its cells and what only a plan knows."""
     plan = {"name": name, "title": title or name, "description": "", "source": "", "plan": "", "hours_planned": None}
-    first: dict[str, Document] = {}
-    for cell in cells:
-        if cell["result"] is not None:
-            first.setdefault(cell["task"], cell["result"])
+    finished = [cell for cell in reversed(cells) if cell["result"] is not None]
+    first = {cell["task"]: cell["result"] for cell in finished}
     tasks = [_task(task, first.get(task)) for task in dict.fromkeys(cell["task"] for cell in cells)]
-    backbones = {cell["result"]["backbone"]: cell["result"] for cell in reversed(cells) if cell["result"] is not None}
+    backbones = {cell["result"]["backbone"]: cell["result"] for cell in finished}
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    shown = [{**cell, "result": _without_places(cell["result"])} for cell in cells]
-    return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": shown, "made": made}
-
-
-def _without_places(result: Document | None) -> Document | None:
-    """A result without where its images lay: that is no part of what was run, and nobody else's business."""
-    if result is None:
-        return None
+    # Where images lay is no part of what was run, and nobody else's business.
     places = place_settings()
-    return {**result, "settings": {key: value for key, value in result["settings"].items() if key not in places}}
+    for result in (cell["result"] for cell in finished):
+        result["settings"] = {key: value for key, value in result["settings"].items() if key not in places}
+    return {**plan, **about, "tasks": tasks, "backbone": _backbone(backbones), "cells": cells, "made": made}
 
 
 def _task(spec: str, result: Mapping[str, Any] | None) -> Document:

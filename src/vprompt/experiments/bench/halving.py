@@ -47,8 +47,13 @@ def steps(cell: Cell) -> Generator[list[Job], Results, Outcome]:
         if not chosen:
             why = next((f" The first: {trial['failed']}" for trial in record["trials"] if "failed" in trial), "")
             return Outcome(failure=f"No choice of its settings could be trained.{why}", search=record)
-    outcome = yield from _run(Job(settings=cell.settings(**chosen).resolved(), names=cell.names))
-    return replace(outcome, search=record)
+    job = Job(settings=cell.settings(**chosen).resolved(), names=cell.names)
+    if job.first is not None:
+        results = yield [job.first]
+        if failure := results[job.first.name].get("failed"):
+            return Outcome(failure=f"Its first stage failed: {failure}", search=record)
+    results = yield [job]
+    return Outcome(run=job, failure=results[job.name].get("failed"), search=record)
 
 
 class _UntriedError(Exception):
@@ -62,16 +67,6 @@ def _require(results: Results, jobs: Mapping[int, Job], choices: Sequence[dict[s
             raise _UntriedError(
                 f"Its settings cannot be chosen before all of them were tried ({shown}): {results[job.name]['failed']}"
             )
-
-
-def _run(job: Job) -> Generator[list[Job], Results, Outcome]:
-    """One whole run, after the stage that it shares with others."""
-    if job.first is not None:
-        results = yield [job.first]
-        if failure := results[job.first.name].get("failed"):
-            return Outcome(failure=f"Its first stage failed: {failure}")
-    results = yield [job]
-    return Outcome(run=job, failure=results[job.name].get("failed"))
 
 
 def _choose(cell: Cell, search: Search) -> Generator[list[Job], Results, tuple[dict[str, Any], dict[str, Any]]]:

@@ -143,7 +143,7 @@ def _work(connection: Connection, address: str, name: str, rehearse: bool, threa
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the driver decides
     os.environ["OMP_NUM_THREADS"] = str(threads)  # torch and numpy read it when they are imported
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         threading.Thread(target=_follow_parent, daemon=True).start()
         try:
             import torch
@@ -173,10 +173,6 @@ def _reporter(connection: Connection) -> Any:
             connection.send(("progress", {"done": done, "total": total, **figures}))
 
     return report
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _follow_parent() -> None:

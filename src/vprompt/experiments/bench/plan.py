@@ -254,6 +254,7 @@ def parse_plan(text: str, *, name: str) -> Plan:
 
 def _plan(document: dict[str, Any], name: str, text: str) -> Plan:
     given = {"name": name, **document}
+    search = typed("search", given.get("search", {}), dict[str, Any])
     seeds = typed("seeds", given.get("seeds", 3), int | tuple[int, ...])
     if isinstance(seeds, int):
         seeds = tuple(range(check_number(seeds, "seeds")))
@@ -269,7 +270,7 @@ def _plan(document: dict[str, Any], name: str, text: str) -> Plan:
             for entry in typed("methods", given.get("methods", []), list[dict[str, Any]])
             for method in _methods(entry)
         ),
-        search=_search(given["search"]) if "search" in given else None,
+        search=_read(Search, search, "search", space=_space(search.get("space", {}))) if "search" in given else None,
         workers=_read(Workers, given.get("workers", {}), "workers"),
         text=text,
     )
@@ -364,8 +365,3 @@ def _space(values: Any) -> dict[str, tuple[Any, ...]]:
         if not choices:
             raise PlanError(f"The search space of {name} is empty.")
     return {name: tuple(check_setting(name, value) for value in choices) for name, choices in space.items()}
-
-
-def _search(values: Any) -> Search:
-    space = typed("search", values, dict[str, Any]).get("space", {})
-    return _read(Search, values, "search", space=_space(space))

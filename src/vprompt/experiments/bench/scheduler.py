@@ -68,7 +68,6 @@ class Schedule:
         self.engine = engine
         self.retries = retries
         self.watch = watch or Watch()
-        self.outcomes: dict[int, Outcome] = {}
         self.results: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self._waiting: dict[str, list[_OpenCell]] = {}
@@ -81,8 +80,8 @@ class Schedule:
         self._finished_before = store.finished()
         self._failed_before = set() if retry_failed else store.failures()
 
-    def run(self) -> list[Outcome]:
-        """Does all that is not done yet; returns what came of each cell.
+    def run(self) -> None:
+        """Does all that is not done yet; `follow` then tells what came of each cell.
 
         Raises:
             BenchError: If something is wrong that would make all jobs fail, such as a full disk.
@@ -99,22 +98,25 @@ class Schedule:
         except (KeyboardInterrupt, VPromptError):
             self._wind_up()
             raise
-        return [self.outcomes[number] for number in range(len(self.cells))]
 
     def _advance(self, cell: _OpenCell, results: Results | None) -> None:
         """Lets a cell go on until it asks for something that is not there."""
         while True:
             try:
                 cell.asked = next(cell.steps) if results is None else cell.steps.send(results)
-            except StopIteration as end:
-                self.outcomes[cell.number] = end.value
+            except StopIteration:
                 self._delete_trials(cell)
                 return
             cell.trials += [job.work for job in cell.asked if job.until is not None]
             wanted = [job for job in cell.asked if not self._known(job.name)]
             if wanted:
                 cell.open = {job.name for job in wanted}
-                self._want(wanted, cell)
+                for job in wanted:
+                    if job.name not in self._waiting:
+                        self.jobs[job.name] = job
+                        self._waiting[job.name] = []
+                        heapq.heappush(self._ready, (cell.number, len(self.jobs), job.name))
+                    self._waiting[job.name].append(cell)
                 return
             results = {job.name: self.results[job.name] for job in cell.asked}
 
@@ -145,14 +147,6 @@ class Schedule:
             remembered = {*REMEMBERED, score_key(result, "val"), score_key(result, "test")}
             self.results[name] = {key: value for key, value in result.items() if key in remembered}
         return result is not None
-
-    def _want(self, jobs: Iterable[Job], cell: _OpenCell) -> None:
-        for job in jobs:
-            if job.name not in self._waiting:
-                self.jobs[job.name] = job
-                self._waiting[job.name] = []
-                heapq.heappush(self._ready, (cell.number, len(self.jobs), job.name))
-            self._waiting[job.name].append(cell)
 
     def _submit(self) -> None:
         while self._later and self._later[0][0] <= time.monotonic():

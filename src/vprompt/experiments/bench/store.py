@@ -20,7 +20,7 @@ import fsspec
 from vprompt.experiments.bench.jobs import current_name
 from vprompt.experiments.folder import BusyError, Figures, fits, locked
 from vprompt.utils.errors import StorageError, VPromptError
-from vprompt.utils.io import checksum, encoded, verified, with_checksum, write_atomically
+from vprompt.utils.io import checksum, encoded, verified, with_checksum, write_bytes
 from vprompt.utils.serialization import parse
 
 Document = dict[str, Any]
@@ -118,8 +118,7 @@ class Store:
         if not self.is_folder:
             for file in self._list(f"adapters/{name}"):
                 if not (folder / file).exists():
-                    data = self._bytes(f"adapters/{name}/{file}")
-                    write_atomically(folder / file, lambda part, data=data: part.write_bytes(data))
+                    write_bytes(folder / file, self._bytes(f"adapters/{name}/{file}"))
         return folder
 
     def fail(self, name: str, document: Document) -> None:
@@ -254,7 +253,7 @@ class Store:
         """Under another name first: a reader would otherwise see half of it."""
         with self._reached():
             if self.is_folder:  # survives a power cut as well
-                write_atomically(self.here / name, lambda part: part.write_bytes(data))
+                write_bytes(self.here / name, data)
                 return
             path = self._path(name)
             part = posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.part")

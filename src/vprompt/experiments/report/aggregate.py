@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vprompt.experiments.report.study import Method, Metric, Model, Run, Study, Task, read
-from vprompt.utils.statistics import Seeds, over_tasks, seeds_of
+from vprompt.utils import statistics
+from vprompt.utils.statistics import Seeds, mean, over_tasks, seeds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +100,6 @@ def mean_of(
     study: Study, method: Method, tasks: Sequence[Task], quantity: Callable[[Model], float | None]
 ) -> float | None:
     """The mean over tasks of the mean over the seeds of a quantity; None where a task has none."""
-    means: list[float] = []
-    for task in tasks:
-        models = [run.model for run in study.table[method.key, task.key] if run.model is not None]
-        values = [value for model in models if (value := quantity(model)) is not None]
-        if not values:
-            return None
-        means.append(statistics.fmean(values))
-    return statistics.fmean(means) if means else None
+    models = [[run.model for run in study.table[method.key, task.key] if run.model is not None] for task in tasks]
+    means = [mean([value for model in row if (value := quantity(model)) is not None]) for row in models]
+    return statistics.mean_of(means) if means else None

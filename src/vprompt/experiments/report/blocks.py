@@ -40,7 +40,6 @@ def section(study: Study) -> Section | None:
 
 
 def _bar(pairs: Sequence[tuple[int, int]], style: int) -> Bar:
-    """Means over runs of one block before and after."""
     before, after = (seeds_of(counts) for counts in zip(*pairs, strict=True))
     return Bar(before=before.mean or 0.0, retained=after.mean or 0.0, std=after.std, style=style)
 

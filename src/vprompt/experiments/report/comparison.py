@@ -9,19 +9,8 @@ from typing import Any
 
 from vprompt.experiments.folder import score_key, target_of
 from vprompt.experiments.report.search import settings as shown_settings
-from vprompt.report.document import (
-    Block,
-    Chart,
-    Charts,
-    Curve,
-    Dot,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-    pareto,
-    simple_table,
-)
+from vprompt.report import document as page
+from vprompt.report.document import Block, Section, Table, simple_table
 from vprompt.report.markdown import markdown_page
 from vprompt.report.plots import save_png
 from vprompt.tasks.base import Target
@@ -116,7 +105,7 @@ def markdown(document: Row) -> str:
     if rates := document["settings"]["rates"]:
         training += f", learning rates {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
     blocks: list[Block] = [
-        Paragraph(
+        page.Paragraph(
             f"{training}; mean ± sample standard deviation over the seeds{_beside(rows)}. "
             f"{_LEARNED_TITLE}. {_cost_title(document)}."
         ),
@@ -124,7 +113,7 @@ def markdown(document: Row) -> str:
     ]
     if pruned := [row["method"] for row in rows if row["pruned"]]:
         blocks.append(
-            Paragraph(
+            page.Paragraph(
                 f"How much of {', '.join(pruned)} was pruned was decided on the validation images; its training "
                 "time is that of one training times what the search cost in passes over the images."
             )
@@ -132,7 +121,7 @@ def markdown(document: Row) -> str:
     blocks += [*_searches(rows), *_failures(document)]
     if any(_score(row, document) is not None for row in rows):
         alt = f"{_target(rows).title} against learned parameters and time per image"
-        blocks.append(Picture(png=b"", alt=alt, file="compare.png"))
+        blocks.append(page.Picture(png=b"", alt=alt, file="compare.png"))
     return markdown_page(title(document), [Section(key="comparison", title="", blocks=blocks)])
 
 
@@ -143,23 +132,27 @@ def draw(document: Row, path: Path) -> bool:
     if not rows:
         return False
     y = f"{'test' if _tested(document) else 'validation'} {target_of(rows[0]).title} (%)"
-    charts = [Chart(title="", x="learned parameters", y=y, curves=[*sizes, *pareto(sizes)], log=True)]
+    charts = [page.Chart(title="", x="learned parameters", y=y, curves=[*sizes, *page.pareto(sizes)], log=True)]
     if times:
         bare = document["bare"].get("milliseconds")
         rule = None if bare is None else (bare, "bare backbone")
-        charts.append(Chart(title="", x="time per image, folded (ms)", y=y, curves=[*times, *pareto(times)], rule=rule))
-    save_png(path, Charts(charts, [(style, row["method"]) for style, row in enumerate(rows)]), title=title(document))
+        charts.append(
+            page.Chart(title="", x="time per image, folded (ms)", y=y, curves=[*times, *page.pareto(times)], rule=rule)
+        )
+    save_png(
+        path, page.Charts(charts, [(style, row["method"]) for style, row in enumerate(rows)]), title=title(document)
+    )
     return True
 
 
-def _dots(document: Row, rows: Sequence[Row], key: str) -> list[Curve]:
+def _dots(document: Row, rows: Sequence[Row], key: str) -> list[page.Curve]:
     """The scores of the methods against something that was measured of them."""
     dots = {
-        style: Dot(x=row[key], y=100 * (_score(row, document) or 0.0), error=100 * (row["test_std"] or 0.0))
+        style: page.Dot(x=row[key], y=100 * (_score(row, document) or 0.0), error=100 * (row["test_std"] or 0.0))
         for style, row in enumerate(rows)
         if row[key] is not None
     }
-    return [Curve(name=rows[style]["method"], dots=[dot], style=style) for style, dot in dots.items()]
+    return [page.Curve(name=rows[style]["method"], dots=[dot], style=style) for style, dot in dots.items()]
 
 
 def _tested(document: Row) -> bool:
@@ -183,14 +176,12 @@ def _table(caption: str, columns: Columns, rows: Sequence[Row]) -> Table:
 
 
 def _searches(rows: Sequence[Row]) -> list[Table]:
-    """A table of the settings that were chosen; none where nothing was searched for."""
     chosen = [[row["method"], str(row["tries"]), shown_settings(row["chosen"])] for row in rows if row.get("tries")]
     title = "Chosen on validation images, and of how many trainings"
     return [simple_table(title, ["method", "tried", "chosen"], chosen, words=True)] if chosen else []
 
 
 def _failures(document: Row) -> list[Table]:
-    """A table of the runs that failed; none where none did."""
     failures = [
         [f"{row['method']}, seed {failure['seed']}", f"failed: {failure['failed']}"]
         for row in document["rows"]

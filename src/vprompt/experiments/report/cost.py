@@ -7,20 +7,9 @@ from collections.abc import Callable, Sequence
 from vprompt.experiments.report.accuracy import FEW
 from vprompt.experiments.report.aggregate import mean_of, on_task, over_groups
 from vprompt.experiments.report.study import Method, Model, Study, Task
+from vprompt.report import document as page
 from vprompt.report import published
-from vprompt.report.document import (
-    Block,
-    Chart,
-    Charts,
-    Curve,
-    Dot,
-    Fold,
-    Paragraph,
-    Section,
-    Table,
-    pareto,
-    simple_table,
-)
+from vprompt.report.document import Block, Fold, Paragraph, Section
 from vprompt.utils.text import amount, capital, count, gmacs, listed, spread
 
 QUANTITIES: dict[str, Callable[[Model], float | None]] = {
@@ -54,12 +43,12 @@ def section(study: Study) -> Section:
     return Section(key="cost", title=f"{capital(study.score)} and cost", blocks=[*blocks, *_published_cost(study)])
 
 
-def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], title: str) -> Charts:
-    charts, score = list[Chart](), f"{study.metric} {study.score}"
+def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], title: str) -> page.Charts:
+    charts, score = list[page.Chart](), f"{study.metric} {study.score}"
     shown: dict[int, str] = {}
     means = [over_groups(study, method, [tasks]) for method in methods]
     for label, quantity in QUANTITIES.items():
-        curves: list[Curve] = []
+        curves: list[page.Curve] = []
         for method, mean in zip(methods, means, strict=True):
             x = mean_of(study, method, tasks, quantity)
             if mean.mean is None or x is None:
@@ -67,29 +56,30 @@ def _charts(study: Study, methods: Sequence[Method], tasks: Sequence[Task], titl
             shown[method.style] = method.label
             error = None if mean.std is None else 100 * mean.std
             name = f"{method.label}: {spread(mean.mean, mean.std)} % at {amount(x)}"
-            curves.append(Curve(name=name, dots=[Dot(x=x, y=100 * mean.mean, error=error)], style=method.style))
+            curves.append(
+                page.Curve(name=name, dots=[page.Dot(x=x, y=100 * mean.mean, error=error)], style=method.style)
+            )
         if curves:
             alt = f"{title}: {score} against {label}. {'; '.join(each.name for each in curves)}"
             log = label.startswith("learned")
-            curves += pareto(curves) if label.startswith(("learned", "GMACs")) else []
-            charts.append(Chart(title=title, x=label, y=f"{score}, %", alt=alt, curves=curves, log=log))
-    return Charts(charts, sorted(shown.items()))
+            curves += page.pareto(curves) if label.startswith(("learned", "GMACs")) else []
+            charts.append(page.Chart(title=title, x=label, y=f"{score}, %", alt=alt, curves=curves, log=log))
+    return page.Charts(charts, sorted(shown.items()))
 
 
-def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
+def _numbers(study: Study, methods: Sequence[Method], tasks: Sequence[Task]) -> page.Table:
     score = f"{capital(study.score)}, %"
-    head = ["Method", score, "Prompts", "Learned", "% of backbone", "GMACs, folded", "GMACs, not folded"]
+    head = ["Method", score, "Prompts", "Learned", "% of backbone", "GMACs, folded"]
     rows: list[list[str]] = []
     for method in methods:
         mean = over_groups(study, method, [tasks])
         prompts, learned, folded = (mean_of(study, method, tasks, quantity) for quantity in QUANTITIES.values())
         of_all = "–" if learned is None or not study.backbone_params else f"{100 * learned / study.backbone_params:.3g}"
-        unfolded = mean_of(study, method, tasks, lambda model: model.published_gmacs)
-        cells = [amount(prompts), amount(learned), of_all, gmacs(folded), gmacs(unfolded)]
+        cells = [amount(prompts), amount(learned), of_all, gmacs(folded)]
         rows.append([method.label, spread(mean.mean, mean.std), *cells])
     filled = [any(row[column] != "–" for row in rows) for column in range(len(head))]
     head, *rows = [[text for text, keep in zip(row, filled, strict=True) if keep] for row in (head, *rows)]
-    return simple_table(f"Mean over {listed([task.title for task in tasks], 20)}", head, rows)
+    return page.simple_table(f"Mean over {listed([task.title for task in tasks], 20)}", head, rows)
 
 
 def _published_cost(study: Study) -> list[Block]:

@@ -44,7 +44,7 @@ _MODEL: dict[str, Callable[[Model], Any]] = {
     "final_loss": lambda model: next(reversed(model.losses), None),
     "prompts": lambda model: model.prompts,
     "prompts_per_block": lambda model: None if model.prompt_counts is None else " ".join(map(str, model.prompt_counts)),
-    **{name: attrgetter(name) for name in ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")},
+    **{name: attrgetter(name) for name in ("learned_params", "folded_gmacs", "training_seconds")},
 }
 """Column -> its value for a model, besides its scores."""
 

@@ -59,7 +59,6 @@ class Model:
     prompt_counts: tuple[int, ...] | None
     learned_params: float | None
     folded_gmacs: float | None
-    published_gmacs: float | None
     training_seconds: float | None
     converged: bool | None
     losses: tuple[float | None, ...]
@@ -296,7 +295,7 @@ def _run(task: Task, method: Method, seed: Any, cell: Mapping[str, Any]) -> Run:
 def _model(result: Mapping[str, Any]) -> Model:
     counts = result.get("prompt_counts")
     whole = isinstance(counts, list | tuple) and all(type(c) is int and 0 <= c < 10**9 for c in _list(counts))
-    amounts = ("learned_params", "folded_gmacs", "published_gmacs", "training_seconds")
+    amounts = ("learned_params", "folded_gmacs", "training_seconds")
     return Model(
         target=target_of(result),
         test_score=_score(result, "test"),

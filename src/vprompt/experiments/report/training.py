@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vprompt.experiments.report.study import Run, Study
 from vprompt.report.document import Block, Chart, Charts, Curve, Dot, Fold, Paragraph, Section, Table, simple_table
-from vprompt.utils.statistics import DOUBLED
+from vprompt.utils.statistics import DOUBLED, mean
 from vprompt.utils.text import amount, count, duration
 
 _POINTS = 40_000
@@ -107,6 +107,5 @@ def _times(what: str, groups: dict[str, list[Run]]) -> Table:
     rows: list[list[str]] = []
     for name, runs in groups.items():
         times = [time for run in runs if (time := run.training_seconds) is not None]
-        mean = statistics.fmean(times) if times else None
-        rows.append([name, amount(len(runs)), duration(mean), duration(sum(run.seconds or 0.0 for run in runs))])
+        rows.append([name, amount(len(runs)), duration(mean(times)), duration(sum(run.seconds or 0.0 for run in runs))])
     return simple_table(f"Time by {what.lower()}", [what, "Runs", "Training, mean of a run", "All told"], rows)
