@@ -56,7 +56,7 @@ class ClusterError(VPromptError):
 
 @dataclass(eq=False, kw_only=True)
 class _Seat:
-    """An actor as the driver sees it: its last process, if it has had one, whether that answers, and its job."""
+    """An actor as the driver sees it: its last process, if it has had one, and whether that is in the pool."""
 
     name: str
     actor: Any
@@ -64,7 +64,6 @@ class _Seat:
     host: str = ""
     ready: bool = False
     affinity: str = ""
-    job: str = ""
 
 
 class RayEngine:
@@ -103,8 +102,9 @@ class RayEngine:
         nodes = self._nodes()
         gpus = needs.gpus if needs.gpus is not None else float(any(node.get("GPU", 0) for node in nodes))
         self.needs = {"CPU": needs.cpus, "GPU": gpus, "memory": (needs.memory_gb or 0) * 1e9}
+        self.pool = self.ray.util.ActorPool([])
         self.seats: list[_Seat] = []
-        self._jobs: dict[Any, _Seat] = {}  # by what Ray will answer
+        self._running: dict[str, _Seat] = {}  # by the names of their jobs
         self._pings: dict[Any, _Seat] = {}  # one open question to each actor
         self._next_growth = 0.0
         self._without_since = time.monotonic()
@@ -114,18 +114,21 @@ class RayEngine:
 
     def free(self) -> int:
         """See `Engine`."""
-        return len(self._idle)
-
-    @property
-    def _idle(self) -> list[_Seat]:
-        return [seat for seat in self.seats if seat.ready and not seat.job]
+        return sum(seat.ready for seat in self.seats) - len(self._running)
 
     def submit(self, assignment: Assignment) -> str:
         """See `Engine`: a free worker, best one that has the backbone and images."""
-        seat = min(self._idle, key=lambda seat: seat.affinity != assignment.affinity)
-        seat.job, seat.affinity = assignment.name, assignment.affinity
-        self._jobs[seat.actor.do.remote(assignment)] = seat
-        return seat.name
+
+        def give(seat: _Seat, assignment: Assignment) -> Any:
+            self._running[assignment.name] = seat
+            seat.affinity = assignment.affinity
+            return seat.actor.do.remote(assignment)
+
+        # The pool takes the one that was put in last.
+        for seat in sorted(self._take_idle(), key=lambda seat: seat.affinity == assignment.affinity):
+            self.pool.push(seat)
+        self.pool.submit(give, assignment)
+        return self._running[assignment.name].name
 
     def poll(self, seconds: float) -> list[Event]:
         """See `Engine`.
@@ -134,13 +137,17 @@ class RayEngine:
             ClusterError: If the cluster has no room for a single worker for long.
         """
         self._grow()
-        asked = [*self._pings, *self._jobs]
-        if not asked:
-            time.sleep(seconds)
-        elif self.ray.wait(asked, timeout=seconds)[0]:
-            asked, _ = self.ray.wait(asked, num_returns=len(asked), timeout=0)
-            return [event for answer in asked if (event := self._answered(answer)) is not None]
-        return []
+        events = self._answers(0 if self._running else seconds)
+        while self._running:
+            try:
+                event: Event = self.pool.get_next_unordered(timeout=0 if events else seconds)
+            except TimeoutError:
+                break
+            except self.ray.exceptions.RayActorError as error:
+                event = self._lost(error)
+            del self._running[event.name]
+            events.append(event)
+        return events
 
     def stop(self) -> None:
         """See `Engine`."""
@@ -182,36 +189,50 @@ class RayEngine:
     def _ping(self, seat: _Seat, seconds: float) -> None:
         self._pings[seat.actor.ping.options(max_task_retries=-1).remote(seconds)] = seat
 
-    def _answered(self, answer: Any) -> Event | None:
-        """What an actor says of its job, if anything; one that is there now, or again, can have jobs."""
-        if (seat := self._jobs.pop(answer, None)) is not None:
-            name, seat.job = seat.job, ""
+    def _answers(self, seconds: float) -> list[Event]:
+        """Events of the jobs; workers that are there now, or again, join the pool."""
+        if not self._pings:
+            time.sleep(seconds)
+            return []
+        answers, _ = self.ray.wait(list(self._pings), num_returns=1 if seconds else len(self._pings), timeout=seconds)
+        events: list[Event] = []
+        for answer in answers:
+            seat = self._pings.pop(answer)
             try:
-                return self.ray.get(answer)
-            except self.ray.exceptions.RayActorError:  # it has no jobs until it answers from a new process
-                seat.ready = False
-            why = f"its Ray worker on {seat.host} was ended or cannot be reached"
-            return Event(name=name, kind="lost", worker=seat.name, why=why)
-        seat = self._pings.pop(answer)
-        try:
-            about = self.ray.get(answer)
-        except self.ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"No worker can start on the Ray cluster ({last_line(error)}); does every machine of it have the same "
-                "vprompt and Python as this one?"
-            ) from error
-        if about["version"] != __version__:
-            raise ClusterError(
-                f"{about['host']} has vprompt {about['version']} and this machine {__version__}; install the same "
-                "everywhere."
-            )
-        if not seat.ready and about["process"] == seat.process:
-            self.ray.kill(seat.actor, no_restart=False)  # only the network failed; its job is another's now
-        elif not seat.ready:
-            seat.process, seat.host, seat.ready = about["process"], about["host"], True
-        self._ping(seat, PING_SECONDS)
-        progress: Event | None = about["progress"]
-        return progress if progress is not None and progress.name == seat.job else None
+                about = self.ray.get(answer)
+            except self.ray.exceptions.RayError as error:
+                raise ClusterError(
+                    f"No worker can start on the Ray cluster ({last_line(error)}); does every machine of it have the "
+                    "same vprompt and Python as this one?"
+                ) from error
+            if about["version"] != __version__:
+                raise ClusterError(
+                    f"{about['host']} has vprompt {about['version']} and this machine {__version__}; install the same "
+                    "everywhere."
+                )
+            if not seat.ready and about["process"] == seat.process:
+                self.ray.kill(seat.actor, no_restart=False)  # only the network failed; its job is another's now
+            elif not seat.ready:
+                seat.process, seat.host, seat.ready = about["process"], about["host"], True
+                self.pool.push(seat)
+            progress: Event | None = about["progress"]
+            if progress is not None and self._running.get(progress.name) is seat:
+                events.append(progress)
+            self._ping(seat, PING_SECONDS)
+        return events
+
+    def _lost(self, error: Any) -> Event:
+        """After an actor died, or was cut off: it leaves the pool until it answers from a new process."""
+        name, seat = next(row for row in self._running.items() if row[1].actor._actor_id.hex() == error.actor_id)
+        seat.ready = False
+        for idle in self._take_idle():
+            if idle is not seat:
+                self.pool.push(idle)
+        why = f"its Ray worker on {seat.host} was ended or cannot be reached"
+        return Event(name=name, kind="lost", worker=seat.name, why=why)
+
+    def _take_idle(self) -> list[_Seat]:
+        return list(iter(self.pool.pop_idle, None))
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
