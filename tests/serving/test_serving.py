@@ -991,17 +991,18 @@ def test_wrong_usage_of_the_command(adapters, monkeypatch):
 
 
 def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
-    from vprompt.serving.setup import read_token
+    from vprompt.serving.setup import Setup
 
+    file, neither = Setup(token_file=str(places / "token")), Setup()
     monkeypatch.delenv("VPROMPT_TOKEN", raising=False)
-    assert read_token(None) is None
-    assert read_token(str(places / "token")) == TOKEN
+    assert neither.token() is None
+    assert file.token() == TOKEN
     monkeypatch.setenv("VPROMPT_TOKEN", "other\n")
-    assert read_token(None) == "other"
-    assert read_token(str(places / "token")) == TOKEN
+    assert neither.token() == "other"
+    assert file.token() == TOKEN
     monkeypatch.setenv("VPROMPT_TOKEN", "")
     with pytest.raises(VPromptError, match="VPROMPT_TOKEN holds no token"):
-        read_token(None)
+        neither.token()
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])

@@ -114,7 +114,6 @@ def load(
         skipped=as_sentences([*problems, *listing.notes]),
         differences=listing.differences,
         summary=Summary(
-            classes=made.names,
             per_split=per_split,
             passed_over=listing.passed_over,
             notes=(*listing.remarks, *notes, *about_copies, *about_counts),
