@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Union, cast, get_args, get_
 import msgspec
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.version import FORMER_NAME
 
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", NoneType: "nothing"}
 """Types in words, of a file."""
@@ -217,13 +218,12 @@ class Reader:
         """Raises the error that says what is wrong with the file."""
         raise self.error(f"In {self.where}, {problem}.")
 
-    def document(self, text: str | bytes, version: int, former: str) -> dict[str, Any]:
+    def document(self, text: str | bytes, version: int) -> dict[str, Any]:
         """The JSON object of one of our files, of a version that this library reads.
 
         Args:
             text: JSON.
             version: The newest `format_version`.
-            former: Key of `vprompt_version` in files that were written under the library's first name.
         """
         try:
             document: Any = parse(text)
@@ -239,7 +239,7 @@ class Reader:
             )
         if found < 1:
             self.fail(f"'format_version' should be at least 1, not {found}")
-        if former in document:
+        if (former := f"{FORMER_NAME}_version") in document:
             document["vprompt_version"] = document.pop(former)
         return cast("dict[str, Any]", document)
 
