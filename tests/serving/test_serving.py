@@ -232,10 +232,11 @@ def assert_problem(response, status, code, *words):
 
 def assert_same(found, wanted):
     """An answer against `vprompt.serving.predict.Prediction`."""
-    assert found["class_name"] == vprompt.utils.text.printable(wanted.class_name)
-    assert found["probability"] == pytest.approx(wanted.probability, abs=1e-5)
-    assert [name for name, _ in found["top"]] == [vprompt.utils.text.printable(name) for name, _ in wanted.top]
-    assert [value for _, value in found["top"]] == pytest.approx([value for _, value in wanted.top], abs=1e-5)
+    wanted = wanted.answer
+    assert found["class_name"] == vprompt.utils.text.printable(wanted["class_name"])
+    assert found["probability"] == pytest.approx(wanted["probability"], abs=1e-5)
+    assert [name for name, _ in found["top"]] == [vprompt.utils.text.printable(name) for name, _ in wanted["top"]]
+    assert [value for _, value in found["top"]] == pytest.approx([value for _, value in wanted["top"]], abs=1e-5)
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -254,7 +255,7 @@ def test_answers_are_those_of_vprompt_predict(server, alone, tmp_path, kind):
         assert found["adapter"] == name
         assert_same(found, wanted)
         names = model.classes or [str(number) for number in range(10)]
-        assert names[found["class_index"]] == wanted.class_name
+        assert names[found["class_index"]] == wanted.answer["class_name"]
 
 
 def test_top_says_how_many_classes_are_named(server):
@@ -991,17 +992,18 @@ def test_wrong_usage_of_the_command(adapters, monkeypatch):
 
 
 def test_the_token_comes_from_a_file_or_the_environment(places, monkeypatch):
-    from vprompt.serving.setup import read_token
+    from vprompt.serving.setup import Setup
 
+    file, neither = Setup(token_file=str(places / "token")), Setup()
     monkeypatch.delenv("VPROMPT_TOKEN", raising=False)
-    assert read_token(None) is None
-    assert read_token(str(places / "token")) == TOKEN
+    assert neither.token() is None
+    assert file.token() == TOKEN
     monkeypatch.setenv("VPROMPT_TOKEN", "other\n")
-    assert read_token(None) == "other"
-    assert read_token(str(places / "token")) == TOKEN
+    assert neither.token() == "other"
+    assert file.token() == TOKEN
     monkeypatch.setenv("VPROMPT_TOKEN", "")
     with pytest.raises(VPromptError, match="VPROMPT_TOKEN holds no token"):
-        read_token(None)
+        neither.token()
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])

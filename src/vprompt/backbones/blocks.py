@@ -1,8 +1,10 @@
-"""Blocks of timm around an attention wrapper: for their first tokens only, or in windows."""
+"""Blocks of timm around an attention wrapper: for their first tokens only, in windows, or with a function around."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,12 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
 from vprompt.backbones.attention.base import PrefixAttention
+from vprompt.backbones.graft import graft
+
+M = TypeVar("M", bound=nn.Module)
+
+BlockCall = Callable[..., Any]
+"""Called in place of a block with what would run, which is the block or its `carry`, and the arguments."""
 
 
 class LeadingTokensBlock(nn.Module):
@@ -112,3 +120,23 @@ class WindowBlock(nn.Module):
         if any(shift):
             y_BHWC = torch.roll(y_BHWC, shifts=(shift[0], shift[1]), dims=(1, 2))
         return y_BHWC, mixed_BPC
+
+
+def with_forward(module: M, forward: Callable[..., Any]) -> M:
+    """A view of a module, with all its attributes, that runs another forward."""
+    view = graft(module, {})
+    view.__dict__["forward"] = forward
+    return view
+
+
+def wrapped(block: nn.Module, call: BlockCall) -> nn.Module:
+    """A view of a block that hands every call of it to `call`, also with prompts beside a map of tokens.
+
+    Example:
+        >>> wrapped(nn.Identity(), lambda run, x: 2 * run(x))(torch.tensor(3))
+        tensor(6)
+    """
+    view = with_forward(block, partial(call, block))
+    if isinstance(block, WindowBlock):
+        view.__dict__["carry"] = partial(call, block.carry)
+    return view

@@ -17,7 +17,7 @@ from torch import nn
 from vprompt.backbones.bundled import BUNDLED_BACKBONE, FORMER_NAMES
 from vprompt.backbones.bundled import vit as _bundled_vit  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers it
 from vprompt.backbones.catalogue import read
-from vprompt.backbones.huggingface.convert import convert, convert_name, from_transformers
+from vprompt.backbones.huggingface.convert import convert, convert_name
 from vprompt.backbones.info import BackboneInfo, describe
 from vprompt.backbones.names import SHORT_NAMES, full_name
 from vprompt.backbones.weights import check_weights_file, load_weights, reason
@@ -40,7 +40,8 @@ def as_timm(model: nn.Module) -> nn.Module:
     Raises:
         BackboneError: If it is of transformers, and not one that is converted exactly.
     """
-    return convert(model) if from_transformers(model) else model
+    foreign = any(cls.__module__ == "transformers.modeling_utils" for cls in type(model).__mro__)
+    return convert(model) if foreign else model
 
 
 def names_folder(name: str) -> bool:

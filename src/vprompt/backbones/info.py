@@ -110,7 +110,10 @@ def describe(model: nn.Module) -> BackboneInfo:
     sites = tuple(_site(path, block) for path, block in blocks)
     leading: int = timm_model.num_prefix_tokens if layout.leading else 0
     embed: Any = model.get_submodule(patch_embed_path(model))
-    preprocessing, patch = _preprocessing(model, embed), _patch_size(embed)
+    preprocessing = _preprocessing(model, embed)
+    # In pixels, also behind a convolutional stem.
+    side = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+    patch = int(side[0]), int(side[1])
     patches = (preprocessing.size[0] // patch[0]) * (preprocessing.size[1] // patch[1])
     info = BackboneInfo(
         name=_name(model),
@@ -283,12 +286,6 @@ def _leading_tokens(model: Any, last_block: nn.Module, leading: int) -> int | No
     if not leading or _pooling(model) != "token" or not _form_of(last_block).cuttable:
         return None
     return leading if isinstance(model, VisionTransformerDistilled) else 1
-
-
-def _patch_size(embed: Any) -> tuple[int, int]:
-    """In pixels, also behind a convolutional stem."""
-    size = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
-    return int(size[0]), int(size[1])
 
 
 def _preprocessing(model: nn.Module, embed: Any) -> Preprocessing:

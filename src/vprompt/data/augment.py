@@ -55,16 +55,16 @@ def seeded(seed: int) -> Generator[None]:
         ...     first == (random.random(), np.random.rand(), float(torch.rand(())))
         True
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = random.getstate(), np.random.get_state()
     try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds accelerators as well
-        yield
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds accelerators as well
+            yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 import os
@@ -9,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         self.labels = labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
         self.preprocessing = preprocessing
         self.paths = None if paths is None else list(paths)
-        self.augment = augment
+        self.augment = _possible(augment, preprocessing)
         self._store = pixels
         self.files = FolderFiles(root) if isinstance(root, Path) else root
         self._rows = torch.arange(0 if pixels is None else len(pixels)) if rows is None else rows
@@ -119,10 +120,6 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
             raise ValueError(f"{len(self._rows)} images but {len(labels)} labels")
         if paths is not None and len(paths) != len(labels):
             raise ValueError(f"{len(paths)} paths but {len(labels)} labels")
-        if augment not in ("none", "crop-flip", *LEVELS):
-            raise DataError(f"Images are augmented by none, crop-flip, {listed([*LEVELS])}, not {augment!r}.")
-        if augment in LEVELS and preprocessing.shape[0] != 3:
-            raise DataError(f"timm augments images of three channels, not {preprocessing.shape[0]}; take crop-flip.")
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -188,7 +185,7 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         """
         yield self.training_pixels(indices, **training) if training else self.pixels(indices), self.labels[indices]
 
-    def with_augment(self, augment: Augment) -> ImageDataset:
+    def with_augment(self, augment: Augment) -> Self:
         """The same images, to train on as they are (`"none"`), or on random views, half of them mirrored.
 
         For `"crop-flip"` an image is resized to `size / 0.875` and a part of the size is cut out where chance says.
@@ -202,25 +199,26 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
 
         Source: VPT (arXiv 2203.12119), its appendix on FGVC.
         """
-        return self._with(self.labels, self._store, self._rows, self.paths, augment)
+        return self._with(augment=_possible(augment, self.preprocessing))
 
-    def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
+    def subset(self, indices: Tensor | Sequence[int]) -> Self:
         """The images at `indices`, in that order; pixels in memory are shared, not copied."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         paths = None if self.paths is None else [self.paths[int(i)] for i in chosen]
         rows = self._rows if self._store is None else self._rows[chosen]
-        return self._with(self.labels[chosen], self._store, rows, paths, self.augment)
+        return self._with(labels=self.labels[chosen], _rows=rows, paths=paths)
 
-    def joined(self, other: ImageDataset) -> ImageDataset:
+    def joined(self, other: ImageDataset) -> Self:
         """These images and those of another part of the same task; pixels in one memory are shared, not copied."""
-        store, rows = self._store, None
+        store, rows = None, self._rows
         if self._store is not None and other._store is not None:
             if self._store is other._store:
-                rows = torch.cat([self._rows, other._rows])
+                store, rows = self._store, torch.cat([self._rows, other._rows])
             else:
                 store = torch.cat([self._store[self._rows], other._store[other._rows]])
+                rows = torch.arange(len(store))
         paths = None if self.paths is None or other.paths is None else [*self.paths, *other.paths]
-        return self._with(torch.cat([self.labels, other.labels]), store, rows, paths, self.augment)
+        return self._with(labels=torch.cat([self.labels, other.labels]), _store=store, _rows=rows, paths=paths)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the data: pixels and labels, or paths, file sizes and labels."""
@@ -238,12 +236,10 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
                 )
         return digest.hexdigest()[:16]
 
-    def _with(
-        self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
-    ) -> ImageDataset:
-        return ImageDataset(
-            labels, self.preprocessing, pixels=store, rows=rows, root=self.files, paths=paths, augment=augment
-        )
+    def _with(self, **changed: Any) -> Self:
+        other = copy.copy(self)
+        vars(other).update(changed)
+        return other
 
     def _decoded(self, number: int, view: AnyView = None) -> Tensor:
         if self._store is not None and (self.files is None or self.paths is None):
@@ -266,6 +262,14 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         return self.files, self.paths
 
 
+def _possible(augment: Augment, preprocessing: Preprocessing) -> Augment:
+    if augment not in ("none", "crop-flip", *LEVELS):
+        raise DataError(f"Images are augmented by none, crop-flip, {listed([*LEVELS])}, not {augment!r}.")
+    if augment in LEVELS and preprocessing.shape[0] != 3:
+        raise DataError(f"timm augments images of three channels, not {preprocessing.shape[0]}; take crop-flip.")
+    return augment
+
+
 def usual_augment(named: Augment, images: ImageDataset) -> Augment:
     """The random views of a training where nobody asks for any: those of the task, or what images with masks need."""
     return images.augment if named == "none" else named
@@ -276,7 +280,6 @@ class Summary:
     """Facts about the images of a task, for people: found, passed over, and worth knowing before a figure is believed.
 
     Args:
-        classes: Names of the classes, in the order of their labels.
         per_split: Split -> class -> number of images, for the splits that are there.
         passed_over: Reason -> names of the files and folders that are no part of the task, relative to the data.
         notes: One sentence for each thing to know.
@@ -284,7 +287,6 @@ class Summary:
             images of a folder a model has seen.
     """
 
-    classes: tuple[str, ...] = ()
     per_split: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     notes: tuple[str, ...] = ()

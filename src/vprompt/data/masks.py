@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -260,17 +261,16 @@ class MaskedImages(ImageDataset):
             held.append(pair)
         yield from _stacked(held)
 
-    def with_augment(self, augment: Augment) -> ImageDataset:
+    def with_augment(self, augment: Augment) -> Self:
         """See `ImageDataset`: `"none"` or `"crop-flip"`."""
         if augment not in ("none", "crop-flip"):
             raise DataError(f"Images with masks are augmented by none or crop-flip, not by {augment!r}.")
         return super().with_augment(augment)
 
-    def joined(self, other: ImageDataset) -> ImageDataset:
+    def joined(self, other: ImageDataset) -> Self:
         """See `ImageDataset`; with the masks of both."""
         assert isinstance(other, MaskedImages)  # parts of one task
-        both = ImageDataset.joined(self, other)
-        return MaskedImages(both, {**other._masks, **self._masks}, self._target, self.augment)
+        return super().joined(other)._with(_masks={**other._masks, **self._masks})
 
     def fingerprint(self) -> str:
         """See `ImageDataset`; masks count as the images do."""
@@ -289,12 +289,6 @@ class MaskedImages(ImageDataset):
         whole = Image.fromarray(self._mask(number).numpy().astype(np.int32))
         mask = np.asarray(seen(whole, self.preprocessing, view, Image.Resampling.NEAREST, IGNORED)).astype(np.int64)
         return self._decoded(number, view), torch.from_numpy(mask[:, ::-1].copy() if view.mirrored else mask)
-
-    def _with(
-        self, labels: Tensor, store: Tensor | None, rows: Tensor | None, paths: list[str] | None, augment: Augment
-    ) -> ImageDataset:
-        plain = ImageDataset(labels, self.preprocessing, root=self.files, paths=paths)
-        return MaskedImages(plain, self._masks, self._target, augment)
 
 
 def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

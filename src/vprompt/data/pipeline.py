@@ -114,7 +114,6 @@ def load(
         skipped=as_sentences([*problems, *listing.notes]),
         differences=listing.differences,
         summary=Summary(
-            classes=made.names,
             per_split=per_split,
             passed_over=listing.passed_over,
             notes=(*listing.remarks, *notes, *about_copies, *about_counts),
@@ -249,14 +248,12 @@ class Checked:
     """Images that were looked at.
 
     Args:
-        preprocessing: How they were decoded.
         files: Where they are read from again; None for rendered ones.
         held: For images that are held, by name the pixels of its group, and its row in them.
         bad: By name what is wrong with an image.
         places: By name where a table has an image.
     """
 
-    preprocessing: Preprocessing
     files: Files | None
     held: Mapping[str, tuple[Tensor, int]]
     bad: Mapping[str, str]
@@ -334,7 +331,7 @@ def check(
         names = (item.name for items in listing.splits.values() for item in items)
         held = {name: (store, row) for row, name in enumerate(names)}
         contents = {name: content_of(images[row].tobytes()) for row, name in enumerate(held)}
-        return Checked(preprocessing=preprocessing, files=None, held=held, bad={}, contents=contents)
+        return Checked(files=None, held=held, bad={}, contents=contents)
     assert listing.files is not None
     checked = check_files(
         listing.files, groups, preprocessing, memory_limit, progress, decode_all=decode_all, compare=True
@@ -397,4 +394,4 @@ def check_files(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return Checked(preprocessing=preprocessing, files=files, held=held, bad=bad, contents=contents, looks=looks)
+    return Checked(files=files, held=held, bad=bad, contents=contents, looks=looks)

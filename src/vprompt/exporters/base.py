@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 KEY = "vprompt"
 """Name of the description in files that hold several texts."""
 
-FORMER_KEY = "laconic"
-"""Its name in files that the library wrote when it was called so."""
-
 BLANK = f"vprompt-sha256:{'0' * 64}"
 """The checksum in a description before it is known; where files have several, the last one is used."""
 

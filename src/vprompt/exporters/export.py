@@ -23,7 +23,6 @@ from vprompt.exporters.metadata import About, Comparison, Quantisation, describe
 from vprompt.exporters.program import capture
 from vprompt.model.classifier import Classifier
 from vprompt.model.model import FoldedModel, PromptedModel
-from vprompt.tasks.base import Target
 from vprompt.training.evaluate import evaluate
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import writing, written_together
@@ -147,13 +146,14 @@ def export(
         >>> exported(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 3])
     """
-    path = Path(path)
-    format = format_of(path)
+    format = format_of(path := Path(path))
     format.require(format.to_write)
     refuse_options(format, int8=int8 is not None, precision=precision, opset=opset)
     folded = copy.deepcopy(whole := model.fold() if isinstance(model, PromptedModel) else model).cpu().float()
     target = folded.target
-    texts = label_files(_named(target)) if labels else {}
+    if labels and not target.unit:
+        raise VPromptError(f"A model of {target.name} has no classes or tags to be named in files; leave labels out.")
+    texts = label_files(target.names) if labels else {}
     refuse_others(path, format, texts)
     seen = folded.preprocessing.squashed
     compared_NCHW = prepared_images(images or (() if int8 is None else int8.calibration), seen, MOST_COMPARED)
@@ -206,12 +206,6 @@ def export(
             part.with_name(name).write_text(content, encoding="utf-8")
     report(3, 3)
     return load_exported(path)
-
-
-def _named(target: Target) -> tuple[str, ...]:
-    if not target.unit:
-        raise VPromptError(f"A model of {target.name} has no classes or tags to be named in files; leave labels out.")
-    return target.names
 
 
 def scores(int8: Int8, before: Classifier, after: Classifier) -> dict[str, Any]:

@@ -51,16 +51,6 @@ class Exported(Classifier):
         self.eval()
 
     @property
-    def num_classes(self) -> int:
-        """The number of logits."""
-        return self.about.num_classes
-
-    @property
-    def device(self) -> torch.device:
-        """The processor."""
-        return torch.device("cpu")
-
-    @property
     def any_size(self) -> bool:
         """The image's size is part of the file; where pixels have labels, it is that of windows."""
         return self.target.dense

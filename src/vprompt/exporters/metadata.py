@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 from vprompt.backbones.factory import public_name
 from vprompt.backbones.info import fingerprint
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.exporters.base import BLANK, FORMER_KEY
+from vprompt.exporters.base import BLANK
 from vprompt.model.model import FoldedModel
 from vprompt.tasks.base import Target, from_document, to_document
 from vprompt.utils.errors import VPromptError
@@ -181,7 +181,7 @@ def read_about(text: str | bytes, where: str) -> About:
         VPromptError: If it is damaged, or of a newer version of vprompt.
     """
     reader = _Reader(where)
-    document = reader.document(text, FORMAT_VERSION, f"{FORMER_KEY}_version")
+    document = reader.document(text, FORMAT_VERSION)
     about = About(**reader.entries(document, About, ""))
     classes = about.classes
     if min(about.preprocessing.size) < 1 or min(about.preprocessing.std) <= 0 or about.preprocessing.white < 1:

@@ -27,14 +27,14 @@ class Classifier(nn.Module):
     preprocessing: Preprocessing
 
     @property
-    @abstractmethod
     def num_classes(self) -> int:
         """Number of logits."""
+        return len(self.target.names)
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Device of the model, and so of its images."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     @property
     @abstractmethod

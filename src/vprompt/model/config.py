@@ -21,9 +21,6 @@ from vprompt.utils.text import printable
 FORMAT_VERSION = 1
 """Version of the two files' layout; a newer one is refused."""
 
-OLD_VERSION = "laconic_version"
-"""Key of `vprompt_version` in files that were written under the library's first name."""
-
 CHECKSUM = "checksum"
 """Key of the SHA-256 of all others (and so of the tensors, whose own is among them); missing in older files."""
 
@@ -129,7 +126,7 @@ def read_config(text: str | bytes, where: str) -> AdapterConfig:
         AdapterError: If the text is no JSON object, is of a newer format, lacks a key, or has a value that cannot be.
     """
     reader = _Reader(where)
-    document = reader.document(text, FORMAT_VERSION, OLD_VERSION)
+    document = reader.document(text, FORMAT_VERSION)
     whole = CHECKSUM not in document or verified(document)
     document.pop(CHECKSUM, None)
     if not whole:

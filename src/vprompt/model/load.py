@@ -158,7 +158,9 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
             f"{pair} it took images of {there} pixels there, {here} here; make the backbone with "
             f"img_size={wanted.img_size if wanted.img_size[0] != wanted.img_size[1] else wanted.img_size[0]}."
         )
-    if _same_weights(backbone, wanted):
+    here = original_fingerprint(backbone)
+    # The same, or the same when either of both is rounded.
+    if here in (wanted.fingerprint, *wanted.rounded) or wanted.fingerprint in original_rounded(backbone):
         return
     held = str(precision_of(backbone)).removeprefix("torch.")
     todo = (
@@ -169,16 +171,9 @@ def _check_backbone(config: AdapterConfig, backbone: nn.Module, *, by_name: bool
     )
     if held in ("float16", "bfloat16") and not wanted.rounded:
         todo += f"; this older adapter does not know weights rounded to {held}: load it on float32, and round the model"
-    here = original_fingerprint(backbone)
     raise AdapterError(
         f"{pair} their weights differ (fingerprints {wanted.fingerprint}, and {here} of {held}); {todo}."
     )
-
-
-def _same_weights(backbone: nn.Module, wanted: AdaptedBackbone) -> bool:
-    """Whether a backbone has the weights that an adapter was trained on, or they are the same when rounded."""
-    own = original_fingerprint(backbone)
-    return own in (wanted.fingerprint, *wanted.rounded) or wanted.fingerprint in original_rounded(backbone)
 
 
 def _assemble(

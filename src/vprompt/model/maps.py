@@ -5,30 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from vprompt.backbones.blocks import BlockCall, wrapped
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo
 from vprompt.methods.layers.tokens import TokenStages
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.text import count
-
-
-class _Tap(nn.Module):
-    """A block that keeps what it gives."""
-
-    def __init__(self, block: nn.Module, number: int, given_by: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.block = block
-        self.number = number
-        self.given_by = given_by
-
-    def forward(self, x: Tensor, *arguments: Any, **positions: Any) -> Tensor:
-        """As the block."""
-        given = self.given_by[self.number] = self.block(x, *arguments, **positions)
-        return given
 
 
 def feature_maps(
@@ -63,8 +50,9 @@ def feature_maps(
     if isinstance(stages, TokenStages):
         parts[f"{info.stages}.0"] = stages.told(given_by.__setitem__)
     else:
-        paths = {number: info.blocks[number].path for number in numbers}
-        parts = {path: _Tap(view.get_submodule(path), number, given_by) for number, path in paths.items()}
+        for number in numbers:
+            path = info.blocks[number].path
+            parts[path] = wrapped(view.get_submodule(path), partial(_kept, given_by, number))
     tapped: Any = graft(view, parts)
     tapped.forward_features(images_BCHW)
     maps: list[Tensor] = []
@@ -78,6 +66,11 @@ def feature_maps(
         inserted = prompts if number < depth - 1 else 0
         maps.append(_map_of(given, info, width, images_BCHW, inserted))
     return maps
+
+
+def _kept(given_by: dict[int, Tensor], number: int, run: BlockCall, *arguments: Any, **positions: Any) -> Tensor:
+    given = given_by[number] = run(*arguments, **positions)
+    return given
 
 
 def _map_of(given: Tensor, info: BackboneInfo, width: int, images_BCHW: Tensor, prompts: int) -> Tensor:

@@ -110,16 +110,6 @@ class _Adapted(Classifier):
         return self.__dict__["_view"]
 
     @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return self.head.out_features
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model, and so of its images."""
-        return next(self.parameters()).device
-
-    @property
     def any_size(self) -> bool:
         """True where images of other sizes than that of `preprocessing` are taken as they come."""
         return self.info.any_size or self.target.dense

@@ -101,7 +101,11 @@ def _save(model: PromptedModel, directory: Path, backbone: str, weights: str | N
     except AdapterError as error:
         raise AdapterError(f"This model cannot be saved as an adapter. {error}") from error
     write_atomically(directory / TENSORS_FILE, lambda part: part.write_bytes(data))
-    write_text(directory / CARD_FILE, _card_of(model, config))
+    pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
+    published = pretrained.get("hf_hub_id") if weights is None else None
+    known, learned = can_create(backbone), model.num_learned
+    shown = card(config, base_model=str(published or backbone), known_to_timm=known, learned=learned)
+    write_text(directory / CARD_FILE, shown)
     write_text(directory / CONFIG_FILE, text)
 
 
@@ -132,11 +136,3 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
         tensors_sha256=tensors_sha256,
         target=model.target,
     )
-
-
-def _card_of(model: PromptedModel, config: AdapterConfig) -> str:
-    pretrained: Any = getattr(model.backbone, "pretrained_cfg", None) or {}
-    published = pretrained.get("hf_hub_id") if config.backbone.weights is None else None
-    base_model = published or config.backbone.name
-    known = can_create(config.backbone.name)
-    return card(config, base_model=str(base_model), known_to_timm=known, learned=model.num_learned)

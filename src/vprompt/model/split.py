@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vprompt.backbones.blocks import BlockCall, with_forward, wrapped
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import patch_embed_path
 from vprompt.model.model import PromptedModel
-from vprompt.model.wrappers import BlockCall, running_blocks, with_forward, wrapped
+from vprompt.model.wrappers import running_blocks
 
 
 class Split:

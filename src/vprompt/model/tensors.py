@@ -104,10 +104,16 @@ def check_values(tensors: dict[str, Tensor], where: str) -> None:
     """
     for name, tensor in tensors.items():
         if name.startswith("segments."):
-            retained = tensors.get(name.replace("segments", "prompts"))
-            _check_mask(tensor, 0 if retained is None else len(retained), f"{name!r} in {where}")
+            retained = len(tensors.get(name.replace("segments", "prompts"), ()))
+            if tensor.dtype != torch.bool or int(tensor.sum()) != retained or not bool(tensor.any(1).all()):
+                raise AdapterError(
+                    f"{name!r} in {where} should be a mask of booleans that places {retained} segments, at least one "
+                    f"in every prompt; {_REDO}."
+                )
         elif name.startswith("copies."):
-            _check_multiplicity(tensor, f"{name!r} in {where}")
+            if tensor.dtype != torch.int64 or not bool(((tensor >= 1) & (tensor < 2**31)).all()):
+                problem = "should say for how many prompts each one stands, whole numbers from 1"
+                raise AdapterError(f"{name!r} in {where} {problem}; {_REDO}.")
         elif tensor.dtype not in _DTYPES:
             raise AdapterError(f"{name!r} in {where} is of type {tensor.dtype}, not floating point; {_REDO}.")
         elif not bool(torch.isfinite(tensor).all()):
@@ -140,18 +146,3 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], whe
                 f"{name!r} in {where} has the shape {there}, not {here}; give the backbone the adapter was trained on, "
                 f"or {_REDO}."
             )
-
-
-def _check_mask(mask: Tensor, retained: int, where: str) -> None:
-    """Raises an AdapterError for a mask that does not place the retained segments."""
-    if mask.dtype != torch.bool or int(mask.sum()) != retained or not bool(mask.any(1).all()):
-        raise AdapterError(
-            f"{where} should be a mask of booleans that places {retained} segments, at least one in every prompt; "
-            f"{_REDO}."
-        )
-
-
-def _check_multiplicity(multiplicity_P: Tensor, where: str) -> None:
-    """Raises an AdapterError for numbers of prompts that cannot be."""
-    if multiplicity_P.dtype != torch.int64 or not bool(((multiplicity_P >= 1) & (multiplicity_P < 2**31)).all()):
-        raise AdapterError(f"{where} should say for how many prompts each one stands, whole numbers from 1; {_REDO}.")

@@ -1,43 +1,15 @@
-"""Functions run in place of blocks, and gradient checkpointing: activations are computed again in the backward pass."""
+"""Gradient checkpointing: activations of blocks are computed again in the backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vprompt.backbones.blocks import WindowBlock
-from vprompt.backbones.graft import graft
+from vprompt.backbones.blocks import BlockCall, WindowBlock, wrapped
 from vprompt.model.model import PromptedModel
-
-M = TypeVar("M", bound=nn.Module)
-
-BlockCall = Callable[..., Any]
-"""Called in place of a block with what would run, which is the block or its `carry`, and the arguments."""
-
-
-def with_forward(module: M, forward: Callable[..., Any]) -> M:
-    """A view of a module, with all its attributes, that runs another forward."""
-    view = graft(module, {})
-    view.__dict__["forward"] = forward
-    return view
-
-
-def wrapped(block: nn.Module, call: BlockCall) -> nn.Module:
-    """A view of a block that hands every call of it to `call`, also with prompts beside a map of tokens.
-
-    Example:
-        >>> wrapped(nn.Identity(), lambda run, x: 2 * run(x))(torch.tensor(3))
-        tensor(6)
-    """
-    view = with_forward(block, partial(call, block))
-    if isinstance(block, WindowBlock):
-        view.__dict__["carry"] = partial(call, block.carry)
-    return view
 
 
 def running_blocks(model: PromptedModel) -> list[str]:

@@ -47,8 +47,25 @@ class Setup:
     """How the backbone's linear layers are held, where not as in training; fp32, bf16, int8, int4, fp8."""
 
     def token(self) -> str | None:
-        """See `read_token`."""
-        return read_token(self.token_file)
+        """The token in a file or in the environment, or None where neither is given.
+
+        Raises:
+            VPromptError: If it cannot be read, or no header could hold it.
+        """
+        if (file := self.token_file) is not None:
+            where = f"The file {file}"
+            try:
+                token = Path(file).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "it is no text"
+                raise VPromptError(f"The token cannot be read from {file} ({reason}); check --token-file.") from error
+        elif TOKEN_VARIABLE in os.environ:
+            where, token = TOKEN_VARIABLE, os.environ[TOKEN_VARIABLE].strip()
+        else:
+            return None
+        if not token or not all("!" <= c <= "~" for c in token):
+            raise VPromptError(f"{where} holds no token: that is one line of visible ASCII characters without spaces.")
+        return token
 
     def service(self, watched: ExitStack) -> Service:
         """The service, with all that is named loaded; until the stack is closed it follows what folders it has to."""
@@ -96,25 +113,3 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
             raise VPromptError(f"Two adapters would be called {name!r}; name one of them: NAME={source}.")
         sources[name] = source
     return sources
-
-
-def read_token(file: str | None) -> str | None:
-    """The token in a file or in the environment, or None where neither is given.
-
-    Raises:
-        VPromptError: If it cannot be read, or no header could hold it.
-    """
-    if file is not None:
-        where = f"The file {file}"
-        try:
-            token = Path(file).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise VPromptError(f"The token cannot be read from {file} ({reason}); check --token-file.") from error
-    elif TOKEN_VARIABLE in os.environ:
-        where, token = TOKEN_VARIABLE, os.environ[TOKEN_VARIABLE].strip()
-    else:
-        return None
-    if not token or not all("!" <= c <= "~" for c in token):
-        raise VPromptError(f"{where} holds no token: that is one line of visible ASCII characters without spaces.")
-    return token

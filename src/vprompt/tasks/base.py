@@ -307,7 +307,7 @@ def from_document(document: Mapping[str, Any] | None, names: Sequence[str]) -> T
 
 
 def bootstrapped(
-    figure: Callable[[Tensor], float], images: int, *, size: int = 1, draws: int = DRAWS, most: float = 1
+    figure: Callable[[Tensor], float], images: int, *, size: int = 1, most: float = 1
 ) -> tuple[float, float] | None:
     """The 95 % interval of a figure: percentiles over images that are drawn anew, with replacement.
 
@@ -318,7 +318,6 @@ def bootstrapped(
         figure: Of rows (N,) of the images; draws for which it is NaN do not count.
         images: Number of images.
         size: Numbers of each.
-        draws: How often they are drawn.
         most: Largest value of the figure.
 
     Returns:
@@ -330,7 +329,7 @@ def bootstrapped(
     import torch
 
     generator, drawn = torch.Generator().manual_seed(0), min(images, max(LEAST_DRAWN, MOST_DRAWN // size))
-    rows = (torch.randint(images, (drawn,), generator=generator) for _ in range(draws))
+    rows = (torch.randint(images, (drawn,), generator=generator) for _ in range(DRAWS))
     values = torch.tensor([figure(row) for row in rows], dtype=torch.float64)
     values, whole = values[values.isfinite()], figure(torch.arange(images))
     if not len(values) or not math.isfinite(whole):

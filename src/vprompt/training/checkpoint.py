@@ -20,11 +20,10 @@ from vprompt.utils.errors import TrainingError
 from vprompt.utils.io import checksum, write_atomically
 from vprompt.utils.serialization import options_of, parse
 from vprompt.utils.text import printable
+from vprompt.utils.version import FORMER_NAME
 
 _METADATA = "vprompt"
 """Key of the plain facts in a file's metadata."""
-_OLD_METADATA = "laconic"
-"""The same in files written before the library had its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +182,7 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
         data = path.read_bytes()
         tensors = load(data)
         metadata: dict[str, str] = parse(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-        text = metadata.get(_METADATA, metadata.get(_OLD_METADATA, ""))
+        text = metadata.get(_METADATA, metadata.get(FORMER_NAME, ""))
         if "checksum" in metadata and metadata["checksum"] != tensors_checksum(tensors, text):
             raise ValueError("its checksum is another")
         facts = parse(text) if text else {key: parse(value) for key, value in metadata.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -130,37 +129,22 @@ def evaluate(
         >>> evaluate(model, TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))).images
         4
     """
-    parts: list[tuple[Tensor, Tensor]] = []
-    losses: list[Tensor] = []
-    loss, length = 0.0, size_of(data)
-    for logits, labels in outputs(model, data, batch_size=batch_size, workers=workers, report=report):
-        losses.append(model.target.loss(logits, labels))
-        loss += float(losses[-1].sum())
-        reduced = model.target.reduced(logits, labels)
-        parts.append((reduced[0].cpu(), reduced[1].cpu()))
-    logits, labels = map(torch.cat, zip(*parts, strict=True))
-    return Evaluation(target=model.target, loss=loss / length, logits=logits, labels=labels, losses=torch.cat(losses))
-
-
-@torch.inference_mode()
-def outputs(
-    model: Classifier,
-    data: ImageLabels,
-    *,
-    batch_size: int = 128,
-    workers: int = 0,
-    report: Report = silent,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (logits in float32, labels) batch by batch, in order."""
     check_kind(model, Classifier, "A model from vprompt.attach, load or fold")
-    device, length = model.device, size_of(data)
-    was_training = model.training
+    parts, losses, loss, done = list[tuple[Tensor, Tensor]](), list[Tensor](), 0.0, 0
+    length, was_training = size_of(data), model.training
+    batches = iterate(data, in_order(length, batch_size), device=model.device, workers=workers, model=model)
     model.eval()
-    done = 0
     try:
-        for images, labels in iterate(data, in_order(length, batch_size), device=device, workers=workers, model=model):
-            yield model(images).float(), labels
+        for images, labels in batches:
+            with torch.inference_mode():
+                logits = model(images).float()
+            losses.append(model.target.loss(logits, labels))
+            loss += float(losses[-1].sum())
+            reduced = model.target.reduced(logits, labels)
+            parts.append((reduced[0].cpu(), reduced[1].cpu()))
             done += len(labels)
             report(done, length)
     finally:
         model.train(was_training)
+    logits, labels = map(torch.cat, zip(*parts, strict=True))
+    return Evaluation(target=model.target, loss=loss / length, logits=logits, labels=labels, losses=torch.cat(losses))

@@ -86,9 +86,18 @@ def cached(
         if split is None or not split.blocks:
             return None
         rows = _allocated(split, size_of(data), recipe, processes)
+        if rows is None:
+            return None
         # In batches as large as those of the training, most backends compute the same bits as there.
-        batch = FEATURES if head_only else math.ceil(recipe.batch / processes)
-        return None if rows is None else _filled(split, rows, model, data, recipe, batch, on_images)
+        order = in_order(len(rows), FEATURES if head_only else math.ceil(recipe.batch / processes))
+        all_labels, done = list[Tensor](), 0
+        for images, labels in iterate(data, order, device=model.device, workers=recipe.workers, model=model):
+            rows[done : done + len(labels)] = split.trunk(images)
+            all_labels.append(labels.cpu())
+            done += len(labels)
+            on_images(done)
+        features = TensorDataset(rows, torch.cat(all_labels))
+        return Cache(data=features, trainable=split.trainable_part(), with_images=split.needs_images)
 
 
 def _blank_image(model: PromptedModel, data: ImageLabels) -> Tensor | None:
@@ -120,27 +129,6 @@ def _allocated(split: Split, length: int, recipe: Recipe, processes: int) -> Ten
         stacklevel=2,
     )
     return None
-
-
-def _filled(
-    split: Split,
-    rows: Tensor,
-    model: PromptedModel,
-    data: ImageLabels,
-    recipe: Recipe,
-    batch: int,
-    on_images: Callable[[int], None],
-) -> Cache:
-    all_labels: list[Tensor] = []
-    device, done = next(model.parameters()).device, 0
-    order = in_order(len(rows), batch)
-    for images, labels in iterate(data, order, device=device, workers=recipe.workers, model=model):
-        rows[done : done + len(labels)] = split.trunk(images)
-        all_labels.append(labels.cpu())
-        done += len(labels)
-        on_images(done)
-    features = TensorDataset(rows, torch.cat(all_labels))
-    return Cache(data=features, trainable=split.trainable_part(), with_images=split.needs_images)
 
 
 SHARE = 4

@@ -51,7 +51,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in types or (device.index or 0) >= _count(device):
+    count = 1 if device is None or device.type == "cpu" else torch.accelerator.device_count()
+    if device is None or device.type not in types or (device.index or 0) >= count:
         raise VPromptError(f"There is no device {name!r} here; there is {' and '.join(sorted(types))}.")
     return device
 
@@ -96,7 +97,3 @@ def usable_threads(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return max(1, min(torch.get_num_threads(), math.ceil(int(allowed) / int(period))))
     except (OSError, ValueError):  # no container, or one without a limit
         return torch.get_num_threads()
-
-
-def _count(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else torch.accelerator.device_count()

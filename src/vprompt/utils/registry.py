@@ -64,14 +64,13 @@ class Registry(Generic[T]):
         self._members: dict[str, T] = {}
         self._loaded = False
 
-    def register(self, member: T, *, name: str | None = None) -> T:
-        """Adds a member under its name, or under another one as well; serves as a decorator.
+    def register(self, member: T) -> T:
+        """Adds a member under its name; serves as a decorator.
 
         Raises:
             VPromptError: If the name is taken by something else.
         """
-        name = member.name if name is None else name
-        before = self._members.setdefault(name, member)
+        before = self._members.setdefault(name := member.name, member)
         if before is not member and _origin(before) != _origin(member):
             raise VPromptError(f"There are two {self.what}s called {name!r}: {_origin(before)}, {_origin(member)}.")
         self._members[name] = member
@@ -97,7 +96,7 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         self._load()
-        return iter(dict.fromkeys(self._members.values()))
+        return iter(self._members.values())
 
     def __contains__(self, name: object) -> bool:
         self._load()

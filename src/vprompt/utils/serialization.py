@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Union, cast, get_args, get_
 import msgspec
 
 from vprompt.utils.errors import VPromptError
+from vprompt.utils.version import FORMER_NAME
 
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", NoneType: "nothing"}
 """Types in words, of a file."""
@@ -68,23 +69,17 @@ def options_of(kind: type) -> dict[str, Option]:
         64
     """
     found: dict[str, Option] = {}
-    hints, words = _hints(kind), _documented(kind)
-    for entry in fields(kind):
-        if entry.metadata.get("polymorphic"):
-            continue
-        if (nested := _nested(hints[entry.name])) is not None:
+    words = _documented(kind)
+    for entry, hint, nested in _entries(kind):
+        if nested is not None:
             if (switch := entry.metadata.get("switch")) is not None:
                 found[switch] = Option(flag=switch, type=bool, default=False, help=words.get(entry.name, ""))
             found |= {flag: option for flag, option in options_of(nested).items() if flag not in found}
             continue
         flag = entry.metadata.get("flag", entry.name)
-        default = _default(entry)
-        if entry.metadata.get("off"):
-            default, hint = None, hints[entry.name] | None
-        else:
-            hint = hints[entry.name]
+        default, wanted = (None, hint | None) if entry.metadata.get("off") else (_default(entry), hint)
         place = bool(entry.metadata.get("place"))
-        found[flag] = Option(flag=flag, type=hint, default=default, help=words.get(entry.name, ""), place=place)
+        found[flag] = Option(flag=flag, type=wanted, default=default, help=words.get(entry.name, ""), place=place)
     return found
 
 
@@ -105,8 +100,6 @@ def flat(config: Any, *, places: bool = True) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry, _, nested in _entries(type(config)):
         value = getattr(config, entry.name)
-        if entry.metadata.get("polymorphic"):
-            continue
         if nested is not None:
             if value is None:
                 continue
@@ -133,7 +126,7 @@ def build(kind: type, values: Mapping[str, Any], **ready: Any) -> Any:
     """
     given = dict(ready)
     for entry, hint, nested in _entries(kind):
-        if entry.name in given or entry.metadata.get("polymorphic"):
+        if entry.name in given:
             continue
         if nested is not None:
             when = entry.metadata.get("when")
@@ -225,13 +218,12 @@ class Reader:
         """Raises the error that says what is wrong with the file."""
         raise self.error(f"In {self.where}, {problem}.")
 
-    def document(self, text: str | bytes, version: int, former: str) -> dict[str, Any]:
+    def document(self, text: str | bytes, version: int) -> dict[str, Any]:
         """The JSON object of one of our files, of a version that this library reads.
 
         Args:
             text: JSON.
             version: The newest `format_version`.
-            former: Key of `vprompt_version` in files that were written under the library's first name.
         """
         try:
             document: Any = parse(text)
@@ -247,7 +239,7 @@ class Reader:
             )
         if found < 1:
             self.fail(f"'format_version' should be at least 1, not {found}")
-        if former in document:
+        if (former := f"{FORMER_NAME}_version") in document:
             document["vprompt_version"] = document.pop(former)
         return cast("dict[str, Any]", document)
 
@@ -327,9 +319,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 @functools.cache
 def _entries(kind: type) -> list[tuple[Field[Any], Any, type | None]]:
-    """Fields of a dataclass, their hints, and the dataclasses that are nested in these."""
-    hints = _hints(kind)
-    return [(entry, hints[entry.name], _nested(hints[entry.name])) for entry in fields(kind)]
+    """Fields of a dataclass that are not polymorphic, their hints, and the dataclasses that are nested in these."""
+    hints, plain = _hints(kind), [entry for entry in fields(kind) if not entry.metadata.get("polymorphic")]
+    return [(entry, hints[entry.name], _nested(hints[entry.name])) for entry in plain]
 
 
 def _nested(hint: Any) -> type | None:

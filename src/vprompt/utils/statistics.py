@@ -317,8 +317,8 @@ def chi_squared(value: float, freedom: int) -> float:
     return (math.erfc(math.sqrt(half)) if first else 0.0) + math.exp(-half) * sum(powers)
 
 
-def studentized_range(many: int, level: float = 0.05) -> float:
-    """The range of so many standard normal variables that is exceeded with this chance.
+def studentized_range(many: int) -> float:
+    """The range of so many standard normal variables that is exceeded with a chance of 5 %.
 
     Example:
         >>> [round(studentized_range(many) / 2**0.5, 3) for many in (2, 10)]  # Demšar's Table 5
@@ -338,5 +338,5 @@ def studentized_range(many: int, level: float = 0.05) -> float:
     low, high = 0.0, 20.0
     while high - low > 1e-7:
         middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 1 - level else (low, middle)
+        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
     return high

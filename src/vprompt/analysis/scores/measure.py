@@ -29,7 +29,7 @@ from vprompt.experiments.stages import training_images
 from vprompt.methods.linear import Linear
 from vprompt.model.attach import attach
 from vprompt.model.model import FoldedModel, PromptedModel
-from vprompt.training.evaluate import evaluate, outputs
+from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels, size_of
 from vprompt.training.trainer import fit
 from vprompt.utils.errors import VPromptError
@@ -400,8 +400,8 @@ def _without(model: PromptedModel, block: int, prompt: int, *, zero: bool) -> Pr
 
 def _losses(model: FoldedModel, data: ImageLabels) -> Tensor:
     """Loss of every image, in float64."""
-    losses = [F.cross_entropy(logits.double(), labels, reduction="none") for logits, labels in outputs(model, data)]
-    return torch.cat(losses).cpu()
+    found = evaluate(model, data)
+    return F.cross_entropy(found.logits.double(), found.labels, reduction="none")
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:

@@ -24,11 +24,6 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of interpolations."""
 
 
-def from_transformers(model: nn.Module) -> bool:
-    """Whether a module is a model of transformers."""
-    return any(cls.__module__ == "transformers.modeling_utils" for cls in type(model).__mro__)
-
-
 def convert(model: nn.Module, *, img_size: Any = None, place: str | None = None) -> nn.Module:
     """timm's module of the function of a model of transformers, which is not changed.
 

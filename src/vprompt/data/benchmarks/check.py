@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,10 @@ def check(
     """
     layout = read_layout(Path(folder), task)
     paths = list(dict.fromkeys(path for pairs in layout.splits.values() for path, _ in pairs))
-    problems = [*check_lists(layout, task), *_check_images(layout.folder, paths, task, progress)]
+    out = "put the image there, or take it off the list" if task is None else remedy(task)
+    bad = check_files(layout.folder, [paths], _THUMBNAIL, 0, progress, decode_all=True).bad
+    problems = check_lists(layout, task)
+    problems += [fatal(path, f"{printable(path)} {reason}", out) for path, reason in bad.items()]
     return [*problems, *_check_hashes(layout.folder)] if hashes else problems
 
 
@@ -91,14 +93,6 @@ def check_lists(layout: Layout, task: BenchmarkTask | None) -> list[Problem]:
     if task is not None:
         problems += _compared(layout, task)
     return problems + _untrained(layout, task)
-
-
-def _check_images(
-    folder: Path, paths: Sequence[str], task: BenchmarkTask | None, progress: Progress | None
-) -> list[Problem]:
-    out = "put the image there, or take it off the list" if task is None else remedy(task)
-    checked = check_files(folder, [paths], _THUMBNAIL, 0, progress, decode_all=True)
-    return [fatal(path, f"{printable(path)} {reason}", out) for path, reason in checked.bad.items()]
 
 
 def _twice(layout: Layout) -> list[Problem]:

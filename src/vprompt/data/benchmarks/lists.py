@@ -6,10 +6,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from vprompt.data.benchmarks.tasks import BenchmarkTask, Suite, fold
 from vprompt.data.scan import visible_entries
@@ -212,7 +212,7 @@ class Entry(NamedTuple):
 
 
 class _WrongError(Exception):
-    """A list, or a line of it, that cannot be used; its arguments are those of `fatal`."""
+    """A list that cannot be used; its arguments are those of `fatal`."""
 
 
 def parse_list(file: Path, kind: Suite) -> tuple[list[Entry], list[Problem]]:
@@ -224,42 +224,36 @@ def parse_list(file: Path, kind: Suite) -> tuple[list[Entry], list[Problem]]:
     entries: list[Entry] = []
     problems: list[Problem] = []
     try:
-        rows: list[Any] = _lines(file) if kind == "vtab" else _pairs(file)
+        for found in _lines(file) if kind == "vtab" else _pairs(file):
+            if isinstance(found, Problem):
+                problems.append(found)
+                continue
+            cleaned, reason = clean(file.parent, found.path)
+            if cleaned is not None:
+                entries.append(found._replace(path=cleaned))
+            else:
+                wrong = f"{found.where} names {printable(found.path)!r}, which {reason}"
+                problems.append(fatal(found.where, wrong, "list files inside the folder, by paths relative to it"))
     except _WrongError as error:
-        return [], [fatal(*error.args)]
-    for row in rows:
-        try:
-            where, path, label = _line(file, *row) if kind == "vtab" else _pair(file, *row)
-            cleaned, reason = clean(file.parent, path)
-            if cleaned is None:
-                wrong = f"{where} names {printable(path)!r}, which {reason}"
-                raise _WrongError(where, wrong, "list files inside the folder, by paths relative to it")
-            entries.append(Entry(cleaned, label, where))
-        except _WrongError as error:
-            problems.append(fatal(*error.args))
+        problems.append(fatal(*error.args))
     return entries, problems
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """The lines that are not empty, by their numbers."""
-    lines = enumerate(_LINE_END.split(_text(file)), start=1)
-    return [(number, line) for number, line in lines if line.strip()]
+def _lines(file: Path) -> Iterator[Entry | Problem]:
+    """The entry of each line that is not empty, or what is wrong with it."""
+    for number, line in enumerate(_LINE_END.split(_text(file)), start=1):
+        words, where = line.rsplit(maxsplit=1), f"{file.name}, line {number}"
+        if len(words) == 2 and _LABEL.fullmatch(words[1]):
+            yield Entry(words[0].strip(), str(int(words[1])), where)
+        elif words:
+            shown = printable(line.strip())
+            shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+            wrong = f"Line {number} of {file.name} does not end in a class number: {shown!r}"
+            yield fatal(where, wrong, "write PATH LABEL, such as images/000123.jpg 7")
 
 
-def _line(file: Path, number: int, line: str) -> tuple[str, str, str]:
-    """Place, path and label of a line."""
-    where = f"{file.name}, line {number}"
-    words = line.rsplit(maxsplit=1)
-    if len(words) == 2 and _LABEL.fullmatch(words[1]):
-        return where, words[0].strip(), str(int(words[1]))
-    shown = printable(line.strip())
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    wrong = f"Line {number} of {file.name} does not end in a class number: {shown!r}"
-    raise _WrongError(where, wrong, "write PATH LABEL, such as images/000123.jpg 7")
-
-
-def _pairs(file: Path) -> list[tuple[str, Any]]:
-    """The pairs of an object, which keep keys that stand there twice."""
+def _pairs(file: Path) -> Iterator[Entry | Problem]:
+    """The entry of each pair of an object, also of keys that stand there twice, or what is wrong with it."""
     try:
         pairs: Any = json.loads(_bytes(file), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
@@ -269,17 +263,12 @@ def _pairs(file: Path) -> list[tuple[str, Any]]:
     if not isinstance(pairs, tuple):
         kind = "a list" if isinstance(pairs, list) else "a single value"
         raise _WrongError(file.name, f"{file.name} holds {kind}, not an object", 'write {"PATH": CLASS, ...}')
-    return list(pairs)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-
-
-def _pair(file: Path, key: str, value: Any) -> tuple[str, str, str]:
-    """Place, path and label of a pair."""
-    if isinstance(value, int | str) and not isinstance(value, bool) and str(value).strip():
-        return file.name, key, str(value).strip()
-    wrong = (
-        f"{file.name} gives {printable(key)} the class {json.dumps(value)[:40]}, which is neither a number nor a name"
-    )
-    raise _WrongError(file.name, wrong, "write a whole number or a string")
+    for key, value in cast("tuple[tuple[str, Any], ...]", pairs):
+        if isinstance(value, int | str) and not isinstance(value, bool) and str(value).strip():
+            yield Entry(key, str(value).strip(), file.name)
+        else:
+            wrong = f"{file.name} gives {printable(key)} the class {json.dumps(value)[:40]}"
+            yield fatal(file.name, f"{wrong}, which is neither a number nor a name", "write a whole number or a string")
 
 
 def clean(folder: Path, path: str) -> tuple[str | None, str]:

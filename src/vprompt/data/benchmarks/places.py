@@ -55,7 +55,8 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
     """
     suite = suite_of(spec)
     if suite is None:
-        return place_at(spec)
+        folder = Path(spec)
+        return None if recognise(folder) is None else Place(folder=folder, task=None, spec=str(spec))
     name = str(spec).partition(":")[2].strip()
     try:
         task, unknown = find_task(str(spec)), ""
@@ -74,11 +75,6 @@ def locate(spec: str | Path, root: str | Path | None = None) -> Place | None:
         f"The task {task.spec} was not found: no folder {' or '.join(names)} is in {searched}; give the folder above "
         f"it by --root or {ROOT_VARIABLE}, or get the data: {task.source}."
     )
-
-
-def place_at(folder: str | Path) -> Place | None:
-    """A folder of the user's own; None if it has no lists of images."""
-    return None if recognise(Path(folder)) is None else Place(folder=Path(folder), task=None, spec=str(folder))
 
 
 def find_folder(root: Path, suite: Suite, names: Sequence[str]) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -115,16 +115,6 @@ def to_png(pixels: NDArray[np.uint8]) -> bytes:
     # Small images: what stronger compression saves is not worth its time.
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def sorted_classes(names: Collection[str]) -> Mapping[str, int]:
-    """Labels by name: sorted, without regard to upper and lower case (as TensorFlow Datasets does).
-
-    Example:
-        >>> sorted_classes({"b", "A", "c"})
-        {'A': 0, 'b': 1, 'c': 2}
-    """
-    return {name: label for label, name in enumerate(sorted(set(names), key=lambda name: (name.lower(), name)))}
 
 
 def dense(names: Mapping[int, str]) -> list[str]:

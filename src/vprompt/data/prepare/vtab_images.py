@@ -16,7 +16,7 @@ import numpy as np
 from torchvision import datasets
 
 from vprompt.data.prepare.archives import Originals, reading
-from vprompt.data.prepare.contents import Contents, Item, Part, dense, from_files, move, retain, sorted_classes
+from vprompt.data.prepare.contents import Contents, Item, Part, dense, from_files, move, retain
 
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 
@@ -95,13 +95,8 @@ def sun397(originals: Originals) -> Contents:
     return _fifth(from_files(root / "SUN397", items, scenes.classes, _FIFTH))
 
 
-def eurosat(originals: Originals) -> Contents:
-    """Ten kinds of land use from a satellite (RGB): a fifth of each for testing."""
-    return _fifth(_by_folder(originals["images"], _FIFTH))
-
-
-def resisc45(originals: Originals) -> Contents:
-    """45 kinds of places from above: a fifth of each for testing."""
+def seen_from_above(originals: Originals) -> Contents:
+    """Kinds of land use (EuroSAT, RGB) or of places (RESISC45): a fifth of each for testing."""
     return _fifth(_by_folder(originals["images"], _FIFTH))
 
 
@@ -173,13 +168,12 @@ def bin_of(value: float, thresholds: tuple[float, ...]) -> int:
 
 
 def _by_folder(folder: Path, parts: str) -> Contents:
-    """A folder of images for each class."""
+    """A folder of images for each class; sorted without regard to case, as TensorFlow Datasets does."""
     images = datasets.ImageFolder(folder, loader=Path)
-    labels = sorted_classes(images.classes)
-    items = [
-        item._replace(label=labels[images.classes[item.label]]) for item in torchvision_items({"train": images}, folder)
-    ]
-    return from_files(folder, sorted(items), labels, parts)
+    classes = sorted(images.classes, key=lambda name: (name.lower(), name))
+    found = torchvision_items({"train": images}, folder)
+    items = [item._replace(label=classes.index(images.classes[item.label])) for item in found]
+    return from_files(folder, sorted(items), classes, parts)
 
 
 def _fifth(contents: Contents) -> Contents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vprompt.data.benchmarks.check import check_lists
 from vprompt.data.benchmarks.lists import read_layout
-from vprompt.data.benchmarks.places import Place, locate
+from vprompt.data.benchmarks.places import locate
 from vprompt.data.listing import Item, Listing
 from vprompt.data.sources.base import SOURCES, Query
 from vprompt.utils.errors import DataError
@@ -18,31 +18,27 @@ class Benchmark:
 
     def find(self, query: Query) -> Listing | None:
         """See `DataSource`; the lists always have all splits."""
-        place = locate(query.spec, query.root)
-        return None if place is None else _listing(place)
-
-
-def _listing(place: Place) -> Listing:
-    """The lists of a place, and how they differ from the benchmark's; an error gives the first problem."""
-    layout = read_layout(place.folder, place.task)
-    problems = check_lists(layout, place.task)
-    fatal = [problem.sentence for problem in problems if problem.severity == "fatal"]
-    where = printable(str(place.folder))
-    if fatal:
-        more = f" ({len(fatal) - 1} more: vprompt tasks --check {printable(place.spec)})" if len(fatal) > 1 else ""
-        raise DataError(f"In {where}: {fatal[0].removesuffix('.')}{more}.")
-    return Listing(
-        name=place.name,
-        source=printable(place.spec),
-        where=where,
-        splits={
-            split: [Item(path, layout.classes[label]) for path, label in pairs]
-            for split, pairs in layout.splits.items()
-        },
-        files=layout.folder,
-        classes=layout.classes,
-        differences=tuple(problem.sentence for problem in problems),
-    )
+        if (place := locate(query.spec, query.root)) is None:
+            return None
+        layout = read_layout(place.folder, place.task)
+        problems = check_lists(layout, place.task)
+        fatal = [problem.sentence for problem in problems if problem.severity == "fatal"]
+        where = printable(str(place.folder))
+        if fatal:
+            more = f" ({len(fatal) - 1} more: vprompt tasks --check {printable(place.spec)})" if len(fatal) > 1 else ""
+            raise DataError(f"In {where}: {fatal[0].removesuffix('.')}{more}.")
+        return Listing(
+            name=place.name,
+            source=printable(place.spec),
+            where=where,
+            splits={
+                split: [Item(path, layout.classes[label]) for path, label in pairs]
+                for split, pairs in layout.splits.items()
+            },
+            files=layout.folder,
+            classes=layout.classes,
+            differences=tuple(problem.sentence for problem in problems),
+        )
 
 
 SOURCES.register(Benchmark())

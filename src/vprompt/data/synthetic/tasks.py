@@ -29,6 +29,7 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """(N, 64, 64) or (N, 64, 64, 3), and the labels."""
 
 
+@functools.cache
 def synthetic_listing(spec: str) -> Listing:
     """Draws a task: 800 training, 200 validation and 2,000 test images of 64 x 64 pixels, no two of them equal.
 
@@ -69,18 +70,6 @@ def synthetic_names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
-@functools.cache
-def _orientation() -> Images:
-    # As in the original, no model can be perfect: squares look the same after a quarter turn and ellipses after a half,
-    # and the last angle, in class 15, is the first one again, which is in class 0.
-    return _sprites(1, lambda factors: factors[2] * 2 // 5)
-
-
-@functools.cache
-def _location() -> Images:
-    return _sprites(2, lambda factors: factors[3] // 2)
-
-
 def _sprites(stream: int, label: Callable[[Factors], int]) -> Images:
     draws, wanted = Draws(SEED + stream), sum(SIZES)
     seen: dict[bytes, tuple[NDArray[np.uint8], int]] = {}
@@ -95,7 +84,6 @@ def _sprites(stream: int, label: Callable[[Factors], int]) -> Images:
     return np.stack(images), np.array(labels)
 
 
-@functools.cache
 def _counting() -> Images:
     draws = Draws(SEED + 3)
     labels = [draws.below(len(COUNTS)) for _ in range(sum(SIZES))]
@@ -110,7 +98,15 @@ def _angles() -> Iterator[str]:
 
 
 _TASKS: dict[str, tuple[Callable[[], Images], tuple[str, ...]]] = {
-    "synthetic:dsprites-orientation": (_orientation, tuple(_angles())),
-    "synthetic:dsprites-location": (_location, tuple(f"x {2 * label} to {2 * label + 1}" for label in range(16))),
+    # As in the original, no model can be perfect: squares look the same after a quarter turn and ellipses after a half,
+    # and the last angle, in class 15, is the first one again, which is in class 0.
+    "synthetic:dsprites-orientation": (
+        lambda: _sprites(1, lambda factors: factors[2] * 2 // 5),
+        tuple(_angles()),
+    ),
+    "synthetic:dsprites-location": (
+        lambda: _sprites(2, lambda factors: factors[3] // 2),
+        tuple(f"x {2 * label} to {2 * label + 1}" for label in range(16)),
+    ),
     "synthetic:counting": (_counting, tuple(f"{count} objects" for count in COUNTS)),
 }

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, refuse, signature
+from vprompt.exporters.base import FORMATS, KEY, Format, check_shapes, refuse, signature
+from vprompt.utils.version import FORMER_NAME
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,7 @@ class Onnx(Format):
             return outputs if len(outputs) > 1 else outputs[0]
 
         texts = session.get_modelmeta().custom_metadata_map
-        return texts.get(KEY, texts.get(FORMER_KEY)), lambda: run
+        return texts.get(KEY, texts.get(FORMER_NAME)), lambda: run
 
     def companions(self, path: Path) -> list[Path]:
         """The weights of a large model."""

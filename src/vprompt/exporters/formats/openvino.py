@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from vprompt.exporters.base import FORMATS, FORMER_KEY, KEY, Format, check_shapes, refuse, signature
+from vprompt.exporters.base import FORMATS, KEY, Format, check_shapes, refuse, signature
 from vprompt.utils.text import printable
+from vprompt.utils.version import FORMER_NAME
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,7 @@ class OpenVino(Format):
         model = core.read_model(path, weights)
         shapes = [output.get_partial_shape() for node in model.get_ops() for output in node.outputs()]
         check_shapes(path, ([size.max_length for size in s if size.is_static] for s in shapes if s.rank.is_static))
-        key = next((key for key in (KEY, FORMER_KEY) if model.has_rt_info([key])), None)
+        key = next((key for key in (KEY, FORMER_NAME) if model.has_rt_info([key])), None)
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprompt.exporters.base import BLANK, FORMATS, FORMER_KEY, KEY, Format
+from vprompt.exporters.base import BLANK, FORMATS, KEY, Format
+from vprompt.utils.version import FORMER_NAME
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -59,7 +60,7 @@ class Pt2(Format):
 
             return run
 
-        wanted = [f"extra/{key}.json" for key in (KEY, FORMER_KEY)]
+        wanted = [f"extra/{key}.json" for key in (KEY, FORMER_NAME)]
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.partition("/")[2] in wanted]
             text = archive.open(names[0]).read(MOST_TEXT) if names else None
