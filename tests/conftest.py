@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,27 @@ def run_command(*arguments):
         except SystemExit as end:  # the parser ends the process for --help and wrong usage
             status = end.code or 0
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def interrupt_once(ready):
+    """Sends this process Ctrl-C as soon as `ready()`, unless the block is over by then."""
+    over = threading.Event()
+
+    def watch():
+        while not over.is_set():
+            if ready():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def run_with_one_thread(*arguments):

@@ -1,6 +1,5 @@
 """Whole runs on disk: what they leave, that they repeat, and that no end of the process costs more than time."""
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from safetensors.torch import load_file
 
 import vprompt
 import vprompt.training.trainer as training
-from conftest import run_command, write_classes
+from conftest import interrupt_once, run_command, write_classes
 from plans import TORCHRUN
 from processes import Command
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
@@ -745,27 +743,6 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(colours, two_bloc
     assert adapter_hash(out) == adapter_hash(uninterrupted[0])
     assert {path.name for path in out.iterdir()} == FILES | STAGES
     assert "Warning" not in err  # what libraries tell programmers is not for users
-
-
-@contextlib.contextmanager
-def interrupt_once(ready):
-    """Sends this process Ctrl-C as soon as `ready()`, unless the block is over by then."""
-    over = threading.Event()
-
-    def watch():
-        while not over.is_set():
-            if ready():
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            time.sleep(0.005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
 
 
 @on_cpu

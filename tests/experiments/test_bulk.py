@@ -11,7 +11,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import vprompt
-from conftest import run_command, write_images
+from conftest import interrupt_once, run_command, write_images
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
 
@@ -97,6 +97,21 @@ def test_what_is_there_is_not_done_again(adapter, folder, plain, tmp_path):
     again = bulk(adapter, folder, out=tmp_path, shard_size=20)
     assert (again.status, again.document["bad"]) == (1, 1)
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert_as(read(tmp_path), plain)
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(adapter, folder, plain, tmp_path):
+    with interrupt_once((tmp_path / "part-000000.parquet").exists):
+        stopped = bulk(adapter, folder, out=tmp_path, shard_size=1)
+    assert (stopped.status, stopped.out, stopped.err) == (
+        130,
+        "",
+        f"vprompt: The same command goes on (in {tmp_path}).\n",
+    )
+    there = {file: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}
+    assert 1 <= len(there) < IMAGES
+    assert bulk(adapter, folder, out=tmp_path, shard_size=1).status == 1
+    assert {file: file.stat().st_mtime_ns for file in there} == there
     assert_as(read(tmp_path), plain)
 
 

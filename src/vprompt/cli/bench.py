@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vprompt.cli.console import UsageError, print_json, print_note, print_table
+from vprompt.cli.console import UsageError, goes_on, print_json, print_note, print_table
 from vprompt.cli.options import Json, Root
 from vprompt.experiments.folder import score_key, target_of
 from vprompt.utils.distributed import number_of_processes
@@ -199,13 +199,13 @@ def run_overview(planned: Overview, store: Store, *, retry_failed: bool = False,
     from vprompt.experiments.bench.live import LiveTable
 
     table = LiveTable(len(planned.jobs), len(planned.done), planned.seconds, planned.workers)
-    try:
-        with engine_of(planned.plan, store.address, **engine) as workers, table.live:
-            run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"Stopped with {table.done} of {table.total} runs done; the same command goes on (in {store.address})."
-        ) from error
+    where = f"the same command goes on (in {store.address})"
+    with (
+        goes_on(lambda: f"Stopped with {table.done} of {table.total} runs done; {where}."),
+        engine_of(planned.plan, store.address, **engine) as workers,
+        table.live,
+    ):
+        run_plan(planned, store, workers, watch=table, retry_failed=retry_failed)
 
 
 def complain(document: Mapping[str, Any]) -> None:

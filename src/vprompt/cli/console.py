@@ -63,16 +63,21 @@ def check_places(values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def goes_on(how: Callable[[], str]) -> Generator[None]:
+    """Says of a command that is stopped by Ctrl-C how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error} {how()}".strip()) from error
+
+
+@contextmanager
 def resumable(out: object, device: str = "auto") -> Generator[None]:
-    """Trains on a device, and says of a command that is stopped by Ctrl-C how it goes on."""
+    """Trains on a device; what is stopped goes on with --resume."""
     from vprompt.utils.devices import computing_on
 
-    try:
-        with computing_on(device):
-            yield
-    except KeyboardInterrupt as error:
-        again = f"{error} Go on with the same command and --resume (in {out})."
-        raise KeyboardInterrupt(again.strip()) from error
+    with goes_on(lambda: f"Go on with the same command and --resume (in {out})."), computing_on(device):
+        yield
 
 
 def print_json(document: Any) -> None:

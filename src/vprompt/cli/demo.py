@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprompt.cli.console import percent, print_json, print_note, print_table
+from vprompt.cli.console import goes_on, percent, print_json, print_note, print_table
 from vprompt.cli.options import Json
 
 
@@ -26,10 +26,8 @@ class Demo:
         from vprompt.cli.compare import Lines
         from vprompt.experiments.demo import run_demo
 
-        try:
+        with goes_on(lambda: f"The same command goes on (in {self.out})."):
             document = run_demo(self.out, seed=self.seed, watch=Lines())
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"{error} The same command goes on (in {self.out}).".strip()) from error
         if self.json:
             print_json(document)
         else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vprompt.backbones.names import BackbonePrecision
-from vprompt.cli.console import UsageError, json_rows, percent, print_json, print_note, print_table
+from vprompt.cli.console import UsageError, goes_on, json_rows, percent, print_json, print_note, print_table
 from vprompt.cli.options import Device, Json, Root, Weights
 from vprompt.experiments.folder import PAGE
 from vprompt.serving.setup import named
@@ -204,7 +204,7 @@ class BulkOptions:
         files = [file for file in (Path(model) / "adapter_config.json", Path(model)) if file.is_file()]
         settings |= {"model": checksum(*files) if files else model, "image_column": job.image_column}
         gpus = float(device_named(self.device).type == "cuda")
-        with bar("shards") as report:
+        with goes_on(lambda: f"The same command goes on (in {job.out})."), bar("shards") as report:
             where: Any = {"address": self.cluster, "shard_size": self.shard_size, "report": report}
             done = run_bulk(job, paths, settings, workers=workers, gpus=gpus, **where)
         if self.json:
