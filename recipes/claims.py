@@ -194,9 +194,10 @@ def blocks_differ() -> str:
     )
 
 
-def e2vpt(first: str, second: str) -> Rows:
-    """The difference of two rows of analyses/e2vpt.json."""
-    rows = {row["label"]: row["entries"] for block in document("e2vpt.json")["ablations"] for row in block["rows"]}
+def e2vpt(first: str, second: str, folder: str) -> Rows:
+    """The difference of two rows of a folder's e2vpt.json."""
+    blocks = document("e2vpt.json", folder)["ablations"]
+    rows = {row["label"]: row["entries"] for block in blocks for row in block["rows"]}
     pairs = zip(rows[first], rows[second], strict=True)
     return [points(ours["accuracy"]["values"], theirs["accuracy"]["values"]) for ours, theirs in pairs]
 
@@ -229,8 +230,8 @@ def condensation() -> list[Claim]:
         )
 
     def of_dino(share: float) -> Comparison:
-        rows = dino.rows((first, share), every)
-        return Comparison(what=f"{100 * share:.0f} % of 50, DINOv2-S, tuned", where=kept, rows=rows, more=False)
+        what = f"{100 * share:.0f} % of 50, DINOv2-S, tuned; against all, trained as long"
+        return Comparison(what=what, where=kept, rows=dino.rows((first, share), ("all", 1.0)), more=False)
 
     every = ("scratch", 1.0)
     whole = [
@@ -279,8 +280,17 @@ def condensation() -> list[Claim]:
 def efficient() -> list[Claim]:
     """The claims of E²VPT, arXiv 2307.13770."""
 
-    def one(what: str, first: str, second: str, *, more: bool = True) -> Comparison:
-        return Comparison(what=what, where="e2vpt.json", rows=e2vpt(first, second), more=more)
+    def one(what: str, first: str, second: str, *, more: bool = True, folder: str = "analyses") -> Comparison:
+        where = "e2vpt.json" if folder == "analyses" else f"{folder}/e2vpt.json"
+        return Comparison(what=what, where=where, rows=e2vpt(first, second, folder), more=more)
+
+    def halved(kind: str) -> Comparison:
+        what = "-50 %, where prompts matter (location)"
+        return one(what, f"{kind} -50 %, taylor", "E2VPT", more=False, folder="analyses-e2vpt")
+
+    def chosen(kind: str, other: str) -> Comparison:
+        first, second = (f"{kind} -50 %, {criterion}" for criterion in ("taylor", other))
+        return one(f"{kind.lower()} -50 %, over {other}", first, second, folder="analyses-e2vpt")
 
     return [
         Claim(
@@ -304,11 +314,21 @@ def efficient() -> list[Claim]:
         ),
         Claim(
             claim="Prompts can be pruned and rewound at no loss",
-            comparisons=[one(f"-{n} %", f"Prompts -{n} %", "E2VPT", more=False) for n in (10, 30, 50)],
+            comparisons=[
+                *(one(f"-{n} %", f"Prompts -{n} %", "E2VPT", more=False) for n in (10, 30, 50)),
+                halved("Prompts"),
+            ],
         ),
         Claim(
             claim="So can segments",
-            comparisons=[one(f"-{n} %", f"Segments -{n} %", "E2VPT", more=False) for n in (10, 30, 50)],
+            comparisons=[
+                *(one(f"-{n} %", f"Segments -{n} %", "E2VPT", more=False) for n in (10, 30, 50)),
+                halved("Segments"),
+            ],
+        ),
+        Claim(
+            claim="What is pruned is chosen well by gradients (open question)",
+            comparisons=[chosen(kind, other) for kind in ("Prompts", "Segments") for other in ("magnitude", "random")],
         ),
     ]
 

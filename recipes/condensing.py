@@ -11,7 +11,8 @@ the tasks in `CHOOSING`, and fixed in `FINE` for all others. Test images are rea
 The same command goes on where it was killed.
 
 Parts: `tuning` (validation only), `main`, `length` (twice the epochs, for convergence), `many` (other
-numbers of prompts) and `defaults` (only all prompts, and what the library's defaults keep).
+numbers of prompts), `defaults` (only all prompts, and what the library's defaults keep) and `further` (all prompts,
+trained on as those that are kept).
 """
 
 from __future__ import annotations
@@ -168,6 +169,13 @@ class Study:
         base = self.rate(prompts)
         self.add(small, test=test, fine_tuned=word, **facts, **self.trained(small, fine[1], base * fine[0], seed))
 
+    def further(self, part: str, full: PromptedModel, seed: int, fine: tuple[float, int]) -> None:
+        """All prompts trained on as what is kept of them is: what fine-tuning alone is worth."""
+        prompts, word = self.options.prompts, f"{fine[0]:g} x {fine[1]}"
+        if not self.has(part, seed, "all", prompts, 1.0, word):
+            facts = self.trained(full, fine[1], self.rate(prompts) * fine[0], seed)
+            self.add(full, part=part, seed=seed, method="all", prompts=prompts, share=1.0, fine_tuned=word, **facts)
+
 
 def tables(rows: list[dict[str, str]]) -> Iterator[str]:
     """The lines of a page: tables of each backbone."""
@@ -231,7 +239,7 @@ def _cell(values: list[str]) -> str:
 def main() -> None:
     """Trains and condenses what the table lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("tuning", "main", "length", "many", "defaults"))
+    parser.add_argument("part", choices=("tuning", "main", "length", "many", "defaults", "further"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--root", help="folder of tasks")
@@ -265,6 +273,8 @@ def main() -> None:
             for label in KEPT if part == "main" else ["taylor, global"]:
                 for share in SHARES:
                     study.condensed("main", full, seed, label, share, FINE)
+        if part == "further":
+            study.further("main", study.scratch("main", number, seed, epochs), seed, FINE)
         if part == "many":
             for prompts in NUMBERS:
                 study.scratch("many", prompts, seed, epochs)
