@@ -129,9 +129,10 @@ def evaluate(
         >>> evaluate(model, TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))).images
         4
     """
+    length = size_of(data)
     check_kind(model, Classifier, "A model from vprompt.attach, load or fold")
     parts, losses, loss, done = list[tuple[Tensor, Tensor]](), list[Tensor](), 0.0, 0
-    length, was_training = size_of(data), model.training
+    was_training = model.training
     batches = iterate(data, in_order(length, batch_size), device=model.device, workers=workers, model=model)
     model.eval()
     try:
