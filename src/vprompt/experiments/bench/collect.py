@@ -201,7 +201,9 @@ def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
         alike.setdefault(_label(result), []).append(result)
     labelled: list[tuple[str, Document]] = []
     for label, runs in alike.items():
-        settings = [{k: v for k, v in run["settings"].items() if k not in (*_ELSEWHERE, *place_settings())} for run in runs]
+        settings = [
+            {k: v for k, v in run["settings"].items() if k not in (*_ELSEWHERE, *place_settings())} for run in runs
+        ]
         keys = dict.fromkeys(key for mapping in settings for key in mapping)
         differ = [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
         collide = max(Counter(map(_place, runs)).values()) > 1
