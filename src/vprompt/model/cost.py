@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch.utils.flop_counter import FlopCounterMode
 
 from vprompt.backbones.factory import create_backbone
-from vprompt.backbones.meta import on_meta
+from vprompt.backbones.meta import QuickShapes, on_meta
 from vprompt.methods.layers.head import MLPHead
 from vprompt.methods.linear import Linear
 from vprompt.model.attach import attach
@@ -47,7 +47,7 @@ def gmacs_and_biases(model: PromptedModel | FoldedModel) -> tuple[float, float]:
     aten = torch.ops.aten
     counted = {aten.addmm: addmm, aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     counter = FlopCounterMode(display=False, custom_mapping=counted)
-    with counter, torch.no_grad():
+    with QuickShapes(), counter, torch.no_grad():
         if model.target.dense:
             model(image)  # whose head is no small part of it
         else:
@@ -166,7 +166,9 @@ def folded_gmacs(model: PromptedModel) -> float:
         >>> round(folded_gmacs(attach(backbone, vprompt.VPT(50), num_classes=2)), 2)
         16.51
     """
-    return gmacs(on_meta(model).fold())
+    meta = on_meta(model)
+    with QuickShapes():  # folding runs parts of the blocks
+        return gmacs(meta.fold())
 
 
 def check_prompts(prompts: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vprompt.backbones.graft import graft
 from vprompt.backbones.info import BackboneInfo, classifier_parameters
-from vprompt.backbones.meta import on_meta
+from vprompt.backbones.meta import QuickShapes, on_meta
 from vprompt.backbones.quantise import precision_held
 from vprompt.methods.layers.tuned import Tuning
 from vprompt.utils.errors import BackboneError, VPromptError
@@ -76,7 +76,7 @@ def _reaching(names: Sequence[str], backbone: nn.Module, info: BackboneInfo) -> 
     if not watched:
         return []
     image = torch.zeros(1, *info.preprocessing.shape, device="meta", dtype=watched[0].dtype)
-    with torch.enable_grad():
+    with QuickShapes(), torch.enable_grad():
         feature = model.forward_head(model.forward_features(image), pre_logits=True)
         values = torch.autograd.grad(feature.sum(), watched, allow_unused=True)
     gradients = cast("tuple[Tensor | None, ...]", values)
