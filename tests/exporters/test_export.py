@@ -177,9 +177,7 @@ def test_predictions_and_evaluations_take_files(exports, tmp_path):
     mine, theirs = (
         [row for batch in predict_each(subject, [tmp_path], top=5) for row in batch] for subject in (exported, model)
     )
-    assert [[name for name, _ in p.answer["top"]] for p in mine] == [
-        [name for name, _ in p.answer["top"]] for p in theirs
-    ]
+    assert [[name for name, _ in p.top] for p in mine] == [[name for name, _ in p.top] for p in theirs]
     task = load_folder(write_classes(tmp_path / "colours", 4), model.preprocessing)
     mine, theirs = (evaluate(subject, task.train) for subject in (exported, model))
     assert (mine.accuracy, mine.images) == (theirs.accuracy, theirs.images)

@@ -232,11 +232,10 @@ def assert_problem(response, status, code, *words):
 
 def assert_same(found, wanted):
     """An answer against `vprompt.serving.predict.Prediction`."""
-    wanted = wanted.answer
-    assert found["class_name"] == vprompt.utils.text.printable(wanted["class_name"])
-    assert found["probability"] == pytest.approx(wanted["probability"], abs=1e-5)
-    assert [name for name, _ in found["top"]] == [vprompt.utils.text.printable(name) for name, _ in wanted["top"]]
-    assert [value for _, value in found["top"]] == pytest.approx([value for _, value in wanted["top"]], abs=1e-5)
+    assert found["class_name"] == vprompt.utils.text.printable(wanted.class_name)
+    assert found["probability"] == pytest.approx(wanted.probability, abs=1e-5)
+    assert [name for name, _ in found["top"]] == [vprompt.utils.text.printable(name) for name, _ in wanted.top]
+    assert [value for _, value in found["top"]] == pytest.approx([value for _, value in wanted.top], abs=1e-5)
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -255,7 +254,7 @@ def test_answers_are_those_of_vprompt_predict(server, alone, tmp_path, kind):
         assert found["adapter"] == name
         assert_same(found, wanted)
         names = model.classes or [str(number) for number in range(10)]
-        assert names[found["class_index"]] == wanted.answer["class_name"]
+        assert names[found["class_index"]] == wanted.class_name
 
 
 def test_top_says_how_many_classes_are_named(server):

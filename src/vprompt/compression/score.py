@@ -96,34 +96,51 @@ def score(
     if criterion in ("magnitude", "random"):
         generator = torch.Generator().manual_seed(seed)
         scores = [
-            torch.rand(*size, generator=generator)
-            if criterion == "random"
-            else model.prompts.dense(block).detach().float().unflatten(1, (size[1], -1)).norm(dim=2).cpu()
+            torch.rand(*size, generator=generator) if criterion == "random" else _lengths(model, block, size)
             for block, size in enumerate(sizes)
         ]
         scores = summed_over_blocks(scores) if shared else scores
     else:
-        kind, training, done = GRADIENTS.get(criterion), model.training, 0
-        run = (
-            class_similarity(model)
-            if kind is None
-            else gradient_effects(model, kind, segments=segments or 1, seed=seed)
-        )
-        sums, length = [torch.zeros(size, dtype=torch.float64) for size in sizes], size_of(data)
-        batches = iterate(data, in_order(length, batch_size), device=model.device, workers=workers, model=model)
-        model.eval()
-        try:
-            with run as effects:
-                for images, labels in batches:
-                    by_block = effects(images, labels)
-                    if shared and by_block:
-                        by_block = dict.fromkeys(by_block, torch.stack(list(by_block.values())).sum(0))
-                    for block, effect_BPR in by_block.items():
-                        summed = (effect_BPR if kind is None or kind.signed else effect_BPR.abs()).sum(0)
-                        sums[block] += summed.double().cpu()
-                    done += len(labels)
-                    report(done, length)
-        finally:
-            model.train(training)
-        scores = [(total / length).float() for total in sums]
+        scores = _effects(model, data, criterion, sizes, shared, batch_size, seed, workers, report)
     return Scores(scores if segments is not None else [values.squeeze(1) for values in scores])
+
+
+def _lengths(model: PromptedModel, block: int, size: tuple[int, int]) -> Tensor:
+    """Euclidean norms (P, R)."""
+    return model.prompts.dense(block).detach().float().unflatten(1, (size[1], -1)).norm(dim=2).cpu()
+
+
+def _effects(
+    model: PromptedModel,
+    data: ImageLabels,
+    criterion: Criterion,
+    sizes: list[tuple[int, int]],
+    shared: bool,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    report: Report,
+) -> list[Tensor]:
+    """Scores (P_l, R) that are means over images."""
+    kind = GRADIENTS.get(criterion)
+    run = class_similarity(model) if kind is None else gradient_effects(model, kind, segments=sizes[0][1], seed=seed)
+    device, length = next(model.parameters()).device, size_of(data)
+    sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+    batches = in_order(length, batch_size)
+    training = model.training
+    model.eval()
+    try:
+        with run as effects:
+            done = 0
+            for images, labels in iterate(data, batches, device=device, workers=workers, model=model):
+                by_block = effects(images, labels)
+                if shared and by_block:
+                    by_block = dict.fromkeys(by_block, torch.stack(list(by_block.values())).sum(0))
+                for block, effect_BPR in by_block.items():
+                    summed = (effect_BPR if kind is None or kind.signed else effect_BPR.abs()).sum(0)
+                    sums[block] += summed.double().cpu()
+                done += len(labels)
+                report(done, length)
+    finally:
+        model.train(training)
+    return [(total / length).float() for total in sums]

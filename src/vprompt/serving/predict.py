@@ -29,12 +29,19 @@ class Prediction:
 
     Args:
         image: Path of the file.
-        answer: As the model's target gives it: of a class `class_name`, `probability` and `top`, the most probable
-            classes with their probabilities; of tags `tags` and `top`; of numbers `values`.
+        answer: As the model's target gives it. Its entries are attributes, too: of a class `class_name`, `probability`
+            and `top`, the most probable classes with their probabilities; of tags `tags` and `top`; of numbers
+            `values`.
     """
 
     image: str
     answer: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["answer"][name]
+        except KeyError as error:
+            raise AttributeError(name) from error
 
 
 def write_mask(found: Prediction, model: Classifier, folder: Path, taken: set[str]) -> None:

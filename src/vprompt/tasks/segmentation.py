@@ -328,8 +328,11 @@ def _edges(labels: Tensor) -> Tensor:
 
 def _grown(pixels: Tensor, reach: int) -> Tensor:
     """Pixels (N, H, W) within a distance of some, along rows and columns."""
-    import torch.nn.functional as F
+    import torch
 
-    size = 2 * reach + 1
-    rows = F.max_pool2d(pixels.float(), (1, size), 1, (0, reach))
-    return F.max_pool2d(rows, (size, 1), 1, (reach, 0)) > 0
+    for dim in (1, 2):
+        at, size = torch.arange(pixels.shape[dim], device=pixels.device), pixels.shape[dim]
+        before = torch.cat([torch.zeros_like(pixels.narrow(dim, 0, 1)), pixels], dim).cumsum(dim, dtype=torch.int32)
+        ends = (at + reach + 1).clamp(max=size), (at - reach).clamp(min=0)
+        pixels = before.index_select(dim, ends[0]) > before.index_select(dim, ends[1])
+    return pixels

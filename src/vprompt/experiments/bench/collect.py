@@ -24,8 +24,8 @@ from vprompt.utils.io import read_json
 
 Document = dict[str, Any]
 
-_ELSEWHERE = ("data", "method", "prompts", "condense", "seed")
-"""Settings that a label has already, that the task or seed say, or that change no number."""
+_ELSEWHERE = frozenset({"data", "method", "prompts", "condense", "seed"})
+"""Settings that a label has already, or that the task or seed say."""
 
 _OLD, _NEW = "laconic", "vprompt"
 """The name of the package in older results, and today."""
@@ -199,11 +199,9 @@ def _labelled(results: Sequence[Document]) -> list[tuple[str, Document]]:
     alike: dict[str, list[Document]] = {}
     for result in results:
         alike.setdefault(_label(result), []).append(result)
-    labelled: list[tuple[str, Document]] = []
+    labelled, elsewhere = list[tuple[str, Document]](), _ELSEWHERE | place_settings()
     for label, runs in alike.items():
-        settings = [
-            {k: v for k, v in run["settings"].items() if k not in (*_ELSEWHERE, *place_settings())} for run in runs
-        ]
+        settings = [{k: v for k, v in run["settings"].items() if k not in elsewhere} for run in runs]
         keys = dict.fromkeys(key for mapping in settings for key in mapping)
         differ = [key for key in keys if len({repr(mapping.get(key)) for mapping in settings}) > 1]
         collide = max(Counter(map(_place, runs)).values()) > 1
