@@ -1,6 +1,7 @@
 """Which claims of the papers hold here: effects with intervals, by one rule for all, from committed files.
 
     python recipes/claims.py            # prints the tables of docs/results/claims.md
+    python recipes/claims.py dense      # prints that of docs/results/dense.md
 
 A comparison is a difference in points of accuracy, measured on each task with each seed. Its interval is that of the
 mean over these tasks, for other seeds (Student's t, spread pooled over tasks). A claim that one thing is better holds
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +60,10 @@ class Comparison:
     def cells(self) -> list[str]:
         """Of a row."""
         found = self.found
-        low, high = found.interval or (float("nan"),) * 2
         counts = "/".join(sorted({str(len(row)) for row in self.rows}))
         seen = "-" if found.detectable is None else f"{found.detectable:.1f}"
-        effect = f"{found.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        ends = "" if found.interval is None else " [{:+.1f}, {:+.1f}]".format(*found.interval)
+        effect = f"{found.mean:+.1f}{ends}"
         return [self.what, effect, self.verdict, seen, f"{len(self.rows)} x {counts}", self.where]
 
 
@@ -333,6 +335,44 @@ def efficient() -> list[Claim]:
     ]
 
 
+def dense() -> list[Claim]:
+    """The same questions where every pixel has a label: mean IoU, of dense.csv."""
+    values: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    with (RESULTS / "dense.csv").open(encoding="utf-8", newline="") as opened:
+        for row in csv.DictReader(opened):
+            of = values.setdefault((row["backbone"], row["task"]), {}).setdefault(row["method"], {})
+            of[row["seed"]] = float(row["test_mean_iou"])
+
+    def one(claim: str, first: str, second: str, *, more: bool = True) -> Claim:
+        comparisons = []
+        for backbone in dict.fromkeys(backbone for backbone, _ in values):
+            pairs = [(of.get(first, {}), of.get(second, {})) for (name, _), of in values.items() if name == backbone]
+            both = [(ours, theirs, sorted(ours.keys() & theirs.keys())) for ours, theirs in pairs]
+            rows = [
+                points([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+                for ours, theirs, seeds in both
+                if seeds
+            ]
+            what = f"{first} over {second}, {backbone}"
+            comparisons.append(Comparison(what=what, where="dense.csv", rows=rows, more=more))
+        return Claim(claim=claim, comparisons=comparisons)
+
+    every, few, none = "VPT-Deep 50", "VPT-Deep 10", "linear head"
+    return [
+        one("Prompts add to a frozen backbone", few, none),
+        one("More prompts add to few", every, few),
+        *(
+            one(f"{n} % of the prompts keep it", f"condensed to {n} %, fine-tuned", every, more=False)
+            for n in (50, 30, 10)
+        ),
+        one("30 % do without fine-tuning", "condensed to 30 %, not tuned", every, more=False),
+        one("E²VPT's prompts can be pruned", "E2VPT, pruned", few, more=False),
+        one("LoRA is better than prompts", "LoRA", few),
+        one("Adapters are better than prompts", "Adapter", few),
+        one("Tuning all weights is better than prompts", "full", few),
+    ]
+
+
 def costs() -> Iterator[str]:
     """Sentences about counts and time, of cost.json, latency.json and schedule.json."""
     found = document("rank.json", "analyses-rank")
@@ -378,23 +418,28 @@ def costs() -> Iterator[str]:
     )
 
 
+def table(claims: list[Claim]) -> Iterator[str]:
+    """The lines of a table."""
+    heads = ("claim", "comparison", "points [95 %]", "verdict", "seen from", "tasks x seeds", "file")
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for claim in claims:
+        known = [comparison for comparison in claim.comparisons if comparison.rows]
+        for number, comparison in enumerate(known):
+            first = f"**{claim.verdict}**: {claim.claim}" if number == 0 else ""
+            yield f"| {' | '.join([first, *comparison.cells])} |"
+
+
 def tables() -> Iterator[str]:
     """The lines of the page."""
-    heads = ("claim", "comparison", "points [95 %]", "verdict", "seen from", "tasks x seeds", "file")
     for title, claims in (("Prompt Condensation", condensation()), ("E²VPT", efficient())):
         yield f"**{title}**"
         yield ""
-        yield f"| {' | '.join(heads)} |"
-        yield "|---" * len(heads) + "|"
-        for claim in claims:
-            known = [comparison for comparison in claim.comparisons if comparison.rows]
-            for number, comparison in enumerate(known):
-                first = f"**{claim.verdict}**: {claim.claim}" if number == 0 else ""
-                yield f"| {' | '.join([first, *comparison.cells])} |"
+        yield from table(claims)
         yield ""
     yield "- **Blocks contribute differently (Fig. 3): holds.** " + blocks_differ()
     yield from costs()
 
 
 if __name__ == "__main__":
-    print("\n".join(tables()))
+    print("\n".join(table(dense()) if sys.argv[1:] == ["dense"] else tables()))

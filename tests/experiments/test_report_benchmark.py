@@ -372,3 +372,14 @@ def test_latex_names_sources_only_of_rows_that_it_has():
         {**study["tasks"][0], "task": f"own{n}", "title": f"own{n}", "published": None} for n in range(3)
     ]
     assert "Sources of the published" not in benchmark.latex(study)
+
+
+def test_the_training_of_a_pruned_run_is_the_whole_search():
+    document = make_study(["cifar"], methods=("E²VPT", "PC 30 %"), seeds=(0,), searched=False)
+    pruned, condensed = (cell["result"] for cell in document["cells"])
+    pruned["pruning"] = {"trainings": 2.5}
+    of = {run.method.label: run.training_seconds for run in benchmark.read(document).finished}
+    assert of == {
+        "E²VPT": pytest.approx(2.5 * pruned["before"]["training_seconds"]),
+        "PC 30 %": pytest.approx(condensed["before"]["training_seconds"] + condensed["training_seconds"]),
+    }

@@ -65,7 +65,7 @@ def attention_mass(model: PromptedModel, images_BCHW: Tensor) -> list[tuple[floa
     shares: list[tuple[float, float]] = []
 
     def note(block: int, prompts: slice, weights: Callable[[int], Tensor]) -> None:
-        paid_RHNM = weights(sys.maxsize).float().abs()
+        paid_RHNM = weights(sys.maxsize).detach().float().abs()
         paid_RNM = (paid_RHNM / paid_RHNM.sum(3, keepdim=True)).mean(1)
         if model.method.riding == "tokens":  # prompts ask queries as well
             paid_RNM = torch.cat([paid_RNM[:, : prompts.start], paid_RNM[:, prompts.stop :]], 1)

@@ -71,7 +71,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One cell of the study: a task, a method and a seed, and what came of it."""
+    """One cell of the study: a task, a method and a seed, and what came of it; of pruning, its cost in trainings."""
 
     task: Task
     method: Method
@@ -80,6 +80,7 @@ class Run:
     failure: str = ""
     model: Model | None = None
     before: Model | None = None
+    pruning: float | None = None
     seconds: float | None = None
     name: str = ""
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -107,7 +108,9 @@ class Run:
 
     @property
     def training_seconds(self) -> float | None:
-        """Of the training and of what came before it."""
+        """Of the training and of what came before it, or of the whole search for how much to prune."""
+        if self.pruning is not None and self.before is not None and self.before.training_seconds is not None:
+            return self.before.training_seconds * self.pruning
         models = [model for model in (self.before, self.model) if model is not None]
         times = [model.training_seconds for model in models if model.training_seconds is not None]
         return sum(times) if times else None
@@ -285,6 +288,7 @@ def _run(task: Task, method: Method, seed: Any, cell: Mapping[str, Any]) -> Run:
         state="finished",
         model=_model(result),
         before=_model(before) if before else None,
+        pruning=_positive(_mapping(result.get("pruning")).get("trainings")),
         seconds=_positive(result.get("seconds")),
         name=line(result.get("name") or "", 200),
         facts=flat({"settings": result.get("settings"), **provenance, "data": data}),
