@@ -290,6 +290,10 @@ def efficient() -> list[Claim]:
         what = "-50 %, where prompts matter (location)"
         return one(what, f"{kind} -50 %, taylor", "E2VPT", more=False, folder="analyses-e2vpt")
 
+    def rewound(kind: str, other: str) -> Comparison:
+        first, second = (f"{kind} -50 %, {where}" for where in ("rewound to the start", other))
+        return one(f"{kind.lower()} -50 %, over {other}", first, second, folder="analyses-e2vpt")
+
     def chosen(kind: str, other: str) -> Comparison:
         first, second = (f"{kind} -50 %, {criterion}" for criterion in ("taylor", other))
         return one(f"{kind.lower()} -50 %, over {other}", first, second, folder="analyses-e2vpt")
@@ -326,6 +330,12 @@ def efficient() -> list[Claim]:
             comparisons=[
                 *(one(f"-{n} %", f"Segments -{n} %", "E2VPT", more=False) for n in (10, 30, 50)),
                 halved("Segments"),
+            ],
+        ),
+        Claim(
+            claim="Rewinding to the start is better than going on or starting anew (its ablation)",
+            comparisons=[
+                rewound(kind, other) for kind in ("Prompts", "Segments") for other in ("not rewound", "fresh start")
             ],
         ),
         Claim(
