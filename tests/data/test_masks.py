@@ -1,11 +1,14 @@
 """Images with masks: where they lie, how masks are written, what is wrong with them, windows of training."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vprompt.data.masks import MaskedImages, mask_picture, read_codes, read_mask
+from vprompt.data.images import UnusableImageError
+from vprompt.data.masks import MaskedImages, mask_picture, pair_names, read_codes, read_mask
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.tasks import load_labelled, open_task
 from vprompt.tasks.segmentation import COLOUR, IGNORED, Segmentation
@@ -98,6 +101,28 @@ def test_splits_are_above_or_inside(tmp_path, pair, inside):
     both = task.train.joined(task.val)  # as where a model is trained on both
     assert right(type("Both", (), {"train": both, "val": None, "test": task.test})) == 6
     assert [*both.pairs(torch.tensor([0, 3]), seed=0, epoch=0)]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("lacks", ["images", "masks"])
+def test_a_split_that_lacks_one_of_both_is_named(tmp_path, inside, lacks):
+    for split, numbers in {"train": (0, 1, 2), "val": (3,), "test": (4, 5)}.items():
+        write(tmp_path, *(f"{kind}/{split}" if inside else f"{split}/{kind}" for kind in ("images", "masks")), numbers)
+    shutil.rmtree(tmp_path / (f"{lacks}/test" if inside else f"test/{lacks}"))
+    with pytest.raises(DataError, match=r"test.*: the (image|mask) 04\.png has no (mask|image)"):
+        opened(tmp_path)
+    assert opened(tmp_path, skip_bad=True).test is None
+
+
+def test_each_image_has_a_mask_of_its_own():
+    """A mask called as an image is that image's, also where its name ends as a mask's may; none is two images'."""
+    names = ["a.png", "a-mask.png", "b.png", "b_L.png"]
+    pairs, problems = pair_names(names, ["a-mask.png", "a.png", "b_L.png"])
+    assert pairs == {"a.png": "a.png", "a-mask.png": "a-mask.png", "b_L.png": "b_L.png"}
+    assert problems == ["the image b.png has no mask"]
+    pairs, problems = pair_names(["a.jpg", "a.png"], ["a_mask.png", "a_gt.png"])
+    assert pairs == {"a.jpg": "a_mask.png"}
+    assert problems == ["the images a.jpg and a.png have one mask, a_mask.png", "the mask a_gt.png has no image"]
 
 
 def test_tables_name_image_and_mask(tmp_path):
@@ -197,6 +222,66 @@ def test_files_name_classes(tmp_path, file, text, look, names, codes, ignored):
     first = {"sky": 0, "tree": 1, "car": 2, "red car": 2}
     present = [next((n for n in names if first.get(n) == code), None) for code in range(3)]
     assert right(task, [IGNORED if name is None else names.index(name) for name in present]) == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "names", "codes"),
+    [
+        ("classes.csv", "id,name\n0,sky\n1,tree\n2,red car\n", ("sky", "tree", "red car"), ()),
+        ("classes.csv", "name\nsky\ntree\ncar\n", ("sky", "tree", "car"), ()),
+        ("classes.csv", "sky,0\ntree,2\ncar,1\n", ("sky", "tree", "car"), (0, 2, 1)),
+        ("classes.csv", '"name","id"\n"sky",0\n"tree",1\n"car",2\n', ("sky", "tree", "car"), ()),
+        ("classes.txt", "sky 0\ntree 1\ncar 2\n", ("sky 0", "tree 1", "car 2"), ()),  # so they may be called
+        ("classes.txt", "soil m ²\ntree\ncar\n", ("soil m ²", "tree", "car"), ()),
+    ],
+)
+def test_class_files_may_have_headings_and_quotes(tmp_path, file, text, names, codes):
+    (tmp_path / file).write_text(text, "utf-8")
+    task = opened(write(tmp_path))
+    assert (task.target.names, task.target.codes) == (names, codes)
+
+
+@pytest.mark.parametrize("text", ["0 sky\n0 tree\n1 car\n", "sky 0 0 0\ntree 128 0 0\ncar 128 0 0\n"])
+def test_two_classes_of_one_value_are_refused(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match=r"are both (0|#800000); give each a value of its own"):
+        opened(write(tmp_path))
+
+
+def test_a_file_that_says_otherwise_than_the_model_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "classes.txt").write_text("tree\nsky\ncar\n")
+    with pytest.raises(DataError, match=r"0 is tree by the file of classes, and sky to the model"):
+        load_labelled(tmp_path, SEEN, Segmentation(names=("sky", "tree", "car")), split="all")
+    for names in (("Tree", "sky", "car"), ("0", "1", "2")):  # the latter are values: that model had no file
+        assert len(load_labelled(tmp_path, SEEN, Segmentation(names=names), split="all")[0]) == 6
+
+
+def test_values_that_a_picture_would_lose(tmp_path):
+    """A GIF's numbers of colours are its writer's; deep colours and numbers of 32 or 64 bits are refused."""
+    mask = 2 * drawn(0, classes=2)
+    grey(mask).save(tmp_path / "a.gif")
+    assert np.array_equal(read_codes(tmp_path / "a.gif"), mask)
+    tifffile = pytest.importorskip("tifffile")
+    for number, values in enumerate([mask.astype(np.int64), np.stack([mask] * 3, -1).astype(np.uint16)]):
+        tifffile.imwrite(tmp_path / f"{number}.tif", values)
+        with pytest.raises(UnusableImageError, match="is no mask of whole numbers of 8 or 16 bits"):
+            read_codes(tmp_path / f"{number}.tif")
+    for value in (-1, 70000):
+        Image.fromarray(np.where(mask > 0, value, 0).astype(np.int32)).save(tmp_path / "c.tif")
+        with pytest.raises(UnusableImageError, match=f"has pixels of {value}, and masks have values from 0 to 65535"):
+            read_codes(tmp_path / "c.tif")
+
+
+def test_an_image_without_a_pixel_that_counts_is_left_out(tmp_path):
+    write(tmp_path)
+    grey(np.full((40, 52), 255)).save(tmp_path / "masks" / "03.png")
+    task = opened(tmp_path)
+    assert right(task) == 5
+    assert "1 image without a pixel that counts left out: images/03.png." in task.summary.notes
+    images, _, notes = load_labelled(tmp_path, SEEN, task.target, split="all")
+    assert len(images) == 5
+    assert any("images/03.png" in note for note in notes)
 
 
 @pytest.mark.parametrize("place", ["", "inner", "inner/masks"])

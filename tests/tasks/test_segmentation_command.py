@@ -61,6 +61,17 @@ def test_masks_are_written_in_their_own_size_and_values(trained):
     assert np.array_equal(said, np.asarray(Image.open(folder / "masks" / "i0.png")))
 
 
+def test_masks_do_not_replace_images(trained, tmp_path):
+    folder, _ = trained
+    image = tmp_path / "i0.png"
+    image.write_bytes((folder / "squares" / "images" / "i0.png").read_bytes())
+    before = image.read_bytes()
+    run = run_command("predict", folder / "run", tmp_path, "--out", tmp_path)
+    assert run.status != 0
+    assert "holds images to predict; give another folder for their masks" in run.err
+    assert image.read_bytes() == before
+
+
 def test_jpeg_masks_are_no_classes(tmp_path):
     """Neither all of them, nor one among others; and without them nothing is left."""
     folder = draw(tmp_path / "all", ending="jpg", values=(0, 255))

@@ -144,7 +144,7 @@ def bits_used(source: Source) -> int:
                 if image.mode == "I" or image.mode.startswith("I;"):
                     return int(np.array(image).max()).bit_length()
                 # Pillow gives the upper byte of colours alone.
-                return 8 + int(np.array(image).max()).bit_length() if _is_deep(image) else 0
+                return 8 + int(np.array(image).max()).bit_length() if is_deep(image) else 0
     except Exception:
         return 0
 
@@ -171,7 +171,7 @@ def opened(
                 return
             with _open(file) as image:
                 _check_size(image.size, max_pixels=max_pixels)
-                yield image if white == WHITE or not _is_deep(image) else _with_lower_bytes(image, file, white)
+                yield image if white == WHITE or not is_deep(image) else _with_lower_bytes(image, file, white)
     except (MemoryError, DataError, UnusableImageError):
         raise
     # A damaged file can raise almost anything in a decoder: all of it means that this image cannot be used.
@@ -233,7 +233,7 @@ def _numpy_samples(file: BinaryIO, max_pixels: int) -> NDArray[Any]:
     return np.atleast_3d(np.load(file, allow_pickle=False))
 
 
-def _is_deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
     """Whether Pillow takes only the upper bytes of colours of 16 bits."""
     if not isinstance(image, PngImagePlugin.PngImageFile) or image.mode not in ("RGB", "RGBA"):
         return False

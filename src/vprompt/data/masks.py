@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from vprompt.data.dataset import Files, FolderFiles, ImageDataset
-from vprompt.data.images import Source, UnusableImageError, opened, seen
+from vprompt.data.images import Source, UnusableImageError, is_deep, opened, seen
 from vprompt.data.listing import Item, Listing
 from vprompt.data.preprocessing import Augment, View
 from vprompt.data.threads import in_threads
@@ -24,7 +24,7 @@ from vprompt.report.masks import palette
 from vprompt.tasks.base import CELLS, Target
 from vprompt.tasks.segmentation import COLOUR, IGNORED, Segmentation, histogram, spelled
 from vprompt.utils.errors import DataError
-from vprompt.utils.text import listed, printable
+from vprompt.utils.text import count, listed, printable
 
 TABLES = ("classes.txt", "classes.csv", "class_dict.csv", "label_colors.txt", "labelmap.txt")
 """Files beside the images that name the classes: one a line, or each with its red, green and blue."""
@@ -34,6 +34,15 @@ VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 
 MOST = 100
 """Values that are taken for classes where nothing names them."""
+
+LARGEST = 2**16 - 1
+"""Value of a pixel."""
+
+SUFFIX = re.compile(r"[ _-]?(mask|masks|label|labels|gt|seg|L)$")
+"""Of the name of a mask that is otherwise its image's."""
+
+HEADERS = {"class", "classes", "class_name", "label", "labels", "name", "names"}
+"""First lines of a class file that are none."""
 
 PIXELS = 2**20
 """Of a batch of images that are evaluated."""
@@ -50,15 +59,18 @@ def read_codes(source: Source, *, coloured: bool = False) -> NDArray[np.int32]:
         UnusableImageError: It cannot be read, or lost the values; the message completes the sentence `FILE ...`.
     """
     with opened(source) as image:
-        if isinstance(image, np.ndarray):
-            raise UnusableImageError("is no mask of whole numbers (save it as PNG)")
+        if isinstance(image, np.ndarray) or image.format is None or is_deep(image):  # not as it is in the file
+            raise UnusableImageError("is no mask of whole numbers of 8 or 16 bits (save it as PNG)")
         if image.format in ("JPEG", "MPO"):
             raise UnusableImageError("is a JPEG, which changes values (save masks as PNG)")
         if image.mode == "F":
             raise UnusableImageError("has fractions as values (save it with whole numbers)")
+        coloured = coloured or image.format == "GIF"  # whose writers number the colours as they please
         values = np.asarray(image.convert("RGB") if image.mode == "P" and coloured else image)
     values = values[:, :, 0] if values.ndim == 3 and values.shape[2] < 3 else values
     if values.ndim == 2:
+        if (wrong := int(values.min())) < 0 or (wrong := int(values.max())) > LARGEST:
+            raise UnusableImageError(f"has pixels of {wrong}, and masks have values from 0 to {LARGEST}")
         return values.astype(np.int32)
     red, green, blue = values[:, :, :3].astype(np.int32).transpose(2, 0, 1)
     grey = (red == green) & (green == blue)
@@ -99,13 +111,13 @@ def with_masks(listing: Listing, known: Target | None = None) -> Listing:
         known: The target of a model, whose classes count; else those of a file in `TABLES`, or every code is a class.
 
     Raises:
-        DataError: There are too many codes for classes.
+        DataError: There are too many codes for classes, or a file says that one is of another class.
     """
     files = FolderFiles(listing.files) if isinstance(listing.files, Path) else listing.files
     if files is None:
         raise DataError(f"{listing.where} has no files, and so no masks; give a folder or a table of files.")
     first = next((item.label for part in listing.splits.values() for item in part), "")
-    table = class_table(listing.files, first) if known is None and isinstance(listing.files, Path) else {}
+    table = class_table(listing.files, first) if isinstance(listing.files, Path) else {}
     coloured = any(code >= COLOUR for code in (known.code_of if isinstance(known, Segmentation) else table))
     items = [(split, item) for split, part in listing.splits.items() for item in part]
     splits: dict[str, list[Item]] = {split: [] for split in listing.splits}
@@ -121,9 +133,34 @@ def with_masks(listing: Listing, known: Target | None = None) -> Listing:
     if known is None:
         table, remarks = _completed(table, found, listing.where)
         remarks += ["Pixels of the value 255 count for nothing."] * (255 in found and 255 not in table)
+        nothing = {code for code, name in table.items() if not name} | {255} - {*table}
+    else:
+        assert isinstance(known, Segmentation)  # the only kind with masks
+        nothing = {*known.ignored}
+        _check_names(table, known, listing.where)
+        if found == {0, 255} and 255 in nothing:
+            remarks = ["These masks have the values 0 and 255 alone, of which 255 counts for nothing."]
+        table = {}
+    for split, part in splits.items():
+        empty = [item for item in part if histogram(item.label).keys() <= nothing]
+        splits[split] = [item for item in part if item not in empty]
+        if empty:
+            names = listed([printable(item.name) for item in empty], 3)
+            remarks.append(f"{count(len(empty), 'image')} without a pixel that counts left out: {names}.")
     columns = (*listing.label_names[:1], *(f"{code}{CELLS}{name}" for code, name in table.items()))
     remarks = [*listing.remarks, *remarks]
     return replace(listing, splits=splits, problems=problems, label_names=columns, remarks=remarks)
+
+
+def _check_names(table: Mapping[int, str], known: Segmentation, where: str) -> None:
+    """Raises where a file of classes says otherwise than the model what a code is."""
+    for code, name in zip(known.code_of, known.names, strict=True):
+        said = printable(table.get(code, name))
+        if name != spelled(code) and said.casefold() not in {name.casefold(), *VOID}:
+            raise DataError(
+                f"In the masks of {where}, {spelled(code)} is {said} by the file of classes, and {name} to the model; "
+                "give masks with the values of the training's."
+            )
 
 
 def _summary(files: Files, item: Item, *, coloured: bool) -> str:
@@ -164,15 +201,40 @@ def class_table(folder: Path, mask: str = "") -> dict[int, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{printable(str(file))} cannot be read as text ({error}); save it as UTF-8.") from error
     lines = [line for line in lines if line.strip(" ,:;") and not line.startswith("#")]
-    rows = [[cell for cell in re.split(r"[\s,:;]+", line) if cell] for line in lines]
-    colours = [[int(cell) for cell in row if cell.isdigit()] for row in rows]
+    rows = [[cell for each in re.split(r"[\s,:;]+", line) if (cell := each.strip("\"'"))] for line in lines]
+    colours = [[int(cell) for cell in row if cell.isdecimal()] for row in rows]
     coloured = [len(values) == 3 and max(values) < 256 for values in colours]
-    if sum(coloured) < len(rows) - 1 or not any(coloured):
-        codes = {int(row[0]): " ".join(row[1:]) for row in rows if row[0].isdecimal() and len(row) > 1}
-        return codes if len(codes) == len(rows) else dict(enumerate(lines))
-    names = (" ".join(cell for cell in row if not cell.isdigit()) for row in rows)
-    named = [(name, rgb) for name, rgb, has in zip(names, colours, coloured, strict=True) if has]
-    return {r if r == g == b else COLOUR | r << 16 | g << 8 | b: name for name, (r, g, b) in named}
+    if sum(coloured) >= len(rows) - 1 and any(coloured):
+        names = (" ".join(cell for cell in row if not cell.isdecimal()) for row in rows)
+        named = [(name, rgb) for name, rgb, has in zip(names, colours, coloured, strict=True) if has]
+        return _unique([(r if r == g == b else COLOUR | r << 16 | g << 8 | b, name) for name, (r, g, b) in named], file)
+    if pairs := _numbered(rows, 0) or (
+        _numbered(rows, -1) if all(re.search("[,:;\t]", line) for line in lines) else []
+    ):
+        return _unique(pairs, file)
+    headed = file.suffix == ".csv" and lines[0].strip("\"'").lower() in HEADERS
+    return dict(enumerate(line.strip("\"'") for line in lines[headed:]))
+
+
+def _numbered(rows: Sequence[Sequence[str]], place: Literal[0, -1]) -> list[tuple[int, str]]:
+    """Code and name of rows that have a number first, or last, but for a heading; nothing where others have none."""
+    body = rows[1:] if len(rows[0]) > 1 and not rows[0][place].isdecimal() else rows
+    if not all(len(row) > 1 and row[place].isdecimal() for row in body):
+        return []
+    return [(int(row[place]), " ".join(row[1:] if place == 0 else row[:-1])) for row in body]
+
+
+def _unique(pairs: Sequence[tuple[int, str]], file: Path) -> dict[int, str]:
+    """Code -> name; a `DataError` where two have the same code."""
+    table: dict[int, str] = {}
+    for code, name in pairs:
+        if code in table:
+            both = listed([table[code], name])
+            raise DataError(
+                f"In {printable(str(file))}, {both} are both {spelled(code)}; give each a value of its own."
+            )
+        table[code] = name
+    return table
 
 
 def _completed(table: Mapping[int, str], found: set[int], where: str) -> tuple[dict[int, str], list[str]]:
@@ -202,15 +264,20 @@ def pair_names(images: Sequence[str], masks: Sequence[str]) -> tuple[dict[str, s
         >>> pair_names(["a.jpg", "b.jpg"], ["a_mask.png", "b.png"])[0]
         {'a.jpg': 'a_mask.png', 'b.jpg': 'b.png'}
     """
-    by_stem: dict[str, str] = {}
+    stems = {image: image.rpartition(".")[0] for image in images}
+    exact: dict[str, str] = {}
     for mask in masks:
-        stem = mask.rpartition(".")[0]
-        for name in (stem, re.sub(r"[ _-]?(mask|masks|label|labels|gt|seg|L)$", "", stem)):
-            by_stem.setdefault(name, mask)
-    pairs = {image: by_stem[stem] for image in images if (stem := image.rpartition(".")[0]) in by_stem}
-    lonely = [f"the image {printable(image)} has no mask" for image in images if image not in pairs]
-    taken = {*pairs.values()}
-    return pairs, lonely + [f"the mask {printable(mask)} has no image" for mask in masks if mask not in taken]
+        exact.setdefault(mask.rpartition(".")[0], mask)
+    inside = {*stems.values()}
+    short = {SUFFIX.sub("", stem): mask for stem, mask in reversed(exact.items()) if stem not in inside}
+    by_stem, owner, problems = short | exact, dict[str, str](), list[str]()
+    for image, stem in stems.items():
+        if (mask := by_stem.get(stem)) is None:
+            problems.append(f"the image {printable(image)} has no mask")
+        elif (other := owner.setdefault(mask, image)) != image:
+            problems.append(f"the images {printable(other)} and {printable(image)} have one mask, {printable(mask)}")
+    lonely = [f"the mask {printable(mask)} has no image" for mask in masks if mask not in owner]
+    return {image: mask for mask, image in owner.items()}, problems + lonely
 
 
 def masked(images: ImageDataset, labels: Mapping[str, str], target: Target) -> ImageDataset:

@@ -30,7 +30,11 @@ class Pairs:
         problems: list[str] = []
         for split, folders in places.items():
             images, masks = (
-                {path.relative_to(folder).as_posix(): path for path in images_below(folder, passed_over=passed_over)}
+                {}
+                if folder is None
+                else {
+                    path.relative_to(folder).as_posix(): path for path in images_below(folder, passed_over=passed_over)
+                }
                 for folder in folders
             )
             pairs, lonely = pair_names([*images], [*masks])
@@ -38,7 +42,8 @@ class Pairs:
                 Item(*(path.relative_to(root).as_posix() for path in (images[image], masks[mask])))
                 for image, mask in pairs.items()
             ]
-            problems += [f"{printable(str(folders[0]))}: {each}" for each in lonely]
+            place = next(folder for folder in folders if folder is not None)
+            problems += [f"{printable(str(place))}: {each}" for each in lonely]
         if not any(splits.values()):
             return None
         where = printable(str(root))
@@ -55,19 +60,26 @@ class Pairs:
         )
 
 
-def _places(top: Path, training: bool) -> dict[str, tuple[Path, Path]]:
+def _places(top: Path, training: bool) -> dict[str, tuple[Path | None, Path | None]]:
     """Split -> the folder of its images and that of its masks; nothing where there are no such folders."""
     folders, _ = visible_entries(top)
     if (pair := images_and_marks(folders)) is not None:
-        inside = [split_folders_of(folder, visible_entries(folder)[0], training) for folder in pair]
-        shared = {split: (inside[0][split], inside[1][split]) for split in inside[0] if split in inside[1]}
-        return shared or {UNSPLIT: pair}
-    places: dict[str, tuple[Path, Path]] = {}
-    for split, folder in split_folders_of(top, folders, training).items():
-        if (pair := images_and_marks(visible_entries(folder)[0])) is None:
-            return {}
-        places[split] = pair
-    return places
+        images, masks = (split_folders_of(folder, visible_entries(folder)[0], training) for folder in pair)
+        if not images.keys() & masks.keys():
+            return {UNSPLIT: pair}
+        return {split: (images.get(split), masks.get(split)) for split in {**images, **masks}}
+    parts = split_folders_of(top, folders, training)
+    pairs = {split: images_and_marks(visible_entries(folder)[0]) for split, folder in parts.items()}
+    names = next(([path.name for path in pair] for pair in pairs.values() if pair is not None), None)
+    if names is None:
+        return {}
+
+    def alone(part: Path) -> tuple[Path | None, Path | None]:
+        """What there is of a part that lacks its images or its masks."""
+        images, masks = (part / name if (part / name).is_dir() else None for name in names)
+        return (images or (None if masks else part)), masks
+
+    return {split: pairs[split] or alone(folder) for split, folder in parts.items()}
 
 
 SOURCES.register(Pairs())
