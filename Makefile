@@ -44,7 +44,7 @@ demo: $(DEMO)
 	$(BIN)/vprompt demo --out demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

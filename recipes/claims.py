@@ -335,7 +335,12 @@ def efficient() -> list[Claim]:
         Claim(
             claim="Rewinding to the start is better than going on or starting anew (its ablation)",
             comparisons=[
-                rewound(kind, other) for kind in ("Prompts", "Segments") for other in ("not rewound", "fresh start")
+                *(rewound(kind, other) for kind in ("Prompts", "Segments") for other in ("not rewound", "fresh start")),
+                Comparison(
+                    what="half of both, over not rewound",
+                    where="rewinding.csv",
+                    rows=of_methods("rewinding.csv", "the start", "the end", "test_accuracy"),
+                ),
             ],
         ),
         Claim(
@@ -345,34 +350,45 @@ def efficient() -> list[Claim]:
     ]
 
 
-def dense() -> list[Claim]:
-    """The same questions where every pixel has a label: mean IoU, of dense.csv."""
-    values: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    with (RESULTS / "dense.csv").open(encoding="utf-8", newline="") as opened:
+def of_methods(file: str, first: str, second: str, score: str, *, least: int = 1, **others: str) -> Rows:
+    """The difference of two methods in a table of runs, on each task over the seeds that have both.
+
+    Args:
+        file: In `RESULTS`, with the columns task, method and seed.
+        first: One method.
+        second: The other.
+        score: Column of the score.
+        least: Seeds of a task that counts.
+        others: What further columns must say.
+    """
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    with (RESULTS / file).open(encoding="utf-8", newline="") as opened:
         for row in csv.DictReader(opened):
-            of = values.setdefault((row["backbone"], row["task"]), {}).setdefault(row["method"], {})
-            of[row["seed"]] = float(row["test_mean_iou"])
+            if others.items() <= row.items():
+                values.setdefault(row["task"], {}).setdefault(row["method"], {})[row["seed"]] = float(row[score])
+    rows: list[list[float]] = []
+    for of in values.values():
+        ours, theirs = of.get(first, {}), of.get(second, {})
+        both = sorted(ours.keys() & theirs.keys())
+        if len(both) >= least:
+            rows.append(points([ours[seed] for seed in both], [theirs[seed] for seed in both]))
+    return rows
+
+
+def dense() -> list[Claim]:
+    """The same questions where every pixel has a label: mean IoU, of tasks with two seeds or more of dense.csv."""
 
     def one(claim: str, first: str, second: str, *, more: bool = True) -> Claim:
-        comparisons = []
-        for backbone in dict.fromkeys(backbone for backbone, _ in values):
-            pairs = [(of.get(first, {}), of.get(second, {})) for (name, _), of in values.items() if name == backbone]
-            both = [(ours, theirs, sorted(ours.keys() & theirs.keys())) for ours, theirs in pairs]
-            rows = [
-                points([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-                for ours, theirs, seeds in both
-                if seeds
-            ]
-            what = f"{first} over {second}, {backbone}"
-            comparisons.append(Comparison(what=what, where="dense.csv", rows=rows, more=more))
-        return Claim(claim=claim, comparisons=comparisons)
+        rows = of_methods("dense.csv", first, second, "test_mean_iou", least=2, backbone="bundled")
+        what = f"{first} over {second}"
+        return Claim(claim=claim, comparisons=[Comparison(what=what, where="dense.csv", rows=rows, more=more)])
 
     every, few, none = "VPT-Deep 50", "VPT-Deep 10", "linear head"
     return [
         one("Prompts add to a frozen backbone", few, none),
         one("More prompts add to few", every, few),
         *(
-            one(f"{n} % of the prompts keep it", f"condensed to {n} %, fine-tuned", every, more=False)
+            one(f"{n} % keep it, fine-tuned", f"condensed to {n} %, fine-tuned", every, more=False)
             for n in (50, 30, 10)
         ),
         one("30 % do without fine-tuning", "condensed to 30 %, not tuned", every, more=False),

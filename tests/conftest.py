@@ -55,12 +55,6 @@ def pytest_collection_finish():
     gc.enable()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores, up to 8: tests that wait for other processes leave theirs idle."""
-    return min(8, (os.cpu_count() or 1) + 1)
-
-
 def pytest_unconfigure():
     gc.unfreeze()
     gc.set_threshold(*COLLECTING)

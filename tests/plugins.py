@@ -17,7 +17,10 @@ def example(title):
 
 @contextmanager
 def plugged(path, code):
-    """Inside, the code is a plugin of this process and of those that it starts; the file's path."""
+    """Inside, the code is a plugin of this process and of those that it starts; the file's path.
+
+    Where that may happen twice in a process it is to be one path: a file is loaded once, and two would be two plugins.
+    """
     path.write_text(code)
     before = os.environ.get(PLUGINS)
     os.environ[PLUGINS] = str(path)

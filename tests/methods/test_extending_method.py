@@ -26,7 +26,7 @@ def plugin(tmp_path_factory):
     code = example("A method")
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 60
-    with plugged(tmp_path_factory.mktemp("plugin") / "fourier.py", code) as path:
+    with plugged(tmp_path_factory.getbasetemp() / "fourier.py", code) as path:
         yield path
 
 

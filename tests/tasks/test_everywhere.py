@@ -45,7 +45,7 @@ SIZES = Regression(names=("age", "weight"), mean=(30.0, -5.0), std=(10.0, 0.5))
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory):
     """The target of docs/extending.md, in a file that nothing in the package knows."""
-    with plugged(tmp_path_factory.mktemp("plugin") / "counts.py", example("A target")) as path:
+    with plugged(tmp_path_factory.getbasetemp() / "counts.py", example("A target")) as path:
         yield path
 
 
@@ -367,3 +367,29 @@ def test_a_comparison_and_its_report_speak_of_the_score(tables, two_blocks, tmp_
     assert "R² by task" in (out / "report.md").read_text()
     assert "test_r2" in (out / "report.csv").read_text()
     assert "test_r2" in (out / "compare.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("multi-label", torch.randint(0, 2, (8, 2), generator=torch.Generator().manual_seed(0)).float()),
+        ("regression", torch.randn(8, 2, generator=torch.Generator().manual_seed(0))),
+    ],
+)
+def test_a_target_by_name_learns_of_tensors(name, labels):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(8, 3, 32, 32), labels)
+    backbone = timm.create_model("test_vit", img_size=32)
+    model = vprompt.attach(backbone, vprompt.Linear(), target=name, classes=["first", "second"])
+    assert (model.target.name, model.target.names) == (name, ("first", "second"))
+    history = vprompt.fit(model, data, recipe=vprompt.Recipe(epochs=20, lr=0.01))
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+    plain = vprompt.attach(backbone, vprompt.Linear(), num_classes=2)
+    with pytest.raises(VPromptError, match="attach with target='multi-label' or 'regression'"):
+        vprompt.fit(plain, data, recipe=vprompt.Recipe(epochs=1))
+
+
+def test_a_data_set_is_no_task():
+    data = TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    with pytest.raises(VPromptError, match=r"data must be a task from vprompt\.open_data, not TensorDataset"):
+        vprompt.attach("bundled", vprompt.Linear(), data=data)

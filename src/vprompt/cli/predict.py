@@ -253,7 +253,10 @@ class Predict(BulkOptions, _Source):
 
         models = self.models(fold=True)
         if self.out is not None and not all(model.target.dense for model in models.values()):
-            raise UsageError(f"{self.adapter} says nothing of pixels, so that there are no masks; leave out --out.")
+            raise UsageError(
+                f"{self.adapter} says nothing of pixels, so that there are no masks; leave out --out, and write "
+                "answers to a file with --json > FILE."
+            )
         others: PassedOver = {}
         files = list_images(self.images, others)
         failures: list[Failure] = []

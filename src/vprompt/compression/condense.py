@@ -69,6 +69,14 @@ def smallest_share(
     return best, trials
 
 
+def check_prompts(model: PromptedModel) -> None:
+    """Raises a `VPromptError` where there is nothing to condense."""
+    if not any(model.prompt_counts):
+        raise VPromptError(
+            "There is nothing to condense: the model has no prompts; train with a method that has, such as vpt-deep."
+        )
+
+
 def condense(
     model: PromptedModel,
     train: ImageLabels,
@@ -118,10 +126,7 @@ def condense(
 
     Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1.
     """
-    if not any(model.prompt_counts):
-        raise VPromptError(
-            "There is nothing to condense: the model has no prompts; train with a method that has, such as vpt-deep."
-        )
+    check_prompts(model)
     if merge:
         check_merge(model)
     recipe = recipe or fine_tuning_recipe(model)

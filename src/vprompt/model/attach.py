@@ -26,7 +26,7 @@ from vprompt.methods.layers.head import initialise, new_head
 from vprompt.methods.layers.texts import read_text_features, start_from_texts
 from vprompt.methods.vpt import VPT
 from vprompt.model.model import Execution, PromptedModel
-from vprompt.tasks.base import Target
+from vprompt.tasks.base import TARGETS, Target
 from vprompt.tasks.columns import NO_COLUMNS, Columns
 from vprompt.utils.errors import BackboneError, VPromptError
 from vprompt.utils.serialization import typed
@@ -46,7 +46,7 @@ def attach(
     execution: Execution = "prefix",
     head_init: str = HEAD_INIT,
     classes: Sequence[str] | None = None,
-    target: Target | None = None,
+    target: Target | str | None = None,
     preprocessing: Preprocessing | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
@@ -74,7 +74,9 @@ def attach(
             deeper head, its last layer. A file of text features (`.npz` or `.safetensors`: `features` (classes, width),
             `names`, `logit_scale`) makes it a zero-shot classifier of CLIP or SigLIP (docs/libraries.md).
         classes: Names of the classes.
-        target: What is to be said of an image, where that is not one of the classes; see `vprompt.tasks`.
+        target: What is to be said of an image, where that is not one of the classes: `"multi-label"` (labels (B, K) of
+            0 and 1), `"regression"` (labels (B, K)) or another name in `vprompt.tasks`, with `classes` for the names of
+            tags or numbers; or one that was made of data.
         preprocessing: Preprocessing of images; the backbone's own when not given.
         pretrained: With a name: load its weights.
         weights: With a name: file with other weights than those that the name stands for; see
@@ -102,8 +104,8 @@ def attach(
 
     Source: VPT (arXiv 2203.12119).
     """
+    target = _target(target, data, classes, num_classes)
     if data is not None:
-        target = data.target if target is None and classes is None else target
         preprocessing = preprocessing or data.preprocessing
     if isinstance(classes, str):
         raise VPromptError(f"Names of classes are a list, not the text {classes!r}.")
@@ -156,6 +158,19 @@ def attach(
             few = [torch.randn(8, *info.preprocessing.shape).to(like)] if drawn is None else drawn()
             start_from_texts(model.head, texts, model.classes, backbone, few)
     return model.train()
+
+
+def _target(
+    target: Target | str | None, data: object, classes: Sequence[str] | None, num_classes: int | None
+) -> Target | None:
+    """That of a name with the given classes or numbers for names, or that of the data."""
+    if isinstance(target, str):
+        return TARGETS.get(target)(names=tuple(classes or map(str, range(num_classes or 0))))
+    if data is None:
+        return target
+    if not isinstance(data, Task):
+        raise VPromptError(f"data must be a task from vprompt.open_data, not {type(data).__name__}.")
+    return data.target if target is None and classes is None else target
 
 
 def _drawn_images(images: ImageDataset, like: Tensor) -> Iterator[Tensor]:

@@ -152,8 +152,8 @@ class _Reader(Reader):
     beside = frozenset({"method.name"})
     may_lack = (Recipe, AdaptedBackbone, AdapterConfig, Condensation)  # not all was there at first
 
-    def fail(self, problem: str) -> NoReturn:
-        raise AdapterError(f"In {self.where}, {problem}; {_REDO}.")
+    def fail(self, problem: str, else_: str = "") -> NoReturn:
+        raise AdapterError(f"In {self.where}, {problem}; {else_}{_REDO}.")
 
     def value(self, value: Any, hint: Any, at: str) -> Any:
         if hint == Target | None:
@@ -166,7 +166,7 @@ class _Reader(Reader):
         try:
             return from_document(cast("dict[str, Any]", value), classes)
         except VPromptError as error:
-            self.fail(f"the target cannot be made: {str(error).rstrip('.')}; upgrade vprompt if it is newer, or")
+            self.fail(f"the target cannot be made: {str(error).rstrip('.')}", "upgrade vprompt if it is newer, or ")
 
     def method(self, value: object, at: str) -> Method:
         if not isinstance(value, dict):
@@ -175,8 +175,8 @@ class _Reader(Reader):
         try:
             method = from_config(document)
         except (VPromptError, TypeError, ValueError) as error:
-            name, known = document.get("name"), "upgrade vprompt if the adapter is newer, or"
-            self.fail(f"the method {show(name)} cannot be made: {str(error).rstrip('.')}; {known}")
+            problem = f"the method {show(document.get('name'))} cannot be made: {str(error).rstrip('.')}"
+            self.fail(problem, "upgrade vprompt if the adapter is newer, or ")
         self.entries(document, type(method), "method")
         if method.name != document.get("name"):
             self.fail(f"'method.name' is {show(document.get('name'))}, but its settings are those of {method.name!r}")

@@ -57,7 +57,8 @@ class SingleLabel(Probabilities):
     def check(self, targets: Tensor) -> str | None:
         if targets.is_floating_point() or targets.ndim != 1:
             shape = f"({', '.join(map(str, targets.shape))})"
-            return f"Labels must be integers, one per image; these are {targets.dtype}, {shape}."
+            others = "for tags or numbers, attach with target='multi-label' or 'regression'"
+            return f"Labels must be integers, one per image; these are {targets.dtype}, {shape} ({others})."
         low, high, classes = int(targets.min()), int(targets.max()), len(self.names)
         if 0 <= low <= high < classes:
             return None

@@ -86,7 +86,8 @@ class Registry(Generic[T]):
         if name in self._members:
             return self._members[name]
         near = difflib.get_close_matches(name, self._members, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._members)}."
+        plugin = f"one of a file of yours is found with {PLUGINS}=FILE.py"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._members)}; {plugin}."
         raise VPromptError(f"There is no {self.what} called {name!r}; {hint}")
 
     def names(self) -> tuple[str, ...]:

@@ -87,6 +87,10 @@ def convert_name(place: str, *, pretrained: bool, img_size: Any = None, in_chans
         raise BackboneError(
             f"The backbone 'hf:{place}' needs transformers: pip install 'vprompt[transformers]'."
         ) from error
+    if os.path.isabs(place) and not os.path.isdir(place):
+        raise BackboneError(
+            f"The folder {place} of the backbone is not there; put it back, or give vprompt.load the backbone."
+        )
     path, _, revision = (place, "", "") if os.path.isdir(place) else place.partition("@")
     how = {"revision": revision or "main"}
     with _quiet(library), torch.random.fork_rng(devices=[]):
