@@ -75,8 +75,8 @@ def attach(
             `names`, `logit_scale`) makes it a zero-shot classifier of CLIP or SigLIP (docs/libraries.md).
         classes: Names of the classes.
         target: What is to be said of an image, where that is not one of the classes: `"multi-label"` (labels (B, K) of
-            0 and 1), `"regression"` (labels (B, K)) or another name in `vprompt.tasks`, with `classes` for the names of
-            tags or numbers; or one that was made of data.
+            0 and 1), `"regression"` (labels (B, K), standardised) or another name in `vprompt.tasks`, with `classes`
+            for the names of tags or numbers; or one that was made of data.
         preprocessing: Preprocessing of images; the backbone's own when not given.
         pretrained: With a name: load its weights.
         weights: With a name: file with other weights than those that the name stands for; see
@@ -165,7 +165,7 @@ def _target(
 ) -> Target | None:
     """That of a name with the given classes or numbers for names, or that of the data."""
     if isinstance(target, str):
-        return TARGETS.get(target)(names=tuple(classes or map(str, range(num_classes or 0))))
+        return TARGETS.get(target).called(classes or [str(number) for number in range(num_classes or 0)])
     if data is None:
         return target
     if not isinstance(data, Task):

@@ -92,6 +92,11 @@ class Target(ABC):
             ValueError: If nothing can be learned of them, in words that follow `the data have`.
         """
 
+    @classmethod
+    def called(cls, names: Sequence[str]) -> Target:
+        """The target of these names, for labels that are tensors already."""
+        return cls(names=tuple(names))
+
     @property
     def map_head(self) -> str | None:
         """Name of the head on maps of features, see `vprompt.methods.layers.dense`; None for one on pooled features."""

@@ -37,8 +37,8 @@ class Regression(Target):
 
     Args:
         names: Of the numbers.
-        mean: Of each over the training images; 0 when not given, as of labels that are standardised already.
-        std: Of each over the training images; 1 when not given.
+        mean: Of each over the training images.
+        std: Of each over the training images.
 
     Example:
         >>> import torch
@@ -47,8 +47,8 @@ class Regression(Target):
         (('age',), (2.0,), [[2.0]])
     """
 
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     name = "regression"
     headline = "r2"
@@ -58,8 +58,6 @@ class Regression(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, usual in {"mean": 0.0, "std": 1.0}.items():
-            object.__setattr__(self, name, getattr(self, name) or (usual,) * len(self.names))
         if not len(self.names) == len(self.mean) == len(self.std):
             raise VPromptError(f"There must be a mean and a deviation for each of {count(len(self.names), 'number')}.")
         if not all(abs(mean) < MAX and 0 < std < MAX for mean, std in zip(self.mean, self.std, strict=True)):
@@ -68,6 +66,11 @@ class Regression(Target):
     @property
     def size(self) -> str:
         return f"{count(len(self.names), 'number')} ({listed([*self.names], 3)})"
+
+    @classmethod
+    def called(cls, names: Sequence[str]) -> Self:
+        """See `Target`: of labels that are standardised already."""
+        return cls(names=tuple(names), mean=(0.0,) * len(names), std=(1.0,) * len(names))
 
     @classmethod
     def suits(cls, labels: Sequence[str], columns: Sequence[str]) -> bool:
