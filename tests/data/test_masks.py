@@ -232,6 +232,8 @@ def test_files_name_classes(tmp_path, file, text, look, names, codes, ignored):
         ("classes.csv", "sky,0\ntree,2\ncar,1\n", ("sky", "tree", "car"), (0, 2, 1)),
         ("classes.csv", '"name","id"\n"sky",0\n"tree",1\n"car",2\n', ("sky", "tree", "car"), ()),
         ("classes.txt", "sky 0\ntree 1\ncar 2\n", ("sky 0", "tree 1", "car 2"), ()),  # so they may be called
+        ("classes.txt", "light pole\n2 wheeler\n3 wheeler\n", ("light pole", "2 wheeler", "3 wheeler"), ()),
+        ("classes.txt", "", ("0", "1", "2"), ()),
         ("classes.txt", "soil m ²\ntree\ncar\n", ("soil m ²", "tree", "car"), ()),
     ],
 )

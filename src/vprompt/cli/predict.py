@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -246,19 +246,26 @@ class Predict(BulkOptions, _Source):
         else:
             self._in_bulk(self.workers)
 
+    def _check_out(self, out: Path, models: Iterable[Classifier], files: Iterable[Path]) -> None:
+        """Raises where there are no masks to write, or where they could replace images."""
+        if not all(model.target.dense for model in models):
+            raise UsageError(
+                f"{self.adapter} says nothing of pixels, so that there are no masks; leave out --out, and write "
+                "answers to a file with --json > FILE."
+            )
+        if out.resolve() in {file.resolve().parent for file in files}:
+            raise UsageError(f"{out} holds images to predict; give another folder for their masks.")
+
     def _as_it_goes(self) -> None:
         from vprompt.data.scan import PassedOver, in_words, list_images
         from vprompt.serving.predict import Failure, Prediction, predict_each, write_mask
         from vprompt.utils.progress import bar
 
         models = self.models(fold=True)
-        if self.out is not None and not all(model.target.dense for model in models.values()):
-            raise UsageError(
-                f"{self.adapter} says nothing of pixels, so that there are no masks; leave out --out, and write "
-                "answers to a file with --json > FILE."
-            )
         others: PassedOver = {}
         files = list_images(self.images, others)
+        if self.out is not None:
+            self._check_out(self.out, models.values(), files)
         failures: list[Failure] = []
         taken = set[str]()
         done = 0

@@ -41,8 +41,8 @@ LARGEST = 2**16 - 1
 SUFFIX = re.compile(r"[ _-]?(mask|masks|label|labels|gt|seg|L)$")
 """Of the name of a mask that is otherwise its image's."""
 
-HEADERS = {"class", "classes", "class_name", "label", "labels", "name", "names"}
-"""First lines of a class file that are none."""
+HEADERS = {"class", "classes", "class_name", "code", "id", "index", "label", "labels", "name", "names", "value"}
+"""Words of first lines of a class file that are none."""
 
 PIXELS = 2**20
 """Of a batch of images that are evaluated."""
@@ -142,10 +142,10 @@ def with_masks(listing: Listing, known: Target | None = None) -> Listing:
             remarks = ["These masks have the values 0 and 255 alone, of which 255 counts for nothing."]
         table = {}
     for split, part in splits.items():
-        empty = [item for item in part if histogram(item.label).keys() <= nothing]
-        splits[split] = [item for item in part if item not in empty]
-        if empty:
-            names = listed([printable(item.name) for item in empty], 3)
+        splits[split] = [item for item in part if histogram(item.label).keys() - nothing]
+        kept = {item.name for item in splits[split]}
+        if empty := [item.name for item in part if item.name not in kept]:
+            names = listed([*map(printable, empty)], 3)
             remarks.append(f"{count(len(empty), 'image')} without a pixel that counts left out: {names}.")
     columns = (*listing.label_names[:1], *(f"{code}{CELLS}{name}" for code, name in table.items()))
     remarks = [*listing.remarks, *remarks]
@@ -201,24 +201,26 @@ def class_table(folder: Path, mask: str = "") -> dict[int, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{printable(str(file))} cannot be read as text ({error}); save it as UTF-8.") from error
     lines = [line for line in lines if line.strip(" ,:;") and not line.startswith("#")]
+    if not lines:
+        return {}
     rows = [[cell for each in re.split(r"[\s,:;]+", line) if (cell := each.strip("\"'"))] for line in lines]
     colours = [[int(cell) for cell in row if cell.isdecimal()] for row in rows]
     coloured = [len(values) == 3 and max(values) < 256 for values in colours]
     if sum(coloured) >= len(rows) - 1 and any(coloured):
-        names = (" ".join(cell for cell in row if not cell.isdecimal()) for row in rows)
-        named = [(name, rgb) for name, rgb, has in zip(names, colours, coloured, strict=True) if has]
+        words = (" ".join(cell for cell in row if not cell.isdecimal()) for row in rows)
+        named = [(name, rgb) for name, rgb, has in zip(words, colours, coloured, strict=True) if has]
         return _unique([(r if r == g == b else COLOUR | r << 16 | g << 8 | b, name) for name, (r, g, b) in named], file)
-    if pairs := _numbered(rows, 0) or (
-        _numbered(rows, -1) if all(re.search("[,:;\t]", line) for line in lines) else []
-    ):
+    headed = file.suffix == ".csv" or {cell.lower() for cell in rows[0]} <= HEADERS
+    last = all(re.search("[,:;\t]", line) for line in lines)  # "car 1" may be a name
+    if pairs := _numbered(rows, 0, headed=headed) or (_numbered(rows, -1, headed=headed) if last else []):
         return _unique(pairs, file)
-    headed = file.suffix == ".csv" and lines[0].strip("\"'").lower() in HEADERS
-    return dict(enumerate(line.strip("\"'") for line in lines[headed:]))
+    names = [line.strip("\"'") for line in lines]
+    return dict(enumerate(names[file.suffix == ".csv" and names[0].lower() in HEADERS :]))
 
 
-def _numbered(rows: Sequence[Sequence[str]], place: Literal[0, -1]) -> list[tuple[int, str]]:
+def _numbered(rows: Sequence[Sequence[str]], place: Literal[0, -1], *, headed: bool) -> list[tuple[int, str]]:
     """Code and name of rows that have a number first, or last, but for a heading; nothing where others have none."""
-    body = rows[1:] if len(rows[0]) > 1 and not rows[0][place].isdecimal() else rows
+    body = rows[1:] if headed and len(rows[0]) > 1 and not rows[0][place].isdecimal() else rows
     if not all(len(row) > 1 and row[place].isdecimal() for row in body):
         return []
     return [(int(row[place]), " ".join(row[1:] if place == 0 else row[:-1])) for row in body]

@@ -18,10 +18,9 @@ from vprompt.data.threads import in_threads
 from vprompt.model.classifier import Classifier
 from vprompt.model.predict import TOP, mask_of, outputs_of
 from vprompt.report.masks import overlaid
-from vprompt.utils.errors import DataError, VPromptError
+from vprompt.utils.errors import VPromptError
 from vprompt.utils.io import write_atomically
 from vprompt.utils.progress import Report, silent
-from vprompt.utils.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +52,7 @@ def write_mask(found: Prediction, model: Classifier, folder: Path, taken: set[st
         model: That model.
         folder: Is made where it is not there.
         taken: Names that are given away; the new one is added.
-
-    Raises:
-        DataError: The folder is that of the image, which its mask could replace.
     """
-    if Path(found.image).resolve().parent == folder.resolve():
-        raise DataError(f"{printable(str(folder))} holds images to predict; give another folder for their masks.")
     mask, stem = mask_of(found.answer), Path(found.image).stem
     name = next(name for number in count(1) if (name := stem if number == 1 else f"{stem}-{number}") not in taken)
     taken.add(name)
