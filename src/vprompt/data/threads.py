@@ -18,7 +18,8 @@ MAX_WORKERS = 8
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yields `function(item)` in the order of `items`, with only a few of them under way at a time.
 
-    The threads live as long as the iteration, so that processes forked later inherit none.
+    The threads live as long as the iteration, so that processes forked later inherit none. They have ended when the last
+    result is given: waiting for them in a finaliser, of a generator that `zip` left there, would swallow a Ctrl-C.
 
     Example:
         >>> list(in_threads(abs, [-1, 2, -3]))
@@ -32,10 +33,12 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
             waiting.append(pool.submit(function, item))
             if len(waiting) >= 4 * workers:
                 yield waiting.popleft().result()
-        while waiting:
+        while len(waiting) > 1:
             yield waiting.popleft().result()
+        last = [future.result() for future in waiting]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    yield from last
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
