@@ -123,6 +123,23 @@ def test_wrong_usage(arguments, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--method", "lora", "--prompts", "3"], "The method lora has no --prompts; vpt-deep has (--method vpt-deep)."),
+        (["--kv-prompts=2", "--method=linear"], "The method linear has no --kv-prompts; e2vpt has (--method e2vpt)."),
+        (
+            ["--rank", "4", "--prompts", "3"],
+            "The method vpt-deep has no --rank; adapter-plus has (--method adapter-plus).",
+        ),
+    ],
+)
+def test_an_option_of_another_method_is_named_with_it(arguments, sentence):
+    outcome = run_command("fit", *arguments)
+    assert (outcome.status, outcome.out, outcome.err) == (2, "", f"vprompt: {sentence}\n")
+    assert run_command("cost", "test_vit", "--img-size", 32, "--kv-prompts", 2, "--json").status == 0
+
+
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -379,7 +379,7 @@ def test_numbers_that_are_left_to_the_data():
 
 
 def test_what_was_found_stays_where_a_run_goes_on_with_more_workers(tmp_path, monkeypatch):
-    data, file, how = tensors(), tmp_path / "found.json", recipe(time="2s")
+    data, file, how = tensors(), tmp_path / "found.json", recipe(epochs="auto", time="2s")
     first = settled(fit, fresh(), data, None, how, file=file)
     monkeypatch.setattr("vprompt.training.settle._pace_of", None)  # measured again, it would be another one
     again = settled(fit, fresh(), data, None, replace(how, workers=1, cache_gb=0.0), file=file, resume=True)
@@ -389,7 +389,7 @@ def test_what_was_found_stays_where_a_run_goes_on_with_more_workers(tmp_path, mo
 
 
 def test_a_time_is_kept_to_in_epochs():
-    data, val, how = tensors(), tensors(9, seed=3), recipe(time="4s")
+    data, val, how = tensors(), tensors(9, seed=3), recipe(epochs="auto", time="4s")
     found, _ = settled(fit, fresh(), data, val, how)
     assert found.time is None
     assert found.epochs > 5
@@ -397,6 +397,11 @@ def test_a_time_is_kept_to_in_epochs():
     assert less.epochs < found.epochs / 2
     least, _ = settled(fit, fresh(), data, val, replace(how, time="1s"), spent=100.0)
     assert least.epochs == 1
+
+
+def test_a_time_beside_a_number_of_epochs_is_refused():
+    with pytest.raises(VPromptError, match="a time stands instead of a number of epochs; give one of them"):
+        recipe(epochs=3, time="4s")
 
 
 def test_memory_is_counted():

@@ -97,6 +97,11 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     usual = usual_method(arguments)
     name = chosen(arguments, "--method", usual)
     kind = METHODS.get(name if name in METHODS else usual)
+    having = {flag: other for other in reversed(METHODS.names()) for flag in METHODS.get(other).options}
+    foreign = sorted(_flags(arguments) & having.keys() - kind.options.keys())
+    if foreign and arguments[0] == "fit":
+        flag, other = f"--{foreign[0].replace('_', '-')}", having[foreign[0]]
+        raise UsageError(f"The method {kind.name} has no {flag}; {other} has (--method {other}).")
     help_method = (
         "Method of adaptation; each has options of its own: vprompt fit --method NAME --help. When left out, "
         f"{DEFAULT_METHOD} where prompts are asked for (--prompts, --condense, --prune, ...), and else {BEST_METHOD}."
@@ -121,9 +126,13 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
 def usual_method(arguments: Sequence[str]) -> str:
     """The method where a command line names none: one with prompts where it asks for some, or else the best."""
     prompts = {*METHODS.get(DEFAULT_METHOD).options, *options_of(Condensing), *options_of(Pruning), "prune"}
+    return DEFAULT_METHOD if _flags(arguments) & prompts else BEST_METHOD
+
+
+def _flags(arguments: Sequence[str]) -> set[str]:
+    """The names of the options on a command line."""
     flags = (argument.partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--"))
-    asked = {flag.removeprefix("__no_").removeprefix("__") for flag in flags}
-    return DEFAULT_METHOD if asked & prompts else BEST_METHOD
+    return {flag.removeprefix("__no_").removeprefix("__") for flag in flags}
 
 
 def settings_options(*names: str) -> dict[str, Option]:

@@ -124,6 +124,7 @@ class Recipe:
                 self.time is None or 0 < self.budget < math.inf,
                 f"time must be a number with s, m or h, such as 90s, 10m or 1h, not {self.time!r}",
             ),
+            (self.time is None or self.epochs == AUTO, "a time stands instead of a number of epochs; give one of them"),
             (0 <= self.mixup <= 1000, f"mixup must be 0 to 1000, not {self.mixup}"),
             (0 <= self.cutmix <= 1000, f"cutmix must be 0 to 1000, not {self.cutmix}"),
             (0 <= self.label_smoothing < 1, f"label smoothing is a share below 1, not {self.label_smoothing}"),
