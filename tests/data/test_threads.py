@@ -26,8 +26,8 @@ def test_no_thread_is_left_with_the_last_result(count):
 def test_an_error_is_raised_where_its_result_would_be_and_leaves_no_thread(early):
     before = threading.active_count()
     taken = []
+    results = in_threads(lambda item: 1 // (early - item) or item, range(100))
     with pytest.raises(ZeroDivisionError):
-        for result in in_threads(lambda item: 1 // (early - item) or item, range(100)):
-            taken.append(result)
+        taken.extend(results)
     assert len(taken) == early
     assert threading.active_count() == before

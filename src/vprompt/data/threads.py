@@ -18,8 +18,8 @@ MAX_WORKERS = 8
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yields `function(item)` in the order of `items`, with only a few of them under way at a time.
 
-    The threads live as long as the iteration, so that processes forked later inherit none. They have ended when the last
-    result is given: waiting for them in a finaliser, of a generator that `zip` left there, would swallow a Ctrl-C.
+    The threads live as long as the iteration, so that processes forked later inherit none. They have ended when the
+    last result is given: waiting for them in a finaliser, of a generator that `zip` left, would swallow a Ctrl-C.
 
     Example:
         >>> list(in_threads(abs, [-1, 2, -3]))
