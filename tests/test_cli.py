@@ -140,6 +140,19 @@ def test_an_option_of_another_method_is_named_with_it(arguments, sentence):
     assert run_command("cost", "test_vit", "--img-size", 32, "--kv-prompts", 2, "--json").status == 0
 
 
+@pytest.mark.parametrize("width", [60, 40, 20])
+def test_no_number_of_a_table_is_cut_on_a_narrow_terminal(width, monkeypatch):
+    command = ("cost", "vit_tiny_patch16_224", "--img-size", 64, "--kv-prompts", 3)
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run_command(*command).out
+    monkeypatch.setenv("COLUMNS", str(width))
+    numbers = [word for word in wide.split() if any(letter.isdigit() for letter in word)]
+    assert len(numbers) > 30
+    assert sorted(numbers) == sorted(
+        word for word in run_command(*command).out.split() if any(letter.isdigit() for letter in word)
+    )
+
+
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

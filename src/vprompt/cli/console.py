@@ -133,16 +133,17 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         right = bool(rows) and all(_numeric(row[number]) for row in rows)
-        # A number may end in an ellipsis on a narrow terminal, but never silently; text goes on in the next line.
+        # On a narrow terminal a cell goes on in the next line, but the digits of a number stay together.
         if right:
-            table.add_column(Text(column), justify="right", overflow="ellipsis", no_wrap=True)
+            longest = max(len(word) for row in rows for word in printable(row[number]).split() or [""])
+            table.add_column(Text(column), justify="right", overflow="fold", min_width=longest)
         else:
             table.add_column(Text(column), overflow="fold", no_wrap=whole_first and not number)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=sys.stdout)
     console.print(Text(printable(title), style="bold"), soft_wrap=True)
-    console.print(table)
+    console.print(table, crop=False)
 
 
 def print_note(text: str | Warning, *_: object) -> None:
