@@ -27,7 +27,7 @@ from vprompt.backbones.factory import create_backbone
 from vprompt.methods.registry import METHODS
 
 DEVELOPMENT = ("synthetic:dsprites-location", "synthetic:counting", "vtab:eurosat", "vtab:cifar")
-HELD_OUT = ("vtab:oxford_flowers102", "synthetic:dsprites-orientation")
+HELD_OUT = ("vtab:oxford_flowers102", "synthetic:dsprites-orientation", "vtab:gtsrb", "vtab:caltech101")
 
 EPOCHS = 30
 """On development tasks, 390 steps of 64 images."""
@@ -59,12 +59,22 @@ CHOICES: dict[str, dict[str, Any]] = {
         for word, rate in {"": 0.005, ", rate 0.02": 0.02}.items()
         for method in ("bpt", "vfpt", "pae", "cvpt", "pro-vpt")
     },
-    "lora": {"method": "lora", "lr": 0.002},
-    "lora, rate 0.005": {"method": "lora", "lr": 0.005},
-    "lora, label smoothing 0.1": {"method": "lora", "lr": 0.002, "label_smoothing": 0.1},
-    "lora, mixup 0.2": {"method": "lora", "lr": 0.002, "mixup": 0.2},
-    "lora, label smoothing 0.1, mixup 0.2": {"method": "lora", "lr": 0.002, "label_smoothing": 0.1, "mixup": 0.2},
-    "lora, all layers": {"method": "lora", "targets": "all", "lr": 0.002},
+    "lora": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.0},
+    "lora, rate 0.005": {"method": "lora", "lr": 0.005, "stochastic_depth": 0.0},
+    "lora, label smoothing 0.1": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.0, "label_smoothing": 0.1},
+    "lora, mixup 0.2": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.0, "mixup": 0.2},
+    "lora, label smoothing 0.1, mixup 0.2": {
+        "method": "lora",
+        "lr": 0.002,
+        "stochastic_depth": 0.0,
+        "label_smoothing": 0.1,
+        "mixup": 0.2,
+    },
+    "lora, stochastic depth 0.1": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.1},
+    "lora, stochastic depth 0.2": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.2},
+    "vpt-deep, stochastic depth 0.1": {"lr": 0.005, "stochastic_depth": 0.1},
+    "vpt-deep, rate 0.02, stochastic depth 0.1": {"lr": 0.02, "stochastic_depth": 0.1},
+    "lora, all layers": {"method": "lora", "targets": "all", "lr": 0.002, "stochastic_depth": 0.0},
     "adapter": {"method": "adapter", "lr": 0.002},
     "adapter-plus": {"method": "adapter-plus", "lr": 0.002},
     "adapter-plus, rate 0.005": {"method": "adapter-plus", "lr": 0.005},
@@ -81,7 +91,7 @@ def row_of(task: str, label: str, seed: int, options: argparse.Namespace) -> dic
     """Trains one model and evaluates it."""
     own = dict(CHOICES[label])
     method = METHODS.get(own.pop("method", BEFORE)).make(own)
-    recipe = {name: own[name] for name in ("lr", "label_smoothing", "mixup") if name in own}
+    recipe = {name: own[name] for name in ("lr", "label_smoothing", "mixup", "stochastic_depth") if name in own}
     backbone = create_backbone(BUNDLED_BACKBONE, img_size=options.img_size)
     data = vprompt.open_data(task, backbone, root=options.root)
     epochs: Any = "auto" if options.tasks == "held-out" else EPOCHS

@@ -82,7 +82,7 @@ def prune(
             f"Segments of this model were pruned before, of {model.prompts.num_segments} a prompt; give num_segments "
             "as then."
         )
-    recipe = (recipe or model.recipe or Recipe()).with_rate(model.method.lr_factor).scheduled(size_of(train))
+    recipe = (recipe or model.recipe or Recipe()).suited(model.method).scheduled(size_of(train))
     if recipe.num_epochs < 1:
         raise VPromptError("The retained prompts are trained again after pruning, which takes at least one epoch.")
     if settings.searched and val is None:

@@ -225,7 +225,7 @@ class Settings:
 
     def resolved(self) -> Settings:
         """The same run with its learning rate spelt out, and the default momentum where the optimizer has none."""
-        recipe = self.recipe.with_rate(self.method.lr_factor)
+        recipe = self.recipe.suited(self.method)
         if recipe.optimizer != "sgd":
             recipe = replace(recipe, momentum=Recipe().momentum)
         return replace(self, recipe=recipe)

@@ -90,6 +90,7 @@ class Method:
         words: Its `summary`, with options in braces.
         riding: Form of its prompts; see `Riding`.
         lr_factor: Share of the default learning rate at which it trains; weights that are good already need a low one.
+        stochastic_depth: At which it trains by default; see `Recipe`.
         backward_cost: Backward passes over the forward one: 2 where weights learn, 1 where only what comes before.
         tunes_backbone: Whether anything is learned in or beside the backbone, other than prompts and head.
         merges_weights: Whether folding makes copies of the backbone's weights.
@@ -110,6 +111,7 @@ class Method:
     words: ClassVar[str] = "a linear head"
     riding: ClassVar[Riding] = "nothing"
     lr_factor: ClassVar[float] = 1.0
+    stochastic_depth: ClassVar[float] = 0.0
     backward_cost: ClassVar[float] = 1.0
     tunes_backbone: ClassVar[bool] = False
     merges_weights: ClassVar[bool] = False

@@ -47,6 +47,7 @@ class LoRA(Method):
     letters: ClassVar[str] = "r{rank}"
     words: ClassVar[str] = "updates of rank {rank} (alpha {alpha:g}) of linear layers: {targets}"
     lr_factor: ClassVar[float] = 0.4
+    stochastic_depth: ClassVar[float] = 0.2
     sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rank": (4, 16)}
     tunes_backbone: ClassVar[bool] = True
     merges_weights: ClassVar[bool] = True

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.serialization import ADDED, PLACE, brief, check_fields
+
+if TYPE_CHECKING:
+    from vprompt.methods.base import Method
 
 Precision = Literal["fp32", "bf16", "auto"]
 
@@ -60,6 +63,8 @@ class Recipe:
         best_epoch: Keep the weights of the best validation instead of those of the last epoch.
         accumulate: Make a step of so many batches, adding up their gradients.
         clip: Largest norm of the gradient of a step; 0 for any.
+        stochastic_depth: Share of the images for which attention and MLP of the last block are each left out in
+            training, 0 to below 1; it falls linearly to none in the first. When not given, what the method has.
         layer_decay: Rate of a block, as a share of that of the next one (0.75, say), for methods that learn the
             backbone's own weights.
 
@@ -95,6 +100,7 @@ class Recipe:
     best_epoch: bool = field(default=False, metadata=ADDED)
     accumulate: int = field(default=1, metadata=ADDED)
     clip: float = field(default=0.0, metadata=ADDED)
+    stochastic_depth: float | None = field(default=None, metadata=ADDED)
     layer_decay: float = field(default=1.0, metadata=ADDED)
 
     __repr__ = brief
@@ -132,6 +138,10 @@ class Recipe:
             (0 <= self.early_stopping <= 10**6, f"early stopping takes 0 to a million, not {self.early_stopping}"),
             (1 <= self.accumulate <= 10**4, f"1 to 10,000 batches make a step, not {self.accumulate}"),
             (0 <= self.clip < math.inf, f"the norm to clip to must be at least 0 and finite, not {self.clip}"),
+            (
+                self.stochastic_depth is None or 0 <= self.stochastic_depth < 1,
+                f"stochastic depth is a share of the images below 1, not {self.stochastic_depth}",
+            ),
             (0 < self.layer_decay <= 1, f"layer decay must be above 0 and at most 1, not {self.layer_decay}"),
         ]
         for holds, problem in checks:
@@ -197,6 +207,18 @@ class Recipe:
             (0.0005, 0.3)
         """
         return self if self.lr is not None else replace(self, lr=DEFAULT_LR[self.optimizer] * share)
+
+    def suited(self, method: Method) -> Recipe:
+        """The same recipe with its rate and its stochastic depth spelt out: as given, or those of a method.
+
+        Example:
+            >>> from vprompt.methods.lora import LoRA
+            >>> Recipe(lr=0.3).suited(LoRA()).lr, Recipe().suited(LoRA()).lr
+            (0.3, 0.002)
+        """
+        own = method.stochastic_depth or None
+        depth = own if self.stochastic_depth is None else self.stochastic_depth
+        return replace(self.with_rate(method.lr_factor), stochastic_depth=depth)
 
     def for_fine_tuning(self, *, epochs: int = 20, lr_factor: float = 0.1) -> Recipe:
         """The recipe with which condensed prompts are fine-tuned: fewer epochs at a tenth of the rate.

@@ -42,6 +42,7 @@ from vprompt.training.loader import (
 from vprompt.training.objective import Objective
 from vprompt.training.precision import accelerator, attention_for_training, autocast, in_bf16
 from vprompt.training.settle import settled
+from vprompt.training.stochastic_depth import Branches, branches, left_out
 from vprompt.utils.devices import FAST_BF16, moved
 from vprompt.utils.errors import DivergedError, TrainingError
 from vprompt.utils.progress import Report, bar
@@ -121,7 +122,7 @@ def fit(
     """
     check_kind(model, PromptedModel, "A model from vprompt.attach")
     check_kind(recipe, Recipe | None, "A vprompt.Recipe")
-    recipe = (recipe or Recipe()).with_rate(model.method.lr_factor)
+    recipe = (recipe or Recipe()).suited(model.method)
     if isinstance(train, Task):
         train, val = train.train, val or train.val
     train, val = dataset_in(train), None if val is None else dataset_in(val)
@@ -197,6 +198,7 @@ class _Run:
         self.ema = ModelEmaV3(self.parameters, recipe.ema, use_warmup=True) if recipe.ema else None
         self.best: dict[str, Tensor] = {}
         self.planted = [0] * len(model.prompts)
+        self.branches: Branches = ()
         self.facts = {
             "recipe": flat(recipe),
             "method": to_config(model.method),
@@ -248,6 +250,10 @@ class _Run:
 
     def _train(self, report: Report) -> None:
         self.model.train()
+        if self.recipe.stochastic_depth:
+            self.branches = branches(self.model, self.recipe.stochastic_depth)
+            if not self.branches:
+                warnings.warn("Nothing is learned in the blocks: stochastic_depth changes nothing.", stacklevel=5)
         with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, self._checkpointed():
             started = time.monotonic()
             self._fill_cache(report, interrupted)
@@ -388,7 +394,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()
-        sums = torch.stack([self._backward(trained, batch, size, *next(data)) for batch in batches]).sum(0)
+        with left_out(self.branches):
+            sums = torch.stack([self._backward(trained, batch, size, *next(data)) for batch in batches]).sum(0)
         if self.accelerator.num_processes > 1:
             sums = cast("Tensor", self.accelerator.reduce(sums, reduction="sum"))
         self.unread.append(sums)
