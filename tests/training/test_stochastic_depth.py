@@ -151,9 +151,9 @@ def test_a_method_has_its_own_and_what_is_said_goes_first():
     assert trained(how=recipe(stochastic_depth=None, epochs=1))[2].recipe.stochastic_depth is None
 
 
-def test_where_nothing_is_learned_in_the_blocks_it_says_so():
-    with pytest.warns(UserWarning, match="stochastic_depth changes nothing"):
-        trained(vprompt.Linear())
+def test_a_head_alone_is_trained_as_without():
+    assert branches(fresh(vprompt.Linear()), 0.5) == []
+    assert same(trained(vprompt.Linear())[0], trained(vprompt.Linear(), recipe(stochastic_depth=0.0))[0])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan"), "much", True])

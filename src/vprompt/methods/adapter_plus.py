@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class AdapterPlus(Method):
     """A bottleneck behind every block, scaled channel by channel, and a linear head.
 
-    x = block(x) becomes x + scale · up(gelu(down(x))).
+    x = block(x) becomes x + scale · up(gelu(down(x))). Branches of the blocks are left out as well, as in the paper:
+    `Recipe.stochastic_depth`.
 
     Args:
         rank: Width of the bottleneck, 1 to 4096.
@@ -35,7 +36,7 @@ class AdapterPlus(Method):
         >>> AdapterPlus(rank=16).size
         'r16'
 
-    Source: Adapter+ (arXiv 2406.06820), section 3.
+    Source: Adapter+ (arXiv 2406.06820), sections 3 and 4.
     """
 
     rank: int = option(8, least=1, most=4096)
@@ -44,6 +45,7 @@ class AdapterPlus(Method):
     letters: ClassVar[str] = "r{rank}"
     words: ClassVar[str] = "a scaled bottleneck of width {rank} behind every block"
     lr_factor: ClassVar[float] = 0.4
+    stochastic_depth: ClassVar[float] = 0.1
     sizes: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rank": (8, 32)}
     tunes_backbone: ClassVar[bool] = True
 

@@ -252,8 +252,6 @@ class _Run:
         self.model.train()
         if self.recipe.stochastic_depth:
             self.branches = branches(self.model, self.recipe.stochastic_depth)
-            if not self.branches:
-                warnings.warn("Nothing is learned in the blocks: stochastic_depth changes nothing.", stacklevel=5)
         with deferred_interrupt(enabled=self.checkpoint is not None) as interrupted, self._checkpointed():
             started = time.monotonic()
             self._fill_cache(report, interrupted)
