@@ -21,7 +21,7 @@ from vprompt.utils.io import write_atomically
 COMMON = {"backbone": "bundled", "precision": "auto", "test": False}
 PROBE = {"method": "linear", "epochs": 100}
 PROMPTS = {"method": "vpt-deep", "epochs": 15}
-LORA = {"method": "lora", "epochs": 15}
+LORA = {"method": "lora", "epochs": 15, "stochastic_depth": 0.0}
 LOCATION = {"data": "synthetic:dsprites-location"}
 
 

@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "linear head": {"method": "linear"},
     "VPT-Deep 10": {"method": "vpt-deep", "prompts": 10},
     FULL: {"method": "vpt-deep", "prompts": 50},
-    "LoRA": {"method": "lora"},
+    "LoRA": {"method": "lora", "stochastic_depth": 0.0},
     "E2VPT, pruned": {"method": "e2vpt", "prompts": 10, "prune_tokens": 0.5, "prune_segments": 0.25},
     "Adapter": {"method": "adapter"},
     "full": {"method": "full"},
