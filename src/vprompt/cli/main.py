@@ -93,7 +93,7 @@ def _status(arguments: Sequence[str], leftovers: Sequence[str]) -> int:
             prog="vprompt",
             description=DESCRIPTION,
             args=["--help" if argument == HELP_ALL else argument for argument in arguments or ["--help"]],
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.DisallowNone),
         )
         if leftovers:
             print_note(f"{', '.join(leftovers)}: left over, as no torchrun is at work; this is one process alone.")
