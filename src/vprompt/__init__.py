@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vprompt.methods.adapter import Adapter as Adapter
     from vprompt.methods.adapter_plus import AdapterPlus as AdapterPlus
     from vprompt.methods.bpt import BPT as BPT
+    from vprompt.methods.cvpt import CVPT as CVPT
     from vprompt.methods.e2vpt import E2VPT as E2VPT
     from vprompt.methods.finetune import Bias as Bias
     from vprompt.methods.finetune import Full as Full
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vprompt.methods.linear import MLP as MLP
     from vprompt.methods.linear import Linear as Linear
     from vprompt.methods.lora import LoRA as LoRA
+    from vprompt.methods.pae import PAE as PAE
     from vprompt.methods.pro_vpt import PROVPT as PROVPT
     from vprompt.methods.side import Side as Side
     from vprompt.methods.vfpt import VFPT as VFPT
@@ -58,6 +60,7 @@ _HOMES = {
     "BPT": "methods.bpt",
     "Bank": "serving.bank.bank",
     "Bias": "methods.finetune",
+    "CVPT": "methods.cvpt",
     "E2VPT": "methods.e2vpt",
     "Engine": "serving.bank.engine",
     "FoldedModel": "model.model",
@@ -65,6 +68,7 @@ _HOMES = {
     "Linear": "methods.linear",
     "LoRA": "methods.lora",
     "MLP": "methods.linear",
+    "PAE": "methods.pae",
     "PROVPT": "methods.pro_vpt",
     "Partial": "methods.finetune",
     "PromptedModel": "model.model",

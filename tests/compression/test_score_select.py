@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -525,3 +526,11 @@ def test_condensing_twice_counts_from_the_condensed():
     assert sum(once.prompt_counts) == 9
     assert sum(twice.prompt_counts) == 5  # a half is rounded upwards
     assert [len(values) for values in twice.condensation.scores] == once.prompt_counts
+
+
+@pytest.mark.parametrize("method", [vprompt.Linear(), vprompt.LoRA(), vprompt.CVPT(2), vprompt.E2VPT(0)])
+def test_a_model_without_prompts_has_no_scores(method):
+    model = vprompt.attach(timm.create_model("test_vit", img_size=32), method, num_classes=2)
+    data = torch.utils.data.TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    with pytest.raises(VPromptError, match="nothing to score: the model has no prompts"):
+        vprompt.score(model, data)

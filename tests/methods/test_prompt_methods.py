@@ -66,6 +66,13 @@ def by_hand(prompts, block, method):
     return torch.tensor(waves + rows[first:], dtype=torch.float64)
 
 
+@pytest.mark.parametrize(
+    ("count", "share", "wanted"), [(7, 0.5, 3), (3, 0.5, 1), (10, 0.3, 3), (5, 1.0, 5), (4, 0.1, 0)]
+)
+def test_a_share_of_frequencies_is_rounded_down(count, share, wanted):
+    assert VFPT(count, fourier_share=share).fourier_prompts == wanted
+
+
 @every_method
 def test_the_formula(backbone, method):
     prompts = attached(backbone, method).prompts
@@ -183,6 +190,7 @@ def test_a_start_of_low_rank_is_the_nearest(rank):
             "width of a block, 64",
         ),
         (lambda: VFPT(4, fourier_share=1.1), "between 0 and 1"),
+        (lambda: vprompt.E2VPT(0, num_kv_prompts=2, init="tokens"), "start from random numbers"),
         (lambda: VFPT(4, fourier_share=float("nan")), "share"),
     ],
 )

@@ -212,6 +212,30 @@ def test_vipamin_on_every_kind_of_sequence(name):
         assert not torch.equal(prompts[1], random_prompts(info, counts)[1])
 
 
+@pytest.mark.parametrize("kind", ["vipamin", "tokens"])
+def test_a_start_does_not_depend_on_prompt_dropout(kind):
+    backbone = families.vit().double().eval()
+    info, images = describe(backbone), some_images(backbone, 4).double()
+    found = []
+    for dropout in (0.0, 0.5):
+        prompts = random_prompts(info, [3] * len(info.blocks))
+        prompts.dropout = dropout
+        torch.manual_seed(1)
+        getattr(starts, kind)(prompts.train(), backbone, info, [images])
+        assert prompts.training
+        found.append([p.detach().clone() for p in prompts])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_vipamin_needs_fewer_tokens_than_dimensions():
+    backbone = families.vit(img_size=64, patch_size=4, embed_dim=24, num_heads=2).double().eval()
+    info = describe(backbone)
+    with pytest.raises(VPromptError, match=r"257 span all its 24 dimensions; take 'tokens'"):
+        starts.vipamin(
+            random_prompts(info, [2] * len(info.blocks)), backbone, info, [torch.randn(2, 3, 64, 64).double()]
+        )
+
+
 def test_windows_have_no_one_sequence():
     backbone = BACKBONES["swin"]().eval()
     info = describe(backbone)

@@ -71,8 +71,9 @@ def score(
         One float32 tensor (P_l,) on the CPU for every block, or (P_l, R) for segments.
 
     Raises:
-        VPromptError: If the criterion is unknown, needs a class token that the backbone has not, or says nothing of
-            segments; if prompts cannot be cut into so many; if blocks that share have different numbers of prompts.
+        VPromptError: If the model has no prompts; if the criterion is unknown, needs a class token that the backbone
+            has not, or says nothing of segments; if prompts cannot be cut into so many; if blocks that share have
+            different numbers of prompts.
         DataError: If the data does not fit.
 
     Example:
@@ -86,6 +87,10 @@ def score(
     (arXiv 2307.13770), section 3.3.
     """
     check_criterion(criterion, model.info)
+    if not any(model.prompt_counts):
+        raise VPromptError(
+            "There is nothing to score: the model has no prompts; train with a method that has, such as vpt-deep."
+        )
     if segments is not None:
         check_segments(segments, model.info.widths)
         check_segments_by(criterion)

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 class BPT(DeepPrompts):
     """Deep prompts of low rank: the prompts of a block are A·Bᵀ, of which A (P, r) and B (D, r) are learned.
 
-    A starts from a normal distribution of deviation 0.02, B from Xavier's uniform one. An adapter on disk holds the
-    products, which are ordinary prompts.
+    A starts from a normal distribution of deviation 0.02, B from Xavier's uniform one; with another `init`, from the
+    nearest product to the prompts that it gives. An adapter on disk holds the products, which are ordinary prompts.
 
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
         rank: r, at least 1 and at most P and the width of a block; half of P when not given.
+        dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+        init: Start of the prompts: random; tokens of training images on their way into each block; the centres of
+            clusters of these; or vipamin, prompts that suit the attention (not for windows).
 
     Raises:
         VPromptError: If a value is out of range.

@@ -30,6 +30,8 @@ class E2VPT(DeepPrompts):
             each head has its own (the published code); `"heads"`, all heads have the same (the paper's summary);
             `"none"`.
         dropout: Probability of prompt dropout on the first kind while training, 0 to below 1; 0.1 when not given.
+        init: Start of the first kind: random; tokens of training images on their way into each block; the centres of
+            clusters of these; or vipamin, prompts that suit the attention (not for windows).
 
     Raises:
         VPromptError: If a value is out of range, or there is no prompt of either kind.
@@ -56,6 +58,8 @@ class E2VPT(DeepPrompts):
         """Checks the numbers of prompts of both kinds."""
         if self.num_prompts + self.num_kv_prompts == 0:
             raise VPromptError("E2VPT needs at least one prompt of either kind; without any, it is Linear().")
+        if not self.num_prompts and self.init != "random":
+            raise VPromptError("Key-value prompts start from random numbers; leave out init, or have others as well.")
 
     def make_kv_prompts(self, backbone: nn.Module, info: BackboneInfo) -> KVPrompts:
         """The key-value prompts, drawn with torch's global generator."""

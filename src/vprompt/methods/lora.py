@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class LoRA(Method):
     """Low-rank updates of linear layers of every block, W + (alpha / rank)·B·A, and a linear head.
 
+    Where a backbone has queries, keys and values in one layer, the three share A. It is trained with a stochastic depth
+    of 0.2 (`Recipe.stochastic_depth`) unless another one is given.
+
     Args:
         rank: r, 1 to 4096.
         alpha: Above 0; the updates are scaled by alpha / rank.

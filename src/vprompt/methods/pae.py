@@ -31,6 +31,8 @@ class PAE(DeepPrompts):
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
         dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+        init: Start of the prompts: random; tokens of training images on their way into each block; the centres of
+            clusters of these; or vipamin, prompts that suit the attention (not for windows).
         koopman: Weight of the first term, 0 to 1,000.
         stability: Weight of the second term, 0 to 1,000.
 
@@ -41,8 +43,9 @@ class PAE(DeepPrompts):
         >>> PAE(num_prompts=10).size
         'p10-k0.5-s0.2'
 
-    Source: PAE (arXiv 2601.20232), with no start of its own, and K not normalised. Where stages of a backbone differ in
-    width, each width has its own U.
+    Source: PAE (arXiv 2601.20232), by its formula, with no start of its own, and K not normalised. The published code
+    goes prompt by prompt, adds over blocks, takes means over the 256 dimensions, and leaves the first block out, so
+    that its weights are of another scale. Where stages of a backbone differ in width, each width has its own U.
     """
 
     koopman: float = option(0.5, least=0, most=1000)

@@ -28,12 +28,16 @@ class PROVPT(DeepPrompts):
     The worth of a prompt is the rise of the loss, to first order, when it is scaled to zero, -⟨∂L/∂p, p⟩, on a sample
     of the training images that stays the same: the mean over images with signs, in which harm is below zero, or
     without. It differs from the paper in that the block is chosen greedily, where the paper learns to choose it by
-    PPO.
+    PPO. The optimiser's moments of a planted prompt start at zero, while Adam counts the steps of the whole block, so
+    that the first hundred steps of that prompt are three to six times as large as those of a fresh start.
 
     Args:
         num_prompts: P, prompts per block at the start; 1 to 10,000.
         scores: `"signed"` (the paper's) or `"absolute"`.
         moved: Prompts that move after an epoch: a whole number, or below 1 a share of all.
+        dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+        init: Start of the prompts: random; tokens of training images on their way into each block; the centres of
+            clusters of these; or vipamin, prompts that suit the attention (not for windows).
 
     Raises:
         VPromptError: If a value is out of range.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 class VFPT(DeepPrompts):
     """Deep prompts, a share of which are the real part of the 2-D Fourier transform of what is learned.
 
-    The transform runs over prompts and channels, without a factor. An adapter on disk holds what comes out of it, which
-    are ordinary prompts.
+    The transform runs over prompts and channels, without a factor; prompt dropout acts on what comes out of it (in the
+    published code, on what goes in). An adapter on disk holds what comes out, which are ordinary prompts. They start
+    from random numbers alone.
 
     Args:
         num_prompts: P, prompts per block; 1 to 10,000.
-        fourier_share: Share of each block's prompts that are transformed, the first ones; 0 to 1.
+        dropout: Probability of prompt dropout while training, 0 to below 1; 0.1 when not given.
+        fourier_share: Share of each block's prompts that are transformed, the first ones, rounded down; 0 to 1.
 
     Raises:
         VPromptError: If a value is out of range.
@@ -54,7 +57,7 @@ class VFPT(DeepPrompts):
     @property
     def fourier_prompts(self) -> int:
         """How many prompts of a block are transformed."""
-        return round(self.fourier_share * self.num_prompts)
+        return math.floor(self.fourier_share * self.num_prompts)
 
     def make_prompts(self, info: BackboneInfo) -> Prompts:
         """The learned values, drawn as those of other prompts."""

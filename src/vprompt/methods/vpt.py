@@ -20,6 +20,8 @@ class VPT(DeepPrompts):
         depth: `"deep"` or `"shallow"`.
         dropout: Probability of prompt dropout while training, 0 to below 1; the paper's 0.1 (deep) or 0 (shallow) when
             not given.
+        init: Start of the prompts: random; tokens of training images on their way into each block; the centres of
+            clusters of these; or vipamin, prompts that suit the attention (not for windows).
 
     Raises:
         VPromptError: If a value is out of range.

@@ -73,8 +73,8 @@ def vipamin(
 
     With p the prompts as they were drawn, and means over images of everything: the first part is the mean of the
     `neighbours` tokens on their way into the block whose keys (mean over the heads) have the largest cosine with the
-    key of p. The second is the point whose value is that of p without its part in the span of the attention's outputs,
-    W⁺((I - QQᵀ)(W p + b) - b).
+    key of p. The second is the point whose value is that of p without its part in the span of the attention's outputs
+    for its N tokens (class and patches; prompts are among the keys, none is dropped), W⁺((I - QQᵀ)(W p + b) - b).
 
     Args:
         prompts: Changed in place.
@@ -85,7 +85,7 @@ def vipamin(
         share: λ of the second part, 0 to 1.
 
     Raises:
-        VPromptError: If blocks see windows, whose tokens stand in many places.
+        VPromptError: If blocks see windows, whose tokens stand in many places; if so many tokens span all there is.
 
     Source: VIPAMIN (arXiv 2510.16446), section 4.
     """
@@ -103,7 +103,12 @@ def vipamin(
         _watched(parts[site.path], lambda x, mean=mean: mean.add("tokens", _patches(x, info)))
         for site, mean in zip(info.blocks, means, strict=True)
     ]
-    _run(graft(backbone, parts), batches, handles)
+    training = prompts.training
+    prompts.eval()  # a prompt that is dropped would be compared as zeros
+    try:
+        _run(graft(backbone, parts), batches, handles)
+    finally:
+        prompts.train(training)
     for block, mean in enumerate(means):
         if not prompts.counts[block]:
             continue
@@ -119,6 +124,11 @@ def vipamin(
             )
         basis_An, size_n, _ = torch.linalg.svd(mean["outputs"].T, full_matrices=False)
         basis_An = basis_An[:, size_n > 1e-6 * size_n.max()]
+        if basis_An.shape[1] == len(basis_An):
+            raise VPromptError(
+                f"The start 'vipamin' needs fewer tokens than a block is wide, but {len(mean['outputs'])} span all "
+                f"its {len(basis_An)} dimensions; take 'tokens', smaller images, or a wider backbone."
+            )
         value_PA = start_PD @ weight_AD.T + bias_A
         new_PA = value_PA - value_PA @ basis_An @ basis_An.T
         prompts.assign(block, (1 - share) * likely_PD + share * (new_PA - bias_A) @ torch.linalg.pinv(weight_AD).T)
