@@ -33,7 +33,8 @@ HELP, HELP_ALL = frozenset({"-h", "--help"}), "--help-all"
 USUAL = {
     *("data", "target", "head", "label_column", "group", "backbone", "weights", "method", "methods", "seeds"),
     *("prompts", "condense", "ratio", "fine_tune_epochs", "prune", "epochs", "batch_size", "lr", "time", "balance"),
-    *("augment", "best_epoch", "early_stopping", "track", "seed", "skip_bad", "out", "resume", "json"),
+    *("augment", "stochastic_depth", "best_epoch", "early_stopping", "track", "seed", "skip_bad"),
+    *("out", "resume", "json"),
 }
 """Options that --help shows of a command with many; --help-all shows all."""
 

@@ -64,8 +64,8 @@ class Recipe:
         accumulate: Make a step of so many batches, adding up their gradients.
         clip: Largest norm of the gradient of a step; 0 for any.
         stochastic_depth: Share of the images for which attention and MLP of the last block are each left out in
-            training, 0 to below 1; it falls linearly to none in the first; blocks before all that is learned stay
-            whole. When not given, that of the method: 0.2 for `LoRA`, 0.1 for `AdapterPlus`, none for the others.
+            training, 0 to below 1; it falls linearly to none in the first. Blocks before all that is learned stay
+            whole. When not given, that of the method: 0.2 for LoRA, 0.1 for Adapter+, none for the others.
         layer_decay: Rate of a block, as a share of that of the next one (0.75, say), for methods that learn the
             backbone's own weights.
 
