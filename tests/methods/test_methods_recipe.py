@@ -61,6 +61,13 @@ def test_two_methods_of_one_name_are_refused():
     assert register(vprompt.Linear) is vprompt.Linear
 
 
+@pytest.mark.parametrize("taken", ["start", "size", "make_prompts", "lr_factor"])
+def test_an_option_is_not_called_as_what_every_method_has(taken):
+    made = dataclasses.make_dataclass("Taken", [(taken, int, 3)], bases=(vprompt.Linear,), frozen=True)
+    with pytest.raises(VPromptError, match=f"Every method has a '{taken}' of its own.*Taken"):
+        register(made)
+
+
 def test_missing_keys_take_their_defaults():
     assert from_config({"name": "vpt-deep"}) == vprompt.VPT()
     assert from_config({"name": "vpt-shallow", "depth": "shallow"}).name == "vpt-shallow"

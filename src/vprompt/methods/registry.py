@@ -59,8 +59,13 @@ def register(method: type[M]) -> type[M]:
     """Makes a method known by its name; a decorator for its class.
 
     Raises:
-        VPromptError: If the name is another method's.
+        VPromptError: If the name is another method's, or an option is named as something that every method has.
     """
+    if taken := [entry.name for entry in fields(method) if hasattr(Method, entry.name)]:
+        raise VPromptError(
+            f"Every method has a {taken[0]!r} of its own, so no option of {method.__name__} can be called that; choose "
+            "another name."
+        )
     for name, fixed in method.variants().items():
         METHODS.register(Kind(name=name, method=method, fixed=fixed))
     return method
