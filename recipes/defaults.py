@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,7 +33,7 @@ HELD_OUT = ("vtab:oxford_flowers102", "synthetic:dsprites-orientation", "vtab:gt
 EPOCHS = 30
 """On development tasks, 390 steps of 64 images."""
 
-BEFORE = "vpt-deep"
+BEFORE, CHOSEN = "vpt-deep", "lora, stochastic depth 0.2"
 CHOICES: dict[str, dict[str, Any]] = {
     BEFORE: {"lr": 0.005},
     "linear": {"method": "linear", "lr": 0.005},
@@ -71,7 +72,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "mixup": 0.2,
     },
     "lora, stochastic depth 0.1": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.1},
-    "lora, stochastic depth 0.2": {"method": "lora", "lr": 0.002, "stochastic_depth": 0.2},
+    CHOSEN: {"method": "lora", "lr": 0.002, "stochastic_depth": 0.2},
     "vpt-deep, stochastic depth 0.1": {"lr": 0.005, "stochastic_depth": 0.1},
     "vpt-deep, rate 0.02, stochastic depth 0.1": {"lr": 0.02, "stochastic_depth": 0.1},
     "lora, all layers": {"method": "lora", "targets": "all", "lr": 0.002, "stochastic_depth": 0.0},
@@ -166,11 +167,9 @@ def main() -> None:
         print("\n".join(tables(rows())))
         return
     every = DEVELOPMENT if options.tasks == "development" else HELD_OUT
-    seeds = options.seeds or (1 if options.tasks == "development" else 3)
-    cells = [(seed, label, task) for seed in range(seeds) for label in CHOICES for task in every]
-    for seed, label, task in cells:
-        if task not in (options.of or every) or label not in (options.only or CHOICES):
-            continue
+    labels, default_seeds = ([*CHOICES], 1) if options.tasks == "development" else ([BEFORE, CHOSEN], 3)
+    seeds = range(options.seeds or default_seeds)
+    for seed, label, task in product(seeds, options.only or labels, options.of or every):
         fresh = not options.out.exists()
         done = set() if fresh else {(row["task"], row["method"], row["seed"]) for row in rows()}
         if (task, label, str(seed)) in done:

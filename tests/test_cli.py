@@ -91,6 +91,7 @@ def test_help_lists_the_commands():
         ["fit", "--nope"],
         ["fit", "a", "b"],
         ["fit", "--method", "magic"],
+        ["fit", "--method", "magic", "--kv-prompts", "2"],
         ["fit", "--prompts", "many"],
         ["fit", "--prompts", "2.5"],
         ["fit", "--condense", "much"],
@@ -128,10 +129,7 @@ def test_wrong_usage(arguments, tmp_path, monkeypatch):
     [
         (["--method", "lora", "--prompts", "3"], "The method lora has no --prompts; vpt-deep has (--method vpt-deep)."),
         (["--kv-prompts=2", "--method=linear"], "The method linear has no --kv-prompts; e2vpt has (--method e2vpt)."),
-        (
-            ["--rank", "4", "--prompts", "3"],
-            "The method vpt-deep has no --rank; adapter-plus has (--method adapter-plus).",
-        ),
+        (["--rank", "4", "--prompts", "3"], "The method vpt-deep has no --rank; lora has (--method lora)."),
     ],
 )
 def test_an_option_of_another_method_is_named_with_it(arguments, sentence):

@@ -97,9 +97,11 @@ def fit_command(arguments: Sequence[str]) -> type[FitCommand]:
     usual = usual_method(arguments)
     name = chosen(arguments, "--method", usual)
     kind = METHODS.get(name if name in METHODS else usual)
-    having = {flag: other for other in reversed(METHODS.names()) for flag in METHODS.get(other).options}
+    # Of several that have an option, one that is taken without --method is named.
+    named = (*sorted(METHODS.names()), BEST_METHOD, DEFAULT_METHOD)
+    having = {flag: other for other in named for flag in METHODS.get(other).options}
     foreign = sorted(_flags(arguments) & having.keys() - kind.options.keys())
-    if foreign and arguments[0] == "fit":
+    if foreign and name in METHODS and arguments[0] == "fit":
         flag, other = f"--{foreign[0].replace('_', '-')}", having[foreign[0]]
         raise UsageError(f"The method {kind.name} has no {flag}; {other} has (--method {other}).")
     help_method = (

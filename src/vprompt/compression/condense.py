@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vprompt.compression.criteria import Criterion, Scope
+from vprompt.compression.criteria import Criterion, Scope, check_prompts
 from vprompt.compression.merge import check_merge
 from vprompt.compression.merge import merge as merged
 from vprompt.compression.score import score
@@ -69,14 +69,6 @@ def smallest_share(
     return best, trials
 
 
-def check_prompts(model: PromptedModel) -> None:
-    """Raises a `VPromptError` where there is nothing to condense."""
-    if not any(model.prompt_counts):
-        raise VPromptError(
-            "There is nothing to condense: the model has no prompts; train with a method that has, such as vpt-deep."
-        )
-
-
 def condense(
     model: PromptedModel,
     train: ImageLabels,
@@ -126,7 +118,7 @@ def condense(
 
     Source: Prompt Condensation (arXiv 2305.17223), Algorithm 1.
     """
-    check_prompts(model)
+    check_prompts(model.prompt_counts, "condense")
     if merge:
         check_merge(model)
     recipe = recipe or fine_tuning_recipe(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vprompt.model.records import Gradient
@@ -75,6 +75,14 @@ def check_riding(criterion: str, method: Method) -> None:
     if method.riding == "tokens" and removes(criterion):
         raise VPromptError(
             f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
+        )
+
+
+def check_prompts(counts: Sequence[int], use: str) -> None:
+    """Raises a `VPromptError` where blocks have no prompts to put to a use, such as "condense"."""
+    if not any(counts):
+        raise VPromptError(
+            f"There is nothing to {use}: the model has no prompts; train with a method that has, such as vpt-deep."
         )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vprompt.compression.criteria import GRADIENTS, Criterion, check_criterion, check_riding, check_segments_by
+from vprompt.compression.criteria import (
+    GRADIENTS,
+    Criterion,
+    check_criterion,
+    check_prompts,
+    check_riding,
+    check_segments_by,
+)
 from vprompt.compression.gradients import class_similarity
 from vprompt.compression.select import summed_over_blocks
 from vprompt.methods.layers.prompts import check_segments
@@ -87,10 +94,7 @@ def score(
     (arXiv 2307.13770), section 3.3.
     """
     check_criterion(criterion, model.info)
-    if not any(model.prompt_counts):
-        raise VPromptError(
-            "There is nothing to score: the model has no prompts; train with a method that has, such as vpt-deep."
-        )
+    check_prompts(model.prompt_counts, "score")
     if segments is not None:
         check_segments(segments, model.info.widths)
         check_segments_by(criterion)

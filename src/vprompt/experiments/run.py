@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vprompt.backbones.factory import describe_name
-from vprompt.compression.condense import check_prompts, fine_tuning_recipe
-from vprompt.compression.criteria import check_criterion, check_riding
+from vprompt.compression.condense import fine_tuning_recipe
+from vprompt.compression.criteria import check_criterion, check_prompts, check_riding
 from vprompt.compression.merge import check_merge
 from vprompt.data.dataset import Task
 from vprompt.experiments.folder import RunFolder, result_of
@@ -249,7 +249,7 @@ def run_condense(
         if finished is not None:
             return finished
         model = load(settings.adapter, weights=settings.weights, backbone_precision=settings.backbone_precision)
-        check_prompts(model)
+        check_prompts(model.prompt_counts, "condense")
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
         if condensing.merge:
