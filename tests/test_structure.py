@@ -10,6 +10,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+import vprompt
+
 MOST_ROOMS = 15
 
 
@@ -61,3 +63,31 @@ def test_what_is_imported_is_declared(written):
 def normal(name):
     """A package's name as PyPI compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("module", ["vprompt.model.load", "vprompt.data", "vprompt.experiments.run"])
+def test_plots_are_imported_where_one_is_drawn(written, module):
+    """They take most of a second, which whoever loads a model or trains without a page need not wait for."""
+    reached, new = set(), {module}
+    while new:
+        reached |= new
+        new = {name for one in new & written.modules for name in at_once(written, one)} - reached
+    assert {"torch", "vprompt.report.colours"} <= reached
+    assert "matplotlib" not in reached
+
+
+def at_once(graph, module):
+    """What a module imports when it is imported itself: not in a function, and not for annotations."""
+    if not (file := file_of(module)).exists():
+        return set()
+    lines, room = file.read_text("utf-8").splitlines(), {module.rpartition(".")[0]} - {""}
+    found = graph.find_modules_directly_imported_by(module)
+    details = {name: graph.get_import_details(importer=module, imported=name) for name in found}
+    return room | {
+        name for name in found if any(not lines[each["line_number"] - 1][0].isspace() for each in details[name])
+    }
+
+
+def file_of(module):
+    place = Path(vprompt.__file__).parents[1].joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 from numpy.typing import NDArray
 
-from vprompt.report.plots import COLOURS
+from vprompt.report.colours import COLOURS
 
 GREY, WRONG, RIGHT = (128, 128, 128), (213, 94, 0), (255, 255, 255)
 

@@ -24,12 +24,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 from PIL import Image
 
+from vprompt.report.colours import COLOURS
 from vprompt.report.document import Bar, Chart, Charts, Curve, Dot
 from vprompt.utils.io import write_bytes
 from vprompt.utils.text import line
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
