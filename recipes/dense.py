@@ -1,6 +1,7 @@
 """What do prompts, condensing and pruning do where every pixel has a label? Methods beside each other, one row a run.
 
-    python recipes/dense.py DATA... --out docs/results/dense.csv [--backbone NAME --weights FILE --img-size 112]
+    python recipes/dense.py DATA... --out docs/results/dense.csv [--backbone NAME --weights FILE --img-size 112
+        --enlarge 1.75]
 
 DATA are folders with `images/` and `masks/` in `train/`, `val/` and `test/`. Each run trains on the training images
 with the learning rate that a short sweep on the validation images finds for the first seed; test images are read once,
@@ -130,6 +131,23 @@ def tables(rows: list[dict[str, str]]) -> Iterator[str]:
         yield ""
 
 
+def enlarged(data: str, factor: float, folder: Path) -> str:
+    """A copy of DATA whose images are so much larger, and its place: for backbones with larger patches."""
+    copy = folder / f"{Path(data).name} x{factor:g}"
+    for file in filter(Path.is_file, Path(data).rglob("*")):
+        target = copy / file.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".txt":
+            target.write_bytes(file.read_bytes())
+            continue
+        with Image.open(file) as image:
+            how = Image.Resampling.NEAREST if file.parent.name == "masks" else Image.Resampling.BICUBIC
+            image.resize((round(factor * image.width), round(factor * image.height)), how).save(
+                target.with_suffix(".png")
+            )
+    return str(copy)
+
+
 def pictures(data: str, adapters: list[Path], file: Path) -> None:
     """A row for each of four test images from all over: image, mask, what each adapter says; errors below."""
     models = [load(adapter).fold() for adapter in adapters]
@@ -160,6 +178,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--name", help="of the backbone in the table")
     parser.add_argument("--weights")
     parser.add_argument("--img-size", type=int)
+    parser.add_argument("--enlarge", type=float, help="make the images so much larger first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -175,6 +194,8 @@ def main() -> None:
             print("\n".join(tables([*csv.DictReader(opened)])))
         return
     name = options.name or options.backbone
+    if options.enlarge:
+        options.data = [enlarged(data, options.enlarge, options.runs) for data in options.data]
     if options.pictures:
         task = Path(options.data[0]).name
         adapters = [options.runs / f"{task}-{name}-{label}-0".replace(" ", "_") for label in options.only]

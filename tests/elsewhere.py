@@ -136,6 +136,7 @@ class OtherDevice(TorchDispatchMode):
     """Inside, `DEVICE` is there.
 
     Attributes:
+        doubles: Whether it has float64, as Apple's GPUs have not.
         waits: How often each operation made the CPU wait.
         pinned: How many tensors were copied to memory that the device reads by itself.
     """
@@ -145,6 +146,7 @@ class OtherDevice(TorchDispatchMode):
         # As fake tensors do: nothing looks for a driver then.
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE
         torch._C._ensureCUDADeviceGuardSet()
+        self.doubles = True
         self.waits = Counter()
         self.pinned = 0
 
@@ -201,7 +203,14 @@ class OtherDevice(TorchDispatchMode):
         if _is_other(target):
             kwargs["device"] = torch.device("cpu")
         out = func(*_unwrapped(args), **_unwrapped(kwargs))
+        if other:
+            self._check_doubles(func, out)
         return _results(func, out, flat, args, kwargs) if other else out
+
+    def _check_doubles(self, func, out):
+        tensors = [x for x in tree_flatten(out)[0] if isinstance(x, torch.Tensor)]
+        if not self.doubles and any(x.dtype == torch.float64 for x in tensors):
+            raise TypeError(f"{func}: {DEVICE} has no float64")
 
     def _copied(self, func, args, kwargs):
         blocking = not kwargs.pop("non_blocking", False)
@@ -218,6 +227,8 @@ class OtherDevice(TorchDispatchMode):
         kwargs.pop("device", None)
         kwargs.pop("pin_memory", None)
         out = func(*_unwrapped(args), **kwargs)
+        if becomes:
+            self._check_doubles(func, out)
         return Elsewhere(out) if becomes else out
 
     def _count(self, to_device, blocking):

@@ -14,10 +14,12 @@ from vprompt.analysis.cost.report import VIEW
 from vprompt.analysis.counts import even, retained_counts, rising, with_counts
 from vprompt.analysis.page import analysis_sections, write_analysis
 from vprompt.backbones.factory import create_backbone
+from vprompt.compression.merge import merge
 from vprompt.model.cost import adapter_bytes, gmacs_and_biases, model_cost
 from vprompt.report import published
 from vprompt.report.html import html_page
 from vprompt.report.markdown import markdown_page
+from vprompt.tasks.segmentation import Segmentation
 from vprompt.utils.errors import VPromptError
 
 VIT_B, SWIN_B = "vit_base_patch16_224", "swin_base_patch4_window7_224"
@@ -268,6 +270,22 @@ def test_shallow_prompts_are_in_the_first_block_only():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_size_of_an_adapter_is_that_of_the_saved_file(tmp_path, method, dtype):
     model = vprompt.attach(timm.create_model("test_vit").to(dtype), method, num_classes=11)
+    model.save_pretrained(tmp_path)
+    assert adapter_bytes(model) == (tmp_path / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["maps", "merged", "segments"])
+def test_the_size_counts_all_that_is_saved(tmp_path, kind):
+    target = Segmentation.called(("a", "b")) if kind == "maps" else None
+    classes = None if kind == "maps" else 3
+    model = vprompt.attach(
+        timm.create_model("test_vit", img_size=32), vprompt.VPT(4), target=target, num_classes=classes
+    )
+    half = [torch.tensor([0, 2])] * 6
+    if kind == "merged":
+        model = merge(model, half)
+    elif kind == "segments":
+        model = model.keep(half, [torch.tensor([[True, False], [True, True]])] * 6)
     model.save_pretrained(tmp_path)
     assert adapter_bytes(model) == (tmp_path / "adapter_model.safetensors").stat().st_size
 

@@ -37,7 +37,7 @@ from vprompt.compression.choices import (
 )
 from vprompt.compression.importance import cut, importance, pruned
 from vprompt.compression.prune import prune
-from vprompt.compression.search import delete_search
+from vprompt.compression.search import delete_search, same_search
 from vprompt.compression.select import select_segments
 from vprompt.experiments.run import run
 from vprompt.experiments.settings import settings_from
@@ -761,6 +761,8 @@ def test_the_state_of_another_search_is_refused(tmp_path, fixed):
 
     first = search(resume=False)
     assert same(search().model, first.model)
+    # How the work is done may change.
+    assert same(search(recipe=replace(SMALL, workers=1, grad_checkpointing=True)).model, first.model)
     for change in (
         {"model": other, "early": other.state()},
         {"early": other.state()},
@@ -982,3 +984,28 @@ def test_a_search_that_starts_anew_deletes_its_own_files_only(tmp_path):
         (tmp_path / name).write_text("")
     delete_search(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "weights.safetensors", "my-model.safetensors"}
+
+
+def test_a_search_of_earlier_versions_is_gone_on_with():
+    identity = {"data": [None, None], "recipe": {"lr": 0.1}, "images": {"train": 3}}
+    assert same_search({**identity, "recipe": {"lr": 0.1, "workers": 4, "cache_gb": 4.0}}, identity)
+    assert not same_search({**identity, "recipe": {"lr": 0.2, "workers": 4}}, identity)
+    assert not same_search({**identity, "recipe": None}, identity)
+
+
+@pytest.mark.parametrize("watching", [{"best_epoch": True}, {"early_stopping": 1}])
+def test_validation_images_decide_the_epoch_after_pruning_too(watching):
+    model, early = trained_model()
+    data, val = learned_data(), learned_data(4, seed=1)
+    chosen, how = PruneSettings(num_segments=4, tokens=0.5, segments=0.5), replace(SMALL, **watching)
+    found = prune(model, data, val, early=early, settings=chosen, recipe=how)
+    assert "val_loss" in found.history.rows[-1]
+    assert found.model.recipe == how
+    # What the model was trained with is no reason to refuse it without them; what is asked for is, at once.
+    model.recipe = how
+    plain = prune(model, data, early=early, settings=chosen)
+    assert plain.model.recipe == replace(how, best_epoch=False, early_stopping=0)
+    for call in (prune, vprompt.condense):
+        with pytest.raises(TrainingError, match="no validation images"):
+            call(model, None, recipe=how)
+    assert vprompt.condense(model, data, ratio=0.5).recipe == plain.model.recipe.for_fine_tuning()

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
+import families
 import reference
 import vprompt
 from reference import attached, close, some_images
@@ -525,3 +526,54 @@ def test_condensing_twice_counts_from_the_condensed():
     assert sum(once.prompt_counts) == 9
     assert sum(twice.prompt_counts) == 5  # a half is rounded upwards
     assert [len(values) for values in twice.condensation.scores] == once.prompt_counts
+
+
+def test_what_was_not_fine_tuned_is_fine_tuned_later_at_the_lower_rate():
+    model, data = float_model(epochs=3, lr=0.01), some_data("class-token", torch.float32)
+    small = vprompt.condense(model, data, ratio=0.6, fine_tune=False)
+    assert not small.condensation.tuned
+    smaller = vprompt.condense(small, data, ratio=0.5)
+    assert smaller.recipe == model.recipe.for_fine_tuning()
+    assert smaller.condensation.tuned
+    # That of a fine-tuned one is taken as it is.
+    assert vprompt.condense(smaller, data, ratio=0.5).recipe == smaller.recipe
+
+
+def test_numbers_have_no_pseudo_labels():
+    model = vprompt.attach(families.vit(), vprompt.VPT(2), target="regression", num_classes=2)
+    data = TensorDataset(some_images("vit", 3), torch.randn(3, 2))
+    with pytest.raises(VPromptError, match=r"'pseudo-label' is for classes and tags.*'feature-change'"):
+        vprompt.score(model, data, criterion="pseudo-label")
+    assert vprompt.score(model, data, criterion="feature-change")[0].abs().min() > 0
+
+
+class TunedPrompts(vprompt.VPT):
+    """Deep prompts over queries, keys and values that change as well."""
+
+    tunes_backbone = True
+
+    def make_tuning(self, backbone, info, tensors=None):
+        return vprompt.LoRA(rank=2).make_tuning(backbone, info, tensors)
+
+
+def test_scores_are_of_the_projections_that_run():
+    """Where a method changes these as well, against differences of the loss."""
+    torch.manual_seed(0)
+    model = vprompt.attach(families.vit().double(), TunedPrompts(3), num_classes=3).eval()
+    with torch.no_grad():
+        for value in model.learned.values():
+            value.add_(torch.randn_like(value), alpha=0.3)
+    data = TensorDataset(some_images("vit", 4).double(), torch.arange(4) % 3)
+    scores = vprompt.score(model, data, criterion="taylor-signed")
+
+    def loss(block, number, scale):
+        twin = model.copy().eval()
+        with torch.no_grad():
+            twin.prompts[block][number] *= scale
+            return float(twin.target.loss(twin(data.tensors[0]), data.tensors[1]).mean())
+
+    step = 1e-4
+    for block in (0, 1):
+        for number in range(3):
+            slope = (loss(block, number, 1 + step) - loss(block, number, 1 - step)) / (2 * step)
+            assert float(scores[block][number]) == pytest.approx(-slope, rel=1e-4, abs=1e-9)

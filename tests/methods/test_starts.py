@@ -295,3 +295,18 @@ def test_a_start_is_part_of_a_run_and_runs_from_before_keep_their_names():
     assert other.identity["init"] == "tokens"
     assert plain.key != other.key
     assert "p20-tokens" in other.name
+
+
+def test_where_patches_come_with_the_leading_tokens_these_are_none_of_the_start():
+    options = {"class_token": True, "reg_tokens": 2, "embed_dim": 32, "num_heads": 2, "depth": 2, "img_size": 32}
+    backbone = timm.create_model("naflexvit_base_patch16_gap", **options).double().eval()
+    info, images, rows = describe(backbone), some_images(backbone, 3).double(), []
+    hook = backbone.embeds.register_forward_hook(lambda module, inputs, out: rows.append(out))
+    with torch.no_grad():
+        backbone.forward_features(images)
+    hook.remove()
+    embedded = rows[0][0]
+    count = 3 * (embedded.shape[1] - 3)
+    prompts = random_prompts(info, [count, 0])
+    starts.tokens(prompts, backbone, info, [images])  # all there are
+    assert torch.equal(prompts[0].sort(0).values, embedded[:, 3:].flatten(0, 1).sort(0).values)

@@ -167,6 +167,17 @@ def test_everything_else_comes_back(backbone, tmp_path):
     assert loaded.preprocessing == looks
 
 
+def test_a_temperature_stays_where_classes_have_no_names(backbone, tmp_path):
+    model = vprompt.attach(backbone, vprompt.VPT(2), num_classes=3)
+    model.target = replace(model.target, temperature=2.5)
+    kept = model.keep([torch.tensor([1])] * len(model.prompt_counts))
+    assert (model.copy().target, kept.target) == (model.target, model.target)
+    kept.save_pretrained(tmp_path)
+    again = vprompt.load(tmp_path, backbone)
+    assert again.target == model.target
+    assert again.classes == ("0", "1", "2")
+
+
 def test_numbers_keep_their_type(tmp_path):
     backbone = tiny_backbone().double()
     model = model_with(backbone).double()

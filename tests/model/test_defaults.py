@@ -42,6 +42,14 @@ def test_python_and_the_command_give_the_same_numbers(photos, tmp_path, method, 
     assert (theirs.classes, theirs.preprocessing, theirs.method) == (model.classes, model.preprocessing, model.method)
 
 
+def test_a_kind_of_target_takes_its_names_from_the_data(photos):
+    data = vprompt.open_data(photos)
+    named = vprompt.attach(BUNDLED_BACKBONE, vprompt.Linear(), data=data, target="single-label")
+    assert named.target == data.target
+    other = vprompt.attach(BUNDLED_BACKBONE, vprompt.Linear(), data=data, target="regression", num_classes=1)
+    assert other.target.names == ("0",)
+
+
 def test_a_start_that_is_known_to_train_badly_is_said(photos):
     data = vprompt.open_data(photos)
 

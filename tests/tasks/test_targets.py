@@ -419,3 +419,14 @@ def test_notes_on_tags():
     assert notes[0] == "Of tag big there is no image in val: mean AP there says nothing of it."
     assert notes[1] == "All training images are of tag red and big: nothing can be learned of that."
     assert notes[2].startswith("1 tag has fewer than 5 images")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
+def test_tags_may_be_whole_numbers(dtype):
+    logits, targets = drawn(TAGS)
+    assert TAGS.check(targets.to(dtype)) is None
+    assert TAGS.figures(logits, targets.to(dtype)) == TAGS.figures(logits, targets)
+
+
+def test_one_class_is_nothing_to_tell_apart():
+    assert "one class" in SingleLabel(names=("ant",)).check(torch.zeros(2).long())

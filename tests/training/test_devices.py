@@ -20,6 +20,7 @@ from vprompt.compression.merge import merge
 from vprompt.methods.layers import starts
 from vprompt.methods.registry import METHODS
 from vprompt.model.model import PromptedModel
+from vprompt.tasks.base import TARGETS
 from vprompt.tasks.segmentation import Segmentation
 from vprompt.training.checkpoint import load_tensors
 from vprompt.training.loader import epoch_order
@@ -268,6 +269,24 @@ def test_pixels_with_labels(device, head):
     vprompt.score(model, TensorDataset(images, masks), criterion="taylor")
     assert model.fold()(some_images("vit", 1, size=(40, 50)).to(DEVICE)).shape == (1, 2, 40, 50)
     model.predict((255 * torch.rand(1, 3, 20, 30)).byte())
+
+
+@pytest.mark.parametrize("name", TARGETS.names())
+def test_no_target_needs_float64_on_the_device(device, name):
+    device.doubles = False
+    target = TARGETS.get(name).called(["a", "b"])
+    labels = {
+        "single-label": torch.arange(4) % 2,
+        "multi-label": torch.eye(2).repeat(2, 1),
+        "regression": torch.linspace(-1, 2, 8).reshape(4, 2),
+        "segmentation": torch.randint(-1, 2, (4, 32, 32)),
+    }[name]
+    images = TensorDataset(some_images("vit", 4), labels)
+    with pytest.raises(TypeError, match="has no float64"):
+        torch.ones(1, device=DEVICE).double()
+    model = vprompt.attach(families.vit().eval().to(DEVICE), vprompt.VPT(2), target=target)
+    vprompt.fit(model, images, images, recipe=recipe())
+    assert vprompt.evaluate(model, images).images == 4
 
 
 # ── no step waits ────────────────────────────────────────────────────────────────────────────────────────────────────

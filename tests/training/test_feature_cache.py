@@ -415,3 +415,17 @@ def test_a_model_is_left_as_it_was():
     assert model.view is view
     assert not any(hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks))
     assert replace(recipe(), grad_checkpointing=True) == model.recipe
+
+
+@pytest.mark.parametrize(
+    ("target", "labels"),
+    [
+        ("multi-label", (torch.arange(32).reshape(16, 2) % 3 == 0).float()),
+        ("regression", torch.linspace(-1, 1, 32).reshape(16, 2)),
+    ],
+)
+def test_features_of_tags_and_numbers_are_computed_once(target, labels):
+    model = vprompt.attach(families.vit(), Linear(), target=target, num_classes=2)
+    seen = images_seen(model, 0)
+    fit(model, TensorDataset(tensors().tensors[0], labels), recipe=recipe())
+    assert sum(seen) == 16 + 1

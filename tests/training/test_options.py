@@ -13,6 +13,7 @@ from PIL import Image
 from test_trainer import CLASSES, PLAIN, assert_identical, fresh, pixels_and_labels, recipe, tensors, values
 from torch.utils.data import TensorDataset
 
+import families
 import vprompt
 import vprompt.training.trainer as training
 from conftest import run_command, write_classes, write_images
@@ -25,11 +26,13 @@ from vprompt.experiments.settings import settings_from
 from vprompt.model.records import Recipe, schedule_for
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
+from vprompt.tasks.segmentation import Segmentation
+from vprompt.tasks.single_label import SingleLabel
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import TrainingEpoch, in_order, iterate
 from vprompt.training.objective import Objective
 from vprompt.training.settle import FACTORS, pace, settled
-from vprompt.training.trainer import Interrupted, fit
+from vprompt.training.trainer import Interrupted, _rate_shares, fit
 from vprompt.utils.errors import DataError, TrainingError, VPromptError
 from vprompt.utils.serialization import flat
 
@@ -167,6 +170,18 @@ def test_the_sampler_draws_classes_alike_by_seed_and_epoch_alone():
     assert not torch.equal(other.order(len(data), epoch=3), orders[3])
 
 
+@pytest.mark.parametrize("balance", ["loss", "sampler", "logit-adjustment"])
+def test_classes_of_one_name_are_balanced_apart(balance):
+    """ImageNet has two kinds of crane."""
+    data = uneven()
+    plain, twice = fresh(), fresh()
+    twice.target = SingleLabel(names=("crane", "crane", "dog"))
+    first, second = (Objective(model, data, recipe(balance=balance)) for model in (plain, twice))
+    logits, labels = torch.randn(20, 3), data.tensors[1]
+    assert torch.equal(first.order(20, epoch=0), second.order(20, epoch=0))
+    assert torch.equal(first.losses(logits, labels), second.losses(logits, labels))
+
+
 def test_balance_helps_the_rare_classes():
     data, test = uneven((40, 4, 4)), tensors(30, seed=9)
     plain = fresh(vprompt.Linear())
@@ -274,6 +289,19 @@ def test_rates_fall_from_block_to_block():
         assert shares[name] == pytest.approx(share, rel=0.02), name
     with pytest.raises(TrainingError, match="vpt-deep learns no weights of the backbone"):
         fit(fresh(), tensors(), recipe=recipe(layer_decay=0.5))
+
+
+@pytest.mark.parametrize("make", [families.vit, families.BACKBONES["swin"]])
+def test_rates_do_not_depend_on_a_classifier_that_is_not_used(make):
+    shares = []
+    for classes in (7, 0):
+        backbone = make()
+        backbone.reset_classifier(classes)
+        model = vprompt.attach(backbone, vprompt.Full(), num_classes=CLASSES)
+        shares.append(_rate_shares(model.learned, model, 0.5))
+    assert shares[0] == shares[1]
+    assert shares[0]["head.weight"] == 1
+    assert max(share for name, share in shares[0].items() if name.startswith("tuned.")) == 0.5
 
 
 # ── which weights are kept ───────────────────────────────────────────────────────────────────────────────────────────
@@ -402,6 +430,26 @@ def test_a_time_is_kept_to_in_epochs():
 def test_a_time_beside_a_number_of_epochs_is_refused():
     with pytest.raises(VPromptError, match="a time stands instead of a number of epochs; give one of them"):
         recipe(epochs=3, time="4s")
+
+
+@pytest.mark.parametrize("how", ["pace", "batch size", "time"])
+def test_measuring_leaves_the_model_as_it_is(how):
+    """Statistics of the head's batch norm as well."""
+    model = vprompt.attach(families.vit(), vprompt.VPT(2), target=Segmentation.called(("a", "b")))
+    data = TensorDataset(torch.randn(6, 3, 32, 32), torch.randint(2, (6, 32, 32)))
+    before, training = {name: value.clone() for name, value in model.state_dict().items()}, model.training
+    if how == "pace":
+        pace(model, data, recipe())
+    else:
+        settled(
+            fit,
+            model,
+            data,
+            None,
+            recipe(**{"batch_size": "auto"} if how == "batch size" else {"time": "1s", "epochs": "auto"}),
+        )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training == training
 
 
 def test_memory_is_counted():
@@ -561,3 +609,12 @@ def test_numbers_are_mixed_and_not_balanced():
     how = recipe(mixup=0.3, ema=0.5, best_epoch=True, early_stopping=3, clip=1.0, lr="auto")
     history = fit(model, data, data, recipe=how)
     assert math.isfinite(history.rows[-1]["loss"])
+
+
+def test_what_is_found_is_kept_beside_the_checkpoint_and_nothing_else_is_touched(tmp_path):
+    mine = tmp_path / "run.json"
+    mine.write_text("mine")
+    how = recipe(epochs="auto", batch_size=24)
+    fit(fresh(), tensors(), recipe=replace(how, time=None), checkpoint=tmp_path / "run.ckpt")
+    assert mine.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "run.ckpt", "run.ckpt.settled.json"}

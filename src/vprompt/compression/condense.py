@@ -17,7 +17,7 @@ from vprompt.model.model import PromptedModel
 from vprompt.model.records import Condensation, Recipe
 from vprompt.training.evaluate import Evaluation, difference
 from vprompt.training.loader import ImageLabels
-from vprompt.training.trainer import fit
+from vprompt.training.trainer import check_watched, fit
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import bar
 
@@ -121,7 +121,10 @@ def condense(
     check_prompts(model.prompt_counts, "condense")
     if merge:
         check_merge(model)
-    recipe = recipe or fine_tuning_recipe(model)
+    if recipe is None:
+        recipe = fine_tuning_recipe(model)
+        recipe = recipe.unwatched() if val is None else recipe
+    check_watched(recipe, val)
     if scores is None:
         with bar("scoring", enabled=progress) as report:
             scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)
@@ -136,6 +139,7 @@ def condense(
         merge=merge,
         scores=tuple(tuple(values.tolist()) for values in scores),
         kept=tuple(tuple(index.tolist()) for index in retained),
+        tuned=False,
     )
     if fine_tune:
         fit(
@@ -152,10 +156,10 @@ def condense(
 
 
 def fine_tuning_recipe(model: PromptedModel) -> Recipe:
-    """The recipe a model was trained with, at a tenth of the rate for 20 epochs; that of a condensed model as it is.
+    """The recipe a model was trained with, at a tenth of the rate for 20 epochs; that of a fine-tuned one as it is.
 
     A pruned model was trained, not fine-tuned.
     """
     recipe = model.recipe or Recipe()
-    tuned = model.condensation is not None and model.pruning is None
+    tuned = model.condensation is not None and model.condensation.tuned and model.pruning is None
     return recipe if tuned else recipe.for_fine_tuning()

@@ -12,6 +12,7 @@ from vprompt.utils.errors import VPromptError
 if TYPE_CHECKING:
     from vprompt.backbones.info import BackboneInfo
     from vprompt.methods.base import Method
+    from vprompt.tasks.base import Target
 
 
 Criterion = Literal[
@@ -75,6 +76,15 @@ def check_riding(criterion: str, method: Method) -> None:
     if method.riding == "tokens" and removes(criterion):
         raise VPromptError(
             f"The criterion {criterion!r} is for deep prompts: shallow ones ask queries themselves; use 'taylor'."
+        )
+
+
+def check_target(criterion: str, target: Target) -> None:
+    """Raises a `VPromptError` for a criterion that says nothing of models with a target."""
+    if criterion == "pseudo-label" and target.answer == "values":
+        raise VPromptError(
+            "The criterion 'pseudo-label' is for classes and tags: numbers that the model itself says have no loss; "
+            "use 'feature-change', which needs no labels either."
         )
 
 

@@ -52,7 +52,7 @@ def merge(model: PromptedModel, kept: Sequence[Tensor]) -> PromptedModel:
             values.append(prompts_PD[:0].clone())
             multiplicity.append([])
             continue
-        attention = attention_at(model.backbone, model.info, block)
+        attention = attention_at(model.tuned.base, model.info, block)
         keys_1HPd = attention.key_values(prompts_PD.unsqueeze(0)).keys
         member_P = k_means(keys_1HPd[0].transpose(0, 1).flatten(1).float(), number_P, index)
         normed = model.info.blocks[block].entry is not None

@@ -12,6 +12,7 @@ from vprompt.compression.criteria import (
     check_prompts,
     check_riding,
     check_segments_by,
+    check_target,
 )
 from vprompt.compression.gradients import class_similarity
 from vprompt.compression.select import summed_over_blocks
@@ -99,6 +100,7 @@ def score(
         check_segments(segments, model.info.widths)
         check_segments_by(criterion)
     check_riding(criterion, model.method)
+    check_target(criterion, model.target)
     if shared and len(set(filter(None, model.prompt_counts))) > 1:
         raise VPromptError("Blocks with different numbers of prompts cannot share a mask.")
     sizes = [(count, segments or 1) for count in model.prompt_counts]
@@ -147,7 +149,7 @@ def _effects(
                     by_block = dict.fromkeys(by_block, torch.stack(list(by_block.values())).sum(0))
                 for block, effect_BPR in by_block.items():
                     summed = (effect_BPR if kind is None or kind.signed else effect_BPR.abs()).sum(0)
-                    sums[block] += summed.double().cpu()
+                    sums[block] += summed.cpu().double()
                 done += len(labels)
                 report(done, length)
     finally:

@@ -16,7 +16,7 @@ from vprompt.compression.choices import Budget, Choice, PruneSettings, Trial, be
 from vprompt.compression.importance import Importance, cut, importance, pruned
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
-from vprompt.training.checkpoint import History, load_tensors, save_tensors
+from vprompt.training.checkpoint import EXECUTION_SETTINGS, History, load_tensors, save_tensors
 from vprompt.training.evaluate import evaluate
 from vprompt.training.loader import ImageLabels, identity, size_of
 from vprompt.training.trainer import fit
@@ -80,6 +80,9 @@ def same_search(recorded: object, identity: dict[str, Any]) -> bool:
     if not isinstance(recorded, dict):
         return False
     facts = cast("dict[str, Any]", recorded)
+    recipe = cast("dict[str, Any]", facts.get("recipe") or {})
+    recipe = {name: value for name, value in recipe.items() if name not in EXECUTION_SETTINGS}  # earlier ones had them
+    facts = {**facts, "recipe": recipe}
     data = zip(facts.get("data", ()), identity["data"], strict=False)
     trusted = all(None in pair or pair[0] == pair[1] for pair in data)
     return trusted and {**facts, "data": None} == {**identity, "data": None}
@@ -247,6 +250,7 @@ class Search:
         history = fit(
             small,
             self.train,
+            self.val if self.recipe.watches else None,
             recipe=self.recipe,
             checkpoint=self._file(f"{choice.tokens:g}-{choice.segments:g}.safetensors"),
             resume=True,
@@ -273,7 +277,7 @@ class Search:
         tensors = {name: value.cpu().contiguous() for name, value in values.items()}
         document = {
             "settings": asdict(self.settings),
-            "recipe": flat(self.recipe),
+            "recipe": flat(self.recipe, places=False),
             "images": self.images,
             "data": [identity(self.train), None if self.val is None else identity(self.val)],
             "rewind_epoch": self.rewind_epoch,

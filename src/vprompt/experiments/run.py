@@ -14,7 +14,7 @@ from torch import nn
 
 from vprompt.backbones.factory import describe_name
 from vprompt.compression.condense import fine_tuning_recipe
-from vprompt.compression.criteria import check_criterion, check_prompts, check_riding
+from vprompt.compression.criteria import check_criterion, check_prompts, check_riding, check_target
 from vprompt.compression.merge import check_merge
 from vprompt.data.dataset import Task
 from vprompt.experiments.folder import RunFolder, result_of
@@ -116,7 +116,7 @@ def first_stage(settings: Settings) -> Settings | None:
     """The training that a condensing or pruning run starts from and may share with others; None where it cannot."""
     recipe, prune = settings.recipe, settings.prune
     if settings.condense is None:
-        last = None if recipe.ema or recipe.best_epoch or recipe.early_stopping else recipe.epochs
+        last = None if recipe.ema or recipe.watches else recipe.epochs
         if prune is None or prune.rewind_epoch not in (0, last):
             return None  # values to rewind to, other than the first and the last ones, are recorded while training
     return replace(settings, condense=None, prune=None)
@@ -187,6 +187,9 @@ def _prepare(
         check_criterion(settings.prune.criterion, info)
         check_segments(settings.prune.num_segments, info.widths)
     stages = Stages(folder, settings, preprocessing, settings.target, progress, sources, page)
+    for part in (settings.condense, settings.prune):
+        if part is not None:
+            check_target(part.criterion, stages.task.target)
     if settings.prune is not None and settings.prune.searched and stages.val is None:
         raise DataError(
             "There are no validation images on which to search how much to prune; give --prune-tokens and "
@@ -252,6 +255,7 @@ def run_condense(
         check_prompts(model.prompt_counts, "condense")
         check_criterion(condensing.criterion, model.info)
         check_riding(condensing.criterion, model.method)
+        check_target(condensing.criterion, model.target)
         if condensing.merge:
             check_merge(model)
         stages = Stages(folder, settings, model.preprocessing, model.target.name, progress, sources, page)

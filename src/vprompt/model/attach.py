@@ -164,12 +164,13 @@ def _target(
     target: Target | str | None, data: object, classes: Sequence[str] | None, num_classes: int | None
 ) -> Target | None:
     """That of a name with the given classes or numbers for names, or that of the data."""
+    if data is not None and not isinstance(data, Task):
+        raise VPromptError(f"data must be a task from vprompt.open_data, not {type(data).__name__}.")
     if isinstance(target, str):
-        return TARGETS.get(target).called(classes or [str(number) for number in range(num_classes or 0)])
+        known = () if data is None or num_classes is not None else data.target.names
+        return TARGETS.get(target).called(classes or known or [str(number) for number in range(num_classes or 0)])
     if data is None:
         return target
-    if not isinstance(data, Task):
-        raise VPromptError(f"data must be a task from vprompt.open_data, not {type(data).__name__}.")
     return data.target if target is None and classes is None else target
 
 

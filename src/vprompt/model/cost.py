@@ -17,6 +17,7 @@ from vprompt.methods.layers.head import MLPHead
 from vprompt.methods.linear import Linear
 from vprompt.model.attach import attach
 from vprompt.model.model import FoldedModel, PromptedModel
+from vprompt.model.tensors import held
 from vprompt.utils.errors import VPromptError
 
 
@@ -63,7 +64,7 @@ def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *
 
 
 def adapter_bytes(model: PromptedModel) -> int:
-    """Size of the file of tensors that `model.save_pretrained` writes; pruned segments' masks are not counted.
+    """Size of the file of tensors that `model.save_pretrained` writes.
 
     The card and the configuration beside it take a few thousand bytes more.
 
@@ -72,9 +73,7 @@ def adapter_bytes(model: PromptedModel) -> int:
         >>> adapter_bytes(vprompt.attach(timm.create_model("test_vit"), vprompt.VPT(1), num_classes=2))
         2648
     """
-    held = {n: p for n, p in model.learned.items() if not n.startswith("prompts.")}
-    held |= {f"prompts.{n}": p for n, p in model.prompts.settled().named_parameters() if p.numel()}
-    alike = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in held.items()}
+    alike = {name: torch.zeros(p.shape, dtype=p.dtype, device="cpu") for name, p in held(model).items()}
     return len(save(alike, metadata={"format": "pt"}))
 
 

@@ -95,7 +95,7 @@ def _cut(prompts_PD: Tensor, segments: int) -> Tensor:
 
 def _scaling(model: PromptedModel, block: int, segments: int) -> tuple[Tensor, Tensor]:
     """Derivatives of keys and values (R, H, P, d) of a block's prompts by the scale of a segment, in float64."""
-    attention = copy.deepcopy(attention_at(model.backbone, model.info, block)).cpu().double()
+    attention = copy.deepcopy(attention_at(model.tuned.base, model.info, block)).cpu().double().requires_grad_(False)
     prompts_PD = model.prompts.dense(block).detach().cpu().double()
     jvp: Any = torch.func.jvp
 
@@ -118,4 +118,9 @@ def _scaling(model: PromptedModel, block: int, segments: int) -> tuple[Tensor, T
 def _products(gradient: Tensor, change: Tensor) -> Tensor:
     """Inner products (B, P, R) of a gradient (B, ..., P, width) and changes (R, ..., P, width)."""
     sizes = "bpw, rpw -> bpr" if gradient.ndim == 3 else "bhpw, rhpw -> bpr"
-    return torch.einsum(sizes, gradient.to(change.device).double(), change.double())
+    return torch.einsum(sizes, _exact(gradient.to(change.device)), _exact(change))
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64; on the CPU where the device, one of Apple's, has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()

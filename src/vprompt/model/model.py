@@ -359,6 +359,7 @@ class PromptedModel(_Adapted):
             target=None if self.classes is None else self.target,
             preprocessing=self.preprocessing,
         )
+        twin.target = self.target  # calibrated, it may be, also where classes have no names
         twin.condensation, twin.pruning, twin.recipe = self.condensation, self.pruning, self.recipe
         return twin.train(self.training)
 

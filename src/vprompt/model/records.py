@@ -186,6 +186,15 @@ class Recipe:
         return float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2]] if parts else 0.0
 
     @property
+    def watches(self) -> bool:
+        """Whether validation images decide which epoch is kept, or when the training stops."""
+        return self.best_epoch or self.early_stopping > 0
+
+    def unwatched(self) -> Recipe:
+        """The same recipe without what needs validation images."""
+        return replace(self, best_epoch=False, early_stopping=0)
+
+    @property
     def mixes(self) -> bool:
         """Whether pairs of images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
@@ -266,6 +275,7 @@ class Condensation:
         merge: Whether the other prompts of a block were merged into the retained ones.
         scores: Score of every prompt there was, block by block.
         kept: Indices of the retained prompts, block by block.
+        tuned: Whether the model was trained since then.
     """
 
     criterion: str
@@ -274,6 +284,7 @@ class Condensation:
     scores: tuple[tuple[float, ...], ...]
     kept: tuple[tuple[int, ...], ...]
     merge: bool = False
+    tuned: bool = True
 
     __repr__ = brief
 

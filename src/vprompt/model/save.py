@@ -16,6 +16,7 @@ from vprompt.model import hub as adapter_hub
 from vprompt.model.card import card
 from vprompt.model.config import FORMAT_VERSION, AdaptedBackbone, AdapterConfig, read_config, write_config
 from vprompt.model.tensors import CONFIG_FILE, TENSORS_FILE, check_values, tensors_of
+from vprompt.tasks.base import to_document
 from vprompt.utils.errors import AdapterError
 from vprompt.utils.io import write_atomically, write_text
 from vprompt.utils.version import __version__
@@ -123,7 +124,7 @@ def _config_of(model: PromptedModel, tensors_sha256: str, backbone: str, weights
             precision=precision_held(model.backbone),
         ),
         preprocessing=model.preprocessing,
-        classes=model.classes,
+        classes=model.classes if to_document(model.target) is None else model.target.names,
         num_classes=model.head.out_features,
         prompt_counts=tuple(model.prompt_counts),
         widths=tuple(model.info.widths),

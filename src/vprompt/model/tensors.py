@@ -34,7 +34,12 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
-    """All that was learned, on the CPU as it is: prompts, key-value prompts, what is tuned in the backbone, the head.
+    """All that was learned, on the CPU as it is; see `held`."""
+    return {name: p.detach().cpu().contiguous().clone() for name, p in held(model).items()}
+
+
+def held(model: PromptedModel) -> dict[str, Tensor]:
+    """All that was learned, where it is: prompts, key-value prompts, what is tuned in the backbone, the head.
 
     Of prompts whose segments were pruned, the retained ones (K, D / R), and a mask (P, R) that says which they are; of
     merged prompts, their multiplicity (P,).
@@ -48,8 +53,7 @@ def tensors_of(model: PromptedModel) -> dict[str, Tensor]:
         tensors |= {f"copies.{block}": torch.tensor(prompts.multiplicity[block]) for block in used}
     tensors |= {f"kv_prompts.{block}": values for block, values in enumerate(model.kv_prompts)}
     tensors |= {f"{TUNED}{name}": p for name, p in model.tuned.named_parameters()}
-    tensors |= {f"head.{name}": value for name, value in head_values(model.head).items()}
-    return {name: p.detach().cpu().contiguous().clone() for name, p in tensors.items()}
+    return tensors | {f"head.{name}": value for name, value in head_values(model.head).items()}
 
 
 def read_bytes(path: Path) -> bytes:

@@ -140,7 +140,7 @@ class MultiLabel(Probabilities):
 
     def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See `Target`: the share of the tags that are rightly given or left out."""
-        return ((logits > 0) == (targets > 0.5)).double().mean(1)
+        return ((logits > 0) == (targets > 0.5)).float().mean(1)
 
     def pseudo(self, logits: Tensor) -> Tensor:
         return (logits > 0).float()
@@ -156,7 +156,7 @@ class MultiLabel(Probabilities):
             **self.scored(logits, targets),
             "micro_f1": known(micro),
             "exact": float((said == true).all(1).double().mean()),
-            "chance_ap": known(targets.mean(0)[present].mean()),
+            "chance_ap": known(true.double().mean(0)[present].mean()),
             "never_right": [self.names[n] for n in (present & ~(said & true).any(0)).nonzero().flatten().tolist()],
             **self.details(logits, targets),
         }

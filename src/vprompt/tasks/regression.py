@@ -137,7 +137,7 @@ class Regression(Target):
 
     def hits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See `Target`: the mean absolute error, in units of the numbers."""
-        return (self.activate(logits) - targets).abs().double().mean(1)
+        return (self.activate(logits) - targets).abs().float().mean(1)
 
     def pseudo(self, logits: Tensor) -> Tensor:
         return self.activate(logits)

@@ -171,7 +171,7 @@ class Segmentation(Target):
         """See `Target`: the share of the pixels that count."""
         valid = (targets != IGNORED).flatten(1)
         right = (resized(logits, targets.shape[1:]).argmax(1) == targets).flatten(1)
-        return right.sum(1).double() / valid.sum(1).clamp(min=1)
+        return right.sum(1) / valid.sum(1).clamp(min=1)
 
     def pseudo(self, logits: Tensor) -> Tensor:
         return logits.argmax(1)

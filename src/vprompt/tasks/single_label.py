@@ -55,6 +55,8 @@ class SingleLabel(Probabilities):
         return torch.tensor([numbers[printable(label)] for label in labels], dtype=torch.int64)
 
     def check(self, targets: Tensor) -> str | None:
+        if len(self.names) < 2:
+            return "There is one class, and nothing to tell apart; attach with two or more, or target='regression'."
         if targets.is_floating_point() or targets.ndim != 1:
             shape = f"({', '.join(map(str, targets.shape))})"
             others = "for tags or numbers, attach with target='multi-label' or 'regression'"

@@ -100,7 +100,7 @@ def doubled(shorter: Tensor, longer: Tensor, epochs: int) -> Doubled | None:
     """
     if min(len(shorter), len(longer)) < 2:
         return None
-    changes = (longer.double() - shorter.double()).cpu()
+    changes = longer.cpu().double() - shorter.cpu().double()
     error = float(changes.std() / math.sqrt(len(changes)))
     return Doubled(epochs=epochs, difference=float(changes.mean()), standard_error=error)
 

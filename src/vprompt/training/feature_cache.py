@@ -22,7 +22,7 @@ from vprompt.data.dataset import ImageDataset
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.model.split import Split
-from vprompt.training.loader import ImageLabels, augmentation, check_batch, in_order, iterate, size_of
+from vprompt.training.loader import ImageLabels, augmentation, check_images, in_order, iterate, size_of
 from vprompt.training.precision import attention_for_training, autocast
 from vprompt.utils.distributed import gathered
 from vprompt.utils.errors import DataError
@@ -109,7 +109,7 @@ def _blank_image(model: PromptedModel, data: ImageLabels) -> Tensor | None:
         shape = tuple(data.tensors[0].shape[1:])
     blank = like.new_zeros(1, *shape)
     try:
-        check_batch(blank, torch.zeros(1).long(), model)
+        check_images(blank, model.preprocessing.shape, any_size=model.any_size)
     except DataError:
         return None  # the images will raise this error when they are read
     return blank

@@ -243,7 +243,7 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
         if not isinstance(image, Tensor):
             raise DataError(f"Images of a data set must be tensors, not {_kind(image)}; convert and normalise them.")
         if not isinstance(label, (int, Tensor, np.integer, np.ndarray)):
-            raise DataError(f"Labels of a data set must be integers, not {_kind(label)}.")
+            raise DataError(f"Labels of a data set must be whole numbers or tensors, not {_kind(label)}.")
     shapes = {tuple(image.shape) for image, _ in items}
     if len(shapes) > 1:
         sizes = " and ".join(str(shape) for shape in sorted(shapes)[:2])

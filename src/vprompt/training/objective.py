@@ -46,7 +46,7 @@ class Objective:
         labels = labels_of(data, recipe.batch, recipe.workers)
         if (problem := self.target.check(labels)) is not None:
             raise DataError(problem)
-        counts = torch.tensor([*self.target.counts(labels).values()])
+        counts = labels.sum(0) if labels.ndim > 1 else labels.bincount(minlength=len(self.target.names))
         tagged = int((labels > 0).any(1).sum()) if labels.ndim > 1 else len(labels)
         self._rarities = 1 / torch.cat([counts, torch.tensor([len(labels) - tagged])]).double().clamp(min=1)
         self._weights = self._rarity(labels)

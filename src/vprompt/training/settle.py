@@ -108,8 +108,7 @@ def settled(
             write_json(file, {"given": given, "facts": facts})
 
     def short(recipe: Recipe, images: ImageLabels | None, **options: Any) -> History:
-        plain = replace(recipe, early_stopping=0, best_epoch=False)
-        return trial(model.copy(), train, images, recipe=plain, **options)
+        return trial(model.copy(), train, images, recipe=recipe.unwatched(), **options)
 
     if recipe.batch_size == AUTO:
         if "batch_size" not in facts:
@@ -244,15 +243,20 @@ def _step(model: PromptedModel, data: ImageLabels, recipe: Recipe, size: int) ->
     """Seconds an image of a forward and a backward pass of so many; the first is with what it costs to begin."""
     device, training = device_named("auto"), model.training
     model.to(device).train()
+    before = [buffer.clone() for buffer in model.head.buffers()]  # statistics of a batch norm
     parts = checkpointed_parts(model, first_learned(model)) if recipe.grad_checkpointing else {}
     occasion = TrainingEpoch(seed=recipe.seed, epoch=0)
-    with torch.random.fork_rng():
-        images, labels = next(iterate(data, [torch.arange(size)], device=device, training=occasion))
-        started = time.perf_counter()
-        with autocast(model, recipe), attention_for_training(model, recipe), model.exchanged(parts):
-            loss = model.target.loss(model(images).float(), labels).mean()
-            loss.backward()
-        float(loss.detach())  # waits for the device
-    model.zero_grad()
-    model.train(training)
-    return (time.perf_counter() - started) / size
+    try:
+        with torch.random.fork_rng():
+            images, labels = next(iterate(data, [torch.arange(size)], device=device, training=occasion))
+            started = time.perf_counter()
+            with autocast(model, recipe), attention_for_training(model, recipe), model.exchanged(parts):
+                loss = model.target.loss(model(images).float(), labels).mean()
+                loss.backward()
+            float(loss.detach())  # waits for the device
+        return (time.perf_counter() - started) / size
+    finally:  # also where there was no memory for so many
+        model.zero_grad()
+        model.train(training)
+        for buffer, value in zip(model.head.buffers(), before, strict=True):
+            buffer.copy_(value)

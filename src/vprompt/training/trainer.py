@@ -16,7 +16,7 @@ from timm.models import group_parameters
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from vprompt.backbones.info import fingerprint
+from vprompt.backbones.info import classifier_parameters, fingerprint
 from vprompt.data.dataset import ImageDataset, Task
 from vprompt.methods.base import Move
 from vprompt.methods.layers.head import starts_as_in_the_paper
@@ -128,29 +128,36 @@ def fit(
     train, val = dataset_in(train), None if val is None else dataset_in(val)
     if isinstance(train, ImageDataset):  # the model is to see all other images as it sees these
         model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
-    _check_start(model, recipe, val)
-    file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
+    _check_start(model, recipe)
+    check_watched(recipe, val)
+    file = None if checkpoint is None else Path(f"{checkpoint}.settled.json")
     recipe = settled(fit, model, train, val, recipe, file=file, resume=resume, progress=progress)[0]
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until, log)
     default = bar(label, enabled=bool(progress) and run.is_main, unit="img", keep=True)
     with nullcontext(progress) if callable(progress) else default as report, torch.random.fork_rng():
         run.train(report, resume=resume)
     model.recipe = recipe
+    if model.condensation is not None and recipe.epochs:
+        model.condensation = replace(model.condensation, tuned=True)
     model.eval()
     return run.history
 
 
-def _check_start(model: PromptedModel, recipe: Recipe, val: ImageLabels | None) -> None:
+def check_watched(recipe: Recipe, val: ImageLabels | None) -> None:
+    """Refuses a recipe that needs validation images where there are none."""
+    if val is None and recipe.watches:
+        raise TrainingError(
+            "There are no validation images to see the best epoch by, or when to stop; leave out best_epoch and "
+            "early_stopping."
+        )
+
+
+def _check_start(model: PromptedModel, recipe: Recipe) -> None:
     """Refuses what cannot be trained, and says what is known to train badly."""
     if (held := model.head.weight.dtype) == torch.float16:
         raise TrainingError(
             f"The model's numbers are {held}, too coarse for the steps of a training; attach to the backbone in "
             "float32 (backbone.float()), with precision='bf16' in the recipe to be fast, and halve the trained model."
-        )
-    if val is None and (recipe.best_epoch or recipe.early_stopping):
-        raise TrainingError(
-            "There are no validation images to see the best epoch by, or when to stop; leave out best_epoch and "
-            "early_stopping."
         )
     if recipe.optimizer == "adamw" and recipe.epochs and starts_as_in_the_paper(model.head):
         warnings.warn(
@@ -554,7 +561,8 @@ def _rate_shares(learned: dict[str, nn.Parameter], model: PromptedModel, decay: 
         return dict.fromkeys(learned, 1.0)
     backbone = cast("Any", model.backbone)
     layers = cast("dict[str, int]", group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True))
-    top = max(layers.values())
+    classifier = classifier_parameters(backbone)  # which is ours, one layer above whatever there is
+    top = 1 + max(layers[name] for name, p in backbone.named_parameters() if id(p) not in classifier)
     own = {f"tuned.{name}": layer for name, layer in layers.items()}
     known = {name: own[name] for name in learned if name in own}
     if not known:

@@ -29,7 +29,8 @@ def tokens(
     """Starts the prompts of each block from tokens of images on their way into it.
 
     Each prompt is one of them, drawn without replacement over images and places with torch's global generator; leading
-    tokens (class, registers) are none. The first block's are taken before positions are added.
+    tokens (class, registers) are none. The first block's are taken before positions are added, if that is done outside
+    of what makes patches (not in NaFlexViT).
 
     Args:
         prompts: Changed in place.
@@ -42,8 +43,9 @@ def tokens(
     """
     many = PER_CLUSTER if clusters else 1
     drawn = [_Drawn(count * many) for count in prompts.counts]
-    embed, blocks = backbone.get_submodule(patch_embed_path(backbone)), info.blocks
-    handles = [_watched(embed, lambda x: drawn[0].add(_patches(x, info, 0).flatten(0, 1)), outputs=True)]
+    embed, blocks = backbone.get_submodule(path := patch_embed_path(backbone)), info.blocks
+    leading = info.num_prefix_tokens if path == "embeds" else 0
+    handles = [_watched(embed, lambda x: drawn[0].add(_patches(x, info, leading).flatten(0, 1)), outputs=True)]
     for site, rows in zip(blocks[1:], drawn[1:], strict=True):
         entry = backbone.get_submodule(site.path)
         handles.append(_watched(entry, lambda x, rows=rows: rows.add(_patches(x, info).flatten(0, 1))))

@@ -130,11 +130,11 @@ def start_from_texts(
         project(backbone.forward_head(backbone.forward_features(images), pre_logits=True)).norm(dim=-1)
         for images in batches
     ]
-    rows_KE = F.normalize(features_KE, dim=1) * math.exp(texts.scale) / float(torch.cat(norms).double().mean())
+    rows_KE = F.normalize(features_KE, dim=1) * math.exp(texts.scale) / float(torch.cat(norms).cpu().double().mean())
     weight_KF, bias_K = rows_KE, rows_KE.new_full((rows,), texts.bias)
     if projection is not None:
-        weight_KF = rows_KE @ projection.weight.double().cpu()
+        weight_KF = rows_KE @ projection.weight.cpu().double()
         for bias in [value for name, value in projection.named_parameters() if name == "bias"]:
-            bias_K = bias_K + rows_KE @ bias.double().cpu()
+            bias_K = bias_K + rows_KE @ bias.cpu().double()
     head.weight.copy_(weight_KF)
     head.bias.copy_(bias_K)
