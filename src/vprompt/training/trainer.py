@@ -94,7 +94,8 @@ def fit(
             `vprompt.open_data`, with its images to validate on.
         val: Evaluated ten times on the way and at the end, and used for nothing.
         recipe: `Recipe()` when not given; without a learning rate, the method's own is taken and recorded.
-        checkpoint: File that holds the state of the run, written atomically.
+        checkpoint: File that holds the state of the run, written atomically; what is found on the data (epochs, rate,
+            batch size) lies beside it, with `.settled.json` behind its name.
         resume: Go on from `checkpoint` where it exists.
         progress: Show a bar on standard error, or report to this.
         label: Text of the bar.
