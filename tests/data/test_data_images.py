@@ -648,7 +648,7 @@ def twelve_bits(bands=1):
 
 
 def deep_png(values):
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, {1: 0, 3: 2, 4: 6}[values.shape[2]], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     body = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
@@ -665,6 +665,30 @@ def test_white_is_what_the_preprocessing_says(write, bands):
     assert pixels(data).max() <= 16
     brighter = write(np.full_like(values, 5000))
     assert (pixels(brighter, white=4095) == 255).all()
+
+
+def npy(values):
+    np.save(buffer := io.BytesIO(), values)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_arrays_say_what_is_white_as_other_files_do(dtype):
+    values = twelve_bits(3)
+    data = npy(values.astype(dtype))
+    assert bits_used(data) == 12
+    assert np.array_equal(pixels(data, white=4095), pixels(deep_png(values), white=4095))
+    assert [bits_used(npy(values.astype(other))) for other in (np.uint8, np.float32)] == [0, 0]
+
+
+def test_alpha_is_no_question_of_white():
+    values = twelve_bits(3)
+    clear = np.concatenate([values, np.full((HEIGHT, WIDTH, 1), 65535, np.uint16)], 2)
+    assert bits_used(deep_png(clear)) == 12
+    grey = np.concatenate([values[:, :, :1], clear[:, :, 3:]], 2)
+    data = deep_png(grey)
+    assert pixels(data, white=4095).shape == (HEIGHT, WIDTH, 3)
+    assert bits_used(data) == 0
 
 
 def test_white_is_what_the_file_says():

@@ -178,6 +178,19 @@ def test_a_column_of_splits_is_known_by_its_cells(photos, words, split):
     assert len(listing.problems) == 14
 
 
+@pytest.mark.parametrize("bad", ["", "tset"])
+@pytest.mark.parametrize("name", ["split", "Subset", "partition"])
+def test_a_mistake_in_a_column_of_splits_is_named(photos, name, bad):
+    """It takes no image that is marked test into the training."""
+    words = ["train", "train", "val", "test"]
+    text = lines(f"image,label,{name}", lambda n: f"images/{n}.png,{label(n)},{bad if n == 9 else words[n % 4]}")
+    (photos / "birds.csv").write_text(text)
+    listing = find_listing(photos / "birds.csv")
+    assert [problem.partition(":")[0] for problem in listing.problems] == ["birds.csv, line 11"]
+    wanted = {f"images/{n}.png": (label(n), words[n % 4]) for n in range(40) if n != 9}
+    assert rows_of(listing) == wanted
+
+
 def test_a_class_may_be_called_train(photos):
     text = lines("image,label", lambda n: f"images/{n}.png,{('train', 'bus')[n % 2]}")
     (photos / "birds.csv").write_text(text)
@@ -245,7 +258,7 @@ def test_a_damaged_image_is_named_by_its_line(photos):
 
 
 BAD_TABLES = {
-    "": "which column of birds.csv has the images",
+    "": "birds.csv is empty.",
     "image,label\n": "no image to train on",
     "a,b,c\n1,2,3\n": "which column of birds.csv has the images; there is a, b and c: give --image-column NAME",
     "image,b,c\n1.png,2,x\n2.png,2,y\n": "which column of birds.csv has the labels; there is image, b and c",

@@ -87,6 +87,22 @@ def test_folders_of_images_and_masks(tmp_path, named):
     assert task.preprocessing.resize == "keep"
 
 
+@pytest.mark.parametrize("target", [None, "segmentation"])
+@pytest.mark.parametrize("text", ["id,camera,weather\n1,a,sun\n2,b,rain\n", "id,weather\n0,sun\n1,rain\n", ""])
+def test_a_table_of_something_else_is_left_aside(tmp_path, text, target):
+    (write(tmp_path) / "metadata.csv").write_text(text)
+    task = opened(tmp_path, target=target)
+    assert right(task) == 6
+    assert any(note.startswith("Left aside: metadata.csv (") for note in task.summary.notes)
+
+
+def test_of_a_table_of_classes_beside_masks_the_target_says_which_is_meant(tmp_path):
+    rows = [f"images/{n:02}.png,{('sun', 'rain')[n % 2]}" for n in range(6)]
+    (write(tmp_path) / "weather.csv").write_text("\n".join(["file,weather", *rows]))
+    assert opened(tmp_path).target.names == ("rain", "sun")
+    assert right(opened(tmp_path, target="segmentation")) == 6
+
+
 @pytest.mark.parametrize("pair", [("images", "masks"), ("img", "label"), ("JPEGImages", "SegmentationClass")])
 @pytest.mark.parametrize("inside", [False, True])
 def test_splits_are_above_or_inside(tmp_path, pair, inside):

@@ -12,8 +12,10 @@ from pyarrow import parquet
 
 import vprompt
 from conftest import interrupt_once, run_command, write_images
+from vprompt.experiments.bulk import image_column
 from vprompt.tasks.multi_label import MultiLabel
 from vprompt.tasks.regression import Regression
+from vprompt.utils.errors import DataError
 
 IMAGES = 70
 
@@ -160,6 +162,30 @@ def test_images_come_from_parquet_as_well(adapter, folder, plain, tmp_path, kind
     assert (outcome.status, outcome.document["bad"]) == (1, 1 + (kind == "paths"))
 
 
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"meta": [{"w": 1}], "image": [b"x"]}, "image"),
+        ({"thumb": [b"x"], "photo": [b"x"]}, "photo"),
+        ({"caption": ["nice"], "file": ["a.png"]}, "file"),
+        ({"scan": [{"bytes": b"x", "path": None}], "text": ["nice"]}, "scan"),
+        ({"scan": ["a.png"]}, "scan"),
+        ({"caption": ["nice"], "scan": ["a.png"]}, None),
+        ({"left": [b"x"], "right": [b"x"]}, None),
+        ({"meta": [{"w": 1}], "number": [1]}, None),
+    ],
+)
+def test_the_column_of_images_is_the_one_that_is_clearly_meant(columns, found):
+    schema = pa.table(columns).schema
+    if found is not None:
+        assert image_column(schema, None, "t.parquet") == found
+    else:
+        with pytest.raises(DataError, match=r"no column that is clearly of images; name one of .*: --image-column"):
+            image_column(schema, None, "t.parquet")
+    with pytest.raises(DataError, match="no column photograph"):
+        image_column(schema, "photograph", "t.parquet")
+
+
 def test_a_shard_in_which_nothing_can_be_read_has_the_same_columns(adapter, tmp_path):
     write_images(tmp_path / "in", (9, 9, 9), 4)
     for name in ("00", "01"):
@@ -218,7 +244,7 @@ def test_features_are_those_of_the_plain_command(adapter, tmp_path, tiny_weights
         (
             ["numbers.parquet", "--workers", 0, "--out", "out"],
             1,
-            "has no column of images; name one of n: --image-column",
+            "has no column that is clearly of images; name one of n: --image-column",
         ),
         (["numbers.parquet", "--workers", 0, "--out", "out", "--image-column", "x"], 1, "has no column x"),
     ],

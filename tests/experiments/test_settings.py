@@ -6,7 +6,10 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import torch
 
+import vprompt
+from conftest import run_command, write_classes
 from vprompt.backbones.bundled import BUNDLED_BACKBONE
+from vprompt.cli.export import Export
 from vprompt.data.dataset import ImageDataset
 from vprompt.data.preprocessing import Preprocessing
 from vprompt.data.tasks import open_task
@@ -149,7 +152,7 @@ def test_a_run_of_an_earlier_version_goes_on(ratio):
 
 
 def test_a_condensation_of_an_earlier_version_goes_on():
-    kind = CondenseSettings(adapter="x")
+    kind = CondenseSettings(adapter="x", split_seed=0)  # which is spelt out before anything is done
     earlier = {"adapter": "x", "weights": None, "data": None, "root": None, "ratio": 0.3, "criterion": "taylor"}
     earlier |= {"scope": "global", "fine_tune": True, "fine_tune_epochs": 20, "seed": 0, "split_seed": 0}
     assert changed_settings({**earlier, "skip_bad": False}, kind.to_flat()) == []
@@ -225,3 +228,21 @@ def test_a_flag_that_two_methods_share_has_the_type_of_the_one_that_is_named():
         )
     finally:
         METHODS._members.pop("rank-share")
+
+
+def test_data_are_cut_as_for_the_training(tmp_path, two_blocks):
+    """By `condense` and by `export`, where it is not said otherwise."""
+    write_classes(tmp_path / "photos", 8)
+    cut = ["--backbone", two_blocks, "--prompts", 2, "--epochs", 1, "--batch-size", 8, "--no-report", "--split-seed", 3]
+    done = run_command("fit", tmp_path / "photos", *cut, "--out", tmp_path / "run", "--json")
+    assert done.status == 0, done.err
+    small = ["condense", tmp_path / "run", tmp_path / "photos", "--no-fine-tune", "--no-report", "--json", "--out"]
+    again, other = run_command(*small, tmp_path / "a"), run_command(*small, tmp_path / "b", "--split-seed", 0)
+    seen = [one.document["provenance"]["data"]["fingerprint"] for one in (done, again, other)]
+    assert seen[0] == seen[1] != seen[2]
+    assert again.document["before"]["test_accuracy"] == done.document["test_accuracy"]
+    data = str(tmp_path / "photos")
+    measured = Export(adapter=str(tmp_path / "run"), int8=data)._int8(vprompt.load(tmp_path / "run").fold(), data)
+    trained = open_task(data, measured.labelled.preprocessing, split_seed=3)
+    assert measured.labelled.paths == trained.test.paths
+    assert set(measured.calibration.paths) == set(trained.train.paths)

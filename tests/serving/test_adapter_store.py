@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -309,6 +310,11 @@ def test_adapters_from_the_hub(shelf, alone, hub, tmp_path, tiny_weights):
         for name in ("task1", "task2", "task1"):
             assert_says(running.ask(name), name, alone)
             assert {entry.name for entry in banks.entries} == {"home", name}  # that which was named stays
+        loads = len(banks.loads)
+        for _ in range(4):
+            running.store.look()
+        assert_says(running.ask("task1"), "task1", alone)
+        assert len(banks.loads) == loads  # what was loaded stays
         for name in ("nobody", "empty", "語", "a..b", "x.git"):
             assert_problem(running.ask(name), 404, "unknown_adapter", name)
         hub.calls.clear()
@@ -317,6 +323,23 @@ def test_adapters_from_the_hub(shelf, alone, hub, tmp_path, tiny_weights):
         assert running.ask("huge").status_code == 409
         assert not any("huge" in str(path) and "safetensors" in path.name for path in (tmp_path / "cache").rglob("*"))
         assert banks["task1"].source == f"hf:me/task1@{'a' * 40}"
+    finally:
+        running.close()
+
+
+def test_a_problem_that_is_remembered_does_not_grow(shelf, tmp_path):
+    place = shutil.copytree(shelf, tmp_path / "place")
+    (place / "unread").mkdir()
+    (place / "unread" / "adapter_config.json").write_text("{}")
+    running = Shelf(place)
+    try:
+        assert_problem(running.ask("unread"), 409, "refused", "unread")
+        problem = running.store._refused["unread"][1]
+        before = len(traceback.extract_tb(problem.__traceback__))
+        for _ in range(5):
+            assert_problem(running.ask("unread"), 409, "refused", "unread")
+        assert running.store._refused["unread"][1] is problem
+        assert len(traceback.extract_tb(problem.__traceback__)) == before
     finally:
         running.close()
 

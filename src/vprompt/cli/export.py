@@ -10,6 +10,7 @@ import tyro
 
 from vprompt.cli.console import UsageError, percent, print_json, print_note, print_table
 from vprompt.cli.options import Json, Root, Weights
+from vprompt.cli.predict import trained_on
 from vprompt.exporters.base import FORMATS
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Export:
     eval: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Measure the accuracy before and after int8 on these labelled images instead; on their test split, if there is."""
     root: Root = None
-    split_seed: int = 0
-    """Cuts the splits that a folder does not have; as given to `fit`."""
+    split_seed: int | None = None
+    """Cuts the splits that a folder does not have; as for the training when left out."""
     weights: Weights = None
     device: str = "auto"
     """Device for the accuracy before int8, such as cpu or cuda; all else is done by the processor, as the file is."""
@@ -181,9 +182,18 @@ class Export:
         from vprompt.utils.errors import DataError
         from vprompt.utils.text import printable
 
+        sample, seed, columns = trained_on(Path(self.adapter))
+
         def labelled(spec: str, split: Literal["auto", "train"]):  # noqa: ANN202 - what load_labelled returns
             return load_labelled(
-                spec, model.preprocessing, model.target, root=self.root, split=split, split_seed=self.split_seed
+                spec,
+                model.preprocessing,
+                model.target,
+                root=self.root,
+                columns=columns,
+                split=split,
+                split_seed=seed if self.split_seed is None else self.split_seed,
+                sample=sample,
             )
 
         try:

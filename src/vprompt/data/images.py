@@ -133,6 +133,10 @@ def bits_used(source: Source) -> int:
     """
     try:
         with quiet_pillow(), _file_of(source) as file:
+            if _is_numpy(file):
+                samples = _numpy_samples(file, MAX_PIXELS)
+                deep = samples.dtype.kind in "iu" and samples.dtype.itemsize > 1
+                return int(samples.max()).bit_length() if deep else 0
             tiff = read_tiff(file)
             if tiff is not None and (white_in(tiff.tags) is not None or tiff.kind == "f"):
                 return 0
@@ -144,7 +148,7 @@ def bits_used(source: Source) -> int:
                 if image.mode == "I" or image.mode.startswith("I;"):
                     return int(np.array(image).max()).bit_length()
                 # Pillow gives the upper byte of colours alone.
-                return 8 + int(np.array(image).max()).bit_length() if is_deep(image) else 0
+                return 8 + int(np.array(image)[:, :, :3].max()).bit_length() if is_deep(image) else 0
     except Exception:
         return 0
 
@@ -160,11 +164,9 @@ def opened(
     """
     try:
         with quiet_pillow(), _file_of(source) as file:
-            if file.read(len(_NPY)) == _NPY:
-                file.seek(0)
+            if _is_numpy(file):
                 yield _bytes_of(_numpy_samples(file, max_pixels), white)
                 return
-            file.seek(0)
             tiff = read_tiff(file)
             if tiff is not None and (channels not in (1, 3) or not tiff.known_to_pillow):
                 yield _picture(tiff, file, white, max_pixels, channels)
@@ -222,6 +224,12 @@ def _picture(tiff: Tiff, file: BinaryIO, white: int, max_pixels: int, channels: 
     return image
 
 
+def _is_numpy(file: BinaryIO) -> bool:
+    start = file.read(len(_NPY))
+    file.seek(0)
+    return start == _NPY
+
+
 def _numpy_samples(file: BinaryIO, max_pixels: int) -> NDArray[Any]:
     """The array (H, W, C) in a file of NumPy."""
     np.lib.format.read_magic(file)
@@ -237,7 +245,7 @@ def is_deep(image: Image.Image) -> bool:
     """Whether Pillow takes only the upper bytes of colours of 16 bits."""
     if not isinstance(image, PngImagePlugin.PngImageFile) or image.mode not in ("RGB", "RGBA"):
         return False
-    return str(image.tile[0].args).endswith(";16B")
+    return image.tile[0].args == f"{image.mode};16B"  # not grey with alpha, of which Pillow makes colours
 
 
 def _with_lower_bytes(image: Image.Image, file: BinaryIO, white: int) -> Image.Image:

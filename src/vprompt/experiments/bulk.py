@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vprompt.data.images import refusal, try_decode
 from vprompt.data.scan import list_images
+from vprompt.data.sources.sheet import usual
 from vprompt.data.threads import in_threads
 from vprompt.experiments.bench import ray as cluster
 from vprompt.experiments.bench.plan import Workers
@@ -152,15 +153,24 @@ def run_bulk(
 
 
 def image_column(schema: Any, name: str | None, file: str | Path) -> str:
-    """The column of images of a Parquet file: that of a name, or the first with bytes, or else with text."""
+    """The column of images of a Parquet file: that of a name, or one with bytes, or else with text.
+
+    Of several, that with the most usual name.
+    """
     import pyarrow.types as kinds
 
-    ranks = [(kinds.is_struct, kinds.is_binary, kinds.is_large_binary), (kinds.is_string, kinds.is_large_string)]
-    found = [column.name for tests in ranks for column in schema if any(test(column.type) for test in tests)]
-    found = [column for column in found if name in (None, column)]
+    def holds_bytes(kind: Any) -> bool:
+        inside = {field.name for field in kind} if kinds.is_struct(kind) else set[str]()
+        return kinds.is_binary(kind) or kinds.is_large_binary(kind) or bool(inside & {"bytes", "path"})
+
+    images = [column.name for column in schema if holds_bytes(column.type)]
+    texts = [column.name for column in schema if kinds.is_string(column.type) or kinds.is_large_string(column.type)]
+    found = [column for column in images + texts if column == name] if name else images or texts
+    if len(found) > 1:
+        found = usual(found, "image")[:1]
     if not found:
-        missing = f"has no column {name or 'of images'}; name one of {listed(schema.names)}: --image-column"
-        raise DataError(f"{printable(str(file))} {missing}.")
+        missing = f"has no column {name}" if name else "has no column that is clearly of images"
+        raise DataError(f"{printable(str(file))} {missing}; name one of {listed(schema.names)}: --image-column.")
     return found[0]
 
 

@@ -233,8 +233,9 @@ def run_condense(
     page: Page | None = None,
 ) -> dict[str, Any]:
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
-    trained_on = Columns.among(result_of(settings.adapter)["settings"])
-    settings = replace(settings, columns=settings.columns.over(trained_on))
+    trained_by = result_of(settings.adapter)["settings"]
+    seed = trained_by.get("split_seed", 0) if settings.split_seed is None else settings.split_seed
+    settings = replace(settings, columns=settings.columns.over(Columns.among(trained_by)), split_seed=seed)
     condensing = settings.condense
     sources = Sources()
 

@@ -262,7 +262,7 @@ class CondenseSettings:
         backbone_precision: How the backbone's linear layers are held, where not as in training.
         condense: Share of the prompts, and how they are chosen.
         seed: Seeds order and random scores.
-        split_seed: Cuts the splits that a folder does not have; as given to `fit`.
+        split_seed: Cuts the splits that a folder does not have; as for the training when left out.
         skip_bad: Go on without images and classes that cannot be used, and say how many.
     """
 
@@ -274,7 +274,7 @@ class CondenseSettings:
     backbone_precision: BackbonePrecision | None = field(default=None, metadata=ADDED)
     condense: Condensing = field(default_factory=lambda: Condensing(ratio=0.3))
     seed: int = 0
-    split_seed: int = 0
+    split_seed: int | None = None
     skip_bad: bool = False
 
     # What only `Settings` ask for, by the names that they have there.

@@ -116,7 +116,7 @@ class Store(Watch):
         """Refuses, by a `VPromptError`, a name that there is nothing for, or that could not be loaded a moment ago."""
         until, problem = self._refused.get(check_name(name), (0.0, None))
         if problem is not None and time.monotonic() < until:
-            raise problem
+            raise RequestError(problem.code, str(problem))  # a new one: each raise adds to what an exception holds
         there = adapter_in(self._folder, name) if self._user is None else hub.is_hub_id(f"{self._user}/{name}")
         if name not in self._banks and not there:
             raise unknown(name, [entry.name for entry in self._banks.entries])
@@ -200,7 +200,9 @@ class Store(Watch):
         _LOG.info("The adapter %r was given up.", name)
 
     def _found(self) -> dict[str, State]:
-        adapters = {} if self._user is not None else {name: adapter_in(self._folder, name) for name in [*self._bytes]}
+        if self._user is not None:  # on the Hub nobody looks again
+            return {name: self._done[name] for name in [*self._bytes]}
+        adapters = {name: adapter_in(self._folder, name) for name in [*self._bytes]}
         return {name: state_of(path) for name, path in adapters.items() if path is not None}
 
     def _add(self, name: str) -> None:

@@ -24,6 +24,7 @@ _USUAL = {
     "files path paths photo picture jpg jpeg png webp imageid imgid id",
     "label": "label labels labelname labelid class classes classname classid category categories categoryname "
     "target targets tag tags cls species breed diagnosis dx y",
+    "split": "split splits subset partition fold set",
 }
 """Names that columns usually have, without case and signs; the first comes first."""
 
@@ -189,14 +190,17 @@ def roles_of(sheet: Sheet, columns: Columns, find: Callable[[str], str]) -> Role
     image = _named(sheet, columns.image_column, "--image-column") if columns.image_column else None
     split = _named(sheet, columns.split_column, "--split-column") if columns.split_column else None
     rest = [name for name in sheet.columns if name not in (*labels, group, image, split)]
-    split = split or next((name for name in rest if _says_splits({*sheet.columns[name]})), None)
+    said = {name: _splits_in({*sheet.columns[name]}) for name in rest}
+    split = split or next((name for name in rest if len(said[name]) > 1 and None not in said[name]), None)
+    # In a column of that name a cell that says none is a mistake.
+    split = split or next((name for name in usual(rest, "split") if len(said[name] - {None}) > 1), None)
     rest = [name for name in rest if name != split]
     if image is None:
         # Where no column names files that are there, the rows of the most usual one say which are missing.
         found = [*sheet.images] or [name for name in rest if _names_files(sheet.columns[name], find)]
-        image = _one(sheet, "image", found if len(found) == 1 else _usual(found or rest, "image")[:1] or found)
+        image = _one(sheet, "image", found if len(found) == 1 else usual(found or rest, "image")[:1] or found)
     rest = [name for name in rest if name != image]
-    labels = labels or [_one(sheet, "label", _alike(sheet, _usual(rest, "label")) or rest)]
+    labels = labels or [_one(sheet, "label", _alike(sheet, usual(rest, "label")) or rest)]
     return Roles(image, tuple(labels), split, group)
 
 
@@ -222,15 +226,18 @@ def _one(sheet: Sheet, role: str, names: Sequence[str]) -> str:
     """The only one of some columns."""
     if len(names) == 1:
         return names[0]
+    if not sheet.names:
+        raise DataError(f"{sheet.name} is empty.")
     raise DataError(
         f"It cannot be told which column of {sheet.name} has the {role}s; there is {_all(sheet.names)}: give "
         f"--{role}-column NAME."
     )
 
 
-def _usual(names: Sequence[str], role: str) -> list[str]:
-    usual = _USUAL[role].split()
-    return sorted((name for name in names if _plain(name) in usual), key=lambda name: usual.index(_plain(name)))
+def usual(names: Sequence[str], role: str) -> list[str]:
+    """The names that columns of images, labels or splits usually have, the most usual first."""
+    known = _USUAL[role].split()
+    return sorted((name for name in names if _plain(name) in known), key=lambda name: known.index(_plain(name)))
 
 
 def _names_files(cells: Sequence[str], find: Callable[[str], str]) -> bool:
@@ -252,10 +259,9 @@ def _alike(sheet: Sheet, names: Sequence[str]) -> Sequence[str]:
     return names[1:] if all(map(str.isdigit, cells[0])) else names[:1]
 
 
-def _says_splits(words: set[str]) -> bool:
-    """Whether the words in a column, which are few, are those of two or more splits."""
-    splits = {split_of_cell(word) for word in words} if len(words) < SAMPLED else {None}
-    return None not in splits and len(splits) > 1
+def _splits_in(words: set[str]) -> set[str | None]:
+    """The splits that the words in a column, which are few, stand for; None among them for those that are none."""
+    return {split_of_cell(word) for word in words} if len(words) < SAMPLED else {None}
 
 
 def split_of_cell(cell: str) -> str | None:

@@ -18,7 +18,7 @@ from vprompt.data.sources.base import SOURCES, Query
 from vprompt.data.sources.folder import folder_listing, split_of
 from vprompt.data.sources.rows import RowFiles, read_rows
 from vprompt.data.sources.sheet import Roles, Sheet, read_csv, read_json_lines, roles_of, split_of_cell
-from vprompt.tasks.base import CELLS, kind_of
+from vprompt.tasks.base import CELLS, TARGETS, kind_of
 from vprompt.utils.errors import DataError
 from vprompt.utils.text import count, listed, printable
 
@@ -47,7 +47,29 @@ class Table:
             replace(_READERS[file.suffix.lower()](file, _name(file, base)), split=_split_of(file, base))
             for file in files
         ]
-        return replace(listing_of(sheets, query, base), name=printable(path.resolve().stem))
+        try:
+            found, why = listing_of(sheets, query, base), "its labels are no masks"
+        except DataError as error:
+            found, why = None, str(error)
+            if (beside := _masks_beside(path, query)) is None:
+                raise
+        else:
+            labels = [item.label for items in found.splits.values() for item in items]
+            wanted = query.target is not None and TARGETS.get(query.target).dense
+            stray = wanted and not kind_of(labels, found.label_names).dense
+            beside = _masks_beside(path, query) if stray else None
+        if beside is not None:
+            names = listed([sheet.name for sheet in sheets], 4)
+            return replace(beside, remarks=[*beside.remarks, f"Left aside: {names} ({why.rstrip('.')})."])
+        assert found is not None
+        return replace(found, name=printable(path.resolve().stem))
+
+
+def _masks_beside(path: Path, query: Query) -> Listing | None:
+    """The images and masks in a folder whose table is of something else."""
+    from vprompt.data.sources.pairs import Pairs  # which comes after tables
+
+    return Pairs().find(query) if path.is_dir() else None
 
 
 def listing_of(sheets: Sequence[Sheet], query: Query, base: Path) -> Listing:
