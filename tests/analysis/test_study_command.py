@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import run_command
+from conftest import run_command, write_classes
 from study_runs import fill, made
 from vprompt.analysis.options import Training
 from vprompt.analysis.schedule import Schedule
@@ -23,6 +23,19 @@ def test_a_dry_run_says_what_and_leaves_nothing(name, tmp_path):
     assert found.document["plan"] == name
     assert {run["done"] for run in found.document["runs"]} == {False}
     assert found.document["seconds"] > 0
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("more", [["--dry-run"], ["--epochs", 1]])
+def test_images_without_classes_are_refused_before_anything_is_trained(name, more, tmp_path):
+    tags = write_classes(tmp_path / "photos", 4) / "tags.csv"
+    files = sorted(tags.parent.rglob("*.png"))
+    rows = [f"{file.relative_to(tags.parent)},{('a;b', 'a', 'b')[n % 3]}" for n, file in enumerate(files)]
+    tags.write_text("\n".join(["image,tags", *rows]))
+    found = run_command("analyze", name, tags, "--backbone", "test_vit", *more, "--out", tmp_path / "runs")
+    assert found.status == 1
+    assert "there is none of multi-label" in found.err
     assert not (tmp_path / "runs").exists()
 
 

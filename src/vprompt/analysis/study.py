@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -12,6 +13,7 @@ import tomli_w
 from vprompt.analysis.base import Study
 from vprompt.analysis.options import Training
 from vprompt.data.sources.bundled import SOURCE
+from vprompt.data.tasks import find_listing
 from vprompt.experiments.bench.bench import changed_images
 from vprompt.experiments.bench.collect import cells_in
 from vprompt.experiments.bench.grid import tasks_of
@@ -19,7 +21,8 @@ from vprompt.experiments.bench.plan import Plan, PlanError, parse_plan
 from vprompt.experiments.bench.store import Store
 from vprompt.experiments.bench.tasks import about_task
 from vprompt.experiments.folder import converged_in, target_of
-from vprompt.utils.errors import VPromptError
+from vprompt.tasks.base import Target, kind_of
+from vprompt.utils.errors import DataError, VPromptError
 from vprompt.utils.statistics import Seeds, difference, over_tasks, seeds_of
 from vprompt.utils.text import line
 
@@ -72,8 +75,14 @@ def make_plan(
 
     Raises:
         PlanError: If it cannot be meant.
+        VPromptError: If a task is not about classes.
     """
     training = study.training
+    for task in training.tasks:
+        with suppress(DataError):  # what is not there is said of its runs
+            listing = find_listing(task, root=training.root)
+            labels = [item.label for items in listing.splits.values() for item in items]
+            _check_classes(kind_of(labels, listing.label_names))
     names = ("backbone", "img_size", "epochs", "batch_size", "optimizer", "precision")
     shared: dict[str, Any] = {
         **{name: getattr(training, name) for name in names},
@@ -254,9 +263,13 @@ class Runs:
 
 def tested(result: RunResult) -> float | None:
     """Test accuracy of a run, which must be about classes; its test images were read once."""
-    if not (target := target_of(result)).grouped:
-        raise VPromptError(f"Studies are about accuracies; there is none of {target.name}: take images with classes.")
+    _check_classes(target_of(result))
     return result.get("test_accuracy")
+
+
+def _check_classes(target: Target | type[Target]) -> None:
+    if not target.grouped:
+        raise VPromptError(f"Studies are about accuracies; there is none of {target.name}: take images with classes.")
 
 
 def _unconverged(result: RunResult | None) -> bool:
