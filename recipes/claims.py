@@ -379,9 +379,16 @@ def dense() -> list[Claim]:
     """The same questions where every pixel has a label: mean IoU, of tasks with two seeds or more of dense.csv."""
 
     def one(claim: str, first: str, second: str, *, more: bool = True) -> Claim:
-        rows = of_methods("dense.csv", first, second, "test_mean_iou", least=2, backbone="bundled")
-        what = f"{first} over {second}"
-        return Claim(claim=claim, comparisons=[Comparison(what=what, where="dense.csv", rows=rows, more=more)])
+        rows = {
+            backbone: of_methods("dense.csv", first, second, "test_mean_iou", least=2, backbone=backbone)
+            for backbone in ("bundled", "DINOv2-S, tuned")
+        }
+        comparisons = [
+            Comparison(what=f"{first} over {second}; {backbone}", where="dense.csv", rows=found, more=more)
+            for backbone, found in rows.items()
+            if found
+        ]
+        return Claim(claim=claim, comparisons=comparisons)
 
     every, few, none = "VPT-Deep 50", "VPT-Deep 10", "linear head"
     return [
