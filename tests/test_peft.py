@@ -128,6 +128,20 @@ def test_taken_over_by_vprompt(kind, tmp_path):
     assert torch.equal(again(images), prompted(images))
 
 
+@pytest.mark.parametrize(
+    ("problem", "target"),
+    [("multi_label_classification", "multi-label"), ("regression", "regression"), (None, "single-label")],
+)
+def test_the_kind_of_problem_is_taken_over(problem, target):
+    base = seeded(lambda: classifier("ViT"))
+    base.config.problem_type = problem
+    prompted = bridge.to_vprompt(wrapped(base))
+    assert prompted.target.name == target
+    images = torch.randn(2, 3, 32, 32)
+    logits = wrapped(base)(images).logits.shape
+    assert prompted(images).shape == logits
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(VPromptError, match="at least one prompt"):
         bridge.VPTConfig(num_prompts=0)

@@ -95,6 +95,24 @@ def slow_weight(layer):
     return torch.tensor(rows, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("precision", CODED)
+def test_codes_are_there_while_a_layer_is_moved(precision):
+    """Another thread may compute with it."""
+    layer = FrozenLinear(torch.nn.Linear(64, 8), precision=precision)
+    images, seen = torch.randn(2, 64), []
+    wanted = layer(images)
+
+    def look(tensor):
+        seen.append(torch.equal(layer(images), wanted))
+        return tensor
+
+    layer._apply(look)
+    assert len(seen) >= 2
+    assert all(seen)
+    assert torch.equal(layer(images), wanted)
+    assert layer.double().codes.dtype == layer.codes.dtype != torch.float64
+
+
 @pytest.mark.parametrize("width", [64, 33, 97])
 @pytest.mark.parametrize("precision", CODED)
 def test_codes_stand_for_the_weight(precision, width):

@@ -17,9 +17,12 @@ from timm.models import save_for_hf
 from conftest import run_command
 from plans import TORCHRUN
 from processes import Command
+from vprompt.cli.compare import compare_command
+from vprompt.cli.options import values_of
 from vprompt.experiments.bench.grid import cells_of
 from vprompt.experiments.compare import Comparison
 from vprompt.experiments.report.comparison import markdown, tables
+from vprompt.experiments.settings import setting_types
 from vprompt.methods.registry import METHODS as METHODS_BY_NAME
 from vprompt.report.markdown import escaped
 from vprompt.utils.errors import VPromptError
@@ -497,3 +500,40 @@ def test_methods_with_and_without_sizes_have_as_many_tries():
     assert {math.prod(map(len, cell.search.space.values())) for cell in found} == {12}
     spaces = {cell.method: cell.search.space for cell in found}
     assert spaces["pc"] == spaces["vpt-deep"]
+
+
+def test_each_method_has_its_own_numbers():
+    """The default of another is none of its."""
+    command = compare_command(["compare", "--methods", "vpt-deep,e2vpt,bpt,lora"])
+    values = values_of(command(), setting_types()) | {"backbone": "test_vit"}
+    comparison = Comparison(methods=("vpt-deep", "e2vpt", "bpt", "lora"), values=values)
+    for name in comparison.methods:
+        assert comparison.settings_of(name).method == METHODS_BY_NAME.get(name).method()
+    given = Comparison(methods=("vpt-deep", "e2vpt"), values={**values, "prompts": 3})
+    assert [given.settings_of(name).method.num_prompts for name in given.methods] == [3, 3]
+    with pytest.raises(VPromptError, match="A search chooses --prompts of vpt-deep"):
+        Comparison(methods=("vpt-deep",), search=True, values={**values, "prompts": 3, "epochs": 4})
+
+
+def test_what_diverged_is_tried_again(noise, backbone, tmp_path):
+    options = [
+        "--methods",
+        "vpt-deep",
+        "--prompts",
+        2,
+        "--seeds",
+        1,
+        "--no-prune",
+        "--epochs",
+        2,
+        "--img-size",
+        32,
+        "--lr",
+        1e29,
+    ]
+    tried = []
+    for more in ([], ["--resume"]):
+        outcome = run_command("compare", noise, "--backbone", backbone, *options, *more, "--out", tmp_path / "out")
+        assert outcome.status == 1
+        tried.append(outcome.err.count("failed:"))
+    assert tried == [1, 1]

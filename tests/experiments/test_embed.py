@@ -344,3 +344,14 @@ def test_several_labels_are_lists_in_parquet(tmp_path):
     columns = parquet.read_table(tmp_path / "x.parquet").to_pydict()
     assert columns["label"] == labels.tolist()
     assert columns["features"] == features.tolist()
+
+
+def test_adapters_of_one_name_have_files_of_their_own(tmp_path, two_blocks):
+    data = write_classes(tmp_path / "photos", 4)
+    for name in ("a", "b"):
+        model = vprompt.attach(two_blocks, vprompt.VPT(2), num_classes=3)
+        model.save_pretrained(tmp_path / name / "full")
+    models = ",".join(str(tmp_path / name / "full") for name in ("a", "b"))
+    outcome = run_command("embed", models, data, "--unlabelled", "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 2

@@ -24,7 +24,8 @@ from vprompt.training.settle import pace
 from vprompt.utils.devices import FAST_BF16
 from vprompt.utils.errors import BackboneError
 
-TINY = ("--img-size", "16", "--prompts", "4", "--epochs", "1", "--batch-size", "16", "--fine-tune-epochs", "1")
+TINY = ("--img-size", "16", "--prompts", "4", "--epochs", "1", "--batch-size", "16")
+TUNED = ("--fine-tune-epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def uneven(tmp_path_factory):
 @pytest.fixture(scope="module")
 def condensed(uneven, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "condensed"
-    outcome = run_command("fit", uneven, *TINY, "--condense", "0.5", "--out", out, "--json")
+    outcome = run_command("fit", uneven, *TINY, *TUNED, "--condense", "0.5", "--out", out, "--json")
     assert outcome.status == 0, outcome.err
     return out, outcome
 
@@ -129,7 +130,7 @@ def test_auto_condenses_as_far_as_validation_allows(uneven, condensed, tmp_path)
 def test_auto_needs_validation_images(tmp_path, more):
     for name, colour in COLOURS.items():
         write_images(tmp_path / "d" / "train" / name, colour, 1)
-    outcome = run_command("fit", tmp_path / "d", *TINY, "--condense", "auto", *more, "--out", tmp_path / "out")
+    outcome = run_command("fit", tmp_path / "d", *TINY, *TUNED, "--condense", "auto", *more, "--out", tmp_path / "out")
     assert outcome.status == 1
     assert "validation images" in outcome.err.splitlines()[-1]
     assert "instead of auto" in outcome.err.splitlines()[-1]
@@ -235,3 +236,13 @@ def test_help_has_two_levels(name, rare, monkeypatch):
     assert all(f"{option} " in few.out for option in ("--backbone", "--epochs", "--out", "--lr"))
     assert len(few.out.splitlines()) < 0.7 * len(all_.out.splitlines())
     assert "--version" in run_command("--help").out
+
+
+@pytest.mark.parametrize(
+    ("option", "switch"),
+    [("--fine-tune-epochs=3", "--condense"), ("--merge", "--condense"), ("--rewind-epoch=5", "--prune")],
+)
+def test_an_option_without_its_switch_is_refused(tmp_path, option, switch):
+    outcome = run_command("fit", tmp_path, option, "--out", tmp_path / "run")
+    assert outcome.status == 2
+    assert f"{option.partition('=')[0]} goes with {switch}" in outcome.err

@@ -230,6 +230,53 @@ def test_a_flag_that_two_methods_share_has_the_type_of_the_one_that_is_named():
         METHODS._members.pop("rank-share")
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"lr": "auto"}, "found on validation images"),
+        ({"best_epoch": True}, "found on validation images"),
+        ({"early_stopping": 2}, "found on validation images"),
+        (
+            {"early_stopping": 2, "train_on": "train", "prune_tokens": 0.5, "prune_segments": 0.0, "rewind_epoch": 1},
+            "no epoch to rewind to",
+        ),
+        ({"method": "pro-vpt", "prune_tokens": 0.5, "prune_segments": 0.0, "rewind_epoch": 1}, "no epoch to rewind to"),
+    ],
+)
+def test_what_cannot_be_done_in_the_end_is_refused_at_once(values, words):
+    with pytest.raises(VPromptError, match=words):
+        settings_from({"backbone": "x", "train_on": "train+val", "method": "vpt-deep", "epochs": 3, **values})
+
+
+def test_condensing_goes_on_with_the_images_of_the_training(tmp_path, two_blocks):
+    """What was trained on validation images is not judged, and nothing is chosen, by them."""
+    write_classes(tmp_path / "photos", 8)
+    options = ["--backbone", two_blocks, "--prompts", 2, "--epochs", 1, "--batch-size", 8, "--no-report"]
+    own = ["--train-on", "train+val", "--augment", "strong"]
+    done = run_command("fit", tmp_path / "photos", *options, *own, "--out", tmp_path / "run", "--json")
+    small = ["condense", tmp_path / "run", tmp_path / "photos", "--no-report", "--fine-tune-epochs", 1, "--json"]
+    again = run_command(*small, "--out", tmp_path / "a").document
+    assert again["provenance"]["trained_on"] == done.document["provenance"]["trained_on"]
+    assert again["provenance"]["trained_on"]["augment"] == "strong"
+    assert again["val_accuracy"] is None
+    outcome = run_command(*small, "--ratio", "auto", "--out", tmp_path / "b")
+    assert (outcome.status, "no validation images" in outcome.err) == (1, True)
+
+
+@pytest.mark.parametrize("method", ["vfpt", "bpt", "pae"])
+def test_prompts_that_are_saved_as_others_are_trained_in_each_run(tmp_path, two_blocks, method):
+    """A run that could share its first stage ends as one that does all of it by itself."""
+    write_classes(tmp_path / "photos", 8)
+    values = {"backbone": two_blocks, "data": str(tmp_path / "photos"), "method": method, "prompts": 4, "epochs": 2}
+    values |= {"batch_size": 8, "lr": 0.05}
+    run(settings_from(values), tmp_path / "first")
+    both = settings_from({**values, "condense": 0.5, "fine_tune": False})
+    alone = run(both, tmp_path / "alone")
+    shared = run(both, tmp_path / "shared", trained=tmp_path / "first")
+    assert shared["test_loss"] == alone["test_loss"]
+    assert shared["prompt_counts"] == alone["prompt_counts"]
+
+
 def test_data_are_cut_as_for_the_training(tmp_path, two_blocks):
     """By `condense` and by `export`, where it is not said otherwise."""
     write_classes(tmp_path / "photos", 8)

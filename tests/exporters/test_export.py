@@ -1,13 +1,17 @@
 """Exported files: what they compute, what they say of themselves, and what becomes of damaged and foreign ones."""
 
+import contextlib
 import io
 import json
+import logging
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,7 @@ from conftest import COLOURS, run_command, write_classes, write_images
 from processes import Script
 from vprompt.backbones.factory import create_backbone
 from vprompt.data.images import decode
-from vprompt.exporters.base import FORMATS
+from vprompt.exporters.base import FORMATS, quiet
 from vprompt.exporters.export import Int8, compare
 from vprompt.exporters.exported import add_checksum
 from vprompt.methods.layers.prompts import Prompts
@@ -604,6 +608,7 @@ def test_openvino_reads_no_entity_and_no_byte_that_is_not_there(exports, tmp_pat
         "past the end": text[:first] + 'size="9' + text[first + 6 :].replace('"', '999999999"', 1),
         "calls 'MatMul'": text.replace('type="MatMul" version="opset1"', 'type="MatMul" version="extension"', 1),
     }
+    changes["namespaces"] = changes["calls 'MatMul'"].replace("<net ", '<net xmlns="x" ', 1)
     for problem, changed in changes.items():
         path.write_text(changed, encoding="utf-8")
         with pytest.raises(VPromptError, match=problem):
@@ -613,6 +618,35 @@ def test_openvino_reads_no_entity_and_no_byte_that_is_not_there(exports, tmp_pat
     weights.symlink_to(source.with_suffix(".bin"))
     with pytest.raises(VPromptError, match="no plain file"):
         vprompt.load_exported(path)
+
+
+@pytest.mark.parametrize("name", ["deep onnx", "deep openvino"])
+def test_threads_that_ask_at_once_get_their_own_answers(name, exports):
+    model, path = exports(name)
+    exported = vprompt.load_exported(path)
+    batches = [some_images(model, 3, seed=seed) for seed in range(4)]
+    with torch.inference_mode():
+        wanted = [model(images) for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: exported(batches[number % 4]), range(80)))
+    for number, logits in enumerate(found):
+        torch.testing.assert_close(logits, wanted[number % 4], rtol=1e-3, atol=1e-4)
+
+
+def test_silence_ends_whatever_other_threads_do():
+    out, disabled, inside = sys.stdout, logging.root.manager.disable, threading.Barrier(2, timeout=1)
+
+    def silent():
+        with quiet(), contextlib.suppress(threading.BrokenBarrierError):
+            inside.wait()  # where both are in at once, the first to leave would end what the second began
+
+    threads = [threading.Thread(target=silent) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside.broken
+    assert (sys.stdout, logging.root.manager.disable) == (out, disabled)
 
 
 @pytest.mark.parametrize("name", ["deep pt2", "deep onnx", "deep openvino", "merged executorch"])

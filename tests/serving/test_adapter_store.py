@@ -327,6 +327,35 @@ def test_adapters_from_the_hub(shelf, alone, hub, tmp_path, tiny_weights):
         running.close()
 
 
+def test_what_was_loaded_again_stays_while_it_is_held(shelf):
+    """A look that began between both takes nothing away."""
+    running = Shelf(shelf, max_adapters=1)
+    store = running.store
+    try:
+        for name in ("task1", "task2"):  # the second takes the place of the first
+            assert running.ask(name).status_code == 200
+        store.look()
+        store.look()
+        with store.held("task1"):
+            store.ask("task1", "me").result(PATIENCE)
+            for _ in range(3):
+                store._remove("task1")  # as a look that found it gone would
+                store.look()
+            assert "task1" in running.banks
+    finally:
+        running.close()
+
+
+def test_what_clients_have_removed_takes_no_room(shelf):
+    running = Shelf(shelf, max_adapters=1)
+    try:
+        assert running.ask("task1").status_code == 200
+        running.banks.remove("task1")  # as DELETE does
+        assert running.ask("task1").status_code == 200
+    finally:
+        running.close()
+
+
 def test_a_problem_that_is_remembered_does_not_grow(shelf, tmp_path):
     place = shutil.copytree(shelf, tmp_path / "place")
     (place / "unread").mkdir()

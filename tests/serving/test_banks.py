@@ -211,6 +211,28 @@ def test_a_bad_adapter_is_logged_once_and_the_old_one_stays(folder, adapters, ca
     assert len(banks) == 1
 
 
+def test_a_link_to_nothing_stops_no_other_adapter(folder, adapters):
+    (folder / "birds" / ".#README.md").symlink_to("nowhere")
+    (folder / "birds" / "moved.safetensors").symlink_to("nowhere")
+    banks = Banks()
+    watch = Watch(banks, folder)
+    shutil.copytree(adapters / "flat", folder / "flat")
+    for _ in range(2):
+        watch.look()
+    assert names(banks) == ["birds", "flat"]
+
+
+def test_banks_that_were_given_stay(adapters, tiny_weights):
+    bank = vprompt.Bank("test_vit", weights=tiny_weights, img_size=48)
+    banks = Banks(bank)
+    banks.add("wide", adapters / "wide")
+    banks.add("small", adapters / "small")
+    banks.remove("wide")
+    assert bank in banks.banks
+    banks.add("wide", adapters / "wide")
+    assert bank.get("wide") is not None
+
+
 def test_a_folder_that_cannot_be_read_for_a_while_takes_nothing_away(folder, caplog):
     banks = Banks()
     watch = Watch(banks, folder)

@@ -618,3 +618,12 @@ def test_what_is_found_is_kept_beside_the_checkpoint_and_nothing_else_is_touched
     fit(fresh(), tensors(), recipe=replace(how, time=None), checkpoint=tmp_path / "run.ckpt")
     assert mine.read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "run.ckpt", "run.ckpt.settled.json"}
+
+
+def test_what_was_found_for_another_method_counts_for_nothing(tmp_path):
+    how = recipe(epochs="auto", time="3s", lr=0.01)
+    found = []
+    for method in (vprompt.Linear(), vprompt.Full()):
+        settled(fit, fresh(method), tensors(), None, how, file=tmp_path / "s.json", resume=True)
+        found.append(json.loads((tmp_path / "s.json").read_text())["given"]["method"])
+    assert found[0] != found[1]

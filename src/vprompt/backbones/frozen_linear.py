@@ -155,12 +155,12 @@ class FrozenLinear(nn.Linear):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        held = self._possible(lambda: moved(self.codes)), None if self.scale is None else moved(self.scale)
-        self.codes, self.scale = self.like, None
-        try:
-            return super()._apply(fn, recurse)
-        finally:
-            self.codes, self.scale = held
+        held = {id(self.codes), id(self.scale)}  # which are there all the time: other threads may compute with them
+
+        def applied(tensor: Tensor) -> Tensor:
+            return self._possible(lambda: moved(tensor)) if id(tensor) in held else fn(tensor)
+
+        return super()._apply(applied, recurse)
 
 
 LINEAR = (nn.Linear, FrozenLinear)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from vprompt.methods.registry import METHODS
 from vprompt.model.records import Recipe
 from vprompt.utils.distributed import number_of_processes
 from vprompt.utils.errors import VPromptError
-from vprompt.utils.serialization import options_of
+from vprompt.utils.serialization import Option, options_of
 from vprompt.utils.text import duration, printable
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
     """
     named = _names(chosen(arguments, "--methods", METHODS_SHOWN))
     kinds = sorted(METHODS, key=lambda kind: kind.name in named)  # the last one to say what a flag is prevails
-    methods = {flag: option for kind in kinds for flag, option in kind.options.items()}
+    methods = {flag: _left_out(option) for kind in kinds for flag, option in kind.options.items()}
     condensing = {name: option for name, option in options_of(Condensing).items() if name != "condense"}
     recipe = {name: option for name, option in options_of(Recipe).items() if name != "seed"}
     groups = {
@@ -103,6 +103,11 @@ def compare_command(arguments: Sequence[str]) -> type[CompareCommand]:
         **OUTPUT,
     }
     return command(CompareCommand, shown(own, arguments), groups)
+
+
+def _left_out(option: Option) -> Option:
+    """An option of which each method has a default of its own."""
+    return replace(option, type=option.type | None, default=None)
 
 
 class Lines(Watch):

@@ -71,7 +71,9 @@ class Embed(BulkOptions, ImageOptions):
         documents: dict[Path, dict[str, Any]] = {}
         for model in models:
             data = "images" if len(self.data) > 1 else data_name(next(iter(self.data), None))
-            name = re.sub(r"[^\w.+-]+", "-", f"{data}-{data_name(model)}.npz")
+            twins = [data_name(other) for other in models].count(data_name(model)) > 1
+            called = model.strip("/.") if twins else data_name(model)
+            name = re.sub(r"[^\w.+-]+", "-", f"{data}-{called}.npz")
             several = self.out is None or len(models) > 1
             out = Path(self.out or "embeddings") / name if several else Path(str(self.out))
             with resumable(out):

@@ -71,8 +71,10 @@ class FitCommand:
         """Trains, condenses, evaluates, saves."""
         values, asked = values_of(self, setting_types()), values_of(self, OUTPUT | REPORT)
         settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
-        if values["merge"] and settings.condense is None:
-            raise UsageError("Only prompts that are condensed can be merged; give --condense, or leave out --merge.")
+        for part, kind, flag in ((settings.condense, Condensing, "condense"), (settings.prune, Pruning, "prune")):
+            rest = {} if part is not None else {k: v.default for k, v in options_of(kind).items() if k != flag}
+            if given := [name for name, default in rest.items() if values.get(name, default) != default]:
+                raise UsageError(f"--{given[0].replace('_', '-')} goes with --{flag}: give both, or leave it out.")
         out = None if asked["out"] is None else Path(asked["out"])
         if out is not None:
             check_out(out, resume=asked["resume"])  # before seconds of imports

@@ -152,6 +152,10 @@ class Comparison:
                 raise VPromptError(
                     "A search stops the worse choices early and needs a number of epochs; give --epochs."
                 )
+            given = [size for size in settings.method.sizes if self.values.get(size) is not None]
+            if self.search and given:
+                flag = given[0].replace("_", "-")
+                raise VPromptError(f"A search chooses --{flag} of {method}; leave one of both out.")
 
     @property
     def task(self) -> str:
@@ -162,7 +166,9 @@ class Comparison:
     def values_of(self, method: str) -> dict[str, Any]:
         """The settings that one method adds to those of all, by flat name."""
         name = VPT().name if method == CONDENSED else method
-        values = {"method": name} | {k: v for k, v in self.values.items() if k in METHODS.get(name).options}
+        values = {"method": name} | {
+            k: v for k, v in self.values.items() if k in METHODS.get(name).options and v is not None
+        }
         after = options_of(Condensing) if method == CONDENSED else {"prune": None, **options_of(Pruning)}
         if method == CONDENSED or METHODS.get(name).method.prunes:
             values |= {key: value for key, value in self.values.items() if key in after and value is not None}
@@ -221,7 +227,8 @@ def compare(
     describe_name(values["backbone"], img_size=values.get("img_size"))
     _check_folder(out, resume=resume)
     store = open_store(str(out))
-    rows = run_here(comparison.plan(), store, root=values.get("root"), progress=progress, watch=watch)
+    options: dict[str, Any] = {"root": values.get("root"), "progress": progress, "watch": watch}
+    rows = run_here(comparison.plan(), store, retry_failed=resume, **options)
     if changed_images(rows):
         raise DataError(f"The images have changed between the runs in {out}; start again in another --out.")
     finished = [row for row in rows if row["failure"] is None]

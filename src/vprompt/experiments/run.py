@@ -79,6 +79,8 @@ def run(
             return finished
         stages, model = _prepare(settings, folder, progress, sources, page)
         folder.record(data=stages.task.fingerprint())
+        if model.prompts.settled() is not model.prompts:  # saved as what they make, from which nothing goes on
+            trained = None
         facts: dict[str, Any] = {"backbone": settings.backbone, "seed": settings.recipe.seed}
         recipe = stages.settle(model) if trained is None else settings.recipe
         if settings.condense is None and settings.prune is None:
@@ -235,7 +237,13 @@ def run_condense(
     """Condenses a saved adapter into another folder; arguments and errors as those of `run`."""
     trained_by = result_of(settings.adapter)["settings"]
     seed = trained_by.get("split_seed", 0) if settings.split_seed is None else settings.split_seed
-    settings = replace(settings, columns=settings.columns.over(Columns.among(trained_by)), split_seed=seed)
+    settings = replace(
+        settings,
+        columns=settings.columns.over(Columns.among(trained_by)),
+        split_seed=seed,
+        train_on=settings.train_on or trained_by.get("train_on", "train"),
+        augment=settings.augment or trained_by.get("augment"),
+    )
     condensing = settings.condense
     sources = Sources()
 

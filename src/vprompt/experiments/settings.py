@@ -194,6 +194,11 @@ class Settings:
                     f"{what} on validation images, so they cannot be trained on; leave out --{flag.replace('_', '-')}, "
                     "or train on 'train'."
                 )
+        if self.train_on != "train" and (self.recipe.watches or self.recipe.lr == AUTO):
+            raise VPromptError(
+                "The learning rate, the best epoch and when to stop are found on validation images, so they cannot be "
+                "trained on; leave out --lr auto, --best-epoch and --early-stopping, or train on 'train'."
+            )
         if self.prune is not None:
             self._check_pruning(self.prune)
         if self.img_size is not None and self.img_size < 1:
@@ -215,6 +220,11 @@ class Settings:
             raise VPromptError(
                 "A fresh start rewinds to no epoch, and prompts that move have none; leave out --fresh-start, or "
                 "--rewind-epoch."
+            )
+        if prune.rewind_epoch and (self.recipe.early_stopping or self.method.relocates):
+            raise VPromptError(
+                "There may be no epoch to rewind to where a training stops early, or prompts move; leave out "
+                "--rewind-epoch, or --early-stopping."
             )
         most = math.inf if self.recipe.epochs == AUTO else self.recipe.num_epochs
         if prune.rewind_epoch and not 0 <= prune.rewind_epoch <= most:
@@ -263,6 +273,9 @@ class CondenseSettings:
         condense: Share of the prompts, and how they are chosen.
         seed: Seeds order and random scores.
         split_seed: Cuts the splits that a folder does not have; as for the training when left out.
+        train_on: Fine-tune on the training images alone, or on the validation images as well; as for the training
+            when left out.
+        augment: Random views of the images in fine-tuning; as for the training when left out.
         skip_bad: Go on without images and classes that cannot be used, and say how many.
     """
 
@@ -275,11 +288,11 @@ class CondenseSettings:
     condense: Condensing = field(default_factory=lambda: Condensing(ratio=0.3))
     seed: int = 0
     split_seed: int | None = None
+    train_on: TrainOn | None = field(default=None, metadata=ADDED)
+    augment: Literal["none", "crop-flip", "light", "medium", "strong"] | None = field(default=None, metadata=ADDED)
     skip_bad: bool = False
 
     # What only `Settings` ask for, by the names that they have there.
-    train_on: ClassVar[TrainOn] = "train"
-    augment: ClassVar[None] = None
     test: ClassVar[bool] = True
     calibrate: ClassVar[bool] = False
     check_convergence: ClassVar[bool] = False

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import stat
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -190,9 +191,18 @@ def translated(problem: str, remedy: str = "") -> Generator[None]:
         raise VPromptError(f"{problem} ({reason}){remedy}.") from error
 
 
+_ALONE = threading.RLock()
+"""What is silenced is the whole process's; and torch reads one program at a time."""
+
+
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keeps what the formats' libraries have to say about themselves off the screen."""
+    """Keeps what the formats' libraries have to say about themselves off the screen, for one thread at a time."""
+    with _ALONE:
+        yield from _quiet()
+
+
+def _quiet() -> Generator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

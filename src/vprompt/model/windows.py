@@ -49,6 +49,16 @@ def by_windows(model: Callable[[Tensor], Tensor], images_BCHW: Tensor, size: Seq
     return (total / counts)[:, :, :height, :width]
 
 
+def number_of(length: int, window: int) -> int:
+    """How many windows a side is seen in.
+
+    Example:
+        >>> number_of(20, 20), number_of(50, 20), number_of(10**12, 224)
+        (1, 3, 5952380952)
+    """
+    return 1 + math.ceil(max(0, length - window) / max(1, int(window * (1 - OVERLAP))))
+
+
 def starts(length: int, window: int) -> list[int]:
     """Where windows begin along a side, evenly, so that they cover it.
 
@@ -56,5 +66,5 @@ def starts(length: int, window: int) -> list[int]:
         >>> starts(20, 20), starts(50, 20), starts(5, 20)
         ([0], [0, 15, 30], [0])
     """
-    steps = math.ceil(max(0, length - window) / max(1, int(window * (1 - OVERLAP))))
+    steps = number_of(length, window) - 1
     return [round(step * (length - window) / steps) for step in range(steps + 1)] if steps else [0]

@@ -116,6 +116,9 @@ class VPTModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
 
+TARGETS_OF = {"multi_label_classification": "multi-label", "regression": "regression"}
+"""By what transformers calls a problem; what is none of these is about classes."""
+
 register_peft_method(name=_new_type("VPT").lower(), config_cls=VPTConfig, model_cls=VPTModel)
 
 
@@ -143,7 +146,9 @@ def to_vprompt(model: PeftModel) -> PromptedModel:
     prompts = [block.vpt_prompts[name] for block in blocks]
     labels = model.config.id2label
     base: Any = copy.deepcopy(whole).unload()
-    prompted = attach(base, VPT(config.num_prompts), classes=[labels[number] for number in range(len(labels))]).eval()
+    target = TARGETS_OF.get(str(getattr(model.config, "problem_type", None)))
+    classes = [labels[number] for number in range(len(labels))]
+    prompted = attach(base, VPT(config.num_prompts), classes=classes, target=target).eval()
     state = {f"prompts.{number}": values for number, values in enumerate(prompts)}
     learned = {**state, "head.weight": head.weight, "head.bias": head.bias}
     if {key: value.shape for key, value in learned.items()} != {k: v.shape for k, v in prompted.learned.items()}:

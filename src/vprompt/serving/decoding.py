@@ -31,7 +31,7 @@ from vprompt.data.images import (
     read_pixels,
 )
 from vprompt.data.preprocessing import Preprocessing
-from vprompt.model.windows import starts
+from vprompt.model.windows import number_of
 from vprompt.serving.body import HOW_TO_SEND
 from vprompt.serving.errors import RequestError
 
@@ -152,8 +152,8 @@ def decoded(
 def _check_windows(preprocessings: Sequence[Preprocessing], size: tuple[int, int]) -> None:
     """Raises a RequestError for an image of a size that would be seen in too many windows."""
     for each in preprocessings:
-        windows = [starts(*sides) for sides in zip(each.scaled(size), each.size, strict=True)]
-        if math.prod(map(len, windows)) > MAX_WINDOWS:
+        windows = [number_of(*sides) for sides in zip(each.scaled(size), each.size, strict=True)]
+        if math.prod(windows) > MAX_WINDOWS:
             raise RequestError(
                 "too_many_pixels", f"The image would be seen in over {MAX_WINDOWS} windows; send a smaller one."
             )

@@ -177,6 +177,9 @@ class Store(Watch):
         deadline, most = time.monotonic() + ROOM_SECONDS, self._limits
         while True:
             with self._changed:
+                self._bytes = {
+                    other: size for other, size in self._bytes.items() if other in self._banks
+                }  # by --manage
                 fits = len(self._bytes) + more <= most.max_adapters
                 if fits and sum(self._bytes.values()) <= most.max_adapter_bytes:
                     return
@@ -193,6 +196,8 @@ class Store(Watch):
         with self._changed:
             self._leaving.add(name)
             self._bytes.pop(name, None)
+        for seen in (self._done, self._last):  # until it is loaded again
+            seen.pop(name, None)
         with contextlib.suppress(UnknownAdapterError):  # --manage has removed it
             self._banks.remove(name)
         with self._changed:
@@ -203,7 +208,7 @@ class Store(Watch):
         if self._user is not None:  # on the Hub nobody looks again
             return {name: self._done[name] for name in [*self._bytes]}
         adapters = {name: adapter_in(self._folder, name) for name in [*self._bytes]}
-        return {name: state_of(path) for name, path in adapters.items() if path is not None}
+        return self._states({name: path for name, path in adapters.items() if path is not None})
 
     def _add(self, name: str) -> None:
         with self._adding:
@@ -212,5 +217,5 @@ class Store(Watch):
 
     def _remove(self, name: str) -> None:
         with self._adding:
-            if name in self._bytes:
+            if name in self._bytes and adapter_in(self._folder, name) is None:
                 self._give_up(name)

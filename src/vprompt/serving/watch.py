@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -76,12 +77,23 @@ class Watch:
 
     def _found(self) -> dict[str, State]:
         folders = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
-        return {path.name: state_of(path) for path in folders if (path / CONFIG_FILE).is_file()}
+        return self._states({path.name: path for path in folders if (path / CONFIG_FILE).is_file()})
+
+    def _states(self, adapters: Mapping[str, Path]) -> dict[str, State]:
+        """The states of adapters; what cannot be looked at is as it was."""
+        found: dict[str, State] = {}
+        for name, path in adapters.items():
+            try:
+                found[name] = state_of(path)
+            except OSError as error:
+                _LOG.warning("The adapter %r cannot be looked at: %s", name, error.strerror)
+                found |= {name: self._last[name]} if name in self._last else {}
+        return found
 
     def _change(self, name: str, state: State | None) -> None:
         try:
             if state is None:
-                del self._done[name]
+                self._done.pop(name, None)
                 self._remove(name)
             else:
                 self._done[name] = state
@@ -115,12 +127,13 @@ def adapter_in(folder: Path, name: str) -> Path | None:
 
 
 def state_of(path: Path) -> State:
-    """The state of an adapter's files.
+    """The state of an adapter's files; hidden ones and links to nothing are none.
 
     Raises:
         OSError: If they cannot be looked at.
     """
-    files = [path] if path.is_file() else path.iterdir()
+    inside = [] if path.is_file() else path.iterdir()
+    files = [file for file in inside if not file.name.startswith(".") and file.exists()] or [path]
     stats = [(file.name, file.stat()) for file in files]
     return tuple(sorted((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats))
 

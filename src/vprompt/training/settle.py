@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from bisect import bisect_right
@@ -17,6 +18,7 @@ from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from vprompt.methods.registry import to_config
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import AUTO, DEFAULT_LR, Recipe
 from vprompt.model.split import first_learned
@@ -97,7 +99,8 @@ def settled(
         return recipe, {}
     accelerator()  # makes the processes of one training know each other
     data = None if file is None else identity(train)
-    given = {**flat(recipe, places=False), "images": size_of(train), "data": data}
+    learns = {"method": to_config(model.method), "prompts": model.prompt_counts, "backbone": model.info.name}
+    given = json.loads(json.dumps({**flat(recipe, places=False), "images": size_of(train), "data": data, **learns}))
     known: dict[str, Any] = read_json(file) if resume and file is not None and file.is_file() else {}
     # Another process may find the file not yet written, or already.
     facts: dict[str, Any] = gathered(known.get("facts", {}) if known.get("given") == given else {})[0]

@@ -282,9 +282,15 @@ class InlineEngine:
 
 
 def run_here(
-    plan: Plan, store: Store, *, root: str | None = None, progress: bool = False, watch: Watch | None = None
+    plan: Plan,
+    store: Store,
+    *,
+    root: str | None = None,
+    progress: bool = False,
+    watch: Watch | None = None,
+    retry_failed: bool = False,
 ) -> list[dict[str, Any]]:
-    """Does all of a plan that is not done, one run after the other in this process; see `results_of`.
+    """Does all of a plan that is not done, one run after the other in this process; see `run_plan`, `results_of`.
 
     Raises:
         DataError: If a task is not there.
@@ -292,7 +298,8 @@ def run_here(
     planned = overview(plan, store, root=root, estimate=False)
     for why in planned.missing.values():
         raise DataError(why)
-    run_plan(planned, store, InlineEngine(store.address, progress=progress), watch=watch)
+    engine = InlineEngine(store.address, progress=progress)
+    run_plan(planned, store, engine, watch=watch, retry_failed=retry_failed)
     return results_of(planned, store)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -82,9 +83,11 @@ class OpenVino(Format):
 
         def ready() -> Run:
             compiled: Any = core.compile_model(model, "CPU", options)
+            lock = threading.Lock()  # all calls share one request
 
             def run(given: Any) -> Any:
-                outputs = compiled(given).to_tuple()
+                with lock:
+                    outputs = compiled(given).to_tuple()
                 return outputs if len(outputs) > 1 else outputs[0]
 
             return run
@@ -143,7 +146,10 @@ def _check_graph(path: Path, weights: int) -> None:
     text = path.read_bytes()
     if not re.match(rb"<\?xml[^>]*>\s*<net ", text) or b"<!" in text or len(text) > MOST_XML:
         refuse(path, f"it is damaged, has entities in it, or is larger than {MOST_XML >> 20} MB")
-    for layer in ElementTree.fromstring(text).iter("layer"):
+    net = ElementTree.fromstring(text)
+    if any("}" in each.tag for each in net.iter()):  # names of namespaces, which OpenVINO passes over
+        refuse(path, "it has namespaces in it")
+    for layer in net.iter("layer"):
         if layer.find("body") is not None or not re.fullmatch(r"opset\d+", layer.get("version", "")):
             refuse(path, f"it calls {ascii(layer.get('type'))[:80]}")
         for data in layer.iter("data"):

@@ -43,7 +43,7 @@ class Banks:
         device: torch.device | None = None,
         backbone_precision: BackbonePrecision | None = None,
     ) -> None:
-        self.banks = banks
+        self.banks = self._given = banks
         self._weights = weights
         self._device = device
         self._precision: BackbonePrecision | None = backbone_precision
@@ -162,7 +162,7 @@ class Banks:
         if bank is None:
             raise self._unknown(name)
         bank.remove(name)
-        if not len(bank) and len(self.banks) > 1:
+        if not len(bank) and len(self.banks) > 1 and bank not in self._given:
             self.banks = tuple(other for other in self.banks if other is not bank)
 
     def _unknown(self, name: str) -> UnknownAdapterError:
