@@ -11,6 +11,7 @@ from vprompt.data.sources.bundled import SOURCE
 from vprompt.experiments.bench.grid import cells_of, tasks_of
 from vprompt.experiments.bench.jobs import Job
 from vprompt.experiments.bench.plan import PlanError, parse_plan
+from vprompt.utils.errors import VPromptError
 
 KINDS = {"sweep": sweep_of, "schedule": schedule_of, "e2vpt": e2vpt_of}
 
@@ -162,9 +163,11 @@ CONTROLS = {
 def test_values_that_a_training_ends_with_are_not_those_of_an_average_or_of_the_best_epoch():
     found = settings_of(e2vpt_of(Training(epochs=30), parts=("rewinding",)))["Prompts -50 %, not rewound"]
     assert Job(settings=found.resolved()).first is not None
-    for other in ({"ema": 0.9}, {"best_epoch": True}, {"early_stopping": 2}):
+    for other in ({"ema": 0.9}, {"best_epoch": True}):
         changed = replace(found, recipe=replace(found.recipe, **other), train_on="train")
         assert Job(settings=changed.resolved()).first is None
+    with pytest.raises(VPromptError, match="no epoch to rewind to"):
+        replace(found, recipe=replace(found.recipe, early_stopping=2), train_on="train")
 
 
 def test_shares_that_rewind_to_an_end_are_no_row_of_their_own():

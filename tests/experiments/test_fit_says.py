@@ -240,7 +240,10 @@ def test_help_has_two_levels(name, rare, monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "switch"),
-    [("--fine-tune-epochs=3", "--condense"), ("--merge", "--condense"), ("--rewind-epoch=5", "--prune")],
+    [
+        *(("--fine-tune-epochs=3", "--condense"), ("--merge", "--condense"), ("--criterion=random", "--condense")),
+        ("--rewind-epoch=5", "--prune"),
+    ],
 )
 def test_an_option_without_its_switch_is_refused(tmp_path, option, switch):
     outcome = run_command("fit", tmp_path, option, "--out", tmp_path / "run")

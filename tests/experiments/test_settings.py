@@ -233,7 +233,6 @@ def test_a_flag_that_two_methods_share_has_the_type_of_the_one_that_is_named():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"lr": "auto"}, "found on validation images"),
         ({"best_epoch": True}, "found on validation images"),
         ({"early_stopping": 2}, "found on validation images"),
         (

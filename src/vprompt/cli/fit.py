@@ -71,8 +71,12 @@ class FitCommand:
         """Trains, condenses, evaluates, saves."""
         values, asked = values_of(self, setting_types()), values_of(self, OUTPUT | REPORT)
         settings = settings_from({**values, "backbone": values["backbone"] or BUNDLED_BACKBONE})
-        for part, kind, flag in ((settings.condense, Condensing, "condense"), (settings.prune, Pruning, "prune")):
-            rest = {} if part is not None else {k: v.default for k, v in options_of(kind).items() if k != flag}
+        kinds: dict[str, type] = {"condense": Condensing, "prune": Pruning}
+        read = {
+            name for flag, kind in kinds.items() if getattr(settings, flag) is not None for name in options_of(kind)
+        }
+        for flag, kind in kinds.items():
+            rest = {name: option.default for name, option in options_of(kind).items() if name not in {*read, flag}}
             if given := [name for name, default in rest.items() if values.get(name, default) != default]:
                 raise UsageError(f"--{given[0].replace('_', '-')} goes with --{flag}: give both, or leave it out.")
         out = None if asked["out"] is None else Path(asked["out"])

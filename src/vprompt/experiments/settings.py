@@ -194,10 +194,10 @@ class Settings:
                     f"{what} on validation images, so they cannot be trained on; leave out --{flag.replace('_', '-')}, "
                     "or train on 'train'."
                 )
-        if self.train_on != "train" and (self.recipe.watches or self.recipe.lr == AUTO):
+        if self.train_on != "train" and self.recipe.watches:
             raise VPromptError(
-                "The learning rate, the best epoch and when to stop are found on validation images, so they cannot be "
-                "trained on; leave out --lr auto, --best-epoch and --early-stopping, or train on 'train'."
+                "The best epoch, and when to stop, are found on validation images, so they cannot be trained on; leave "
+                "out --best-epoch and --early-stopping, or train on 'train'."
             )
         if self.prune is not None:
             self._check_pruning(self.prune)

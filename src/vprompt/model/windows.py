@@ -54,7 +54,7 @@ def number_of(length: int, window: int) -> int:
 
     Example:
         >>> number_of(20, 20), number_of(50, 20), number_of(10**12, 224)
-        (1, 3, 5952380952)
+        (1, 3, 5952380953)
     """
     return 1 + math.ceil(max(0, length - window) / max(1, int(window * (1 - OVERLAP))))
 
