@@ -17,7 +17,7 @@ from vprompt.model.model import PromptedModel
 from vprompt.model.records import Condensation, Recipe
 from vprompt.training.evaluate import Evaluation, difference
 from vprompt.training.loader import ImageLabels
-from vprompt.training.trainer import check_watched, fit
+from vprompt.training.trainer import fit, given_or_own
 from vprompt.utils.errors import VPromptError
 from vprompt.utils.progress import bar
 
@@ -121,10 +121,7 @@ def condense(
     check_prompts(model.prompt_counts, "condense")
     if merge:
         check_merge(model)
-    if recipe is None:
-        recipe = fine_tuning_recipe(model)
-        recipe = recipe.unwatched() if val is None else recipe
-    check_watched(recipe, val)
+    recipe = given_or_own(recipe, fine_tuning_recipe(model), val)
     if scores is None:
         with bar("scoring", enabled=progress) as report:
             scores = score(model, train, criterion=criterion, seed=recipe.seed, workers=recipe.workers, report=report)

@@ -13,7 +13,7 @@ from vprompt.methods.layers.prompts import check_segments
 from vprompt.model.model import PromptedModel
 from vprompt.model.records import Recipe
 from vprompt.training.loader import ImageLabels, size_of
-from vprompt.training.trainer import check_watched
+from vprompt.training.trainer import given_or_own
 from vprompt.utils.devices import device_named
 from vprompt.utils.distributed import is_main_process
 from vprompt.utils.errors import VPromptError
@@ -83,11 +83,7 @@ def prune(
             f"Segments of this model were pruned before, of {model.prompts.num_segments} a prompt; give num_segments "
             "as then."
         )
-    if recipe is None:
-        recipe = model.recipe or Recipe()
-        recipe = recipe.unwatched() if val is None else recipe
-    check_watched(recipe, val)
-    recipe = recipe.suited(model.method).scheduled(size_of(train))
+    recipe = given_or_own(recipe, model.recipe or Recipe(), val).suited(model.method).scheduled(size_of(train))
     if recipe.num_epochs < 1:
         raise VPromptError("The retained prompts are trained again after pruning, which takes at least one epoch.")
     if settings.searched and val is None:

@@ -177,9 +177,8 @@ class Store(Watch):
         deadline, most = time.monotonic() + ROOM_SECONDS, self._limits
         while True:
             with self._changed:
-                self._bytes = {
-                    other: size for other, size in self._bytes.items() if other in self._banks
-                }  # by --manage
+                # What --manage has removed takes none.
+                self._bytes = {other: size for other, size in self._bytes.items() if other in self._banks}
                 fits = len(self._bytes) + more <= most.max_adapters
                 if fits and sum(self._bytes.values()) <= most.max_adapter_bytes:
                     return

@@ -130,7 +130,7 @@ def fit(
     if isinstance(train, ImageDataset):  # the model is to see all other images as it sees these
         model.preprocessing = replace(model.preprocessing, white=train.preprocessing.white)
     _check_start(model, recipe)
-    check_watched(recipe, val)
+    _check_watched(recipe, val)
     file = None if checkpoint is None else Path(f"{checkpoint}.settled.json")
     recipe = settled(fit, model, train, val, recipe, file=file, resume=resume, progress=progress)[0]
     run = _Run(model, train, val, recipe, None if checkpoint is None else Path(checkpoint), at_epoch, until, log)
@@ -144,13 +144,20 @@ def fit(
     return run.history
 
 
-def check_watched(recipe: Recipe, val: ImageLabels | None) -> None:
+def _check_watched(recipe: Recipe, val: ImageLabels | None) -> None:
     """Refuses a recipe that needs validation images where there are none."""
     if val is None and recipe.watches:
         raise TrainingError(
             "There are no validation images to see the best epoch by, or when to stop; leave out best_epoch and "
             "early_stopping."
         )
+
+
+def given_or_own(recipe: Recipe | None, own: Recipe, val: ImageLabels | None) -> Recipe:
+    """The recipe that is given, or a model's own, without what needs validation images where there are none."""
+    recipe = recipe or (own if val is not None else own.unwatched())
+    _check_watched(recipe, val)
+    return recipe
 
 
 def _check_start(model: PromptedModel, recipe: Recipe) -> None:
